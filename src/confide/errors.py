@@ -1,0 +1,84 @@
+"""Every exception that confide raises on purpose, as one tree.
+
+    ConfideError
+    ├── UsageError              the caller can mend it; the CLI prints one line and exits with 2
+    │   ├── JobError            a job file
+    │   ├── DataError           a schema or a table
+    │   ├── ModelError          a model, a layer that no rule covers, an artifact
+    │   └── MissingExtra        an optional dependency, with its install line
+    ├── ProtocolError           bytes that no honest party would have sent
+    │   └── Aborted             a session that ended without an output: too few parties, a refusal
+    ├── IntegrityError          a hash, signature or chain that does not hold
+    ├── PrivacyError            a request that would spend or reveal more than was agreed
+    └── ServiceError            a server's refusal, with its HTTP status
+
+Texts follow `Expected {name}={value} ...; {what to do}`. No text contains an input row, a weight or a key
+of somebody else: below the server boundary every malformed message becomes `ProtocolError`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfideError(Exception):
+    """The root: catch this to catch everything that confide raises on purpose."""
+
+
+class UsageError(ConfideError):
+    """Something that the caller gave cannot work; the text says what to change."""
+
+
+class JobError(UsageError):
+    """A job file that cannot be run as written."""
+
+
+class DataError(UsageError):
+    """A schema or a table that does not fit the other."""
+
+
+class ModelError(UsageError):
+    """A model that cannot be built, read or run by the chosen backend."""
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"Expected the package {package}; install it with: pip install 'confide[{extra}]'")
+
+
+class ProtocolError(ConfideError):
+    """A message that no honest party would have sent: malformed, repeated, late or out of order."""
+
+
+class Aborted(ProtocolError):
+    """A session that ended without an output; nothing was revealed beyond the messages already sent."""
+
+
+class IntegrityError(ConfideError):
+    """A hash, a signature or a chain of hashes that does not hold."""
+
+
+class PrivacyError(ConfideError):
+    """A request that would spend or reveal more than was agreed."""
+
+
+class ServiceError(ConfideError):
+    """A server refused a request.
+
+    Args:
+        status: the HTTP status code, 400 to 599.
+        text: the server's one-line reason.
+    """
+
+    def __init__(self, status: int, text: str) -> None:
+        super().__init__(f"The server answered {status}: {text}")
+        self.status = status
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return ' (did you mean "x"?)' for the nearest known name, or an empty string."""
+    close = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f' (did you mean "{close[0]}"?)' if close else ""

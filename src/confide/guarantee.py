@@ -1,0 +1,158 @@
+"""What is promised: claims, guarantees, and the privacy label that a saved model carries.
+
+A `Guarantee` stands beside every figure that confide prints. `compare.advise` filters on its claims, so a claim is
+data, not prose: which asset is hidden from which role, as long as which others are honest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import msgspec
+
+
+class Adversary(StrEnum):
+    """How far the adversary may go before the claims stop to hold."""
+
+    NONE = "none"  # nothing is hidden: the plain technique
+    SEMI_HONEST = "semi-honest"  # follows the protocol, keeps and studies everything it sees
+    MALICIOUS = "malicious"  # sends whatever it likes
+
+
+class Trust(StrEnum):
+    """What the claims rest on, from the strongest ground to the weakest."""
+
+    CRYPTOGRAPHY = "cryptography"  # a hardness assumption and the honesty named in the claims
+    NON_COLLUSION = "non-collusion"  # named parties do not pool what they see
+    HARDWARE = "hardware"  # a vendor's chip, its firmware and its supply chain
+    OPERATOR = "operator"  # whoever runs the server
+    NOBODY = "nobody"  # nothing is claimed to be hidden, or the claim holds unconditionally
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """`asset` stays hidden from `hidden_from`, as long as everyone in `if_honest` is honest.
+
+    Args:
+        asset: what is hidden: "query", "prediction", "weights", "update", "record" ...
+        hidden_from: the role that does not learn it: "server", "client", "other clients", "outsiders" ...
+        if_honest: roles or vendors that must be honest beyond the holder of the asset; may be empty.
+    """
+
+    asset: str
+    hidden_from: str
+    if_honest: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        condition = f" if honest: {', '.join(self.if_honest)}" if self.if_honest else ""
+        return f"{self.asset} hidden from {self.hidden_from}{condition}"
+
+
+@dataclass(frozen=True, slots=True)
+class Guarantee:
+    """What one technique promises and what it does not.
+
+    Args:
+        claims: what is hidden from whom; empty for a plain technique.
+        adversary: the strongest adversary against which the claims hold.
+        trust: what the claims rest on.
+        security_bits: computational security of the weakest part in bits; None where no cryptography hides anything.
+        post_quantum: True if no known quantum algorithm breaks the claims.
+        verified_result: True if the receiver can check that the output is the ideal function's.
+        leaks: one or two sentences: everything that still leaks, the output included.
+        primary: the cryptography that carries it, in a few words ("BFV, N=4096", "X25519 + ChaCha20 masks").
+        paper: the source of the protocol and of its proof.
+    """
+
+    claims: frozenset[Claim]
+    adversary: Adversary
+    trust: Trust
+    security_bits: int | None
+    post_quantum: bool
+    verified_result: bool
+    leaks: str
+    primary: str
+    paper: str
+
+    def hides(self, asset: str, hidden_from: str) -> bool:
+        """Return True if some claim hides `asset` from `hidden_from`."""
+        return any(claim.asset == asset and claim.hidden_from == hidden_from for claim in self.claims)
+
+    def sentences(self) -> list[str]:
+        """Return the claims as sorted, printable sentences; one sentence saying so if nothing is hidden."""
+        return sorted(str(claim) for claim in self.claims) or ["nothing is hidden"]
+
+
+class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a model's training promised, carried inside its file and shown wherever the model is served.
+
+    Fields that do not apply are None; a model trained without differential privacy has `epsilon` None and says so.
+
+    Args:
+        aggregator: the registry name of what summed the updates ("pooled" and "local" when nothing did).
+        parties: who held records, by name.
+        quorum: smallest number of parties in any released sum.
+        colluding: largest number of parties that may pool with the server before the claims stop to hold.
+        rounds: releases of an aggregate.
+        unit: whose presence is hidden: "record", or the column that groups records.
+        relation: the neighbouring relation ("add or remove one").
+        epsilon, delta: the guarantee against the server together with `colluding` parties.
+        epsilon_outsiders: the guarantee against whoever sees only the released model; not larger than `epsilon`.
+        mu: the Gaussian-DP parameter, when the mechanism is Gaussian.
+        mechanism: name and constants of the mechanism, printable.
+        clip_norm: largest L2 norm of one record's contribution.
+        noise_multiplier: noise standard deviation of one release over its L2 sensitivity.
+        accountant: what computed epsilon, with its version.
+        released: what left the training: "every round's model" or "the final model".
+        preprocessing: where scaling and bounds came from ("public bounds of the schema").
+        tuning: how the hyper-parameters were chosen and what that cost.
+        seed: "operating system", or the sentence that voids every claim.
+        ledger: hex SHA-256 of the ledger's last line; empty if none was kept.
+    """
+
+    aggregator: str
+    parties: tuple[str, ...]
+    quorum: int
+    colluding: int
+    rounds: int
+    unit: str | None = None
+    relation: str | None = None
+    epsilon: float | None = None
+    delta: float | None = None
+    epsilon_outsiders: float | None = None
+    mu: float | None = None
+    mechanism: str | None = None
+    clip_norm: float | None = None
+    noise_multiplier: float | None = None
+    accountant: str | None = None
+    released: str = "every round's model"
+    preprocessing: str = "public bounds of the schema"
+    tuning: str = "fixed in advance"
+    seed: str = "operating system"
+    ledger: str = ""
+
+    def sentence(self) -> str:
+        """Return the label in one line, for a terminal, a page or a response header."""
+        if self.epsilon is None:
+            return f"trained by {self.aggregator} over {len(self.parties)} parties, no differential privacy"
+        return (
+            f"trained by {self.aggregator} over {len(self.parties)} parties, epsilon={self.epsilon:.3g} "
+            f"at delta={self.delta:.2g} per {self.unit} ({self.relation}), noise from: {self.seed}"
+        )
+
+
+def nothing_hidden(leaks: str) -> Guarantee:
+    """Return the guarantee of a plain technique: no claim, and `leaks` says who sees what."""
+    return Guarantee(
+        claims=frozenset(),
+        adversary=Adversary.NONE,
+        trust=Trust.OPERATOR,
+        security_bits=None,
+        post_quantum=False,
+        verified_result=False,
+        leaks=leaks,
+        primary="none (TLS on the wire)",
+        paper="",
+    )
+
