@@ -155,4 +155,3 @@ def nothing_hidden(leaks: str) -> Guarantee:
         primary="none (TLS on the wire)",
         paper="",
     )
-

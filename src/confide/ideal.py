@@ -111,7 +111,7 @@ class Aggregator(ABC):
     """Realises `sum`: clients hold integer vectors, the server learns their sum and what `guarantee.leaks` says."""
 
     name: ClassVar[str]
-    guarantee: ClassVar[Guarantee]
+    guarantee: Guarantee  # a class attribute, or set by __init__ where it depends on settings
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
 
     @abstractmethod
@@ -137,7 +137,9 @@ class PlainSum(Aggregator):
     """The baseline: every client sends its vector in the clear, the server adds."""
 
     name = "plain"
-    guarantee = nothing_hidden("The server sees every client's update; from a linear model's update it can often read records.")
+    guarantee = nothing_hidden(
+        "The server sees every client's update; from a linear model's update it can often read records."
+    )
 
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """Nothing to prepare."""
@@ -158,12 +160,12 @@ class PlainSum(Aggregator):
     def _server(self, session: Session) -> Party:
         total = np.zeros(session.length, np.int64)
         members: set[str] = set()
-        waiting = session.cohort.clients
+        waiting: tuple[str, ...] = session.cohort.clients
         while waiting:
             received = yield Step(await_tag="plain/vector", wait_for=waiting, each=True)
             if not received:
                 break
-            ((src, message),) = received.items()
+            src, message = next(iter(received.items()))
             waiting = tuple(name for name in waiting if name != src)
             try:
                 vector = decode(message.body, _Vector, max_bytes=8 * session.length + 256).values
@@ -190,12 +192,8 @@ class Backend(ABC):
     """Realises `predict`: the client holds x, the server the model; who learns what is in `guarantee`."""
 
     name: ClassVar[str]
+    guarantee: Guarantee  # a class attribute, or set by __init__ where it depends on settings
     roles: ClassVar[tuple[str, ...]] = ("client", "server")
-
-    @property
-    @abstractmethod
-    def guarantee(self) -> Guarantee:
-        """Return what holds for this backend with its settings."""
 
     @abstractmethod
     def check(self, graph: Graph) -> list[Problem]:
@@ -230,7 +228,9 @@ class PlainPredict(Backend):
     """The baseline: the client sends x in the clear, the server applies the model."""
 
     name = "plain"
-    guarantee = nothing_hidden("The server sees every query and every prediction; the client learns the model from features + 1 queries.")
+    guarantee = nothing_hidden(
+        "The server sees every query and every prediction; the client learns the model from features + 1 queries."
+    )
 
     def check(self, graph: Graph) -> list[Problem]:
         return []

@@ -356,7 +356,9 @@ def repeat(*, src: str | None = None, dst: str | None = None, tag: str | None = 
     return lambda message: [(0, message)] * (2 if _matches(message, src, dst, tag) else 1)
 
 
-def alter(change: Callable[[bytes], bytes], *, src: str | None = None, dst: str | None = None, tag: str | None = None) -> Fault:
+def alter(
+    change: Callable[[bytes], bytes], *, src: str | None = None, dst: str | None = None, tag: str | None = None
+) -> Fault:
     """Deliver matching messages with `change` applied to their bodies."""
 
     def fault(message: Message) -> list[tuple[int, Message]]:

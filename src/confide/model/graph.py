@@ -30,7 +30,9 @@ class Linear:
 
     def __post_init__(self) -> None:
         if self.weight.ndim != 2 or self.bias.shape != self.weight.shape[:1] or not self.weight.size:
-            raise ModelError(f"Expected weight (outputs, inputs) and bias (outputs,), got {self.weight.shape}, {self.bias.shape}")
+            raise ModelError(
+                f"Expected weight (outputs, inputs) and bias (outputs,), got {self.weight.shape}, {self.bias.shape}"
+            )
         if not (np.isfinite(self.weight).all() and np.isfinite(self.bias).all()):
             raise ModelError("Expected finite parameters; the training diverged: lower the learning rate")
 
