@@ -126,7 +126,8 @@ class Aggregator(ABC):
 
     def ideal(self, vectors: Mapping[str, Vector]) -> Sums:
         """Return what the server must learn, computed in the clear."""
-        return Sums(np.sum(list(vectors.values()), axis=0, dtype=np.int64)[None, :], (frozenset(vectors),))
+        total = np.stack(list(vectors.values())).sum(axis=0, dtype=np.int64, keepdims=True)
+        return Sums(total, (frozenset(vectors),))
 
 
 class _Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

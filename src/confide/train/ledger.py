@@ -1,0 +1,106 @@
+"""The record of a run: JSON lines, each carrying the hash of the line before it.
+
+    {"previous": hex, "event": "round", ..., "hash": SHA-256(canonical JSON of everything but "hash")}
+
+Whoever holds the last hash (the saved model's label carries it) can tell whether any earlier line was changed, removed,
+added or reordered. A ledger holds names, counts of parties, bytes, hashes and epsilons; never a value computed from
+records without noise.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from confide.errors import IntegrityError, UsageError
+
+Value = str | int | float | bool | None | list[str] | dict[str, float]
+
+#: What the first line of every ledger names as its predecessor.
+GENESIS = "0" * 64
+
+#: A line longer than this was not written by confide.
+MAX_LINE_BYTES = 1 << 20
+
+
+def _digest(entry: Mapping[str, Value]) -> str:
+    """Return SHA-256 over the entry as JSON with sorted keys and no spaces."""
+    text = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class Ledger:
+    """An append-only chain, in memory and, if a path is given, on disk before `append` returns.
+
+    Args:
+        path: the file to write, or None. An existing file is verified and continued.
+
+    Raises:
+        IntegrityError: the existing file's chain does not hold.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self.head = GENESIS
+        self.entries = 0
+        if path is not None and path.exists():
+            self.entries, self.head = verify(path)
+
+    def append(self, event: str, fields: Mapping[str, Value]) -> str:
+        """Add one entry and return its hash."""
+        entry: dict[str, Value] = {"previous": self.head, "event": event, **fields}
+        digest = _digest(entry)
+        if self._path is not None:
+            line = json.dumps(entry | {"hash": digest}, sort_keys=True, allow_nan=False) + "\n"
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(line)
+                file.flush()
+                os.fsync(file.fileno())
+        self.head = digest
+        self.entries += 1
+        return digest
+
+
+def verify(path: Path, *, head: str | None = None) -> tuple[int, str]:
+    """Check a ledger from its first line to its last.
+
+    Args:
+        path: the file.
+        head: the hash that the last line must have (from a model's label), if known. Without it a ledger whose last
+            lines were cut off still verifies.
+
+    Returns:
+        The number of entries and the last hash.
+
+    Raises:
+        UsageError: the file is absent or unreadable.
+        IntegrityError: naming the first line that does not hold.
+    """
+    previous, count = GENESIS, 0
+    try:
+        with path.open("rb") as file:
+            while line := file.readline(MAX_LINE_BYTES + 1):
+                count += 1
+                previous = _verified(line, count, previous)
+    except OSError as error:
+        raise UsageError(f"Expected a readable ledger at {path}; {error.strerror}") from None
+    if head is not None and previous != head:
+        raise IntegrityError(f"Expected the ledger to end in {head[:16]}..., its last line is {previous[:16]}...")
+    return count, previous
+
+
+def _verified(line: bytes, number: int, previous: str) -> str:
+    """Return the hash of one line after checking it against its content and its predecessor."""
+    try:
+        if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
+            raise ValueError
+        entry = json.loads(line)
+        stated = entry.pop("hash")
+        if entry["previous"] != previous or _digest(entry) != stated:
+            raise ValueError
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise IntegrityError(f"Line {number} of the ledger does not hold: it was changed, removed or reordered") from None
+    return str(stated)
