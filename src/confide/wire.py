@@ -58,7 +58,8 @@ class Step:
     save: Mapping[str, bytes | None] = field(default_factory=dict[str, "bytes | None"])
 
 
-#: A party: yields steps, is resumed with the messages that arrived by sender, returns its output; an abort arrives by throw().
+#: A party yields steps, is resumed with the messages that arrived by sender and returns its output; an abort arrives
+#: by throw().
 Party = Generator[Step, Mapping[str, Message], Any]
 
 
@@ -98,7 +99,7 @@ _ENCODER = msgspec.msgpack.Encoder()
 
 
 class Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """An array as raw little-endian bytes, so that a body is typed and its size is known before anything is allocated."""
+    """An array as raw little-endian bytes: a body is typed, and its size is known before anything is allocated."""
 
     dtype: str
     shape: tuple[int, ...]

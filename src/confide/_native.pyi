@@ -1,0 +1,9 @@
+"""The compiled kernels (native/): call them through the rooms, which check the arguments."""
+
+from typing import Any
+
+from numpy.typing import NDArray
+
+def add_words(acc: NDArray[Any], words: NDArray[Any], negate: bool) -> None: ...
+def pack(words: NDArray[Any], bits: int) -> bytes: ...
+def unpack(data: bytes, bits: int, count: int) -> NDArray[Any]: ...
