@@ -27,7 +27,7 @@ try:
 except ImportError:
     _native = None
 
-Words = NDArray[np.uint32] | NDArray[np.uint64]
+Words = NDArray[np.uint32 | np.uint64]
 
 _engine = _native or ring_numpy
 
@@ -35,7 +35,7 @@ _engine = _native or ring_numpy
 ENGINE = "native" if _native else "numpy"
 
 
-def word_dtype(bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
+def word_dtype(bits: int) -> np.dtype[np.uint32 | np.uint64]:
     """Return the dtype that words of `bits` bits live in.
 
     Raises:
@@ -43,7 +43,7 @@ def word_dtype(bits: int) -> np.dtype[np.uint32] | np.dtype[np.uint64]:
     """
     if not 1 <= bits <= 64:
         raise UsageError(f"Expected bits={bits} between 1 and 64; lower the bound, the cohort or the precision")
-    return np.dtype(np.uint32) if bits <= 32 else np.dtype(np.uint64)
+    return np.dtype(np.uint32 if bits <= 32 else np.uint64)
 
 
 def add_words(acc: Words, words: Words | bytes, *, negate: bool = False) -> None:
@@ -62,10 +62,12 @@ def add_words(acc: Words, words: Words | bytes, *, negate: bool = False) -> None
     if isinstance(words, bytes):
         if len(words) != acc.nbytes:
             raise UsageError(f"Expected {acc.nbytes} bytes of words, got {len(words)}")
-        words = np.frombuffer(words, acc.dtype.newbyteorder("<")).astype(acc.dtype, copy=False)
-    if words.dtype != acc.dtype or words.shape != acc.shape:
-        raise UsageError(f"Expected words like acc, {acc.dtype} {acc.shape}; got {words.dtype} {words.shape}")
-    _engine.add_words(acc, np.ascontiguousarray(words), negate)
+        addend: Words = np.frombuffer(words, acc.dtype.newbyteorder("<")).astype(acc.dtype, copy=False)
+    else:
+        addend = words
+    if addend.dtype != acc.dtype or addend.shape != acc.shape:
+        raise UsageError(f"Expected words like acc, {acc.dtype} {acc.shape}; got {addend.dtype} {addend.shape}")
+    _engine.add_words(acc, np.ascontiguousarray(addend), negate)
 
 
 def pack(words: Words, bits: int) -> bytes:
@@ -91,7 +93,7 @@ def unpack(data: bytes, bits: int, count: int) -> Words:
         UsageError: bits or count out of range.
         ProtocolError: data has another length, or ones behind the last word: nothing that `pack` writes.
     """
-    dtype = word_dtype(bits)
+    word_dtype(bits)
     if count < 0:
         raise UsageError(f"Expected count={count} to be at least 0")
     if len(data) != (count * bits + 7) // 8 or (count * bits % 8 and data[-1] >> (count * bits % 8)):
@@ -100,4 +102,4 @@ def unpack(data: bytes, bits: int, count: int) -> Words:
 
 
 def _is_vector(words: Words) -> bool:
-    return words.ndim == 1 and words.dtype in (np.uint32, np.uint64)
+    return words.ndim == 1 and words.dtype in (np.dtype(np.uint32), np.dtype(np.uint64))
