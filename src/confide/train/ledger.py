@@ -102,5 +102,7 @@ def _verified(line: bytes, number: int, previous: str) -> str:
         if entry["previous"] != previous or _digest(entry) != stated:
             raise ValueError
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise IntegrityError(f"Line {number} of the ledger does not hold: it was changed, removed or reordered") from None
+        raise IntegrityError(
+            f"Line {number} of the ledger does not hold: it was changed, removed or reordered"
+        ) from None
     return str(stated)

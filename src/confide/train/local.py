@@ -34,7 +34,9 @@ class Silo:
 
     def __post_init__(self) -> None:
         if self.x.ndim != 2 or self.y.shape != self.x.shape[:1]:
-            raise DataError(f"Expected x (n, features) and y (n,) at {self.name}, got {self.x.shape} and {self.y.shape}")
+            raise DataError(
+                f"Expected x (n, features) and y (n,) at {self.name}, got {self.x.shape} and {self.y.shape}"
+            )
         if not np.isfinite(self.x).all():
             raise DataError(f"Expected finite features at {self.name}; state a rule for missing values in the schema")
 

@@ -1,0 +1,76 @@
+"""Which technique to take: the cheapest measured one whose claims cover what must be hidden, with the reasons."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from confide.compare.record import Record
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """`asset` must stay hidden from `hidden_from`, because of `why`."""
+
+    asset: str
+    hidden_from: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Advice:
+    """A recommendation.
+
+    Args:
+        choice: the technique to take, or None if nothing measured covers the needs.
+        reasons: why this one.
+        refused: every other measured technique with the reason against it.
+    """
+
+    choice: str | None
+    reasons: tuple[str, ...]
+    refused: tuple[tuple[str, str], ...]
+
+
+def advise(
+    records: Sequence[Record], needs: Sequence[Need], *, cost: str, least: tuple[str, float] | None = None
+) -> Advice:
+    """Return the cheapest record that covers every need.
+
+    Args:
+        records: measured rows of one task.
+        needs: what must be hidden; an empty list means that nothing must be.
+        cost: the figure to minimise ("latency_seconds").
+        least: (figure, smallest median) that a choice must reach, such as ("accuracy_share", 0.9).
+    """
+    fitting: list[Record] = []
+    refused: list[tuple[str, str]] = []
+    for record in records:
+        missing = [need for need in needs if not record.guarantee.hides(need.asset, need.hidden_from)]
+        if missing:
+            gap = "; ".join(f"does not hide the {need.asset} from the {need.hidden_from}" for need in missing)
+            refused.append((record.choice, gap))
+        elif least and (record.figure(least[0]) or 0.0) < least[1]:
+            refused.append((record.choice, f"{least[0]} {record.figure(least[0]) or 0.0:.3g} is below {least[1]:.3g}"))
+        else:
+            fitting.append(record)
+    if not fitting:
+        return Advice(
+            None,
+            (
+                "nothing that was measured covers the needs: relax one, or take the price of a technique that is not built yet",
+            ),
+            tuple(refused),
+        )
+    best = min(fitting, key=lambda record: record.figure(cost) or 0.0)
+    refused += [
+        (record.choice, f"{cost} {record.figure(cost) or 0.0:.3g} against {best.figure(cost) or 0.0:.3g}")
+        for record in fitting
+        if record is not best
+    ]
+    reasons = [f"hides the {need.asset} from the {need.hidden_from}: {need.why}" for need in needs]
+    if not needs:
+        reasons.append("none needed: nothing must be hidden from the server, so TLS and access control are enough")
+    reasons.append(f"lowest {cost} of the {len(fitting)} that do: {best.figure(cost) or 0.0:.3g}")
+    reasons.append(f"what still leaks: {best.guarantee.leaks}")
+    return Advice(best.choice, tuple(reasons), tuple(refused))

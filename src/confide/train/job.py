@@ -1,0 +1,286 @@
+"""A training job: one TOML file, read into frozen objects and printed back as it was understood.
+
+    [job]      name, seed
+    [data]     schema and tables, or a shipped set and how it is split; the test table
+    [model]    kind, hidden units
+    [train]    aggregate, rounds, learning rate ...
+    [privacy]  epsilon, delta ...            leave the table out for a job without differential privacy
+    [output]   model, ledger, signing key
+
+Every key has its default and its meaning here and nowhere else; `docs/train.md` lists them and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+from pathlib import Path
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+import msgspec
+
+from confide.errors import JobError, nearest
+
+_LARGEST_JOB_BYTES = 1 << 20
+
+
+class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the job file."""
+
+
+class JobSection(_Section, frozen=True, kw_only=True):
+    """[job]: what it is called, and the seed of every public choice (splits, initial weights)."""
+
+    name: str = "confide"
+    seed: int = 1
+
+
+class DataSection(_Section, frozen=True, kw_only=True):
+    """[data]: either `schema` + `tables` (+ `test`), or `set` + `parties` + `split`.
+
+    Args:
+        schema: the schema file, relative to the job file.
+        tables: CSV file of each party, by the party's name.
+        test: CSV file with the test records; without it `test_fraction` of every party's records are set aside.
+        set: a shipped data set instead of files.
+        parties: into how many parties the set is split.
+        split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
+        alpha: the smaller, the more the parties differ, > 0.
+        test_fraction: share of records set aside for testing, 0 < share < 1.
+    """
+
+    schema: str | None = None
+    tables: dict[str, str] = {}
+    test: str | None = None
+    set: str | None = None
+    parties: int = 4
+    split: Literal["even", "by-label"] = "by-label"
+    alpha: float = 1.0
+    test_fraction: float = 0.2
+
+
+class ModelSection(_Section, frozen=True, kw_only=True):
+    """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best)."""
+
+    kind: Literal["logistic", "mlp"] = "logistic"
+    hidden: int = 16
+
+
+class TrainSection(_Section, frozen=True, kw_only=True):
+    """[train]: who sums, and how the sum moves the model.
+
+    Args:
+        aggregate: "plain" or "masked"; what adds the updates of the parties.
+        quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
+        rounds: sums to take, >= 1.
+        local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
+        learning_rate: step size on the mean gradient, > 0.
+        momentum: of the server's step, 0 <= momentum < 1.
+        weight_decay: ridge coefficient, >= 0.
+        average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
+        expected_records: public order of magnitude of one party's record count (never the count itself).
+        update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
+        fraction_bits: fixed-point bits after the point of what is summed.
+        attempts: how often a round that lost its quorum is repeated with fresh keys before the job stops.
+    """
+
+    aggregate: str = "masked"
+    quorum: int = 0
+    rounds: int = 50
+    local_steps: int = 1
+    learning_rate: float = 1.0
+    momentum: float = 0.9
+    weight_decay: float = 1e-3
+    average: float = 0.0
+    expected_records: int = 150
+    update_bound: float = 2.0
+    fraction_bits: int = 22
+    attempts: int = 3
+
+
+class PrivacySection(_Section, frozen=True, kw_only=True):
+    """[privacy]: record-level differential privacy of everything that is released.
+
+    Args:
+        epsilon: total budget, > 0.
+        delta: total failure probability; None takes expected total records to the power -1.1.
+        clip_norm: largest L2 norm of one record's gradient, > 0.
+        colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
+        expected_records: public size of the pooled data; the denominator of the mean gradient.
+        max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.
+    """
+
+    epsilon: float = 1.0
+    delta: float | None = None
+    unit: Literal["record"] = "record"
+    clip_norm: float = 0.5
+    colluding: int = 1
+    expected_records: int
+    max_records: int = 0
+
+
+class OutputSection(_Section, frozen=True, kw_only=True):
+    """[output]: where the signed model and the ledger go, relative to the job file; no path, no file."""
+
+    model: str | None = None
+    ledger: str | None = None
+    signing_key: str | None = None
+
+
+class Job(_Section, frozen=True, kw_only=True):
+    """A whole job. `base` is the folder that relative paths start from."""
+
+    job: JobSection = JobSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    privacy: PrivacySection | None = None
+    output: OutputSection = OutputSection()
+    base: str = "."
+
+    def path(self, name: str) -> Path:
+        """Return `name` as a path, relative ones from the job file's folder."""
+        return Path(self.base) / name
+
+
+#: (section, key, lowest, highest, lowest excluded, highest excluded)
+_RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (
+    ("data", "parties", 2, 1000, False, False),
+    ("data", "alpha", 0, 1e6, True, False),
+    ("data", "test_fraction", 0, 1, True, True),
+    ("model", "hidden", 1, 4096, False, False),
+    ("train", "quorum", 0, 1000, False, False),
+    ("train", "rounds", 1, 100_000, False, False),
+    ("train", "local_steps", 1, 10_000, False, False),
+    ("train", "learning_rate", 0, 1e6, True, False),
+    ("train", "momentum", 0, 1, False, True),
+    ("train", "weight_decay", 0, 1e3, False, False),
+    ("train", "average", 0, 1, False, False),
+    ("train", "expected_records", 1, 1e9, False, False),
+    ("train", "update_bound", 0, 1e6, True, False),
+    ("train", "fraction_bits", 8, 40, False, False),
+    ("train", "attempts", 1, 100, False, False),
+    ("privacy", "epsilon", 0, 1000, True, False),
+    ("privacy", "delta", 0, 1, True, True),
+    ("privacy", "clip_norm", 0, 1e6, True, False),
+    ("privacy", "colluding", 0, 999, False, False),
+    ("privacy", "expected_records", 1, 1e9, False, False),
+    ("privacy", "max_records", 0, 1e10, False, False),
+)
+
+
+def load(path: Path) -> Job:
+    """Read a job file.
+
+    Raises:
+        JobError: the file is absent, is no TOML, holds an unknown key, a wrong type or a value out of range.
+    """
+    try:
+        with path.open("rb") as file:
+            text = file.read(_LARGEST_JOB_BYTES + 1)
+        if len(text) > _LARGEST_JOB_BYTES:
+            raise JobError(f"Expected a job file of at most {_LARGEST_JOB_BYTES} bytes at {path}")
+        table = tomllib.loads(text.decode())
+    except OSError as error:
+        raise JobError(f"Expected a readable job file at {path}; {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise JobError(f"Expected TOML in {path}; {error}") from None
+    return parse(table, base=path.parent)
+
+
+def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
+    """Return the job that `table` describes; every unknown key, type and range is checked before anything runs."""
+    sections = {key: kind for key, kind in get_type_hints(Job).items() if key != "base"}
+    _refuse_unknown(table, tuple(sections), "a job has the tables")
+    for name, kind in sections.items():
+        section = table.get(name, {})
+        if not isinstance(section, dict):
+            raise JobError(
+                f"Expected [{name}] to be a table, got {name} = {section!r}; write [{name}] and its keys below it"
+            )
+        _check_section(name, _section_type(kind), section)
+    _check_data(table.get("data", {}))
+    try:
+        return msgspec.convert(table | {"base": str(base)}, Job)
+    except msgspec.ValidationError as error:  # everything that a user can cause was named above
+        raise JobError(f"Expected a well-formed job; {error}") from None
+
+
+def _section_type(kind: Any) -> type[_Section]:
+    return next(part for part in (*get_args(kind), kind) if isinstance(part, type) and issubclass(part, _Section))
+
+
+def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], what: str, where: str = "") -> None:
+    for key in table:
+        if key not in known:
+            raise JobError(f'Unknown key "{where}{key}"{nearest(key, known)}; {what} {", ".join(known)}')
+
+
+def _check_section(name: str, kind: type[_Section], section: dict[str, Any]) -> None:
+    hints = get_type_hints(kind)
+    _refuse_unknown(section, tuple(hints), f"[{name}] has the keys", f"{name}.")
+    for key, value in section.items():
+        try:
+            msgspec.convert(value, hints[key])
+        except msgspec.ValidationError:
+            raise JobError(
+                f"Expected {name}.{key} to be {_readable(hints[key])}, got {value!r}; change it in the job file"
+            ) from None
+    for where, key, low, high, open_low, open_high in _RANGES:
+        value = section.get(key)
+        if (
+            where == name
+            and value is not None
+            and not ((low < value if open_low else low <= value) and (value < high if open_high else value <= high))
+        ):
+            bounds = f"{'above' if open_low else 'at least'} {low:g} and {'below' if open_high else 'at most'} {high:g}"
+            raise JobError(f"Expected {name}.{key}={value} to be {bounds}; change it in the job file")
+    if name == "privacy" and section and "expected_records" not in section:
+        raise JobError(
+            "Expected privacy.expected_records: the public size of the pooled data, which divides the noisy sum"
+        )
+
+
+def _check_data(data: dict[str, Any]) -> None:
+    if ("set" in data) == ("schema" in data):
+        raise JobError(
+            'Expected either data.set (a shipped set) or data.schema with data.tables; for a trial: set = "breast-cancer"'
+        )
+    if "schema" in data and len(data.get("tables", {})) < 2:
+        raise JobError(
+            f"Expected at least 2 parties in data.tables, got {len(data.get('tables', {}))}; name each party's CSV file"
+        )
+
+
+def _readable(kind: Any) -> str:
+    """Return a type as a person would say it."""
+    if get_origin(kind) is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(kind))
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join(_readable(part) for part in get_args(kind) if part is not type(None))
+    words = {str: "text", int: "a whole number", float: "a number", dict: "a table"}
+    return words.get(get_origin(kind) or kind, str(kind))
+
+
+def describe(job: Job) -> str:
+    """Return the job as TOML with every default filled in: what will run."""
+    lines: list[str] = []
+    for name in ("job", "data", "model", "train", "privacy", "output"):
+        section = getattr(job, name)
+        if section is None:
+            lines.append("# no [privacy]: no differential privacy\n")
+            continue
+        lines.append(f"[{name}]")
+        for key, value in msgspec.structs.asdict(section).items():
+            if isinstance(value, dict):
+                pairs = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in sorted(value.items()))  # type: ignore[misc]
+                lines += [f"{key} = {{ {pairs} }}"] if value else []
+            elif value is not None:
+                lines.append(f"{key} = {_toml(value)}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _toml(value: object) -> str:
+    """Return a scalar as TOML; JSON's strings are TOML's basic strings."""
+    return msgspec.json.encode(value).decode()
