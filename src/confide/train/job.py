@@ -88,9 +88,9 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     quorum: int = 0
     rounds: int = 50
     local_steps: int = 1
-    learning_rate: float = 1.0
+    learning_rate: float = 2.0
     momentum: float = 0.9
-    weight_decay: float = 1e-3
+    weight_decay: float = 1e-4
     average: float = 0.0
     expected_records: int = 150
     update_bound: float = 2.0
@@ -198,7 +198,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
             raise JobError(
                 f"Expected [{name}] to be a table, got {name} = {section!r}; write [{name}] and its keys below it"
             )
-        _check_section(name, _section_type(kind), section)
+        _check_section(name, _section_type(kind), cast("dict[str, Any]", section))
     _check_data(table.get("data", {}))
     try:
         return msgspec.convert(table | {"base": str(base)}, Job)
