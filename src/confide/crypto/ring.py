@@ -67,6 +67,8 @@ def add_words(acc: Words, words: Words | bytes, *, negate: bool = False) -> None
         addend = words
     if addend.dtype != acc.dtype or addend.shape != acc.shape:
         raise UsageError(f"Expected words like acc, {acc.dtype} {acc.shape}; got {addend.dtype} {addend.shape}")
+    if addend is not acc and np.may_share_memory(acc, addend):
+        addend = addend.copy()  # the kernels read ahead
     _engine.add_words(acc, np.ascontiguousarray(addend), negate)
 
 

@@ -1,0 +1,73 @@
+// confide._native: checks what Python hands over, releases the interpreter lock, calls the kernels.
+
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+
+#include <memory>
+#include <stdexcept>
+
+#include "ring.hpp"
+
+namespace nb = nanobind;
+
+namespace {
+
+template <typename Word>
+using In = nb::ndarray<const Word, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+template <typename Word>
+using InOut = nb::ndarray<Word, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+template <typename Word>
+void add_words(InOut<Word> acc, In<Word> words, bool negate) {
+    if (acc.shape(0) != words.shape(0)) throw std::invalid_argument("Expected two vectors of one length");
+    nb::gil_scoped_release unlocked;
+    confide::add_words(acc.data(), words.data(), acc.shape(0), negate);
+}
+
+template <typename Word>
+nb::bytes pack(In<Word> words, unsigned bits) {
+    if (bits < 1 || bits > 8 * sizeof(Word)) throw std::invalid_argument("Expected bits from 1 to the width of a word");
+    const std::size_t count = words.shape(0);
+    auto packed = nb::steal<nb::bytes>(
+        PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(confide::packed_size(count, bits))));
+    if (!packed.is_valid()) throw nb::python_error();
+    // Written in place: nobody else has seen the object yet.
+    auto *out = reinterpret_cast<std::uint8_t *>(PyBytes_AS_STRING(packed.ptr()));
+    {
+        nb::gil_scoped_release unlocked;
+        confide::pack(words.data(), count, bits, out);
+    }
+    return packed;
+}
+
+template <typename Word>
+nb::object unpack_as(const std::uint8_t *in, std::size_t count, unsigned bits) {
+    std::unique_ptr<Word[]> words(new Word[count]);
+    {
+        nb::gil_scoped_release unlocked;
+        confide::unpack(in, count, bits, words.get());
+    }
+    nb::capsule owner(words.get(), [](void *data) noexcept { delete[] static_cast<Word *>(data); });
+    return nb::cast(nb::ndarray<nb::numpy, Word, nb::ndim<1>>(words.release(), {count}, owner));
+}
+
+nb::object unpack(nb::bytes data, unsigned bits, std::size_t count) {
+    if (bits < 1 || bits > 64) throw std::invalid_argument("Expected bits from 1 to 64");
+    // The first test keeps packed_size from overflowing.
+    if (count / 8 > data.size() / bits || data.size() != confide::packed_size(count, bits))
+        throw std::invalid_argument("Expected exactly the bytes of `count` packed words");
+    const auto *in = static_cast<const std::uint8_t *>(data.data());
+    return bits <= 32 ? unpack_as<std::uint32_t>(in, count, bits) : unpack_as<std::uint64_t>(in, count, bits);
+}
+
+}  // namespace
+
+NB_MODULE(_native, module) {
+    using nb::arg;
+    module.doc() = "The compiled kernels of confide; the rooms call them.";
+    module.def("add_words", &add_words<std::uint32_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
+    module.def("add_words", &add_words<std::uint64_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
+    module.def("pack", &pack<std::uint32_t>, arg("words").noconvert(), arg("bits"));
+    module.def("pack", &pack<std::uint64_t>, arg("words").noconvert(), arg("bits"));
+    module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
+}
