@@ -1,0 +1,68 @@
+# Everything runs in .venv inside this checkout. `make` alone prints what there is.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.cpp native/*.hpp)
+WORKERS ?= 2
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-demo check test test-all demo bench fuzz docs clean
+
+help: ## print this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/all.stamp ## create .venv with everything, torch included
+
+setup-demo: $(VENV)/demo.stamp ## create .venv with what the demo needs, no torch
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo 'confide needs Python 3.11; set PYTHON=...'; exit 1; }
+	@if ! $(PYTHON) -c 'import ensurepip, venv' 2> /dev/null; then \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; then \
+	        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -qq -y python3-venv python3-dev > /dev/null; \
+	    else \
+	        echo 'Python comes without venv here; as root: apt-get install python3-venv python3-dev'; exit 1; \
+	    fi; \
+	fi
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(BIN)/python $(BUILT_FROM)
+	$(PIP) install --quiet -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/all.stamp: $(BIN)/python $(BUILT_FROM)
+	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
+	@touch $(VENV)/demo.stamp $@
+
+check: setup ## formatter, linter, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+	$(BIN)/lint-imports
+
+test: check ## check, then every test that is not slow
+	$(BIN)/pytest -n $(WORKERS) -m 'not slow'
+
+test-all: check ## check, then every test
+	$(BIN)/pytest -n $(WORKERS)
+
+demo: setup-demo ## train one model over four hospitals, serve it encrypted, compare; writes confide-demo.html
+	$(BIN)/confide demo
+
+bench: setup ## every figure that we publish, beside its peers; writes build/bench/*.json
+	@mkdir -p build/bench
+	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script --json build/bench/$$(basename $$script .py).json || exit 1; done
+
+fuzz: setup ## the native kernels under the sanitizers, the property tests with many more inputs
+	$(BIN)/pytest tests/test_native.py -m slow
+	$(BIN)/pytest -n $(WORKERS) -m 'not slow' --hypothesis-profile=fuzz
+
+docs: setup ## check links, examples and the pages of the verbs
+	$(BIN)/pytest tests/test_docs.py
+
+clean: ## remove what was built, .venv included
+	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find src -name '*.so' -delete
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
