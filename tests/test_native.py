@@ -1,0 +1,238 @@
+"""The kernels of `confide._native` and their numpy twins, against big integers; the seam that checks what they get."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from confide.crypto import ring, ring_numpy
+from confide.errors import ProtocolError, UsageError
+
+ROOT = Path(__file__).parents[1]
+
+try:
+    from confide import _native
+except ImportError:
+    _native = None
+
+ENGINES = [
+    ring_numpy,
+    pytest.param(_native, marks=pytest.mark.skipif(_native is None, reason="installed without a C++ compiler")),
+]
+
+
+@pytest.fixture(params=ENGINES, ids=["numpy", "native"])
+def engine(request, monkeypatch) -> ModuleType:
+    """Run the seam on one engine."""
+    monkeypatch.setattr(ring, "_engine", request.param)
+    return request.param
+
+
+@st.composite
+def rings(draw) -> tuple[int, type, list[int]]:
+    """Draw bits, a dtype at least as wide, and words that fill the whole dtype."""
+    bits = draw(st.integers(1, 64))
+    dtype = np.uint64 if bits > 32 else draw(st.sampled_from([np.uint32, np.uint64]))
+    edges = st.sampled_from([0, 1, (1 << bits) - 1, np.iinfo(dtype).max])
+    words = draw(st.lists(edges | st.integers(0, int(np.iinfo(dtype).max)), max_size=70))
+    return bits, dtype, words
+
+
+def packed_by_big_integer(words: list[int], bits: int) -> bytes:
+    """Pack by arithmetic on one integer: the definition, and nothing of ours."""
+    total = sum((word % (1 << bits)) << (bits * place) for place, word in enumerate(words))
+    return total.to_bytes(-(-len(words) * bits // 8), "little")
+
+
+class TestAgainstBigIntegers:
+    @pytest.mark.parametrize("engine", ENGINES, ids=["numpy", "native"])
+    @given(drawn=rings())
+    def test_pack(self, engine, drawn):
+        bits, dtype, words = drawn
+        assert engine.pack(np.array(words, dtype), bits) == packed_by_big_integer(words, bits)
+
+    @pytest.mark.parametrize("engine", ENGINES, ids=["numpy", "native"])
+    @given(drawn=rings())
+    def test_unpack(self, engine, drawn):
+        bits, _, words = drawn
+        back = engine.unpack(packed_by_big_integer(words, bits), bits, len(words))
+        assert back.dtype == ring.word_dtype(bits)
+        assert back.flags.writeable
+        assert back.tolist() == [word % (1 << bits) for word in words]
+
+    @pytest.mark.parametrize("engine", ENGINES, ids=["numpy", "native"])
+    @given(drawn=rings(), negate=st.booleans())
+    def test_add_words(self, engine, drawn, negate):
+        _, dtype, words = drawn
+        acc, other = np.array(words, dtype), np.array(words[::-1], dtype)
+        engine.add_words(acc, other, negate)
+        sign = -1 if negate else 1
+        width = 1 << (8 * np.dtype(dtype).itemsize)
+        assert acc.tolist() == [(a + sign * b) % width for a, b in zip(words, words[::-1], strict=True)]
+
+
+class TestSeam:
+    def test_uses_the_compiled_kernels_where_they_are(self):
+        assert ring.ENGINE == ("native" if _native else "numpy")
+
+    @pytest.mark.parametrize(("bits", "dtype"), [(1, np.uint32), (32, np.uint32), (33, np.uint64), (64, np.uint64)])
+    def test_width_of_a_word(self, bits, dtype):
+        assert ring.word_dtype(bits) == dtype
+
+    @pytest.mark.parametrize("bits", [0, -1, 65])
+    def test_bits_out_of_range(self, engine, bits):
+        with pytest.raises(UsageError, match=f"bits={bits}"):
+            ring.word_dtype(bits)
+        with pytest.raises(UsageError, match="bits="):
+            ring.pack(np.zeros(1, np.uint64), bits)
+        with pytest.raises(UsageError, match="bits="):
+            ring.unpack(b"", bits, 0)
+
+    def test_more_bits_than_a_word_has(self, engine):
+        with pytest.raises(UsageError, match="bits=33"):
+            ring.pack(np.zeros(1, np.uint32), 33)
+
+    @pytest.mark.parametrize("words", [np.zeros((2, 2), np.uint32), np.zeros(2, np.int64), np.zeros(2, ">u4")])
+    def test_only_vectors_of_words_are_packed(self, engine, words):
+        with pytest.raises(UsageError, match="vector of uint32 or uint64"):
+            ring.pack(words, 8)
+
+    def test_slices_are_packed_like_copies(self, engine):
+        words = np.arange(20, dtype=np.uint32)
+        assert ring.pack(words[::2], 7) == ring.pack(words[::2].copy(), 7)
+
+    @pytest.mark.parametrize(("bits", "count"), [(5, 3), (8, 4), (33, 1)])
+    def test_another_length_is_refused(self, engine, bits, count):
+        good = ring.pack(np.zeros(count, np.uint64), bits)
+        for body in (good[:-1], good + b"\0", b""):
+            with pytest.raises(ProtocolError, match="packed words"):
+                ring.unpack(body, bits, count)
+
+    def test_ones_behind_the_last_word_are_refused(self, engine):
+        assert ring.unpack(b"\x1f", 5, 1).tolist() == [31]
+        for bit in (5, 6, 7):
+            with pytest.raises(ProtocolError):
+                ring.unpack(bytes([1 << bit]), 5, 1)
+
+    def test_negative_count(self, engine):
+        with pytest.raises(UsageError, match="count=-1"):
+            ring.unpack(b"", 8, -1)
+
+    def test_a_count_that_no_memory_holds(self, engine):
+        with pytest.raises(ProtocolError):
+            ring.unpack(b"1234", 64, 2**61)
+
+    @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+    def test_a_key_stream_is_read_little_endian(self, engine, dtype):
+        acc = np.ones(3, dtype)
+        stream = bytes(range(3 * acc.itemsize))
+        ring.add_words(acc, stream)
+        size = acc.itemsize
+        assert acc.tolist() == [1 + int.from_bytes(stream[size * i : size * (i + 1)], "little") for i in range(3)]
+        ring.add_words(acc, stream, negate=True)
+        assert acc.tolist() == [1, 1, 1]
+
+    def test_overlapping_vectors_add_as_they_were(self, engine):
+        block = np.ones(6, np.uint32)
+        ring.add_words(block[1:], block[:-1])
+        assert block.tolist() == [1, 2, 2, 2, 2, 2]
+        ring.add_words(block, block)
+        assert block.tolist() == [2, 4, 4, 4, 4, 4]
+
+    @pytest.mark.parametrize(
+        ("acc", "words"),
+        [
+            (np.zeros(3, np.uint32), np.zeros(4, np.uint32)),
+            (np.zeros(3, np.uint32), np.zeros(3, np.uint64)),
+            (np.zeros(3, np.uint32), bytes(11)),
+            (np.zeros(6, np.uint32)[::2], np.zeros(3, np.uint32)),
+            (np.zeros((1, 3), np.uint32), np.zeros((1, 3), np.uint32)),
+            (np.zeros(3, np.int64), np.zeros(3, np.int64)),
+            (np.frombuffer(bytes(12), np.uint32), np.zeros(3, np.uint32)),
+        ],
+        ids=["length", "width", "bytes", "gaps", "shape", "signed", "read-only"],
+    )
+    def test_what_cannot_be_added_is_refused(self, engine, acc, words):
+        with pytest.raises(UsageError, match="words"):
+            ring.add_words(acc, words)
+
+
+@pytest.mark.skipif(_native is None, reason="installed without a C++ compiler")
+class TestNativeTrustsNobody:
+    """The seam checks first; the compiled code checks again, since a slip there would reach memory."""
+
+    @pytest.mark.parametrize("bits", [0, 33, 65])
+    def test_bits(self, bits):
+        with pytest.raises(ValueError, match="bits"):
+            _native.pack(np.zeros(1, np.uint32), bits)
+
+    @pytest.mark.parametrize("count", [0, 2, 2**61, 2**64 - 1])
+    def test_count(self, count):
+        with pytest.raises(ValueError, match="packed words"):
+            _native.unpack(b"1234", 32, count)
+
+    def test_lengths(self):
+        with pytest.raises(ValueError, match="one length"):
+            _native.add_words(np.zeros(2, np.uint32), np.zeros(3, np.uint32), False)
+
+    @pytest.mark.parametrize(
+        "acc", [np.zeros(4, np.uint32)[::2], np.zeros((2, 1), np.uint32), np.frombuffer(bytes(8), np.uint32), [0, 0]]
+    )
+    def test_layout(self, acc):
+        with pytest.raises(TypeError):
+            _native.add_words(acc, np.zeros(2, np.uint32), False)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on this machine")
+def test_kernels_under_the_sanitizers(tmp_path):
+    """Runs native/ring_test.cpp, a bit-at-a-time oracle of its own, with every access and shift checked."""
+    program = tmp_path / "ring_test"
+    flags = "-std=c++17 -g -O1 -Wall -Wextra -Wpedantic -Wconversion -Werror -DCONFIDE_SANITIZE".split()
+    sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+    sources = [str(ROOT / "native" / name) for name in ("ring.cpp", "ring_test.cpp")]
+    subprocess.run(["g++", *flags, *sanitize, *sources, "-o", str(program)], check=True)
+    done = subprocess.run([str(program), "50"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "the kernels match\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_installs_without_a_compiler(tmp_path):
+    """A broken compiler costs speed only: the same tests pass on the numpy kernels."""
+    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    broken = os.environ | {"CC": "/bin/false", "CXX": "/bin/false", "SKBUILD_BUILD_DIR": str(tmp_path / "build")}
+    pip = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(ROOT)]
+    subprocess.run([*pip, "hypothesis", "pytest"], check=True, env=broken, capture_output=True)
+    shutil.copy(__file__, tmp_path / "test_native.py")
+    script = "import confide.crypto.ring as r; print(r.ENGINE)"
+    assert subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True).stdout == "numpy\n"
+    done = subprocess.run(
+        [
+            str(python),
+            "-m",
+            "pytest",
+            "-q",
+            "-W",
+            "error",
+            "-o",
+            "markers=slow",
+            "-k",
+            "Big or Seam",
+            str(tmp_path),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stdout
