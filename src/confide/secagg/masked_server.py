@@ -1,0 +1,243 @@
+"""The server of a masked sum: pass on keys and boxes, add the vectors as they come, take the masks away.
+
+A client that stays silent is a dropout. One that sends what no honest client would send is a dropout too, and named.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.crypto.keys import KEY_BYTES
+from confide.crypto.ring import Words, add_words, unpack
+from confide.crypto.shamir import SECRET_BYTES, Recovery
+from confide.errors import Aborted, ProtocolError
+from confide.ideal import Sums
+from confide.secagg.masked_terms import (
+    ADVERT_BYTES,
+    BOX_BYTES,
+    BOXES,
+    KEYS,
+    MASK_SEED,
+    PARCEL_BYTES,
+    PEERS,
+    SELF_SEED,
+    SHARES,
+    SURVIVORS,
+    UNMASK,
+    VECTOR,
+    Advert,
+    Adverts,
+    MaskedVector,
+    Parcel,
+    Parcels,
+    Shares,
+    Survivors,
+    Terms,
+)
+from confide.wire import Message, Party, Step, decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedSums(Sums):
+    """The sum, and who misbehaved on the way to it.
+
+    Args:
+        blamed: what each named client did wrong.
+    """
+
+    blamed: Mapping[str, str] = field(default_factory=dict[str, str])
+
+
+class Server:
+    """One session at the server; `play` is its party.
+
+    Args:
+        terms: what all parties agree on.
+    """
+
+    def __init__(self, terms: Terms) -> None:
+        self._terms = terms
+        self._blamed: dict[str, str] = {}
+        self._adverts: dict[str, Advert] = {}  # U1
+        self._parcels: dict[str, dict[str, Parcel]] = {}  # U2: by sender, then by recipient
+        self._total: Words = np.zeros(terms.session.length, terms.dtype)
+        self._survivors: list[str] = []  # U3
+        self._answers: dict[str, dict[str, bytes]] = {}  # by owner of the seed, then by holder of the share
+        self._recoveries: dict[tuple[int, ...], Recovery] = {}
+
+    def play(self) -> Party:
+        """Return the server's party; its output is `MaskedSums`."""
+        clients = self._terms.clients
+        yield from self._collect(KEYS, clients, self._accept_advert)
+        self._refuse_repeated_keys()
+        self._require("keys", self._adverts)
+        peers = encode(Adverts({name: self._adverts[name] for name in clients if name in self._adverts}))
+        yield from self._collect(
+            SHARES, self._adverts, self._accept_parcels, self._to(PEERS, dict.fromkeys(self._adverts, peers))
+        )
+        self._require("shares", self._parcels)
+        boxes = {name: encode(self._addressed(name)) for name in self._parcels}
+        yield from self._collect(VECTOR, self._parcels, self._accept_vector, self._to(BOXES, boxes))
+        self._require("masked vectors", self._survivors)
+        self._answers = {name: {} for name in self._parcels}
+        survivors = encode(Survivors(tuple(sorted(self._survivors, key=self._terms.indices.__getitem__))))
+        yield from self._collect(
+            UNMASK,
+            self._survivors,
+            self._accept_shares,
+            self._to(SURVIVORS, dict.fromkeys(self._survivors, survivors)),
+            enough=self._has_all_shares,
+        )
+        self._unmask()
+        return MaskedSums(self._decoded()[None, :], (frozenset(self._survivors),), self._blamed)
+
+    def _collect(
+        self,
+        tag: str,
+        sources: Iterable[str],
+        accept: Callable[[str, bytes], None],
+        send: tuple[Message, ...] = (),
+        *,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> Generator[Step, Mapping[str, Message], None]:
+        """Send, then accept one message of each source, as they come; a malformed one makes its sender a dropout."""
+        waiting = list(sources)
+        while waiting and not enough():
+            received = yield Step(send=send, await_tag=tag, wait_for=tuple(waiting), each=True)
+            if not received:
+                return
+            send = ()
+            for name, message in received.items():
+                waiting.remove(name)
+                try:
+                    accept(name, message.body)
+                except ProtocolError as error:
+                    self._blame(name, f"sent a malformed {tag}: {error}")
+
+    def _to(self, tag: str, bodies: Mapping[str, bytes]) -> tuple[Message, ...]:
+        return tuple(Message(self._terms.server, name, tag, body) for name, body in bodies.items())
+
+    def _blame(self, name: str, what: str) -> None:
+        self._blamed.setdefault(name, what)
+
+    def _require(self, what: str, have: Iterable[str]) -> None:
+        names = set(have)
+        if len(names) < self._terms.quorum:
+            missing = ", ".join(name for name in self._terms.clients if name not in names)
+            self._abort(f"Expected {what} of at least quorum={self._terms.quorum} clients, missing: {missing}")
+
+    def _abort(self, text: str) -> NoReturn:
+        blamed = "".join(f"; {name} {what}" for name, what in self._blamed.items())
+        raise Aborted(f"{text}{blamed}")
+
+    # --- what each stage accepts --------------------------------------------------------------------------------------
+
+    def _accept_advert(self, name: str, body: bytes) -> None:
+        advert = decode(body, Advert, max_bytes=ADVERT_BYTES + 32)
+        self._terms.check(name, advert)
+        self._adverts[name] = advert
+
+    def _refuse_repeated_keys(self) -> None:
+        """Drop everyone who advertised a key that somebody advertised too: nobody knows whose secret it is."""
+        owners: dict[bytes, str] = {}
+        for name, advert in list(self._adverts.items()):
+            for key in (advert.box_key, advert.mask_key):
+                for twin in {name, owners[key]} if key in owners else ():
+                    self._blame(twin, "advertised a key that was advertised twice")
+                    self._adverts.pop(twin, None)
+                owners.setdefault(key, name)
+
+    def _accept_parcels(self, name: str, body: bytes) -> None:
+        parcels = decode(body, Parcels, max_bytes=self._terms.limit_bytes(PARCEL_BYTES)).parcels
+        sizes = {(len(p.box), len(p.of_mask_seed), len(p.of_self_seed)) for p in parcels.values()}
+        if parcels.keys() != self._adverts.keys() or sizes != {(BOX_BYTES, KEY_BYTES, KEY_BYTES)}:
+            raise ProtocolError("Expected one parcel for each client of the session")
+        self._parcels[name] = parcels
+
+    def _addressed(self, receiver: str) -> Parcels:
+        return Parcels({sender: parcels[receiver] for sender, parcels in self._parcels.items()})
+
+    def _accept_vector(self, name: str, body: bytes) -> None:
+        length, bits = self._terms.session.length, self._terms.bits
+        packed = decode(body, MaskedVector, max_bytes=(length * bits + 7) // 8 + 32).words
+        add_words(self._total, unpack(packed, bits, length))
+        self._survivors.append(name)
+
+    def _accept_shares(self, holder: str, body: bytes) -> None:
+        shares = decode(body, Shares, max_bytes=self._terms.limit_bytes(SECRET_BYTES)).shares
+        if not shares.keys() <= self._parcels.keys():
+            raise ProtocolError("Expected shares of this session's clients only")
+        for dealer, parcels in self._parcels.items():
+            purpose = self._purpose(dealer)
+            share = shares.get(dealer)
+            expected = parcels[holder].of_self_seed if purpose == SELF_SEED else parcels[holder].of_mask_seed
+            if share is None:
+                self._blame(dealer, f"dealt {holder} a parcel that did not hold, as {holder} says")
+            elif self._terms.share_commitment(purpose, dealer, holder, share) != expected:
+                self._blame(holder, f"answered with a wrong share of {dealer}'s {purpose}")
+            else:
+                self._answers[dealer][holder] = share
+
+    def _purpose(self, name: str) -> str:
+        """Return which seed of `name` is opened; of each client exactly one is."""
+        return SELF_SEED if name in self._survivors else MASK_SEED
+
+    def _has_all_shares(self) -> bool:
+        return all(len(shares) >= self._terms.quorum for shares in self._answers.values())
+
+    # --- taking the masks away ----------------------------------------------------------------------------------------
+
+    def _unmask(self) -> None:
+        """Open one seed of each client and take the masks away that it stands for."""
+        seeds = {name: self._opened(name) for name in self._answers}
+        mask_keys = {name: self._adverts[name].mask_key for name in self._survivors}
+        for name, seed in seeds.items():
+            if self._purpose(name) == SELF_SEED:
+                if self._terms.seed_commitment(name, seed) != self._adverts[name].commitment:
+                    self._abort_dealer(name)
+                self._terms.add_self_mask(self._total, name, seed, undo=True)
+            else:
+                key = self._terms.mask_key(name, seed)
+                if key.public != self._adverts[name].mask_key:
+                    self._abort_dealer(name)
+                masked_with = self._terms.neighbours(name, mask_keys)
+                self._terms.add_pairwise_masks(self._total, name, key, {peer: mask_keys[peer] for peer in masked_with})
+
+    def _opened(self, name: str) -> bytes:
+        """Return the seed of `name` that its purpose calls for."""
+        shares = self._answers[name]
+        if len(shares) < self._terms.quorum:
+            self._abort(
+                f"Expected quorum={self._terms.quorum} shares of {name}'s {self._purpose(name)}, got {len(shares)}"
+            )
+        holders = sorted(shares, key=self._terms.indices.__getitem__)[: self._terms.quorum]
+        indices = tuple(self._terms.indices[holder] for holder in holders)
+        if indices not in self._recoveries:
+            self._recoveries[indices] = Recovery(indices)
+        try:
+            return self._recoveries[indices].secret([shares[holder] for holder in holders])
+        except ProtocolError:
+            self._abort_dealer(name)
+
+    def _abort_dealer(self, name: str) -> NoReturn:
+        """End the session because of shares that agree with their commitments and not with each other."""
+        self._blame(name, f"dealt shares that do not open its {self._purpose(name)}")
+        self._abort("Expected seeds that open as committed; take the next attempt without whoever is named")
+
+    def _decoded(self) -> NDArray[np.int64]:
+        """Return the sum as signed integers.
+
+        Raises:
+            Aborted: a value that no sum of honest vectors has.
+        """
+        shift = np.uint64(64 - self._terms.bits)
+        values = (self._total.astype(np.uint64) << shift).view(np.int64) >> np.int64(shift)
+        largest = len(self._survivors) * self._terms.session.bound
+        if values.size and (values.max() > largest or values.min() < -largest):
+            self._abort("Expected a sum within clients * bound; somebody's vector broke its bound")
+        return values
