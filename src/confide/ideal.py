@@ -89,7 +89,7 @@ class Session:
         """
         if vector.dtype != np.int64 or vector.shape != (self.length,):
             raise UsageError(f"Expected an int64 vector of length={self.length}; got {vector.dtype} {vector.shape}")
-        if vector.size and int(np.abs(vector).max()) > self.bound:
+        if vector.size and (int(vector.max()) > self.bound or int(vector.min()) < -self.bound):
             raise UsageError(f"Expected values within bound={self.bound}; clip the vector or raise the bound")
         return vector
 

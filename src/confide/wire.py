@@ -125,7 +125,10 @@ class Array(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
             raise ProtocolError(f"Expected an array of {expected.str} with shape {shape}")
         if math.prod(self.shape) * expected.itemsize != len(self.data):
             raise ProtocolError("Expected an array whose bytes fill its shape")
-        return np.frombuffer(self.data, dtype=expected).reshape(self.shape)
+        try:
+            return np.frombuffer(self.data, dtype=expected).reshape(self.shape)
+        except ValueError:  # an empty array may claim an axis that numpy cannot hold
+            raise ProtocolError("Expected an array whose shape numpy can hold") from None
 
 
 def encode(body: msgspec.Struct) -> bytes:
@@ -310,9 +313,10 @@ class Transcript:
             Event(e.party, e.tag, e.seconds, tuple(i + shift for i in e.consumed), tuple(i + shift for i in e.sent))
             for e in other.events
         ]
+        failures = {party: error for party, error in self.failures.items() if party not in other.outputs}
         return Transcript(
             self.outputs | other.outputs,
-            self.failures | other.failures,
+            failures | other.failures,
             self.messages + other.messages,
             self.sizes + other.sizes,
             self.events + moved,
@@ -321,6 +325,9 @@ class Transcript:
 
 
 # --- faults -----------------------------------------------------------------------------------------------------------
+
+#: How many ticks a stage that may close early waits for the next message.
+LATE_TICKS = 1000
 
 #: A fault maps each message to what the network delivers instead: (delay in ticks, message) pairs, none to drop it.
 Fault = Callable[[Message], Iterable[tuple[int, Message]]]
@@ -348,7 +355,7 @@ def lose(src: str, *, tag: str) -> Fault:
 
 
 def delay(ticks: int, *, src: str | None = None, dst: str | None = None, tag: str | None = None) -> Fault:
-    """Deliver matching messages `ticks` deliveries later: 1 swaps neighbours, a large number makes them late."""
+    """Deliver matching messages `ticks` deliveries later: 1 swaps neighbours, `2 * LATE_TICKS` misses a deadline."""
     return lambda message: [(ticks if _matches(message, src, dst, tag) else 0, message)]
 
 
@@ -396,7 +403,7 @@ class _Driver:
         self.keep_bodies = keep_bodies
         self.transcript = Transcript()
         self.tick = 0
-        self.queue: list[tuple[int, int, Message, int]] = []
+        self.queue: list[tuple[int, Message, int]] = []  # when, what, which of the transcript
 
     def resume(self, name: str, received: Mapping[str, Message] | Exception | None) -> None:
         state = self.running[name]
@@ -436,17 +443,21 @@ class _Driver:
             index = self.transcript.add(message, keep_body=self.keep_bodies)
             sent.append(index)
             for ticks, delivered in self.fault(message) if self.fault else [(0, message)]:
-                self.queue.append((self.tick + ticks, len(self.queue), delivered, index))
+                self.queue.append((self.tick + ticks, delivered, index))
         return tuple(sent)
 
     def deliver(self) -> bool:
-        """Deliver every message that is due; if none is, let time pass to the next one."""
+        """Deliver every message that is due; if none is, let time pass to the next one or to a stage's deadline."""
         if not self.queue:
             return False
-        self.tick = max(self.tick, min(entry[0] for entry in self.queue))
-        due = sorted(entry for entry in self.queue if entry[0] <= self.tick)
+        soonest = min(entry[0] for entry in self.queue)
+        if soonest - self.tick >= LATE_TICKS and self.closable():
+            self.tick += LATE_TICKS
+            return False
+        self.tick = max(self.tick, soonest)
+        due = [entry for entry in self.queue if entry[0] <= self.tick]  # all of one tick, in the order of sending
         self.queue = [entry for entry in self.queue if entry[0] > self.tick]
-        for _, _, message, index in due:
+        for _, message, index in due:
             state = self.running.get(message.dst)
             if state is None:
                 self.transcript.rejected.append((message, f"{message.dst} has ended"))
@@ -471,15 +482,19 @@ class _Driver:
                 self.resume(name, received)
         return moved
 
+    def closable(self) -> dict[str, Step]:
+        """Return who waits at a stage that may close early, and at which."""
+        steps = {name: state.step for name, state in self.running.items() if state.step}
+        return {name: step for name, step in steps.items() if step.each or step.at_least is not None}
+
     def deadline(self) -> None:
         """Nothing moves any more: close the first stage that may close early, else abort everyone who still waits."""
-        for name, state in self.running.items():
-            if state.step and (state.step.each or state.step.at_least is not None):
-                try:
-                    received: Mapping[str, Message] | Exception = state.inbox.close(state.step)
-                except Aborted as error:
-                    received = error
-                return self.resume(name, received)
+        for name, step in self.closable().items():
+            try:
+                received: Mapping[str, Message] | Exception = self.running[name].inbox.close(step)
+            except Aborted as error:
+                received = error
+            return self.resume(name, received)
         for name, state in list(self.running.items()):
             tag = state.step.await_tag if state.step else ""
             self.resume(name, Aborted(f"{name} waited for {tag!r} in vain: the others have ended"))
