@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from confide.crypto.fixed import FixedPoint
 from confide.crypto.random import Randomness
-from confide.dp.plan import PrivacyPlan
+from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import Aborted, DataError
 from confide.ideal import Aggregator, Cohort, Session, Sums
 from confide.model.graph import Graph
@@ -118,13 +118,14 @@ class PrivateGradients:
     def __init__(self, plan: PrivacyPlan, train: TrainSection) -> None:
         self._plan = plan
         self._train = train
+        self._releases: dict[str, Releases] = {}  # each silo's own count: it does not rely on the server to stop
         self.length = plan.length
         self.bound = plan.bound
         self.releases = plan.rounds
 
     def contribution(self, graph: Graph, silo: Silo, rng: Randomness) -> Vector:
         clipped = self._plan.clipped_sum(record_gradients(graph, silo.x, silo.y))
-        return self._plan.release(clipped, rng)
+        return self._releases.setdefault(silo.name, Releases(self._plan)).release(clipped, rng)
 
     def update(self, graph: Graph, sums: Vector) -> Matrix:
         mean = self._plan.decode(sums) / self._plan.expected_records

@@ -1,0 +1,229 @@
+"""From a job to a signed model: load what each party holds, train, label, save."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.crypto.random import Randomness, SystemRandomness
+from confide.data.schema import Schema
+from confide.data.sets import load_set
+from confide.data.split import by_label, even, holdout
+from confide.data.table import Table, read_csv
+from confide.dp.plan import PrivacyPlan
+from confide.errors import JobError, nearest
+from confide.guarantee import PrivacyLabel
+from confide.ideal import Aggregator, PlainSum
+from confide.model.artifact import Artifact
+from confide.model.graph import Graph
+from confide.model.preprocess import OneHot, Preprocess, Scale
+from confide.model.zoo import logistic, mlp
+from confide.secagg.masked import Masked
+from confide.train.job import Job, describe
+from confide.train.ledger import Ledger
+from confide.train.local import Silo, descend
+from confide.train.rounds import Encoding, PrivateGradients, Round, WeightedUpdates, federate
+from confide.wire import Fault
+
+Matrix = NDArray[np.float64]
+Labels = NDArray[np.int64]
+
+#: What can add the updates; the conformance suite and the comparison run over this table.
+AGGREGATORS: dict[str, type[Aggregator]] = {"masked": Masked, "plain": PlainSum}
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What a job stands for once its data is read.
+
+    Args:
+        preprocess: public, from the schema's bounds alone.
+        silos: the parties with their training records.
+        test: records that no party trains on.
+        start: the public starting point.
+    """
+
+    preprocess: Preprocess
+    silos: tuple[Silo, ...]
+    test: Silo
+    start: Graph
+
+
+def load_data(job: Job) -> Prepared:
+    """Read what `job` names and prepare it; nothing is written.
+
+    Raises:
+        DataError: a schema or table does not hold, or a party has no records.
+        JobError: the job contradicts itself (a quorum above the parties ...).
+    """
+    seed = job.job.seed
+    if job.data.set is not None:
+        schema, table = load_set(job.data.set)
+        train_part, test = holdout(table, fraction=job.data.test_fraction, seed=seed)
+        names = tuple(f"party-{number}" for number in range(1, job.data.parties + 1))
+        if job.data.split == "even":
+            tables = even(train_part, names, seed=seed)
+        else:
+            tables = by_label(train_part, names, alpha=job.data.alpha, seed=seed)
+    else:
+        schema = Schema.load(job.path(str(job.data.schema)))
+        tables = {name: read_csv(job.path(path), schema) for name, path in job.data.tables.items()}
+        if job.data.test is not None:
+            test = read_csv(job.path(job.data.test), schema)
+        else:
+            parts = {name: holdout(table, fraction=job.data.test_fraction, seed=seed) for name, table in tables.items()}
+            tables = {name: kept for name, (kept, _) in parts.items()}
+            test = Table.concatenate([aside for _, aside in parts.values()])
+    preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
+    silos = tuple(Silo(name, preprocess.apply(table.columns), table.labels) for name, table in tables.items())
+    return Prepared(
+        preprocess=preprocess,
+        silos=silos,
+        test=Silo("test", preprocess.apply(test.columns), test.labels),
+        start=_start(job, preprocess.features, schema.label.classes),
+    )
+
+
+def _start(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
+    outputs = 1 if len(classes) <= 2 else len(classes)
+    if job.model.kind == "mlp":
+        return mlp(features, job.model.hidden, outputs, seed=job.job.seed, classes=classes)
+    return logistic(features, outputs, classes=classes)
+
+
+def preprocess_of(schema: Schema, *, unit_rows: bool) -> Preprocess:
+    """Return the public preprocessing that a schema's bounds and categories give."""
+    rules: list[Scale | OneHot] = []
+    for column in schema.columns:
+        if column.type == "number":
+            rules.append(
+                Scale(name=column.name, low=column.low, high=column.high, missing=column.missing, outside=column.outside)
+            )
+        else:
+            rules.append(OneHot(name=column.name, categories=column.categories, missing=column.missing))
+    return Preprocess(tuple(rules), unit_rows)
+
+
+def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
+    """Return the privacy plan of a job, calibrated; None without [privacy].
+
+    Raises:
+        JobError: nobody honest is left to carry the noise.
+    """
+    if job.privacy is None:
+        return None
+    quorum = job.train.quorum or parties // 2 + 1
+    if quorum <= job.privacy.colluding:
+        raise JobError(
+            f"Expected privacy.colluding={job.privacy.colluding} below the quorum of {quorum}; "
+            "the other parties of the quorum carry the noise"
+        )
+    return PrivacyPlan.calibrate(
+        epsilon=job.privacy.epsilon,
+        delta=job.privacy.delta,
+        clip_norm=job.privacy.clip_norm,
+        rounds=job.train.rounds,
+        length=parameters,
+        silos=parties,
+        quorum=quorum,
+        colluding=job.privacy.colluding,
+        expected_records=job.privacy.expected_records,
+        max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
+    )
+
+
+def aggregator_of(job: Job) -> Aggregator:
+    """Return the aggregator that [train] names."""
+    name = job.train.aggregate
+    if name not in AGGREGATORS:
+        raise JobError(
+            f'Unknown train.aggregate "{name}"{nearest(name, AGGREGATORS)}; there are {", ".join(sorted(AGGREGATORS))}'
+        )
+    return AGGREGATORS[name]()
+
+
+def train(
+    job: Job,
+    data: Prepared,
+    *,
+    rng: Randomness | None = None,
+    ledger: Ledger | None = None,
+    fault: Fault | None = None,
+) -> Iterator[Round]:
+    """Train as `job` says, yielding after every round; leaving the loop stops the training.
+
+    Args:
+        job: what to run.
+        data: from `load_data`.
+        rng: secret randomness; the operating system's if None. A fixed seed voids every privacy claim.
+        ledger: gets the job and every round.
+        fault: what the simulated network does to messages.
+
+    Raises:
+        JobError: the job contradicts itself.
+        Aborted: a round lost its quorum in each of its attempts.
+    """
+    aggregator = aggregator_of(job)
+    if job.train.quorum > len(data.silos):
+        raise JobError(f"Expected train.quorum={job.train.quorum} to be at most the {len(data.silos)} parties")
+    plan = plan_of(job, data.start.parameters, len(data.silos))
+    encoding: Encoding = PrivateGradients(plan, job.train) if plan else WeightedUpdates(data.start, job.train)
+    if ledger is not None:
+        ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
+    return federate(
+        data.start,
+        data.silos,
+        encoding,
+        job.train,
+        aggregator=aggregator,
+        rng=rng or SystemRandomness(),
+        run_id=job.job.name,
+        ledger=ledger,
+        fault=fault,
+    )
+
+
+def pooled_model(job: Job, data: Prepared) -> Graph:
+    """Return the model of all training records in one place: the non-private ceiling."""
+    x = np.concatenate([silo.x for silo in data.silos])
+    y = np.concatenate([silo.y for silo in data.silos])
+    return _descend(job, data.start, x, y)
+
+
+def local_models(job: Job, data: Prepared) -> dict[str, Graph]:
+    """Return the model of each party alone: the fall-back that a federation must beat."""
+    return {silo.name: _descend(job, data.start, silo.x, silo.y) for silo in data.silos}
+
+
+def _descend(job: Job, start: Graph, x: Matrix, y: Labels) -> Graph:
+    return descend(
+        start,
+        x,
+        y,
+        steps=job.train.rounds * job.train.local_steps,
+        learning_rate=job.train.learning_rate,
+        momentum=job.train.momentum,
+        weight_decay=job.train.weight_decay,
+    )
+
+
+def label_of(job: Job, data: Prepared, done: Round, ledger: Ledger | None, rng: Randomness) -> PrivacyLabel:
+    """Return the privacy label of the model after `done`."""
+    parties = tuple(silo.name for silo in data.silos)
+    plan = plan_of(job, data.start.parameters, len(parties))
+    fields = plan.label_fields() if plan else {}
+    return PrivacyLabel(
+        aggregator=job.train.aggregate,
+        parties=parties,
+        quorum=job.train.quorum or len(parties) // 2 + 1,
+        colluding=job.privacy.colluding if job.privacy else 0,
+        rounds=done.number,
+        seed=rng.origin,
+        ledger=ledger.head if ledger else "",
+        **fields,
+    )

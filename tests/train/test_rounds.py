@@ -1,0 +1,144 @@
+"""The federated loop: equal to pooled descent, dropouts, retries, budgets, averaging."""
+
+import numpy as np
+import pytest
+from confide.crypto.random import SeededRandomness, SystemRandomness
+from confide.errors import Aborted, DataError
+from confide.ideal import PlainSum
+from confide.model.graph import Graph, Linear, Sigmoid
+from confide.secagg.masked import Masked
+from confide.train.job import TrainSection
+from confide.train.ledger import Ledger, verify
+from confide.train.local import Silo, descend, flatten
+from confide.train.rounds import WeightedUpdates, federate, model_hash
+from confide.wire import drop
+
+START = Graph((Linear(np.zeros((1, 5)), np.zeros(1)), Sigmoid()))
+SETTINGS = TrainSection(rounds=12, learning_rate=1.0, momentum=0.8, weight_decay=0.01, expected_records=40, quorum=2)
+
+
+def silos(sizes=(30, 50, 7, 64), seed=0):
+    rng = np.random.default_rng(seed)
+    made = []
+    for number, size in enumerate(sizes):
+        x = rng.uniform(-1, 1, size=(size, 5))
+        made.append(Silo(f"h{number}", x, (x @ [2, -1, 0, 1, 0.5] + 0.2 * number > 0).astype(np.int64)))
+    return made
+
+
+def run(aggregator, parties=None, settings=SETTINGS, **more):
+    parties = parties or silos()
+    encoding = WeightedUpdates(START, settings)
+    return list(federate(START, parties, encoding, settings, aggregator=aggregator, rng=SystemRandomness(), **more))
+
+
+def pooled(parties, settings=SETTINGS):
+    x, y = np.vstack([s.x for s in parties]), np.concatenate([s.y for s in parties])
+    return descend(
+        START,
+        x,
+        y,
+        steps=settings.rounds,
+        learning_rate=settings.learning_rate,
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay,
+    )
+
+
+def fixed_point_bound(parties, settings):
+    """How far rounding may move a parameter: each of T updates errs by at most e, momentum carries it on.
+
+    One sum of n roundings to 2^-f errs by n 2^-f / 2, in the weighted change and in the weight, relative to the
+    total weight; a gradient step of an L-smooth loss with learning rate r amplifies earlier errors by at most 1 + rL.
+    """
+    total = sum(len(s.x) for s in parties) / settings.expected_records
+    error = len(parties) * 2.0 ** -(settings.fraction_bits + 1) * (1 + settings.update_bound) / total
+    smooth = max(np.linalg.norm(np.c_[s.x, np.ones(len(s.x))], axis=1).max() ** 2 for s in parties) / 4
+    place, velocity = 0.0, 0.0
+    for _ in range(settings.rounds):
+        velocity = settings.momentum * velocity + settings.learning_rate * (smooth + settings.weight_decay) * place + error
+        place += velocity
+    return place
+
+
+@pytest.mark.parametrize("aggregator", [PlainSum(), Masked()], ids=lambda a: a.name)
+def test_federated_equals_pooled_to_the_fixed_point_bound(aggregator):
+    """The oracle is float descent on the pooled records: neither fixed point nor any protocol is in it."""
+    parties = silos()
+    done = run(aggregator, parties)
+    gap = np.abs(flatten(done[-1].graph) - flatten(pooled(parties))).max()
+    assert gap <= fixed_point_bound(parties, SETTINGS)
+    assert gap < 1e-4
+    assert [round_.number for round_ in done] == list(range(1, 13))
+
+
+def test_secure_equals_plain_bit_for_bit():
+    plain, masked = run(PlainSum()), run(Masked())
+    assert [model_hash(r.graph) for r in plain] == [model_hash(r.graph) for r in masked]
+
+
+def test_coarse_fixed_point_is_noticed():
+    """The negative control of the bound: with 8 bits the gap is far above the bound of 22."""
+    coarse = TrainSection(**{f: getattr(SETTINGS, f) for f in SETTINGS.__struct_fields__} | {"fraction_bits": 8})
+    gap = np.abs(flatten(run(PlainSum(), settings=coarse)[-1].graph) - flatten(pooled(silos()))).max()
+    assert gap > 1e-4
+
+
+def test_a_dropout_leaves_the_model_of_the_others(tmp_path):
+    parties = silos()
+    path = tmp_path / "ledger.jsonl"
+    done = run(PlainSum(), parties, fault=drop(src="h1"), ledger=Ledger(path))
+    gap = np.abs(flatten(done[-1].graph) - flatten(pooled([s for s in parties if s.name != "h1"]))).max()
+    assert gap < 1e-4
+    assert done[0].missing == {"h1"}
+    assert verify(path)[0] == len(done)
+    assert "h1" in path.read_text()
+
+
+def test_a_round_without_quorum_is_repeated_then_refused():
+    lost = []
+
+    def first_two_attempts(message):
+        if message.tag == "plain/vector" and len(lost) < 6:  # three of the four vectors of two attempts
+            if message.src != "h0":
+                lost.append(message)
+                return []
+        return [(0, message)]
+
+    done = run(PlainSum(), fault=first_two_attempts)
+    assert done[0].attempts == 3
+    assert done[1].attempts == 1
+    assert model_hash(done[-1].graph) == model_hash(run(PlainSum())[-1].graph)
+    with pytest.raises(Aborted, match="Round 1 failed 3 times"):
+        run(PlainSum(), fault=drop(tag="plain/vector"))
+
+
+def test_local_steps_move_further_and_averaging_averages():
+    more = TrainSection(rounds=4, local_steps=5, momentum=0.0, learning_rate=0.5, expected_records=40)
+    one = TrainSection(rounds=4, local_steps=1, momentum=0.0, learning_rate=0.5, expected_records=40)
+    far, near = run(PlainSum(), settings=more)[-1].graph, run(PlainSum(), settings=one)[-1].graph
+    assert np.linalg.norm(flatten(far)) > 2 * np.linalg.norm(flatten(near))
+    half = TrainSection(rounds=4, momentum=0.0, learning_rate=0.5, expected_records=40, average=0.5)
+    plain = run(PlainSum(), settings=one)
+    expected = (flatten(plain[2].graph) + flatten(plain[3].graph)) / 2
+    np.testing.assert_allclose(flatten(run(PlainSum(), settings=half)[-1].graph), expected, atol=1e-12)
+
+
+def test_an_update_beyond_the_bound_is_scaled_not_wrapped():
+    wild = TrainSection(rounds=1, learning_rate=1000.0, momentum=0.0, expected_records=40, update_bound=2.0)
+    assert np.abs(flatten(run(Masked(), settings=wild)[-1].graph)).max() <= 2.0 + 1e-5
+
+
+def test_too_many_records_for_the_ring_are_refused():
+    few = TrainSection(rounds=1, expected_records=1)
+    with pytest.raises(DataError, match="train.expected_records"):
+        run(PlainSum(), settings=few)
+
+
+def test_a_seeded_run_repeats():
+    def once():
+        encoding = WeightedUpdates(START, SETTINGS)
+        rng = SeededRandomness("x")
+        return [r.bytes_up for r in federate(START, silos(), encoding, SETTINGS, aggregator=Masked(), rng=rng)]
+
+    assert once() == once()
