@@ -1,0 +1,170 @@
+"""What the documentation says is true: its links lead somewhere, its examples run, every verb has its page."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from confide.errors import MissingExtra
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
+SOURCE = ROOT / "src"
+MODULES = [
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts)
+    for path in sorted(SOURCE.rglob("*.py"))
+    if ">>> " in path.read_text()
+]
+FENCE = re.compile(r"^```(?P<info>[^\n`]*)\n(?P<text>.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def blocks(page: Path, language: str) -> Iterator[tuple[list[str], str]]:
+    """Yield the flags and the text of each fenced block in `language`; line numbers stay those of the page."""
+    text = page.read_text()
+    for fence in FENCE.finditer(text):
+        named, *flags = fence["info"].split() or [""]
+        if named == language:
+            yield flags, "\n" * (text[: fence.start("text")].count("\n")) + fence["text"]
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text())
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that the headings of `page` get."""
+    headings = re.findall(r"^#+ +(.*?) *$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead_links(page: Path) -> list[str]:
+    dead: list[str] = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        place, _, anchor = link.partition("#")
+        target = (page.parent / place).resolve() if place else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            dead.append(link)
+    return dead
+
+
+def changelog_offences(text: str) -> list[str]:
+    """Return what breaks the changelog's rules: dated versions, newest first, what touches privacy before the rest."""
+    offences: list[str] = []
+    releases = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
+    for release in releases:
+        title, _, body = release.partition("\n")
+        if not re.fullmatch(r"\[Unreleased\]|\[\d+\.\d+\.\d+\] - \d{4}-\d{2}-\d{2}", title):
+            offences.append(f"{title}: neither [Unreleased] nor [version] - date")
+        headings = re.findall(r"^### (.*)$", body, re.MULTILINE)
+        if headings[:1] != ["Privacy and security"]:
+            offences.append(f"{title}: starts with {headings[:1]}")
+        known = {"Privacy and security", "Added", "Changed", "Deprecated", "Removed", "Fixed"}
+        offences += [f"{title}: unknown heading {heading}" for heading in headings if heading not in known]
+    return offences
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_links_lead_somewhere(page: Path):
+    assert not dead_links(page)
+
+
+def test_a_dead_link_is_noticed(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# Title\n[a](#title) [b](#other) [c](absent.md) [d](https://example.org)\n```\n[e](code.md)\n```\n"
+    )
+    assert dead_links(page) == ["#other", "absent.md"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_python_examples_run(page: Path, tmp_path, monkeypatch):
+    """Runs a page's blocks from top to bottom in one namespace; a block marked `no-run` is compiled only."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "__docs__"}
+    for flags, text in blocks(page, "python"):
+        code = compile(text, page.name, "exec")
+        if "no-run" not in flags:
+            exec(code, namespace)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=IDS)
+def test_toml_examples_parse(page: Path):
+    for _, text in blocks(page, "toml"):
+        assert tomllib.loads(text)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_examples_in_docstrings_run(module: str):
+    try:
+        found = importlib.import_module(module)
+    except MissingExtra as missing:
+        pytest.skip(str(missing))
+    assert not doctest.testmod(found).failed
+
+
+def test_every_page_is_in_the_index():
+    index = DOCS / "README.md"
+    linked = {(DOCS / link.partition("#")[0]).resolve() for link in re.findall(r"\]\(([^)\s]+)\)", prose(index))}
+    absent = [page.relative_to(DOCS).as_posix() for page in DOCS.rglob("*.md") if page != index and page not in linked]
+    assert not absent
+
+
+def verbs() -> dict[str, object]:
+    """Return every verb of the command line: "train", "ledger verify" ..."""
+    cli = pytest.importorskip("confide.cli", reason="the command line is not built yet")
+    import typer.main
+
+    found: dict[str, object] = {}
+
+    def walk(command, name: str) -> None:
+        inner = getattr(command, "commands", None)
+        if inner is None:
+            found[name] = command
+        for part, child in (inner or {}).items():
+            walk(child, f"{name} {part}".strip())
+
+    walk(typer.main.get_command(cli.app), "")
+    return found
+
+
+def test_every_verb_has_a_page_and_a_help_text():
+    for verb, command in verbs().items():
+        page = DOCS / f"{verb.split()[0]}.md"
+        assert page.is_file(), f"docs/{page.name} is missing"
+        assert f"confide {verb}" in page.read_text()
+        assert (command.help or "").strip().splitlines()[0].endswith("."), f"confide {verb} --help says nothing"
+
+
+def test_every_option_is_explained():
+    for verb, command in verbs().items():
+        text = (DOCS / f"{verb.split()[0]}.md").read_text()
+        for parameter in command.params:
+            assert parameter.help, f"confide {verb}: {parameter.name} has no help text"
+            for option in parameter.opts:
+                assert not option.startswith("--") or option in text, f"docs/{verb.split()[0]}.md leaves out {option}"
+
+
+def test_changelog_puts_privacy_first():
+    text = (ROOT / "CHANGELOG.md").read_text()
+    assert not changelog_offences(text)
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"## [{version}]" in text or "## [Unreleased]" in text
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["## [0.1.0] - 2026-11-24\n### Added\n- x\n", "## 0.1.0\n### Privacy and security\n", "## [Unreleased]\n"],
+    ids=["order", "title", "empty"],
+)
+def test_a_changelog_that_breaks_the_rules_is_noticed(text):
+    assert changelog_offences(text)
