@@ -114,7 +114,8 @@ def record_gradients(graph: Graph, x: Matrix, y: Labels) -> Matrix:
     """Return the loss gradient of each record, shape (n, parameters): what differential privacy clips."""
     parts: list[Matrix] = []
     for given, gradient in _passes(graph, x, y):
-        parts += [(gradient[:, :, None] * given[:, None, :]).reshape(len(given), -1), gradient]
+        weights = gradient[:, :, None] * given[:, None, :]
+        parts += [weights.reshape(len(given), gradient.shape[1] * given.shape[1]), gradient]
     return np.concatenate(parts, axis=1)
 
 
