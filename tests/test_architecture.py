@@ -142,15 +142,22 @@ def imports_stand_at_the_top(source: Source) -> Iterator[tuple[int, str]]:
 
 
 def no_chain_of_super(source: Source) -> Iterator[tuple[int, str]]:
-    errors = {
+    foreign = {
+        alias.asname or alias.name
+        for node in source.walk(ast.ImportFrom)
+        for alias in node.names
+        if not (node.module or "").startswith("confide")
+    }
+    allowed = {
         id(call)
         for node in source.walk(ast.ClassDef)
-        if any(re.search(r"(Error|Exception|Aborted)$", dotted(base)) for base in node.bases)
+        for base in map(dotted, node.bases)
+        if base in foreign or re.search(r"(Error|Exception|Aborted)$", base)
         for call in ast.walk(node)
     }
     for node in source.walk(ast.Call):
-        if dotted(node.func) == "super" and id(node) not in errors:
-            yield node.lineno, "super(): wrap instead of inheriting; only an error's text goes up"
+        if dotted(node.func) == "super" and id(node) not in allowed:
+            yield node.lineno, "super(): wrap instead of inheriting; only errors and other libraries' classes go up"
 
 
 def new_names_are_explained(source: Source) -> Iterator[tuple[int, str]]:
