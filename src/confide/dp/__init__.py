@@ -1,1 +1,1 @@
-""
+"""Differential privacy of records: the plan, its mechanism and its accounting."""
