@@ -1,1 +1,1 @@
-""
+"""How parties meet over a network: one-round parties over HTTP in the Open Inference Protocol."""

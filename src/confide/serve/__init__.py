@@ -1,1 +1,42 @@
-""
+"""Serving a model: the server (ASGI), the client, key stores, limits; and the registry of backends.
+
+`BACKENDS` names classes instead of importing them, so that the light client loads only what it asks with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from types import MappingProxyType
+
+from confide.errors import MissingExtra, ModelError, nearest
+from confide.ideal import Backend, names
+
+#: What realises `predict`: "module:class" by name.
+BACKENDS: Mapping[str, str] = MappingProxyType(
+    {
+        "plain": "confide.ideal:PlainPredict",
+    }
+)
+
+#: The extra that brings a package which a backend imports; everything else is in the light client.
+_EXTRAS: Mapping[str, str] = MappingProxyType({"paillier": "paillier"})
+
+
+def load_backend(name: str) -> Backend:
+    """Return the backend called `name`, with its default settings.
+
+    Raises:
+        ModelError: no backend has that name.
+        MissingExtra: it needs a package that is not installed.
+    """
+    if name not in BACKENDS:
+        raise ModelError(f"Expected backend={name!r} to be one of {names(BACKENDS)}{nearest(name, BACKENDS)}")
+    module, _, kind = BACKENDS[name].partition(":")
+    try:
+        return getattr(import_module(module), kind)()
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        raise MissingExtra(package, _EXTRAS[package]) from None

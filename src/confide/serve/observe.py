@@ -1,0 +1,126 @@
+"""What a server tells about its requests: JSON log lines with an allow-list of fields, and metrics for Prometheus.
+
+Neither ever holds a path, a query string, a body, a header or the text of an exception: all of them can carry an input.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TextIO
+
+import msgspec
+
+from confide.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
+_BYTES = tuple(float(4**power) for power in range(4, 14))  # 256 B to 64 MiB: buckets, since an exact size can identify
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 120.0)
+
+
+@dataclass(slots=True)
+class Observed:
+    """One request, filled in while it is handled; every field is safe to show to the operator.
+
+    Args:
+        request_id: random, in the error body too.
+        route: the endpoint's name, never the path; "unknown" if there is none.
+        model, backend: as the server knows them, "" if the request named none that exists.
+        caller: the holder of the API key, "" without one.
+        status: the HTTP status; 499 if the client went away.
+        code: "ok", or the refusal's code.
+        failure: type and place of an unexpected exception, never its text.
+    """
+
+    request_id: str
+    method: str
+    begun: float
+    route: str = "unknown"
+    model: str = ""
+    backend: str = ""
+    caller: str = ""
+    status: int = 499
+    code: str = "disconnected"
+    request_bytes: int = 0
+    reply_bytes: int = 0
+    failure: str = ""
+
+
+class Observer:
+    """Writes one log line per request and counts it.
+
+    Args:
+        log: where JSON lines go; None writes none.
+        metrics: True counts for Prometheus. Raises MissingExtra without prometheus-client.
+    """
+
+    def __init__(self, log: TextIO | None, *, metrics: bool) -> None:
+        self._log = log
+        self._metrics = _Metrics() if metrics else None
+
+    def finish(self, seen: Observed) -> None:
+        """Write and count one request."""
+        seconds = time.perf_counter() - seen.begun
+        if self._metrics:
+            self._metrics.count(seen, seconds)
+        if self._log is not None:
+            line = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "request_id": seen.request_id,
+                "method": seen.method if seen.method in _METHODS else "other",
+                "route": seen.route,
+                "model": seen.model,
+                "backend": seen.backend,
+                "caller": seen.caller,
+                "status": seen.status,
+                "code": seen.code,
+                "request_bytes": seen.request_bytes,
+                "reply_bytes": seen.reply_bytes,
+                "seconds": round(seconds, 6),
+            }
+            if seen.failure:
+                line["failure"] = seen.failure
+            self._log.write(msgspec.json.encode(line).decode() + "\n")
+            self._log.flush()
+
+    def exposition(self) -> bytes | None:
+        """Return the metrics in Prometheus's text format; None if they are off."""
+        return self._metrics.exposition() if self._metrics else None
+
+
+class _Metrics:
+    """Counters in a registry of their own."""
+
+    def __init__(self) -> None:
+        try:
+            import prometheus_client
+        except ImportError:
+            raise MissingExtra("prometheus-client", "serve") from None
+        self._registry: CollectorRegistry = prometheus_client.CollectorRegistry()
+        self._generate = prometheus_client.generate_latest
+        labels = ["model", "backend", "code"]
+        self._requests = prometheus_client.Counter(
+            "confide_requests", "Requests answered", labels, registry=self._registry
+        )
+        self._seconds = prometheus_client.Histogram(
+            "confide_request_seconds",
+            "Seconds from headers to reply",
+            labels,
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._received = prometheus_client.Histogram(
+            "confide_request_bytes", "Bytes of request bodies", labels, buckets=_BYTES, registry=self._registry
+        )
+
+    def count(self, seen: Observed, seconds: float) -> None:
+        labels = (seen.model, seen.backend, seen.code)
+        self._requests.labels(*labels).inc()
+        self._seconds.labels(*labels).observe(seconds)
+        self._received.labels(*labels).observe(seen.request_bytes)
+
+    def exposition(self) -> bytes:
+        return self._generate(self._registry)

@@ -1,0 +1,419 @@
+"""The server: an ASGI application that speaks the Open Inference Protocol v2, and confide's two endpoints beside it.
+
+    GET  /v2                                        server metadata, with the names of the models
+    GET  /v2/health/live, /v2/health/ready          for orchestrators; never ask for an API key
+    GET  /v2/models/M[/versions/B]                  model metadata: tensors, guarantee, privacy label
+    GET  /v2/models/M[/versions/B]/ready
+    POST /v2/models/M[/versions/B]/infer            a prediction
+    GET  /v2/models/M[/versions/B]/kit              what a client needs to ask, once
+    POST /v2/models/M[/versions/B]/keys             public keys, once; the reply names their id
+    GET  /v2/models/M[/versions/B]/keys/ID          200 if the keys are here, else 404
+    GET  /metrics                                   Prometheus, if asked for
+
+M is a model, B one of its backends (the protocol's version of a model); without B the model's first backend answers.
+The event loop reads and writes; everything else runs on a bounded pool of threads, so that health checks go through.
+
+Guarantees:
+    No reply and no log line contains a byte of a request body, a path or a header.
+    A body is counted while it arrives; more than its bound is never held.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from importlib import metadata
+from traceback import extract_tb
+from typing import Any, TextIO, TypeVar
+
+import msgspec
+
+from confide.crypto.random import Randomness, SystemRandomness
+from confide.errors import ConfideError, ModelError, PrivacyError, ProtocolError, UsageError, nearest
+from confide.net.oip import HEADER_LENGTH
+from confide.serve.access import ApiKeys, Quota, RateLimit
+from confide.serve.keys import key_store, usage_store
+from confide.serve.limits import Bodies, Disconnected, Limits, busy
+from confide.serve.observe import Observed, Observer
+from confide.serve.protocol import Refusal
+from confide.serve.served import Model, Served
+from confide.wire import Store
+
+_Event = MutableMapping[str, Any]
+_Receive = Callable[[], Awaitable[_Event]]
+_Send = Callable[[_Event], Awaitable[None]]
+_Result = TypeVar("_Result")
+
+_JSON = b"application/json"
+_BINARY = b"application/octet-stream"
+_OPEN_ROUTES = frozenset({"live", "ready"})
+
+
+@dataclass(frozen=True, slots=True)
+class _Response:
+    status: int
+    body: bytes
+    content_type: bytes = _JSON
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+@dataclass(slots=True)
+class _Call:
+    """One request on its way through the server."""
+
+    scope: _Event
+    receive: _Receive
+    seen: Observed
+    headers: dict[bytes, bytes]
+    argument: str = ""  # the last part of the path, where the endpoint takes one
+    complete: bool = False  # the body was read to its end
+
+    def header(self, name: str) -> str | None:
+        value = self.headers.get(name.encode())
+        return None if value is None else value.decode("latin-1")
+
+    def integer(self, name: str) -> int | None:
+        """Return a header's value as a number, None if it is absent. Raises ProtocolError if it is no number."""
+        value = self.header(name)
+        if value is not None and not (value.isascii() and value.isdigit() and len(value) <= 12):
+            raise ProtocolError(f"Expected the header {name} to be a number of bytes")
+        return None if value is None else int(value)
+
+
+class Server:
+    """The ASGI application; `create_app` makes one."""
+
+    def __init__(
+        self,
+        served: Mapping[str, Mapping[str, Served]],
+        *,
+        limits: Limits,
+        api_keys: ApiKeys | None,
+        quota: Quota | None,
+        rng: Randomness,
+        observer: Observer,
+    ) -> None:
+        self.limits = limits
+        self._served = served
+        self._api_keys = api_keys
+        self._quota = quota
+        self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
+        self._rng = rng
+        self._observer = observer
+        self._bodies = Bodies(limits)
+        self._pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="confide")
+        self._working = 0
+        self._closing = False
+        self._routes: dict[str, dict[str, Callable[[_Call, Served], Awaitable[_Response]]]] = {
+            "model": {"GET": self._model},
+            "model_ready": {"GET": self._model_ready},
+            "infer": {"POST": self._infer},
+            "kit": {"GET": self._kit},
+            "keys": {"POST": self._upload},
+            "key": {"GET": self._known},
+        }
+        self._plain_routes: dict[str, Callable[[], _Response]] = {
+            "server": self._metadata,
+            "live": lambda: _json({"live": True}),
+            "ready": self._ready,
+            "metrics": self._metrics,
+        }
+
+    async def __call__(self, scope: _Event, receive: _Receive, send: _Send) -> None:
+        """Handle one ASGI scope."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            await self._handle(scope, receive, send)
+
+    def close(self) -> None:
+        """Stop the workers; requests that wait are dropped."""
+        self._closing = True
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _lifespan(self, receive: _Receive, send: _Send) -> None:
+        while (await receive())["type"] == "lifespan.startup":
+            await send({"type": "lifespan.startup.complete"})
+        self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _handle(self, scope: _Event, receive: _Receive, send: _Send) -> None:
+        seen = Observed(self._rng.bytes(8).hex(), scope["method"], time.perf_counter())
+        call = _Call(scope, receive, seen, dict(scope["headers"]))
+        try:
+            response = await self._respond(call)
+            seen.code = "ok"
+        except Disconnected:
+            return self._observer.finish(seen)
+        except ConfideError as error:
+            response = self._refuse(call, _refusal(error))
+        except Exception as error:  # a bug: the client learns the request id, the log learns where
+            place = extract_tb(error.__traceback__)[-1]
+            seen.failure = f"{type(error).__name__} at {place.name}:{place.lineno}"
+            refusal = Refusal(500, "internal", "Something went wrong here; tell the operator the request_id")
+            response = self._refuse(call, refusal)
+        seen.status, seen.reply_bytes = response.status, len(response.body)
+        headers = [
+            (b"content-type", response.content_type),
+            (b"content-length", b"%d" % len(response.body)),
+            (b"cache-control", b"no-store"),
+            *response.headers,
+        ]
+        await send({"type": "http.response.start", "status": response.status, "headers": headers})
+        await send({"type": "http.response.body", "body": response.body})
+        self._observer.finish(seen)
+
+    def _refuse(self, call: _Call, refusal: Refusal) -> _Response:
+        call.seen.code = refusal.code
+        headers: list[tuple[bytes, bytes]] = []
+        if refusal.retry_after_seconds is not None:
+            headers.append((b"retry-after", b"%d" % refusal.retry_after_seconds))
+        if refusal.status == 401:
+            headers.append((b"www-authenticate", b"Bearer"))
+        if refusal.status == 405:
+            allowed = self._routes.get(call.seen.route, {"GET": None})
+            headers.append((b"allow", ", ".join([*allowed, *(["HEAD"] if "GET" in allowed else [])]).encode()))
+        if not call.complete and call.scope["method"] not in ("GET", "HEAD"):
+            headers.append((b"connection", b"close"))  # the rest of the body is not worth receiving
+        return _Response(refusal.status, refusal.body(call.seen.request_id), _JSON, tuple(headers))
+
+    # --- routing ------------------------------------------------------------------------------------------------------
+
+    async def _respond(self, call: _Call) -> _Response:
+        route, name, version, call.argument = _route(call.scope["path"])
+        method = "GET" if call.scope["method"] == "HEAD" else call.scope["method"]
+        if route in self._plain_routes or route in self._routes:
+            call.seen.route = route
+        else:
+            raise Refusal(
+                404, "unknown_path", "Expected a path of the Open Inference Protocol, /v2/...; see docs/serve.md"
+            )
+        if method not in self._routes.get(route, {"GET"}):
+            raise Refusal(405, "method", "Expected another method; the header Allow names it")
+        if route not in _OPEN_ROUTES:
+            self._admit(call)
+        if route in self._plain_routes:
+            return self._plain_routes[route]()
+        served = self._find(name, version)
+        call.seen.model, call.seen.backend = served.model.name, served.backend.name
+        return await self._routes[route][method](call, served)
+
+    def _admit(self, call: _Call) -> None:
+        if self._api_keys:
+            call.seen.caller = self._api_keys.holder(call.header("authorization"))
+        if self._rate:
+            address = call.scope.get("client") or ("",)
+            self._rate.take(call.seen.caller or f"address {address[0]}")
+
+    def _find(self, name: str, version: str) -> Served:
+        backends = self._served.get(name)
+        if backends is None:
+            raise Refusal(404, "unknown_model", f"Expected a model that is served here{nearest(name, self._served)}")
+        if version and version not in backends:
+            known = ", ".join(backends)
+            raise Refusal(404, "unknown_version", f"Expected a version (backend) of this model: {known}")
+        return backends[version] if version else next(iter(backends.values()))
+
+    # --- endpoints ----------------------------------------------------------------------------------------------------
+
+    def _metadata(self) -> _Response:
+        extensions = ["binary_tensor_data", "confide_kit", "confide_keys"]
+        return _json({"name": "confide", "version": _version(), "extensions": extensions, "models": list(self._served)})
+
+    def _ready(self) -> _Response:
+        if self._closing:
+            raise busy("the server is stopping")
+        return _json({"live": True, "ready": True})
+
+    def _metrics(self) -> _Response:
+        text = self._observer.exposition()
+        if text is None:
+            raise Refusal(404, "unknown_path", "Expected a server with metrics; start it with metrics on")
+        return _Response(200, text, b"text/plain; version=0.0.4; charset=utf-8")
+
+    async def _model(self, call: _Call, served: Served) -> _Response:
+        return _json(served.metadata())
+
+    async def _model_ready(self, call: _Call, served: Served) -> _Response:
+        return _json({"name": served.model.name, "ready": not self._closing})
+
+    async def _kit(self, call: _Call, served: Served) -> _Response:
+        return _Response(200, served.client_kit, b"application/msgpack")
+
+    async def _known(self, call: _Call, served: Served) -> _Response:
+        if not await self._work(partial(served.knows, call.argument)):
+            raise Refusal(404, "unknown_key", "Expected the id of keys that are here; upload the keys")
+        return _json({"known": True})
+
+    async def _upload(self, call: _Call, served: Served) -> _Response:
+        return await self._with_body(call, self.limits.keys_bytes, partial(self._register, served))
+
+    async def _infer(self, call: _Call, served: Served) -> _Response:
+        length = call.integer(HEADER_LENGTH)
+        charge = partial(self._charge, call.seen.caller, served.model.name)
+        return await self._with_body(call, self.limits.query_bytes, partial(self._predict, served, length, charge))
+
+    def _register(self, served: Served, body: bytes) -> _Response:
+        begin = time.perf_counter()
+        reply = served.register(body)
+        return _Response(200, reply, _BINARY, (_timing(time.perf_counter() - begin),))
+
+    def _predict(self, served: Served, length: int | None, charge: Callable[[int], None], body: bytes) -> _Response:
+        answered = served.infer(body, length, charge=charge)
+        if answered.header_length is None:
+            return _Response(200, answered.body, _JSON, (_timing(answered.seconds),))
+        header = (HEADER_LENGTH.encode(), b"%d" % answered.header_length)
+        return _Response(200, answered.body, _BINARY, (header, _timing(answered.seconds)))
+
+    def _charge(self, caller: str, model: str, rows: int) -> None:
+        if self._quota:
+            self._quota.charge(caller, model, rows)
+
+    # --- work ---------------------------------------------------------------------------------------------------------
+
+    async def _with_body(self, call: _Call, max_bytes: int, job: Callable[[bytes], _Response]) -> _Response:
+        """Read the body, hand it to a worker, and give its memory back."""
+        if call.header("content-encoding") not in (None, "identity"):
+            raise Refusal(415, "encoding", "Expected a body without Content-Encoding; send it uncompressed")
+        declared = call.integer("content-length")
+        body = await self._bodies.read(call.receive, declared_bytes=declared, max_bytes=max_bytes)
+        call.complete = True
+        call.seen.request_bytes = len(body)
+        try:
+            return await self._work(partial(job, body))
+        finally:
+            self._bodies.release(call.seen.request_bytes)
+
+    async def _work(self, job: Callable[[], _Result]) -> _Result:
+        if self._closing or self._working >= self.limits.waiting:
+            raise busy("the server is stopping" if self._closing else "its queue is full")
+        self._working += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, job)
+        future.add_done_callback(self._worked)  # not at the end of this call: after a timeout the worker is still busy
+        try:
+            async with asyncio.timeout(self.limits.answer_seconds):
+                return await asyncio.shield(future)
+        except TimeoutError:
+            raise busy(f"the answer took longer than {self.limits.answer_seconds:g} s") from None
+
+    def _worked(self, future: asyncio.Future[Any]) -> None:
+        self._working -= 1
+        if not future.cancelled():
+            future.exception()  # seen, also where nobody waits any more
+
+
+def create_app(
+    models: Sequence[Model],
+    *,
+    store: Store | None = None,
+    usage: Store | None = None,
+    limits: Limits | None = None,
+    api_keys: Mapping[str, str] | None = None,
+    rng: Randomness | None = None,
+    log: TextIO | None = None,
+    metrics: bool = False,
+) -> Server:
+    """Prepare `models` and return the ASGI application that serves them.
+
+    Args:
+        models: at least one; their names differ.
+        store: where clients' public keys are kept (`key_store`); in memory by default.
+        usage: where the counts of the query quota are kept (`usage_store`); in memory by default.
+        limits: sizes, counts and times.
+        api_keys: hex SHA-256 of each API key by its holder (`hash_api_key`); None lets everybody ask.
+        rng: for the backends' secrets and the request ids; the operating system's by default.
+        log: where one JSON line per request goes; None writes none.
+        metrics: True serves /metrics.
+
+    Raises:
+        ModelError: a model that its backend cannot run, with every problem and its replacement.
+        UsageError: settings that do not fit each other.
+        MissingExtra: metrics without prometheus-client.
+    """
+    if not models or len({model.name for model in models}) != len(models):
+        raise UsageError("Expected at least one model, and models with different names")
+    limits, rng = limits or Limits(), rng or SystemRandomness()
+    store = key_store(None, limits) if store is None else store
+    quota = None
+    if limits.query_quota is not None:
+        if not api_keys:
+            raise UsageError(
+                f"Expected api_keys with query_quota={limits.query_quota}: a caller without one starts afresh at will"
+            )
+        quota = Quota(limits.query_quota, usage_store(None) if usage is None else usage)
+    served = {
+        model.name: {
+            backend.name: Served(model, backend, store=store, limits=limits, rng=rng) for backend in model.backends
+        }
+        for model in models
+    }
+    holders = ApiKeys(api_keys) if api_keys else None
+    return Server(
+        served, limits=limits, api_keys=holders, quota=quota, rng=rng, observer=Observer(log, metrics=metrics)
+    )
+
+
+def _route(path: str) -> tuple[str, str, str, str]:
+    """Return the endpoint's name, the model, its version and the last argument; "" where there is none."""
+    match path.strip("/").split("/"):
+        case ["v2"]:
+            return "server", "", "", ""
+        case ["v2", "health", ("live" | "ready") as which]:
+            return which, "", "", ""
+        case ["metrics"]:
+            return "metrics", "", "", ""
+        case ["v2", "models", name, *rest]:
+            version = ""
+            if len(rest) > 1 and rest[0] == "versions":
+                version, rest = rest[1], rest[2:]
+            endpoint, argument = _endpoint(rest)
+            return endpoint, name, version, argument
+        case _:
+            return "", "", "", ""
+
+
+def _endpoint(rest: list[str]) -> tuple[str, str]:
+    match rest:
+        case []:
+            return "model", ""
+        case ["ready"]:
+            return "model_ready", ""
+        case [("infer" | "kit" | "keys") as which]:
+            return which, ""
+        case ["keys", key_id]:
+            return "key", key_id
+        case _:
+            return "", ""
+
+
+def _refusal(error: ConfideError) -> Refusal:
+    """Return what the client is told; texts of these classes never contain an input."""
+    match error:
+        case Refusal():
+            return error
+        case ProtocolError() | ModelError():
+            return Refusal(400, "malformed", str(error))
+        case PrivacyError():
+            return Refusal(403, "privacy", str(error))
+        case _:
+            return Refusal(500, "internal", "Something went wrong here; tell the operator the request_id")
+
+
+def _json(value: Mapping[str, Any]) -> _Response:
+    return _Response(200, msgspec.json.encode(value))
+
+
+def _timing(seconds: float) -> tuple[bytes, bytes]:
+    """Return the standard header that tells the client how long the server worked, in milliseconds."""
+    return b"server-timing", b"work;dur=%.3f" % (seconds * 1e3)
+
+
+def _version() -> str:
+    try:
+        return metadata.version("confide")
+    except metadata.PackageNotFoundError:  # run from a source tree
+        return "0"

@@ -1,0 +1,121 @@
+"""One kit as the client uses it: checked, its backend loaded, x prepared, its part of the store."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from confide.errors import DataError, IntegrityError, PrivacyError, ProtocolError
+from confide.ideal import Backend, Kit
+from confide.model.preprocess import Preprocess
+from confide.serve import load_backend
+from confide.serve.keys import Prefixed
+from confide.serve.protocol import ClientKit, digest
+from confide.wire import Store
+
+Matrix = NDArray[np.float64]
+Columns = Mapping[str, ArrayLike]
+
+
+class Session:
+    """One kit in use.
+
+    Args:
+        body: the kit as it was fetched.
+        url: of the server.
+        model: the model that was asked for.
+        wanted: the backend that the caller named, None to take the server's.
+        store: the client's; this server's model and backend get a part of their own.
+    """
+
+    def __init__(self, body: bytes, url: str, model: str, wanted: str | None, store: Store) -> None:
+        self.kit = ClientKit.decode(body)
+        self.pin = digest(body)
+        if self.kit.model != model:
+            raise ProtocolError("Expected the kit of the model that was asked for; the server sent another one")
+        self.backend = _checked(self.kit, wanted)
+        self.client: Kit = self.backend.decode_kit("client", self.kit.kit)
+        self.preprocess = Preprocess.decode(self.kit.preprocess) if self.kit.preprocess else None
+        if self.preprocess is not None and self.preprocess.features != self.kit.features:
+            raise ProtocolError("Expected preprocessing that gives the model's features")
+        self.path = f"/v2/models/{quote(model, safe='')}/versions/{self.kit.backend}"
+        part = digest(f"{url}\0{self.path}\0".encode() + self.kit.kit)[:32]  # no two servers see the same keys
+        self.keys = Prefixed(store, f"client/{part}/keys/")
+        self.own = Prefixed(store, f"client/{part}/")
+
+    @property
+    def key_id(self) -> str | None:
+        """Return the id of the keys that were uploaded, None before that."""
+        saved = self.own.get("key_id")
+        return None if saved is None else saved.decode()
+
+    def features(self, x: ArrayLike | Columns) -> Matrix:
+        """Return x as the model takes it, float64, shape (rows, features).
+
+        Raises:
+            DataError: x does not fit the model, or lies outside the bounds that it states.
+        """
+        if not isinstance(x, Mapping):
+            return _matrix(x, self.kit.features, bounded=self.preprocess is not None)
+        if self.preprocess is None:
+            raise DataError(f"Expected x with {self.kit.features} features: this model has no rules for columns")
+        return self.preprocess.apply(_columns(self.preprocess, x))
+
+
+def _checked(kit: ClientKit, wanted: str | None) -> Backend:
+    """Return the kit's backend, if this client may use it.
+
+    The server chooses the backend when the caller does not, so its choice must not weaken what the caller expects; and
+    it cannot claim more against itself than this client's own code gives.
+    """
+    if wanted is not None and kit.backend != wanted:
+        raise ProtocolError(f"Expected the kit of backend={wanted!r}; the server sent another one")
+    backend = load_backend(kit.backend)
+    if wanted is None and not backend.guarantee.hides("query", "server"):
+        raise PrivacyError(
+            f"Expected a backend that hides the query; this server's first choice, {kit.backend}, does not: "
+            f"name another one, or accept that with backend={kit.backend!r}"
+        )
+    claimed = {claim for claim in kit.guarantee.claims if claim.hidden_from == "server"}
+    if not claimed <= backend.guarantee.claims:
+        raise IntegrityError(
+            "Expected no claim against the server beyond those of the backend; the server's kit overstates"
+        )
+    return backend
+
+
+def _matrix(x: ArrayLike, features: int, *, bounded: bool) -> Matrix:
+    try:
+        values = np.asarray(x, np.float64)
+    except (TypeError, ValueError):
+        raise DataError("Expected x as numbers, shape (rows, features)") from None
+    values = values[None, :] if values.ndim == 1 else values
+    if values.ndim != 2 or values.shape[1] != features or not len(values):
+        raise DataError(f"Expected x of shape (rows, {features}) with at least one row, got {values.shape}")
+    wrong = ~np.isfinite(values) | ((np.abs(values) > 1.0) & bounded)
+    if wrong.any():
+        row, column = (int(place[0]) for place in np.nonzero(wrong))
+        what = "from -1 to 1, where the model's preprocessing puts them" if bounded else "finite"
+        raise DataError(f"Expected features {what}; look at row {row + 1}, feature {column + 1}")
+    return values
+
+
+def _columns(preprocess: Preprocess, raw: Columns) -> dict[str, NDArray[Any]]:
+    """Return raw columns as arrays: numbers as float64 with NaN where missing, categories as text."""
+    columns: dict[str, NDArray[Any]] = {}
+    for name in preprocess.columns:
+        if name not in raw:
+            continue  # apply() names it, with the nearest one that is there
+        values = np.atleast_1d(np.asarray(raw[name], object))
+        if name not in preprocess.numbers:
+            columns[name] = values
+            continue
+        try:
+            columns[name] = np.array([np.nan if value in ("", None) else float(value) for value in values.tolist()])
+        except (TypeError, ValueError):
+            raise DataError(f"Expected numbers in column {name!r}; read it as numbers") from None
+    return columns
