@@ -1,0 +1,303 @@
+"""A schema: what every party's table looks like, stated in public before anybody looks at a record.
+
+    name = "heart"
+    source = "where the bounds come from"
+
+    [label]
+    name = "diagnosis"
+    classes = ["healthy", { name = "ill", values = ["1", "2", "3", "4"] }]
+
+    [columns]
+    age = { type = "number", unit = "years", low = 0, high = 120 }
+    chest_pain = { type = "category", categories = ["typical", "atypical", "none"], missing = "level" }
+
+Bounds and categories are the only thing that preparation may use, so they must not be computed from the data: a minimum
+that is published is a record that is published. `docs/schema.md` lists every key.
+"""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeGuard, TypeVar
+
+import msgspec
+
+from confide.errors import DataError, nearest
+
+#: Cells that stand for a missing value, once stripped of blanks.
+MISSING_MARKERS = ("", "?", "NA")
+
+_T = TypeVar("_T")
+
+_LARGEST_BYTES = 1 << 20
+_WORDS = {"low": 0.0, "middle": 0.5, "high": 1.0}
+_MARKED = f"{', '.join(map(repr, MISSING_MARKERS))} stand for missing values"
+_KINDS: dict[Any, str] = {
+    str: "a text",
+    float: "a number",
+    dict[str, Any]: "a table",
+    list[str]: "a list of texts",
+    list[str | dict[str, Any]]: 'a list of texts, or of { name = "...", values = ["..."] }',
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Number:
+    """A column of numbers.
+
+    Args:
+        name, unit: as the parties know them.
+        low, high: public bounds in that unit, low < high.
+        missing: the public value that stands for a missing one, within the bounds; None refuses missing values.
+        outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
+    """
+
+    name: str
+    unit: str = ""
+    low: float
+    high: float
+    missing: float | None = None
+    outside: Literal["refuse", "clip"] = "refuse"
+    type: Literal["number"] = "number"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Category:
+    """A column of text with known values.
+
+    Args:
+        name: as the parties know it.
+        categories: every value that may occur, all different.
+        missing: "refuse" missing values, or give them a "level" of their own.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    missing: Literal["refuse", "level"] = "refuse"
+    type: Literal["category"] = "category"
+
+
+Column = Number | Category
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """The column to predict.
+
+    Args:
+        name: the column.
+        values: for each class, the texts that stand for it in a table.
+    """
+
+    name: str
+    values: Mapping[str, tuple[str, ...]]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Return the names of the classes; a table's labels are indices into it."""
+        return tuple(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """What a table must look like.
+
+    Args:
+        name: of the data set.
+        source: where the bounds and categories come from.
+        columns: the inputs, in the order of the features.
+        label: the column to predict.
+
+    Example:
+        >>> schema = Schema.parse({
+        ...     "label": {"name": "ill", "classes": ["no", "yes"]},
+        ...     "columns": {"age": {"type": "number", "low": 0, "high": 120, "missing": "middle"}},
+        ... })
+        >>> schema.columns[0].missing
+        60.0
+    """
+
+    name: str
+    source: str
+    columns: tuple[Column, ...]
+    label: Label
+
+    @staticmethod
+    def load(path: Path) -> Schema:
+        """Read a schema file.
+
+        Raises:
+            DataError: the file is absent, too large or no TOML; or as in `parse`.
+        """
+        try:
+            with path.open("rb") as file:
+                body = file.read(_LARGEST_BYTES + 1)
+            if len(body) > _LARGEST_BYTES:
+                raise DataError(f"Expected a schema of at most {_LARGEST_BYTES} bytes at {path}")
+            return Schema.parse(tomllib.loads(body.decode()), where=str(path))
+        except OSError as error:
+            raise DataError(f"Expected a readable schema at {path}; {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"Expected TOML in {path}; {error}") from None
+
+    @staticmethod
+    def parse(table: Mapping[str, Any], *, where: str = "the schema") -> Schema:
+        """Return the schema that `table` describes.
+
+        Args:
+            table: as read from TOML.
+            where: what the texts call it.
+
+        Raises:
+            DataError: with every problem of the schema.
+        """
+        read = _Reader()
+        read.known(table, ("name", "source", "label", "columns"), "", "a schema")
+        columns = _columns(read, read.value(table, "columns", "", dict[str, Any], {}, required=False))
+        label = _label(read, read.value(table, "label", "", dict[str, Any], {}))
+        name, source = (read.value(table, key, "", str, "", required=False) for key in ("name", "source"))
+        if label.name in {column.name for column in columns}:
+            read.problem(f"columns.{label.name}", "is the label; leave it out of the columns")
+        if read.problems:
+            lines = "\n  ".join(["", *read.problems]) if len(read.problems) > 1 else f" {read.problems[0]}"
+            raise DataError(f"Expected a usable schema in {where};{lines}")
+        return Schema(name, source, columns, label)
+
+
+class _Reader:
+    """Reads values out of parsed TOML and goes on after a problem, so that all of them are listed."""
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+
+    def problem(self, where: str, text: str) -> None:
+        self.problems.append(f"{where} {text}")
+
+    def known(self, table: Mapping[str, Any], keys: tuple[str, ...], where: str, what: str) -> None:
+        for key in table:
+            if key not in keys:
+                self.problem(f"{where}{key}", f"is unknown{nearest(key, keys)}; {what} has the keys {', '.join(keys)}")
+
+    def value(
+        self, table: Mapping[str, Any], key: str, where: str, kind: type[_T], otherwise: _T, *, required: bool = True
+    ) -> _T:
+        """Return `table[key]` as a `kind`; `otherwise` if it is absent or something else."""
+        if key not in table:
+            if required:
+                self.problem(f"{where}{key}", f"is missing; state {_KINDS[kind]}")
+            return otherwise
+        try:
+            return msgspec.convert(table[key], kind)
+        except msgspec.ValidationError:
+            self.problem(f"{where}{key}", f"is {table[key]!r}; state {_KINDS[kind]}")
+            return otherwise
+
+    def number(self, table: Mapping[str, Any], key: str, where: str) -> float:
+        """Return a finite number; NaN, which no comparison faults, if there is none."""
+        value = self.value(table, key, where, float, math.nan)
+        if math.isinf(value) or (math.isnan(value) and isinstance(table.get(key), float)):
+            self.problem(f"{where}{key}", f"is {value}; state a finite number")
+            return math.nan
+        return value
+
+    def choice(self, table: Mapping[str, Any], key: str, where: str, allowed: tuple[str, ...], otherwise: str) -> str:
+        value = table.get(key, otherwise)
+        if value in allowed:
+            return str(value)
+        stated = f"is {value!r}{nearest(str(value), allowed)}" if key in table else "is missing"
+        self.problem(f"{where}{key}", f"{stated}; take {' or '.join(map(_quoted, allowed))}")
+        return ""
+
+    def texts(self, texts: Sequence[str], where: str, seen: set[str]) -> tuple[str, ...]:
+        """Return texts that a table can hold; `seen` are those that may not occur again."""
+        for text in texts:
+            if text in seen:
+                self.problem(where, f"names {text!r} twice; each value has one meaning")
+            if text != text.strip() or text in MISSING_MARKERS:
+                self.problem(where, f"names {text!r}, which a table cannot hold; {_MARKED}, and cells are stripped")
+            seen.add(text)
+        return tuple(texts)
+
+
+def _columns(read: _Reader, table: Mapping[str, Any]) -> tuple[Column, ...]:
+    columns: list[Column] = []
+    if not table:
+        read.problem("columns", "holds no column; describe each input")
+    for name in table:
+        where = f"columns.{name}."
+        column = read.value(table, name, "columns.", dict[str, Any], {})
+        if not name.strip():
+            read.problem("columns", "names a column with an empty name")
+        kind = read.choice(column, "type", where, ("number", "category"), "")
+        if kind == "number":
+            columns.append(_number(read, name, column, where))
+        elif kind == "category":
+            columns.append(_category(read, name, column, where))
+    return tuple(columns)
+
+
+def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Number:
+    read.known(table, ("type", "unit", "low", "high", "missing", "outside"), where, "a number")
+    low, high = read.number(table, "low", where), read.number(table, "high", where)
+    if low >= high or math.isinf(high - low):
+        read.problem(f"{where}low", f"is {low:g}, which is not below high = {high:g} at a finite distance")
+    missing = table.get("missing", "refuse")
+    if isinstance(missing, str) and missing in _WORDS:
+        missing = low + _WORDS[missing] * (high - low)
+    elif missing == "refuse":
+        missing = None
+    elif not _is_finite(missing) or missing < low or missing > high:
+        words = ", ".join(map(_quoted, ("refuse", *_WORDS)))
+        read.problem(f"{where}missing", f"is {missing!r}; take {words} or a number within the bounds")
+        missing = None
+    return Number(
+        name=name,
+        unit=read.value(table, "unit", where, str, "", required=False),
+        low=low,
+        high=high,
+        missing=None if missing is None else float(missing),
+        outside="clip" if read.choice(table, "outside", where, ("refuse", "clip"), "refuse") == "clip" else "refuse",
+    )
+
+
+def _category(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Category:
+    read.known(table, ("type", "categories", "missing"), where, "a category")
+    categories = read.value(table, "categories", where, list[str], [])
+    if "categories" in table and not categories:
+        read.problem(f"{where}categories", "is empty; list every value that may occur")
+    return Category(
+        name=name,
+        categories=read.texts(categories, f"{where}categories", set()),
+        missing="level" if read.choice(table, "missing", where, ("refuse", "level"), "refuse") == "level" else "refuse",
+    )
+
+
+def _label(read: _Reader, table: Mapping[str, Any]) -> Label:
+    read.known(table, ("name", "classes"), "label.", "the label")
+    values: dict[str, tuple[str, ...]] = {}
+    seen: set[str] = set()
+    classes = read.value(table, "classes", "label.", list[str | dict[str, Any]], [])
+    for number, entry in enumerate(classes, 1):
+        where = f"label.classes, entry {number},"
+        if isinstance(entry, str):
+            entry = {"name": entry, "values": [entry]}
+        read.known(entry, ("name", "values"), f"{where} ", "a class")
+        name = read.value(entry, "name", f"{where} ", str, "")
+        if name in values:
+            read.problem(where, f"names {name!r} again; give one entry all its values")
+        values[name] = read.texts(read.value(entry, "values", f"{where} ", list[str], []), where, seen)
+    if "classes" in table and len(classes) < 2:
+        read.problem("label.classes", f"has {len(classes)} entries; name at least two classes")
+    return Label(read.value(table, "name", "label.", str, ""), values)
+
+
+def _is_finite(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _quoted(word: str) -> str:
+    return f'"{word}"'

@@ -1,0 +1,48 @@
+"""Data sets that come along, by name: real records with a schema whose bounds are stated in public."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.resources import as_file, files
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.data.schema import Schema
+from confide.data.table import Table, check
+from confide.errors import DataError, MissingExtra, nearest
+
+Columns = dict[str, NDArray[Any]]
+
+
+def load_set(name: str) -> tuple[Schema, Table]:
+    """Return a shipped set with its schema.
+
+    Args:
+        name: a key of `SETS`.
+
+    Raises:
+        DataError: there is no such set.
+        MissingExtra: the package that the set comes with is not installed.
+    """
+    if name not in SETS:
+        raise DataError(f"Unknown data set {name!r}{nearest(name, SETS)}; there are {', '.join(sorted(SETS))}")
+    with as_file(files("confide.data") / f"{name.replace('-', '_')}.schema.toml") as path:
+        schema = Schema.load(path)
+    return schema, check(SETS[name](), schema, where=f"the set {name!r}")
+
+
+def _breast_cancer() -> Columns:
+    """Wisconsin Diagnostic Breast Cancer: 569 biopsies, 30 measurements of cell nuclei each, as scikit-learn has it."""
+    try:
+        from sklearn.datasets import load_breast_cancer  # pyright: ignore
+    except ImportError:
+        raise MissingExtra("scikit-learn", "compare") from None
+    records = cast("Any", load_breast_cancer())
+    columns: Columns = {str(name): records.data[:, place] for place, name in enumerate(records.feature_names)}
+    return columns | {"diagnosis": np.asarray(records.target_names)[records.target]}
+
+
+#: The raw columns of each shipped set; its schema lies beside this file.
+SETS: dict[str, Callable[[], Columns]] = {"breast-cancer": _breast_cancer}

@@ -1,0 +1,109 @@
+"""Who holds what: a table split among parties, and test records set aside.
+
+Every split is a public choice: it comes from a seeded stream of its own, so that an experiment can be repeated, and
+every record goes to exactly one place.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.crypto.random import public_stream
+from confide.data.table import Table
+from confide.errors import DataError
+
+Indices = NDArray[np.int64]
+
+
+def even(table: Table, parties: Sequence[str], *, seed: int | str) -> dict[str, Table]:
+    """Return a random part for each party; sizes differ by one at most.
+
+    Args:
+        table: at least one record for each party.
+        parties: their names, all different.
+        seed: of the public choice.
+
+    Raises:
+        DataError: there are fewer records than parties, or names repeat.
+    """
+    _check(table, parties, 1)
+    order = public_stream(seed, "split even").permutation(table.n)
+    return _parts(table, parties, np.array_split(order, len(parties)))
+
+
+def by_label(
+    table: Table, parties: Sequence[str], *, alpha: float, seed: int | str, at_least: int = 10
+) -> dict[str, Table]:
+    """Return parts that differ in size and in their mix of classes, as hospitals do.
+
+    The records of each class are shared out by proportions drawn from a Dirichlet distribution, as in Yurochkin et al.,
+    arXiv 1905.12022, section 4. A part that comes out below `at_least` records is topped up from the largest one.
+
+    Args:
+        table: at least `at_least` records for each party.
+        parties: their names, all different.
+        alpha: > 0; near 0 each class sits at one party, above 100 the split is nearly even.
+        seed: of the public choice.
+        at_least: smallest number of records of a party, >= 1.
+
+    Raises:
+        DataError: there are too few records, names repeat, or alpha is no such number.
+    """
+    _check(table, parties, at_least)
+    if not (math.isfinite(alpha) and alpha > 0):
+        raise DataError(f"Expected alpha={alpha} to be finite and above 0")
+    stream = public_stream(seed, "split by label")
+    parts: list[list[int]] = [[] for _ in parties]
+    for members in _classes(table.labels):
+        shares = np.cumsum(stream.dirichlet(np.full(len(parties), alpha)))[:-1]
+        cuts = np.rint(np.clip(shares, 0.0, 1.0) * len(members)).astype(np.int64)
+        for part, given in zip(parts, np.split(stream.permutation(members), cuts), strict=True):
+            part.extend(given.tolist())
+    while len(smallest := min(parts, key=len)) < at_least:
+        largest = max(parts, key=len)
+        smallest.append(largest.pop(int(stream.integers(len(largest)))))
+    return _parts(table, parties, [stream.permutation(np.array(part, np.int64)) for part in parts])
+
+
+def holdout(table: Table, *, fraction: float, seed: int | str) -> tuple[Table, Table]:
+    """Return (training records, test records), with every class in the same proportion as far as counts allow.
+
+    Args:
+        table: at least two records.
+        fraction: share of test records, 0 < fraction < 1; at least one record stays on either side.
+        seed: of the public choice.
+
+    Raises:
+        DataError: fraction is out of range, or there are fewer than two records.
+    """
+    if not 0 < fraction < 1 or table.n < 2:
+        raise DataError(f"Expected a fraction={fraction} between 0 and 1 of at least 2 records, got {table.n} records")
+    stream = public_stream(seed, "holdout")
+    shuffled = [stream.permutation(members) for members in _classes(table.labels)]
+    # Each class in turn sits at even distances on [0, 1); a cut through the merged order splits all of them alike.
+    places = np.concatenate([(np.arange(len(members)) + 0.5) / len(members) for members in shuffled])
+    order = np.concatenate(shuffled)[np.argsort(places, kind="stable")]
+    count = min(max(round(fraction * table.n), 1), table.n - 1)
+    return table.take(np.sort(order[count:])), table.take(np.sort(order[:count]))
+
+
+def _classes(labels: Indices) -> list[Indices]:
+    return [np.flatnonzero(labels == label) for label in np.unique(labels)]
+
+
+def _check(table: Table, parties: Sequence[str], at_least: int) -> None:
+    if not parties or len(set(parties)) != len(parties):
+        raise DataError(f"Expected at least one party and different names, got {', '.join(parties) or 'none'}")
+    if at_least < 1 or table.n < at_least * len(parties):
+        raise DataError(
+            f"Expected at_least={at_least} records, and at least 1, for each of {len(parties)} parties; "
+            f"the table has {table.n}: take fewer parties"
+        )
+
+
+def _parts(table: Table, parties: Sequence[str], indices: Sequence[Indices]) -> dict[str, Table]:
+    return {name: table.take(part) for name, part in zip(parties, indices, strict=True)}

@@ -1,0 +1,252 @@
+"""A party's own table: read from CSV or npz, and checked against the schema before anything else sees it.
+
+These are the reader's own local files, so a refusal names file, column, row and value, which no text that crosses the
+wire may do. Rows count from 1 below the header, columns are found by name, and columns that the schema does not name
+are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.data.schema import MISSING_MARKERS, Category, Label, Number, Schema
+from confide.errors import DataError, nearest
+
+Labels = NDArray[np.int64]
+Columns = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """Records that keep to a schema.
+
+    Args:
+        columns: raw values by column, each of shape (n,): float64 for numbers with NaN where missing, text (object)
+            for categories with "" where missing.
+        labels: int64 class indices, shape (n,).
+    """
+
+    columns: Columns
+    labels: Labels
+
+    @property
+    def n(self) -> int:
+        """Return the number of records."""
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.int64]) -> Table:
+        """Return the records with these indices, in this order."""
+        return Table({name: values[rows] for name, values in self.columns.items()}, self.labels[rows])
+
+    @staticmethod
+    def concatenate(tables: Sequence[Table]) -> Table:
+        """Return the records of at least one table of the same schema, one after the other."""
+        columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in tables[0].columns}
+        return Table(columns, np.concatenate([table.labels for table in tables]))
+
+    def __repr__(self) -> str:  # records are private, their number is not
+        return f"Table({self.n} records, {len(self.columns)} columns)"
+
+
+def read_table(path: Path, schema: Schema) -> Table:
+    """Read a table as its name says: ".npz" with `read_npz`, anything else with `read_csv`."""
+    return read_npz(path, schema) if path.suffix == ".npz" else read_csv(path, schema)
+
+
+def read_csv(path: Path, schema: Schema) -> Table:
+    """Read a CSV file: UTF-8, commas, a header; "", "?" and "NA" stand for missing values.
+
+    Raises:
+        DataError: the file is absent, empty or no such CSV; a column is missing; or a value breaks the schema.
+    """
+    numbers = [column.name for column in schema.columns if isinstance(column, Number)]
+    texts = [column.name for column in schema.columns if isinstance(column, Category)]
+    raw = read_columns(path, numbers=numbers, texts=[*texts, schema.label.name])
+    return check(raw, schema, where=str(path))
+
+
+def read_npz(path: Path, schema: Schema) -> Table:
+    """Read a numpy archive with one array of shape (n,) for each column; arrays of objects (pickles) are refused.
+
+    Raises:
+        DataError: the file is absent or no such archive; a column is missing; or a value breaks the schema.
+    """
+    names = [column.name for column in schema.columns] + [schema.label.name]
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            _present(names, archive.files, str(path))
+            raw = {name: archive[name] for name in names}
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"Expected a readable table at {path}; {error.strerror or 'it is no numpy archive'}") from None
+    except Exception:  # a pickle, a lone array, or whatever numpy and zipfile say to a damaged archive
+        raise DataError(f"Expected a numpy archive of number and text arrays at {path}; np.savez writes one") from None
+    return check(raw, schema, where=str(path))
+
+
+def read_columns(path: Path, *, numbers: Collection[str], texts: Collection[str]) -> dict[str, NDArray[Any]]:
+    """Read some columns of a CSV file by name, without a schema: what a client needs for a prediction.
+
+    Args:
+        path: as in `read_csv`.
+        numbers: columns to return as float64, NaN where missing.
+        texts: columns to return as text (object), "" where missing.
+
+    Returns:
+        The columns, each of shape (n,), n >= 1.
+
+    Raises:
+        DataError: the file is absent, empty or no such CSV; a column is missing; a number is none.
+    """
+    header, rows = _rows(path)
+    _present([*numbers, *texts], header, str(path))
+    places = {name: place for place, name in enumerate(header)}
+    cells = {name: [row[places[name]] for row in rows] for name in (*numbers, *texts)}
+    columns: dict[str, NDArray[Any]] = {name: _numbers(cells[name], name, str(path)) for name in numbers}
+    return columns | {name: _texts(cells[name]) for name in texts}
+
+
+def check(raw: Columns, schema: Schema, *, where: str) -> Table:
+    """Return the table in raw columns.
+
+    Args:
+        raw: at least the schema's columns and its label, each of shape (n,).
+        schema: what they must keep to.
+        where: what the texts call the table.
+
+    Raises:
+        DataError: there are no records, lengths differ, or a value breaks the schema.
+    """
+    _present([column.name for column in schema.columns] + [schema.label.name], raw, where)
+    shape = raw[schema.label.name].shape
+    columns: dict[str, NDArray[Any]] = {}
+    for column in schema.columns:
+        values = raw[column.name]
+        if values.shape != shape or values.ndim != 1 or not len(values):
+            raise DataError(f"Expected column {column.name!r} of {where} to have one value for each of its records")
+        place = f"{where}, column {column.name!r}"
+        columns[column.name] = (
+            _checked_numbers(values, column, place)
+            if isinstance(column, Number)
+            else _checked_texts(values, column, place)
+        )
+    return Table(columns, _labels(raw[schema.label.name], schema.label, f"{where}, column {schema.label.name!r}"))
+
+
+def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the records of a CSV file, cells stripped of blanks."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True) if row]
+    except OSError as error:
+        raise DataError(f"Expected a readable table at {path}; {error.strerror}") from None
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise DataError(f"Expected comma-separated UTF-8 text in {path}; {error}") from None
+    if len(lines) < 2:
+        raise DataError(f"Expected a header and at least one record in {path}; the file is empty")
+    header, *rows = lines
+    for name in header:
+        if header.count(name) > 1:
+            raise DataError(f"Expected different column names in the header of {path}, got {name!r} twice; rename one")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise DataError(
+                f"Expected {len(header)} cells in {path}, row {number}, got {len(row)}; "
+                "quote cells that contain a comma"
+            )
+    return header, rows
+
+
+def _present(names: Collection[str], found: Collection[str], where: str) -> None:
+    for name in names:
+        if name not in found:
+            raise DataError(f"Expected a column {name!r} in {where}{nearest(name, found)}; add or rename it")
+
+
+def _numbers(cells: Sequence[str], name: str, where: str) -> NDArray[np.float64]:
+    out = np.empty(len(cells))
+    for row, cell in enumerate(cells):
+        try:
+            out[row] = math.nan if cell in MISSING_MARKERS else _number(cell)
+        except ValueError:
+            raise DataError(
+                f"Expected a number in {where}, column {name!r}, row {row + 1}, got {cell!r}; "
+                f"write it with a decimal point, or leave the cell empty if it is missing"
+            ) from None
+    return out
+
+
+def _number(cell: str) -> float:
+    value = float(cell)
+    if not math.isfinite(value) or "_" in cell:  # float() takes "nan", "inf" and "1_000"
+        raise ValueError
+    return value
+
+
+def _texts(cells: Sequence[str]) -> NDArray[Any]:
+    return np.array(["" if cell in MISSING_MARKERS else cell for cell in cells], dtype=object)
+
+
+def _checked_numbers(values: NDArray[Any], column: Number, where: str) -> NDArray[np.float64]:
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"Expected numbers in {where}, got {values.dtype}; store them as numbers")
+    numbers = values.astype(np.float64)
+    absent = np.isnan(numbers)
+    if column.missing is None and absent.any():
+        raise DataError(_no_value(absent, where, '"low", "middle", "high" or a number'))
+    beyond = (numbers < column.low) | (numbers > column.high)
+    if column.outside == "refuse" and beyond.any():
+        row = int(np.argmax(beyond))
+        unit = f" {column.unit}" if column.unit else ""
+        raise DataError(
+            f"Expected a value from {column.low:g} to {column.high:g}{unit} in {where}, row {row + 1}, got "
+            f'{numbers[row]:g}; correct it, widen the bounds, or set outside = "clip" in the schema'
+        )
+    return numbers
+
+
+def _checked_texts(values: NDArray[Any], column: Category, where: str) -> NDArray[Any]:
+    texts = _stripped(values, where)
+    if column.missing == "refuse" and (texts == "").any():
+        raise DataError(_no_value(texts == "", where, '"level"'))
+    for row, text in enumerate(texts):
+        if text and text not in column.categories:
+            raise DataError(
+                f"Expected a known category in {where}, row {row + 1}, got {text!r}"
+                f"{nearest(text, column.categories)}; correct it, or add it to the schema of every party"
+            )
+    return texts
+
+
+def _labels(values: NDArray[Any], label: Label, where: str) -> Labels:
+    classes = {text: index for index, name in enumerate(label.classes) for text in label.values[name]}
+    out = np.empty(len(values), np.int64)
+    for row, text in enumerate(_stripped(values, where)):
+        if text not in classes:
+            raise DataError(
+                f"Expected a known class in {where}, row {row + 1}, got {text!r}{nearest(text, classes)}; "
+                f"known are {', '.join(classes)}"
+            )
+        out[row] = classes[text]
+    return out
+
+
+def _stripped(values: NDArray[Any], where: str) -> NDArray[Any]:
+    """Return values as text: whole numbers as such, so that 1 stands for "1", None and markers as ""."""
+    if values.dtype.kind not in "OUiu":
+        raise DataError(f"Expected text in {where}, got {values.dtype}; store it as text or as whole numbers")
+    return _texts(["" if value is None else str(value).strip() for value in values.tolist()])
+
+
+def _no_value(absent: NDArray[np.bool_], where: str, rules: str) -> str:
+    row = int(np.argmax(absent)) + 1
+    return f"Expected a value in {where}, row {row}; fill it in, or set missing = {rules} in the schema"

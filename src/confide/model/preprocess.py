@@ -1,0 +1,247 @@
+"""The public preparation of inputs: raw columns to the feature matrix that a graph takes.
+
+It is part of the model, runs wherever the raw data is (a silo in training, the client in prediction) and knows nothing
+but what a schema says in public: no mean, no variance, no minimum was ever computed from records. Every feature lies in
+[-1, 1], so a backend that must bound its inputs (the input box of homomorphic encryption, the range of fixed point) can
+rely on 1.
+
+Raw columns are `{name: array}`: float64 for numbers with NaN where missing, text for categories with "" or None where
+missing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.errors import DataError, ModelError, nearest
+
+Matrix = NDArray[np.float64]
+Columns = Mapping[str, NDArray[Any]]
+
+#: The level that stands for a missing category, as it appears in feature names.
+MISSING = "(missing)"
+
+_LARGEST_BYTES = 1 << 20
+_MOST_FEATURES = 1 << 16
+_LONGEST_TEXT = 256
+
+
+class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="scale", tag_field="rule"):
+    """A number, mapped linearly from [low, high] to [-1, 1].
+
+    Args:
+        name: the raw column.
+        low, high: public bounds in the column's own unit, low < high.
+        missing: the public value that stands for a missing one, within the bounds; None refuses missing values.
+        outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
+    """
+
+    name: str
+    low: float
+    high: float
+    missing: float | None = None
+    outside: Literal["refuse", "clip"] = "refuse"
+
+    def __post_init__(self) -> None:
+        _check_text(self.name)
+        for field in ("low", "high"):  # 0 and 0.0 are the same rule, so they become the same bytes
+            msgspec.structs.force_setattr(self, field, float(getattr(self, field)))
+        if self.missing is not None:
+            msgspec.structs.force_setattr(self, "missing", float(self.missing))
+        if not (self.low < self.high and math.isfinite(self.high - self.low)):
+            raise ModelError(f"Expected low={self.low} below high={self.high} for column {self.name!r}")
+        if self.missing is not None and not self.low <= self.missing <= self.high:
+            raise ModelError(f"Expected missing={self.missing} within the bounds of column {self.name!r}")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Return the name of the one feature this gives."""
+        return (self.name,)
+
+    def apply(self, values: NDArray[Any]) -> Matrix:
+        """Return the feature, shape (n, 1), from raw numbers, shape (n,)."""
+        numbers = _numbers(self.name, values)
+        absent = np.isnan(numbers)
+        if absent.any():
+            if self.missing is None:
+                raise DataError(
+                    f"Expected a value of {self.name!r} in {_row(absent)}; fill it in, or state a missing rule"
+                )
+            numbers = np.where(absent, self.missing, numbers)
+        beyond = (numbers < self.low) | (numbers > self.high)
+        if beyond.any():
+            if self.outside == "refuse":
+                raise DataError(
+                    f"Expected {self.name!r} from {self.low:g} to {self.high:g}, got {numbers[beyond][0]:g} in "
+                    f'{_row(beyond)}; correct it, or state outside = "clip"'
+                )
+            numbers = np.clip(numbers, self.low, self.high)
+        return (2.0 * ((numbers - self.low) / (self.high - self.low)) - 1.0)[:, None]
+
+
+class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="one-hot", tag_field="rule"):
+    """A category, as one feature per known category: 1 for the one that holds, 0 for the others.
+
+    Args:
+        name: the raw column.
+        categories: the known categories, all different, at least one; each is text that is not empty.
+        missing: "refuse" missing values, or give them a "level" (a feature) of their own.
+    """
+
+    name: str
+    categories: tuple[str, ...]
+    missing: Literal["refuse", "level"] = "refuse"
+
+    def __post_init__(self) -> None:
+        _check_text(self.name)
+        for category in self.categories:
+            _check_text(category)
+        if not self.categories or len(set(self.categories)) != len(self.categories) or MISSING in self.categories:
+            raise ModelError(f"Expected different categories for column {self.name!r}, none named {MISSING}")
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Return the names of the features this gives."""
+        own = (MISSING,) if self.missing == "level" else ()
+        return tuple(f"{self.name}={category}" for category in self.categories + own)
+
+    def apply(self, values: NDArray[Any]) -> Matrix:
+        """Return the features, shape (n, categories), from raw text, shape (n,)."""
+        places: dict[object, int] = {category: place for place, category in enumerate(self.categories)}
+        places |= {"": len(self.categories), None: len(self.categories)} if self.missing == "level" else {}
+        out = np.zeros((len(values), len(self.features)))
+        for row, value in enumerate(values.tolist()):
+            if value not in places:
+                raise self._refusal(row, value)
+            out[row, places[value]] = 1.0
+        return out
+
+    def _refusal(self, row: int, value: object) -> DataError:
+        if value in ("", None):
+            return DataError(f"Expected a value of {self.name!r} in row {row + 1}; fill it in, or state a missing rule")
+        return DataError(
+            f"Expected a known category of {self.name!r}, got {value!r} in row {row + 1}"
+            f"{nearest(str(value), self.categories)}; known are {', '.join(self.categories)}"
+        )
+
+
+class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Every column's rule, in the order of the features.
+
+    Args:
+        rules: at least one, one for each raw column.
+        unit_rows: scale each row to L2 norm 1 after the rules (a row of zeros stays zero). It bounds a record's
+            gradient for differential privacy without clipping and needs no statistic of the data, but gives up the
+            length of the row as information.
+
+    Example:
+        >>> import numpy as np
+        >>> prepare = Preprocess((Scale(name="age", low=0, high=120), OneHot(name="sex", categories=("f", "m"))))
+        >>> prepare.names
+        ('age', 'sex=f', 'sex=m')
+        >>> prepare.apply({"age": np.array([30.0]), "sex": np.array(["m"])})
+        array([[-0.5,  0. ,  1. ]])
+
+    **Guarantees**: every feature is finite and within [-1, 1]; a row's features depend on that row alone; the object
+    is the same whatever data it was applied to.
+    """
+
+    rules: tuple[Scale | OneHot, ...]
+    unit_rows: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.rules or len(set(self.columns)) != len(self.rules):
+            raise ModelError("Expected at least one rule and one rule for each column")
+        if self.features > _MOST_FEATURES:
+            raise ModelError(f"Expected at most {_MOST_FEATURES} features, got {self.features}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Return the names of the raw columns that `apply` needs."""
+        return tuple(rule.name for rule in self.rules)
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Return the names of the raw columns that hold numbers; the others hold text."""
+        return tuple(rule.name for rule in self.rules if isinstance(rule, Scale))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the features, in order."""
+        return tuple(name for rule in self.rules for name in rule.features)
+
+    @property
+    def features(self) -> int:
+        """Return the number of features."""
+        return sum(len(rule.features) for rule in self.rules)
+
+    def apply(self, columns: Columns) -> Matrix:
+        """Return the feature matrix, float64, shape (n, features), within [-1, 1].
+
+        Args:
+            columns: the raw columns, each of shape (n,); columns without a rule are ignored.
+
+        Raises:
+            DataError: a column is absent, lengths differ, or a value breaks its rule. The text names column, row and
+                value: it is for the owner of the data, where this runs.
+        """
+        for name in self.columns:
+            if name not in columns:
+                raise DataError(f"Expected a column {name!r}{nearest(name, columns)}; add it")
+            if columns[name].shape != columns[self.columns[0]].shape or columns[name].ndim != 1:
+                raise DataError(f"Expected column {name!r} with one value for each row, like the others")
+        x = np.concatenate([rule.apply(columns[rule.name]) for rule in self.rules], axis=1)
+        return _unit(x) if self.unit_rows else x
+
+    def encode(self) -> bytes:
+        """Return the rules as MessagePack: the same bytes for the same rules.
+
+        Raises:
+            ModelError: they take more than 1 MiB.
+        """
+        return _sized(msgspec.msgpack.encode(self))
+
+    @staticmethod
+    def decode(body: bytes) -> Preprocess:
+        """Return what `encode` wrote.
+
+        Raises:
+            ModelError: `body` is larger than 1 MiB or is no well-formed set of rules.
+        """
+        try:
+            return msgspec.msgpack.decode(_sized(body), type=Preprocess)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            raise ModelError("Expected well-formed preprocessing rules; save the model again") from None
+
+
+def _sized(body: bytes) -> bytes:
+    if len(body) > _LARGEST_BYTES:
+        raise ModelError(f"Expected preprocessing of at most {_LARGEST_BYTES} bytes, got {len(body)}")
+    return body
+
+
+def _check_text(text: str) -> None:
+    if not 0 < len(text) <= _LONGEST_TEXT:
+        raise ModelError(f"Expected names and categories of 1 to {_LONGEST_TEXT} characters, got {len(text)}")
+
+
+def _numbers(name: str, values: NDArray[Any]) -> Matrix:
+    try:
+        return np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise DataError(f"Expected numbers in column {name!r}, got {values.dtype}; read it as numbers") from None
+
+
+def _row(wrong: NDArray[np.bool_]) -> str:
+    return f"row {int(np.argmax(wrong)) + 1}"
+
+
+def _unit(x: Matrix) -> Matrix:
+    norms = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.clip(x / np.where(norms > 0.0, norms, 1.0), -1.0, 1.0)  # rounding may leave 1 + 2^-52

@@ -1,0 +1,55 @@
+"""Public starting points for training: the shapes that every backend runs well."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from confide.crypto.random import public_stream
+from confide.errors import ModelError
+from confide.model.graph import Graph, Linear, Sigmoid, Square
+
+
+def logistic(features: int, outputs: int = 1, *, classes: tuple[str, ...] = ()) -> Graph:
+    """Return logistic regression with every parameter zero: convex, so the start does not matter.
+
+    Args:
+        features, outputs: columns in and out, >= 1.
+        classes: names of the outcomes; empty, or as `Graph` says.
+
+    Example:
+        >>> logistic(30).parameters
+        31
+    """
+    _check(features=features, outputs=outputs)
+    return Graph((Linear(np.zeros((outputs, features)), np.zeros(outputs)), Sigmoid()), classes)
+
+
+def mlp(features: int, hidden: int, outputs: int = 1, *, seed: int | str, classes: tuple[str, ...] = ()) -> Graph:
+    """Return a network with one hidden layer of squares, its weights drawn from a public stream.
+
+    Weights are normal with variance 1 / (features) and 1 / (3 hidden): features in [-1, 1] then keep the squares near
+    or below 1 and the logits of that order (the square of a standard normal has second moment 3). Biases are zero.
+
+    Args:
+        features, hidden, outputs: columns in, squared and out, >= 1.
+        seed: of the public stream "initial weights".
+        classes: names of the outcomes; empty, or as `Graph` says.
+
+    Example:
+        >>> mlp(30, 16, seed=1).parameters
+        513
+    """
+    _check(features=features, hidden=hidden, outputs=outputs)
+    stream = public_stream(seed, "initial weights")
+    first = stream.normal(0.0, 1.0 / math.sqrt(features), (hidden, features))
+    second = stream.normal(0.0, 1.0 / math.sqrt(3 * hidden), (outputs, hidden))
+    layers = (Linear(first, np.zeros(hidden)), Square(), Linear(second, np.zeros(outputs)), Sigmoid())
+    return Graph(layers, classes)
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ModelError(f"Expected {name}={size} to be at least 1")
