@@ -6,6 +6,7 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -68,6 +69,14 @@ class Record:
 def machine() -> str:
     """Return this machine in a few words: processor family, cores, system, Python."""
     return f"{platform.machine()}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
+
+
+def version() -> str:
+    """Return confide's version, "source" if it runs without having been installed."""
+    try:
+        return metadata.version("confide")
+    except metadata.PackageNotFoundError:
+        return "source"
 
 
 def summarise(rows: Sequence[Mapping[str, float]]) -> dict[str, Spread]:

@@ -130,6 +130,11 @@ class Client:
         return self.kit.label
 
     @property
+    def preprocess(self) -> Preprocess | None:
+        """Return the model's public preprocessing, which names the raw columns; None if it takes features as they are."""
+        return self._open().preprocess
+
+    @property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the outcomes; () if the model names none."""
         return self.kit.classes

@@ -60,10 +60,14 @@ class DataSection(_Section, frozen=True, kw_only=True):
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):
-    """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best)."""
+    """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best).
+
+    `unit_rows` scales every row of features to length 1, which bounds gradients for differential privacy.
+    """
 
     kind: Literal["logistic", "mlp"] = "logistic"
     hidden: int = 16
+    unit_rows: bool = False
 
 
 class TrainSection(_Section, frozen=True, kw_only=True):
@@ -258,7 +262,7 @@ def _readable(kind: Any) -> str:
         return " or ".join(f'"{choice}"' for choice in get_args(kind))
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join(_readable(part) for part in get_args(kind) if part is not type(None))
-    words = {str: "text", int: "a whole number", float: "a number", dict: "a table"}
+    words = {str: "text", bool: "true or false", int: "a whole number", float: "a number", dict: "a table"}
     return words.get(get_origin(kind) or kind, str(kind))
 
 

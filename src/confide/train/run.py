@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.data.schema import Schema
+from confide.data.schema import Category, Number, Schema
 from confide.data.sets import load_set
 from confide.data.split import by_label, even, holdout
 from confide.data.table import Table, read_csv
@@ -19,7 +18,7 @@ from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, nearest
 from confide.guarantee import PrivacyLabel
 from confide.ideal import Aggregator, PlainSum
-from confide.model.artifact import Artifact
+from confide.model.artifact import Artifact, create_signing_key, read_signing_key
 from confide.model.graph import Graph
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
@@ -27,7 +26,7 @@ from confide.secagg.masked import Masked
 from confide.train.job import Job, describe
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend
-from confide.train.rounds import Encoding, PrivateGradients, Round, WeightedUpdates, federate
+from confide.train.rounds import Encoding, PrivateGradients, Round, WeightedUpdates, federate, model_hash
 from confide.wire import Fault
 
 Matrix = NDArray[np.float64]
@@ -100,13 +99,16 @@ def preprocess_of(schema: Schema, *, unit_rows: bool) -> Preprocess:
     """Return the public preprocessing that a schema's bounds and categories give."""
     rules: list[Scale | OneHot] = []
     for column in schema.columns:
-        if column.type == "number":
-            rules.append(
-                Scale(name=column.name, low=column.low, high=column.high, missing=column.missing, outside=column.outside)
-            )
-        else:
-            rules.append(OneHot(name=column.name, categories=column.categories, missing=column.missing))
+        match column:
+            case Number(name=name, low=low, high=high, missing=missing, outside=outside):
+                rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside))
+            case Category(name=name, categories=categories, missing=missing):
+                rules.append(OneHot(name=name, categories=categories, missing=missing))
     return Preprocess(tuple(rules), unit_rows)
+
+
+def _quorum(job: Job, parties: int) -> int:
+    return job.train.quorum or parties // 2 + 1
 
 
 def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
@@ -117,7 +119,7 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
     """
     if job.privacy is None:
         return None
-    quorum = job.train.quorum or parties // 2 + 1
+    quorum = _quorum(job, parties)
     if quorum <= job.privacy.colluding:
         raise JobError(
             f"Expected privacy.colluding={job.privacy.colluding} below the quorum of {quorum}; "
@@ -212,18 +214,71 @@ def _descend(job: Job, start: Graph, x: Matrix, y: Labels) -> Graph:
     )
 
 
-def label_of(job: Job, data: Prepared, done: Round, ledger: Ledger | None, rng: Randomness) -> PrivacyLabel:
-    """Return the privacy label of the model after `done`."""
+def label_of(
+    job: Job, data: Prepared, done: Round, *, head: str = "", origin: str = SystemRandomness.origin
+) -> PrivacyLabel:
+    """Return the privacy label of the model after `done`.
+
+    Args:
+        head: the ledger's last hash.
+        origin: where the run's secret randomness came from.
+    """
     parties = tuple(silo.name for silo in data.silos)
     plan = plan_of(job, data.start.parameters, len(parties))
-    fields = plan.label_fields() if plan else {}
     return PrivacyLabel(
         aggregator=job.train.aggregate,
         parties=parties,
-        quorum=job.train.quorum or len(parties) // 2 + 1,
+        quorum=_quorum(job, len(parties)),
         colluding=job.privacy.colluding if job.privacy else 0,
         rounds=done.number,
-        seed=rng.origin,
-        ledger=ledger.head if ledger else "",
-        **fields,
+        seed=origin,
+        ledger=head,
+        **(plan.label_fields() if plan else {}),
     )
+
+
+class Output:
+    """Where a run's files go: known to work before the run, written whole after it.
+
+    Args:
+        job: with its [output].
+
+    Raises:
+        JobError: a folder is absent, a path is a folder, or a model is asked for without a signing key.
+        IntegrityError: the ledger exists and does not hold.
+        ModelError: the signing key exists and cannot be used.
+    """
+
+    def __init__(self, job: Job) -> None:
+        self._job = job
+        places = {name: job.path(value) for name, value in msgspec.structs.asdict(job.output).items() if value}
+        for name, place in places.items():
+            if not place.parent.is_dir() or place.is_dir():
+                raise JobError(
+                    f"Expected output.{name}={place} to be a file in a folder that exists; make the folder first"
+                )
+        if "model" in places and "signing_key" not in places:
+            raise JobError(
+                'Expected output.signing_key beside output.model; a new one is made there: signing_key = "signing.pem"'
+            )
+        self._model = places.get("model")
+        self._key_file = places.get("signing_key")
+        self._key = read_signing_key(self._key_file) if self._key_file and self._key_file.exists() else None
+        self.ledger = Ledger(places.get("ledger"))
+        self.written = tuple(place for name, place in places.items() if name != "signing_key")
+
+    def save(self, data: Prepared, done: Round, *, rng: Randomness | None = None) -> Artifact:
+        """Return the labelled model after `done`; write it, signed, if the job names a file.
+
+        The ledger's last entry names the model's parameters; the label names the ledger's last entry.
+        """
+        head = self.ledger.append("model", {"model": model_hash(done.graph).hex(), "rounds": done.number})
+        rng = rng or SystemRandomness()
+        label = label_of(self._job, data, done, head=head, origin=rng.origin)
+        metadata = {"job": self._job.job.name, "data": str(self._job.data.set or self._job.data.schema)}
+        artifact = Artifact(done.graph, data.preprocess, label, metadata)
+        if self._model is None or self._key_file is None:
+            return artifact
+        if self._key is None:
+            self._key = create_signing_key(self._key_file, rng)
+        return artifact.save(self._model, self._key)

@@ -1,0 +1,405 @@
+"""The command line: parse, call, print. Every error that a user can mend is one line and exit code 2."""
+
+from __future__ import annotations
+
+import csv
+import sys
+import tomllib
+import warnings
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from confide.errors import ConfideError, MissingExtra, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Train on data that nobody may see, serve on inputs that nobody may see, and measure the choice.",
+    epilog="Start with: confide demo. Each command has a page in docs/.",
+)
+ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of a training run.")
+app.add_typer(ledger_app, name="ledger")
+
+_out = Console(soft_wrap=True, markup=False, highlight=False)
+_err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
+
+
+def _bars() -> Progress:
+    """Return progress bars on standard error, so that standard output stays data."""
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    return Progress(*columns, console=_err)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="The HTML report.")] = Path("confide-demo.html"),
+    seeds: Annotated[int, typer.Option(min=1, help="Splits over which the training figures are repeated.")] = 10,
+    queries: Annotated[int, typer.Option(min=2, help="Predictions timed for each technique.")] = 50,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="2 splits and 10 queries: a look, not figures to quote.")
+    ] = False,
+) -> None:
+    """Run the whole life of one model on this machine and write a report.
+
+    Four hospitals train one diagnostic model together, then a server serves it to a patient who does not trust it. Every
+    technique is measured, with its guarantee beside each figure.
+
+        confide demo --out report.html
+    """
+    from confide.compare.demo import run
+
+    tasks: dict[str, TaskID] = {}
+    with _bars() as bars:
+
+        def progress(stage: str, done: int, steps: int, what: str) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage, total=steps)
+            bars.update(tasks[stage], completed=done, total=steps, description=f"{stage}: {what}"[:64])
+
+        found = run(out, seeds=2 if quick else seeds, queries=10 if quick else queries, progress=progress)
+    for records in (found.training, found.inference):
+        _print_records(records)
+    for question, advice in found.advice.items():
+        _out.print(f"\n{question}\n  -> {_technique(advice.choice)}")
+        for reason in advice.reasons:
+            _out.print(f"     {reason}")
+    _out.print(f"\nwrote {found.report}")
+
+
+def _technique(choice: str | None) -> str:
+    from confide.compare.techniques import INFERENCE, TRAINING
+
+    return "nothing that was measured" if choice is None else (TRAINING | INFERENCE)[choice].title
+
+
+def _print_records(records: Sequence[Any]) -> None:
+    from confide.compare.report import cell, columns, title
+
+    shown = [column for column in columns(records[0].task) if any(column[1] in record.figures for record in records)]
+    figures = Table("technique", *(column[0] for column in shown), title=f"{records[0].task}: {records[0].setting}")
+    promises = Table(
+        "technique", "hidden, from whom, if who is honest", "against", "still leaks", title="what each promises"
+    )
+    for record in records:
+        figures.add_row(title(record), *(cell(record, name, factor, places) for _, name, factor, places in shown))
+        guarantee = record.guarantee
+        promises.add_row(title(record), "\n".join(guarantee.sentences()), guarantee.adversary.value, guarantee.leaks)
+    wide = Console(markup=False, highlight=False)
+    wide.print(figures)
+    wide.print(promises)
+
+
+@app.command()
+def train(
+    job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job; docs/train.md lists every key.")],
+) -> None:
+    """Train one model over several parties' tables, as a job file says.
+
+    Prints the job as it was understood, shows the rounds, and writes the signed model and the ledger that [output] names.
+
+        confide train examples/breast_cancer.toml
+    """
+    from confide.train import Output, describe, load, load_data
+    from confide.train import train as rounds_of
+    from confide.train.evaluate import accuracy
+
+    job = load(job_file)
+    data = load_data(job)
+    output = Output(job)
+    rounds = rounds_of(job, data, ledger=output.ledger)
+    _out.print(describe(job))
+    last = None
+    with _bars() as bars:
+        task = bars.add_task("rounds", total=job.train.rounds)
+        for last in rounds:
+            missing = f", missing: {', '.join(sorted(last.missing))}" if last.missing else ""
+            bars.update(task, completed=last.number, description=f"rounds ({len(last.members)} parties{missing})")
+    if last is None:
+        raise UsageError("Expected at least one round; every release of the privacy plan went to rounds that failed")
+    artifact = output.save(data, last)
+    share = accuracy(last.graph, data.test.x, data.test.y)
+    _out.print(f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} %")
+    _out.print(artifact.label.sentence())
+    for path in output.written:
+        _out.print(f"wrote {path}")
+    if artifact.signer:
+        _out.print(f"signed by {artifact.signer}")
+
+
+@app.command()
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
+    backend: Annotated[
+        list[str],
+        typer.Option(help="plain, he or paillier: what the server may not see. Repeat it; the first is the default."),
+    ] = ["he"],  # noqa: B006 (typer copies it)
+    open_model: Annotated[
+        bool, typer.Option("--open-model", help="With he: faster, but a client can read the weights from one reply.")
+    ] = False,
+    trust: Annotated[
+        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; all but loopback need TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
+    private_key: Annotated[Path | None, typer.Option(help="TLS private key, PEM.")] = None,
+    insecure_plain_http: Annotated[
+        bool, typer.Option("--insecure-plain-http", help="Listen beyond loopback without TLS: open to the network.")
+    ] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="File that keeps clients' public keys over restarts; in memory if left out.")
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help='TOML file with lines HOLDER = "hash"; `confide api-key` makes them.')
+    ] = None,
+    query_quota: Annotated[
+        int | None, typer.Option(min=1, help="Rows per API key, ever: features + 1 answers copy a linear model.")
+    ] = None,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus figures at /metrics.")] = False,
+) -> None:
+    """Serve a model over HTTP: Open Inference Protocol v2, with encrypted queries.
+
+    Prints the address once it accepts connections, then one JSON line for each request, without inputs.
+
+        confide serve model.confide --backend he --backend plain
+    """
+    from confide.model.artifact import load, read_public_key
+    from confide.serve.keys import key_store, usage_store
+    from confide.serve.limits import Limits
+    from confide.serve.listen import serve as listen
+    from confide.serve.served import Model
+    from confide.serve.server import create_app
+
+    with _warnings_as_lines():
+        artifact = load(model, trust=read_public_key(trust) if trust else None)
+    limits = Limits(query_quota=query_quota)
+    served = Model(
+        name=_model_name(model),
+        graph=artifact.graph,
+        label=artifact.label,
+        backends=tuple(_backend(name, open_model) for name in dict.fromkeys(backend)),
+        preprocess=artifact.preprocess.encode(),
+    )
+    server = create_app(
+        [served],
+        store=key_store(store, limits),
+        usage=usage_store(store),
+        limits=limits,
+        api_keys=_api_keys(api_keys) if api_keys else None,
+        log=sys.stdout,
+        metrics=metrics,
+    )
+    for one in served.backends:
+        _err.print(f"{one.name}: {'; '.join(one.guarantee.sentences())}. Leaks: {one.guarantee.leaks}")
+    _err.print(f"{served.name}: {artifact.label.sentence()}")
+    listen(
+        server,
+        host=host,
+        port=port,
+        certificate=certificate,
+        private_key=private_key,
+        insecure_plain_http=insecure_plain_http,
+        ready=lambda url: print(f"listening on {url}", flush=True),
+    )
+
+
+def _model_name(path: Path) -> str:
+    """Return a file's name as a model name: letters, digits, '-', '_' and '.' only."""
+    return "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in path.stem
+    )[:64]
+
+
+def _backend(name: str, open_model: bool) -> Any:
+    from confide.serve import load_backend
+
+    backend = load_backend(name)
+    if not open_model:
+        return backend
+    if name != "he":
+        raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
+    from confide.he import Homomorphic
+
+    return Homomorphic(protect_model=False)
+
+
+def _api_keys(path: Path) -> dict[str, str]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one') from None
+    if not all(isinstance(value, str) for value in table.values()):
+        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one')
+    return table
+
+
+@app.command("api-key")
+def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, digits, '-', '_' and '.'.")]) -> None:
+    """Make an API key: the key for its holder on standard error, the line for `serve --api-keys` on standard output.
+
+    confide api-key clinic-7 >> api-keys.toml
+    """
+    from confide.crypto.random import SystemRandomness
+    from confide.serve.access import ApiKeys, hash_api_key, new_api_key
+
+    key = new_api_key(SystemRandomness())
+    ApiKeys({holder: hash_api_key(key)})  # refuses a name that the server would refuse
+    _err.print(f"API key of {holder}, shown only now: {key}")
+    _out.print(f'"{holder}" = "{hash_api_key(key)}"')
+
+
+@app.command()
+def predict(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Where `confide serve` listens.")],
+    table: Annotated[Path, typer.Argument(metavar="X.csv", help="Rows to predict; the header names the columns.")],
+    out: Annotated[Path | None, typer.Option(help="CSV file for the predictions; standard output if left out.")] = None,
+    model: Annotated[str | None, typer.Option(help="Which model; may be left out if the server has one.")] = None,
+    backend: Annotated[
+        str | None, typer.Option(help="How to ask. The server's choice if that hides the query; plain must be named.")
+    ] = None,
+    keys: Annotated[
+        Path | None, typer.Option(help="File that keeps your secret keys for the next time; forgotten if left out.")
+    ] = None,
+    api_key_file: Annotated[Path | None, typer.Option(help="File whose first line is your API key.")] = None,
+    ca_file: Annotated[
+        Path | None, typer.Option(help="PEM file of the authority that signed the server's certificate.")
+    ] = None,
+    kit_sha256: Annotated[str | None, typer.Option(help="Hash of the kit that must be served, as published.")] = None,
+    insecure_plain_http: Annotated[
+        bool, typer.Option("--insecure-plain-http", help="Ask another machine without TLS.")
+    ] = False,
+) -> None:
+    """Ask a service for predictions on the rows of a table.
+
+    The rows are checked, prepared and, unless --backend plain is named, encrypted here; the secret key stays here.
+
+        confide predict http://127.0.0.1:8080 patients.csv --out predictions.csv
+    """
+    from confide.data.table import read_columns
+    from confide.serve.client import Client
+    from confide.serve.keys import SqliteStore
+
+    first_line = api_key_file.read_text().partition("\n")[0].strip() if api_key_file else None
+    with Client(
+        url,
+        model=model,
+        backend=backend,
+        store=SqliteStore(keys) if keys else None,
+        api_key=first_line,
+        ca_file=ca_file,
+        kit_sha256=kit_sha256,
+        insecure_plain_http=insecure_plain_http,
+    ) as client:
+        prepare = client.preprocess
+        if prepare is None:
+            raise UsageError(
+                f"Expected a model that names its columns; {client.model} takes bare features, ask it from Python"
+            )
+        texts = [name for name in prepare.columns if name not in prepare.numbers]
+        answers = client.predict(read_columns(table, numbers=prepare.numbers, texts=texts))
+        classes = client.classes
+        _err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
+        _err.print(client.label.sentence())
+    if out is None:
+        _write_answers(sys.stdout, answers, classes)
+    else:
+        from io import StringIO
+
+        from confide.compare.report import write_whole
+
+        text = StringIO()
+        _write_answers(text, answers, classes)
+        write_whole(out, text.getvalue())
+
+
+def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
+    """Write one row per answer: the probability of each output, and the likeliest class if the model names classes."""
+    outputs = answers.shape[1]
+    heads = list(classes[-outputs:]) if classes else [f"output_{place}" for place in range(outputs)]
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow([*(f"p({head})" for head in heads), *(["decision"] if classes else [])])
+    for row in answers.tolist():
+        place = int(row[0] > 0.5) if outputs == 1 else row.index(max(row))
+        writer.writerow([*(f"{value:.6f}" for value in row), *([classes[place]] if classes else [])])
+
+
+@ledger_app.command("verify")
+def ledger_verify(
+    ledger: Annotated[Path, typer.Argument(metavar="LEDGER.jsonl", help="The ledger that `confide train` wrote.")],
+    model: Annotated[
+        Path | None, typer.Option(help="The model of that run: shows that no last line was cut off.")
+    ] = None,
+    trust: Annotated[
+        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
+    ] = None,
+) -> None:
+    """Check every link of a ledger; with --model also that it ends where the model's label says.
+
+    confide ledger verify ledger.jsonl --model model.confide
+    """
+    from confide.train.ledger import verify
+
+    head = None
+    if model is not None:
+        from confide.model.artifact import load, read_public_key
+
+        with _warnings_as_lines():
+            head = load(model, trust=read_public_key(trust) if trust else None).label.ledger
+    entries, last = verify(ledger, head=head)
+    _out.print(f"{entries} entries hold, the last is {last}")
+    if model is None:
+        _out.print("whether last lines were cut off needs the model: --model MODEL.confide")
+
+
+@contextmanager
+def _warnings_as_lines() -> Generator[None]:
+    """Print warnings as one line each, without the source line that Python adds."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        _err.print(f"warning: {warning.message}")
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Run the command line; the process ends here with 0, 2 for what a user can mend, 130 for an interrupt."""
+    try:
+        app(arguments)
+    except ConfideError as error:
+        _fail(str(error))
+    except OSError as error:  # a full disk, a folder that may not be written to
+        _fail(f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
+    except ModuleNotFoundError as error:
+        _fail(str(MissingExtra(error.name or "a dependency", "all")))
+    except KeyboardInterrupt:
+        _err.print("interrupted")
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(text: str) -> NoReturn:
+    _err.print(f"confide: {text}")
+    sys.exit(2)
