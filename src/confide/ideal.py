@@ -214,7 +214,10 @@ class Backend(ABC):
 
     @abstractmethod
     def predict(self, role: str, kit: Kit, x: Matrix | None, store: Store, rng: Randomness) -> Party:
-        """Return the party of one prediction: `x` (batch, features) at the client only, who gets y (batch, outputs)."""
+        """Return the party of one prediction: `x` (batch, features) at the client only, who gets y (batch, outputs).
+
+        The server's party returns how many rows it answered, as far as it can know; the query quota counts them.
+        """
 
 
 class _PlainKit:
@@ -267,6 +270,7 @@ class PlainPredict(Backend):
         query = decode(received["client"].body, _Vector, max_bytes=1 << 26)
         y = graph.apply(query.values.numpy("float64", (None, graph.features)))
         yield Step(send=(Message("server", "client", "plain/reply", encode(_Vector(Array.of(y)))),))
+        return len(y)
 
 
 def names(registry: Mapping[str, Any] | Sequence[str]) -> str:
