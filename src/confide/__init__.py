@@ -1,1 +1,32 @@
-"""confide: train on data that nobody may see, serve on inputs that nobody may see, and measure the choice."""
+"""confide: train on data that nobody may see, serve on inputs that nobody may see, and measure the choice.
+
+`Client` asks a served model and needs the base installation only. Training is `confide.train`, serving `confide.serve`,
+the comparison `confide.compare`; each brings its extra.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from confide.errors import ConfideError
+    from confide.guarantee import Claim, Guarantee, PrivacyLabel
+    from confide.serve.client import Client
+
+__all__ = ["Claim", "Client", "ConfideError", "Guarantee", "PrivacyLabel"]
+
+_HOMES = {
+    "Claim": "confide.guarantee",
+    "Client": "confide.serve.client",
+    "ConfideError": "confide.errors",
+    "Guarantee": "confide.guarantee",
+    "PrivacyLabel": "confide.guarantee",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for, so that `import confide` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'confide' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -387,7 +387,7 @@ def _warnings_as_lines() -> Generator[None]:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; the process ends here with 0, 2 for what a user can mend, 130 for an interrupt."""
     try:
-        app(arguments)
+        app(arguments, prog_name="confide")
     except ConfideError as error:
         _fail(str(error))
     except OSError as error:  # a full disk, a folder that may not be written to

@@ -78,7 +78,7 @@ class TrainSection(_Section, frozen=True, kw_only=True):
         quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
         rounds: sums to take, >= 1.
         local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
-        learning_rate: step size on the mean gradient, > 0.
+        learning_rate: step size on the mean gradient, > 0; without the key 2.0, or 0.1 for an mlp.
         momentum: of the server's step, 0 <= momentum < 1.
         weight_decay: ridge coefficient, >= 0.
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
@@ -147,6 +147,9 @@ class Job(_Section, frozen=True, kw_only=True):
         return Path(self.base) / name
 
 
+#: Squares grow fast, so their steps must be smaller.
+_LEARNING_RATES = {"logistic": 2.0, "mlp": 0.1}
+
 #: (section, key, lowest, highest, lowest excluded, highest excluded)
 _RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (
     ("data", "parties", 2, 1000, False, False),
@@ -204,8 +207,11 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
             )
         _check_section(name, _section_type(kind), cast("dict[str, Any]", section))
     _check_data(table.get("data", {}))
+    model: dict[str, Any] = table.get("model", {})
+    rate = _LEARNING_RATES[model.get("kind", "logistic")]
+    train = {"learning_rate": rate} | table.get("train", {})
     try:
-        return msgspec.convert(table | {"base": str(base)}, Job)
+        return msgspec.convert(table | {"train": train, "base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
 

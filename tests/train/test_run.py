@@ -1,0 +1,170 @@
+"""From files to a signed, labelled model: what a job does on disk, and what it refuses before it touches the disk."""
+
+import csv
+
+import numpy as np
+import pytest
+from confide.crypto.random import SeededRandomness
+from confide.errors import DataError, IntegrityError, JobError, ModelError
+from confide.model.artifact import load, read_public_key
+from confide.train import AGGREGATORS, Output, load_data, local_models, parse, pooled_model, train
+from confide.train.evaluate import accuracy
+from confide.train.ledger import verify
+from confide.wire import drop
+
+SCHEMA = """
+[label]
+name = "ill"
+classes = ["no", "yes"]
+[columns]
+age = { type = "number", unit = "years", low = 0, high = 120 }
+dose = { type = "number", low = -1, high = 1, missing = "middle" }
+sex = { type = "category", categories = ["f", "m"] }
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    (tmp_path / "schema.toml").write_text(SCHEMA)
+    for name, rows in {"north": 60, "south": 40, "east": 50}.items():
+        with (tmp_path / f"{name}.csv").open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(["ill", "dose", "age", "sex"])
+            for _ in range(rows):
+                age, dose = rng.uniform(0, 120), rng.uniform(-1, 1)
+                ill = age / 60 - 1 + dose + rng.normal(0, 0.2) > 0
+                writer.writerow(["yes" if ill else "no", f"{dose:.3f}" if rng.random() > 0.1 else "", f"{age:.1f}", "fm"[rng.integers(2)]])
+    return tmp_path
+
+
+def job_of(folder, **sections):
+    tables = {name: f"{name}.csv" for name in ("north", "south", "east")}
+    base = {
+        "data": {"schema": "schema.toml", "tables": tables},
+        "train": {"quorum": 2, "rounds": 30},
+        "output": {"model": "m.confide", "ledger": "l.jsonl", "signing_key": "k.pem"},
+    }
+    return parse(base | sections, base=folder)
+
+
+def finish(job, **more):
+    data, output = load_data(job), Output(job)
+    *_, last = train(job, data, ledger=output.ledger, **more)
+    return data, last, output.save(data, last)
+
+
+def test_a_model_from_files_is_signed_labelled_and_right(folder):
+    data, last, saved = finish(job_of(folder))
+    trust = read_public_key(folder / "k.pem.pub")
+    loaded = load(folder / "m.confide", trust=trust)
+    assert loaded.fingerprint == saved.fingerprint
+    np.testing.assert_array_equal(loaded.graph.apply(data.test.x), last.graph.apply(data.test.x))
+    assert accuracy(loaded.graph, data.test.x, data.test.y) > 0.85
+    assert loaded.graph.classes == ("no", "yes")
+    assert loaded.label.aggregator == "masked"
+    assert loaded.label.parties == ("north", "south", "east")
+    assert loaded.label.epsilon is None
+    assert verify(folder / "l.jsonl", head=loaded.label.ledger)[0] == 32  # the job, 30 rounds, the model
+    assert (folder / "k.pem").stat().st_mode & 0o077 == 0
+
+
+def test_a_second_run_continues_the_ledger_and_keeps_the_key(folder):
+    first = finish(job_of(folder))[2]
+    second = finish(job_of(folder))[2]
+    assert first.signer == second.signer
+    assert verify(folder / "l.jsonl", head=second.label.ledger)[0] == 64
+
+
+def test_the_label_states_the_privacy_that_was_kept(folder):
+    privacy = {"epsilon": 2.0, "expected_records": 150, "colluding": 0}
+    label = finish(job_of(folder, privacy=privacy))[2].label
+    assert (label.epsilon, label.unit, label.quorum, label.colluding) == (2.0, "record", 2, 0)
+    assert label.delta == pytest.approx(150**-1.1)
+    assert label.epsilon_outsiders <= label.epsilon
+    assert label.seed == "operating system"
+
+
+def test_a_fixed_seed_voids_the_claim_in_the_label(folder):
+    job = job_of(folder)
+    data, output = load_data(job), Output(job)
+    rng = SeededRandomness("test")
+    *_, last = train(job, data, rng=rng, ledger=output.ledger)
+    assert "no privacy claim" in output.save(data, last, rng=rng).label.seed
+
+
+def test_a_dropout_is_in_the_ledger(folder):
+    finish(job_of(folder), fault=drop(src="south"))
+    assert '"missing": ["south"]' in (folder / "l.jsonl").read_text()
+
+
+def test_no_record_reaches_ledger_or_label(folder):
+    """The negative control of a leak: cells of the tables do not occur in what is written."""
+    finish(job_of(folder))
+    written = (folder / "l.jsonl").read_text()
+    lines = (folder / "north.csv").read_text().splitlines()[1:]
+    cells = {cell for line in lines for cell in line.split(",") if len(cell) > 3}
+    assert not [cell for cell in cells if f" {cell}" in written]
+
+
+def test_baselines(folder):
+    job = job_of(folder)
+    data = load_data(job)
+    assert set(local_models(job, data)) == {"north", "south", "east"}
+    assert accuracy(pooled_model(job, data), data.test.x, data.test.y) > 0.85
+
+
+def test_a_test_table_of_its_own(folder):
+    tables = {"north": "north.csv", "south": "south.csv"}
+    job = job_of(folder, data={"schema": "schema.toml", "tables": tables, "test": "east.csv"})
+    data = load_data(job)
+    assert (len(data.test.y), sum(len(silo.y) for silo in data.silos)) == (50, 100)
+
+
+@pytest.mark.parametrize(
+    ("sections", "error", "text"),
+    [
+        ({"train": {"aggregate": "maskd"}}, JobError, r'"maskd" \(did you mean "masked"\?\)'),
+        ({"train": {"quorum": 4}}, JobError, "train.quorum=4 to be at most the 3 parties"),
+        ({"privacy": {"expected_records": 9, "colluding": 2}}, JobError, "privacy.colluding=2 below the quorum"),
+        ({"output": {"model": "absent/m.confide", "signing_key": "k.pem"}}, JobError, "folder that exists"),
+        ({"output": {"model": "m.confide"}}, JobError, "output.signing_key"),
+        ({"data": {"schema": "schema.toml", "tables": {"a": "north.csv", "b": "absent.csv"}}}, DataError, "absent.csv"),
+        ({"data": {"schema": "absent.toml", "tables": {"a": "a", "b": "b"}}}, DataError, "absent.toml"),
+        ({"data": {"set": "breast-cancr"}}, DataError, "breast-cancer"),
+    ],
+)
+def test_what_cannot_work_is_refused_and_nothing_is_written(folder, sections, error, text):
+    before = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(error, match=text):
+        finish(job_of(folder, **sections))
+    assert sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_a_ledger_that_does_not_hold_is_not_continued(folder):
+    finish(job_of(folder))
+    (folder / "l.jsonl").write_text((folder / "l.jsonl").read_text().replace("north", "nirth"))
+    with pytest.raises(IntegrityError, match="Line 1"):
+        finish(job_of(folder))
+
+
+def test_a_signing_key_that_others_can_read_is_refused(folder):
+    finish(job_of(folder))
+    (folder / "k.pem").chmod(0o644)
+    with pytest.raises(ModelError, match="chmod 600"):
+        finish(job_of(folder))
+
+
+@pytest.mark.parametrize("name", sorted(AGGREGATORS))
+def test_every_aggregator_trains_the_shipped_set(name):
+    job = parse({"data": {"set": "breast-cancer"}, "train": {"aggregate": name, "quorum": 3, "rounds": 20}})
+    data = load_data(job)
+    *_, last = train(job, data)
+    assert accuracy(last.graph, data.test.x, data.test.y) > 0.93
+
+
+def test_an_mlp_trains():
+    job = parse({"data": {"set": "breast-cancer"}, "model": {"kind": "mlp"}, "train": {"rounds": 60}})
+    data = load_data(job)
+    *_, last = train(job, data)
+    assert accuracy(last.graph, data.test.x, data.test.y) > 0.93
