@@ -212,9 +212,13 @@ def serve(
         log=sys.stdout,
         metrics=metrics,
     )
-    for one in served.backends:
-        _err.print(f"{one.name}: {'; '.join(one.guarantee.sentences())}. Leaks: {one.guarantee.leaks}")
-    _err.print(f"{served.name}: {artifact.label.sentence()}")
+
+    def ready(url: str) -> None:
+        for one in served.backends:
+            _err.print(f"{one.name}: {'; '.join(one.guarantee.sentences())}. Leaks: {one.guarantee.leaks}")
+        _err.print(f"{served.name}: {artifact.label.sentence()}")
+        print(f"listening on {url}", flush=True)
+
     listen(
         server,
         host=host,
@@ -222,7 +226,7 @@ def serve(
         certificate=certificate,
         private_key=private_key,
         insecure_plain_http=insecure_plain_http,
-        ready=lambda url: print(f"listening on {url}", flush=True),
+        ready=ready,
     )
 
 
