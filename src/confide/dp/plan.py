@@ -92,6 +92,11 @@ class PrivacyPlan:
                 f"Expected noise for epsilon={self.epsilon}, share_variance={self.share_variance:.6g} gives "
                 f"{self.epsilon_server:.6g}; use PrivacyPlan.calibrate"
             )
+        if self.share_variance > MAX_DEVIATION**2:
+            raise PrivacyError(
+                f"Expected noise of at most 2^40 grid steps; take a coarser grid than {self.grid}, fewer rounds than "
+                f"{self.rounds} or a larger epsilon"
+            )
         if 2 * self.silos * self.bound >= _LARGEST_SUM:
             raise PrivacyError(
                 f"Expected sums below 2^62, a silo may submit {self.bound}; lower max_records={self.max_records}, "
@@ -322,6 +327,7 @@ def _least_share_variance(epsilon: float, delta: float, *, grid: int, shares: in
     def event(variance: float) -> NoisySums:
         return NoisySums(sensitivity=grid, share_variance=variance, shares=shares, length=length, rounds=rounds)
 
+    goal = epsilon * (1 - 1e-12)  # so that epsilon as bisected from the variance found does not round above the target
     # A continuous Gaussian's variance: the sum of integers needs at least this, and hardly more.
     low = rounds * (grid / gaussian_mu(epsilon, delta)) ** 2 / shares
     high = 1.1 * low
@@ -329,11 +335,9 @@ def _least_share_variance(epsilon: float, delta: float, *, grid: int, shares: in
         raise PrivacyError(
             f"Expected a finer grid than {grid} steps per clip norm; at epsilon={epsilon} take 16 times it"
         )
-    if high > MAX_DEVIATION**2:
-        raise PrivacyError(f"Expected a coarser grid than {grid}, fewer rounds or a larger epsilon; noise reaches 2^40")
-    if event(high).delta(epsilon) > delta:
+    if event(high).delta(goal) > delta:
         raise PrivacyError(f"Expected a larger delta than {delta}; the tail of integer noise alone may exceed it")
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (low, middle) if event(middle).delta(epsilon) <= delta else (middle, high)
+        low, high = (low, middle) if event(middle).delta(goal) <= delta else (middle, high)
     return high
