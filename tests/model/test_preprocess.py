@@ -1,0 +1,264 @@
+"""Public preprocessing: the ranges it guarantees, its refusals, and its bytes."""
+
+import doctest
+import subprocess
+import sys
+from fractions import Fraction
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confide.errors import DataError, ModelError
+from confide.model import preprocess
+from confide.model.preprocess import MISSING, OneHot, Preprocess, Scale
+
+AGE = Scale(name="age", low=0, high=120)
+SEX = OneHot(name="sex", categories=("f", "m"))
+
+finite = st.floats(-1e300, 1e300)
+names = st.text(min_size=1, max_size=20).filter(lambda text: text != MISSING)
+
+
+@st.composite
+def scales(draw, name="number"):
+    low, high = sorted(draw(st.lists(st.floats(-1e150, 1e150), min_size=2, max_size=2, unique=True)))
+    missing = draw(st.none() | st.floats(low, high))
+    return Scale(name=name, low=low, high=high, missing=missing, outside=draw(st.sampled_from(("refuse", "clip"))))
+
+
+@given(scales(), st.lists(st.floats(0, 1), min_size=1, max_size=10))
+def test_scaled_values_are_the_linear_map_onto_minus_one_to_one(rule, shares):
+    values = np.clip([rule.low + share * (rule.high - rule.low) for share in shares], rule.low, rule.high)
+    scaled = rule.apply(values)[:, 0]
+    assert (np.abs(scaled) <= 1.0).all()
+    for value, got in zip(values.tolist(), scaled.tolist(), strict=True):
+        span = Fraction(rule.high) - Fraction(rule.low)
+        exact = 2 * (Fraction(value) - Fraction(rule.low)) / span - 1
+        assert abs(Fraction(got) - exact) <= Fraction(1, 2**50)
+
+
+@given(scales())
+def test_the_bounds_are_exactly_minus_one_and_one(rule):
+    np.testing.assert_array_equal(rule.apply(np.array([rule.low, rule.high]))[:, 0], [-1.0, 1.0])
+
+
+def test_clip_takes_the_nearer_bound_and_refuse_names_column_row_and_value():
+    clip = Scale(name="age", low=0, high=120, outside="clip")
+    np.testing.assert_array_equal(clip.apply(np.array([-5.0, 1e9, np.inf]))[:, 0], [-1.0, 1.0, 1.0])
+    with pytest.raises(DataError, match=r"'age' from 0 to 120, got 130 in row 2; correct it"):
+        AGE.apply(np.array([7.0, 130.0, 140.0]))
+
+
+@pytest.mark.parametrize("value", [np.inf, -np.inf, 120.0001, -1e-9])
+def test_nothing_beyond_the_bounds_passes(value):
+    with pytest.raises(DataError):
+        AGE.apply(np.array([value]))
+
+
+def test_missing_numbers_take_their_public_constant_or_are_refused():
+    rule = Scale(name="age", low=0, high=120, missing=60)
+    np.testing.assert_array_equal(rule.apply(np.array([np.nan, 120.0]))[:, 0], [0.0, 1.0])
+    with pytest.raises(DataError, match=r"a value of 'age' in row 3; fill it in"):
+        AGE.apply(np.array([1.0, 2.0, np.nan]))
+
+
+def test_categories_become_one_feature_each():
+    np.testing.assert_array_equal(SEX.apply(np.array(["m", "f"], object)), [[0, 1], [1, 0]])
+    np.testing.assert_array_equal(SEX.apply(np.array(["m", "f"])), [[0, 1], [1, 0]])
+
+
+def test_missing_categories_take_a_level_of_their_own_or_are_refused():
+    rule = OneHot(name="sex", categories=("f", "m"), missing="level")
+    np.testing.assert_array_equal(rule.apply(np.array(["", None, "f"], object)), [[0, 0, 1], [0, 0, 1], [1, 0, 0]])
+    assert rule.features == ("sex=f", "sex=m", f"sex={MISSING}")
+    for absent in ("", None):
+        with pytest.raises(DataError, match=r"a value of 'sex' in row 2"):
+            SEX.apply(np.array(["f", absent], object))
+
+
+def test_unknown_categories_name_the_nearest_known_one():
+    rule = OneHot(name="job", categories=("nurse", "doctor"))
+    with pytest.raises(
+        DataError, match=r"got 'docter' in row 2 \(did you mean \"doctor\"\?\); known are nurse, doctor"
+    ):
+        rule.apply(np.array(["nurse", "docter"]))
+
+
+def test_numbers_given_as_categories_are_refused():
+    with pytest.raises(DataError, match=r"got 1\.0 in row 1"):
+        SEX.apply(np.array([1.0]))
+
+
+def test_columns_are_found_by_name_and_features_follow_the_rules():
+    prepare = Preprocess((SEX, AGE))
+    x = prepare.apply({"ignored": np.zeros(9), "age": np.array([0.0, 120.0]), "sex": np.array(["f", "m"])})
+    np.testing.assert_array_equal(x, [[1, 0, -1], [0, 1, 1]])
+    assert prepare.names == ("sex=f", "sex=m", "age")
+    assert (prepare.columns, prepare.numbers, prepare.features) == (("sex", "age"), ("age",), 3)
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ({"agee": np.zeros(1), "sex": np.array(["f"])}, r"a column 'age' \(did you mean \"agee\"\?\); add it"),
+        ({"age": np.zeros(2), "sex": np.array(["f"])}, "one value for each row"),
+        ({"age": np.zeros((1, 1)), "sex": np.array([["f"]])}, "one value for each row"),
+        ({"age": np.array(["old"], object), "sex": np.array(["f"])}, "Expected numbers in column 'age'"),
+        ({"age": np.array([{}], object), "sex": np.array(["f"])}, "Expected numbers in column 'age'"),
+    ],
+)
+def test_columns_that_do_not_fit_are_refused(columns, text):
+    with pytest.raises(DataError, match=text):
+        Preprocess((AGE, SEX)).apply(columns)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_any_number_of_rows_passes(rows):
+    assert Preprocess((AGE,)).apply({"age": np.zeros(rows)}).shape == (rows, 1)
+
+
+@given(st.lists(st.tuples(*[st.floats(-1, 1)] * 4), min_size=1, max_size=8))
+def test_unit_rows_have_norm_one_or_are_zero(rows):
+    rules = tuple(Scale(name=str(place), low=-1, high=1) for place in range(4))
+    raw = {str(place): np.array(values) for place, values in enumerate(zip(*rows, strict=True))}
+    plain, unit = Preprocess(rules).apply(raw), Preprocess(rules, unit_rows=True).apply(raw)
+    assert (np.abs(unit) <= 1.0).all()
+    for before, after in zip(plain, unit, strict=True):
+        if np.abs(before).max() > 1e-150:  # below, the square of a length underflows
+            assert abs(np.sqrt(np.sum(after**2)) - 1.0) < 1e-12
+            np.testing.assert_allclose(after * np.sqrt(np.sum(before**2)), before, rtol=1e-12, atol=1e-300)
+
+
+def test_a_row_of_zeros_stays_zero_under_unit_rows():
+    prepare = Preprocess((Scale(name="a", low=-1, high=1),), unit_rows=True)
+    np.testing.assert_array_equal(prepare.apply({"a": np.zeros(2)}), np.zeros((2, 1)))
+
+
+@given(st.permutations(range(6)))
+def test_a_row_does_not_depend_on_the_others(order):
+    raw = {"age": np.array([1.0, 50.0, 70.0, 3.0, 120.0, 0.0]), "sex": np.array(list("fmfmff"))}
+    prepare = Preprocess((AGE, SEX), unit_rows=True)
+    shuffled = {name: values[order] for name, values in raw.items()}
+    np.testing.assert_array_equal(prepare.apply(shuffled), prepare.apply(raw)[order])
+
+
+# --- rules that cannot work ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "missing"),
+    [(1, 1, None), (2, 1, None), (np.nan, 1, None), (0, np.nan, None), (-np.inf, 0, None), (-1e308, 1e308, None)]
+    + [(0, 1, 2), (0, 1, np.nan)],
+)
+def test_bounds_that_cannot_scale_are_refused(low, high, missing):
+    with pytest.raises(ModelError, match="Expected (low|missing)="):
+        Scale(name="a", low=low, high=high, missing=missing)
+
+
+@pytest.mark.parametrize("categories", [(), ("a", "a"), (MISSING,), ("",), ("x" * 257,)])
+def test_categories_that_cannot_work_are_refused(categories):
+    with pytest.raises(ModelError):
+        OneHot(name="a", categories=categories)
+
+
+def test_rule_sets_that_cannot_work_are_refused():
+    for rules in ((), (AGE, AGE), (AGE, OneHot(name="age", categories=("a",)))):
+        with pytest.raises(ModelError, match="at least one rule and one rule for each column"):
+            Preprocess(rules)
+    with pytest.raises(ModelError, match="at most 65536 features"):
+        Preprocess((OneHot(name="a", categories=tuple(map(str, range(65537)))),))
+    with pytest.raises(ModelError, match="1 to 256 characters"):
+        Scale(name="", low=0, high=1)
+
+
+# --- bytes ----------------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def rule_sets(draw):
+    columns = draw(st.lists(names, min_size=1, max_size=5, unique=True))
+    return Preprocess(
+        tuple(
+            draw(
+                scales(name)
+                | st.builds(
+                    OneHot,
+                    name=st.just(name),
+                    categories=st.lists(names, min_size=1, max_size=4, unique=True).map(tuple),
+                    missing=st.sampled_from(("refuse", "level")),
+                )
+            )
+            for name in columns
+        ),
+        draw(st.booleans()),
+    )
+
+
+@given(rule_sets())
+@settings(max_examples=50)
+def test_decode_reads_what_encode_wrote(rules):
+    assert Preprocess.decode(rules.encode()) == rules
+    assert Preprocess.decode(rules.encode()).encode() == rules.encode()
+
+
+def test_equal_rules_have_equal_bytes():
+    assert (
+        Preprocess((Scale(name="a", low=0, high=1, missing=0),)).encode()
+        == Preprocess((Scale(name="a", low=0.0, high=1.0, missing=0.0),)).encode()
+    )
+
+
+@given(st.binary(max_size=200))
+def test_foreign_bytes_are_refused(body):
+    with pytest.raises(ModelError):
+        Preprocess.decode(body)
+
+
+@given(rule_sets(), st.data())
+@settings(max_examples=50)
+def test_truncations_are_refused(rules, data):
+    body = rules.encode()
+    with pytest.raises(ModelError):
+        Preprocess.decode(body[: data.draw(st.integers(0, len(body) - 1))])
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"rules": []},
+        {"rules": [{"rule": "run", "name": "a"}]},
+        {"rules": [{"rule": "scale", "name": "a", "low": 1.0, "high": 0.0}]},
+        {"rules": [{"rule": "scale", "name": "a", "low": 0.0, "high": 1.0, "mean": 0.5}]},
+        {"rules": [{"rule": "scale", "name": "a", "low": "0", "high": 1.0}]},
+        {"rules": [{"rule": "scale", "name": "a", "low": 0.0, "high": 1.0}], "extra": 1},
+        {"rules": [{"rule": "one-hot", "name": "a", "categories": ["x", "x"]}]},
+    ],
+)
+def test_well_formed_messages_with_bad_rules_are_refused(value):
+    with pytest.raises(ModelError):
+        Preprocess.decode(msgspec.msgpack.encode(value))
+
+
+def test_sizes_are_limited_on_both_sides():
+    with pytest.raises(ModelError, match="at most 1048576 bytes"):
+        Preprocess.decode(bytes((1 << 20) + 1))
+    long = tuple(OneHot(name=str(n), categories=tuple(f"{k:0256}" for k in range(100))) for n in range(50))
+    with pytest.raises(ModelError, match="at most 1048576 bytes"):
+        Preprocess(long).encode()
+
+
+def test_the_light_client_needs_no_onnx():
+    code = (
+        "import sys; sys.modules['onnx'] = None; "
+        "import confide.model.graph, confide.model.preprocess, confide.model.zoo, confide.model.artifact"
+    )
+    source = Path(__file__).parents[2] / "src"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})
+
+
+def test_the_examples_run():
+    assert doctest.testmod(preprocess).failed == 0
