@@ -58,14 +58,12 @@ def demo(
     out: Annotated[Path, typer.Option(help="The HTML report.")] = Path("confide-demo.html"),
     seeds: Annotated[int, typer.Option(min=1, help="Splits over which the training figures are repeated.")] = 10,
     queries: Annotated[int, typer.Option(min=2, help="Predictions timed for each technique.")] = 50,
-    quick: Annotated[
-        bool, typer.Option("--quick", help="2 splits and 10 queries: a look, not figures to quote.")
-    ] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="2 splits, 10 queries: not figures to quote.")] = False,
 ) -> None:
     """Run the whole life of one model on this machine and write a report.
 
-    Four hospitals train one diagnostic model together, then a server serves it to a patient who does not trust it. Every
-    technique is measured, with its guarantee beside each figure.
+    Four hospitals train one diagnostic model together, then a server serves it to a patient who does not trust it.
+    Every technique is measured, with its guarantee beside each figure.
 
         confide demo --out report.html
     """
@@ -96,20 +94,20 @@ def _technique(choice: str | None) -> str:
 
 
 def _print_records(records: Sequence[Any]) -> None:
+    """Print figures with a column for each technique, then what each promises: both fit a narrow terminal."""
     from confide.compare.report import cell, columns, title
 
-    shown = [column for column in columns(records[0].task) if any(column[1] in record.figures for record in records)]
-    figures = Table("technique", *(column[0] for column in shown), title=f"{records[0].task}: {records[0].setting}")
-    promises = Table(
-        "technique", "hidden, from whom, if who is honest", "against", "still leaks", title="what each promises"
-    )
+    table = Table("", *(record.choice for record in records), title=f"{records[0].task}: {records[0].setting}")
+    for head, name, factor, places in columns(records[0].task):
+        if any(name in record.figures for record in records):
+            table.add_row(head, *(cell(record, name, factor, places) for record in records))
+    Console(markup=False, highlight=False).print(table)
     for record in records:
-        figures.add_row(title(record), *(cell(record, name, factor, places) for _, name, factor, places in shown))
         guarantee = record.guarantee
-        promises.add_row(title(record), "\n".join(guarantee.sentences()), guarantee.adversary.value, guarantee.leaks)
-    wide = Console(markup=False, highlight=False)
-    wide.print(figures)
-    wide.print(promises)
+        _out.print(f"{record.choice} ({title(record)}), against a {guarantee.adversary.value} adversary")
+        for sentence in guarantee.sentences():
+            _out.print(f"  {sentence}")
+        _out.print(f"  leaks: {guarantee.leaks}")
 
 
 @app.command()
@@ -118,7 +116,7 @@ def train(
 ) -> None:
     """Train one model over several parties' tables, as a job file says.
 
-    Prints the job as it was understood, shows the rounds, and writes the signed model and the ledger that [output] names.
+    Prints the job as it was understood, shows the rounds, and writes the signed model and the ledger of [output].
 
         confide train examples/breast_cancer.toml
     """
@@ -154,7 +152,7 @@ def serve(
     model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
     backend: Annotated[
         list[str],
-        typer.Option(help="plain, he or paillier: what the server may not see. Repeat it; the first is the default."),
+        typer.Option(help="plain, he or paillier; may be repeated, the first is the clients' default."),
     ] = ["he"],  # noqa: B006 (typer copies it)
     open_model: Annotated[
         bool, typer.Option("--open-model", help="With he: faster, but a client can read the weights from one reply.")
@@ -217,7 +215,8 @@ def serve(
         for one in served.backends:
             _err.print(f"{one.name}: {'; '.join(one.guarantee.sentences())}. Leaks: {one.guarantee.leaks}")
         _err.print(f"{served.name}: {artifact.label.sentence()}")
-        print(f"listening on {url}", flush=True)
+        _out.print(f"listening on {url}")
+        sys.stdout.flush()  # whoever started this process waits for the line
 
     listen(
         server,

@@ -58,7 +58,7 @@ def advise(
         return Advice(
             None,
             (
-                "nothing that was measured covers the needs: relax one, or take the price of a technique that is not built yet",
+                "nothing that was measured covers the needs: relax one, or wait for what is not built yet",
             ),
             tuple(refused),
         )

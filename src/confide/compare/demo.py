@@ -1,4 +1,4 @@
-"""The main job from end to end: four hospitals train one model, a server serves it to a patient, everything is measured.
+"""The main job from end to end: four hospitals train one model, a server serves it to a patient.
 
 `stages` says what will be done and how many steps each stage has; `run` does it and reports every step, so that the
 caller can draw bars. The servers are real processes of `confide serve`, asked over HTTP on the loopback interface.
@@ -7,25 +7,33 @@ caller can draw bars. The servers are real processes of `confide serve`, asked o
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from confide.compare.advise import Advice, Need, advise
 from confide.compare.hosted import hosted
-from confide.compare.keys_ahead import KeysAhead
 from confide.compare.measure import Trial, inference, training, training_choices, training_records
 from confide.compare.plots import Picture, curves, dots, stacked
 from confide.compare.record import Record, Spread
 from confide.compare.report import Section, title, write
 from confide.compare.techniques import TRAINING
 from confide.errors import UsageError
+from confide.model.graph import Graph
 from confide.serve.client import Client
+from confide.serve.keys import SqliteStore
 from confide.train.job import Job, parse
 from confide.train.run import Output, Prepared, load_data, train
 from confide.wire import MemoryStore
+
+Matrix = NDArray[np.float64]
 
 #: The demo's job: settings fixed in advance, the same for every technique.
 JOB = {
@@ -35,12 +43,18 @@ JOB = {
     "privacy": {"epsilon": 1.0, "colluding": 1, "expected_records": 455},
 }
 
-#: How each technique is served and asked: (choice, backend, whether the server runs with --open-model).
-SERVED: tuple[tuple[str, str, bool], ...] = (
-    ("plain", "plain", False),
-    ("he", "he", False),
-    ("he-open", "he", True),
-    ("paillier", "paillier", False),
+#: The servers: the backends of each, and its further options.
+_SERVERS: tuple[tuple[tuple[str, ...], tuple[str, ...]], ...] = (
+    (("plain", "he", "paillier"), ()),
+    (("he",), ("--open-model",)),
+)
+
+#: How each technique is asked: (choice, backend, which of the servers).
+SERVED: tuple[tuple[str, str, int], ...] = (
+    ("plain", "plain", 0),
+    ("he", "he", 0),
+    ("he-open", "he", 1),
+    ("paillier", "paillier", 0),
 )
 
 #: Called as (stage, steps done, steps in all, what is being done).
@@ -80,10 +94,19 @@ def run(report: Path, *, seeds: int, queries: int, progress: Progress) -> Outcom
     if not report.parent.is_dir() or report.is_dir():
         raise UsageError(f"Expected a file in a folder that exists for the report, got {report}; make the folder first")
     job = parse(JOB)
-    with tempfile.TemporaryDirectory(prefix="confide-demo-") as folder, KeysAhead() as keys:
+    with tempfile.TemporaryDirectory(prefix="confide-demo-") as name, ExitStack() as stack:
+        folder = Path(name)
+        progress("model to serve", 0, 1, "training, saving, starting servers")
+        model = _model(folder)
+        urls = [stack.enter_context(hosted(model.path, names, *options)) for names, options in _SERVERS]
+        progress("model to serve", 1, 1, "served")
+        # Paillier keys take seconds to make: in a process of their own, beside the training
+        pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
+        keys = pool.submit(make_keys, urls[0], "paillier", folder / "paillier.sqlite")
         trials = _train(job, seeds, progress)
-        records = training_records(job, load_data(job), trials)
-        answers = _serve(job, Path(folder), keys, queries, progress)
+        data = load_data(job)
+        records = training_records(job, data, trials)
+        answers = _ask(model, urls, keys, folder, queries, progress)
     found = _advice(records, answers)
     progress("report", 0, 1, "drawing")
     write(
@@ -94,7 +117,7 @@ def run(report: Path, *, seeds: int, queries: int, progress: Progress) -> Outcom
             "who does not trust it. Every figure was measured on this machine a moment ago; every technique stands "
             "beside what it promises."
         ),
-        sections=_sections(job, trials, records, answers),
+        sections=_sections(data, trials, records, answers, model.label),
         advice=found,
     )
     progress("report", 1, 1, "written")
@@ -113,35 +136,53 @@ def _train(job: Job, seeds: int, progress: Progress) -> list[Trial]:
     return trials
 
 
-def _serve(job: Job, folder: Path, keys: KeysAhead, queries: int, progress: Progress) -> list[Record]:
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """The model that the servers serve, and what this process needs to judge their answers."""
+
+    path: Path
+    graph: Graph
+    label: str
+    x: Matrix
+
+
+def _model(folder: Path) -> _Served:
     """Train the model to serve, save it signed with its label, serve it under each technique and ask.
 
     It is the private one: 31 answers give the model away, so what the model says of a record must be bounded before.
     """
     output = {"model": "model.confide", "ledger": "ledger.jsonl", "signing_key": "signing.pem"}
     job = parse({**JOB, "output": output}, base=folder)
-    data = load_data(job)
-    files = Output(job)
+    data, files = load_data(job), Output(job)
     last = list(train(job, data, ledger=files.ledger))[-1]
-    files.save(data, last)
-    x = np.resize(data.test.x, (queries, data.preprocess.features))
-    setting = f"logistic model of {data.preprocess.features} features over HTTP on loopback, one query at a time"
-    steps = queries * len(SERVED)
+    artifact = files.save(data, last)
+    return _Served(job.path(output["model"]), last.graph, artifact.label.sentence(), data.test.x)
+
+
+def make_keys(url: str, backend: str, path: Path) -> tuple[float, int]:
+    """Set up a client of `url` whose keys are kept at `path`; return the seconds it took and the bytes it uploaded."""
+    begin = time.perf_counter()
+    with Client(url, backend=backend, store=SqliteStore(path)) as client:
+        uploaded = client.setup().bytes_sent("client")
+    return time.perf_counter() - begin, uploaded
+
+
+def _ask(
+    model: _Served, urls: Sequence[str], keys: Future[tuple[float, int]], folder: Path, queries: int, progress: Progress
+) -> list[Record]:
+    x = np.resize(model.x, (queries, model.graph.features))
+    setting = f"logistic model of {model.graph.features} features over HTTP on loopback, one query at a time"
     records: list[Record] = []
-    for open_model in (False, True):
-        options = ("--open-model",) if open_model else ()
-        chosen = [(choice, backend) for choice, backend, is_open in SERVED if is_open == open_model]
-        with hosted(job.path(output["model"]), [backend for _, backend in chosen], *options) as url:
-            for choice, backend in chosen:
-                done = len(records) * queries
-                progress("inference", done, steps, f"{choice}: set-up")
-                store = keys.store() if backend == "paillier" else MemoryStore()
-                with Client(url, backend=backend, store=store) as client:
-                    plain = records[0] if records else None
-                    ask = _Counter(progress, done, steps, choice)
-                    records.append(inference(client, choice, last.graph, x, setting=setting, plain=plain, each=ask))
-    order = [choice for choice, _, _ in SERVED]
-    return sorted(records, key=lambda record: order.index(record.choice))
+    for choice, backend, place in SERVED:
+        count = _Counter(progress, len(records) * queries, len(SERVED) * queries, choice)
+        ahead = keys.result() if backend == "paillier" else None
+        store = SqliteStore(folder / "paillier.sqlite") if ahead else MemoryStore()
+        with Client(urls[place], backend=backend, store=store) as client:
+            plain = records[0] if records else None
+            records.append(
+                inference(client, choice, model.graph, x, setting=setting, plain=plain, ahead=ahead, each=count)
+            )
+    return records
 
 
 class _Counter:
@@ -149,10 +190,11 @@ class _Counter:
 
     def __init__(self, progress: Progress, done: int, steps: int, choice: str) -> None:
         self._progress, self._done, self._steps, self._choice = progress, done, steps, choice
+        progress("inference", done, steps, f"{choice}: set-up")
 
     def __call__(self) -> None:
+        self._progress("inference", self._done + 1, self._steps, self._choice)
         self._done += 1
-        self._progress("inference", self._done, self._steps, self._choice)
 
 
 def _advice(records: Sequence[Record], answers: Sequence[Record]) -> dict[str, Advice]:
@@ -181,25 +223,26 @@ def _advice(records: Sequence[Record], answers: Sequence[Record]) -> dict[str, A
 # --- the report -------------------------------------------------------------------------------------------------------
 
 
-def _sections(job: Job, trials: Sequence[Trial], records: list[Record], answers: list[Record]) -> list[Section]:
-    data = load_data(job)
+def _sections(
+    data: Prepared, trials: Sequence[Trial], records: Sequence[Record], answers: Sequence[Record], label: str
+) -> list[Section]:
     plain, masked = ([t.figures["accuracy_share"] for t in trials if t.choice == c] for c in ("plain", "masked"))
     same = "the same accuracy on every split" if plain == masked else "accuracies that differ"
     return [
         Section(
             "Training",
-            f"Four hospitals hold different numbers of patients and different shares of each diagnosis. Every technique "
+            "Four hospitals hold different numbers of patients and different shares of each diagnosis. Every technique "
             f"trains on the same splits with the same settings. Secure aggregation gives {same} as the plain sum: it "
-            f"adds the same integers, it only hides the addends.",
+            "adds the same integers, it only hides the addends.",
             (_holdings(data), _accuracies(records), _rounds(trials), _traffic(records)),
             tuple(records),
         ),
         Section(
             "Inference",
-            "The private model behind an HTTP server, asked one patient at a time. The first answer is cold. The "
-            "extraction attack asked for 31 answers under every technique and decided like the true model on "
+            f"The private model ({label}) behind an HTTP server, asked one patient at a time. The first answer is "
+            "cold. The extraction attack asked for 31 answers under every technique and decided like the true model on "
             + ", ".join(f"{_share(record, 'extraction_agreement_share')} ({title(record)})" for record in answers)
-            + " of the test patients: only a quota of queries, or a model that remembers no record, helps against that.",
+            + " of the test patients. Only a quota of queries helps against that, or a model that remembers no record.",
             (_latencies(answers), _bytes(answers)),
             tuple(answers),
         ),

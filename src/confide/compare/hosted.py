@@ -32,7 +32,9 @@ def hosted(model: Path, backends: Sequence[str], *options: str) -> Generator[str
         command += ["--backend", backend]
     with (
         tempfile.TemporaryFile("w+") as complaints,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=complaints, text=True) as process,
+        subprocess.Popen(  # noqa: S603 (this interpreter, our own program)
+            command, stdout=subprocess.PIPE, stderr=complaints, text=True
+        ) as process,
     ):
         try:
             yield _url(process, complaints)

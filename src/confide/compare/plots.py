@@ -57,7 +57,7 @@ def dots(rows: Mapping[str, Spread], *, label: str, caption: str, factor: float 
         log: a logarithmic axis.
     """
     figure, axes = _figure(7.2, 0.9 + 0.42 * len(rows))
-    for place, (name, spread) in enumerate(rows.items()):
+    for place, spread in enumerate(rows.values()):
         colour = _COLOURS[place % len(_COLOURS)]
         axes.plot([spread.low * factor, spread.high * factor], [place, place], color=colour, lw=2.5, alpha=0.45)
         axes.plot([spread.median * factor], [place], "o", color=colour, ms=7)
@@ -82,9 +82,12 @@ def curves(
     for place, (name, values) in enumerate(rows.items()):
         style = "-" if place % 2 == 0 else "--"
         axes.plot(
-            range(1, len(values) + 1), [value * factor for value in values], style, color=_COLOURS[place % len(_COLOURS)],
+            range(1, len(values) + 1),
+            [value * factor for value in values],
+            style,
+            color=_COLOURS[place % len(_COLOURS)],
             label=name,
-        )  # fmt: skip
+        )
     axes.set_xlabel(across)
     axes.set_ylabel(label)
     axes.grid(color=_MUTED, alpha=0.25)

@@ -253,9 +253,7 @@ def _check_section(name: str, kind: type[_Section], section: dict[str, Any]) -> 
 
 def _check_data(data: dict[str, Any]) -> None:
     if ("set" in data) == ("schema" in data):
-        raise JobError(
-            'Expected either data.set (a shipped set) or data.schema with data.tables; for a trial: set = "breast-cancer"'
-        )
+        raise JobError('Expected either data.set or data.schema with data.tables; for a trial: set = "breast-cancer"')
     if "schema" in data and len(data.get("tables", {})) < 2:
         raise JobError(
             f"Expected at least 2 parties in data.tables, got {len(data.get('tables', {}))}; name each party's CSV file"
