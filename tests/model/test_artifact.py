@@ -42,6 +42,7 @@ MODEL = Artifact(
     mlp(3, 2, seed=1, classes=("no", "yes")), PREPARE, LABEL, {"data set": "heart"}, "2026-01-31T12:00:00Z"
 )
 BODY = MODEL.encode(KEY)
+REFUSALS = (IntegrityError, ModelError)
 HEADER_END = 12 + int.from_bytes(BODY[8:12], "little")
 
 
@@ -54,7 +55,7 @@ def with_header(change, key=KEY):
     return signed + key.sign(signed) + BODY[HEADER_END + 64 :]
 
 
-# --- what it carries ----------------------------------------------------------------------------------------------------
+# --- what it carries --------------------------------------------------------------------------------------------------
 
 
 def test_everything_comes_back(tmp_path):
@@ -104,7 +105,7 @@ def test_metadata_has_its_limit():
         Artifact(MODEL.graph, PREPARE, LABEL, {"note": "x" * (1 << 20)}).encode(KEY)
 
 
-# --- trust ----------------------------------------------------------------------------------------------------------------
+# --- trust ------------------------------------------------------------------------------------------------------------
 
 
 def test_without_a_pinned_key_it_warns_and_names_the_signer(tmp_path):
@@ -153,13 +154,12 @@ def test_nothing_is_parsed_before_the_signature_holds(monkeypatch):
         decode(BODY, trust=KEY.public)
 
 
-# --- every other file is refused ----------------------------------------------------------------------------------------
+# --- every other file is refused --------------------------------------------------------------------------------------
 
 
 def refused(body):
     for trust in (KEY.public, None):
-        with pytest.raises((IntegrityError, ModelError)), warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnverifiedModel)
+        with warnings.catch_warnings(action="ignore", category=UnverifiedModel), pytest.raises(REFUSALS):
             decode(body, trust=trust)
 
 
@@ -243,7 +243,7 @@ def test_a_signed_file_whose_graph_cannot_run_is_refused():
         decode(head[:end] + b"\xff\xff\xff\xff" + BODY[split:], trust=KEY.public)
 
 
-# --- files ----------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_saved_file_is_its_owners_alone_and_leaves_nothing_beside_it(tmp_path):
@@ -315,7 +315,7 @@ def test_without_onnx_the_install_line_is_given(monkeypatch):
         decode(BODY, trust=KEY.public)
 
 
-# --- keys in files ------------------------------------------------------------------------------------------------------
+# --- keys in files ----------------------------------------------------------------------------------------------------
 
 
 def test_a_created_key_signs_what_its_public_half_verifies(tmp_path):

@@ -39,8 +39,13 @@ def test_inputs_of_another_shape_are_refused(x):
 
 @pytest.mark.parametrize(
     ("weight", "bias"),
-    [(np.zeros(2), np.zeros(2)), (np.zeros((1, 2)), np.zeros(2)), (np.zeros((0, 2)), np.zeros(0))]
-    + [(np.full((1, 1), np.nan), np.zeros(1)), (np.zeros((1, 1)), np.full(1, np.inf))],
+    [
+        (np.zeros(2), np.zeros(2)),
+        (np.zeros((1, 2)), np.zeros(2)),
+        (np.zeros((0, 2)), np.zeros(0)),
+        (np.full((1, 1), np.nan), np.zeros(1)),
+        (np.zeros((1, 1)), np.full(1, np.inf)),
+    ],
 )
 def test_parameters_that_cannot_work_are_refused(weight, bias):
     with pytest.raises(ModelError):

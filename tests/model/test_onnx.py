@@ -1,6 +1,7 @@
 """ONNX in and out: onnxruntime is the oracle, `onnx.helper` builds the foreign and the hostile models."""
 
 import sys
+from itertools import pairwise
 
 import numpy as np
 import onnx
@@ -47,7 +48,7 @@ W, B = RNG.normal(size=(2, 3)), RNG.normal(size=2)
 def graphs(draw):
     widths = draw(st.lists(st.integers(1, 8), min_size=2, max_size=4))
     layers = []
-    for inputs, outputs in zip(widths, widths[1:], strict=False):
+    for inputs, outputs in pairwise(widths):
         rng = np.random.default_rng(draw(st.integers(0, 2**32)))
         layers.append(Linear(rng.normal(size=(outputs, inputs)), rng.normal(size=outputs)))
         layers += draw(st.lists(st.sampled_from((Square(), Sigmoid())), max_size=2))
@@ -55,7 +56,7 @@ def graphs(draw):
     return Graph(tuple(layers), tuple(names) if draw(st.booleans()) else ())
 
 
-# --- out ----------------------------------------------------------------------------------------------------------------
+# --- out --------------------------------------------------------------------------------------------------------------
 
 
 @given(graphs(), st.integers(1, 5), st.integers(0, 2**32))
@@ -90,7 +91,7 @@ def test_a_view_of_an_array_is_written_by_its_values():
     np.testing.assert_array_equal(from_onnx(to_onnx(Graph((Linear(weight, np.zeros(3)),)))).layers[0].weight, weight)
 
 
-# --- in: other tools' chains --------------------------------------------------------------------------------------------
+# --- in: other tools' chains ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -131,7 +132,7 @@ def test_weights_may_be_listed_among_the_inputs():
     assert from_onnx(foreign([gemm("x", "w", transB=1)], {"w": W}, inputs=inputs).SerializeToString()).features == 3
 
 
-# --- in: what no rule covers --------------------------------------------------------------------------------------------
+# --- in: what no rule covers ------------------------------------------------------------------------------------------
 
 
 def refusal(model):
@@ -227,7 +228,7 @@ def test_attributes_that_would_be_misread_are_refused(attributes, text):
     assert text in refusal(foreign([node], {"w": W}))
 
 
-# --- in: shapes and chains that do not hold -----------------------------------------------------------------------------
+# --- in: shapes and chains that do not hold ---------------------------------------------------------------------------
 
 SIGMOID = helper.make_node("Sigmoid", ["a"], ["y"])
 FIRST = gemm("x", "w", out="a", transB=1)
@@ -320,7 +321,7 @@ def test_foreign_metadata_is_ignored():
     assert from_onnx(model.SerializeToString()).classes == ()
 
 
-# --- in: bytes --------------------------------------------------------------------------------------------------------------
+# --- in: bytes --------------------------------------------------------------------------------------------------------
 
 
 @given(st.binary(max_size=300))

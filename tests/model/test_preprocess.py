@@ -146,13 +146,21 @@ def test_a_row_does_not_depend_on_the_others(order):
     np.testing.assert_array_equal(prepare.apply(shuffled), prepare.apply(raw)[order])
 
 
-# --- rules that cannot work ---------------------------------------------------------------------------------------------
+# --- rules that cannot work -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("low", "high", "missing"),
-    [(1, 1, None), (2, 1, None), (np.nan, 1, None), (0, np.nan, None), (-np.inf, 0, None), (-1e308, 1e308, None)]
-    + [(0, 1, 2), (0, 1, np.nan)],
+    [
+        (1, 1, None),
+        (2, 1, None),
+        (np.nan, 1, None),
+        (0, np.nan, None),
+        (-np.inf, 0, None),
+        (-1e308, 1e308, None),
+        (0, 1, 2),
+        (0, 1, np.nan),
+    ],
 )
 def test_bounds_that_cannot_scale_are_refused(low, high, missing):
     with pytest.raises(ModelError, match="Expected (low|missing)="):
@@ -175,7 +183,7 @@ def test_rule_sets_that_cannot_work_are_refused():
         Scale(name="", low=0, high=1)
 
 
-# --- bytes ----------------------------------------------------------------------------------------------------------------
+# --- bytes ------------------------------------------------------------------------------------------------------------
 
 
 @st.composite
