@@ -331,11 +331,11 @@ def predict(
     else:
         from io import StringIO
 
-        from confide.compare.report import write_whole
+        from confide.model.artifact import write_whole
 
         text = StringIO()
         _write_answers(text, answers, classes)
-        write_whole(out, text.getvalue())
+        write_whole(out, text.getvalue().encode())
 
 
 def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ from confide.compare.plots import Picture
 from confide.compare.record import Record, Spread
 from confide.compare.techniques import INFERENCE, TRAINING, Technique
 from confide.errors import MissingExtra, UsageError
+from confide.model.artifact import write_whole
 
 try:
     import jinja2
@@ -168,15 +167,7 @@ def write(path: Path, *, heading: str, intro: str, sections: Sequence[Section], 
         names={**{k: v.title for k, v in INFERENCE.items()}, **{k: v.title for k, v in TRAINING.items()}},
         data=json.dumps([record.plain() for record in records], indent=1),
     )
-    write_whole(path, text)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file under another name first, so that nobody ever sees half of it."""
     try:
-        with tempfile.NamedTemporaryFile("w", encoding="utf-8", dir=path.parent, prefix=".", delete=False) as file:
-            file.write(text)
-        Path(file.name).chmod(0o644)
-        os.replace(file.name, path)
+        write_whole(path, text.encode(), mode=0o644)
     except OSError as error:
         raise UsageError(f"Expected a folder that can be written to for {path}; {error.strerror}") from None

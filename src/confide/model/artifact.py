@@ -153,7 +153,7 @@ class Artifact:
         """
         body = self.encode(key)
         try:
-            _write_whole(path, body)
+            write_whole(path, body)
         except OSError as error:
             raise ModelError(f"Expected to write the model to {path}; {error.strerror}") from None
         header_bytes, _ = _header_bytes(body, str(path))
@@ -325,12 +325,22 @@ def _read(path: Path, largest_bytes: int, what: str) -> bytes:
     return body
 
 
-def _write_whole(path: Path, body: bytes) -> None:
-    """Write a file that is either there in full or not there, also after a power cut."""
+def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
+    """Write a file that is either there in full or as it was before, also after a power cut.
+
+    Args:
+        path: replaced if it exists; a link is replaced, not followed.
+        body: the content.
+        mode: permissions; its owner alone by default.
+
+    Raises:
+        OSError: as the system says; nothing is left behind.
+    """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             file.write(body)
             file.flush()
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
             os.replace(file.name, path)
         except BaseException:
