@@ -6,6 +6,7 @@ the comparison `confide.compare`; each brings its extra.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Claim", "Client", "ConfideError", "Guarantee", "PrivacyLabel"]
 
-_HOMES = {
+_HOMES: Mapping[str, str] = {
     "Claim": "confide.guarantee",
     "Client": "confide.serve.client",
     "ConfideError": "confide.errors",

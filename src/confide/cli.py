@@ -8,6 +8,7 @@ import tomllib
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
 
@@ -90,7 +91,9 @@ def demo(
 def _technique(choice: str | None) -> str:
     from confide.compare.techniques import INFERENCE, TRAINING
 
-    return "nothing that was measured" if choice is None else (TRAINING | INFERENCE)[choice].title
+    if choice is None:
+        return "nothing that was measured"
+    return (TRAINING if choice in TRAINING else INFERENCE)[choice].title
 
 
 def _print_records(records: Sequence[Any]) -> None:
@@ -329,8 +332,6 @@ def predict(
     if out is None:
         _write_answers(sys.stdout, answers, classes)
     else:
-        from io import StringIO
-
         from confide.model.artifact import write_whole
 
         text = StringIO()

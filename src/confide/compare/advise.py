@@ -57,9 +57,7 @@ def advise(
     if not fitting:
         return Advice(
             None,
-            (
-                "nothing that was measured covers the needs: relax one, or wait for what is not built yet",
-            ),
+            ("nothing that was measured covers the needs: relax one, or wait for what is not built yet",),
             tuple(refused),
         )
     best = min(fitting, key=lambda record: record.figure(cost) or 0.0)

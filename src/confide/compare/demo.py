@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +37,7 @@ from confide.wire import MemoryStore
 Matrix = NDArray[np.float64]
 
 #: The demo's job: settings fixed in advance, the same for every technique.
-JOB = {
+JOB: Mapping[str, Any] = {
     "job": {"name": "demo"},
     "data": {"set": "breast-cancer", "parties": 4, "split": "by-label", "alpha": 1.0, "test_fraction": 0.2},
     "train": {"aggregate": "masked", "quorum": 3, "rounds": 50},
@@ -93,7 +94,7 @@ def run(report: Path, *, seeds: int, queries: int, progress: Progress) -> Outcom
         raise UsageError(f"Expected seeds={seeds} at least 1 and queries={queries} at least 2")
     if not report.parent.is_dir() or report.is_dir():
         raise UsageError(f"Expected a file in a folder that exists for the report, got {report}; make the folder first")
-    job = parse(JOB)
+    job = parse(dict(JOB))
     with tempfile.TemporaryDirectory(prefix="confide-demo-") as name, ExitStack() as stack:
         folder = Path(name)
         progress("model to serve", 0, 1, "training, saving, starting servers")

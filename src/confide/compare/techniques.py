@@ -5,6 +5,7 @@ A technique without a `Record` reads "not measured"; nothing in this file is a f
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -30,7 +31,7 @@ class Technique:
 _EVERY_ROUND = "in the clear at the server after every round"
 _AT_SERVER = "in the clear at the server, never at the client"
 
-TRAINING: dict[str, Technique] = {
+TRAINING: Mapping[str, Technique] = {
     "local": Technique(
         "Local only",
         "each party its own",
@@ -106,7 +107,7 @@ TRAINING: dict[str, Technique] = {
     ),
 }
 
-INFERENCE: dict[str, Technique] = {
+INFERENCE: Mapping[str, Technique] = {
     "plain": Technique("Plain (TLS)", _AT_SERVER, "the server may see the query", "confide (ASGI)", "1 server"),
     "he": Technique(
         "Homomorphic encryption, model protected",

@@ -23,7 +23,7 @@ from confide.crypto import ring_numpy
 from confide.errors import ProtocolError, UsageError
 
 try:
-    from confide import _native
+    import confide._native as _native
 except ImportError:
     _native = None
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import tomllib
 import types
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -148,7 +149,7 @@ class Job(_Section, frozen=True, kw_only=True):
 
 
 #: Squares grow fast, so their steps must be smaller.
-_LEARNING_RATES = {"logistic": 2.0, "mlp": 0.1}
+_LEARNING_RATES: Mapping[str, float] = {"logistic": 2.0, "mlp": 0.1}
 
 #: (section, key, lowest, highest, lowest excluded, highest excluded)
 _RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import msgspec
@@ -33,7 +33,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 #: What can add the updates; the conformance suite and the comparison run over this table.
-AGGREGATORS: dict[str, type[Aggregator]] = {"masked": Masked, "plain": PlainSum}
+AGGREGATORS: Mapping[str, type[Aggregator]] = {"masked": Masked, "plain": PlainSum}
 
 
 @dataclass(frozen=True, slots=True)
