@@ -133,7 +133,7 @@ def crashing(build: Callable[[], Party], at: int, *, sent: bool) -> Generator[St
     Args:
         sent: True kills it after the messages of that step have left, else between the commit and the sending.
     """
-    party, step, count = build(), None, 0
+    party, count = build(), 0
     step = next(party)
     while True:
         crash = count == at

@@ -72,11 +72,10 @@ class Server:
 
     def play(self) -> Party:
         """Return the server's party; its output is `MaskedSums`."""
-        clients = self._terms.clients
-        yield from self._collect(KEYS, clients, self._accept_advert)
+        yield from self._collect(KEYS, self._terms.clients, self._accept_advert)
         self._refuse_repeated_keys()
         self._require("keys", self._adverts)
-        peers = encode(Adverts({name: self._adverts[name] for name in clients if name in self._adverts}))
+        peers = encode(Adverts({name: self._adverts[name] for name in self._in_order(self._adverts)}))
         yield from self._collect(
             SHARES, self._adverts, self._accept_parcels, self._to(PEERS, dict.fromkeys(self._adverts, peers))
         )
@@ -85,7 +84,7 @@ class Server:
         yield from self._collect(VECTOR, self._parcels, self._accept_vector, self._to(BOXES, boxes))
         self._require("masked vectors", self._survivors)
         self._answers = {name: {} for name in self._parcels}
-        survivors = encode(Survivors(tuple(sorted(self._survivors, key=self._terms.indices.__getitem__))))
+        survivors = encode(Survivors(self._in_order(self._survivors)))
         yield from self._collect(
             UNMASK,
             self._survivors,
@@ -118,6 +117,10 @@ class Server:
                     accept(name, message.body)
                 except ProtocolError as error:
                     self._blame(name, f"sent a malformed {tag}: {error}")
+
+    def _in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return `names` in the roster's order, so that no message depends on who was first."""
+        return tuple(sorted(names, key=self._terms.indices.__getitem__))
 
     def _to(self, tag: str, bodies: Mapping[str, bytes]) -> tuple[Message, ...]:
         return tuple(Message(self._terms.server, name, tag, body) for name, body in bodies.items())
@@ -160,7 +163,7 @@ class Server:
         self._parcels[name] = parcels
 
     def _addressed(self, receiver: str) -> Parcels:
-        return Parcels({sender: parcels[receiver] for sender, parcels in self._parcels.items()})
+        return Parcels({sender: self._parcels[sender][receiver] for sender in self._in_order(self._parcels)})
 
     def _accept_vector(self, name: str, body: bytes) -> None:
         length, bits = self._terms.session.length, self._terms.bits
@@ -215,7 +218,7 @@ class Server:
             self._abort(
                 f"Expected quorum={self._terms.quorum} shares of {name}'s {self._purpose(name)}, got {len(shares)}"
             )
-        holders = sorted(shares, key=self._terms.indices.__getitem__)[: self._terms.quorum]
+        holders = self._in_order(shares)[: self._terms.quorum]
         indices = tuple(self._terms.indices[holder] for holder in holders)
         if indices not in self._recoveries:
             self._recoveries[indices] = Recovery(indices)

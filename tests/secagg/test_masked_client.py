@@ -1,0 +1,400 @@
+"""The client against servers that lie, against replays, and across crashes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from msgspec.structs import replace
+
+from confide.crypto.keys import AgreementKey, SigningKey
+from confide.crypto.random import SeededRandomness
+from confide.errors import Aborted, ProtocolError
+from confide.ideal import Session
+from confide.secagg import Masked
+from confide.secagg.masked_client import Entry, journal_key
+from confide.secagg.masked_terms import (
+    BOXES,
+    KEYS,
+    PEERS,
+    SHARES,
+    SURVIVORS,
+    UNMASK,
+    VECTOR,
+    Advert,
+    Adverts,
+    Parcels,
+    Shares,
+    Survivors,
+    Terms,
+)
+from confide.secagg.roster import identity, pinned
+from confide.wire import Message, Party, Step, decode, delay, encode
+from conformance.cases import Federation, assert_is_sum, tags_of
+from secagg.tamper import flip, tamper
+
+ME = "silo-0"
+#: What a client has sent at most when it refuses the message with this tag.
+SENT_BEFORE = {PEERS: [KEYS], BOXES: [KEYS, SHARES], SURVIVORS: [KEYS, SHARES, VECTOR]}
+
+
+def federation(clients: int = 4, quorum: int = 3) -> Federation:
+    return Federation(Masked(), clients, quorum)
+
+
+def terms(parties: Federation, session: Session) -> Terms:
+    return Terms(session, pinned(parties.stores["server"]))
+
+
+def refuses(parties: Federation, tag: str, lie: Callable[[Any], Any]) -> bool:
+    """Return True if silo-0 ends with a ProtocolError when the server lies to it, and says nothing more."""
+    session = parties.session()
+    done = parties.sum(session, parties.vectors(session), tamper(tag, lie, src="server", dst=ME))
+    failure = done.failures.get(ME)
+    assert failure is None or "in vain" not in str(failure)
+    return isinstance(failure, ProtocolError) and tags_of(done, ME) == SENT_BEFORE[tag]
+
+
+# --- a server that lies about keys ------------------------------------------------------------------------------------
+
+
+def with_advert(name: str, change: Callable[[Advert], Advert]) -> Callable[[Adverts], Adverts]:
+    return lambda body: Adverts(body.adverts | {name: change(body.adverts[name])})
+
+
+EVIL = AgreementKey(b"\7" * 32).public
+
+
+def signed_by_the_server(advert: Advert) -> Advert:
+    return replace(advert, mask_key=EVIL, signature=SigningKey(b"\7" * 32).sign(b"anything"))
+
+
+def swapped(body: Adverts) -> Adverts:
+    adverts = dict(body.adverts)
+    adverts["silo-1"], adverts["silo-2"] = adverts["silo-2"], adverts["silo-1"]
+    return Adverts(adverts)
+
+
+def without_me(body: Adverts) -> Adverts:
+    return Adverts({name: advert for name, advert in body.adverts.items() if name != ME})
+
+
+KEY_LIES: list[Callable[[Adverts], Adverts]] = [
+    with_advert("silo-1", lambda advert: replace(advert, mask_key=EVIL)),
+    with_advert("silo-1", lambda advert: replace(advert, box_key=EVIL)),
+    with_advert("silo-1", lambda advert: replace(advert, commitment=bytes(32))),
+    with_advert("silo-3", signed_by_the_server),
+    with_advert(ME, lambda advert: replace(advert, signature=flip(advert.signature))),
+    lambda body: Adverts(body.adverts | {"stranger": body.adverts["silo-1"]}),
+    lambda body: Adverts({name: body.adverts[name] for name in (ME, "silo-1")}),
+    swapped,
+    without_me,
+]
+
+
+@pytest.mark.parametrize("lie", KEY_LIES)
+def test_keys_that_the_pinned_roster_did_not_sign_are_refused_before_a_share_leaves(
+    lie: Callable[[Adverts], Adverts],
+) -> None:
+    assert refuses(federation(), PEERS, lie)
+
+
+def test_honest_keys_are_not_refused() -> None:
+    assert not refuses(federation(), PEERS, lambda body: body)
+
+
+def test_an_advert_of_an_earlier_session_is_refused() -> None:
+    """Its signature is genuine; its context is not this one's."""
+    parties = federation()
+    earlier = parties.session(0)
+    first = parties.sum(earlier, parties.vectors(earlier))
+    body = next(m.body for m in first.messages if m.tag == PEERS)
+    old = decode(body, Adverts, max_bytes=1 << 20).adverts["silo-1"]
+    assert refuses(parties, PEERS, with_advert("silo-1", lambda _: old))
+
+
+@pytest.mark.parametrize("weak", [bytes(32), (1).to_bytes(32, "little")])
+def test_weak_and_repeated_keys_are_refused_even_if_their_owner_signed_them(weak: bytes) -> None:
+    """The server and silo-1 lie together."""
+    for key in (weak, "box_key of silo-2"):
+        parties = federation()
+        agreed, signer = terms(parties, parties.session()), identity(parties.stores["silo-1"])
+
+        def lie(body: Adverts, key: bytes | str = key, agreed: Terms = agreed, signer: SigningKey = signer) -> Adverts:
+            own = body.adverts["silo-1"]
+            mask_key = key if isinstance(key, bytes) else body.adverts["silo-2"].box_key
+            signature = signer.sign(agreed.signed("silo-1", own.box_key, mask_key, own.commitment))
+            return Adverts(body.adverts | {"silo-1": replace(own, mask_key=mask_key, signature=signature)})
+
+        assert refuses(parties, PEERS, lie)
+
+
+# --- a server that lies about boxes and survivors ---------------------------------------------------------------------
+
+
+BOX_LIES: list[Callable[[Parcels], Parcels]] = [
+    lambda body: Parcels(body.parcels | {"stranger": body.parcels["silo-1"]}),
+    lambda body: Parcels({name: parcel for name, parcel in body.parcels.items() if name != ME}),
+    lambda body: Parcels({name: body.parcels[name] for name in (ME, "silo-1")}),
+]
+
+
+@pytest.mark.parametrize("lie", BOX_LIES)
+def test_boxes_of_strangers_or_of_too_few_are_refused_before_the_vector_leaves(
+    lie: Callable[[Parcels], Parcels],
+) -> None:
+    assert refuses(federation(), BOXES, lie)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (ME, "silo-1"),
+        (ME, ME, "silo-1"),
+        ("silo-1", "silo-2", "silo-3"),
+        (ME, "silo-1", "silo-2", "silo-2"),
+        (ME, "silo-1", "silo-2", "stranger"),
+        (),
+    ],
+)
+def test_survivors_that_cannot_be_are_refused_before_a_share_leaves(names: tuple[str, ...]) -> None:
+    assert refuses(federation(), SURVIVORS, lambda _: Survivors(names))
+
+
+def test_a_survivor_that_never_shared_is_refused() -> None:
+    """silo-3 is in the roster and in the session, but nobody masked with it."""
+    parties = federation()
+    session = parties.session()
+
+    def fault(message: Message) -> list[tuple[int, Message]]:
+        if (message.src, message.tag) == ("silo-3", SHARES):
+            return []
+        if message.tag == SURVIVORS:
+            lie = encode(Survivors((*parties.cohort.clients,)))
+            return [(0, Message(message.src, message.dst, message.tag, lie))]
+        return [(0, message)]
+
+    done = parties.sum(session, parties.vectors(session), fault)
+    assert all(isinstance(done.failures[name], ProtocolError) for name in parties.cohort.clients)
+    assert not [message for message in done.messages if message.tag == UNMASK]
+
+
+# --- one client, driven by hand ---------------------------------------------------------------------------------------
+
+
+class Scripted:
+    """silo-0 against a server that this test plays; the other clients' honest messages come from a real run.
+
+    All randomness is seeded, so a second federation with the same seed says the same as the first.
+    """
+
+    def __init__(self) -> None:
+        self.parties = federation()
+        self.session = self.parties.session()
+        self.vectors = self.parties.vectors(self.session)
+        copy = federation()
+        done = copy.sum(self.session, self.vectors)
+        self.down = {m.tag: m for m in done.messages if m.dst == ME}
+        self.up = {m.tag: m for m in done.messages if m.src == ME}
+
+    def party(self, sign: int = 1) -> Party:
+        return self.parties.party(ME, self.session, {ME: sign * self.vectors[ME]})
+
+    def commit(self, step: Step) -> Step:
+        self.parties.stores[ME].commit(step.save)
+        return step
+
+    def answer(self, party: Party, tag: str, body: bytes | None = None) -> Step:
+        message = self.down[tag] if body is None else Message("server", ME, tag, body)
+        return self.commit(party.send({"server": message}))
+
+    def until(self, tag: str, party: Party) -> Step:
+        """Play `party` until it has sent `tag`; return that step."""
+        step = self.commit(next(party))
+        for answer in (PEERS, BOXES, SURVIVORS):
+            if step.send and step.send[-1].tag == tag:
+                return step
+            step = self.answer(party, answer)
+        return step
+
+    def entry(self) -> Entry:
+        body = self.parties.stores[ME].get(journal_key("run"))
+        assert body is not None
+        return decode(body, Entry, max_bytes=len(body))
+
+
+def restart_of(script: Scripted, sign: int = -1) -> Party:
+    """Build the client again from its store, with another vector."""
+    return script.party(sign)
+
+
+def test_the_script_is_the_real_exchange() -> None:
+    script = Scripted()
+    party = script.party()
+    assert script.until(UNMASK, party).send == (script.up[UNMASK],)
+    script.commit(party.send({}))
+    with pytest.raises(StopIteration):
+        party.send({})
+
+
+def test_before_its_vector_is_journaled_a_crashed_client_drops_out() -> None:
+    for tag in (KEYS, SHARES):
+        script = Scripted()
+        script.until(tag, script.party())
+        with pytest.raises(Aborted, match="take the next attempt"):
+            next(restart_of(script))
+
+
+def test_after_that_it_sends_the_identical_vector_and_answers() -> None:
+    script = Scripted()
+    script.until(VECTOR, script.party())
+    party = restart_of(script)
+    step = script.commit(next(party))
+    assert step.send == (script.up[VECTOR],)
+    assert (step.await_tag, step.wait_for) == (SURVIVORS, ("server",))
+    assert script.answer(party, SURVIVORS).send == (script.up[UNMASK],)
+
+
+def test_the_vector_is_in_the_journal_before_it_leaves() -> None:
+    script = Scripted()
+    party = script.party()
+    next(party)
+    party.send({"server": script.down[PEERS]})
+    step = party.send({"server": script.down[BOXES]})
+    saved = decode(step.save[journal_key("run")] or b"", Entry, max_bytes=1 << 20)
+    assert step.send == (Message(ME, "server", VECTOR, saved.vector),)
+    assert saved.reply == b""
+
+
+def test_after_its_answer_it_only_ever_repeats_it_whatever_survivors_are_named() -> None:
+    """The attack: name silo-1 a survivor, crash the client, then name it a dropout: both seeds would open."""
+    script = Scripted()
+    script.until(UNMASK, script.party())
+    other = encode(Survivors((ME, "silo-2", "silo-3")))
+    party = restart_of(script)
+    step = script.commit(next(party))
+    assert step.send == (script.up[VECTOR], script.up[UNMASK])
+    assert not step.wait_for
+    assert script.answer(party, SURVIVORS, other).send == ()
+
+
+def test_a_second_list_of_survivors_is_not_even_read() -> None:
+    parties = federation()
+    session = parties.session()
+    second = Message("server", ME, SURVIVORS, encode(Survivors((ME, "silo-2", "silo-3"))))
+
+    def fault(message: Message) -> list[tuple[int, Message]]:
+        twice = message.dst == ME and message.tag == SURVIVORS
+        return [(0, message), (0, second)] if twice else [(0, message)]
+
+    done = parties.sum(session, parties.vectors(session), fault)
+    assert [message for message, _ in done.rejected] == [second]
+    assert len([m for m in done.messages if m.src == ME and m.tag == UNMASK]) == 1
+
+
+def test_each_list_of_survivors_opens_one_share_of_each_client() -> None:
+    for survivors in (("silo-1", "silo-2"), ("silo-1", "silo-3"), ("silo-2", "silo-3")):
+        script = Scripted()
+        party = script.party()
+        script.until(VECTOR, party)
+        pairs = script.entry().shares
+        step = script.answer(party, SURVIVORS, encode(Survivors((ME, *survivors))))
+        shares = decode(step.send[0].body, Shares, max_bytes=1 << 20).shares
+        assert shares == {name: pair[name in (ME, *survivors)] for name, pair in pairs.items()}
+        assert set(shares) == {"silo-0", "silo-1", "silo-2", "silo-3"}
+
+
+def test_the_end_wipes_shares_and_vectors_from_the_journal() -> None:
+    script = Scripted()
+    party = script.party()
+    script.until(UNMASK, party)
+    assert script.entry().shares
+    script.commit(party.send({}))
+    assert script.entry() == Entry(1, 0, terms(script.parties, script.session).context)
+
+
+# --- replays ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_session_that_was_played_is_refused_and_nothing_leaves() -> None:
+    parties = federation()
+    session = parties.session()
+    vectors = parties.vectors(session)
+    assert_is_sum(parties.sum(session, vectors).output("server"), parties.aggregator, vectors)
+    again = parties.sum(session, {name: -vector for name, vector in vectors.items()})
+    assert all(isinstance(again.failures[name], Aborted) for name in parties.roles)
+    assert again.messages == []
+
+
+@pytest.mark.parametrize(("number", "attempt", "fresh"), [(4, 9, False), (5, 1, False), (5, 3, True), (6, 0, True)])
+def test_only_rounds_and_attempts_after_the_newest_are_played(number: int, attempt: int, fresh: bool) -> None:
+    parties = federation()
+    newest = parties.session(5, attempt=2)
+    vectors = parties.vectors(newest)
+    parties.sum(newest, vectors)
+    done = parties.sum(parties.session(number, attempt=attempt), vectors)
+    assert ("server" in done.outputs) == fresh
+    assert bool(done.messages) == fresh
+
+
+def test_one_round_has_one_model_and_one_cohort() -> None:
+    """The same round and attempt under another model is no new session, even after a crash in mid-flight."""
+    script = Scripted()
+    script.until(VECTOR, script.party())
+    crafted = Session("run", 1, script.parties.cohort, 12, 1000, 0, model_hash=b"\1" * 32)
+    party = script.parties.party(ME, crafted, script.vectors)
+    with pytest.raises(Aborted, match="round=1, attempt=0 of run=run"):
+        next(party)
+
+
+def test_runs_have_journals_of_their_own() -> None:
+    parties = federation()
+    for run_id in ("first", "second"):
+        session = Session(run_id, 1, parties.cohort, 12, 1000)
+        vectors = parties.vectors(session)
+        assert_is_sum(parties.sum(session, vectors).output("server"), parties.aggregator, vectors)
+
+
+def test_messages_of_another_session_do_not_fit() -> None:
+    """A box of round 1 inside round 2: same parties, same place, other keys; the share is missing, nothing else."""
+    parties = federation()
+    first = parties.session(1)
+    earlier = parties.sum(first, parties.vectors(first))
+    body = next(m.body for m in earlier.messages if m.tag == BOXES and m.dst == ME)
+    old = decode(body, Parcels, max_bytes=1 << 20).parcels["silo-1"]
+    second = parties.session(2)
+    vectors = parties.vectors(second)
+    fault = tamper(BOXES, lambda parcels: Parcels(parcels.parcels | {"silo-1": old}), dst=ME)
+    output = parties.sum(second, vectors, fault).output("server")
+    assert_is_sum(output, parties.aggregator, vectors)
+    assert list(output.blamed) == ["silo-1"]
+
+
+# --- randomness -------------------------------------------------------------------------------------------------------
+
+
+def test_all_secret_randomness_is_the_argument_s() -> None:
+    """The same seeds give the same bytes; another stream at one client changes all that it draws."""
+
+    def messages(seed: str) -> dict[str, bytes]:
+        parties = federation()
+        parties.rngs[ME] = SeededRandomness(seed)
+        session = parties.session(length=100)
+        done = parties.sum(session, {name: np.zeros(100, np.int64) for name in parties.cohort.clients})
+        return {m.tag: m.body for m in done.messages if m.src == ME}
+
+    assert messages("a") == messages("a")
+    ours, theirs = messages("a"), messages("b")
+    assert all(ours[tag] != theirs[tag] for tag in (KEYS, SHARES, VECTOR, UNMASK))
+
+
+def test_reordered_deliveries_change_no_byte() -> None:
+    def messages(ticks: int) -> set[tuple[str, str, bytes]]:
+        parties = federation()
+        session = parties.session()
+        done = parties.sum(session, parties.vectors(session), delay(ticks, src="silo-2"))
+        return {(m.src, m.tag, m.body) for m in done.messages}
+
+    assert messages(0) == messages(3)
