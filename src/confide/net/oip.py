@@ -116,7 +116,7 @@ class _Tensor(msgspec.Struct, omit_defaults=True):
     shape: list[int]
     datatype: str
     parameters: Parameters = {}
-    data: msgspec.Raw | None = None
+    data: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
 class _Output(msgspec.Struct, omit_defaults=True):
@@ -234,7 +234,7 @@ def _tensors(wire: list[_Tensor], body: bytes, offset: int) -> dict[str, Tensor]
         size = entry.parameters.get("binary_data_size")
         if size is None:
             data = _from_json(entry)
-        elif entry.data is not None or type(size) is not int or not 0 <= size <= len(body) - offset:
+        elif entry.data is not msgspec.UNSET or type(size) is not int or not 0 <= size <= len(body) - offset:
             raise ProtocolError("Expected binary_data_size within the body, and no data beside it")
         else:
             data = body[offset : offset + size]
@@ -247,7 +247,7 @@ def _tensors(wire: list[_Tensor], body: bytes, offset: int) -> dict[str, Tensor]
 
 def _from_json(entry: _Tensor) -> bytes:
     """Return JSON values in binary form; nested lists are allowed as deep as the shape."""
-    if entry.data is None:
+    if entry.data is msgspec.UNSET:
         raise ProtocolError("Expected data or binary_data_size in every tensor")
     if entry.datatype == "BYTES":
         return _from_base64(entry.data)

@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, IntegrityError, ProtocolError, ServiceError, UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
+from confide.model.preprocess import Preprocess
 from confide.net import oip
 from confide.net.http import Reply, ask, is_loopback
 from confide.serve.protocol import MAX_KIT_BYTES, ClientKit, Refusal, digest
@@ -131,7 +132,7 @@ class Client:
 
     @property
     def preprocess(self) -> Preprocess | None:
-        """Return the model's public preprocessing, which names the raw columns; None if it takes features as they are."""
+        """Return the public preprocessing, which names the raw columns; None if the model takes bare features."""
         return self._open().preprocess
 
     @property
@@ -294,9 +295,7 @@ class Client:
 
     def _unreachable(self, error: httpx2.TransportError) -> ConfideError:
         if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return IntegrityError(
-                "Expected a certificate from a known authority; name another one with ca_file"
-            )
+            return IntegrityError("Expected a certificate from a known authority; name another one with ca_file")
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return UsageError(f"Expected a server at {self._url}; check that it runs and that the URL is right")
         return ServiceError(504, f"nothing, the connection ended first ({type(error).__name__}); ask again later")
@@ -345,9 +344,11 @@ def _connect(
 
 
 def _read(response: httpx2.Response, max_bytes: int) -> bytes:
+    if response.headers.get("content-encoding", "identity") != "identity":
+        raise ProtocolError("Expected a reply that is not compressed, as the request says")
     chunks: list[bytes] = []
     size = 0
-    for chunk in response.iter_raw():
+    for chunk in response.iter_bytes():
         size += len(chunk)
         if size > max_bytes:
             raise ProtocolError(f"Expected a reply of at most {max_bytes} bytes")
