@@ -2,9 +2,11 @@
 
 import hashlib
 import os
+import re
 import struct
 import sys
 import warnings
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -384,3 +386,17 @@ def test_absent_and_oversized_key_files_are_refused(tmp_path):
 def test_a_graph_without_names_of_outcomes_is_carried_too():
     model = Artifact(Graph(logistic(3).layers), PREPARE, LABEL)
     assert decode(model.encode(KEY), trust=KEY.public).graph.classes == ()
+
+
+def test_the_documented_example_runs():
+    page = (Path(__file__).parents[2] / "docs" / "model-file.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(example, "docs/model-file.md", "exec"), {})
+
+
+def test_the_documented_keys_are_the_headers():
+    page = (Path(__file__).parents[2] / "docs" / "model-file.md").read_text()
+    keys = re.findall(
+        r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \| (?:integer|32 bytes|text|map) \|", page, re.MULTILINE))
+    )
+    assert set(keys) == set(msgspec.msgpack.decode(BODY[12:HEADER_END]))

@@ -81,7 +81,7 @@ def read_npz(path: Path, schema: Schema) -> Table:
     """
     names = [column.name for column in schema.columns] + [schema.label.name]
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             _present(names, archive.files, str(path))
             raw = {name: archive[name] for name in names}
     except DataError:
