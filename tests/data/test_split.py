@@ -115,8 +115,8 @@ def test_a_smaller_alpha_makes_the_parties_differ_more():
 
 
 def test_class_shares_have_the_moments_of_a_dirichlet():
-    # A party's share of a class is Beta(alpha, 3 alpha) for 4 parties: for alpha = 1 its mean is 1/4, its variance 3/80.
-    # Over 1500 seeds 4 standard errors are 0.02 and 0.0055 (false alarm 1.3e-4; the seeds are fixed, so it cannot flake).
+    # A party's share of a class is Beta(alpha, 3 alpha) for 4 parties: for alpha = 1 mean 1/4 and variance 3/80.
+    # Over 1500 seeds 4 standard errors are 0.02 and 0.0055 (false alarm 1.3e-4; the seeds are fixed: it cannot flake).
     table = table_of([0] * 400)
     shares = np.array([by_label(table, names(4), alpha=1, seed=seed, at_least=1)["p0"].n / 400 for seed in range(1500)])
     assert abs(shares.mean() - 0.25) < 0.02

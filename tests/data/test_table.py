@@ -326,7 +326,8 @@ hours-per-week = { type = "number", unit = "h", low = 0, high = 100 }
 [columns.workclass]
 type = "category"
 categories = [
-    "Private", "Self-emp-not-inc", "Self-emp-inc", "Federal-gov", "Local-gov", "State-gov", "Without-pay", "Never-worked"
+    "Private", "Self-emp-not-inc", "Self-emp-inc", "Federal-gov", "Local-gov", "State-gov", "Without-pay",
+    "Never-worked",
 ]
 missing = "level"
 """
