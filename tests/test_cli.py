@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from confide.cli import main
 from confide.compare.hosted import hosted
 from confide.data.sets import load_set
@@ -75,12 +76,16 @@ def test_train_serve_predict_verify(trained, backend, options):
     """The flow of the README over real processes and HTTP: predictions equal those of the model in the clear."""
     with hosted(trained / "model.confide", [backend], *options, "--trust", str(trained / "signing.pem.pub")) as url:
         asked = cli("predict", url, "x.csv", "--backend", backend, "--keys", "keys.sqlite", folder=trained)
-        again = cli("predict", url, "x.csv", "--backend", backend, "--keys", "keys.sqlite", "--out", "y.csv", folder=trained)
+        again = cli(
+            "predict", url, "x.csv", "--backend", backend, "--keys", "keys.sqlite", "--out", "y.csv", folder=trained
+        )
     assert asked.returncode == again.returncode == 0, asked.stderr + again.stderr
     rows = list(csv.DictReader(asked.stdout.splitlines()))
     answers = np.array([float(row["p(malignant)"]) for row in rows])
     np.testing.assert_allclose(answers, expected_answers(trained), atol=2e-3)
-    assert [row["decision"] for row in rows] == ["malignant" if p > 0.5 else "benign" for p in expected_answers(trained)]
+    assert [row["decision"] for row in rows] == [
+        "malignant" if p > 0.5 else "benign" for p in expected_answers(trained)
+    ]
     assert (trained / "keys.sqlite").stat().st_mode & 0o077 == 0
     assert len((trained / "y.csv").read_text().splitlines()) == 21
     verified = cli("ledger", "verify", "ledger.jsonl", "--model", "model.confide", folder=trained)
@@ -113,7 +118,9 @@ def test_a_wrong_job_is_one_line_and_writes_nothing(tmp_path, capsys, job, text)
 
 
 def test_a_value_outside_its_bounds_names_column_row_and_value(tmp_path, capsys):
-    schema = '[label]\nname = "ill"\nclasses = ["no", "yes"]\n[columns]\nage = { type = "number", low = 0, high = 120 }\n'
+    schema = (
+        '[label]\nname = "ill"\nclasses = ["no", "yes"]\n[columns]\nage = { type = "number", low = 0, high = 120 }\n'
+    )
     (tmp_path / "schema.toml").write_text(schema)
     (tmp_path / "a.csv").write_text("ill,age\nno,30\nyes,31\n")
     (tmp_path / "b.csv").write_text("ill,age\nno,30\nyes,1300\n")
@@ -185,7 +192,9 @@ def test_api_keys_open_the_server_for_their_holders(trained, tmp_path):
     (tmp_path / "keys.toml").write_text(made.stdout)
     (tmp_path / "mine").write_text(made.stderr.split()[-1] + "\n")
     ask = ["x.csv", "--backend", "plain"]
-    with hosted(trained / "model.confide", ["plain"], "--api-keys", str(tmp_path / "keys.toml"), "--query-quota", "20") as url:
+    with hosted(
+        trained / "model.confide", ["plain"], "--api-keys", str(tmp_path / "keys.toml"), "--query-quota", "20"
+    ) as url:
         assert cli("predict", url, *ask, folder=trained).returncode == 2
         assert cli("predict", url, *ask, "--api-key-file", tmp_path / "mine", folder=trained).returncode == 0
         spent = cli("predict", url, *ask, "--api-key-file", tmp_path / "mine", folder=trained)

@@ -1,6 +1,7 @@
 """The extraction attack really finds a model, and does not find one that answers with noise."""
 
 import numpy as np
+
 from confide.compare.attack import extract_linear, extraction
 from confide.model.graph import Graph, Linear, Sigmoid
 

@@ -4,6 +4,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+
 from confide.compare.advise import Advice
 from confide.compare.plots import curves, dots, stacked
 from confide.compare.record import Record, Spread
@@ -53,7 +54,10 @@ def page(tmp_path):
         curves({"a": [1.0, 2.0], "b": [2.0, 1.0]}, across="round", label="%", caption="c"),
         stacked({"h": {"x": 1.0, "y": 2.0}}, label="patients", caption="c"),
     )
-    advice = {"Which?": Advice("he", ("because <it> fits",), (("plain", "shows the query"),)), "And?": Advice(None, (), ())}
+    advice = {
+        "Which?": Advice("he", ("because <it> fits",), (("plain", "shows the query"),)),
+        "And?": Advice(None, (), ()),
+    }
     path = tmp_path / "r.html"
     write(path, heading="H <1>", intro="I", sections=[Section("S", "T", pictures, (HE,))], advice=advice)
     return path.read_text()

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from confide.errors import DataError
-from confide.model.graph import Graph, Linear, Sigmoid
-from confide.train.evaluate import accuracy, auc, decide
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, roc_auc_score
+
+from confide.errors import DataError
+from confide.model.graph import Graph, Linear, Sigmoid
+from confide.train.evaluate import accuracy, auc, decide
 
 
 @settings(max_examples=50, deadline=None)

@@ -3,6 +3,7 @@
 import tomllib
 
 import pytest
+
 from confide.errors import JobError
 from confide.train.job import describe, load, parse
 

@@ -4,10 +4,11 @@ import hashlib
 import json
 
 import pytest
-from confide.errors import IntegrityError, UsageError
-from confide.train.ledger import GENESIS, Ledger, verify
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from confide.errors import IntegrityError, UsageError
+from confide.train.ledger import GENESIS, Ledger, verify
 
 
 @pytest.fixture

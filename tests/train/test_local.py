@@ -1,19 +1,22 @@
 """Gradients against torch's autograd, descent against a second-order solver."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from confide.errors import DataError, ModelError
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from confide.train.local import Silo, descend, flatten, gradient_sum, record_gradients, unflatten
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="torch, the oracle of these gradients, comes with the train extra")
 
 
 def graph_of(widths, rng, middle):
     layers = []
-    for i, (inputs, outputs) in enumerate(zip(widths[:-1], widths[1:], strict=True)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         layers.append(Linear(rng.normal(size=(outputs, inputs)), rng.normal(size=outputs)))
         if i < len(widths) - 2:
             layers.append(middle)

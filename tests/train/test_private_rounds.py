@@ -1,7 +1,11 @@
 """The federated loop under a privacy plan: the noise is really in the model, and the budget is really the end."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from scipy.stats import chi2
+
 from confide.crypto.random import SeededRandomness
 from confide.dp.plan import PrivacyPlan
 from confide.ideal import PlainSum
@@ -11,7 +15,6 @@ from confide.train.job import TrainSection
 from confide.train.local import Silo, flatten
 from confide.train.rounds import PrivateGradients, federate
 from confide.wire import drop
-from scipy.stats import chi2
 
 FEATURES, ROUNDS = 20, 40
 START = Graph((Linear(np.zeros((1, FEATURES)), np.zeros(1)), Sigmoid()))
@@ -49,7 +52,7 @@ def has_deviation(sample, deviation):
 
 @pytest.mark.parametrize(("fault", "silos"), [(None, 4), (drop(src="h2"), 3)])
 def test_the_model_carries_the_noise_of_every_survivor(fault, silos):
-    """Silos without records send noise alone, so the model's moves are the noise: right scale, not 2/3, not 3/2 of it."""
+    """Silos without records send noise alone, so the moves are the noise: right scale, not 2/3, not 3/2 of it."""
     sample = moves(EMPTY, Masked(), "noise", fault)
     # what one release must carry for h = 2 honest shares, in units of the mean gradient, times what survivors add
     claimed = PLAN.noise_multiplier * PLAN.clip_norm / PLAN.expected_records
@@ -95,7 +98,7 @@ def test_a_repeated_round_spends_a_release_and_the_budget_is_the_end():
     assert done[0].attempts == 2
     assert len(done) == ROUNDS - 1  # one release went to the attempt that failed
     assert done[-1].epsilon == pytest.approx(PLAN.epsilon_server)
-    assert all(a.epsilon < b.epsilon for a, b in zip(done, done[1:], strict=False))
+    assert all(a.epsilon < b.epsilon for a, b in pairwise(done))
 
 
 def test_a_silo_refuses_more_rounds_than_the_plan_has():
@@ -107,5 +110,3 @@ def test_a_silo_refuses_more_rounds_than_the_plan_has():
         encoding.contribution(START, EMPTY[0], rng)
     with pytest.raises(PrivacyError, match="rounds"):
         encoding.contribution(START, EMPTY[0], rng)
-
-

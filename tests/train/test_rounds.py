@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from confide.crypto.random import SeededRandomness, SystemRandomness
 from confide.errors import Aborted, DataError
 from confide.ideal import PlainSum
@@ -56,7 +57,9 @@ def fixed_point_bound(parties, settings):
     smooth = max(np.linalg.norm(np.c_[s.x, np.ones(len(s.x))], axis=1).max() ** 2 for s in parties) / 4
     place, velocity = 0.0, 0.0
     for _ in range(settings.rounds):
-        velocity = settings.momentum * velocity + settings.learning_rate * (smooth + settings.weight_decay) * place + error
+        velocity = (
+            settings.momentum * velocity + settings.learning_rate * (smooth + settings.weight_decay) * place + error
+        )
         place += velocity
     return place
 

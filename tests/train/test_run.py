@@ -4,6 +4,7 @@ import csv
 
 import numpy as np
 import pytest
+
 from confide.crypto.random import SeededRandomness
 from confide.errors import DataError, IntegrityError, JobError, ModelError
 from confide.model.artifact import load, read_public_key
@@ -34,7 +35,14 @@ def folder(tmp_path):
             for _ in range(rows):
                 age, dose = rng.uniform(0, 120), rng.uniform(-1, 1)
                 ill = age / 60 - 1 + dose + rng.normal(0, 0.2) > 0
-                writer.writerow(["yes" if ill else "no", f"{dose:.3f}" if rng.random() > 0.1 else "", f"{age:.1f}", "fm"[rng.integers(2)]])
+                writer.writerow(
+                    [
+                        "yes" if ill else "no",
+                        f"{dose:.3f}" if rng.random() > 0.1 else "",
+                        f"{age:.1f}",
+                        "fm"[rng.integers(2)],
+                    ]
+                )
     return tmp_path
 
 
