@@ -91,6 +91,8 @@ def test_unknown_categories_name_the_nearest_known_one():
 def test_numbers_given_as_categories_are_refused():
     with pytest.raises(DataError, match=r"got 1\.0 in row 1"):
         SEX.apply(np.array([1.0]))
+    with pytest.raises(DataError, match=r"got \['f'\] in row 2"):
+        SEX.apply(np.array(["f", ["f"]], object))
 
 
 def test_columns_are_found_by_name_and_features_follow_the_rules():

@@ -175,9 +175,11 @@ class _Reader:
         self.problems: list[str] = []
 
     def problem(self, where: str, text: str) -> None:
+        """Note one problem."""
         self.problems.append(f"{where} {text}")
 
     def known(self, table: Mapping[str, Any], keys: tuple[str, ...], where: str, what: str) -> None:
+        """Note every key of `table` that is not in `keys`."""
         for key in table:
             if key not in keys:
                 self.problem(f"{where}{key}", f"is unknown{nearest(key, keys)}; {what} has the keys {', '.join(keys)}")
@@ -205,6 +207,7 @@ class _Reader:
         return value
 
     def choice(self, table: Mapping[str, Any], key: str, where: str, allowed: tuple[str, ...], otherwise: str) -> str:
+        """Return the stated word, `otherwise` if none is; "" if it is not allowed."""
         value = table.get(key, otherwise)
         if value in allowed:
             return str(value)

@@ -117,7 +117,7 @@ class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         places |= {"": len(self.categories), None: len(self.categories)} if self.missing == "level" else {}
         out = np.zeros((len(values), len(self.features)))
         for row, value in enumerate(values.tolist()):
-            if value not in places:
+            if not (value is None or isinstance(value, str)) or value not in places:
                 raise self._refusal(row, value)
             out[row, places[value]] = 1.0
         return out
