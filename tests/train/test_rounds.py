@@ -102,10 +102,10 @@ def test_a_round_without_quorum_is_repeated_then_refused():
     lost = []
 
     def first_two_attempts(message):
-        if message.tag == "plain/vector" and len(lost) < 6:  # three of the four vectors of two attempts
-            if message.src != "h0":
-                lost.append(message)
-                return []
+        # three of the four vectors of two attempts
+        if message.tag == "plain/vector" and message.src != "h0" and len(lost) < 6:
+            lost.append(message)
+            return []
         return [(0, message)]
 
     done = run(PlainSum(), fault=first_two_attempts)
