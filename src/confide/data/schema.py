@@ -34,9 +34,9 @@ MISSING_MARKERS = ("", "?", "NA")
 _T = TypeVar("_T")
 
 _LARGEST_BYTES = 1 << 20
-_WORDS = {"low": 0.0, "middle": 0.5, "high": 1.0}
+_WORDS: Mapping[str, float] = {"low": 0.0, "middle": 0.5, "high": 1.0}
 _MARKED = f"{', '.join(map(repr, MISSING_MARKERS))} stand for missing values"
-_KINDS: dict[Any, str] = {
+_KINDS: Mapping[Any, str] = {
     str: "a text",
     float: "a number",
     dict[str, Any]: "a table",

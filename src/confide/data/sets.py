@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
 from typing import Any, cast
 
@@ -45,4 +45,4 @@ def _breast_cancer() -> Columns:
 
 
 #: The raw columns of each shipped set; its schema lies beside this file.
-SETS: dict[str, Callable[[], Columns]] = {"breast-cancer": _breast_cancer}
+SETS: Mapping[str, Callable[[], Columns]] = {"breast-cancer": _breast_cancer}

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +42,7 @@ _MOST_PROBLEMS = 20  # listed; a hostile file shall not fill the terminal
 _LONGEST_NAME = 40
 _CLASSES = "confide.classes"  # the metadata property that carries the names of the outcomes
 
-_REPLACEMENTS = {
+_REPLACEMENTS: Mapping[str, str] = {
     "Add": "put the sum into the bias of a Gemm",
     "Constant": "store the value as an initializer",
     "Conv": "flatten the image and take a Gemm, for now",
@@ -55,7 +55,11 @@ _REPLACEMENTS = {
     "LinearClassifier": "export the coefficients as Gemm and Sigmoid",
 }
 # What a supported node may carry, with AttributeProto's type of it: FLOAT = 1, INT = 2.
-_ATTRIBUTES = {"Gemm": {"alpha": 1, "beta": 1, "transA": 2, "transB": 2}, "Mul": {}, "Sigmoid": {}}
+_ATTRIBUTES: Mapping[str, Mapping[str, int]] = {
+    "Gemm": {"alpha": 1, "beta": 1, "transA": 2, "transB": 2},
+    "Mul": {},
+    "Sigmoid": {},
+}
 _ANY_REPLACEMENT = "build the model from Gemm, Mul(x, x) and Sigmoid"
 
 
