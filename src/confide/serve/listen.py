@@ -60,10 +60,12 @@ def serve(
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    if not 0 <= port < 1 << 16:
+        raise UsageError(f"Expected port={port} from 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=1024)
-    except (OSError, OverflowError):
+    except OSError:
         raise UsageError(f"Expected host={host} and port={port} to be free and ours; choose another port") from None
 
 
