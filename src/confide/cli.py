@@ -69,6 +69,7 @@ def demo(
         confide demo --out report.html
     """
     from confide.compare.demo import run
+    from confide.compare.report import techniques
 
     tasks: dict[str, TaskID] = {}
     with _bars() as bars:
@@ -82,18 +83,11 @@ def demo(
     for records in (found.training, found.inference):
         _print_records(records)
     for question, advice in found.advice.items():
-        _out.print(f"\n{question}\n  -> {_technique(advice.choice)}")
+        chosen = techniques(advice.task)[advice.choice].title if advice.choice else "nothing that was measured"
+        _out.print(f"\n{question}\n  -> {chosen}")
         for reason in advice.reasons:
             _out.print(f"     {reason}")
     _out.print(f"\nwrote {found.report}")
-
-
-def _technique(choice: str | None) -> str:
-    from confide.compare.techniques import INFERENCE, TRAINING
-
-    if choice is None:
-        return "nothing that was measured"
-    return (TRAINING if choice in TRAINING else INFERENCE)[choice].title
 
 
 def _print_records(records: Sequence[Any]) -> None:

@@ -55,8 +55,8 @@ def page(tmp_path):
         stacked({"h": {"x": 1.0, "y": 2.0}}, label="patients", caption="c"),
     )
     advice = {
-        "Which?": Advice("he", ("because <it> fits",), (("plain", "shows the query"),)),
-        "And?": Advice(None, (), ()),
+        "Which?": Advice("inference", "he", ("because <it> fits",), (("plain", "shows the query"),)),
+        "And?": Advice("training", None, (), ()),
     }
     path = tmp_path / "r.html"
     write(path, heading="H <1>", intro="I", sections=[Section("S", "T", pictures, (HE,))], advice=advice)

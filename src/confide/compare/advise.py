@@ -22,11 +22,13 @@ class Advice:
     """A recommendation.
 
     Args:
+        task: "training" or "inference".
         choice: the technique to take, or None if nothing measured covers the needs.
         reasons: why this one.
         refused: every other measured technique with the reason against it.
     """
 
+    task: str
     choice: str | None
     reasons: tuple[str, ...]
     refused: tuple[tuple[str, str], ...]
@@ -38,11 +40,12 @@ def advise(
     """Return the cheapest record that covers every need.
 
     Args:
-        records: measured rows of one task.
+        records: measured rows of one task, at least one.
         needs: what must be hidden; an empty list means that nothing must be.
         cost: the figure to minimise ("latency_seconds").
         least: (figure, smallest median) that a choice must reach, such as ("accuracy_share", 0.9).
     """
+    task = records[0].task
     fitting: list[Record] = []
     refused: list[tuple[str, str]] = []
     for record in records:
@@ -56,19 +59,21 @@ def advise(
             fitting.append(record)
     if not fitting:
         return Advice(
+            task,
             None,
             ("nothing that was measured covers the needs: relax one, or wait for what is not built yet",),
             tuple(refused),
         )
+    words = cost.replace("_", " ")
     best = min(fitting, key=lambda record: record.figure(cost) or 0.0)
     refused += [
-        (record.choice, f"{cost} {record.figure(cost) or 0.0:.3g} against {best.figure(cost) or 0.0:.3g}")
+        (record.choice, f"{words} {record.figure(cost) or 0.0:.3g} against {best.figure(cost) or 0.0:.3g}")
         for record in fitting
         if record is not best
     ]
     reasons = [f"hides the {need.asset} from the {need.hidden_from}: {need.why}" for need in needs]
     if not needs:
         reasons.append("none needed: nothing must be hidden from the server, so TLS and access control are enough")
-    reasons.append(f"lowest {cost} of the {len(fitting)} that do: {best.figure(cost) or 0.0:.3g}")
+    reasons.append(f"lowest {words} of the {len(fitting)} that do: {best.figure(cost) or 0.0:.3g}")
     reasons.append(f"what still leaks: {best.guarantee.leaks}")
-    return Advice(best.choice, tuple(reasons), tuple(refused))
+    return Advice(task, best.choice, tuple(reasons), tuple(refused))

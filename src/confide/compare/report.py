@@ -65,10 +65,14 @@ def cell(record: Record, name: str, factor: float, decimals: int) -> str:
     return text
 
 
+def techniques(task: str) -> Mapping[str, Technique]:
+    """Return the techniques of a task by name."""
+    return TRAINING if task == "training" else INFERENCE
+
+
 def title(record: Record) -> str:
     """Return the printable name of the technique that a record measured."""
-    known: Mapping[str, Technique] = TRAINING if record.task == "training" else INFERENCE
-    return known[record.choice].title
+    return techniques(record.task)[record.choice].title
 
 
 def columns(task: str) -> tuple[tuple[str, str, float, int], ...]:
@@ -114,7 +118,7 @@ def strategic(records: Sequence[Record], task: str) -> list[StrategicRow]:
     """Return the strategic table of one phase: every technique, measured or not."""
     measured = {record.choice: record for record in records if record.task == task}
     rows: list[StrategicRow] = []
-    for name, known in (TRAINING if task == "training" else INFERENCE).items():
+    for name, known in techniques(task).items():
         record = measured.get(name)
         no = "not measured"
         bits = record.guarantee.security_bits if record else None
@@ -164,7 +168,7 @@ def write(path: Path, *, heading: str, intro: str, sections: Sequence[Section], 
         title=title,
         columns=columns,
         strategic={"Training": strategic(records, "training"), "Inference": strategic(records, "inference")},
-        names={**{k: v.title for k, v in INFERENCE.items()}, **{k: v.title for k, v in TRAINING.items()}},
+        techniques=techniques,
         data=json.dumps([record.plain() for record in records], indent=1),
     )
     try:
