@@ -229,7 +229,7 @@ def test_a_fixed_seed_reaches_the_label(plan):
         ({"colluding": -1}, PrivacyError, "colluding=-1"),
         ({"grid": 5}, UsageError, "grid=5"),
         ({"grid": 1 << 31}, UsageError, "grid="),
-        ({"grid": 6, "epsilon": 60.0, "rounds": 1}, PrivacyError, "finer grid"),
+        ({"grid": 6, "epsilon": 30.0, "rounds": 1}, PrivacyError, "finer grid"),
         ({"grid": 6, "epsilon": 8.0, "rounds": 1, "quorum": 4}, PrivacyError, "finer grid"),
         ({"grid": 1 << 30, "epsilon": 0.01, "rounds": 50}, PrivacyError, "coarser grid"),
         ({"grid": 1 << 30, "max_records": 1 << 31}, PrivacyError, "sums below 2"),

@@ -35,7 +35,7 @@ ACCOUNTANT = "exact Gaussian profile + discrete surcharge (docs/protocols/dp-gra
 #: The theorem needs shares of at least 3 grid steps of standard deviation.
 LEAST_SHARE_VARIANCE = 9.0
 
-_LARGEST_EPSILON = 64.0  # beyond it no claim is worth making; also keeps exp(epsilon) far from overflow
+_LARGEST_EPSILON = 32.0  # beyond it no claim is worth making, and the sampler's tail times exp(epsilon) would count
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
@@ -61,7 +61,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
-    """Return the smallest epsilon at which a mu-GDP mechanism is (epsilon, delta)-private, rounded up; inf above 64."""
+    """Return the smallest epsilon at which a mu-GDP mechanism is (epsilon, delta)-private, rounded up; inf above 32."""
     return _least_epsilon(lambda epsilon: gaussian_delta(mu, epsilon), delta)
 
 
@@ -69,7 +69,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
     """Return the largest mu that is (epsilon, delta)-private, rounded down: sqrt(rounds) / mu is the noise multiplier.
 
     Raises:
-        UsageError: epsilon is not in (0, 64] or delta not in (0, 1).
+        UsageError: epsilon is not in (0, 32] or delta not in (0, 1).
     """
     check_target(epsilon, delta)
     low, high = 0.0, 2.0 * math.sqrt(2.0 * _LARGEST_EPSILON) + 40.0
@@ -82,9 +82,9 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 
 def check_target(epsilon: float, delta: float) -> None:
-    """Raise UsageError unless 0 < epsilon <= 64 and 0 < delta < 1."""
+    """Raise UsageError unless 0 < epsilon <= 32 and 0 < delta < 1."""
     if not 0 < epsilon <= _LARGEST_EPSILON:
-        raise UsageError(f"Expected epsilon={epsilon} above 0 and at most 64; 1 is a strong promise, 10 a weak one")
+        raise UsageError(f"Expected epsilon={epsilon} above 0 and at most 32; 1 is a strong promise, 10 a weak one")
     if not 0 < delta < 1:
         raise UsageError(f"Expected delta={delta} between 0 and 1; below one over the number of records")
 
@@ -149,7 +149,7 @@ class NoisySums:
         return min(1.0, (1 + 2.0**-48) * (math.exp(surcharge) * gaussian_delta(self.mu, epsilon - surcharge) + tail))
 
     def epsilon(self, delta: float) -> float:
-        """Return the smallest epsilon at which `delta` suffices, rounded up; inf if there is none up to 64."""
+        """Return the smallest epsilon at which `delta` suffices, rounded up; inf if there is none up to 32."""
         return _least_epsilon(self.delta, delta)
 
 
@@ -159,7 +159,7 @@ def _upper_tail(x: float) -> float:
 
 
 def _least_epsilon(profile: Callable[[float], float], delta: float) -> float:
-    """Return the smallest epsilon up to 64 with profile(epsilon) <= delta to 60 bits, always one that satisfies it."""
+    """Return the smallest epsilon up to 32 with profile(epsilon) <= delta to 60 bits, always one that satisfies it."""
     if profile(0.0) <= delta:
         return 0.0
     low, high = 0.0, 2.0**-20
