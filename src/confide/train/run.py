@@ -13,7 +13,7 @@ from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Category, Number, Schema
 from confide.data.sets import load_set
 from confide.data.split import by_label, even, holdout
-from confide.data.table import Table, read_csv
+from confide.data.table import Table, read_table
 from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, nearest
 from confide.guarantee import PrivacyLabel
@@ -71,9 +71,9 @@ def load_data(job: Job) -> Prepared:
             tables = by_label(train_part, names, alpha=job.data.alpha, seed=seed)
     else:
         schema = Schema.load(job.path(str(job.data.schema)))
-        tables = {name: read_csv(job.path(path), schema) for name, path in job.data.tables.items()}
+        tables = {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
         if job.data.test is not None:
-            test = read_csv(job.path(job.data.test), schema)
+            test = read_table(job.path(job.data.test), schema)
         else:
             parts = {name: holdout(table, fraction=job.data.test_fraction, seed=seed) for name, table in tables.items()}
             tables = {name: kept for name, (kept, _) in parts.items()}
