@@ -200,6 +200,10 @@ class Backend(ABC):
     def check(self, graph: Graph) -> list[Problem]:
         """Return everything in `graph` that this backend cannot run, each with its replacement; [] if it can."""
 
+    def guarantee_for(self, graph: Graph) -> Guarantee:
+        """Return what holds for `graph`; it can say more than `guarantee`, which holds for every model."""
+        return self.guarantee
+
     @abstractmethod
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
         """Return the kit of each role. Raises ModelError with every problem of `check`."""

@@ -481,10 +481,23 @@ def test_the_api_key_goes_with_every_request():
         client.predict(X)
 
 
-def test_too_large_a_message_is_not_sent():
-    limits = Limits(query_bytes=5000, keys_bytes=6000, buffered_bytes=6000, key_store_bytes=12000)
-    transport = Counting(create_app([toy_model("m", PlainPredict())], limits=limits))
-    with Client(URL, backend="plain", transport=transport) as client, pytest.raises(UsageError, match="fewer rows"):
+def tight(query_bytes: int) -> Counting:
+    limits = Limits(query_bytes=query_bytes, keys_bytes=6000, buffered_bytes=10000, key_store_bytes=12000)
+    return Counting(create_app([toy_model("m", PlainPredict())], limits=limits))
+
+
+def test_questions_grow_and_shrink_to_what_the_server_takes():
+    x = np.linspace(-1, 1, 300).reshape(100, 3)
+    for query_bytes, questions in ((10000, 2), (5000, 4), (4096 + 300, 10)):
+        transport = tight(query_bytes)
+        with Client(URL, backend="plain", transport=transport) as client:
+            assert np.array_equal(client.predict(x), GRAPH.apply(x))
+            assert transport.requests.count("POST infer") == questions
+
+
+def test_a_row_that_is_too_large_is_not_sent():
+    transport = tight(4096 + 30)
+    with Client(URL, backend="plain", transport=transport) as client, pytest.raises(UsageError, match="4126 bytes"):
         client.predict(np.zeros((100, 3)))
     assert "POST infer" not in transport.requests
 

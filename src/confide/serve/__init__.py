@@ -16,6 +16,8 @@ from confide.ideal import Backend, names
 BACKENDS: Mapping[str, str] = MappingProxyType(
     {
         "plain": "confide.ideal:PlainPredict",
+        "he": "confide.he.backend:Homomorphic",
+        "paillier": "confide.he.paillier:Paillier",
     }
 )
 

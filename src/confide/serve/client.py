@@ -27,7 +27,7 @@ from confide.model.preprocess import Preprocess
 from confide.net import oip
 from confide.net.http import Reply, ask, is_loopback
 from confide.serve.protocol import MAX_KIT_BYTES, ClientKit, Refusal, digest
-from confide.serve.session import Session
+from confide.serve.session import JSON_BYTES, Session
 from confide.wire import MemoryStore, Message, Store, Transcript
 
 Matrix = NDArray[np.float64]
@@ -39,6 +39,10 @@ _TIMING = re.compile(r"\bwork;dur=(\d{1,9}(?:\.\d{1,9})?)")
 
 class _Served(msgspec.Struct, frozen=True):
     models: tuple[str, ...]
+
+
+class _TooLarge(UsageError):
+    """A message that the server would refuse by its size."""
 
 
 class Client:
@@ -195,12 +199,20 @@ class Client:
 
     def _ask_all(self, x: ArrayLike | Columns) -> Transcript:
         features = self.features(x)
-        rows = self.kit.max_rows
-        parts = [self._ask(features[start : start + rows]) for start in range(0, len(features), rows)]
-        whole = parts[0]
-        for part in parts[1:]:
+        whole = Transcript()
+        outputs: list[Matrix] = []
+        while (done := sum(map(len, outputs))) < len(features):
+            rows = self._open().rows
+            try:
+                part = self._ask(features[done : done + rows])
+            except _TooLarge:
+                if rows == 1:
+                    raise
+                self._open().rows = rows // 2
+                continue
+            outputs.append(part.output("client"))
             whole = whole.merge(part)
-        whole.outputs["client"] = np.concatenate([part.output("client") for part in parts])
+        whole.outputs["client"] = np.concatenate(outputs)
         return whole
 
     def _ask(self, x: Matrix) -> Transcript:
@@ -219,6 +231,7 @@ class Client:
         transcript = ask(party, self._infer, store=session.keys)
         if np.shape(transcript.output("client")) != (len(x), session.kit.outputs):
             raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
+        session.learn_rows(len(x), transcript.sizes[0])
         return transcript
 
     def _ready(self) -> Session:
@@ -252,13 +265,13 @@ class Client:
 
     def _upload(self, message: Message) -> Reply:
         session = self._open()
-        _check_size("keys", message, session.kit.max_keys_bytes)
+        _check_size(message, session.kit.max_keys_bytes)
         headers = {"content-type": "application/octet-stream"}
         return self._call("POST", f"{session.path}/keys", content=message.body, headers=headers).reply
 
     def _infer(self, message: Message) -> Reply:
         session = self._open()
-        _check_size("query", message, session.kit.max_query_bytes)
+        _check_size(message, session.kit.max_query_bytes)
         parameters: oip.Parameters = {"kit_sha256": session.pin}
         if session.key_id:
             parameters["key_id"] = session.key_id
@@ -356,6 +369,6 @@ def _read(response: httpx2.Response, max_bytes: int) -> bytes:
     return b"".join(chunks)
 
 
-def _check_size(what: str, message: Message, max_bytes: int) -> None:
-    if len(message.body) > max_bytes - 4096:  # room for the JSON part
-        raise UsageError(f"Expected {what} of at most {max_bytes} bytes; ask for fewer rows at a time")
+def _check_size(message: Message, max_bytes: int) -> None:
+    if len(message.body) > max_bytes - JSON_BYTES:
+        raise _TooLarge(f"Expected a message of at most {max_bytes} bytes, which is what the server takes")

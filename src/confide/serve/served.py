@@ -72,6 +72,7 @@ class Served:
         kits = backend.prepare(model.graph, rng)
         self.model = model
         self.backend = backend
+        self.guarantee = backend.guarantee_for(model.graph)
         self.limits = limits
         self._kit = kits["server"]
         self._rng = rng
@@ -84,7 +85,7 @@ class Served:
             kit=kits["client"].encode(),
             preprocess=model.preprocess,
             label=model.label,
-            guarantee=backend.guarantee,
+            guarantee=self.guarantee,
             features=model.graph.features,
             outputs=model.graph.outputs,
             classes=model.graph.classes,
@@ -97,7 +98,7 @@ class Served:
 
     def metadata(self) -> dict[str, Any]:
         """Return the model metadata of the Open Inference Protocol."""
-        graph, guarantee = self.model.graph, self.backend.guarantee
+        graph, guarantee = self.model.graph, self.guarantee
         takes_numbers = isinstance(self.backend, PlainPredict)
         query, reply = (("x", "FP64", [-1, graph.features]), ("y", "FP64", [-1, graph.outputs]))
         if not takes_numbers:

@@ -20,6 +20,11 @@ from confide.wire import Store
 Matrix = NDArray[np.float64]
 Columns = Mapping[str, ArrayLike]
 
+#: Room that the JSON part of a request may take beside the message.
+JSON_BYTES = 4096
+
+_FIRST_ROWS = 16  # of the first question, before the size of a row is known
+
 
 class Session:
     """One kit in use.
@@ -46,12 +51,18 @@ class Session:
         part = digest(f"{url}\0{self.path}\0".encode() + self.kit.kit)[:32]  # no two servers see the same keys
         self.keys = Prefixed(store, f"client/{part}/keys/")
         self.own = Prefixed(store, f"client/{part}/")
+        self.rows = min(_FIRST_ROWS, self.kit.max_rows)  # how many rows the next question may carry
 
     @property
     def key_id(self) -> str | None:
         """Return the id of the keys that were uploaded, None before that."""
         saved = self.own.get("key_id")
         return None if saved is None else saved.decode()
+
+    def learn_rows(self, rows: int, size_bytes: int) -> None:
+        """Fit the next questions to the server's bound: `rows` took `size_bytes`, and more may pack more tightly."""
+        room = (self.kit.max_query_bytes - JSON_BYTES) * rows // max(1, size_bytes)
+        self.rows = max(self.rows, min(room, self.kit.max_rows))
 
     def features(self, x: ArrayLike | Columns) -> Matrix:
         """Return x as the model takes it, float64, shape (rows, features).
