@@ -1,0 +1,348 @@
+"""Microsoft SEAL behind types that say who may hold what: the only file that touches the package `seal`.
+
+`SecretKey` and `PublicKeys` are two types, and nothing makes public keys but `Context.generate`. Bytes of strangers
+pass `seal_format` before SEAL sees them, so a hostile body is a `ProtocolError`. `invariant_noise_budget`, which
+depends on the secret key, is not offered.
+
+SEAL draws its own randomness from the operating system; it cannot be seeded from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import msgspec
+import numpy as np
+import seal
+from numpy.typing import NDArray
+
+from confide.errors import ProtocolError
+from confide.he.parameters import Parameters
+from confide.he.seal_format import (
+    Form,
+    Residues,
+    check_ciphertext,
+    check_key_set,
+    check_residues,
+    parms_id_bytes,
+    read_ciphertext,
+    read_plaintext,
+    write_ciphertext,
+    write_plaintext,
+)
+
+_REFUSED = (RuntimeError, ValueError, TypeError)  # how SEAL says no
+
+
+def ntt_primes(degree: int, bits: Sequence[int]) -> tuple[int, ...]:
+    """Return different primes of these sizes, each 1 modulo 2 * degree: always the same ones."""
+    return tuple(prime.value() for prime in seal.CoeffModulus.Create(degree, list(bits)))
+
+
+class Ciphertext:
+    """An encryption; whoever holds it learns its size."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: seal.Ciphertext) -> None:
+        self.value = value
+
+
+class Plaintext:
+    """An encoded polynomial: weights, or a decrypted value. It has no repr."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: seal.Plaintext) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "Plaintext()"
+
+
+class SecretKey:
+    """The client's secret: bytes for its owner's store, no repr, no way into a message.
+
+    Args:
+        context: the parameters it belongs to.
+        value: SEAL's key.
+    """
+
+    __slots__ = ("_decryptor", "_encryptor", "_value")
+
+    def __init__(self, context: Context, value: seal.SecretKey) -> None:
+        self._value = value
+        self._encryptor = seal.Encryptor(context.seal, value)
+        self._decryptor = seal.Decryptor(context.seal, value)
+
+    def __repr__(self) -> str:
+        return "SecretKey()"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a secret key is not pickled")
+
+    def to_bytes(self) -> bytes:
+        """Return the key for the store of its owner."""
+        return self._value.to_string()
+
+    def encrypt(self, plain: Plaintext) -> Ciphertext:
+        """Return a fresh encryption, at the top level."""
+        return Ciphertext(self._encryptor.encrypt_symmetric(plain.value))
+
+    def decrypt(self, cipher: Ciphertext) -> Plaintext:
+        """Return what `cipher` holds; a CKKS result includes its noise, so it stays with the owner of the key."""
+        return Plaintext(self._decryptor.decrypt(cipher.value))
+
+
+class PublicKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client uploads: nothing in it helps to decrypt. A part that the plan does not need is empty.
+
+    Args:
+        nonce: 16 random bytes, so that two clients never share a key id.
+        encryption: the public key, for fresh encryptions of zero.
+        relinearisation: one key-switching key, for squares.
+        rotation: one key-switching key per rotation step.
+    """
+
+    nonce: bytes
+    encryption: bytes = b""
+    relinearisation: bytes = b""
+    rotation: bytes = b""
+
+
+class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Which public keys a plan needs, and no others are taken.
+
+    Args:
+        encryption: a public key, for fresh encryptions of zero.
+        relinearisation: a key for squares.
+        steps: rotations, in slots to the left, all different.
+    """
+
+    encryption: bool = False
+    relinearisation: bool = False
+    steps: tuple[int, ...] = ()
+
+
+class Evaluation:
+    """A client's public keys as the server uses them, checked.
+
+    Args:
+        context: the parameters.
+        keys: a stranger's.
+        needs: the plan's.
+
+    Raises:
+        ProtocolError: a part is missing, superfluous or malformed.
+    """
+
+    def __init__(self, context: Context, keys: PublicKeys, needs: Needs) -> None:
+        present = (bool(keys.encryption), bool(keys.relinearisation), bool(keys.rotation))
+        if len(keys.nonce) != 16 or present != (needs.encryption, needs.relinearisation, bool(needs.steps)):
+            raise ProtocolError("Expected the public keys that this plan needs, and no others")
+        self._context = context
+        form, digits = context.key_form, len(context.parameters.data_primes)
+        try:
+            if needs.encryption:
+                check_ciphertext(keys.encryption, form)
+                self._zeros = seal.Encryptor(context.seal, context.seal.from_public_str(_text(keys.encryption)))
+            if needs.relinearisation:
+                check_key_set(keys.relinearisation, form, digits=digits, indices=(0,))
+                self._relinearisation = context.seal.from_relin_str(_text(keys.relinearisation))
+            if needs.steps:
+                indices = frozenset(map(context.galois_index, needs.steps))
+                check_key_set(keys.rotation, form, digits=digits, indices=indices)
+                self._rotation = context.seal.from_galois_str(_text(keys.rotation))
+        except _REFUSED:
+            raise ProtocolError("Expected public keys that SEAL takes") from None
+
+    def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
+        """Return a fresh encryption of zero under the client's key."""
+        cipher = self._zeros.encrypt_zero(self._context.parms_id(limbs))
+        cipher.scale(scale)
+        return Ciphertext(cipher)
+
+    def relinearise(self, cipher: Ciphertext) -> None:
+        """Bring a square back to two polynomials, in place."""
+        self._context.evaluator.relinearize_inplace(cipher.value, self._relinearisation)
+
+    def rotate(self, cipher: Ciphertext, step: int) -> Ciphertext:
+        """Return `cipher` with slot i + step in slot i."""
+        return Ciphertext(self._context.evaluator.rotate_vector(cipher.value, step, self._rotation))
+
+
+class Context:
+    """SEAL's tables for one set of parameters, and the operations that need no key.
+
+    Building one takes milliseconds, so kits keep theirs.
+
+    Raises:
+        ProtocolError: parameters below 128 bits of security, or that SEAL refuses.
+    """
+
+    def __init__(self, parameters: Parameters) -> None:
+        self.parameters = parameters.checked()
+        made = seal.EncryptionParameters(getattr(seal.scheme_type, parameters.scheme))
+        level: Any = seal.sec_level_type.tc128
+        try:
+            made.set_poly_modulus_degree(parameters.degree)
+            made.set_coeff_modulus([seal.Modulus(prime) for prime in parameters.primes])
+            if parameters.plain_modulus:
+                made.set_plain_modulus(parameters.plain_modulus)
+            self.seal = seal.SEALContext(made, True, level)
+        except _REFUSED:
+            raise ProtocolError("Expected encryption parameters that SEAL takes") from None
+        if not self.seal.parameters_set():
+            raise ProtocolError(f"Expected encryption parameters that SEAL takes: {self.seal.parameter_error_name()}")
+        self.evaluator = seal.Evaluator(self.seal)
+        self._encoder = seal.CKKSEncoder(self.seal) if parameters.scheme == "ckks" else None
+        self._ids = _chain(self.seal)
+        key_id = parms_id_bytes(self.seal.key_context_data().parms_id())
+        self.key_form = Form(key_id, parameters.degree, parameters.primes, ntt=True)
+
+    def parms_id(self, limbs: int) -> list[int]:
+        """Return SEAL's name for the level with `limbs` primes."""
+        return self._ids[limbs]
+
+    def form(self, *, limbs: int, ntt: bool, scale: float = 1.0) -> Form:
+        """Return the form of a ciphertext at the level with `limbs` primes."""
+        parameters = self.parameters
+        parms_id = parms_id_bytes(self._ids[limbs])
+        return Form(parms_id, parameters.degree, parameters.data_primes[:limbs], ntt, scale)
+
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
+    def generate(self, nonce: bytes, needs: Needs) -> tuple[SecretKey, PublicKeys]:
+        """Return a fresh secret key, and the public keys of it that a plan needs.
+
+        Args:
+            nonce: 16 random bytes.
+            needs: which public keys to make.
+        """
+        maker = seal.KeyGenerator(self.seal)
+        rotation = seal.GaloisKeys()
+        if needs.steps:
+            maker.create_galois_keys(list(needs.steps), rotation)
+        public = PublicKeys(
+            nonce=nonce,
+            encryption=maker.create_public_key().to_string() if needs.encryption else b"",
+            relinearisation=maker.create_relin_keys().to_string() if needs.relinearisation else b"",
+            rotation=rotation.to_string() if needs.steps else b"",
+        )
+        return SecretKey(self, maker.secret_key()), public
+
+    def secret(self, body: bytes) -> SecretKey:
+        """Return the key that `SecretKey.to_bytes` wrote into its owner's store."""
+        try:
+            return SecretKey(self, self.seal.from_secret_str(_text(body)))
+        except _REFUSED:
+            raise ProtocolError("Expected a secret key of these parameters in the store; set up again") from None
+
+    def galois_index(self, step: int) -> int:
+        """Return where SEAL stores the key of the rotation by `step` slots to the left."""
+        return (pow(3, step, 2 * self.parameters.degree) - 1) // 2
+
+    # --- ciphertexts and bytes ----------------------------------------------------------------------------------------
+
+    def load(self, body: bytes, form: Form) -> Ciphertext:
+        """Return the ciphertext in `body`, a stranger's.
+
+        Raises:
+            ProtocolError: `body` is not a ciphertext of this form.
+        """
+        check_ciphertext(body, form)
+        try:
+            return Ciphertext(self.seal.from_cipher_str(_text(body)))
+        except _REFUSED:
+            raise ProtocolError("Expected a ciphertext of these parameters") from None
+
+    def to_bytes(self, cipher: Ciphertext) -> bytes:
+        """Return the ciphertext as SEAL's bytes, uncompressed: their length tells nothing."""
+        return cipher.value.to_string()
+
+    def residues(self, cipher: Ciphertext, form: Form) -> Residues:
+        """Return the numbers of a ciphertext, read-only, shape `form.shape`."""
+        return read_ciphertext(cipher.value.to_string(), form)
+
+    def from_residues(self, residues: Residues, form: Form) -> Ciphertext:
+        """Return the ciphertext with these numbers, a stranger's, shape `form.shape`.
+
+        Raises:
+            ProtocolError: a number is not below its prime.
+        """
+        check_residues(residues, form.primes)
+        return Ciphertext(self.seal.from_cipher_str(_text(write_ciphertext(residues, form))))
+
+    # --- encoding -----------------------------------------------------------------------------------------------------
+
+    def polynomial(self, coefficients: Residues) -> Plaintext:
+        """Return the BFV plaintext with these coefficients, each in [0, t), shape (N,)."""
+        plain = seal.Plaintext()
+        plain.load_bytes(self.seal, write_plaintext(coefficients))
+        return Plaintext(plain)
+
+    def coefficients(self, plain: Plaintext) -> Residues:
+        """Return the coefficients of a BFV plaintext, each in [0, t), shape (N,)."""
+        return read_plaintext(plain.value.to_bytes(), self.parameters.degree)
+
+    def encode(self, slots: NDArray[np.float64], *, limbs: int, scale: float) -> Plaintext:
+        """Return the CKKS plaintext with these slots, shape (N/2,), at the level with `limbs` primes."""
+        assert self._encoder is not None
+        plain = self._encoder.encode(np.ascontiguousarray(slots, np.float64), scale)
+        self.evaluator.mod_switch_to_inplace(plain, self._ids[limbs])
+        return Plaintext(plain)
+
+    def decode(self, plain: Plaintext) -> NDArray[np.float64]:
+        """Return the slots of a CKKS plaintext, shape (N/2,)."""
+        assert self._encoder is not None
+        return self._encoder.decode(plain.value)
+
+    # --- arithmetic without keys --------------------------------------------------------------------------------------
+
+    def plain_to_ntt(self, plain: Plaintext, *, limbs: int) -> Plaintext:
+        """Return a BFV plaintext in NTT form, for products with ciphertexts in NTT form."""
+        return Plaintext(self.evaluator.transform_to_ntt(plain.value, self._ids[limbs]))
+
+    def to_ntt(self, cipher: Ciphertext) -> None:
+        """Bring a BFV ciphertext into NTT form, in place."""
+        self.evaluator.transform_to_ntt_inplace(cipher.value)
+
+    def from_ntt(self, cipher: Ciphertext) -> None:
+        """Bring a BFV ciphertext into coefficient form, in place."""
+        self.evaluator.transform_from_ntt_inplace(cipher.value)
+
+    def times_plain(self, cipher: Ciphertext, plain: Plaintext) -> Ciphertext:
+        """Return the product with a plaintext that is not zero."""
+        return Ciphertext(self.evaluator.multiply_plain(cipher.value, plain.value))
+
+    def add(self, cipher: Ciphertext, other: Ciphertext) -> None:
+        """Add `other` to `cipher`, in place."""
+        self.evaluator.add_inplace(cipher.value, other.value)
+
+    def add_plain(self, cipher: Ciphertext, plain: Plaintext) -> None:
+        """Add `plain` to `cipher`, in place."""
+        self.evaluator.add_plain_inplace(cipher.value, plain.value)
+
+    def square(self, cipher: Ciphertext) -> None:
+        """Square, in place: three polynomials until it is relinearised."""
+        self.evaluator.square_inplace(cipher.value)
+
+    def rescale(self, cipher: Ciphertext, *, scale: float) -> None:
+        """Divide by the last prime and drop it, in place; `scale` is the scale that this leaves."""
+        self.evaluator.rescale_to_next_inplace(cipher.value)
+        cipher.value.scale(scale)
+
+
+def _chain(context: seal.SEALContext) -> dict[int, list[int]]:
+    """Return SEAL's names of the levels by their number of primes."""
+    ids: dict[int, list[int]] = {}
+    data: Any = context.first_context_data()
+    while data is not None:
+        ids[len(data.parms().coeff_modulus())] = list(data.parms_id())
+        data = data.next_context_data()
+    return ids
+
+
+def _text(body: bytes) -> Any:
+    return body  # the binding's stubs call its byte strings "str"

@@ -1,0 +1,131 @@
+"""Making keys, once per client and plan: the secret stays in the client's store, the public part goes to the server.
+
+    client -> server   {backend}/keys     the public keys, whose SHA-256 is the key id
+    server -> client   {backend}/key-id   the id, once the keys are in the server's store
+
+Setting up again with the same store sends the same keys again, so a crash in between costs nothing but a repeat.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+
+import msgspec
+
+from confide.errors import ProtocolError, UsageError
+from confide.wire import Message, Party, Step, Store, decode, encode
+
+#: Largest upload that is read; drivers may allow less.
+MAX_KEYS_BYTES = 1 << 30
+
+
+class Owned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a client keeps: its secret key and the id of the public keys that belong to it. No repr shows it.
+
+    Args:
+        key_id: hex SHA-256 of the public keys as they were sent.
+        secret: the secret key, as the backend writes it.
+    """
+
+    key_id: str
+    secret: bytes
+
+    def __repr__(self) -> str:
+        return f"Owned({self.key_id[:8]})"
+
+
+class KeyId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The server's reply to an upload."""
+
+    key_id: str
+
+
+def key_id_of(body: bytes) -> str:
+    """Return the id of public keys."""
+    return hashlib.sha256(body).hexdigest()
+
+
+def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes]], store: Store) -> Party:
+    """Return the client's party: makes keys unless the store has some, sends the public ones, returns their id.
+
+    Args:
+        backend: the registry name.
+        kit: the client kit's bytes; keys for different kits do not meet.
+        make: makes the secret key and the public keys, both as bytes; may take long.
+        store: the client's.
+
+    Leaks: the public keys, to the server.
+    """
+    path = _path(backend, kit)
+    saved, body = store.get(f"{path}/secret"), store.get(f"{path}/keys")
+    changes: dict[str, bytes | None] = {}
+    if saved is None or body is None:
+        secret, body = make()
+        changes = {f"{path}/secret": encode(Owned(key_id_of(body), secret)), f"{path}/keys": body}
+    message = Message("client", "server", f"{backend}/keys", body)
+    received = yield Step(send=(message,), save=changes, await_tag=f"{backend}/key-id", wait_for=("server",))
+    reply = decode(received["server"].body, KeyId, max_bytes=256)
+    if reply.key_id != key_id_of(body):
+        raise ProtocolError("Expected the server to name the keys that were sent")
+    return reply.key_id
+
+
+def setup_server(backend: str, check: Callable[[bytes], object]) -> Party:
+    """Return the server's party: checks the client's public keys, keeps them under their id, replies and returns it.
+
+    Args:
+        backend: the registry name.
+        check: raises ProtocolError unless the bytes are keys for this kit.
+    """
+    received = yield Step(await_tag=f"{backend}/keys", wait_for=("client",))
+    body = received["client"].body
+    if len(body) > MAX_KEYS_BYTES:
+        raise ProtocolError(f"Expected keys of at most {MAX_KEYS_BYTES} bytes")
+    check(body)
+    key_id = key_id_of(body)
+    reply = Message("server", "client", f"{backend}/key-id", encode(KeyId(key_id)))
+    yield Step(send=(reply,), save={f"{backend}/keys/{key_id}": body, f"{backend}/known/{key_id}": b"\x01"})
+    return key_id
+
+
+def owned(backend: str, kit: bytes, store: Store) -> Owned:
+    """Return the client's keys for a kit. Raises UsageError if there are none."""
+    body = store.get(f"{_path(backend, kit)}/secret")
+    if body is None:
+        raise UsageError("Expected keys for this model in the store; run setup first")
+    return decode(body, Owned, max_bytes=MAX_KEYS_BYTES)
+
+
+class Registered:
+    """The clients' public keys as a server kit uses them: parsed once, the latest few kept.
+
+    Args:
+        backend: the registry name.
+        parse: turns an upload into what the kit works with.
+        most: how many are kept.
+    """
+
+    def __init__(self, backend: str, parse: Callable[[bytes], object], *, most: int = 8) -> None:
+        self._backend = backend
+        self._parse = parse
+        self._most = most
+        self._kept: dict[str, object] = {}
+
+    def get(self, key_id: str, store: Store) -> object:
+        """Return the keys called `key_id`. Raises ProtocolError if the store does not have them (any more)."""
+        known = len(key_id) == 64 and store.get(f"{self._backend}/known/{key_id}") is not None
+        kept = self._kept.pop(key_id, None)
+        if known and kept is None:
+            body = store.get(f"{self._backend}/keys/{key_id}")
+            kept = None if body is None else self._parse(body)
+        if not known or kept is None:
+            raise ProtocolError("Expected the id of keys that are here; set up first")
+        self._kept[key_id] = kept
+        for oldest in list(self._kept)[: -self._most]:
+            self._kept.pop(oldest, None)
+        return kept
+
+
+def _path(backend: str, kit: bytes) -> str:
+    return f"{backend}/{hashlib.sha256(kit).hexdigest()[:16]}"
