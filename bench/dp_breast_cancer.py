@@ -52,7 +52,7 @@ BAR_POINTS = 5.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that was fixed before a record was seen."""
+    """The settings: the same for every split and set; the head says how they were chosen."""
 
     epsilon: float = 1.0
     delta: float | None = 1e-5

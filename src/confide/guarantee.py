@@ -128,7 +128,7 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     accountant: str | None = None
     released: str = "every round's model"
     preprocessing: str = "public bounds of the schema"
-    tuning: str = "fixed in advance"
+    tuning: str = "taken as fixed in advance; a search over private records would cost more"
     seed: str = "operating system"
     ledger: str = ""
 

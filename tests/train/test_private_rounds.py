@@ -18,7 +18,7 @@ from confide.wire import drop
 
 FEATURES, ROUNDS = 20, 40
 START = Graph((Linear(np.zeros((1, FEATURES)), np.zeros(1)), Sigmoid()))
-SETTINGS = TrainSection(rounds=ROUNDS, learning_rate=1.0, momentum=0.0, weight_decay=0.0, quorum=3)
+SETTINGS = TrainSection(average=0.0, rounds=ROUNDS, learning_rate=1.0, momentum=0.0, weight_decay=0.0, quorum=3)
 PLAN = PrivacyPlan.calibrate(
     epsilon=1.0,
     clip_norm=0.5,

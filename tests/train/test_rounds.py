@@ -15,7 +15,9 @@ from confide.train.rounds import WeightedUpdates, federate, model_hash
 from confide.wire import drop
 
 START = Graph((Linear(np.zeros((1, 5)), np.zeros(1)), Sigmoid()))
-SETTINGS = TrainSection(rounds=12, learning_rate=1.0, momentum=0.8, weight_decay=0.01, expected_records=40, quorum=2)
+SETTINGS = TrainSection(
+    average=0.0, rounds=12, learning_rate=1.0, momentum=0.8, weight_decay=0.01, expected_records=40, quorum=2
+)
 
 
 def silos(sizes=(30, 50, 7, 64), seed=0):
@@ -117,8 +119,8 @@ def test_a_round_without_quorum_is_repeated_then_refused():
 
 
 def test_local_steps_move_further_and_averaging_averages():
-    more = TrainSection(rounds=4, local_steps=5, momentum=0.0, learning_rate=0.5, expected_records=40)
-    one = TrainSection(rounds=4, local_steps=1, momentum=0.0, learning_rate=0.5, expected_records=40)
+    more = TrainSection(average=0.0, rounds=4, local_steps=5, momentum=0.0, learning_rate=0.5, expected_records=40)
+    one = TrainSection(average=0.0, rounds=4, local_steps=1, momentum=0.0, learning_rate=0.5, expected_records=40)
     far, near = run(PlainSum(), settings=more)[-1].graph, run(PlainSum(), settings=one)[-1].graph
     assert np.linalg.norm(flatten(far)) > 2 * np.linalg.norm(flatten(near))
     half = TrainSection(rounds=4, momentum=0.0, learning_rate=0.5, expected_records=40, average=0.5)
@@ -128,7 +130,9 @@ def test_local_steps_move_further_and_averaging_averages():
 
 
 def test_an_update_beyond_the_bound_is_scaled_not_wrapped():
-    wild = TrainSection(rounds=1, learning_rate=1000.0, momentum=0.0, expected_records=40, update_bound=2.0)
+    wild = TrainSection(
+        average=0.0, rounds=1, learning_rate=1000.0, momentum=0.0, expected_records=40, update_bound=2.0
+    )
     assert np.abs(flatten(run(Masked(), settings=wild)[-1].graph)).max() <= 2.0 + 1e-5
 
 

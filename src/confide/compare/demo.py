@@ -40,8 +40,8 @@ Matrix = NDArray[np.float64]
 JOB: Mapping[str, Any] = {
     "job": {"name": "demo"},
     "data": {"set": "breast-cancer", "parties": 4, "split": "by-label", "alpha": 1.0, "test_fraction": 0.2},
-    "train": {"aggregate": "masked", "quorum": 3, "rounds": 50},
-    "privacy": {"epsilon": 1.0, "colluding": 1, "expected_records": 455},
+    "train": {"aggregate": "masked", "quorum": 3},
+    "privacy": {"epsilon": 1.0, "delta": 1e-5, "colluding": 1, "expected_records": 455},
 }
 
 #: The servers: the backends of each, and its further options.

@@ -77,9 +77,9 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     Args:
         aggregate: "plain" or "masked"; what adds the updates of the parties.
         quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
-        rounds: sums to take, >= 1.
+        rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
-        learning_rate: step size on the mean gradient, > 0; without the key 2.0, or 0.1 for an mlp.
+        learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
         momentum: of the server's step, 0 <= momentum < 1.
         weight_decay: ridge coefficient, >= 0.
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
@@ -91,12 +91,12 @@ class TrainSection(_Section, frozen=True, kw_only=True):
 
     aggregate: str = "masked"
     quorum: int = 0
-    rounds: int = 50
+    rounds: int = 30
     local_steps: int = 1
-    learning_rate: float = 2.0
+    learning_rate: float = 1.0
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    average: float = 0.0
+    average: float = 0.5
     expected_records: int = 150
     update_bound: float = 2.0
     fraction_bits: int = 22
@@ -148,8 +148,8 @@ class Job(_Section, frozen=True, kw_only=True):
         return Path(self.base) / name
 
 
-#: Squares grow fast, so their steps must be smaller.
-_LEARNING_RATES: Mapping[str, float] = {"logistic": 2.0, "mlp": 0.1}
+#: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
+_DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
 
 #: (section, key, lowest, highest, lowest excluded, highest excluded)
 _RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (
@@ -168,7 +168,7 @@ _RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (
     ("train", "update_bound", 0, 1e6, True, False),
     ("train", "fraction_bits", 8, 40, False, False),
     ("train", "attempts", 1, 100, False, False),
-    ("privacy", "epsilon", 0, 1000, True, False),
+    ("privacy", "epsilon", 0, 32, True, False),
     ("privacy", "delta", 0, 1, True, True),
     ("privacy", "clip_norm", 0, 1e6, True, False),
     ("privacy", "colluding", 0, 999, False, False),
@@ -209,8 +209,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         _check_section(name, _section_type(kind), cast("dict[str, Any]", section))
     _check_data(table.get("data", {}))
     model: dict[str, Any] = table.get("model", {})
-    rate = _LEARNING_RATES[model.get("kind", "logistic")]
-    train = {"learning_rate": rate} | table.get("train", {})
+    train = {**_DEFAULTS[model.get("kind", "logistic")], **table.get("train", {})}
     try:
         return msgspec.convert(table | {"train": train, "base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
