@@ -1,0 +1,201 @@
+"""What a masked sum costs each client and the server, beside Flower's SecAgg+ in the same run.
+
+    python bench/secagg.py [--repeats 7] [--json FILE] [--no-peer]
+
+Every party runs in this process, one after the other on one core; seconds are those that the driver's transcript holds
+for each party, so nobody pays for the others or for the driver. Bytes are message bodies. Clients that drop out do so
+after key sharing: their vectors never come and their masks must be reconstructed. Every sum is checked against the
+plain one. Values are uniform over the whole range that fits the ring.
+
+The peer runs its released workflow and mod in one process, its network replaced by function calls, once with the same
+complete graph and threshold and once at its own best: k = 13 neighbours, threshold 7, which trusts more. It needs
+bench/peers/flower/.venv (see requirements.txt there); without it the peer's column stays empty.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from confide.crypto.random import SystemRandomness, public_stream
+from confide.crypto.ring import ENGINE
+from confide.ideal import Cohort, Session
+from confide.secagg import Masked
+from confide.wire import MemoryStore, Message, run
+
+PEER = Path(__file__).parent / "peers" / "flower"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One federation: n clients with d values each, t shares open a secret, some vectors never come."""
+
+    clients: int
+    length: int
+    quorum: int
+    drops: int
+    ring_bits: int = 32
+
+    @property
+    def title(self) -> str:
+        return f"n={self.clients} d={self.length} t={self.quorum} drops={self.drops} ring={self.ring_bits}"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Figures of each repeat."""
+
+    client_ms: Sequence[float]
+    server_ms: Sequence[float]
+    up_kb: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What the headline setting must reach."""
+
+    client_ms: float = 30.0
+    server_ms: float = 150.0
+    up_kb: float = 450.0
+
+
+HEADLINE = Setting(clients=50, length=100_000, quorum=30, drops=5)
+OTHERS = (
+    Setting(clients=50, length=100_000, quorum=30, drops=5, ring_bits=22),
+    Setting(clients=20, length=1_000_000, quorum=12, drops=1),
+    Setting(clients=4, length=10_000, quorum=3, drops=1),
+)
+
+
+def measure(setting: Setting, repeats: int) -> Cost:
+    """Return the cost of one sum, after a sum that warms everything up."""
+    names = tuple(f"hospital-{index:02d}" for index in range(setting.clients))
+    lost = set(names[:: setting.clients // setting.drops][: setting.drops])
+    left = [name for name in names if name not in lost]
+    cohort, masked, rng = Cohort(names, setting.quorum), Masked(), SystemRandomness()
+    roles = {"server": "server"} | dict.fromkeys(names, "client")
+    stores = {name: MemoryStore() for name in roles}
+    run({me: masked.setup(role, me, cohort, stores[me], rng) for me, role in roles.items()}, stores=stores)
+    bound = (2**setting.ring_bits - 1) // (2 * setting.clients)
+    draw = public_stream(1, "bench")
+    vectors = {name: draw.integers(-bound, bound + 1, setting.length) for name in names}
+    expected = masked.ideal({name: vectors[name] for name in left})
+
+    def lose(message: Message) -> list[tuple[int, Message]]:
+        return [] if message.src in lost and message.tag == "masked/vector" else [(0, message)]
+
+    client, server, up = [], [], []
+    for number in range(repeats + 1):
+        session = Session("bench", number, cohort, setting.length, bound)
+        parties = {me: masked.party(role, me, session, vectors.get(me), stores[me], rng) for me, role in roles.items()}
+        done = run(parties, stores=stores, fault=lose, keep_bodies=False)
+        sums = done.output("server")
+        if session.ring_bits != setting.ring_bits or not (
+            np.array_equal(sums.values, expected.values) and sums.members == expected.members
+        ):
+            raise SystemExit(f"{setting.title}: the sum is wrong")
+        client.append(1e3 * statistics.median(done.seconds(name) for name in left))
+        server.append(1e3 * done.seconds("server"))
+        up.append(statistics.median(done.bytes_sent(name) for name in left) / 1e3)
+    return Cost(client[1:], server[1:], up[1:])
+
+
+def peer(setting: Setting, *, shares: int, threshold: int, repeats: int) -> Cost | None:
+    """Return what Flower's SecAgg+ costs, or None where it is not installed."""
+    python = PEER / ".venv" / "bin" / "python"
+    if not python.exists():
+        return None
+    options = {
+        "clients": setting.clients,
+        "length": setting.length,
+        "drops": setting.drops,
+        "shares": shares,
+        "threshold": threshold,
+        "repeats": repeats,
+    }
+    command = [str(python), str(PEER / "secagg.py"), *(f"--{name}={value}" for name, value in options.items())]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    figures = json.loads(done.stdout.splitlines()[-1])
+    return Cost(
+        [1e3 * seconds for seconds in figures["client_seconds"]],
+        [1e3 * seconds for seconds in figures["server_seconds"]],
+        [count / 1e3 for count in figures["up_bytes"]],
+    )
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table and one record of the file, which leaves the spread out."""
+
+    figure: str
+    value: float
+    unit: str
+    peer: str | None
+    peer_value: float | None
+    bar: float | None
+    met: bool | None
+    spread: str
+
+
+def figures(title: str, ours: Cost, bar: Bar | None = None, name: str = "", theirs: Cost | None = None) -> list[Figure]:
+    """Return a figure for each cost, beside the peer's where there is one."""
+    found: list[Figure] = []
+    for cost, unit in (("client_ms", "ms"), ("server_ms", "ms"), ("up_kb", "kB")):
+        values: Sequence[float] = getattr(ours, cost)
+        value = round(statistics.median(values), 2)
+        limit = getattr(bar, cost) if bar else None
+        found.append(
+            Figure(
+                figure=f"masked {title} {cost.rpartition('_')[0]}",
+                value=value,
+                unit=unit,
+                peer=name if theirs else None,
+                peer_value=round(statistics.median(getattr(theirs, cost)), 2) if theirs else None,
+                bar=limit,
+                met=None if limit is None else value <= limit,
+                spread=f"[{min(values):.2f} to {max(values):.2f}]",
+            )
+        )
+    return found
+
+
+def show(found: Sequence[Figure]) -> None:
+    print(f"ring arithmetic: {ENGINE}; medians, [fastest to slowest repeat]\n")
+    for one in found:
+        line = f"{one.figure:<56} {one.value:>9.2f} {one.unit:<2} {one.spread:<20}"
+        if one.peer_value is not None:
+            line += f" {one.peer}: {one.peer_value:.2f} ({one.peer_value / one.value:.1f}x)"
+        if one.bar is not None:
+            line += f"  bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--no-peer", action="store_true")
+    args = parser.parse_args()
+    ours = measure(HEADLINE, args.repeats)
+    same = None if args.no_peer else peer(HEADLINE, shares=50, threshold=30, repeats=2)
+    best = None if args.no_peer else peer(HEADLINE, shares=13, threshold=7, repeats=args.repeats)
+    found = figures(HEADLINE.title, ours, Bar(), "flwr 1.42.0 SecAgg+, complete graph, t=30", same)
+    if best:
+        found += figures(HEADLINE.title, ours, Bar(), "flwr 1.42.0 SecAgg+, k=13, t=7", best)
+    for setting in OTHERS:
+        found += figures(setting.title, measure(setting, args.repeats))
+    show(found)
+    if args.json:
+        records = [{key: value for key, value in asdict(one).items() if key != "spread"} for one in found]
+        args.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
