@@ -11,6 +11,8 @@ from msgspec.structs import replace
 
 from confide.crypto.keys import AgreementKey, SigningKey
 from confide.crypto.random import SeededRandomness
+from confide.crypto.ring import unpack
+from confide.crypto.shamir import Recovery
 from confide.errors import Aborted, ProtocolError
 from confide.ideal import Session
 from confide.secagg import Masked
@@ -25,6 +27,7 @@ from confide.secagg.masked_terms import (
     VECTOR,
     Advert,
     Adverts,
+    MaskedVector,
     Parcels,
     Shares,
     Survivors,
@@ -398,3 +401,56 @@ def test_reordered_deliveries_change_no_byte() -> None:
         return {(m.src, m.tag, m.body) for m in done.messages}
 
     assert messages(0) == messages(3)
+
+
+# --- the gap ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_tells_different_stories_opens_one_vector() -> None:
+    """Why the guarantee is about servers that follow the protocol: ten clients, quorum six, nobody colludes.
+
+    The victim is told that only five others shared, the helpers, so it masks with them alone. Then everybody is told
+    six survivors, but not the same: all lists name the victim, and at least six leave out any one helper. Every check
+    of every client passes, and the victim's self seed and each helper's mask seed open. Comparing signed lists closes
+    this; so does a quorum of all clients, for which there is only one list.
+    """
+    parties = federation(10, quorum=6)
+    victim, helpers, bystanders = "silo-0", [f"silo-{i}" for i in range(1, 6)], [f"silo-{i}" for i in range(6, 10)]
+    stories = {name: {name, victim, *bystanders} for name in helpers}
+    stories |= {
+        name: {victim, *bystanders, helper} for name, helper in zip([victim, *bystanders], helpers, strict=True)
+    }
+
+    def lie(message: Message) -> list[tuple[int, Message]]:
+        body = message.body
+        if message.dst == victim and message.tag == BOXES:
+            parcels = decode(body, Parcels, max_bytes=1 << 20).parcels
+            body = encode(Parcels({name: parcels[name] for name in (victim, *helpers)}))
+        elif message.tag == SURVIVORS:
+            body = encode(Survivors(tuple(stories[message.dst])))
+        return [(0, Message(message.src, message.dst, message.tag, body))]
+
+    session = parties.session()
+    vectors = parties.vectors(session)
+    done = parties.sum(session, vectors, lie)
+    agreed, opened = terms(parties, session), {victim: {}, **{name: {} for name in helpers}}
+    for message in done.messages:
+        if message.tag == UNMASK and message.src != victim:
+            shares = decode(message.body, Shares, max_bytes=1 << 20).shares
+            for name, found in opened.items():
+                if (name in stories[message.src]) == (name == victim):
+                    found[agreed.indices[message.src]] = shares[name]
+    up = {(m.src, m.tag): m.body for m in done.messages}
+    packed = decode(up[victim, VECTOR], MaskedVector, max_bytes=1 << 20).words
+    words = unpack(packed, agreed.bits, session.length).copy()
+    agreed.add_self_mask(words, victim, recovered(opened[victim]), undo=True)
+    for name in helpers:
+        public = decode(up[victim, KEYS], Advert, max_bytes=1 << 20).mask_key
+        agreed.add_pairwise_masks(words, name, agreed.mask_key(name, recovered(opened[name])), {victim: public})
+    np.testing.assert_array_equal((words - vectors[victim].astype(np.uint32)) % (1 << agreed.bits), 0)
+
+
+def recovered(shares: dict[int, bytes]) -> bytes:
+    indices = sorted(shares)[:6]
+    assert len(indices) == 6
+    return Recovery(indices).secret([shares[index] for index in indices])
