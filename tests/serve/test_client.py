@@ -84,6 +84,24 @@ def test_predicts_what_the_graph_would(backend):
         assert client.predict(X.tolist()).dtype == np.float64
 
 
+def test_predicts_under_encryption_within_the_stated_precision():
+    seen = []
+
+    class Spy(InProcess):
+        def handle_request(self, request):
+            seen.append(request.read())
+            return super().handle_request(request)
+
+    backend = load_backend("he")
+    x = np.random.Generator(np.random.PCG64(3)).uniform(-1, 1, (50, 3))
+    with Client(URL, transport=Spy(create_app([toy_model("m", backend)]))) as client:
+        y = client.predict(x)
+        assert client.guarantee == backend.guarantee_for(GRAPH)
+    logit_range = 2 * (np.abs(GRAPH.layers[0].weight).sum() + 0.125)
+    assert np.abs(y - GRAPH.apply(x)).max() <= 2**-10 * logit_range / 4  # a sigmoid's slope is at most 1/4
+    assert not any(row.tobytes() in body for row in x for body in seen)
+
+
 def test_shows_what_the_server_states(client):
     assert (client.model, client.backend) == ("diagnosis", "toy")
     assert client.guarantee == Toy.guarantee
@@ -608,3 +626,13 @@ def test_seeded_randomness_repeats_the_run():
             client.setup()
             bodies.append([message.body for message in client.ask(X).messages])
     assert bodies[0] == bodies[1]
+
+
+@pytest.mark.parametrize("name", ["plain", "he", "paillier"])
+def test_every_backend_of_the_registry_is_there_under_its_name(name):
+    try:
+        backend = load_backend(name)
+    except MissingExtra as missing:
+        pytest.skip(str(missing))
+    assert backend.name == name
+    assert backend.roles == ("client", "server")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -13,6 +15,7 @@ from confide.errors import UsageError
 from confide.serve.limits import Bodies, Disconnected, Limits
 from confide.serve.protocol import Refusal
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"query_bytes": 100, "keys_bytes": 100, "buffered_bytes": 150, "key_store_bytes": 1000}
 
 
@@ -100,3 +103,18 @@ def test_limits_fit_each_other():
         Limits(buffered_bytes=1)
     with pytest.raises(UsageError, match="key_store_bytes"):
         Limits(key_store_bytes=1)
+
+
+def test_every_limit_and_every_refusal_is_documented():
+    page = (ROOT / "docs" / "serve.md").read_text()
+    for field in fields(Limits):
+        assert f"`{field.name}`" in page, field.name
+    sources = "".join(path.read_text() for path in (ROOT / "src" / "confide" / "serve").glob("*.py"))
+    raised = set(re.findall(r'Refusal\(\s*(\d{3}),\s*"(\w+)"', sources))
+    told = {
+        (status, code)
+        for status, codes in re.findall(r"^\| (\d{3}) \| (.*) \|$", page, re.MULTILINE)
+        for code in re.findall(r"`([a-z_]+)`", codes)
+        if code not in {"request_id"}
+    }
+    assert raised == told

@@ -358,6 +358,14 @@ def test_a_request_that_has_begun_is_finished_when_the_server_is_stopped():
             server.connect()
 
 
+def test_ctrl_c_ends_it_quietly():
+    with running() as server:
+        assert httpx2.get(f"{server.url}/v2/health/ready").status_code == 200
+        server.process.send_signal(signal.SIGINT)
+        out, err = server.process.communicate(timeout=30)
+    assert (server.process.returncode, out, err) == (0, b"", b"")
+
+
 # --- refusals before anything listens ---------------------------------------------------------------------------------
 
 

@@ -16,8 +16,9 @@ import base64
 import binascii
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
@@ -30,7 +31,7 @@ from confide.errors import ProtocolError
 HEADER_LENGTH = "inference-header-content-length"
 
 #: The number types that confide speaks, by their name in the protocol.
-DTYPES = {"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")}
+DTYPES: Mapping[str, np.dtype[Any]] = MappingProxyType({"FP32": np.dtype("<f4"), "FP64": np.dtype("<f8")})
 
 Parameters = dict[str, str | int | float | bool]
 

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,7 +57,8 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         if ready:
             ready(f"{scheme}://{shown}:{listener.getsockname()[1]}")
-        program.run(sockets=[listener])
+        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
+            program.run(sockets=[listener])
 
 
 def _listen(host: str, port: int) -> socket.socket:
