@@ -295,10 +295,11 @@ def test_refuses_a_declared_size_before_reading_it(toy):
     assert answer.headers["connection"] == "close"
 
 
-def test_a_bug_tells_the_client_nothing_but_the_request_id():
+@pytest.mark.parametrize("failure", [ValueError, UsageError, KeyError, TimeoutError])
+def test_a_bug_tells_the_client_nothing_but_the_request_id(failure):
     class Broken(PlainPredict):
         def predict(self, role, kit, x, store, rng):
-            raise ValueError("MARKER weights 1.5")
+            raise failure("MARKER weights 1.5")
 
     log = io.StringIO()
     with client_of(create_app([toy_model("m", Broken())], log=log)) as client:
@@ -307,7 +308,7 @@ def test_a_bug_tells_the_client_nothing_but_the_request_id():
     assert answer.status_code == 500
     line = json.loads(log.getvalue().splitlines()[-1])
     assert line["request_id"] == answer.json()["request_id"]
-    assert line["failure"].startswith("ValueError at predict:")
+    assert line["failure"].startswith(f"{failure.__name__} at predict:")
     assert "MARKER" not in answer.text + log.getvalue()
 
 

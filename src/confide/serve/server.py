@@ -33,7 +33,7 @@ from typing import Any, TextIO, TypeVar
 import msgspec
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.errors import ConfideError, ModelError, PrivacyError, ProtocolError, UsageError, nearest
+from confide.errors import ModelError, PrivacyError, ProtocolError, UsageError, nearest
 from confide.net.oip import HEADER_LENGTH
 from confide.serve.access import ApiKeys, Quota, RateLimit
 from confide.serve.keys import key_store, usage_store
@@ -149,12 +149,11 @@ class Server:
             seen.code = "ok"
         except Disconnected:
             return self._observer.finish(seen)
-        except ConfideError as error:
-            response = self._refuse(call, _refusal(error))
-        except Exception as error:  # a bug: the client learns the request id, the log learns where
-            place = extract_tb(error.__traceback__)[-1]
-            seen.failure = f"{type(error).__name__} at {place.name}:{place.lineno}"
-            refusal = Refusal(500, "internal", "Something went wrong here; tell the operator the request_id")
+        except Exception as error:
+            refusal = _refusal(error)
+            if refusal.status == 500:  # a bug: the client learns the request id, the log learns where
+                place = extract_tb(error.__traceback__)[-1]
+                seen.failure = f"{type(error).__name__} at {place.name}:{place.lineno}"
             response = self._refuse(call, refusal)
         seen.status, seen.reply_bytes = response.status, len(response.body)
         headers = [
@@ -294,10 +293,13 @@ class Server:
         self._working += 1
         future = asyncio.get_running_loop().run_in_executor(self._pool, job)
         future.add_done_callback(self._worked)  # not at the end of this call: after a timeout the worker is still busy
+        deadline = asyncio.timeout(self.limits.answer_seconds)
         try:
-            async with asyncio.timeout(self.limits.answer_seconds):
+            async with deadline:
                 return await asyncio.shield(future)
         except TimeoutError:
+            if not deadline.expired():
+                raise  # the job's own
             raise busy(f"the answer took longer than {self.limits.answer_seconds:g} s") from None
 
     def _worked(self, future: asyncio.Future[Any]) -> None:
@@ -390,7 +392,7 @@ def _endpoint(rest: list[str]) -> tuple[str, str]:
             return "", ""
 
 
-def _refusal(error: ConfideError) -> Refusal:
+def _refusal(error: Exception) -> Refusal:
     """Return what the client is told; texts of these classes never contain an input."""
     match error:
         case Refusal():
