@@ -399,5 +399,5 @@ def main(arguments: list[str] | None = None) -> NoReturn:
 
 
 def _fail(text: str) -> NoReturn:
-    _err.print(f"confide: {text}")
+    _err.print(f"confide: {'; '.join(text.splitlines()).replace(':;', ':')}")  # one line, also for a list of problems
     sys.exit(2)
