@@ -19,7 +19,7 @@ try:
 except ImportError:  # the compare extra
     jinja2 = None
 
-#: Table columns: heading, figure name, factor to the printed unit, decimals. A new column is one line.
+#: Table columns: heading, figure name, factor to the printed unit, decimals (-1: scientific). A new column is one line.
 TRAINING_COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("accuracy %", "accuracy_share", 100, 1),
     ("AUC %", "auc_share", 100, 1),
@@ -38,7 +38,7 @@ INFERENCE_COLUMNS: tuple[tuple[str, str, float, int], ...] = (
     ("up B", "upload_bytes", 1, 0),
     ("down B", "download_bytes", 1, 0),
     ("keys B", "key_bytes", 1, 0),
-    ("largest error", "error_largest", 1, 7),
+    ("largest error", "error_largest", 1, -1),
     ("decisions agree %", "agreement_share", 100, 1),
     ("queries to copy it", "extraction_queries", 1, 0),
 )
@@ -59,6 +59,8 @@ def cell(record: Record, name: str, factor: float, decimals: int) -> str:
     spread = record.figures.get(name)
     if spread is None:
         return "–"
+    if decimals < 0:
+        return f"{spread.median * factor:.1e}"
     text = f"{spread.median * factor:,.{decimals}f}"
     if spread.high - spread.low > 10.0**-decimals / factor:
         text += f" ({spread.low * factor:,.{decimals}f} to {spread.high * factor:,.{decimals}f})"
