@@ -18,7 +18,7 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
-from confide.he.encode import Integers, normalise, quantise
+from confide.he.encode import LARGEST_EXPONENT, Integers, normalise, quantise
 from confide.he.engine_seal import MlpClient, MlpServer
 from confide.he.linear import LinearClient, LinearServer
 from confide.he.parameters import SECURITY_BITS
@@ -261,7 +261,7 @@ def _read_mlp(engine: MlpClient, secret: SecretKey, body: bytes, rows: int) -> M
 
 
 def _exponents(values: tuple[int, ...], outputs: int) -> Integers:
-    if len(values) != outputs or any(abs(value) > _LARGEST_EXPONENT for value in values):
+    if len(values) != outputs or any(abs(value) > LARGEST_EXPONENT for value in values):
         raise ProtocolError("Expected one power of two for each output")
     return np.array(values, np.int64)
 
@@ -301,7 +301,7 @@ _OPEN = (
 _MLP = (
     "No claim is made for the weights: the noise of a reply depends on them, re-randomised or not. The client sees the "
     "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
-    f"carries noise that depends on its key: it is for the client alone, to be rounded before it is shown. {_SERVER_SEES}"
+    f"carries noise that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
 )
 
 

@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.errors import DataError
+from confide.errors import DataError, ModelError
 from confide.model.graph import Linear, Square
 
 Matrix = NDArray[np.float64]
@@ -28,6 +28,9 @@ Integers = NDArray[np.int64]
 
 #: Relative error of the few float64 operations around the integers, generously.
 FLOAT_ERROR = 2.0**-44
+
+#: Outputs of a model stay below 2^512 on the box, so that no power of two overflows on the way back to reals.
+LARGEST_EXPONENT = 512
 
 
 class FixedPoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -93,7 +96,7 @@ class Quantised:
 def quantise(layer: Linear, fixed: FixedPoint) -> Quantised:
     """Return the integers of `layer` and the error that they cause."""
     scaled = layer.weight * fixed.input_bound
-    exponents = powers_above(np.abs(scaled).sum(axis=1) + np.abs(layer.bias))
+    exponents = exponents_of(np.abs(scaled).sum(axis=1) + np.abs(layer.bias))
     normal = np.ldexp(scaled, -exponents[:, None])
     weights = np.rint(np.ldexp(normal, fixed.weight_bits)).astype(np.int64)
     weights[~weights.any(axis=1), 0] = 1  # a product with zero would be an encryption of nothing, for all to see
@@ -111,9 +114,16 @@ def quantise(layer: Linear, fixed: FixedPoint) -> Quantised:
     return Quantised(weights, biases, exponents, np.ldexp(error, exponents))
 
 
-def powers_above(values: Matrix) -> Integers:
-    """Return the exponents e of the smallest powers of two with value < 2^e, at least -512; 0 for the value 0."""
-    return np.maximum(np.frexp(values)[1], -512).astype(np.int64)
+def exponents_of(ranges: Matrix) -> Integers:
+    """Return the exponents e of the smallest powers of two above `ranges`, at least -512.
+
+    Raises:
+        ModelError: a range is 2^512 or more.
+    """
+    exponents = np.maximum(np.frexp(ranges)[1], -LARGEST_EXPONENT).astype(np.int64)
+    if not np.isfinite(ranges).all() or exponents.max() > LARGEST_EXPONENT:
+        raise ModelError(f"Expected outputs below 2^{LARGEST_EXPONENT} on the input box; scale the weights down")
+    return exponents
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -136,29 +146,40 @@ def normalise(layers: Sequence[Linear | Square], input_bound: float) -> Normalis
     """Return `layers` for inputs divided by `input_bound`, each unit divided by its largest value over the box.
 
     Ranges come from interval arithmetic, so they hold for every input in the box.
+
+    Raises:
+        ModelError: a range is 2^512 or more.
     """
     last = max(place for place, layer in enumerate(layers) if isinstance(layer, Linear))
     done: list[Linear | Square] = []
-    unit = np.array(input_bound)  # what one normalised unit stands for
+    unit = np.array(input_bound)  # what 1 stands for, in each unit
     low, high = np.array(-1.0), np.array(1.0)
     for place, layer in enumerate(layers):
         if isinstance(layer, Square):
-            low, high = np.where((low < 0) & (high > 0), 0.0, np.minimum(low**2, high**2)), np.maximum(low**2, high**2)
-            unit = unit**2
+            unit, low, high = unit**2, *_squared(low, high)
             done.append(layer)
             continue
         weight = layer.weight * unit
-        up, down = np.maximum(weight, 0.0), np.minimum(weight, 0.0)
-        ones = np.ones(weight.shape[1])
-        low, high = (
-            up @ (low * ones) + down @ (high * ones) + layer.bias,
-            up @ (high * ones) + down @ (low * ones) + layer.bias,
-        )
+        low, high = _mapped(weight, layer.bias, low, high)
         largest = np.maximum(np.abs(low), np.abs(high)) * (1 + FLOAT_ERROR)
-        unit = np.ldexp(1.0, powers_above(largest)) if place == last else np.where(largest > 0, largest, 1.0)
+        exponents = exponents_of(largest)
+        unit = np.ldexp(1.0, exponents) if place == last else np.where(largest > 0, largest, 1.0)
         low, high = low / unit, high / unit
         done.append(Linear(weight / unit[:, None], layer.bias / unit))
-    return Normalised(tuple(done), powers_above(unit) - 1)
+    return Normalised(tuple(done), exponents_of(unit) - 1)
+
+
+def _squared(low: Matrix, high: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the interval of x² for x in [low, high]."""
+    ends = np.minimum(low**2, high**2), np.maximum(low**2, high**2)
+    return np.where((low < 0) & (high > 0), 0.0, ends[0]), ends[1]
+
+
+def _mapped(weight: Matrix, bias: Matrix, low: Matrix, high: Matrix) -> tuple[Matrix, Matrix]:
+    """Return the interval of weight @ x + bias for x in [low, high]."""
+    up, down = np.maximum(weight, 0.0), np.minimum(weight, 0.0)
+    low, high = np.broadcast_to(low, weight.shape[1]), np.broadcast_to(high, weight.shape[1])
+    return up @ low + down @ high + bias, up @ high + down @ low + bias
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

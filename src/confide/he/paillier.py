@@ -26,9 +26,9 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
-from confide.he.encode import FixedPoint, Quantised, in_box, quantise
+from confide.he.encode import LARGEST_EXPONENT, FixedPoint, Quantised, in_box, quantise
 from confide.he.paillier_keys import SecretKey, generate
-from confide.he.plan import Network, layer_problems
+from confide.he.plan import Network, layer_problems, range_problems
 from confide.he.pypaillier import PublicKey, library
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
 from confide.ideal import Backend, Kit, Matrix
@@ -46,7 +46,6 @@ FORMAT = 1
 
 _INPUT_BITS = _WEIGHT_BITS = 32
 _MAX_BYTES = 1 << 28
-_LARGEST_EXPONENT = 512
 _LARGEST = 1 << 14
 
 
@@ -190,7 +189,7 @@ class Paillier(Backend):
         found = layer_problems(graph, squares=False)
         if max(graph.features, graph.outputs) > _LARGEST:
             found.append(Problem("the model", f"it is wider than {_LARGEST}", "reduce its inputs or outputs"))
-        return found
+        return found or range_problems(graph, self._input_bound)
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
         found = self.check(graph)
@@ -255,7 +254,7 @@ def _ask(kit: ClientKit, x: Matrix, kept: Owned) -> Party:
     )
     reply = decode(received["server"].body, Reply, max_bytes=_MAX_BYTES)
     exponents = reply.exponents
-    if len(exponents) != plan.outputs or any(abs(value) > _LARGEST_EXPONENT for value in exponents):
+    if len(exponents) != plan.outputs or any(abs(value) > LARGEST_EXPONENT for value in exponents):
         raise ProtocolError("Expected one power of two for each output")
     if len(reply.ciphertexts) != len(x) * plan.outputs:
         raise ProtocolError("Expected one ciphertext for each row and output")

@@ -8,6 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from confide.errors import ModelError
+from confide.he.encode import normalise
 from confide.he.plan_linear import LinearPlan, plan_linear
 from confide.he.plan_mlp import MlpPlan, plan_mlp
 from confide.model.graph import Graph, Linear, Problem, Sigmoid, Square
@@ -87,12 +91,24 @@ def problems(graph: Graph, settings: Settings) -> list[Problem]:
     for number, layer in enumerate(graph.layers):
         if isinstance(layer, Linear) and max(layer.weight.shape) > _WIDEST:
             found.append(Problem(_name(number, layer), f"it is wider than {_WIDEST}", "reduce its inputs or outputs"))
+    if not found:
+        found += range_problems(graph, settings.input_bound)
     if not found and make_plan(Network.of(graph), settings) is None:
         reason = (
             f"no parameters of the 128-bit table give precision_bits={settings.precision_bits} at its size and depth"
         )
         found.append(Problem("the model", reason, "use fewer squares or inputs, or lower precision_bits"))
     return found
+
+
+def range_problems(graph: Graph, input_bound: float) -> list[Problem]:
+    """Return a problem if outputs on the box are too large to come back as reals."""
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            normalise(Network.of(graph).layers, input_bound)
+    except ModelError:
+        return [Problem("the model", "its outputs can exceed 2^512 on the input box", "scale its weights down")]
+    return []
 
 
 def layer_problems(graph: Graph, *, squares: bool = True) -> list[Problem]:

@@ -1,0 +1,122 @@
+"""What the tests of `confide.he` compare with: integers and polynomials in plain Python, none of it from the package."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+
+from confide.crypto.random import SystemRandomness
+from confide.ideal import Backend, Kit
+from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.wire import MemoryStore, Transcript, run
+
+RNG = SystemRandomness()
+
+
+def linear(seed: int, outputs: int, inputs: int, scale: float = 1.0) -> Linear:
+    stream = np.random.default_rng(seed)
+    return Linear(scale * stream.normal(size=(outputs, inputs)), scale * stream.normal(size=outputs))
+
+
+def logistic(seed: int, features: int, outputs: int = 1) -> Graph:
+    return Graph((linear(seed, outputs, features), Sigmoid()))
+
+
+def mlp(seed: int, *sizes: int) -> Graph:
+    layers: list[Linear | Square | Sigmoid] = []
+    for place, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+        layers += [Square()] * (place > 0) + [linear(seed + place, outputs, inputs, 0.5)]
+    return Graph(tuple(layers))
+
+
+class Pair:
+    """A client and a server that have set up, with a store each."""
+
+    def __init__(self, backend: Backend, graph: Graph, **stores: MemoryStore) -> None:
+        self.backend = backend
+        self.graph = graph
+        kits = backend.prepare(graph, RNG)
+        self.server: Kit = kits["server"]
+        self.client: Kit = backend.decode_kit("client", kits["client"].encode())
+        self.stores = {"client": stores.get("client", MemoryStore()), "server": stores.get("server", MemoryStore())}
+
+    def setup(self, fault=None) -> Transcript:
+        parties = {
+            "client": self.backend.setup("client", self.client, self.stores["client"], RNG),
+            "server": self.backend.setup("server", self.server, self.stores["server"], RNG),
+        }
+        return run(parties, stores=self.stores, fault=fault)
+
+    def predict(self, x, fault=None) -> Transcript:
+        parties = {
+            "client": self.backend.predict("client", self.client, np.asarray(x, float), self.stores["client"], RNG),
+            "server": self.backend.predict("server", self.server, None, self.stores["server"], RNG),
+        }
+        return run(parties, stores=self.stores, fault=fault)
+
+
+def ready(backend: Backend, graph: Graph) -> Pair:
+    pair = Pair(backend, graph)
+    pair.setup().output("client")
+    return pair
+
+
+def corners(rows: int, features: int, seed: int = 0) -> np.ndarray:
+    """Rows at corners of the box, then rows inside it."""
+    stream = np.random.default_rng(seed)
+    x = stream.uniform(-1, 1, size=(rows, features))
+    x[: rows // 2] = np.sign(x[: rows // 2])
+    return x
+
+
+# --- integers ---------------------------------------------------------------------------------------------------------
+
+
+def nearest(value: Fraction) -> int:
+    """The nearest integer, ties to even, from exact arithmetic."""
+    return round(value)
+
+
+def dot_integers(weights: Sequence[Sequence[int]], biases: Sequence[int], x: Sequence[Sequence[int]]) -> list[list[int]]:
+    return [
+        [sum(w * v for w, v in zip(row, values, strict=True)) + bias for row, bias in zip(weights, biases, strict=True)]
+        for values in x
+    ]
+
+
+# --- polynomials modulo X^N + 1 ---------------------------------------------------------------------------------------
+
+
+def compose(residues: np.ndarray, primes: Sequence[int]) -> list[int]:
+    """Numbers modulo the product from numbers modulo each prime, shape (primes, n)."""
+    q = math.prod(primes)
+    parts = [(q // prime) * pow(q // prime, -1, prime) for prime in primes]
+    columns = residues.T.tolist()
+    return [sum(part * value for part, value in zip(parts, column, strict=True)) % q for column in columns]
+
+
+def product_at(a: Sequence[int], s: Sequence[int], place: int) -> int:
+    """One coefficient of a·s modulo X^N + 1."""
+    degree = len(a)
+    low = sum(a[i] * s[place - i] for i in range(place + 1) if s[place - i])
+    high = sum(a[i] * s[place - i + degree] for i in range(place + 1, degree) if s[place - i + degree])
+    return low - high
+
+
+def centred(value: int, modulus: int) -> int:
+    value %= modulus
+    return value - modulus if 2 * value > modulus else value
+
+
+def ternary_secret(context, secret) -> list[int]:
+    """The secret polynomial, read off by decrypting the ciphertext (0, q/t): its phase is s·q/t."""
+    parameters = context.parameters
+    q, t, degree = parameters.modulus, parameters.plain_modulus, parameters.degree
+    residues = np.zeros((2, len(parameters.data_primes), degree), np.uint64)
+    residues[1, :, 0] = [(q // t) % prime for prime in parameters.data_primes]
+    form = context.form(limbs=len(parameters.data_primes), ntt=False)
+    found = context.coefficients(secret.decrypt(context.from_residues(residues, form)))
+    return [centred(value, t) for value in found.tolist()]

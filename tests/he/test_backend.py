@@ -1,0 +1,258 @@
+"""The backend "he": kits, guarantees, problems, batches; the wire is in tests/conformance."""
+
+import msgspec
+import numpy as np
+import pytest
+from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
+
+from confide.errors import DataError, ModelError, ProtocolError, UsageError
+from confide.guarantee import Adversary
+from confide.he import Homomorphic
+from confide.he.backend import ClientKit, LinearReply, MlpReply, Query
+from confide.he.plan_linear import LinearPlan
+from confide.he.plan_mlp import MlpPlan
+from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.wire import Array, decode, encode
+
+
+def kits(backend: Homomorphic, graph: Graph):
+    made = backend.prepare(graph, RNG)
+    return made["client"], made["server"]
+
+
+def test_the_plan_is_chosen_by_the_model():
+    backend = Homomorphic()
+    assert isinstance(backend.plan(logistic(1, 30)), LinearPlan)
+    assert isinstance(backend.plan(Graph((linear(1, 4, 9), linear(2, 3, 4)))), LinearPlan)
+    assert isinstance(backend.plan(mlp(1, 30, 16, 1)), MlpPlan)
+
+
+def test_precision_is_what_was_asked_for():
+    graph = Graph((linear(1, 1, 30),))
+    range_ = np.abs(graph.layers[0].weight).sum() + abs(graph.layers[0].bias.item())
+    for bits in (6, 14, 20):
+        _, server = kits(Homomorphic(precision_bits=bits), graph)
+        assert server.error_bound.max() <= 2 * range_ * 2.0**-bits
+
+
+@pytest.mark.parametrize("graph", [logistic(7, 30), mlp(7, 30, 16, 1)], ids=["linear", "mlp"])
+def test_client_kits_hold_nothing_of_the_model(graph):
+    """Two models of one shape have the same kit, byte by byte, so no byte of it can depend on a weight."""
+    backend = Homomorphic()
+    loud = Graph(
+        tuple(
+            Linear(-1e6 * layer.weight[::-1], 3e-5 * layer.bias) if isinstance(layer, Linear) else layer
+            for layer in graph.layers
+        )
+    )
+    client, server = kits(backend, graph)
+    assert client.encode() == kits(backend, loud)[0].encode()
+    values = [v for layer in graph.layers if isinstance(layer, Linear) for v in layer.weight.ravel().tolist()]
+    assert not any(np.float64(value).tobytes() in client.encode() for value in values)
+    assert not any(np.float64(value).byteswap().tobytes() in client.encode() for value in values)
+    with pytest.raises(UsageError):
+        server.encode()
+    assert "[" not in repr(server)
+
+
+def test_the_control_a_kit_with_weights_would_be_seen():
+    value = logistic(7, 30).layers[0].weight.ravel()[0]
+    assert np.float64(value).byteswap().tobytes() in msgspec.msgpack.encode([float(value)])
+
+
+def test_kits_come_back_from_their_bytes():
+    for backend, graph in ((Homomorphic(), logistic(1, 30)), (Homomorphic(protect_model=False), mlp(1, 9, 4, 2))):
+        client, _ = kits(backend, graph)
+        again = Homomorphic().decode_kit("client", client.encode())
+        assert isinstance(again, ClientKit)
+        assert again.plan == backend.plan(graph)
+        assert again.encode() == client.encode()
+
+
+@pytest.mark.parametrize("body", [b"", b"\x80", b"\x81\xa6format\x01", bytes(100), b"\xff" * 70000])
+def test_other_bytes_are_no_kit(body):
+    with pytest.raises(ProtocolError):
+        Homomorphic().decode_kit("client", body)
+
+
+def test_kits_are_the_clients_and_of_this_format():
+    client, _ = kits(Homomorphic(), logistic(1, 3))
+    with pytest.raises(ProtocolError):
+        Homomorphic().decode_kit("server", client.encode())
+    with pytest.raises(ProtocolError, match="format"):
+        Homomorphic().decode_kit("client", client.encode().replace(b"\xa6format\x01", b"\xa6format\x02"))
+
+
+def test_a_kit_with_weak_parameters_is_refused():
+    client, _ = kits(Homomorphic(), logistic(1, 3))
+    assert isinstance(client, ClientKit)
+    parameters = msgspec.structs.replace(client.plan.parameters, degree=2048)
+    weak = ClientKit(msgspec.structs.replace(client.plan, parameters=parameters))
+    with pytest.raises(ProtocolError):
+        Homomorphic().decode_kit("client", weak.encode())
+
+
+# --- guarantees -------------------------------------------------------------------------------------------------------
+
+
+def test_weights_are_claimed_hidden_only_where_the_reply_is_flooded():
+    for protect in (True, False):
+        backend = Homomorphic(protect_model=protect)
+        for graph in (logistic(1, 30), mlp(1, 30, 16, 1)):
+            guarantee = backend.guarantee_for(graph)
+            assert guarantee.hides("query", "server")
+            assert guarantee.hides("prediction", "server")
+            assert guarantee.hides("weights", "client") is (protect and graph.parameters == 31)
+            assert guarantee.claims >= backend.guarantee.claims  # what holds for every model
+            assert guarantee.security_bits == 128
+            assert guarantee.post_quantum
+            assert guarantee.adversary is Adversary.SEMI_HONEST
+        assert not backend.guarantee.hides("weights", "client")
+
+
+def test_guarantees_say_what_leaks():
+    protected, visible = Homomorphic(), Homomorphic(protect_model=False)
+    assert "features + 1 queries" in protected.guarantee_for(logistic(1, 30)).leaks
+    assert "before any sigmoid" in protected.guarantee_for(logistic(1, 30)).leaks
+    assert "visible to the client" in visible.guarantee_for(logistic(1, 30)).leaks
+    assert "No claim is made for the weights" in protected.guarantee_for(mlp(1, 30, 16, 1)).leaks
+    assert "No claim is made for the weights" in protected.guarantee.leaks
+    assert protected.guarantee_for(logistic(1, 30)).primary == "BFV, N=4096, log q=109 (Microsoft SEAL)"
+
+
+# --- what cannot run --------------------------------------------------------------------------------------------------
+
+
+def test_everything_that_cannot_run_is_listed_at_once():
+    class Softmax:
+        pass
+
+    graph = Graph((linear(1, 3, 4), Sigmoid(), linear(2, 3, 3), Sigmoid(), linear(3, 2, 3), Softmax()))  # type: ignore[arg-type]
+    found = Homomorphic().check(graph)
+    assert [problem.layer for problem in found] == ["layer 1 (Sigmoid)", "layer 3 (Sigmoid)", "layer 5 (Softmax)"]
+    assert all(problem.reason and problem.replacement for problem in found)
+    with pytest.raises(ModelError, match=r"layer 1(.|\n)*layer 3(.|\n)*layer 5"):
+        Homomorphic().prepare(graph, RNG)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        Graph((Linear(np.zeros((20000, 2)), np.zeros(20000)),)),
+        Graph((Linear(np.ones((1, 9000)), np.zeros(1)),)),
+        Graph((Linear(np.full((1, 2), 1e200), np.zeros(1)),)),
+        Graph((Linear(np.full((1, 2), 1e100), np.zeros(1)), Square(), Square())),
+        Graph((linear(1, 2, 2), *[Square()] * 16)),
+    ],
+    ids=["wide", "long", "large", "large squares", "deep"],
+)
+def test_models_beyond_the_parameters_are_problems(graph):
+    assert len(Homomorphic().check(graph)) == 1
+    with pytest.raises(ModelError):
+        Homomorphic().prepare(graph, RNG)
+
+
+def test_models_that_can_run_have_no_problems():
+    assert Homomorphic().check(logistic(1, 30)) == []
+    assert Homomorphic().check(mlp(1, 30, 16, 1)) == []
+
+
+@pytest.mark.parametrize(
+    "settings", [{"input_bound": 0.0}, {"input_bound": np.inf}, {"precision_bits": 0}, {"precision_bits": 50}]
+)
+def test_settings_are_checked(settings):
+    with pytest.raises(UsageError):
+        Homomorphic(**settings)
+
+
+# --- predictions ------------------------------------------------------------------------------------------------------
+
+
+def test_batches_and_several_outputs():
+    graph = logistic(3, 6, outputs=4)
+    pair = ready(Homomorphic(), graph)
+    x = corners(300, 6)
+    transcript = pair.predict(x)
+    assert (np.abs(transcript.output("client") - graph.apply(x)) <= pair.server.error_bound).all()
+    assert len(decode(transcript.messages[0].body, Query, max_bytes=1 << 28).ciphertexts) == 2
+    assert transcript.output("server") == 300
+
+
+def test_rows_outside_the_box_never_leave():
+    pair = ready(Homomorphic(), logistic(3, 6))
+    for x in (np.full((1, 6), 1.5), np.zeros((1, 5)), np.full((1, 6), np.nan)):
+        transcript = pair.predict(x)
+        assert isinstance(transcript.failures["client"], DataError)
+        assert not transcript.messages
+
+
+def test_roles_and_kits_must_match():
+    pair = ready(Homomorphic(), logistic(3, 6))
+    backend, stores = pair.backend, pair.stores
+    for role, kit in (("server", pair.client), ("client", pair.server), ("dealer", pair.client)):
+        with pytest.raises(UsageError):
+            backend.setup(role, kit, stores["client"], RNG)
+        with pytest.raises(UsageError):
+            backend.predict(role, kit, np.zeros((1, 6)), stores["client"], RNG)
+    with pytest.raises(UsageError):
+        backend.predict("client", pair.client, None, stores["client"], RNG)
+
+
+def test_another_models_keys_are_refused_by_their_form():
+    """Keys for one plan do not pass as keys for another, even under the same store."""
+    linear_pair, mlp_pair = Pair(Homomorphic(), logistic(1, 6)), Pair(Homomorphic(), mlp(1, 6, 3, 1))
+    body = linear_pair.setup().messages[0].body
+    with pytest.raises(ProtocolError):
+        mlp_pair.server.parse_keys(body)
+
+
+def reply_of(pair: Pair, x, change) -> BaseException | None:
+    from confide.wire import alter
+
+    return pair.predict(x, fault=alter(change, tag="he/reply")).failures.get("client")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"exponents": ()},
+        {"exponents": (1, 2)},
+        {"exponents": (513,)},
+        {"exponents": (-513,)},
+        {"c0": Array.of(np.zeros((2, 1, 1), np.uint32))},
+        {"c0": Array.of(np.zeros((2, 2, 1), np.uint64))},
+        {"c1": Array.of(np.zeros((1, 1, 2, 2048), np.uint64))},
+        {"c1": Array("<u8", (1, 1, 2, 4096), b"")},
+        {"c1": Array("<u8", (1, 1, 2, -4096), bytes(65536))},
+    ],
+)
+def test_odd_linear_replies_are_refused(change):
+    pair = ready(Homomorphic(), logistic(1, 6))
+
+    def altered(body: bytes) -> bytes:
+        return encode(msgspec.structs.replace(decode(body, LinearReply, max_bytes=1 << 28), **change))
+
+    assert isinstance(reply_of(pair, corners(1, 6), altered), ProtocolError)
+
+
+@pytest.mark.parametrize("change", [{"exponents": ()}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}])
+def test_odd_mlp_replies_are_refused(change):
+    pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
+
+    def altered(body: bytes) -> bytes:
+        return encode(msgspec.structs.replace(decode(body, MlpReply, max_bytes=1 << 28), **change))
+
+    assert isinstance(reply_of(pair, corners(1, 6), altered), ProtocolError)
+
+
+@pytest.mark.parametrize("rows", [0, 2, -1])
+def test_odd_mlp_queries_are_refused(rows):
+    from confide.wire import alter
+
+    pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
+
+    def altered(body: bytes) -> bytes:
+        return encode(msgspec.structs.replace(decode(body, Query, max_bytes=1 << 28), rows=rows))
+
+    failures = pair.predict(corners(1, 6), fault=alter(altered, tag="he/query")).failures
+    assert isinstance(failures["server"], ProtocolError)

@@ -1,0 +1,108 @@
+"""Networks with squares under CKKS, against the plain model."""
+
+import struct
+
+import numpy as np
+import pytest
+from he.oracle import corners, linear, ready
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confide.errors import DataError, ProtocolError
+from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.engine_seal import MlpClient, MlpServer
+from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.wire import encode
+
+SMALL = ready(
+    Homomorphic(protect_model=False),
+    Graph((linear(1, 16, 30, 0.3), Square(), linear(2, 2, 16, 0.3), Sigmoid())),
+)
+SHAPES = {
+    "more outputs than inputs": Graph((linear(1, 9, 3), Square(), linear(2, 5, 9))),
+    "baby and giant steps": Graph((linear(3, 32, 40, 0.2), Square(), linear(4, 30, 32, 0.2))),
+    "a square at the end": Graph((linear(5, 4, 6, 0.4), Square())),
+    "two squares in a row": Graph((linear(6, 3, 5, 0.4), Square(), Square())),
+    "neighbouring matrices": Graph((linear(7, 20, 6, 0.3), linear(8, 4, 20, 0.3), Square(), linear(9, 3, 4))),
+    "one feature": Graph((linear(10, 1, 1), Square(), linear(11, 1, 1))),
+}
+
+
+def engines(pair) -> tuple[MlpClient, MlpServer]:
+    assert isinstance(pair.client, ClientKit)
+    assert isinstance(pair.server, ServerKit)
+    client, server = pair.client.engine, pair.server.engine
+    assert isinstance(client, MlpClient)
+    assert isinstance(server, MlpServer)
+    return client, server
+
+
+@given(st.integers(0, 1 << 30))
+@settings(max_examples=6, deadline=None)
+def test_predictions_are_the_models_within_the_bound(seed):
+    x = corners(2, 30, seed)
+    y = SMALL.predict(x).output("client")
+    assert (np.abs(y - SMALL.graph.apply(x)) <= SMALL.server.error_bound).all()
+
+
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_every_shape_is_the_model_within_the_bound(name):
+    graph = SHAPES[name]
+    pair = ready(Homomorphic(protect_model=name.startswith("b")), graph)
+    x = corners(2, graph.features)
+    y = pair.predict(x).output("client")
+    assert (np.abs(y - graph.apply(x)) <= pair.server.error_bound).all()
+
+
+def test_the_bound_is_small_and_not_vacuous():
+    _, server = engines(SMALL)
+    assert (server.error <= 2.0**-10 * 2.0**server.exponents).all()
+    x = corners(4, 30)
+    logit = Graph(SMALL.graph.layers[:-1]).apply(x)
+    assert (server.error < np.abs(logit).max() / 1000).all()
+
+
+def test_zero_weights_are_neither_refused_nor_shown():
+    blank = Linear(np.zeros((16, 30)), np.zeros(16))
+    pair = ready(Homomorphic(), Graph((blank, Square(), Linear(np.zeros((1, 16)), np.array([0.25])))))
+    transcript = pair.predict(corners(1, 30))
+    assert abs(transcript.output("client").item() - 0.25) < 1e-6
+    assert transcript.sizes == SMALL_SIZES
+
+
+SMALL_SIZES = ready(Homomorphic(), Graph((linear(1, 16, 30), Square(), linear(2, 1, 16)))).predict(corners(1, 30)).sizes
+
+
+def test_another_input_box_is_certified_and_kept():
+    pair = ready(Homomorphic(input_bound=4.0, protect_model=False), SMALL.graph)
+    x = 4 * corners(2, 30)
+    y = pair.predict(x).output("client")
+    assert (np.abs(y - SMALL.graph.apply(x)) <= pair.server.error_bound).all()
+    assert isinstance(pair.predict(x * 1.001).failures["client"], DataError)
+
+
+def test_protected_replies_are_fresh_and_open_ones_are_not():
+    x = corners(1, 30)
+    for protect, fresh in ((True, True), (False, False)):
+        pair = ready(Homomorphic(protect_model=protect), SMALL.graph)
+        client, server = engines(pair)
+        secret, public = client.context.generate(bytes(16), client.plan.needs)
+        keys = pair.server.parse_keys(encode(public))
+        query = client.encrypt(secret, x)
+        assert (server.answer(keys, query) != server.answer(keys, query)) is fresh
+
+
+def test_a_strangers_ciphertexts_are_checked_on_both_sides():
+    client, server = engines(SMALL)
+    secret, public = client.context.generate(bytes(16), client.plan.needs)
+    keys = SMALL.server.parse_keys(encode(public))
+    (query,) = client.encrypt(secret, corners(1, 30))
+    (reply,) = server.answer(keys, (query,))
+    assert client.decrypt(secret, (reply,)).shape == (1, 2)
+    for body in (b"", query[:-1], query + b"\0", reply, query[:49] + b"\3" + query[50:]):
+        with pytest.raises(ProtocolError):
+            server.answer(keys, (body,))
+    scale = struct.pack("<d", 2.0**30)
+    for body in (b"", reply[:-1], query, reply[:73] + scale + reply[81:]):
+        with pytest.raises(ProtocolError):
+            client.decrypt(secret, (body,))

@@ -1,0 +1,133 @@
+"""Making keys: the secret stays, the same keys go again after a crash, a server knows whose they are."""
+
+import pytest
+from he.oracle import Pair, corners, logistic, ready
+
+from confide.errors import Aborted, ProtocolError, UsageError
+from confide.he.backend import Homomorphic
+from confide.he.setup import Owned, Registered, key_id_of, owned, setup_server
+from confide.wire import MemoryStore, alter, encode, lose, run, truncate
+
+GRAPH = logistic(1, 5)
+
+
+def entries(store: MemoryStore) -> dict[str, bytes]:
+    return dict(store._entries)
+
+
+def test_both_sides_name_the_keys_by_their_hash():
+    pair = Pair(Homomorphic(), GRAPH)
+    transcript = pair.setup()
+    body = transcript.messages[0].body
+    assert transcript.outputs == {"client": key_id_of(body), "server": key_id_of(body)}
+    assert transcript.depth == 2
+    assert pair.stores["server"].get(f"he/keys/{key_id_of(body)}") == body
+
+
+def test_the_secret_stays_in_the_clients_store():
+    pair = Pair(Homomorphic(), GRAPH)
+    transcript = pair.setup()
+    secret = owned("he", pair.client.encode(), pair.stores["client"]).secret
+    assert any(secret in value for value in entries(pair.stores["client"]).values())
+    middle = secret[len(secret) // 2 :][:64]
+    assert not any(middle in message.body for message in transcript.messages)
+    assert not any(middle in value for value in entries(pair.stores["server"]).values())
+    assert secret.hex()[:16] not in repr(Owned("0" * 64, secret))
+
+
+def test_setting_up_again_sends_the_same_keys():
+    pair = Pair(Homomorphic(), GRAPH)
+    first, second = pair.setup(), pair.setup()
+    assert first.messages[0].body == second.messages[0].body
+    assert first.outputs == second.outputs
+
+
+def test_a_client_whose_upload_was_lost_tries_again_with_the_same_keys():
+    pair = Pair(Homomorphic(), GRAPH)
+    lost = pair.setup(fault=lose("client", tag="he/keys"))
+    assert isinstance(lost.failures["client"], Aborted)
+    saved = entries(pair.stores["client"])
+    assert saved
+    again = pair.setup()
+    assert again.messages[0].body in saved.values()
+    assert pair.predict(corners(1, 5)).output("client").shape == (1, 1)
+
+
+def test_clients_of_one_server_have_keys_of_their_own():
+    server = MemoryStore()
+    ids = {Pair(Homomorphic(protect_model=False), GRAPH, server=server).setup().output("client") for _ in range(3)}
+    assert len(ids) == 3
+
+
+def test_keys_of_two_plans_do_not_meet():
+    client = MemoryStore()
+    ids = [Pair(Homomorphic(), logistic(1, features), client=client).setup().output("client") for features in (5, 6)]
+    assert ids[0] != ids[1]
+    assert len(entries(client)) == 4
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        truncate(100, tag="he/keys"),
+        truncate(0, tag="he/keys"),
+        alter(lambda body: body[:-1] + bytes([body[-1] ^ 255]), tag="he/keys"),
+        alter(lambda body: body + b"\0", tag="he/keys"),
+    ],
+)
+def test_a_malformed_upload_is_refused_and_not_kept(fault):
+    pair = Pair(Homomorphic(), GRAPH)
+    transcript = pair.setup(fault=fault)
+    assert isinstance(transcript.failures["server"], ProtocolError)
+    assert not entries(pair.stores["server"])
+
+
+@pytest.mark.parametrize("reply", [b"", b"\x81\xa6key_id\xa1x", b"\x80", b"\xff" * 300])
+def test_another_key_id_is_refused(reply):
+    pair = Pair(Homomorphic(), GRAPH)
+    transcript = pair.setup(fault=alter(lambda body: reply, tag="he/key-id"))
+    assert isinstance(transcript.failures["client"], ProtocolError)
+
+
+def test_predicting_without_keys_says_what_to_do():
+    pair = Pair(Homomorphic(), GRAPH)
+    with pytest.raises(UsageError, match="setup"):
+        pair.predict(corners(1, 5))
+
+
+def test_a_server_refuses_keys_that_it_has_forgotten():
+    pair = ready(Homomorphic(), GRAPH)
+    assert pair.predict(corners(1, 5)).output("client").shape == (1, 1)  # the kit has parsed them by now
+    pair.stores["server"].commit({name: None for name in entries(pair.stores["server"])})
+    assert isinstance(pair.predict(corners(1, 5)).failures["server"], ProtocolError)
+
+
+def test_a_server_keeps_the_latest_parsed_keys():
+    store, parsed = MemoryStore(), []
+    registered = Registered("x", lambda body: parsed.append(body) or body, most=2)
+    for body in (b"a", b"b", b"c"):
+        store.commit({f"x/keys/{key_id_of(body)}": body, f"x/known/{key_id_of(body)}": b"\1"})
+    for body in (b"a", b"b", b"a", b"c", b"a", b"b"):
+        assert registered.get(key_id_of(body), store) == body
+    assert parsed == [b"a", b"b", b"c", b"b"]
+    for wrong in ("", "0" * 64, key_id_of(b"a")[:-1], "../" * 20):
+        with pytest.raises(ProtocolError):
+            registered.get(wrong, store)
+
+
+def test_uploads_have_a_size(monkeypatch):
+    monkeypatch.setattr("confide.he.setup.MAX_KEYS_BYTES", 10)
+
+    def stranger():
+        from confide.wire import Message, Step
+
+        yield Step(send=(Message("client", "server", "x/keys", bytes(11)),))
+
+    transcript = run({"client": stranger(), "server": setup_server("x", lambda body: None)})
+    assert isinstance(transcript.failures["server"], ProtocolError)
+
+
+def test_owned_keys_have_a_wire_form_for_the_store_only():
+    store = MemoryStore()
+    store.commit({"x/e3b0c44298fc1c14/secret": encode(Owned("0" * 64, b"s"))})
+    assert owned("x", b"", store).secret == b"s"
