@@ -1,10 +1,11 @@
-"""What the tests of `confide.he` compare with: integers and polynomials in plain Python, none of it from the package."""
+"""What the tests of `confide.he` compare with: integers and polynomials in plain Python."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 
@@ -27,7 +28,7 @@ def logistic(seed: int, features: int, outputs: int = 1) -> Graph:
 
 def mlp(seed: int, *sizes: int) -> Graph:
     layers: list[Linear | Square | Sigmoid] = []
-    for place, (inputs, outputs) in enumerate(zip(sizes[:-1], sizes[1:], strict=True)):
+    for place, (inputs, outputs) in enumerate(pairwise(sizes)):
         layers += [Square()] * (place > 0) + [linear(seed + place, outputs, inputs, 0.5)]
     return Graph(tuple(layers))
 
@@ -80,7 +81,9 @@ def nearest(value: Fraction) -> int:
     return round(value)
 
 
-def dot_integers(weights: Sequence[Sequence[int]], biases: Sequence[int], x: Sequence[Sequence[int]]) -> list[list[int]]:
+def dot_integers(
+    weights: Sequence[Sequence[int]], biases: Sequence[int], x: Sequence[Sequence[int]]
+) -> list[list[int]]:
     return [
         [sum(w * v for w, v in zip(row, values, strict=True)) + bias for row, bias in zip(weights, biases, strict=True)]
         for values in x

@@ -3,7 +3,6 @@
 import msgspec
 import numpy as np
 import pytest
-from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
 
 from confide.errors import DataError, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary
@@ -12,7 +11,8 @@ from confide.he.backend import ClientKit, LinearReply, MlpReply, Query
 from confide.he.plan_linear import LinearPlan
 from confide.he.plan_mlp import MlpPlan
 from confide.model.graph import Graph, Linear, Sigmoid, Square
-from confide.wire import Array, decode, encode
+from confide.wire import Array, alter, decode, encode
+from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
 
 
 def kits(backend: Homomorphic, graph: Graph):
@@ -207,8 +207,6 @@ def test_another_models_keys_are_refused_by_their_form():
 
 
 def reply_of(pair: Pair, x, change) -> BaseException | None:
-    from confide.wire import alter
-
     return pair.predict(x, fault=alter(change, tag="he/reply")).failures.get("client")
 
 
@@ -247,8 +245,6 @@ def test_odd_mlp_replies_are_refused(change):
 
 @pytest.mark.parametrize("rows", [0, 2, -1])
 def test_odd_mlp_queries_are_refused(rows):
-    from confide.wire import alter
-
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
 
     def altered(body: bytes) -> bytes:

@@ -2,16 +2,17 @@
 
 import math
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from he.oracle import corners, linear, nearest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import DataError, ModelError
 from confide.he.encode import Blocks, FixedPoint, exponents_of, in_box, normalise, quantise
 from confide.model.graph import Graph, Linear, Square
+from he.oracle import corners, linear, nearest
 
 FIXED = FixedPoint(input_bound=1.0, input_bits=13, weight_bits=17)
 SCALES = st.sampled_from([1e-30, 1e-3, 1.0, 77.0, 1e30])
@@ -35,7 +36,9 @@ def test_integers_are_the_nearest_and_the_error_bound_holds(seed, outputs, featu
         for row in range(len(x)):
             z = sum(w * v for w, v in zip(found.weights[j].tolist(), integers[row].tolist(), strict=True))
             z += found.biases[j]
-            exact = sum(Fraction(w) * Fraction(v) for w, v in zip(layer.weight[j].tolist(), x[row].tolist(), strict=True))
+            exact = sum(
+                Fraction(w) * Fraction(v) for w, v in zip(layer.weight[j].tolist(), x[row].tolist(), strict=True)
+            )
             error = abs(Fraction(z) * unit / 2**30 - exact - Fraction(layer.bias[j].item()))
             assert error <= Fraction(float(found.error[j]))
 
@@ -109,11 +112,13 @@ def test_ranges_that_would_overflow_are_refused(value):
 def negacyclic(a: list[int], b: list[int]) -> list[int]:
     """a·b modulo X^N + 1, by hand."""
     degree = len(a)
-    whole = np.convolve(np.array(a, object), np.array(b, object)).tolist() + [0]
+    whole = [*np.convolve(np.array(a, object), np.array(b, object)).tolist(), 0]
     return [whole[i] - (whole[i + degree] if i + degree < len(whole) else 0) for i in range(degree)]
 
 
-@given(st.integers(0, 1 << 30), st.sampled_from([16, 32, 64]), st.integers(1, 20), st.integers(1, 9), st.integers(1, 12))
+@given(
+    st.integers(0, 1 << 30), st.sampled_from([16, 32, 64]), st.integers(1, 20), st.integers(1, 9), st.integers(1, 12)
+)
 def test_products_hold_every_dot_product(seed, degree, features, outputs, rows):
     features = min(features, degree)
     stream = np.random.default_rng(seed)
@@ -146,7 +151,7 @@ def test_a_ciphertext_holds_as_many_rows_as_fit():
 @given(st.integers(0, 1 << 30), st.lists(st.integers(1, 6), min_size=2, max_size=4), SCALES.filter(lambda s: s < 1e9))
 def test_normalised_networks_are_the_same_function_with_values_up_to_one(seed, sizes, scale):
     layers = []
-    for inputs, outputs in zip(sizes[:-1], sizes[1:], strict=True):
+    for inputs, outputs in pairwise(sizes):
         layers += [linear(seed, outputs, inputs, scale), Square()]
     bound = 1.5
     found = normalise(layers, bound)

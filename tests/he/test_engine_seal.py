@@ -4,7 +4,6 @@ import struct
 
 import numpy as np
 import pytest
-from he.oracle import corners, linear, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.engine_seal import MlpClient, MlpServer
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from confide.wire import encode
+from he.oracle import corners, linear, ready
 
 SMALL = ready(
     Homomorphic(protect_model=False),

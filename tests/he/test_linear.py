@@ -4,6 +4,14 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confide.errors import ProtocolError
+from confide.he.encode import quantise
+from confide.he.linear import LinearClient, LinearServer
+from confide.he.plan_linear import plan_linear
+from confide.he.seal import Evaluation
 from he.oracle import (
     RNG,
     centred,
@@ -14,23 +22,13 @@ from he.oracle import (
     product_at,
     ternary_secret,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from confide.errors import ProtocolError
-from confide.he.encode import quantise
-from confide.he.linear import LinearClient, LinearServer
-from confide.he.plan_linear import plan_linear
-from confide.he.seal import Evaluation
 
 
 class Bench:
     """Both halves for one model, with keys."""
 
     def __init__(self, seed: int, outputs: int, features: int, *, protected: bool) -> None:
-        plan = plan_linear(
-            (outputs, features), sigmoid=False, protected=protected, input_bound=1.0, precision_bits=10
-        )
+        plan = plan_linear((outputs, features), sigmoid=False, protected=protected, input_bound=1.0, precision_bits=10)
         assert plan is not None
         self.plan = plan
         self.layer = quantise(linear(seed, outputs, features), plan.fixed)
@@ -131,7 +129,8 @@ def looks_uniform(noise: list[int], bound: int) -> bool:
     """Scale, mean and shape of at least 800 numbers that should be uniform in [-bound, bound].
 
     False alarms: the variance has a relative deviation of sqrt(0.8 / n) = 0.032, so its window is 6 deviations; the
-    mean's is 6 deviations; Kolmogorov's distance exceeds 3.4 / sqrt(n) with probability 2 exp(-2 · 3.4²). In all < 1e-8.
+    mean's is 6 deviations; Kolmogorov's distance exceeds 3.4 / sqrt(n) with probability 2 exp(-2 · 3.4²).
+    In all below 1e-8.
     """
     assert len(noise) >= 800
     shares = np.sort(np.array([value / bound for value in noise]))

@@ -1,11 +1,11 @@
 """The backend "paillier": exact results, what a reply shows, and what a client that leaves the box can see."""
 
 import math
+import sys
 
 import msgspec
 import numpy as np
 import pytest
-from he.oracle import RNG, Pair, corners, dot_integers, linear, logistic, mlp, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -13,11 +13,12 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import DataError, MissingExtra, ModelError, ProtocolError, UsageError
 from confide.he import Paillier, pypaillier
 from confide.he.encode import quantise
-from confide.he.paillier import KEY_BITS, ClientKit, Plan, Query, Reply, ServerKit
+from confide.he.paillier import KEY_BITS, ClientKit, Plan, Query, Reply, ServerKit, _results
 from confide.he.paillier_keys import SecretKey
 from confide.he.setup import owned
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.wire import alter, decode, encode
+from he.oracle import RNG, Pair, corners, dot_integers, linear, logistic, mlp, ready
 
 BACKEND = Paillier(insecure_test_key_bits=2048)
 PAIR = ready(BACKEND, Graph((linear(1, 2, 4),)))
@@ -105,8 +106,6 @@ def test_everything_that_cannot_run_is_listed_at_once():
 
 def test_replies_to_one_query_share_nothing_but_the_result():
     query = PUBLIC.encrypt(PLAN.fixed.inputs(corners(1, 4))[0].tolist())
-    from confide.he.paillier import _results
-
     first, second = (_results(PAIR.server, PUBLIC, tuple(query), RNG) for _ in range(2))
     assert first[0] != second[0]
     values = SECRET.decrypt(PUBLIC, [first[0], second[0]])
@@ -142,20 +141,17 @@ def test_a_client_outside_the_box_cannot_read_weights_side_by_side():
 
 
 def test_the_randomness_that_hides_is_the_servers():
+    drawn: list[int] = []
+
     class Counting(SystemRandomness):
-        drawn: list[int] = []
-
         def below(self, bound: int) -> int:
-            self.drawn.append(bound)
-            return super().below(bound)
-
-    rng = Counting()
-    from confide.he.paillier import _results
+            drawn.append(bound)
+            return SystemRandomness.below(self, bound)
 
     row = tuple(PUBLIC.encrypt([1, 2, 3, 4]))
-    _results(PAIR.server, PUBLIC, row, rng)
-    assert len(rng.drawn) == 2
-    assert math.log2(rng.drawn[0]) + PLAN.result_bits >= PUBLIC.plaintext_bits - 2
+    _results(PAIR.server, PUBLIC, row, Counting())
+    assert len(drawn) == 2
+    assert math.log2(drawn[0]) + PLAN.result_bits >= PUBLIC.plaintext_bits - 2
 
 
 def test_no_factor_is_zero_and_all_are_of_one_length(monkeypatch):
@@ -238,7 +234,7 @@ def test_roles_and_kits_must_match():
 
 
 def test_without_the_package_the_install_line_is_named(monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "paillier", None)
+    monkeypatch.setitem(sys.modules, "paillier", None)
     with pytest.raises(MissingExtra, match="confide\\[paillier\\]"):
         Paillier()
 

@@ -27,7 +27,8 @@ def test_thirty_features_get_the_parameters_of_the_documentation():
         "BFV, N=2048, q=54 bits, t=32 bits; 68 rows of 30 features in a ciphertext; inputs 13 bits, weights 17 bits"
     )
     assert str(protected) == (
-        "BFV, N=4096, q=47+46+16 bits, t=34 bits; 136 rows of 30 features in a ciphertext; inputs 14 bits, weights 18 bits"
+        "BFV, N=4096, q=47+46+16 bits, t=34 bits; 136 rows of 30 features in a ciphertext; "
+        "inputs 14 bits, weights 18 bits"
     )
     assert open_plan.parameters.total_bits == LIMIT_BITS[2048] == 54
     assert protected.parameters.total_bits == LIMIT_BITS[4096] == 109

@@ -5,7 +5,6 @@ import math
 import msgspec
 import numpy as np
 import pytest
-from he.oracle import linear, mlp
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -13,6 +12,7 @@ from confide.errors import ProtocolError
 from confide.he.parameters import LIMIT_BITS
 from confide.he.plan_mlp import MatVec, MlpPlan, Squaring, plan_mlp
 from confide.model.graph import Linear, Square
+from he.oracle import linear, mlp
 
 
 def plan(*sizes: int, precision_bits: int = 10, protected: bool = False) -> MlpPlan:

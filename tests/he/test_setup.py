@@ -1,12 +1,12 @@
 """Making keys: the secret stays, the same keys go again after a crash, a server knows whose they are."""
 
 import pytest
-from he.oracle import Pair, corners, logistic, ready
 
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.he.backend import Homomorphic
 from confide.he.setup import Owned, Registered, key_id_of, owned, setup_server
-from confide.wire import MemoryStore, alter, encode, lose, run, truncate
+from confide.wire import MemoryStore, Message, Step, alter, encode, lose, run, truncate
+from he.oracle import Pair, corners, logistic, ready
 
 GRAPH = logistic(1, 5)
 
@@ -98,7 +98,7 @@ def test_predicting_without_keys_says_what_to_do():
 def test_a_server_refuses_keys_that_it_has_forgotten():
     pair = ready(Homomorphic(), GRAPH)
     assert pair.predict(corners(1, 5)).output("client").shape == (1, 1)  # the kit has parsed them by now
-    pair.stores["server"].commit({name: None for name in entries(pair.stores["server"])})
+    pair.stores["server"].commit(dict.fromkeys(entries(pair.stores["server"])))
     assert isinstance(pair.predict(corners(1, 5)).failures["server"], ProtocolError)
 
 
@@ -119,8 +119,6 @@ def test_uploads_have_a_size(monkeypatch):
     monkeypatch.setattr("confide.he.setup.MAX_KEYS_BYTES", 10)
 
     def stranger():
-        from confide.wire import Message, Step
-
         yield Step(send=(Message("client", "server", "x/keys", bytes(11)),))
 
     transcript = run({"client": stranger(), "server": setup_server("x", lambda body: None)})
