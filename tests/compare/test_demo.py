@@ -69,10 +69,18 @@ def test_inference_rows_are_right_about_each_other(outcome):
 
 
 def test_the_advice_follows_from_the_rows(outcome):
-    advice = list(outcome[0].advice.values())
-    assert [a.choice for a in advice[:3]] == ["masked+dp", "masked", "he"]
-    assert advice[4].choice == "plain"
-    assert any("none needed" in reason for reason in advice[4].reasons)
+    """Noise and a busy machine may change the figures, never what follows from them."""
+    rows = {record.choice: record for record in outcome[0].training}
+    answers = {record.choice: record for record in outcome[0].inference}
+    forget, inside, protect, open_model, trusted = outcome[0].advice.values()
+    good = rows["masked+dp"].figure("accuracy_share") >= rows["pooled"].figure("accuracy_share") - 0.05
+    assert forget.choice == ("masked+dp" if good else None)
+    assert inside.choice in ("masked", "masked+dp")
+    assert dict(inside.refused)["plain"] == "does not hide the update from the server"
+    assert protect.choice == "he"
+    assert open_model.choice in ("he", "he-open")
+    assert trusted.choice == min(answers, key=lambda name: answers[name].figure("latency_seconds"))
+    assert any("none needed" in reason for reason in trusted.reasons)
 
 
 def test_the_report_holds_every_record(outcome):
