@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer.main
 
+from confide import cli
 from confide.errors import MissingExtra
 
 ROOT = Path(__file__).parents[1]
@@ -121,9 +123,6 @@ def test_every_page_is_in_the_index():
 
 def verbs() -> dict[str, object]:
     """Return every verb of the command line: "train", "ledger verify" ..."""
-    cli = pytest.importorskip("confide.cli", reason="the command line is not built yet")
-    import typer.main
-
     found: dict[str, object] = {}
 
     def walk(command, name: str) -> None:
