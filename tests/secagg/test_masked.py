@@ -111,6 +111,13 @@ def test_exactly_the_quorum_is_enough_and_one_less_is_not(tag: str) -> None:
             done.output("server")
 
 
+def test_the_server_does_not_wait_for_more_shares_than_it_needs() -> None:
+    output, done = sums(federation(), delay(5, src="silo-0", tag=UNMASK))
+    assert len(output.members[0]) == 4
+    answers = [event for event in done.events if (event.party, event.tag) == ("server", UNMASK)]
+    assert len(answers) == 3
+
+
 def test_a_quorum_of_one_and_a_cohort_of_one_work() -> None:
     output, _ = sums(federation(3, quorum=1), all_of(lose("silo-0", tag=VECTOR), lose("silo-2", tag=VECTOR)))
     assert output.members == (frozenset({"silo-1"}),)

@@ -84,6 +84,11 @@ def without_me(body: Adverts) -> Adverts:
     return Adverts({name: advert for name, advert in body.adverts.items() if name != ME})
 
 
+def renamed(entries: dict[str, Any]) -> dict[str, Any]:
+    """Put a stranger in the place of silo-3."""
+    return {"stranger" if name == "silo-3" else name: entry for name, entry in entries.items()}
+
+
 KEY_LIES: list[Callable[[Adverts], Adverts]] = [
     with_advert("silo-1", lambda advert: replace(advert, mask_key=EVIL)),
     with_advert("silo-1", lambda advert: replace(advert, box_key=EVIL)),
@@ -91,6 +96,7 @@ KEY_LIES: list[Callable[[Adverts], Adverts]] = [
     with_advert("silo-3", signed_by_the_server),
     with_advert(ME, lambda advert: replace(advert, signature=flip(advert.signature))),
     lambda body: Adverts(body.adverts | {"stranger": body.adverts["silo-1"]}),
+    lambda body: Adverts(renamed(body.adverts)),
     lambda body: Adverts({name: body.adverts[name] for name in (ME, "silo-1")}),
     swapped,
     without_me,
@@ -139,6 +145,7 @@ def test_weak_and_repeated_keys_are_refused_even_if_their_owner_signed_them(weak
 
 BOX_LIES: list[Callable[[Parcels], Parcels]] = [
     lambda body: Parcels(body.parcels | {"stranger": body.parcels["silo-1"]}),
+    lambda body: Parcels(renamed(body.parcels)),
     lambda body: Parcels({name: parcel for name, parcel in body.parcels.items() if name != ME}),
     lambda body: Parcels({name: body.parcels[name] for name in (ME, "silo-1")}),
 ]
