@@ -19,13 +19,19 @@ def add_words(acc: NDArray[Any], words: NDArray[Any], negate: bool) -> None:
 def pack(words: NDArray[Any], bits: int) -> bytes:
     """Return the low `bits` bits of every word, packed."""
     little = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(len(words), words.itemsize)
+    if bits % 8 == 0:  # whole bytes need no bit to move
+        return little[:, : bits // 8].tobytes()
     return np.packbits(np.unpackbits(little, axis=1, bitorder="little")[:, :bits], bitorder="little").tobytes()
 
 
 def unpack(data: bytes, bits: int, count: int) -> NDArray[Any]:
     """Return `count` words of `bits` bits; uint32 up to 32 bits, uint64 above."""
     dtype = np.dtype("<u4" if bits <= 32 else "<u8")
-    rows = np.zeros((count, 8 * dtype.itemsize), np.uint8)
     packed = np.frombuffer(data, np.uint8)
+    if bits % 8 == 0:
+        octets = np.zeros((count, dtype.itemsize), np.uint8)
+        octets[:, : bits // 8] = packed.reshape(count, bits // 8)
+        return octets.view(dtype).reshape(count).astype(dtype.newbyteorder("="))
+    rows = np.zeros((count, 8 * dtype.itemsize), np.uint8)
     rows[:, :bits] = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
     return np.packbits(rows, axis=1, bitorder="little").view(dtype).reshape(count).astype(dtype.newbyteorder("="))
