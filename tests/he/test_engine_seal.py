@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from confide.errors import DataError, ProtocolError
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.engine_seal import MlpClient, MlpServer
+from confide.he.seal_format import write_ciphertext
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from confide.wire import encode
 from he.oracle import corners, linear, ready
@@ -98,6 +99,9 @@ def test_a_strangers_ciphertexts_are_checked_on_both_sides():
     keys = SMALL.server.parse_keys(encode(public))
     (query,) = client.encrypt(secret, corners(1, 30))
     (reply,) = server.answer(keys, (query,))
+    form = client.context.form(limbs=4, ntt=True, scale=2.0**client.plan.scale_bits)
+    with pytest.raises(ProtocolError):
+        server.answer(keys, (write_ciphertext(np.zeros(form.shape, np.uint64), form),))
     assert client.decrypt(secret, (reply,)).shape == (1, 2)
     for body in (b"", query[:-1], query + b"\0", reply, query[:49] + b"\3" + query[50:]):
         with pytest.raises(ProtocolError):

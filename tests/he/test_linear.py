@@ -12,6 +12,7 @@ from confide.he.encode import quantise
 from confide.he.linear import LinearClient, LinearServer
 from confide.he.plan_linear import plan_linear
 from confide.he.seal import Evaluation
+from confide.he.seal_format import write_ciphertext
 from he.oracle import (
     RNG,
     centred,
@@ -249,6 +250,16 @@ def test_row_counts_that_do_not_fit_are_refused(rows):
     query = PROTECTED.client.encrypt(PROTECTED.secret, corners(1, 30))
     with pytest.raises(ProtocolError):
         PROTECTED.server.answer(PROTECTED.keys, query, rows, RNG)
+
+
+@pytest.mark.parametrize("bench", [OPEN, PROTECTED], ids=["open", "protected"])
+def test_numbers_in_the_clear_are_refused_as_a_query_and_harmless_as_a_reply(bench):
+    context = bench.client.context
+    form = context.form(limbs=len(bench.primes), ntt=True)
+    with pytest.raises(ProtocolError):
+        bench.server.answer(bench.keys, (write_ciphertext(np.zeros(form.shape, np.uint64), form),), 1, RNG)
+    _, c0, c1 = bench.ask(corners(1, 30))
+    assert bench.client.decrypt(bench.secret, np.zeros_like(c0), np.zeros_like(c1), 1) == 0
 
 
 def test_replies_with_large_numbers_are_refused():

@@ -2,6 +2,7 @@
 
 import math
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import msgspec
 import numpy as np
@@ -174,6 +175,13 @@ def test_no_factor_is_zero_and_all_are_of_one_length(monkeypatch):
 
 
 # --- strangers --------------------------------------------------------------------------------------------------------
+
+
+def test_set_up_runs_beside_other_work():
+    pair = Pair(BACKEND, PAIR.graph)
+    with ThreadPoolExecutor(1) as beside:
+        transcript = beside.submit(pair.setup).result(timeout=60)
+    assert transcript.outputs["client"] == transcript.outputs["server"]
 
 
 def test_rows_outside_the_box_never_leave():

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from confide.errors import ProtocolError
 from confide.he.parameters import LIMIT_BITS
 from confide.he.plan_mlp import MatVec, MlpPlan, Squaring, plan_mlp
+from confide.he.seal import ntt_primes
 from confide.model.graph import Linear, Square
 from he.oracle import linear, mlp
 
@@ -61,7 +62,7 @@ def test_every_layout_is_the_matrix_product(inputs, outputs, copies, babies, see
 
 def test_thirty_features_get_the_parameters_of_the_documentation():
     found = plan(30, 16, 1)
-    assert str(found) == "CKKS, N=8192, q=44+41+41+41+51 bits; scale 41 bits; 9 rotations, 8 evaluation keys"
+    assert str(found) == "CKKS, N=8192, q=44+41+41+41+51 bits; scale 41 bits; 9 rotations, 8 evaluation keys of 21 MB"
     assert found.parameters.total_bits == LIMIT_BITS[8192] == 218
     assert (found.features, found.outputs, len(found.stages)) == (30, 1, 3)
     assert found.needs.relinearisation
@@ -110,6 +111,16 @@ def test_more_weight_gives_a_larger_bound():
 
 GOOD = plan(30, 16, 1)
 FIRST = GOOD.stages[0]
+
+
+def test_a_stranger_cannot_ask_for_gigabytes_of_keys():
+    rings = msgspec.structs.replace(GOOD.parameters, degree=32768, primes=ntt_primes(32768, (44, 41, 41, 41, 51)))
+    first = MatVec(inputs=1024, outputs=1024, copies=1, babies=1024, giants=1)
+    stages = (first, Squaring(), MatVec(inputs=1024, outputs=1, copies=1, babies=1, giants=1))
+    greedy = msgspec.structs.replace(GOOD, parameters=rings, stages=stages)
+    assert greedy.key_bytes > 1 << 30
+    with pytest.raises(ProtocolError, match="keys"):
+        greedy.checked()
 
 
 @pytest.mark.parametrize(

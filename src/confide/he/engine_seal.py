@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from confide.he.encode import Normalised, in_box
 from confide.he.plan_mlp import MatVec, MlpPlan, Squaring
-from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey
+from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
 from confide.model.graph import Linear
 
 Matrix = NDArray[np.float64]
@@ -97,7 +97,8 @@ class MlpServer:
             ProtocolError: a malformed query.
         """
         queries = [self.context.load(body, self._query) for body in ciphertexts]
-        return tuple(self.context.to_bytes(self._apply(keys, query)) for query in queries)
+        with refusing_transparent():
+            return tuple(self.context.to_bytes(self._apply(keys, query)) for query in queries)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 

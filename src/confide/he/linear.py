@@ -16,7 +16,7 @@ from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
 from confide.he.encode import Quantised, in_box
 from confide.he.plan_linear import LinearPlan
-from confide.he.seal import Ciphertext, Context, Evaluation, SecretKey
+from confide.he.seal import Ciphertext, Context, Evaluation, SecretKey, refusing_transparent
 from confide.he.seal_format import Residues
 
 Matrix = NDArray[np.float64]
@@ -134,7 +134,8 @@ class LinearServer:
         return self._add_constants(c0, rng), c1
 
     def _product(self, keys: Evaluation, query: Ciphertext, product: int) -> Ciphertext:
-        cipher = self.context.times_plain(query, self._weights[product])
+        with refusing_transparent():
+            cipher = self.context.times_plain(query, self._weights[product])
         self.context.from_ntt(cipher)
         if self.plan.protected:
             self.context.add(cipher, keys.zero(limbs=self._limbs))

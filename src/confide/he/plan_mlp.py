@@ -29,6 +29,7 @@ Matrix = NDArray[np.float64]
 _TAIL = 12.0
 
 _LARGEST_LAYER = 1 << 14
+_MOST_KEY_BYTES = 1 << 30
 
 
 class MatVec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="matvec"):
@@ -158,6 +159,12 @@ class MlpPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         steps = sorted({step for stage in self.stages if isinstance(stage, MatVec) for step in stage.steps})
         return Needs(encryption=self.protected, relinearisation=True, steps=tuple(steps))
 
+    @property
+    def key_bytes(self) -> int:
+        """Return the size of the evaluation keys: each has a part for every data prime, modulo every prime."""
+        digits = len(self.parameters.data_primes)
+        return (len(self.needs.steps) + 1) * 16 * self.parameters.degree * digits * (digits + 1)
+
     def levels(self) -> Iterator[tuple[Stage, int, float, float]]:
         """Yield each stage with the primes it starts with, and the scales before and after it."""
         primes, scale = self.parameters.data_primes, 2.0**self.scale_bits
@@ -210,17 +217,19 @@ class MlpPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         for place, stage in enumerate(self.stages):
             if isinstance(stage, MatVec):
                 stage.checked(self.slots)
-                if (place and (stage.inputs != width or stage.copies != 1)) or len(stage.steps) > 256:
+                if place and (stage.inputs != width or stage.copies != 1):
                     raise ProtocolError("Expected stages that fit each other")
                 width = stage.outputs
         if not self.stages or not isinstance(self.stages[0], MatVec):
             raise ProtocolError("Expected a first stage that takes the input")
+        if self.key_bytes > _MOST_KEY_BYTES:
+            raise ProtocolError(f"Expected evaluation keys of at most {_MOST_KEY_BYTES} bytes")
         return self
 
     def __str__(self) -> str:
         rotations = sum(stage.rotations for stage in self.stages if isinstance(stage, MatVec))
-        keys = len(self.needs.steps) + 1
-        return f"{self.parameters}; scale {self.scale_bits} bits; {rotations} rotations, {keys} evaluation keys"
+        keys = f"{len(self.needs.steps) + 1} evaluation keys of {self.key_bytes / 1e6:.0f} MB"
+        return f"{self.parameters}; scale {self.scale_bits} bits; {rotations} rotations, {keys}"
 
 
 def _power(size: int) -> int:
@@ -297,7 +306,7 @@ def plan_mlp(
             for bits in _prime_bits(LIMIT_BITS[degree], len(stages))
         ]
         errors = [float(plan.error_bound(even).max()) for plan in plans]
-        if errors and min(errors) <= 2.0**-precision_bits:
+        if errors and min(errors) <= 2.0**-precision_bits and plans[0].key_bytes <= _MOST_KEY_BYTES:
             return plans[errors.index(min(errors))]
     return None
 

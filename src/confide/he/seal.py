@@ -9,7 +9,8 @@ SEAL draws its own randomness from the operating system; it cannot be seeded fro
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import msgspec
@@ -33,6 +34,15 @@ from confide.he.seal_format import (
 )
 
 _REFUSED = (RuntimeError, ValueError, TypeError)  # how SEAL says no
+
+
+@contextmanager
+def refusing_transparent() -> Generator[None]:
+    """Turn SEAL's refusal of results whose second half is zero into ProtocolError: only a forged query leads there."""
+    try:
+        yield
+    except RuntimeError:
+        raise ProtocolError("Expected encryptions, not numbers in the clear") from None
 
 
 def ntt_primes(degree: int, bits: Sequence[int]) -> tuple[int, ...]:
