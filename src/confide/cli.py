@@ -210,7 +210,8 @@ def serve(
 
     def ready(url: str) -> None:
         for one in served.backends:
-            _err.print(f"{one.name}: {'; '.join(one.guarantee.sentences())}. Leaks: {one.guarantee.leaks}")
+            guarantee = one.guarantee_for(artifact.graph)
+            _err.print(f"{one.name}: {'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}")
         _err.print(f"{served.name}: {artifact.label.sentence()}")
         _out.print(f"listening on {url}")
         sys.stdout.flush()  # whoever started this process waits for the line
