@@ -101,7 +101,8 @@ def _print_records(records: Sequence[Any]) -> None:
     Console(markup=False, highlight=False).print(table)
     for record in records:
         guarantee = record.guarantee
-        _out.print(f"{record.choice} ({title(record)}), against a {guarantee.adversary.value} adversary")
+        against = "" if not guarantee.claims else f", against a {guarantee.adversary.value} adversary"
+        _out.print(f"{record.choice} ({title(record)}){against}")
         for sentence in guarantee.sentences():
             _out.print(f"  {sentence}")
         _out.print(f"  leaks: {guarantee.leaks}")

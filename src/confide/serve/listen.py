@@ -66,7 +66,9 @@ def _listen(host: str, port: int) -> socket.socket:
         raise UsageError(f"Expected port={port} from 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        return socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio leaves it out for a listener like this
+        return listener
     except OSError:
         raise UsageError(f"Expected host={host} and port={port} to be free and ours; choose another port") from None
 
