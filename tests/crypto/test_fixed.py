@@ -1,6 +1,5 @@
 """Fixed point against exact rational arithmetic."""
 
-import doctest
 import math
 from fractions import Fraction
 
@@ -9,7 +8,6 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from confide.crypto import fixed
 from confide.crypto.fixed import FixedPoint
 from confide.errors import UsageError
 from confide.ideal import Cohort, Session
@@ -109,7 +107,3 @@ def test_shapes_are_kept_and_empty_arrays_pass():
     grid = FixedPoint(fraction_bits=8, bound=1.0)
     assert grid.encode(np.zeros((2, 3))).shape == (2, 3)
     assert grid.decode(grid.encode(np.zeros(0))).shape == (0,)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(fixed).failed == 0

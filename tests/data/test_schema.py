@@ -1,6 +1,5 @@
 """Schemas: what is understood, and that every problem is listed with what to do."""
 
-import doctest
 import re
 import tomllib
 from pathlib import Path
@@ -9,7 +8,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.data import schema as schema_module
 from confide.data.schema import Category, Number, Schema
 from confide.errors import DataError
 
@@ -181,10 +179,6 @@ def test_absent_files_are_named(tmp_path):
         Schema.load(tmp_path / "absent.toml")
     with pytest.raises(DataError, match="Is a directory"):
         Schema.load(tmp_path)
-
-
-def test_the_example_runs():
-    assert doctest.testmod(schema_module).failed == 0
 
 
 def test_the_documented_example_parses():

@@ -1,6 +1,5 @@
 """Public preprocessing: the ranges it guarantees, its refusals, and its bytes."""
 
-import doctest
 import subprocess
 import sys
 from fractions import Fraction
@@ -13,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import DataError, ModelError
-from confide.model import preprocess
 from confide.model.preprocess import MISSING, OneHot, Preprocess, Scale
 
 AGE = Scale(name="age", low=0, high=120)
@@ -268,7 +266,3 @@ def test_the_light_client_needs_no_onnx():
     )
     source = Path(__file__).parents[2] / "src"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})
-
-
-def test_the_examples_run():
-    assert doctest.testmod(preprocess).failed == 0

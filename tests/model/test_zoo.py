@@ -1,12 +1,9 @@
 """Starting points: shapes, repeatability, and that training can move them."""
 
-import doctest
-
 import numpy as np
 import pytest
 
 from confide.errors import ModelError
-from confide.model import zoo
 from confide.model.graph import Linear, Sigmoid, Square
 from confide.model.zoo import logistic, mlp
 
@@ -48,7 +45,3 @@ def test_the_logits_of_an_mlp_start_moderate():
 def test_empty_shapes_are_refused(make):
     with pytest.raises(ModelError, match=r"=0 to be at least 1"):
         make()
-
-
-def test_the_examples_run():
-    assert doctest.testmod(zoo).failed == 0
