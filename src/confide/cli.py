@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import csv
+import re
 import sys
 import tomllib
 import warnings
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from io import StringIO
 from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
 
+import msgspec
+import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import (
@@ -52,6 +56,15 @@ def _bars() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=_err)
+
+
+@app.callback()
+def root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        _out.print(f"confide {metadata.version('confide')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -125,6 +138,11 @@ def train(
     job = load(job_file)
     data = load_data(job)
     output = Output(job)
+    if output.ledger.spent is not None:
+        _err.print(
+            f"warning: earlier runs in this ledger spent epsilon={output.ledger.spent:.3g} together; on the same records "
+            "this run adds to it"
+        )
     rounds = rounds_of(job, data, ledger=output.ledger)
     _out.print(describe(job))
     last = None
@@ -136,8 +154,11 @@ def train(
     if last is None:
         raise UsageError("Expected at least one round; every release of the privacy plan went to rounds that failed")
     artifact = output.save(data, last)
-    share = accuracy(last.graph, data.test.x, data.test.y)
-    _out.print(f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} %")
+    share, majority = accuracy(last.graph, data.test.x, data.test.y), np.bincount(data.test.y).max() / len(data.test.y)
+    _out.print(
+        f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
+        f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
+    )
     _out.print(artifact.label.sentence())
     for path in output.written:
         _out.print(f"wrote {path}")
@@ -191,6 +212,10 @@ def serve(
 
     with _warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
+    if query_quota is not None and store is None:
+        raise UsageError(
+            f"Expected --store with --query-quota={query_quota}: counts must outlive a restart; name a file"
+        )
     limits = Limits(query_quota=query_quota)
     served = Model(
         name=_model_name(model),
@@ -213,6 +238,7 @@ def serve(
         for one in served.backends:
             guarantee = one.guarantee_for(artifact.graph)
             _err.print(f"{one.name}: {'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}")
+            _err.print(f"{one.name}: --kit-sha256 {server.pins[served.name, one.name]}")
         _err.print(f"{served.name}: {artifact.label.sentence()}")
         _out.print(f"listening on {url}")
         sys.stdout.flush()  # whoever started this process waits for the line
@@ -304,13 +330,13 @@ def predict(
     from confide.serve.client import Client
     from confide.serve.keys import SqliteStore
 
-    first_line = api_key_file.read_text().partition("\n")[0].strip() if api_key_file else None
+    api_key = _api_key(api_key_file) if api_key_file else None
     with Client(
         url,
         model=model,
         backend=backend,
         store=SqliteStore(keys) if keys else None,
-        api_key=first_line,
+        api_key=api_key,
         ca_file=ca_file,
         kit_sha256=kit_sha256,
         insecure_plain_http=insecure_plain_http,
@@ -333,6 +359,14 @@ def predict(
         text = StringIO()
         _write_answers(text, answers, classes)
         write_whole(out, text.getvalue().encode())
+
+
+def _api_key(path: Path) -> str:
+    """Return the API key in a file, which may hold other words around it."""
+    found = re.search(r"confide-[0-9a-f]{64}", path.read_text(errors="replace"))
+    if found is None:
+        raise UsageError(f"Expected an API key in {path}: confide- and 64 hex digits, as `confide api-key` printed it")
+    return found[0]
 
 
 def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
@@ -368,10 +402,43 @@ def ledger_verify(
 
         with _warnings_as_lines():
             head = load(model, trust=read_public_key(trust) if trust else None).label.ledger
-    entries, last = verify(ledger, head=head)
-    _out.print(f"{entries} entries hold, the last is {last}")
+    found = verify(ledger, head=head)
+    _out.print(f"{found.entries} entries hold, the last is {found.head}")
+    _out.print(f"runs: {found.runs}")
+    if found.epsilon is not None:
+        _out.print(f"epsilon of all runs together, for records that took part in each: {found.epsilon:.3g}")
     if model is None:
         _out.print("whether last lines were cut off needs the model: --model MODEL.confide")
+    elif found.later:
+        _out.print(f"{found.later} entries follow that model's: later runs")
+
+
+@app.command()
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
+    trust: Annotated[
+        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
+    ] = None,
+) -> None:
+    """Show what a model file says: label, columns, signer, fingerprint. No weights.
+
+    confide inspect model.confide --trust signing.pem.pub
+    """
+    from confide.model.artifact import load, read_public_key
+
+    with _warnings_as_lines():
+        artifact = load(model, trust=read_public_key(trust) if trust else None)
+    _out.print(artifact.label.sentence())
+    _out.print(f"layers: {', '.join(map(str, artifact.graph.layers))}")
+    _out.print(f"classes: {', '.join(artifact.graph.classes) or 'unnamed'}")
+    _out.print(f"columns: {', '.join(artifact.preprocess.columns)}")
+    for name, value in msgspec.structs.asdict(artifact.label).items():
+        if value is not None:
+            _out.print(f"{name}: {', '.join(value) if isinstance(value, tuple) else value}")
+    for name, value in {"created": artifact.created, **artifact.metadata}.items():
+        _out.print(f"{name}: {value}")
+    _out.print(f"signer: {artifact.signer}")
+    _out.print(f"fingerprint: {artifact.fingerprint}")
 
 
 @contextmanager
@@ -381,7 +448,7 @@ def _warnings_as_lines() -> Generator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        _err.print(f"warning: {warning.message}")
+        _err.print(f"warning: {_one_line(str(warning.message))}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -400,6 +467,17 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
+#: Python arguments that are options here, where a text names one.
+_ARGUMENTS = r"\b(api_keys|ca_file|insecure_plain_http|kit_sha256|private_key|query_quota|trust)\b(?=[= ,;:]|$)"
+
+
+def _one_line(text: str) -> str:
+    """Return a text as one line that speaks of options instead of Python's arguments."""
+    lines = [line.strip().rstrip(";") for line in text.splitlines()]
+    line = "; ".join(line for line in lines if line).replace(":;", ":")
+    return re.sub(_ARGUMENTS, lambda found: f"--{found[1].replace('_', '-')}", line)
+
+
 def _fail(text: str) -> NoReturn:
-    _err.print(f"confide: {'; '.join(text.splitlines()).replace(':;', ':')}")  # one line, also for a list of problems
+    _err.print(f"confide: {_one_line(text)}")
     sys.exit(2)

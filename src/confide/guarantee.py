@@ -138,7 +138,8 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return f"trained by {self.aggregator} over {len(self.parties)} parties, no differential privacy"
         return (
             f"trained by {self.aggregator} over {len(self.parties)} parties, epsilon={self.epsilon:.3g} "
-            f"at delta={self.delta:.2g} per {self.unit} ({self.relation}), noise from: {self.seed}"
+            f"at delta={self.delta:.2g} per {self.unit} ({self.relation}) against the server with "
+            f"{self.colluding} colluding parties, noise from: {self.seed}"
         )
 
 
@@ -152,6 +153,6 @@ def nothing_hidden(leaks: str) -> Guarantee:
         post_quantum=False,
         verified_result=False,
         leaks=leaks,
-        primary="none (TLS on the wire)",
+        primary="none",
         paper="",
     )

@@ -54,7 +54,7 @@ def advise(
             gap = "; ".join(f"does not hide the {need.asset} from the {need.hidden_from}" for need in missing)
             refused.append((record.choice, gap))
         elif least and (record.figure(least[0]) or 0.0) < least[1]:
-            refused.append((record.choice, f"{least[0]} {record.figure(least[0]) or 0.0:.3g} is below {least[1]:.3g}"))
+            refused.append((record.choice, f"{_amount(record, least[0])} is below {least[1]:.3g}"))
         else:
             fitting.append(record)
     if not fitting:
@@ -64,16 +64,28 @@ def advise(
             ("nothing that was measured covers the needs: relax one, or wait for what is not built yet",),
             tuple(refused),
         )
-    words = cost.replace("_", " ")
     best = min(fitting, key=lambda record: record.figure(cost) or 0.0)
     refused += [
-        (record.choice, f"{words} {record.figure(cost) or 0.0:.3g} against {best.figure(cost) or 0.0:.3g}")
+        (record.choice, f"{_amount(record, cost)} against {_amount(best, cost)}")
         for record in fitting
         if record is not best
     ]
     reasons = [f"hides the {need.asset} from the {need.hidden_from}: {need.why}" for need in needs]
     if not needs:
         reasons.append("none needed: nothing must be hidden from the server, so TLS and access control are enough")
-    reasons.append(f"lowest {words} of the {len(fitting)} that do: {best.figure(cost) or 0.0:.3g}")
+    reasons.append(f"least of the {len(fitting)} that do: {_amount(best, cost)}")
     reasons.append(f"what still leaks: {best.guarantee.leaks}")
     return Advice(task, best.choice, tuple(reasons), tuple(refused))
+
+
+def _amount(record: Record, name: str) -> str:
+    """Return a figure with its name and unit, as people say it."""
+    value = record.figure(name) or 0.0
+    words, _, unit = name.rpartition("_")
+    if unit == "seconds":
+        return (
+            f"{words.replace('_', ' ')} {value:.2f} s"
+            if value >= 1
+            else f"{words.replace('_', ' ')} {value * 1e3:.3g} ms"
+        )
+    return f"{words.replace('_', ' ')} {value:.3g}"

@@ -23,7 +23,17 @@ from confide.train.run import AGGREGATORS, Prepared, load_data, local_models, pl
 
 Matrix = NDArray[np.float64]
 
-_LOCAL = nothing_hidden("Nothing leaves a party; its model knows its own records only.")
+_LOCAL = Guarantee(
+    claims=frozenset({Claim("update", "server"), Claim("update", "other clients")}),
+    adversary=Adversary.MALICIOUS,
+    trust=Trust.NOBODY,
+    security_bits=None,
+    post_quantum=True,
+    verified_result=True,
+    leaks="Nothing leaves a party. Its own model remembers its own records. Figures are means over the parties.",
+    primary="none: nothing is sent",
+    paper="",
+)
 _POOLED = nothing_hidden("One place sees every record of every party.")
 
 
@@ -225,4 +235,4 @@ def inference(
         found = extraction(lambda q: np.vstack([client.predict(row[None, :]) for row in q]), truth, x)
         single |= {"extraction_queries": float(found.queries), "extraction_agreement_share": found.agreement}
     figures |= {name: Spread(value, value, value, value) for name, value in single.items()}
-    return Record("inference", choice, setting, figures, client.guarantee, machine(), version(), len(warm))
+    return Record("inference", choice, setting, figures, client.guarantee, machine(), version(), len(x))

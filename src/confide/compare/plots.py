@@ -14,6 +14,7 @@ from confide.errors import MissingExtra
 
 try:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, NullFormatter
 except ImportError:  # the compare extra
     Figure = None
 
@@ -62,7 +63,7 @@ def dots(rows: Mapping[str, Spread], *, label: str, caption: str, factor: float 
         axes.plot([spread.low * factor, spread.high * factor], [place, place], color=colour, lw=2.5, alpha=0.45)
         axes.plot([spread.median * factor], [place], "o", color=colour, ms=7)
         axes.annotate(
-            f"{spread.median * factor:.4g}", (spread.median * factor, place), (0, 8), textcoords="offset points",
+            f"{spread.median * factor:,.0f}" if spread.median * factor >= 1e4 else f"{spread.median * factor:.4g}", (spread.median * factor, place), (0, 8), textcoords="offset points",
             ha="center", fontsize=8, color=_INK,
         )  # fmt: skip
     axes.set_yticks(range(len(rows)), list(rows))
@@ -71,6 +72,8 @@ def dots(rows: Mapping[str, Spread], *, label: str, caption: str, factor: float 
     axes.grid(axis="x", color=_MUTED, alpha=0.25)
     if log:
         axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     return _picture(figure, caption)
 
 

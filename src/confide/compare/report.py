@@ -102,7 +102,8 @@ class StrategicRow:
 def _latency(record: Record) -> str:
     if record.task == "inference":
         return f"{_median(record, 'latency_seconds') * 1e3:.2f} ms per query"
-    return f"{_median(record, 'train_seconds'):.2f} s for {_median(record, 'rounds_count'):.0f} rounds"
+    rounds = record.figure("rounds_count")
+    return f"{_median(record, 'train_seconds'):.2f} s" + (f" for {rounds:.0f} rounds" if rounds else "")
 
 
 def _communication(record: Record) -> str:

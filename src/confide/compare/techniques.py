@@ -108,7 +108,7 @@ TRAINING: Mapping[str, Technique] = {
 }
 
 INFERENCE: Mapping[str, Technique] = {
-    "plain": Technique("Plain (TLS)", _AT_SERVER, "the server may see the query", "confide (ASGI)", "1 server"),
+    "plain": Technique("Plain", _AT_SERVER, "the server may see the query", "confide (ASGI)", "1 server"),
     "he": Technique(
         "Homomorphic encryption, model protected",
         _AT_SERVER,

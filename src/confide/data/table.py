@@ -154,6 +154,10 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
     if len(lines) < 2:
         raise DataError(f"Expected a header and at least one record in {path}; the file is empty")
     header, *rows = lines
+    if len(header) == 1 and ";" in header[0]:
+        raise DataError(
+            f"Expected comma-separated text in {path}; this is separated by semicolons: save it with commas"
+        )
     for name in header:
         if header.count(name) > 1:
             raise DataError(f"Expected different column names in the header of {path}, got {name!r} twice; rename one")

@@ -162,7 +162,7 @@ class Artifact:
         return replace(self, created=header.created, signer=header.signer.hex(), fingerprint=fingerprint)
 
 
-def load(path: Path, *, trust: bytes | None = None) -> Artifact:
+def load(path: str | Path, *, trust: bytes | None = None) -> Artifact:
     """Read a signed file; see `decode`.
 
     Raises:
@@ -170,7 +170,7 @@ def load(path: Path, *, trust: bytes | None = None) -> Artifact:
         IntegrityError: as in `decode`.
         MissingExtra: `onnx` is not installed.
     """
-    return decode(_read(path, _LARGEST_FILE_BYTES, "model"), trust=trust, where=str(path))
+    return decode(_read(Path(path), _LARGEST_FILE_BYTES, "model"), trust=trust, where=str(path))
 
 
 def decode(body: bytes, *, trust: bytes | None, where: str = "the model") -> Artifact:
@@ -195,7 +195,7 @@ def decode(body: bytes, *, trust: bytes | None, where: str = "the model") -> Art
     if trust is None:
         _verify(header.signer, signed, signature, f"Expected {where} as its signer left it")
         warnings.warn(
-            f"{where} was opened without a pinned key; pass trust= with the key of whoever trained it "
+            f"{where} was opened without a pinned key; pin the key of whoever trained it with trust= "
             f"(the file says {header.signer.hex()})",
             UnverifiedModel,
             stacklevel=3,  # where `load` was called

@@ -134,6 +134,11 @@ def from_onnx(body: bytes) -> Graph:
     return Graph(tuple(_layers(model.graph, onnx)), _classes(model))
 
 
+def require_onnx() -> None:
+    """Raise MissingExtra if models cannot be written here."""
+    _library("train")
+
+
 def _library(extra: str) -> Any:
     try:
         import onnx

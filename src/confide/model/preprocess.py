@@ -171,6 +171,11 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Return the names of the raw columns that hold numbers; the others hold text."""
         return tuple(rule.name for rule in self.rules if isinstance(rule, Scale))
 
+    def categories(self, column: str) -> tuple[str, ...]:
+        """Return the known categories of a raw column that holds text; () for any other."""
+        found = (rule.categories for rule in self.rules if isinstance(rule, OneHot) and rule.name == column)
+        return next(found, ())
+
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the features, in order."""

@@ -311,7 +311,8 @@ class Client:
             return IntegrityError("Expected a certificate from a known authority; name another one with ca_file")
         if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
             return UsageError(f"Expected a server at {self._url}; check that it runs and that the URL is right")
-        return ServiceError(504, f"nothing, the connection ended first ({type(error).__name__}); ask again later")
+        hint = "ask again later" if self._url.startswith("https") else "if the server speaks TLS, write https://"
+        return UsageError(f"Expected an answer, the connection ended first ({type(error).__name__}); {hint}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,7 @@ class Server:
     ) -> None:
         self.limits = limits
         self._served = served
+        self.pins = {(model, name): one.pin for model, its in served.items() for name, one in its.items()}
         self._api_keys = api_keys
         self._quota = quota
         self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None

@@ -115,6 +115,15 @@ def _matrix(x: ArrayLike, features: int, *, bounded: bool) -> Matrix:
     return values
 
 
+def _category(value: Any, known: tuple[str, ...]) -> Any:
+    """Return a cell as text: a missing one, as frames have it, as "", and a whole number as its category is written."""
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return ""
+    if isinstance(value, int | float) and str(value) not in known and float(value).is_integer():
+        return str(int(value)) if str(int(value)) in known else str(float(value))
+    return str(value)
+
+
 def _columns(preprocess: Preprocess, raw: Columns) -> dict[str, NDArray[Any]]:
     """Return raw columns as arrays: numbers as float64 with NaN where missing, categories as text."""
     columns: dict[str, NDArray[Any]] = {}
@@ -123,7 +132,8 @@ def _columns(preprocess: Preprocess, raw: Columns) -> dict[str, NDArray[Any]]:
             continue  # apply() names it, with the nearest one that is there
         values = np.atleast_1d(np.asarray(raw[name], object))
         if name not in preprocess.numbers:
-            columns[name] = values
+            known = preprocess.categories(name)
+            columns[name] = np.array([_category(value, known) for value in values.tolist()], object)
             continue
         try:
             columns[name] = np.array([np.nan if value in ("", None) else float(value) for value in values.tolist()])

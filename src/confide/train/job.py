@@ -108,7 +108,7 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
 
     Args:
         epsilon: total budget, > 0.
-        delta: total failure probability; None takes expected total records to the power -1.1.
+        delta: total failure probability, below 1 / expected_records.
         clip_norm: largest L2 norm of one record's gradient, > 0.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
         expected_records: public size of the pooled data; the denominator of the mean gradient.
@@ -116,7 +116,7 @@ class PrivacySection(_Section, frozen=True, kw_only=True):
     """
 
     epsilon: float = 1.0
-    delta: float | None = None
+    delta: float = 1e-5
     unit: Literal["record"] = "record"
     clip_norm: float = 0.5
     colluding: int = 1
@@ -208,12 +208,29 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
             )
         _check_section(name, _section_type(kind), cast("dict[str, Any]", section))
     _check_data(table.get("data", {}))
-    model: dict[str, Any] = table.get("model", {})
-    train = {**_DEFAULTS[model.get("kind", "logistic")], **table.get("train", {})}
     try:
-        return msgspec.convert(table | {"train": train, "base": str(base)}, Job)
+        return msgspec.convert(_resolved(table) | {"base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
+
+
+def _resolved(table: dict[str, Any]) -> dict[str, Any]:
+    """Return `table` with the defaults that depend on other keys, so that what is printed is what runs."""
+    data: dict[str, Any] = table.get("data", {})
+    model: dict[str, Any] = table.get("model", {})
+    parties = len(data["tables"]) if "schema" in data else data.get("parties", DataSection().parties)
+    train = {**_DEFAULTS[model.get("kind", "logistic")], **table.get("train", {})}
+    train["quorum"] = train.get("quorum") or parties // 2 + 1
+    resolved = table | {"train": train}
+    if privacy := dict(table.get("privacy", {})):
+        privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
+        if privacy.get("delta", 1e-5) * privacy["expected_records"] >= 1:
+            raise JobError(
+                f"Expected privacy.delta={privacy.get('delta', 1e-5)} below 1 / expected_records; at that delta a "
+                "mechanism may publish whole records"
+            )
+        resolved["privacy"] = privacy
+    return resolved
 
 
 def _section_type(kind: Any) -> type[_Section]:
@@ -280,6 +297,8 @@ def describe(job: Job) -> str:
             continue
         lines.append(f"[{name}]")
         for key, value in msgspec.structs.asdict(section).items():
+            if (name, key) in _not_used(job):
+                continue
             if isinstance(value, dict):
                 pairs = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in sorted(value.items()))  # type: ignore[misc]
                 lines += [f"{key} = {{ {pairs} }}"] if value else []
@@ -287,6 +306,17 @@ def describe(job: Job) -> str:
                 lines.append(f"{key} = {_toml(value)}")
         lines.append("")
     return "\n".join(lines)
+
+
+def _not_used(job: Job) -> set[tuple[str, str]]:
+    """Return the (section, key) pairs that say nothing about this job."""
+    of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
+    unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
+    if job.data.set is None:
+        unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
+    elif job.data.split == "even":
+        unused.add(("data", "alpha"))
+    return unused
 
 
 def _toml(value: object) -> str:

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from confide.errors import IntegrityError, UsageError
@@ -46,8 +47,10 @@ class Ledger:
         self._path = path
         self.head = GENESIS
         self.entries = 0
+        self.spent: float | None = None  # by the runs that are in the file already
         if path is not None and path.exists():
-            self.entries, self.head = verify(path)
+            before = verify(path)
+            self.entries, self.head, self.spent = before.entries, before.head, before.epsilon
 
     def append(self, event: str, fields: Mapping[str, Value]) -> str:
         """Add one entry and return its hash."""
@@ -64,36 +67,59 @@ class Ledger:
         return digest
 
 
-def verify(path: Path, *, head: str | None = None) -> tuple[int, str]:
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """A ledger whose chain holds.
+
+    Args:
+        entries: lines.
+        head: hash of the last line.
+        later: lines after the one that was asked for: other runs of the same ledger; 0 if none was asked for.
+        runs: trainings that were begun.
+        epsilon: of all of them together by basic composition, as far as they share records; None without any.
+    """
+
+    entries: int
+    head: str
+    later: int
+    runs: int
+    epsilon: float | None
+
+
+def verify(path: Path, *, head: str | None = None) -> Verified:
     """Check a ledger from its first line to its last.
 
     Args:
         path: the file.
-        head: the hash that the last line must have (from a model's label), if known. Without it a ledger whose last
-            lines were cut off still verifies.
-
-    Returns:
-        The number of entries and the last hash.
+        head: the hash of a line that must be there (from a model's label), if known. Without it a ledger whose last
+            lines were cut off still verifies; with it, every line up to that model's is there.
 
     Raises:
         UsageError: the file is absent or unreadable.
         IntegrityError: naming the first line that does not hold.
     """
-    previous, count = GENESIS, 0
+    previous, count, found, runs = GENESIS, 0, None, 0
+    spent: dict[int, float] = {}  # by run: what its last round had spent, also if it never ended
     try:
         with path.open("rb") as file:
             while line := file.readline(MAX_LINE_BYTES + 1):
                 count += 1
-                previous = _verified(line, count, previous)
+                entry = _verified(line, count, previous)
+                previous = str(entry["hash"])
+                found = count if previous == head else found
+                runs += entry.get("event") == "job"
+                epsilon = entry.get("epsilon")
+                if isinstance(epsilon, float | int):
+                    spent[runs] = float(epsilon)
     except OSError as error:
         raise UsageError(f"Expected a readable ledger at {path}; {error.strerror}") from None
-    if head is not None and previous != head:
-        raise IntegrityError(f"Expected the ledger to end in {head[:16]}..., its last line is {previous[:16]}...")
-    return count, previous
+    if head is not None and found is None:
+        raise IntegrityError(f"Expected a line with the hash {head[:16]}... in the ledger; its last lines were cut off")
+    return Verified(count, previous, count - found if found else 0, runs, sum(spent.values()) if spent else None)
 
 
-def _verified(line: bytes, number: int, previous: str) -> str:
-    """Return the hash of one line after checking it against its content and its predecessor."""
+def _verified(line: bytes, number: int, previous: str) -> dict[str, object]:
+    """Return one line after checking it against its hash and its predecessor."""
     try:
         if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
             raise ValueError
@@ -105,4 +131,4 @@ def _verified(line: bytes, number: int, previous: str) -> str:
         raise IntegrityError(
             f"Line {number} of the ledger does not hold: it was changed, removed or reordered"
         ) from None
-    return str(stated)
+    return entry | {"hash": stated}

@@ -120,7 +120,15 @@ def record_gradients(graph: Graph, x: Matrix, y: Labels) -> Matrix:
 
 
 def descend(
-    graph: Graph, x: Matrix, y: Labels, *, steps: int, learning_rate: float, momentum: float, weight_decay: float
+    graph: Graph,
+    x: Matrix,
+    y: Labels,
+    *,
+    steps: int,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    average: float = 0.0,
 ) -> Graph:
     """Return `graph` after full-batch gradient descent with heavy-ball momentum on (x, y).
 
@@ -131,13 +139,17 @@ def descend(
         learning_rate: step size on the mean gradient, > 0.
         momentum: 0 <= momentum < 1.
         weight_decay: coefficient of the ridge term (half the squared norm), >= 0.
+        average: share of the last steps whose iterates are averaged into the result, 0 <= share <= 1.
     """
     if not len(x):
         raise DataError("Expected at least one record to train on")
     weights = flatten(graph)
     velocity = np.zeros_like(weights)
-    for _ in range(steps):
+    averaged, since = np.zeros_like(weights), steps - round(average * steps)
+    for step in range(1, steps + 1):
         mean = gradient_sum(unflatten(graph, weights), x, y) / len(x)
         velocity = momentum * velocity - learning_rate * (mean + weight_decay * weights)
         weights = weights + velocity
-    return unflatten(graph, weights)
+        if step > since:
+            averaged += (weights - averaged) / (step - since)
+    return unflatten(graph, averaged if steps > since else weights)

@@ -20,6 +20,7 @@ from confide.guarantee import PrivacyLabel
 from confide.ideal import Aggregator, PlainSum
 from confide.model.artifact import Artifact, create_signing_key, read_signing_key
 from confide.model.graph import Graph
+from confide.model.onnx import require_onnx
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
 from confide.secagg.masked import Masked
@@ -174,6 +175,11 @@ def train(
     if job.train.quorum > len(data.silos):
         raise JobError(f"Expected train.quorum={job.train.quorum} to be at most the {len(data.silos)} parties")
     plan = plan_of(job, data.start.parameters, len(data.silos))
+    if plan and not aggregator.guarantee.hides("update", "server"):
+        raise JobError(
+            f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
+            'would see each party with its own share of the noise only: take "masked"'
+        )
     encoding: Encoding = PrivateGradients(plan, job.train) if plan else WeightedUpdates(data.start, job.train)
     if ledger is not None:
         ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
@@ -211,6 +217,7 @@ def _descend(job: Job, start: Graph, x: Matrix, y: Labels) -> Graph:
         learning_rate=job.train.learning_rate,
         momentum=job.train.momentum,
         weight_decay=job.train.weight_decay,
+        average=job.train.average,
     )
 
 
@@ -262,6 +269,8 @@ class Output:
                 'Expected output.signing_key beside output.model; a new one is made there: signing_key = "signing.pem"'
             )
         self._model = places.get("model")
+        if self._model is not None:
+            require_onnx()  # now, not after the training
         self._key_file = places.get("signing_key")
         self._key = read_signing_key(self._key_file) if self._key_file and self._key_file.exists() else None
         self.ledger = Ledger(places.get("ledger"))
@@ -272,7 +281,8 @@ class Output:
 
         The ledger's last entry names the model's parameters; the label names the ledger's last entry.
         """
-        head = self.ledger.append("model", {"model": model_hash(done.graph).hex(), "rounds": done.number})
+        fields = {"model": model_hash(done.graph).hex(), "rounds": done.number, "epsilon": done.epsilon}
+        head = self.ledger.append("model", fields)
         rng = rng or SystemRandomness()
         label = label_of(self._job, data, done, head=head, origin=rng.origin)
         metadata = {"job": self._job.job.name, "data": str(self._job.data.set or self._job.data.schema)}
