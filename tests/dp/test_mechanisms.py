@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.dp.mechanisms import clipped_sum, default_grid
+from confide.dp.mechanisms import LARGEST_GRID, clipped_sum, default_grid
 from confide.errors import UsageError
 
 CLIP = 0.5
@@ -150,3 +150,21 @@ def test_the_default_grid_costs_at_most_one_percent(length):
 def test_misuse_is_refused_by_shape_alone(rows, clip_norm, grid, text):
     with pytest.raises(UsageError, match=text):
         clipped_sum(rows, clip_norm=clip_norm, grid=grid)
+
+
+@pytest.mark.parametrize("length", [7, 31, 9000])
+def test_a_rows_integers_do_not_depend_on_the_number_of_rows(length):
+    rng = np.random.default_rng(length)
+    for _ in range(8):
+        row = rng.normal(size=length)
+
+        def rows(n, entry, row=row):
+            return clipped_sum(np.tile([*row[:-1], entry], (n, 1)), clip_norm=CLIP, grid=LARGEST_GRID).total
+
+        low, high = 0.3, 1.0
+        start = rows(1, low)[-1]
+        while low < (middle := (low + high) / 2) < high:  # to where the last bit of the norm decides a rounding
+            low, high = (middle, high) if rows(1, middle)[-1] == start else (low, middle)
+        for ulp in range(-10, 11):
+            entry = low + ulp * np.spacing(low)
+            assert (rows(2, entry) == 2 * rows(1, entry)).all()

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confide.dp.mechanisms import clipped_sum
 from confide.errors import DataError, ModelError
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from confide.train.local import Silo, descend, flatten, gradient_sum, record_gradients, unflatten
@@ -74,6 +75,68 @@ def test_unflatten_reverses_flatten(seed):
     graph = graph_of([4, 3, 2], rng, Square())
     vector = rng.normal(size=graph.parameters)
     np.testing.assert_array_equal(flatten(unflatten(graph, vector)), vector)
+
+
+def equal_bits(a, b):
+    return a.shape == b.shape and a.tobytes() == b.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("widths", "middle"), [([30, 1], Square()), ([30, 16, 1], Square()), ([13, 8, 5, 3], Sigmoid()), ([1, 1], Square())]
+)
+def test_a_records_gradient_does_not_depend_on_the_other_records(widths, middle):
+    rng = np.random.default_rng(3)
+    graph = graph_of(widths, rng, middle)
+    x, y = rng.normal(size=(70, widths[0])), rng.integers(0, max(2, widths[-1]), 70)
+    x[::3] = x[0]  # equal rows at many places
+    alone = np.concatenate([record_gradients(graph, x[i : i + 1], y[i : i + 1]) for i in range(len(x))])
+    for n in range(len(x) + 1):
+        rows = rng.permutation(len(x))[:n]
+        assert equal_bits(record_gradients(graph, x[rows], y[rows]), alone[rows])
+        assert equal_bits(record_gradients(graph, np.asfortranarray(x[:n]), y[:n]), alone[:n])
+
+
+def crossing(value):
+    """Return the last float64 in [0.3, 1] before `value` changes: the place where a rounding decides."""
+    low, high = 0.3, 1.0
+    while low < (middle := (low + high) / 2) < high:
+        low, high = (middle, high) if value(middle) == value(0.3) else (low, middle)
+    return low
+
+
+def test_neighbours_differ_by_at_most_the_grid_where_a_rounding_decides():
+    # With rows through BLAS this search finds neighbours 522 apart on a grid of 512.
+    rng, features, grid = np.random.default_rng(0), 30, 512
+    start, zeros = Graph((Linear(np.zeros((1, features)), np.zeros(1)), Sigmoid())), np.zeros(8, np.int64)
+
+    def total(graph, x, y):
+        return clipped_sum(record_gradients(graph, x, y), clip_norm=2.5, grid=grid).total
+
+    for _ in range(30):
+        weights = rng.normal(size=features + 1)
+        weights[:features] -= weights[:features].mean() + 0.04
+        graph = unflatten(start, weights)
+        edge = crossing(lambda c, graph=graph: total(graph, np.full((1, features), c), zeros[:1])[0])
+        for ulp in range(-25, 26, 2):
+            seven = np.full((7, features), edge + ulp * np.spacing(edge))
+            before = total(graph, seven, zeros[:7])
+            for record, label in ((1.0, 1), (1.0, 0), (-1.0, 1), (-1.0, 0)):
+                one = np.full((1, features), record)
+                moved = total(graph, np.vstack([seven, one]), np.array([0] * 7 + [label])) - before
+                assert moved @ moved <= grid * grid
+                assert (moved == total(graph, one, np.array([label]))).all()
+
+
+def test_no_warning_depends_on_a_record():
+    # pytest turns warnings into errors: the squares of the first record overflow, those of the second do not
+    layers = Linear(np.ones((2, 1)), np.zeros(2)), Square(), Square(), Linear(np.array([[1.0, -1.0]]), np.zeros(1))
+    graph = Graph((*layers, Sigmoid()))
+    x, y = np.array([[1e150], [1.0], [1e-200]]), np.array([1, 0, 1])
+    rows = record_gradients(graph, x, y)
+    assert not np.isfinite(rows[0]).all()
+    assert np.isfinite(rows[1:]).all()
+    assert equal_bits(rows[1:], record_gradients(graph, x[1:], y[1:]))
+    assert clipped_sum(rows, clip_norm=1.0, grid=512).ignored == 1
 
 
 def test_descent_reaches_the_optimum_of_another_solver():

@@ -92,7 +92,8 @@ def _to_grid(rows: Matrix, clip_norm: float, grid: int) -> tuple[Vector, int]:
     peak = np.abs(rows).max(axis=1)
     usable = (peak > 0) & (peak < math.inf)  # False for NaN
     direction = np.where(usable[:, None], rows, 0.0) / np.where(usable, peak, 1.0)[:, None]
-    length = np.sqrt(np.einsum("ij,ij->i", direction, direction))
+    # A running sum has one order; any other would round a long row by its place, and others' records choose that.
+    length = np.sqrt(np.cumsum(direction * direction, axis=1)[:, -1])
     largest = clip_norm * (radius / grid)  # C'
     share = np.minimum(np.minimum(peak, largest) / largest, 1 / np.where(usable, length, 1.0))
     share = np.where(usable, share, 0.0)

@@ -6,6 +6,7 @@ is p - y. Parameters travel as one flat vector: weight then bias of each linear 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,32 +73,53 @@ def unflatten(graph: Graph, vector: Matrix) -> Graph:
     return Graph(tuple(layers), graph.classes)
 
 
-def _passes(graph: Graph, x: Matrix, y: Labels) -> list[tuple[Matrix, Matrix]]:
-    """Return (input, gradient at the output) of each linear layer, per record: shapes (n, in), (n, out)."""
+def _product_by_record(a: Matrix, b: Matrix) -> Matrix:
+    """Return a @ b, each row summed in one fixed order, so that its rounding depends on nothing but the row and `b`.
+
+    BLAS rounds equal rows differently at different places and batch sizes: a record would move the others' gradients.
+    """
+    out = np.zeros((a.shape[0], b.shape[1]))
+    for column, row in zip(a.T, b, strict=True):
+        out += column[:, None] * row
+    return out
+
+
+def _sigmoid_by_record(x: Matrix) -> Matrix:
+    """Return the sigmoid with one exponential at a time: numpy's may round by place in its vector registers."""
+    small = np.array([math.exp(value) for value in (-np.abs(x)).ravel().tolist()]).reshape(x.shape)
+    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+
+
+def _passes(graph: Graph, x: Matrix, y: Labels, *, by_record: bool) -> list[tuple[Matrix, Matrix]]:
+    """Return (input, gradient at the output) of each linear layer, per record: shapes (n, in), (n, out).
+
+    With `by_record` every row is bit for bit what it would be without the other rows.
+    """
     if not isinstance(graph.layers[-1], Sigmoid):
         raise ModelError("Expected a graph that ends in Sigmoid; training uses the logistic loss")
+    product, squash = (_product_by_record, _sigmoid_by_record) if by_record else (np.matmul, sigmoid)
     inputs: list[Matrix] = []
     value = x
     for layer in graph.layers[:-1]:
         inputs.append(value)
         match layer:
             case Linear(weight, bias):
-                value = value @ weight.T + bias
+                value = product(value, weight.T) + bias
             case Square():
                 value = value * value
             case Sigmoid():
-                value = sigmoid(value)
-    gradient = sigmoid(value) - targets(y, graph.outputs)
+                value = squash(value)
+    gradient = squash(value) - targets(y, graph.outputs)
     passes: list[tuple[Matrix, Matrix]] = []
     for layer, given in zip(reversed(graph.layers[:-1]), reversed(inputs), strict=True):
         match layer:
             case Linear(weight, _):
                 passes.append((given, gradient))
-                gradient = gradient @ weight
+                gradient = product(gradient, weight)
             case Square():
                 gradient = gradient * 2.0 * given
             case Sigmoid():
-                out = sigmoid(given)
+                out = squash(given)
                 gradient = gradient * out * (1.0 - out)
     return passes[::-1]
 
@@ -105,17 +127,22 @@ def _passes(graph: Graph, x: Matrix, y: Labels) -> list[tuple[Matrix, Matrix]]:
 def gradient_sum(graph: Graph, x: Matrix, y: Labels) -> Matrix:
     """Return the sum over records of the loss gradient, shape (parameters,)."""
     parts: list[Matrix] = []
-    for given, gradient in _passes(graph, x, y):
+    for given, gradient in _passes(graph, x, y, by_record=False):
         parts += [(gradient.T @ given).ravel(), gradient.sum(axis=0)]
     return np.concatenate(parts)
 
 
 def record_gradients(graph: Graph, x: Matrix, y: Labels) -> Matrix:
-    """Return the loss gradient of each record, shape (n, parameters): what differential privacy clips."""
+    """Return the loss gradient of each record, shape (n, parameters): what differential privacy clips.
+
+    **Guarantees** that a row is bit for bit the same whatever the other rows are, as the sensitivity of their clipped
+    sum needs, and that no warning depends on a record: a gradient beyond float64 is a row with NaN or infinity.
+    """
     parts: list[Matrix] = []
-    for given, gradient in _passes(graph, x, y):
-        weights = gradient[:, :, None] * given[:, None, :]
-        parts += [weights.reshape(len(given), gradient.shape[1] * given.shape[1]), gradient]
+    with np.errstate(all="ignore"):
+        for given, gradient in _passes(graph, x, y, by_record=True):
+            weights = gradient[:, :, None] * given[:, None, :]
+            parts += [weights.reshape(len(given), gradient.shape[1] * given.shape[1]), gradient]
     return np.concatenate(parts, axis=1)
 
 
