@@ -90,7 +90,8 @@ def test_train_serve_predict_verify(trained, backend, options):
     assert len((trained / "y.csv").read_text().splitlines()) == 21
     verified = cli("ledger", "verify", "ledger.jsonl", "--model", "model.confide", folder=trained)
     assert verified.returncode == 0
-    assert "22 entries hold" in verified.stdout
+    assert "42 entries hold" in verified.stdout  # the job, 20 releases and rounds, the model
+    assert "together" in verified.stdout
 
 
 def test_plain_serving_must_be_asked_for(trained):
@@ -140,7 +141,7 @@ def test_files_that_are_not_there_or_not_ours(tmp_path, trained, capsys):
     cut = (trained / "ledger.jsonl").read_bytes().splitlines(keepends=True)[:-1]
     (tmp_path / "cut.jsonl").write_bytes(b"".join(cut))
     line = fails(capsys, "ledger", "verify", tmp_path / "cut.jsonl", "--model", trained / "model.confide")
-    assert "Expected the ledger to end in" in line
+    assert "last lines were cut off" in line
 
 
 def test_a_model_under_another_key_or_with_a_flipped_bit_is_not_served(tmp_path, trained, capsys):
@@ -183,7 +184,9 @@ def test_a_port_that_is_taken(trained, capsys):
 def test_unknown_backends_and_mixed_options(trained, capsys):
     assert 'did you mean "plain"' in fails(capsys, "serve", trained / "model.confide", "--backend", "plian")
     assert "--open-model" in fails(capsys, "serve", trained / "model.confide", "--backend", "plain", "--open-model")
-    assert "api_keys" in fails(capsys, "serve", trained / "model.confide", "--backend", "plain", "--query-quota", 3)
+    quota = ["serve", trained / "model.confide", "--backend", "plain", "--query-quota", 3]
+    assert "outlive a restart" in fails(capsys, *quota)
+    assert "--api-keys" in fails(capsys, *quota, "--store", trained / "unused.sqlite")
 
 
 def test_api_keys_open_the_server_for_their_holders(trained, tmp_path):
@@ -193,7 +196,14 @@ def test_api_keys_open_the_server_for_their_holders(trained, tmp_path):
     (tmp_path / "mine").write_text(made.stderr.split()[-1] + "\n")
     ask = ["x.csv", "--backend", "plain"]
     with hosted(
-        trained / "model.confide", ["plain"], "--api-keys", str(tmp_path / "keys.toml"), "--query-quota", "20"
+        trained / "model.confide",
+        ["plain"],
+        "--api-keys",
+        str(tmp_path / "keys.toml"),
+        "--query-quota",
+        "20",
+        "--store",
+        str(tmp_path / "s.sqlite"),
     ) as url:
         assert cli("predict", url, *ask, folder=trained).returncode == 2
         assert cli("predict", url, *ask, "--api-key-file", tmp_path / "mine", folder=trained).returncode == 0
@@ -202,8 +212,38 @@ def test_api_keys_open_the_server_for_their_holders(trained, tmp_path):
     assert "429" in spent.stderr
 
 
+def test_inspect_shows_the_label_and_no_weight(trained):
+    shown = cli("inspect", "model.confide", "--trust", "signing.pem.pub", folder=trained)
+    assert shown.returncode == 0
+    assert "epsilon=1 at delta=1e-05" in shown.stdout
+    assert "mean radius" in shown.stdout
+    weights = load(trained / "model.confide", trust=read_public_key(trained / "signing.pem.pub")).graph.layers[0].weight
+    assert not [weight for weight in weights.ravel() if f"{weight:.4f}" in shown.stdout]
+
+
+def test_a_second_run_on_one_ledger_is_warned_of_and_added_up(tmp_path):
+    (tmp_path / "job.toml").write_text(JOB)
+    assert cli("train", "job.toml", folder=tmp_path).returncode == 0
+    (tmp_path / "model.confide").rename(tmp_path / "first.confide")
+    again = cli("train", "job.toml", folder=tmp_path)
+    assert "earlier runs in this ledger spent epsilon=1" in again.stderr
+    verified = cli("ledger", "verify", "ledger.jsonl", "--model", "first.confide", folder=tmp_path)
+    assert verified.returncode == 0
+    assert "together, for records that took part in each: 2" in verified.stdout
+
+
 def test_help_and_usage_errors():
-    for verb in ((), ("train",), ("serve",), ("predict",), ("demo",), ("ledger",), ("ledger", "verify"), ("api-key",)):
+    for verb in (
+        (),
+        ("train",),
+        ("serve",),
+        ("predict",),
+        ("demo",),
+        ("ledger",),
+        ("ledger", "verify"),
+        ("api-key",),
+        ("inspect",),
+    ):
         shown = cli(*verb, "--help")
         assert shown.returncode == 0
         assert "confide" in shown.stdout

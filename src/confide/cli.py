@@ -58,10 +58,11 @@ def _bars() -> Progress:
     return Progress(*columns, console=_err)
 
 
-@app.callback()
+@app.callback(invoke_without_command=True)
 def root(
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
+    """Options of the program itself."""
     if version:
         _out.print(f"confide {metadata.version('confide')}")
         raise typer.Exit
@@ -140,8 +141,8 @@ def train(
     output = Output(job)
     if output.ledger.spent is not None:
         _err.print(
-            f"warning: earlier runs in this ledger spent epsilon={output.ledger.spent:.3g} together; on the same records "
-            "this run adds to it"
+            f"warning: earlier runs in this ledger spent epsilon={output.ledger.spent:.3g} together; on the same "
+            "records this run adds to it"
         )
     rounds = rounds_of(job, data, ledger=output.ledger)
     _out.print(describe(job))
@@ -434,7 +435,7 @@ def inspect(
     _out.print(f"columns: {', '.join(artifact.preprocess.columns)}")
     for name, value in msgspec.structs.asdict(artifact.label).items():
         if value is not None:
-            _out.print(f"{name}: {', '.join(value) if isinstance(value, tuple) else value}")
+            _out.print(f"{name}: {', '.join(artifact.label.parties) if name == 'parties' else value}")
     for name, value in {"created": artifact.created, **artifact.metadata}.items():
         _out.print(f"{name}: {value}")
     _out.print(f"signer: {artifact.signer}")

@@ -27,7 +27,9 @@ class Ahead:
         pass
 
     def submit(self, *_):
-        return Future()
+        done = Future()
+        done.set_result((0.0, 0))
+        return done
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +75,9 @@ def test_the_advice_follows_from_the_rows(outcome):
     rows = {record.choice: record for record in outcome[0].training}
     answers = {record.choice: record for record in outcome[0].inference}
     forget, inside, protect, open_model, trusted = outcome[0].advice.values()
-    good = rows["masked+dp"].figure("accuracy_share") >= rows["pooled"].figure("accuracy_share") - 0.05
+    good = rows["masked+dp"].figure("accuracy_share") >= rows["pooled"].figure("accuracy_share") - demo.ENOUGH
     assert forget.choice == ("masked+dp" if good else None)
-    assert inside.choice in ("masked", "masked+dp")
+    assert inside.choice in ("local", "masked", "masked+dp")
     assert dict(inside.refused)["plain"] == "does not hide the update from the server"
     assert protect.choice == "he"
     assert open_model.choice in ("he", "he-open")

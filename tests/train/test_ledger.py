@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import subprocess
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,8 @@ def test_the_chain_by_hand(written):
         previous = hashlib.sha256(json.dumps(entry, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
         assert previous == stated
     assert previous == head
-    assert verify(path, head=head) == (5, head)
+    found = verify(path, head=head)
+    assert (found.entries, found.head, found.later) == (5, head, 0)
 
 
 def test_a_ledger_is_continued(written):
@@ -37,7 +40,8 @@ def test_a_ledger_is_continued(written):
     again = Ledger(path)
     assert (again.entries, again.head) == (5, head)
     again.append("saved", {})
-    assert verify(path)[0] == 6
+    assert verify(path).entries == 6
+    assert verify(path, head=head).later == 1  # an earlier model's line is still there
 
 
 @pytest.mark.parametrize("line", range(5))
@@ -65,8 +69,8 @@ def test_every_change_is_found(written, line, change):
 def test_a_cut_tail_is_found_by_the_head_alone(written):
     path, head = written
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
-    assert verify(path)[0] == 4  # the chain itself still holds: that is why the label carries the head
-    with pytest.raises(IntegrityError, match="end in"):
+    assert verify(path).entries == 4  # the chain itself still holds: that is why the label carries the head
+    with pytest.raises(IntegrityError, match="cut off"):
         verify(path, head=head)
 
 
@@ -83,3 +87,58 @@ def test_hostile_bytes_give_one_error(tmp_path_factory, data):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UsageError, match="No such file"):
         verify(tmp_path / "absent.jsonl")
+
+
+def test_two_writers_cannot_tear_the_chain(written):
+    path, _ = written
+    one, two = Ledger(path), Ledger(path)
+    one.append("round", {"round": 1})
+    with pytest.raises(UsageError, match="no other run"):
+        two.append("round", {"round": 1})
+    assert verify(path).entries == 6
+
+
+def test_a_line_that_was_never_finished_is_dropped_by_the_next_run(written):
+    path, head = written
+    with path.open("ab") as file:
+        file.write(b'{"event": "round", "prev')
+    with pytest.raises(IntegrityError, match="Line 6"):
+        verify(path)
+    again = Ledger(path)
+    assert (again.entries, again.head) == (5, head)
+    again.append("round", {})
+    assert verify(path).entries == 6
+
+
+def test_a_full_disk_leaves_whole_lines(tmp_path):
+    """In a process of its own whose files may not grow beyond 1,000 bytes."""
+    code = (
+        "import resource, signal, sys\n"
+        "from pathlib import Path\n"
+        "from confide.errors import UsageError\n"
+        "from confide.train.ledger import Ledger\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "ledger = Ledger(Path(sys.argv[1]))\n"
+        "try:\n"
+        "    while True: ledger.append('round', {'round': ledger.entries})\n"
+        "except UsageError as error: print(ledger.entries, error)\n"
+    )
+    path = tmp_path / "l.jsonl"
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)
+    assert "add a line to the ledger" in done.stdout, done.stderr
+    assert verify(path).entries == int(done.stdout.split()[0]) > 0
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_what_runs_spent_adds_up(tmp_path):
+    ledger = Ledger(tmp_path / "l.jsonl")
+    for _ in range(2):
+        ledger.append("job", {})
+        for epsilon in (0.4, 0.7, 1.0):
+            ledger.append("release", {"epsilon": epsilon})
+    ledger.append("job", {})
+    ledger.append("release", {"epsilon": 0.25})  # a run that died after its first release
+    found = verify(tmp_path / "l.jsonl")
+    assert (found.runs, found.epsilon) == (3, pytest.approx(2.25))
+    assert Ledger(tmp_path / "l.jsonl").spent == pytest.approx(2.25)

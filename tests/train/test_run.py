@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from confide.crypto.random import SeededRandomness
-from confide.errors import DataError, IntegrityError, JobError, ModelError
+from confide.errors import DataError, IntegrityError, JobError, ModelError, PrivacyError
 from confide.model.artifact import load, read_public_key
 from confide.train import AGGREGATORS, Output, load_data, local_models, parse, pooled_model, train
 from confide.train.evaluate import accuracy
@@ -73,7 +73,7 @@ def test_a_model_from_files_is_signed_labelled_and_right(folder):
     assert loaded.label.aggregator == "masked"
     assert loaded.label.parties == ("north", "south", "east")
     assert loaded.label.epsilon is None
-    assert verify(folder / "l.jsonl", head=loaded.label.ledger)[0] == 32  # the job, 30 rounds, the model
+    assert verify(folder / "l.jsonl", head=loaded.label.ledger).entries == 32  # the job, 30 rounds, the model
     assert (folder / "k.pem").stat().st_mode & 0o077 == 0
 
 
@@ -81,24 +81,63 @@ def test_a_second_run_continues_the_ledger_and_keeps_the_key(folder):
     first = finish(job_of(folder))[2]
     second = finish(job_of(folder))[2]
     assert first.signer == second.signer
-    assert verify(folder / "l.jsonl", head=second.label.ledger)[0] == 64
+    assert verify(folder / "l.jsonl", head=second.label.ledger).entries == 64
+    assert verify(folder / "l.jsonl", head=first.label.ledger).later == 32
 
 
 def test_the_label_states_the_privacy_that_was_kept(folder):
     privacy = {"epsilon": 2.0, "expected_records": 150, "colluding": 0}
     label = finish(job_of(folder, privacy=privacy))[2].label
     assert (label.epsilon, label.unit, label.quorum, label.colluding) == (2.0, "record", 2, 0)
-    assert label.delta == pytest.approx(150**-1.1)
+    assert label.delta == 1e-5
     assert label.epsilon_outsiders <= label.epsilon
     assert label.seed == "operating system"
 
 
 def test_a_fixed_seed_voids_the_claim_in_the_label(folder):
-    job = job_of(folder)
+    assert "no privacy claim" in finish(job_of(folder), rng=SeededRandomness("test"))[2].label.seed
+
+
+def test_a_label_that_does_not_fit_the_rounds_is_refused(folder):
+    """Rounds without noise, saved under a job that promises noise."""
+    data = load_data(job_of(folder))
+    *_, last = train(job_of(folder), data)
+    with pytest.raises(PrivacyError, match="no label fits"):
+        Output(job_of(folder, privacy={"expected_records": 150})).save(data, last)
+    assert not (folder / "m.confide").exists()
+
+
+def test_every_release_is_on_record_before_it_is_made(folder):
+    privacy = {"expected_records": 150, "colluding": 0}
+    job = job_of(folder, privacy=privacy)
     data, output = load_data(job), Output(job)
-    rng = SeededRandomness("test")
-    *_, last = train(job, data, rng=rng, ledger=output.ledger)
-    assert "no privacy claim" in output.save(data, last, rng=rng).label.seed
+    rounds = train(job, data, ledger=output.ledger)
+    first = next(rounds)
+    rounds.close()  # the run dies here
+    assert verify(folder / "l.jsonl").epsilon == pytest.approx(first.epsilon)
+
+
+def test_a_record_decides_only_its_own_side_under_privacy(folder):
+    """Neighbours stay neighbours: without one record, every other record is where it was."""
+    job = job_of(folder, privacy={"expected_records": 150})
+    whole = load_data(job)
+    lines = (folder / "north.csv").read_text().splitlines(keepends=True)
+    (folder / "north.csv").write_text("".join(lines[:5] + lines[6:]))
+    less = load_data(job)
+    rows = [{tuple(row) for row in silo.x.tolist()} for data in (whole, less) for silo in (data.silos[0], data.test)]
+    assert rows[2] <= rows[0]
+    assert rows[3] <= rows[1]
+    assert len(rows[0] - rows[2]) + len(rows[1] - rows[3]) == 1
+
+
+def test_without_privacy_the_split_is_stratified_and_so_not_stable(folder):
+    """The negative control of the test above."""
+    whole = load_data(job_of(folder))
+    lines = (folder / "north.csv").read_text().splitlines(keepends=True)
+    (folder / "north.csv").write_text("".join(lines[:5] + lines[6:]))
+    less = load_data(job_of(folder))
+    rows = [{tuple(row) for row in data.silos[0].x.tolist()} for data in (whole, less)]
+    assert len(rows[0] ^ rows[1]) > 1
 
 
 def test_a_dropout_is_in_the_ledger(folder):
@@ -137,6 +176,9 @@ def test_a_test_table_of_its_own(folder):
         ({"privacy": {"expected_records": 9, "colluding": 2}}, JobError, "privacy.colluding=2 below the quorum"),
         ({"output": {"model": "absent/m.confide", "signing_key": "k.pem"}}, JobError, "folder that exists"),
         ({"output": {"model": "m.confide"}}, JobError, "output.signing_key"),
+        ({"output": {"model": "x", "signing_key": "x"}}, JobError, "different files"),
+        ({"train": {"aggregate": "plain"}, "privacy": {"expected_records": 9}}, JobError, "own share of the noise"),
+        ({"privacy": {"expected_records": 9, "delta": 0.2}}, JobError, "below 1 / expected_records"),
         ({"data": {"schema": "schema.toml", "tables": {"a": "north.csv", "b": "absent.csv"}}}, DataError, "absent.csv"),
         ({"data": {"schema": "absent.toml", "tables": {"a": "a", "b": "b"}}}, DataError, "absent.toml"),
         ({"data": {"set": "breast-cancr"}}, DataError, "breast-cancer"),

@@ -62,10 +62,10 @@ def dots(rows: Mapping[str, Spread], *, label: str, caption: str, factor: float 
         colour = _COLOURS[place % len(_COLOURS)]
         axes.plot([spread.low * factor, spread.high * factor], [place, place], color=colour, lw=2.5, alpha=0.45)
         axes.plot([spread.median * factor], [place], "o", color=colour, ms=7)
-        axes.annotate(
-            f"{spread.median * factor:,.0f}" if spread.median * factor >= 1e4 else f"{spread.median * factor:.4g}", (spread.median * factor, place), (0, 8), textcoords="offset points",
-            ha="center", fontsize=8, color=_INK,
-        )  # fmt: skip
+        value = spread.median * factor
+        text = f"{value:,.0f}" if value >= 1e4 else f"{value:.4g}"
+        at = {"textcoords": "offset points", "ha": "center", "fontsize": 8, "color": _INK}
+        axes.annotate(text, (value, place), (0, 8), **at)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.set_xlabel(label)

@@ -6,6 +6,7 @@ every record goes to exactly one place.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -89,6 +90,40 @@ def holdout(table: Table, *, fraction: float, seed: int | str) -> tuple[Table, T
     order = np.concatenate(shuffled)[np.argsort(places, kind="stable")]
     count = min(max(round(fraction * table.n), 1), table.n - 1)
     return table.take(np.sort(order[count:])), table.take(np.sort(order[:count]))
+
+
+def aside(table: Table, *, fraction: float, seed: int | str) -> tuple[Table, Table]:
+    """Return (training records, test records), each record sent to its side by its own content alone.
+
+    Differential privacy compares tables that differ in one record. `holdout` shuffles, so one record more sends others
+    to the other side; here adding or removing a record leaves every other one where it was. Classes are not balanced,
+    and equal records stay together.
+
+    Args:
+        table: at least two records.
+        fraction: expected share of test records, 0 < fraction < 1.
+        seed: of the public choice.
+
+    Raises:
+        DataError: fraction is out of range, or one side is empty.
+    """
+    if not 0 < fraction < 1:
+        raise DataError(f"Expected a fraction={fraction} between 0 and 1")
+    names = sorted(table.columns)
+    cells = [table.columns[name].tolist() for name in names]
+    tested = [
+        _unit_hash((seed, label, *row)) < fraction for label, *row in zip(table.labels.tolist(), *cells, strict=True)
+    ]
+    rows = np.asarray(tested, bool)
+    if not table.n or rows.all() or not rows.any():
+        raise DataError(f"Expected more records for a test share of {fraction}; name a test table instead")
+    return table.take(np.flatnonzero(~rows)), table.take(np.flatnonzero(rows))
+
+
+def _unit_hash(record: tuple[object, ...]) -> float:
+    """Return a number in [0, 1) that depends on the record alone."""
+    digest = hashlib.sha256(("confide aside\0" + "\0".join(map(repr, record))).encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
 
 
 def _classes(labels: Indices) -> list[Indices]:

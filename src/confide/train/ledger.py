@@ -9,6 +9,8 @@ records without noise.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -37,34 +39,75 @@ class Ledger:
     """An append-only chain, in memory and, if a path is given, on disk before `append` returns.
 
     Args:
-        path: the file to write, or None. An existing file is verified and continued.
+        path: the file to write, or None. An existing file is verified and continued; a last line without its end was
+            never acknowledged (a full disk, a crash) and is dropped.
 
     Raises:
         IntegrityError: the existing file's chain does not hold.
+        UsageError: the file cannot be read or written to.
+
+    **Guarantees**: an entry is on disk, whole, when `append` returns, or not there at all; of two runs that write to
+    one file, the later writer is refused.
     """
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
+        self._size_bytes = 0
         self.head = GENESIS
         self.entries = 0
-        self.spent: float | None = None  # by the runs that are in the file already
+        self.spent: float | None = None  # by runs that are in the file already
         if path is not None and path.exists():
+            self._size_bytes = _without_torn_line(path)
             before = verify(path)
             self.entries, self.head, self.spent = before.entries, before.head, before.epsilon
 
     def append(self, event: str, fields: Mapping[str, Value]) -> str:
-        """Add one entry and return its hash."""
+        """Add one entry and return its hash.
+
+        Raises:
+            UsageError: another run wrote to the file, or there is no room for the entry; the file is as it was.
+        """
         entry: dict[str, Value] = {"previous": self.head, "event": event, **fields}
         digest = _digest(entry)
         if self._path is not None:
             line = json.dumps(entry | {"hash": digest}, sort_keys=True, allow_nan=False) + "\n"
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            self._size_bytes = _append_whole(self._path, line.encode(), self._size_bytes)
         self.head = digest
         self.entries += 1
         return digest
+
+
+def _without_torn_line(path: Path) -> int:
+    """Cut off a last line without its end, and return the size of the file."""
+    try:
+        with path.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            body = file.read()
+            whole = body.rfind(b"\n") + 1
+            if whole < len(body):
+                file.truncate(whole)
+            return whole
+    except OSError as error:
+        raise UsageError(f"Expected a ledger that can be written to at {path}; {error.strerror}") from None
+
+
+def _append_whole(path: Path, line: bytes, size_bytes: int) -> int:
+    """Append a line to a file of `size_bytes`, or leave the file as it was; return its new size."""
+    try:
+        with path.open("ab", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.fstat(file.fileno()).st_size != size_bytes:
+                raise UsageError(f"Expected no other run to write to {path}; start again, or name another ledger")
+            try:
+                if file.write(line) != len(line):
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(size_bytes)
+                raise
+    except OSError as error:
+        raise UsageError(f"Expected to add a line to the ledger {path}; {error.strerror}") from None
+    return size_bytes + len(line)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +117,9 @@ class Verified:
     Args:
         entries: lines.
         head: hash of the last line.
-        later: lines after the one that was asked for: other runs of the same ledger; 0 if none was asked for.
+        later: lines after the one that was asked for, of later runs; 0 if none was asked for.
         runs: trainings that were begun.
-        epsilon: of all of them together by basic composition, as far as they share records; None without any.
+        epsilon: of all runs together by basic composition, as far as they share records; None without any.
     """
 
     entries: int

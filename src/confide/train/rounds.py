@@ -147,6 +147,7 @@ class Round:
         missing: who dropped out.
         bytes_up, seconds: of each party, the server included.
         epsilon: spent up to and including this round, or None.
+        origin: where the secret randomness came from.
     """
 
     number: int
@@ -157,6 +158,7 @@ class Round:
     bytes_up: Mapping[str, int]
     seconds: Mapping[str, float]
     epsilon: float | None
+    origin: str
 
 
 def model_hash(graph: Graph) -> bytes:
@@ -243,7 +245,7 @@ def federate(
     velocity = np.zeros_like(weights)
     averaged, since = np.zeros_like(weights), train.rounds - round(train.average * train.rounds)
     for number in range(1, train.rounds + 1):
-        done, attempts = _completed(federation, unflatten(graph, weights), silos, number, train.attempts)
+        done, attempts = _completed(federation, unflatten(graph, weights), silos, number, train.attempts, ledger)
         if done is None:
             return  # the privacy plan is spent; the last round's model stands
         sums: Sums = done.output(cohort.server)
@@ -261,6 +263,7 @@ def federate(
             bytes_up={name: done.bytes_sent(name) for name in (cohort.server, *names)},
             seconds={name: done.seconds(name) for name in (cohort.server, *names)},
             epsilon=encoding.epsilon(federation.releases),
+            origin=rng.origin,
         )
         if ledger is not None:
             ledger.append("round", _entry(result, aggregator.name))
@@ -268,13 +271,21 @@ def federate(
 
 
 def _completed(
-    federation: _Federation, graph: Graph, silos: Sequence[Silo], number: int, attempts: int
+    federation: _Federation,
+    graph: Graph,
+    silos: Sequence[Silo],
+    number: int,
+    attempts: int,
+    ledger: Ledger | None,
 ) -> tuple[Transcript | None, int]:
     """Return the transcript of the first attempt that gave a sum, and which it was; None when no release is left."""
     reason = ""
     for attempt in range(attempts):
         if federation.releases >= federation.encoding.releases:
             return None, attempt
+        spent = federation.encoding.epsilon(federation.releases + 1)
+        if ledger is not None and spent is not None:  # before it leaves: a crash must not hide what was spent
+            ledger.append("release", {"round": number, "attempt": attempt + 1, "epsilon": spent})
         done = federation.sum(graph, silos, number, attempt)
         failure = done.failures.get(federation.cohort.server)
         if failure is None:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Category, Number, Schema
 from confide.data.sets import load_set
-from confide.data.split import by_label, even, holdout
+from confide.data.split import aside, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.plan import PrivacyPlan
-from confide.errors import JobError, nearest
+from confide.errors import JobError, PrivacyError, nearest
 from confide.guarantee import PrivacyLabel
 from confide.ideal import Aggregator, PlainSum
 from confide.model.artifact import Artifact, create_signing_key, read_signing_key
@@ -76,7 +76,9 @@ def load_data(job: Job) -> Prepared:
         if job.data.test is not None:
             test = read_table(job.path(job.data.test), schema)
         else:
-            parts = {name: holdout(table, fraction=job.data.test_fraction, seed=seed) for name, table in tables.items()}
+            # under a privacy plan a record may not decide where other records go
+            apart = aside if job.privacy else holdout
+            parts = {name: apart(table, fraction=job.data.test_fraction, seed=seed) for name, table in tables.items()}
             tables = {name: kept for name, (kept, _) in parts.items()}
             test = Table.concatenate([aside for _, aside in parts.values()])
     preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
@@ -221,15 +223,17 @@ def _descend(job: Job, start: Graph, x: Matrix, y: Labels) -> Graph:
     )
 
 
-def label_of(
-    job: Job, data: Prepared, done: Round, *, head: str = "", origin: str = SystemRandomness.origin
-) -> PrivacyLabel:
+def label_of(job: Job, data: Prepared, done: Round, *, head: str = "") -> PrivacyLabel:
     """Return the privacy label of the model after `done`.
 
     Args:
         head: the ledger's last hash.
-        origin: where the run's secret randomness came from.
+
+    Raises:
+        PrivacyError: the rounds ran without the privacy that the job states, or the other way round.
     """
+    if (job.privacy is None) != (done.epsilon is None):
+        raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
     parties = tuple(silo.name for silo in data.silos)
     plan = plan_of(job, data.start.parameters, len(parties))
     return PrivacyLabel(
@@ -238,7 +242,7 @@ def label_of(
         quorum=_quorum(job, len(parties)),
         colluding=job.privacy.colluding if job.privacy else 0,
         rounds=done.number,
-        seed=origin,
+        seed=done.origin,
         ledger=head,
         **(plan.label_fields() if plan else {}),
     )
@@ -264,6 +268,8 @@ class Output:
                 raise JobError(
                     f"Expected output.{name}={place} to be a file in a folder that exists; make the folder first"
                 )
+        if len(set(places.values())) < len(places):
+            raise JobError("Expected different files for output.model, output.ledger and output.signing_key")
         if "model" in places and "signing_key" not in places:
             raise JobError(
                 'Expected output.signing_key beside output.model; a new one is made there: signing_key = "signing.pem"'
@@ -276,19 +282,19 @@ class Output:
         self.ledger = Ledger(places.get("ledger"))
         self.written = tuple(place for name, place in places.items() if name != "signing_key")
 
-    def save(self, data: Prepared, done: Round, *, rng: Randomness | None = None) -> Artifact:
+    def save(self, data: Prepared, done: Round) -> Artifact:
         """Return the labelled model after `done`; write it, signed, if the job names a file.
 
         The ledger's last entry names the model's parameters; the label names the ledger's last entry.
         """
+        label_of(self._job, data, done)  # refused before anything is written
         fields = {"model": model_hash(done.graph).hex(), "rounds": done.number, "epsilon": done.epsilon}
         head = self.ledger.append("model", fields)
-        rng = rng or SystemRandomness()
-        label = label_of(self._job, data, done, head=head, origin=rng.origin)
+        label = label_of(self._job, data, done, head=head)
         metadata = {"job": self._job.job.name, "data": str(self._job.data.set or self._job.data.schema)}
         artifact = Artifact(done.graph, data.preprocess, label, metadata)
         if self._model is None or self._key_file is None:
             return artifact
         if self._key is None:
-            self._key = create_signing_key(self._key_file, rng)
+            self._key = create_signing_key(self._key_file, SystemRandomness())
         return artifact.save(self._model, self._key)
