@@ -24,7 +24,7 @@ def main(settings: dict) -> None:
     log = Path(settings["log"]).open("a") if "log" in settings else None  # noqa: SIM115 (for the life of the process)
     models = [toy_model("diagnosis", Toy(), PlainPredict())]
     if settings.get("wide"):
-        models.append(Model("wide", Graph((Linear(np.ones((200, 1)), np.zeros(200)),)), LABEL, (PlainPredict(),)))
+        models.append(Model("wide", Graph((Linear(np.ones((500, 1)), np.zeros(500)),)), LABEL, (PlainPredict(),)))
     app = create_app(models, store=store, limits=limits, log=log)
     tls = {name: Path(settings[name]) for name in ("certificate", "private_key") if name in settings}
     serve(app, port=settings.get("port", 0), ready=lambda url: print(url, flush=True), **tls)
