@@ -19,8 +19,9 @@
 ([[11, 18]], ['east', 'north'])
 """
 
+from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
 from confide.secagg.masked_server import MaskedSums
 from confide.secagg.roster import Roster
 
-__all__ = ["Masked", "MaskedSums", "Roster"]
+__all__ = ["Amortised", "Masked", "MaskedSums", "Roster"]

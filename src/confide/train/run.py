@@ -23,6 +23,7 @@ from confide.model.graph import Graph
 from confide.model.onnx import require_onnx
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
+from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
 from confide.train.job import Job, describe
 from confide.train.ledger import Ledger
@@ -34,7 +35,7 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 #: What can add the updates; the conformance suite and the comparison run over this table.
-AGGREGATORS: Mapping[str, type[Aggregator]] = {"masked": Masked, "plain": PlainSum}
+AGGREGATORS: Mapping[str, type[Aggregator]] = {"amortised": Amortised, "masked": Masked, "plain": PlainSum}
 
 
 @dataclass(frozen=True, slots=True)
