@@ -267,6 +267,7 @@ def test_no_two_clients_ever_store_the_same_secret(aggregator: Aggregator) -> No
 GOLDEN = {
     "plain": "f9a15addacefc3a577c5e531d46244d5708d007e250ed5f68f77e14e383eac99",
     "masked": "a49643d5dfbfca1916e288c3e1bc5c53ad9892f5dc99ad0954101325be238033",
+    "shares": "2c0ace24e83e808921af6d4ef98b4c4989542017b3688991e3660cec1c0adfac",
 }
 
 

@@ -22,5 +22,6 @@
 from confide.secagg.masked import Masked
 from confide.secagg.masked_server import MaskedSums
 from confide.secagg.roster import Roster
+from confide.secagg.shares import Shares
 
-__all__ = ["Masked", "MaskedSums", "Roster"]
+__all__ = ["Masked", "MaskedSums", "Roster", "Shares"]
