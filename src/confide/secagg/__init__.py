@@ -19,9 +19,10 @@
 ([[11, 18]], ['east', 'north'])
 """
 
+from confide.secagg.groups import Groups, GroupSums, groups_of
 from confide.secagg.masked import Masked
 from confide.secagg.masked_server import MaskedSums
 from confide.secagg.roster import Roster
 from confide.secagg.shares import Shares
 
-__all__ = ["Masked", "MaskedSums", "Roster", "Shares"]
+__all__ = ["GroupSums", "Groups", "Masked", "MaskedSums", "Roster", "Shares", "groups_of"]
