@@ -73,8 +73,7 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.cohort = Cohort(tuple(f"silo-{index}" for index in range(self.clients)), self.quorum)
-        others = {role: role for role in self.aggregator.roles if role != "client"}
-        self.roles = others | dict.fromkeys(self.cohort.clients, "client")
+        self.roles = self.cohort.parties(self.aggregator.roles)
         self.stores = {name: RecordingStore() for name in self.roles}
         self.rngs = {name: SeededRandomness(f"{self.seed}/{name}") for name in self.roles}
         parties = {

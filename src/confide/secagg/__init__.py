@@ -20,8 +20,10 @@
 """
 
 from confide.secagg.amortised import Amortised
+from confide.secagg.groups import Groups, GroupSums, groups_of
 from confide.secagg.masked import Masked
 from confide.secagg.masked_server import MaskedSums
 from confide.secagg.roster import Roster
+from confide.secagg.shares import Shares
 
-__all__ = ["Amortised", "Masked", "MaskedSums", "Roster"]
+__all__ = ["Amortised", "GroupSums", "Groups", "Masked", "MaskedSums", "Roster", "Shares", "groups_of"]

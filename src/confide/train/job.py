@@ -75,7 +75,7 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     """[train]: who sums, and how the sum moves the model.
 
     Args:
-        aggregate: "plain", "masked" or "amortised"; what adds the updates of the parties.
+        aggregate: "plain", "masked", "amortised" or "shares"; what adds the updates of the parties.
         quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.

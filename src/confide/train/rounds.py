@@ -145,7 +145,7 @@ class Round:
         graph: the model after the round; after the last round the one to keep (averaged if the job says so).
         members: whose records are in the sum.
         missing: who dropped out.
-        bytes_up, seconds: of each party, the server included.
+        bytes_up, seconds: of each party, the servers included.
         epsilon: spent up to and including this round, or None.
         origin: where the secret randomness came from.
     """
@@ -180,14 +180,14 @@ class _Federation:
     ) -> None:
         self.aggregator, self.cohort, self.encoding = aggregator, cohort, encoding
         self.run_id, self.rng, self.fault = run_id, rng, fault
-        self.stores: dict[str, Store] = {name: MemoryStore() for name in (cohort.server, *cohort.clients)}
+        self.roles = cohort.parties(aggregator.roles)
+        self.stores: dict[str, Store] = {name: MemoryStore() for name in self.roles}
         self.releases = 0
-        roles = {cohort.server: "server"} | dict.fromkeys(cohort.clients, "client")
         done = run(
-            {me: aggregator.setup(role, me, cohort, self.stores[me], rng) for me, role in roles.items()},
+            {me: aggregator.setup(role, me, cohort, self.stores[me], rng) for me, role in self.roles.items()},
             stores=self.stores,
         )
-        for name in roles:
+        for name in self.roles:
             done.output(name)
 
     def sum(self, graph: Graph, silos: Sequence[Silo], number: int, attempt: int) -> Transcript:
@@ -201,13 +201,11 @@ class _Federation:
             model_hash=model_hash(graph),
         )
         self.releases += 1
-        server = self.cohort.server
-        parties = {server: self.aggregator.party("server", server, session, None, self.stores[server], self.rng)}
-        for silo in silos:
-            vector = self.encoding.contribution(graph, silo, self.rng)
-            parties[silo.name] = self.aggregator.party(
-                "client", silo.name, session, vector, self.stores[silo.name], self.rng
-            )
+        vectors = {silo.name: self.encoding.contribution(graph, silo, self.rng) for silo in silos}
+        parties = {
+            me: self.aggregator.party(role, me, session, vectors.get(me), self.stores[me], self.rng)
+            for me, role in self.roles.items()
+        }
         return run(parties, stores=self.stores, fault=self.fault, keep_bodies=False)
 
 
@@ -260,8 +258,8 @@ def federate(
             graph=unflatten(graph, averaged if number > since else weights),
             members=members,
             missing=frozenset(names) - members,
-            bytes_up={name: done.bytes_sent(name) for name in (cohort.server, *names)},
-            seconds={name: done.seconds(name) for name in (cohort.server, *names)},
+            bytes_up={name: done.bytes_sent(name) for name in federation.roles},
+            seconds={name: done.seconds(name) for name in federation.roles},
             epsilon=encoding.epsilon(federation.releases),
             origin=rng.origin,
         )

@@ -25,6 +25,7 @@ from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
+from confide.secagg.shares import Shares
 from confide.train.job import Job, describe
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend
@@ -35,7 +36,12 @@ Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 #: What can add the updates; the conformance suite and the comparison run over this table.
-AGGREGATORS: Mapping[str, type[Aggregator]] = {"amortised": Amortised, "masked": Masked, "plain": PlainSum}
+AGGREGATORS: Mapping[str, type[Aggregator]] = {
+    "amortised": Amortised,
+    "masked": Masked,
+    "plain": PlainSum,
+    "shares": Shares,
+}
 
 
 @dataclass(frozen=True, slots=True)
