@@ -76,11 +76,17 @@ class TrainSection(_Section, frozen=True, kw_only=True):
 
     Args:
         aggregate: "plain" or "masked"; what adds the updates of the parties.
+        algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
         quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
-        momentum: of the server's step, 0 <= momentum < 1.
+        server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
+            fedadagrad.
+        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold.
+        second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
+        adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
+        proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
         weight_decay: ridge coefficient, >= 0.
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
         expected_records: public order of magnitude of one party's record count (never the count itself).
@@ -90,11 +96,16 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     """
 
     aggregate: str = "masked"
+    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"] = "fedavg"
     quorum: int = 0
     rounds: int = 30
     local_steps: int = 1
     learning_rate: float = 1.0
+    server_learning_rate: float = 1.0
     momentum: float = 0.9
+    second_moment: float = 0.99
+    adaptivity: float = 1e-3
+    proximal: float = 0.1
     weight_decay: float = 1e-4
     average: float = 0.5
     expected_records: int = 150
@@ -151,6 +162,21 @@ class Job(_Section, frozen=True, kw_only=True):
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
 
+_ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
+
+#: The same for an algorithm.
+_ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    **{name: {"server_learning_rate": 0.1} for name in _ADAPTIVE},
+    "scaffold": {"momentum": 0.0},
+}
+
+#: Which algorithms read a key of [train]; all read those that are not here.
+_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "proximal": ("fedprox",),
+    "second_moment": ("fedadam", "fedyogi"),
+    "adaptivity": _ADAPTIVE,
+}
+
 #: (section, key, lowest, highest, lowest excluded, highest excluded)
 _RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (
     ("data", "parties", 2, 1000, False, False),
@@ -161,7 +187,11 @@ _RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (
     ("train", "rounds", 1, 100_000, False, False),
     ("train", "local_steps", 1, 10_000, False, False),
     ("train", "learning_rate", 0, 1e6, True, False),
+    ("train", "server_learning_rate", 0, 1e6, True, False),
     ("train", "momentum", 0, 1, False, True),
+    ("train", "second_moment", 0, 1, False, True),
+    ("train", "adaptivity", 0, 1e6, True, False),
+    ("train", "proximal", 0, 1e6, True, False),
     ("train", "weight_decay", 0, 1e3, False, False),
     ("train", "average", 0, 1, False, False),
     ("train", "expected_records", 1, 1e9, False, False),
@@ -209,11 +239,33 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         _check_section(name, _section_type(kind), cast("dict[str, Any]", section))
     _check_data(table.get("data", {}))
     model: dict[str, Any] = table.get("model", {})
-    train = {**_DEFAULTS[model.get("kind", "logistic")], **table.get("train", {})}
+    given: dict[str, Any] = table.get("train", {})
+    own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     try:
-        return msgspec.convert(table | {"train": train, "base": str(base)}, Job)
+        train = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
+        job = msgspec.convert(table | {"train": train, "base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
+    _check_algorithm(job, given)
+    return job
+
+
+def _check_algorithm(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and the algorithm would ignore."""
+    name, steps = job.train.algorithm, job.train.local_steps
+    for key, readers in _READ_BY.items():
+        if key in given and name not in readers:
+            raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
+    if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
+        raise JobError(
+            f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '
+            "what is clipped and released there is one gradient of each record"
+        )
+    if name in ("fedprox", "scaffold") and steps == 1:
+        raise JobError(
+            f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
+            'so take "fedavg", which then equals training on the pooled records'
+        )
 
 
 def _section_type(kind: Any) -> type[_Section]:
@@ -234,7 +286,8 @@ def _check_section(name: str, kind: type[_Section], section: dict[str, Any]) -> 
             msgspec.convert(value, hints[key])
         except msgspec.ValidationError:
             raise JobError(
-                f"Expected {name}.{key} to be {_readable(hints[key])}, got {value!r}; change it in the job file"
+                f"Expected {name}.{key} to be {_readable(hints[key])}, got {value!r}"
+                f"{nearest(str(value), _choices(hints[key]))}; change it in the job file"
             ) from None
     for where, key, low, high, open_low, open_high in _RANGES:
         value = section.get(key)
@@ -260,6 +313,10 @@ def _check_data(data: dict[str, Any]) -> None:
         )
 
 
+def _choices(kind: Any) -> tuple[str, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
+
+
 def _readable(kind: Any) -> str:
     """Return a type as a person would say it."""
     if get_origin(kind) is Literal:
@@ -280,6 +337,8 @@ def describe(job: Job) -> str:
             continue
         lines.append(f"[{name}]")
         for key, value in msgspec.structs.asdict(section).items():
+            if name == "train" and job.train.algorithm not in _READ_BY.get(key, (job.train.algorithm,)):
+                continue
             if isinstance(value, dict):
                 pairs = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in sorted(value.items()))  # type: ignore[misc]
                 lines += [f"{key} = {{ {pairs} }}"] if value else []

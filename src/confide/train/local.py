@@ -120,7 +120,16 @@ def record_gradients(graph: Graph, x: Matrix, y: Labels) -> Matrix:
 
 
 def descend(
-    graph: Graph, x: Matrix, y: Labels, *, steps: int, learning_rate: float, momentum: float, weight_decay: float
+    graph: Graph,
+    x: Matrix,
+    y: Labels,
+    *,
+    steps: int,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    proximal: float = 0.0,
+    shift: Matrix | float = 0.0,
 ) -> Graph:
     """Return `graph` after full-batch gradient descent with heavy-ball momentum on (x, y).
 
@@ -131,13 +140,16 @@ def descend(
         learning_rate: step size on the mean gradient, > 0.
         momentum: 0 <= momentum < 1.
         weight_decay: coefficient of the ridge term (half the squared norm), >= 0.
+        proximal: coefficient of half the squared distance from the starting point, >= 0.
+        shift: added to every gradient, shape (parameters,).
     """
     if not len(x):
         raise DataError("Expected at least one record to train on")
-    weights = flatten(graph)
+    start = weights = flatten(graph)
     velocity = np.zeros_like(weights)
     for _ in range(steps):
         mean = gradient_sum(unflatten(graph, weights), x, y) / len(x)
-        velocity = momentum * velocity - learning_rate * (mean + weight_decay * weights)
+        gradient = mean + weight_decay * weights + proximal * (weights - start) + shift
+        velocity = momentum * velocity - learning_rate * gradient
         weights = weights + velocity
     return unflatten(graph, weights)

@@ -26,7 +26,7 @@ from confide.secagg.masked import Masked
 from confide.train.job import Job, describe
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend
-from confide.train.rounds import Encoding, PrivateGradients, Round, WeightedUpdates, federate, model_hash
+from confide.train.rounds import Encoding, PrivateGradients, Round, Scaffold, WeightedUpdates, federate, model_hash
 from confide.wire import Fault
 
 Matrix = NDArray[np.float64]
@@ -174,7 +174,13 @@ def train(
     if job.train.quorum > len(data.silos):
         raise JobError(f"Expected train.quorum={job.train.quorum} to be at most the {len(data.silos)} parties")
     plan = plan_of(job, data.start.parameters, len(data.silos))
-    encoding: Encoding = PrivateGradients(plan, job.train) if plan else WeightedUpdates(data.start, job.train)
+    encoding: Encoding
+    if plan is not None:
+        encoding = PrivateGradients(plan, job.train)
+    elif job.train.algorithm == "scaffold":
+        encoding = Scaffold(data.start, job.train, parties=len(data.silos))
+    else:
+        encoding = WeightedUpdates(data.start, job.train)
     if ledger is not None:
         ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
     return federate(
