@@ -48,6 +48,8 @@ class DataSection(_Section, frozen=True, kw_only=True):
         split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
         alpha: the smaller, the more the parties differ, > 0.
         test_fraction: share of records set aside for testing, 0 < share < 1.
+        standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
+            of the schema's bounds; both become public with the model.
     """
 
     schema: str | None = None
@@ -58,6 +60,7 @@ class DataSection(_Section, frozen=True, kw_only=True):
     split: Literal["even", "by-label"] = "by-label"
     alpha: float = 1.0
     test_fraction: float = 0.2
+    standardise: bool = False
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):
@@ -246,16 +249,21 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         job = msgspec.convert(table | {"train": train, "base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
-    _check_algorithm(job, given)
+    _check_combinations(job, given)
     return job
 
 
-def _check_algorithm(job: Job, given: Mapping[str, Any]) -> None:
-    """Refuse what [train] names and the algorithm would ignore."""
+def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
     name, steps = job.train.algorithm, job.train.local_steps
     for key, readers in _READ_BY.items():
         if key in given and name not in readers:
             raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
+    if job.privacy is not None and job.data.standardise:
+        raise JobError(
+            "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
+            "not charged to epsilon. Leave it out: the schema's bounds scale every number"
+        )
     if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
         raise JobError(
             f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '
