@@ -1,9 +1,9 @@
 """Federated standardisation: the mean and deviation of every number over all parties' records, from one more sum.
 
 Each party contributes (n, sum u, sum u^2) of its numbers u, scaled by the schema's bounds into [-1, 1], through the
-same aggregator as the updates. What comes out is public and becomes part of the model's preparation, so the one who asks for
-a prediction applies it. A mean and a deviation are computed from records: under differential privacy they would have to
-be charged, so a job with [privacy] is refused.
+same aggregator as the updates. What comes out is public and becomes part of the model's preparation, so whoever asks
+for a prediction applies it. A mean and a deviation are computed from records: under differential privacy they would
+have to be charged, so a job with [privacy] is refused.
 """
 
 from __future__ import annotations
