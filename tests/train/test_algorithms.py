@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from confide.crypto.random import SystemRandomness
+from confide.crypto.random import SeededRandomness, SystemRandomness
 from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
+from confide.train import load_data, parse, train
 from confide.train.job import TrainSection
 from confide.train.local import Silo, flatten
 from confide.train.rounds import Scaffold, WeightedUpdates, federate
@@ -139,3 +140,15 @@ def test_the_common_variate_is_part_of_the_session():
     settings = TrainSection(**COMMON, algorithm="scaffold")
     zero, other = Scaffold(START, settings, parties=3), Scaffold(START, settings, parties=3, control=np.ones(5))
     assert zero.broadcast(START).tobytes() != other.broadcast(START).tobytes()
+
+
+@pytest.mark.parametrize("algorithm", ["fedadam", "fedyogi", "fedadagrad"])
+def test_adaptive_servers_are_post_processing_under_privacy(algorithm):
+    def last(name):
+        private = {"expected_records": 455, "epsilon": 2.0}
+        job = parse({"data": {"set": "breast-cancer"}, "privacy": private, "train": {"rounds": 2, "algorithm": name}})
+        return list(train(job, load_data(job), rng=SeededRandomness("noise")))[-1]
+
+    adaptive, plain = last(algorithm), last("fedavg")
+    assert adaptive.epsilon == plain.epsilon
+    assert np.abs(flatten(adaptive.graph) - flatten(plain.graph)).max() > 0
