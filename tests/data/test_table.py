@@ -2,15 +2,18 @@
 
 import csv
 import gzip
+import io
 import math
 import pickle
 import tomllib
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.lib.format import write_array_header_1_0
 
 from confide.data.schema import Schema
 from confide.data.table import Table, check, read_columns, read_csv, read_npz, read_table
@@ -115,8 +118,8 @@ def test_every_mistake_names_the_place_the_value_and_what_to_do(tmp_path, text, 
         assert part in said
 
 
-def test_semicolons_are_reported_as_a_missing_column(tmp_path):
-    assert "a column 'age'" in refusal(tmp_path, HEADER.replace(",", ";") + "\n" + ROW.replace(",", ";"))
+def test_semicolons_are_named(tmp_path):
+    assert "separated by semicolons" in refusal(tmp_path, HEADER.replace(",", ";") + "\n" + ROW.replace(",", ";"))
 
 
 def test_other_encodings_and_absent_files_are_refused(tmp_path):
@@ -234,6 +237,30 @@ def test_damaged_archives_lone_arrays_and_absent_files_are_refused(tmp_path):
             read_npz(tmp_path / name, SCHEMA)
     with pytest.raises(DataError, match="No such file"):
         read_npz(tmp_path / "absent.npz", SCHEMA)
+
+
+def test_a_small_archive_that_unpacks_to_gigabytes_is_refused_unread(tmp_path, monkeypatch):
+    header = io.BytesIO()
+    write_array_header_1_0(header, {"descr": "<f8", "fortran_order": False, "shape": (1 << 40,)})
+    np.savez(tmp_path / "t.npz", **{name: each for name, each in arrays().items() if name != "age"})
+    with zipfile.ZipFile(tmp_path / "t.npz", "a") as archive:
+        archive.writestr("age.npy", header.getvalue())
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", lambda *_: pytest.fail("an array was unpacked"))
+    with pytest.raises(DataError, match="column 'age' of .* one value for each"):
+        read_npz(tmp_path / "t.npz", SCHEMA)
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+        for name in arrays():
+            archive.writestr(f"{name}.npy", header.getvalue())
+    with pytest.raises(DataError, match="to unpack to at most 1073741824 bytes"):
+        read_npz(tmp_path / "t.npz", SCHEMA)
+
+
+def test_members_that_are_no_arrays_are_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "t.npz", "w") as archive:
+        for name in arrays():
+            archive.writestr(f"{name}.npy", b"text")
+    with pytest.raises(DataError, match="numpy archive of number and text arrays"):
+        read_npz(tmp_path / "t.npz", SCHEMA)
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------

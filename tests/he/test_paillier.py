@@ -141,6 +141,31 @@ def test_a_client_outside_the_box_cannot_read_weights_side_by_side():
     assert not any(abs((value + (1 << 199)) % (1 << 200) - (1 << 199)) < 1 << 40 for value in places)
 
 
+def test_a_client_that_forges_ciphertexts_reads_which_weights_are_odd_as_the_label_says():
+    """u, 1 modulo P^2 and -1 modulo Q^2, decrypts to 0 and lies outside the group that re-randomisation covers."""
+    p, q = SECRET._p, SECRET._q
+    u = (q * q * pow(q * q, -1, p * p) - p * p * pow(p * p, -1, q * q)) % (p * q) ** 2
+
+    def symbols_differ(body: bytes) -> bool:
+        value = int.from_bytes(body[1:], "big")
+        return (pow(value, (p - 1) // 2, p) == 1) != (pow(value, (q - 1) // 2, q) == 1)
+
+    weights = PAIR.server.layer.weights
+    assert {0, 1} == set((weights & 1).ravel().tolist())
+    for place in (None, 0, 1, 2, 3):
+        query = PUBLIC.encrypt([0] * 4)
+        if place is not None:
+            body = query[place]
+            forged = int.from_bytes(body[1:], "big") * u % (p * q) ** 2
+            query[place] = body[:1] + forged.to_bytes(len(body) - 1, "big")
+        PUBLIC.check(query)
+        replies = _results(PAIR.server, PUBLIC, tuple(query), RNG)
+        assert [lowest(value) for value in SECRET.decrypt(PUBLIC, replies)] == list(PAIR.server.layer.biases)
+        odd = [False, False] if place is None else (weights[:, place] & 1).astype(bool).tolist()
+        assert [symbols_differ(reply) for reply in replies] == odd
+    assert "from forged ciphertexts which of them are odd, with a forged key all of them" in BACKEND.guarantee.leaks
+
+
 def test_the_randomness_that_hides_is_the_servers():
     drawn: list[int] = []
 

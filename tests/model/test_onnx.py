@@ -308,6 +308,21 @@ def test_raw_bytes_that_end_inside_a_value_are_refused():
     assert "fill its shape" in refusal(model)
 
 
+def test_weights_that_many_nodes_share_are_counted_each_time_before_any_is_read(monkeypatch):
+    nodes = [gemm("x" if i == 0 else f"t{i}", "w", "b", out="y" if i == 299 else f"t{i + 1}") for i in range(300)]
+    model = foreign(nodes, {"w": np.eye(1000), "b": np.zeros(1000)}, features=1000)  # 8 MB, or 2.4 GB when read
+    monkeypatch.setattr(confide_onnx, "_array", lambda *_: pytest.fail("an array was built"))
+    assert "parameters, got 300300000" in refusal(model)
+
+
+def test_the_most_parameters_are_read(monkeypatch):
+    monkeypatch.setattr(confide_onnx, "MOST_PARAMETERS", W.size + B.size)
+    model = foreign([gemm("x", "w", "b", transB=1)], {"w": W.astype(np.float32), "b": B})
+    assert from_onnx(model.SerializeToString()).parameters == W.size + B.size
+    monkeypatch.setattr(confide_onnx, "MOST_PARAMETERS", W.size + B.size - 1)
+    assert "at most 7 parameters, got 8" in refusal(model)
+
+
 @pytest.mark.parametrize("names", ["not json", '"ab"', "{}", "[1, 2]", "[" * 100_000, '["\\ud800", "b"]', "null"])
 def test_names_of_outcomes_that_are_none_are_refused(names):
     model = foreign([gemm("x", "w", transB=1)], {"w": W})

@@ -500,7 +500,9 @@ def test_the_api_key_goes_with_every_request():
 
 
 def tight(query_bytes: int) -> Counting:
-    limits = Limits(query_bytes=query_bytes, keys_bytes=6000, buffered_bytes=10000, key_store_bytes=12000)
+    limits = Limits(
+        query_bytes=query_bytes, keys_bytes=6000, reply_bytes=6000, buffered_bytes=10000, key_store_bytes=12000
+    )
     return Counting(create_app([toy_model("m", PlainPredict())], limits=limits))
 
 
@@ -551,11 +553,11 @@ def test_nobody_there_is_one_clear_line():
         client.predict(X)
 
 
-def test_a_broken_connection_is_a_service_error():
+def test_a_broken_connection_is_said_with_what_to_try():
     def broken(request):
         raise httpx2.ReadError("connection reset")
 
-    with Client(URL, transport=httpx2.MockTransport(broken)) as client, pytest.raises(ServiceError, match="ReadError"):
+    with Client(URL, transport=httpx2.MockTransport(broken)) as client, pytest.raises(UsageError, match="ReadError"):
         client.predict(X)
 
 

@@ -16,7 +16,7 @@ from confide.serve.limits import Bodies, Disconnected, Limits
 from confide.serve.protocol import Refusal
 
 ROOT = Path(__file__).parents[2]
-SMALL = {"query_bytes": 100, "keys_bytes": 100, "buffered_bytes": 150, "key_store_bytes": 1000}
+SMALL = {"query_bytes": 100, "keys_bytes": 100, "reply_bytes": 100, "buffered_bytes": 150, "key_store_bytes": 1000}
 
 
 def read(bodies: Bodies, chunks: list[bytes], *, declared: int | None = None, maximum: int = 100) -> bytes:
@@ -60,7 +60,7 @@ def test_reading_stops_at_the_bound():
 def test_all_bodies_together_are_bounded():
     bodies = Bodies(Limits(**SMALL))
     read(bodies, [bytes(100)])
-    with pytest.raises(Refusal, match="as many request bodies") as refusal:
+    with pytest.raises(Refusal, match="as many bodies") as refusal:
         read(bodies, [bytes(40), bytes(20)])
     assert (refusal.value.status, refusal.value.retry_after_seconds) == (503, 1)
     assert bodies.held_bytes == 100

@@ -240,6 +240,85 @@ def test_more_connections_than_allowed_are_refused(server):
     assert httpx2.get(f"{server.url}/v2").status_code == 200
 
 
+# --- clients that do not read -----------------------------------------------------------------------------------------
+
+SLOW = {
+    "connections": 10, "query_bytes": 1 << 20, "keys_bytes": 1 << 20, "reply_bytes": 8 << 20,
+    "header_seconds": 2, "body_seconds": 2, "answer_seconds": 5, "reply_seconds": 1.5, "idle_seconds": 1,
+}  # fmt: skip
+ROWS = 4000
+
+
+def wide_question() -> bytes:
+    """Return a request of 32 kB whose reply takes 6.4 MB."""
+    tensor = {"name": "x", "shape": [ROWS, 1], "datatype": "FP64", "parameters": {"binary_data_size": 8 * ROWS}}
+    text = json.dumps({"inputs": [tensor], "parameters": {"binary_data_output": True}})
+    lines = (f"Content-Length: {len(text) + 8 * ROWS}", f"Inference-Header-Content-Length: {len(text)}")
+    return head("/v2/models/wide/infer", *lines) + text.encode() + bytes(8 * ROWS)
+
+
+def ask_and_never_read(server: Running, tls: ssl.SSLContext | None) -> socket.socket:
+    connection = socket.socket()
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    connection.settimeout(20)
+    connection.connect(("127.0.0.1", server.port))
+    if tls is not None:
+        connection = tls.wrap_socket(connection)
+    connection.sendall(wide_question())
+    return connection
+
+
+def status_of(http: httpx2.Client, path: str) -> int:
+    try:
+        return http.get(path, headers={"connection": "close"}).status_code
+    except httpx2.TransportError:
+        return 0
+
+
+def until(condition, patience_seconds: float = 20) -> None:
+    deadline = time.monotonic() + patience_seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_clients_that_never_read_are_cut_off_and_the_others_get_through(scheme, certificate):
+    files = dict(zip(("certificate", "private_key"), map(str, certificate), strict=True)) if scheme == "https" else {}
+    tls = ssl.create_default_context(cafile=certificate[0]) if files else None
+    if tls is not None:
+        tls.check_hostname = False
+    with running(wide=True, limits={**SLOW, "buffered_bytes": 100 << 20}, **files) as server:
+        with httpx2.Client(base_url=server.url, verify=tls or False, timeout=20) as http:
+            idle = [ask_and_never_read(server, tls) for _ in range(12)]
+            until(lambda: status_of(http, "/v2") == 503)  # they hold every connection
+            assert status_of(http, "/v2/health/live") == 200
+            assert status_of(http, "/v2/health/ready") == 200
+            until(lambda: status_of(http, "/v2") == 200)
+        for connection in idle:
+            taken = 0
+            try:
+                while chunk := connection.recv(1 << 20):
+                    taken += len(chunk)
+            except OSError:
+                pass
+            assert taken < 6_400_000
+            connection.close()
+
+
+def test_replies_that_nobody_takes_fill_the_memory_bound_and_give_it_back():
+    with running(wide=True, limits={**SLOW, "connections": 40, "buffered_bytes": 16 << 20}) as server:
+        idle = [ask_and_never_read(server, None) for _ in range(8)]
+        time.sleep(0.5)
+        refused = exchange(server, wide_question().replace(b"Host:", b"Connection: close\r\nHost:"))
+        assert refused.startswith(b"HTTP/1.1 503")
+        assert b"retry-after: 1" in refused
+        question = wide_question().replace(b"Host:", b"Connection: close\r\nHost:")
+        until(lambda: len(exchange(server, question)) > 6_400_000)  # a client that reads gets all of it
+        for connection in idle:
+            connection.close()
+
+
 def test_requests_one_behind_the_other_are_answered_in_order(server):
     requests = head("/v2", method="GET") + head("/v2/models/absent", "Connection: close", method="GET")
     answer = exchange(server, requests)

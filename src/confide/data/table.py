@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import csv
 import math
+import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
 from confide.data.schema import MISSING_MARKERS, Category, Label, Number, Schema
 from confide.errors import DataError, nearest
+
+#: Most bytes that the columns of an archive may fill once they are unpacked; 33 million values.
+LARGEST_UNPACKED_BYTES = 1 << 30
+
+_LEAST_VALUE_BYTES = 32  # a packed value may have one byte, but becomes a float64 or a Python text
+_HEADERS = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
 
 Labels = NDArray[np.int64]
 Columns = Mapping[str, NDArray[Any]]
@@ -77,12 +85,14 @@ def read_npz(path: Path, schema: Schema) -> Table:
     """Read a numpy archive with one array of shape (n,) for each column; arrays of objects (pickles) are refused.
 
     Raises:
-        DataError: the file is absent or no such archive; a column is missing; or a value breaks the schema.
+        DataError: the file is absent or no such archive; it unpacks to more than 1 GiB; a column is missing; or a value
+            breaks the schema.
     """
     names = [column.name for column in schema.columns] + [schema.label.name]
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             _present(names, archive.files, str(path))
+            _bounded(archive.zip, names, str(path))
             raw = {name: archive[name] for name in names}
     except DataError:
         raise
@@ -168,6 +178,22 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
                 "quote cells that contain a comma"
             )
     return header, rows
+
+
+def _bounded(archive: zipfile.ZipFile, names: Sequence[str], where: str) -> None:
+    """Refuse, by the headers alone, arrays that are large once unpacked or that are no columns of one table."""
+    size, members = 0, archive.namelist()
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in names:
+        with archive.open(f"{name}.npy" if f"{name}.npy" in members else name) as member:
+            shapes[name], _, dtype = _HEADERS[read_magic(member)](member)
+        size += math.prod(shapes[name]) * max(dtype.itemsize, _LEAST_VALUE_BYTES)
+    records = shapes[names[-1]]  # the label's
+    for name, shape in shapes.items():
+        if shape != records or len(shape) != 1:
+            raise DataError(f"Expected column {name!r} of {where} to have one value for each of its records")
+    if size > LARGEST_UNPACKED_BYTES:
+        raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes, got {size}; split it")
 
 
 def _present(names: Collection[str], found: Collection[str], where: str) -> None:

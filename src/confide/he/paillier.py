@@ -311,7 +311,9 @@ def _guarantee(key_bits: int) -> Guarantee:
         leaks=(
             "The client sees the outputs before any sigmoid, and a power of two above each one's range; features + 1 "
             f"queries determine the model. Replies are otherwise within 2^-{STATISTICAL_BITS} per number of ones that "
-            "depend on the outputs alone. The server sees who asks, when, and how many rows." + test
+            "depend on the outputs alone. A client that deviates from the protocol learns about the weights: from "
+            "forged ciphertexts which of them are odd, with a forged key all of them. The server sees who asks, when, "
+            "and how many rows." + test
         ),
         primary=f"Paillier, n={key_bits} bits",
         paper="Paillier, EUROCRYPT 1999; Damgård, Jurik, Nielsen 2010, section 4.2",

@@ -34,6 +34,9 @@ Matrix = NDArray[np.float64]
 #: Largest file that is parsed: 8 million float64 parameters.
 LARGEST_BYTES = 1 << 26
 
+#: Most parameters of a graph; an initializer counts each time that a node takes it, because each layer keeps its own.
+MOST_PARAMETERS = LARGEST_BYTES // 4  # as many as float32 weights fill a file
+
 _OPSET = 13
 _OLDEST_OPSET = 7  # the first whose Gemm and Mul broadcast as today
 _IR_VERSION = 8
@@ -201,6 +204,9 @@ def _layers(graph: onnx.GraphProto, onnx: Any) -> Iterator[Layer]:
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1 or len(graph.output) != 1 or len(weights) != len(graph.initializer):
         raise ModelError("Expected an ONNX graph with one input, one output and weights of different names")
+    parameters = sum(_size(weights[name], onnx) for node in graph.node for name in node.input if name in weights)
+    if parameters > MOST_PARAMETERS:
+        raise ModelError(f"Expected an ONNX model of at most {MOST_PARAMETERS} parameters, got {parameters}")
     tensor, seen = inputs[0].name, {inputs[0].name, *weights}
     width = _declared_width(inputs[0])
     for node in graph.node:
@@ -242,15 +248,21 @@ def _layer(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], onnx: Any
     return Linear(np.ascontiguousarray(weight), np.broadcast_to(bias.ravel(), weight.shape[:1]).copy())
 
 
+def _size(tensor: onnx.TensorProto, onnx: Any) -> int:
+    """Return how many values an initializer's bytes hold, whatever shape it declares."""
+    if tensor.data_type == onnx.TensorProto.FLOAT:
+        return len(tensor.raw_data) // 4 if tensor.raw_data else len(tensor.float_data)
+    return len(tensor.raw_data) // 8 if tensor.raw_data else len(tensor.double_data)
+
+
 def _array(tensor: onnx.TensorProto, onnx: Any) -> Matrix:
     """Return an initializer as float64, once its declared shape agrees with the bytes that are there."""
     width = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 8
     values = tensor.float_data if width == 4 else tensor.double_data
-    size = len(tensor.raw_data) // width if tensor.raw_data else len(values)
     if (
         len(tensor.dims) > 2
         or any(dim < 1 for dim in tensor.dims)
-        or math.prod(tensor.dims) != size
+        or math.prod(tensor.dims) != _size(tensor, onnx)
         or len(tensor.raw_data) % width
     ):
         raise ModelError("Expected an initializer whose values fill its shape")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.errors import ConfideError, IntegrityError, ProtocolError, ServiceError, UsageError
+from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
 from confide.model.preprocess import Preprocess
 from confide.net import oip

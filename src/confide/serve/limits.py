@@ -19,8 +19,9 @@ class Limits:
         query_bytes: body of one question; bounds the memory of a plain batch, too.
         keys_bytes: body of one upload of public keys.
         json_bytes: JSON part of a question, whose numbers take tens of times its size in memory.
-        buffered_bytes: bodies of all requests together that are in memory at one time.
-        batch_rows: rows of one plain batch, and what clients are told to send at most.
+        reply_bytes: one reply of a model; clients are told to send no more rows than that takes.
+        buffered_bytes: bodies of all requests and replies together that are in memory at one time.
+        batch_rows: rows of one question under every backend; clients are told.
         keys: uploads that the key store holds; the oldest leave first and their owners upload again.
         key_store_bytes: bytes that the key store holds.
         key_lifetime_seconds: age at which uploaded keys are forgotten.
@@ -30,6 +31,7 @@ class Limits:
         header_bytes: request line and headers of one request.
         header_seconds, body_seconds: time for a request's headers and for its body to arrive.
         answer_seconds: time for a worker's turn and its work together.
+        reply_seconds: time for a client to take its reply; after that the connection is cut.
         idle_seconds: time that a connection may stay open between two requests.
         drain_seconds: time that requests get to finish when the server is stopped.
         requests_per_second: for each caller (the holder of an API key, else the address); None does not limit.
@@ -40,6 +42,7 @@ class Limits:
     query_bytes: int = 16 << 20
     keys_bytes: int = 64 << 20
     json_bytes: int = 1 << 20
+    reply_bytes: int = 32 << 20
     buffered_bytes: int = 256 << 20
     batch_rows: int = 4096
     keys: int = 1000
@@ -52,6 +55,7 @@ class Limits:
     header_seconds: float = 10.0
     body_seconds: float = 60.0
     answer_seconds: float = 120.0
+    reply_seconds: float = 60.0
     idle_seconds: float = 30.0
     drain_seconds: float = 30.0
     requests_per_second: float | None = None
@@ -62,10 +66,10 @@ class Limits:
             value = getattr(self, field.name)
             if value is not None and not value > 0:
                 raise UsageError(f"Expected {field.name}={value} to be more than 0")
-        if self.buffered_bytes < max(self.query_bytes, self.keys_bytes):
+        if self.buffered_bytes < max(self.query_bytes, self.keys_bytes, self.reply_bytes):
             raise UsageError(
-                f"Expected buffered_bytes={self.buffered_bytes} to hold one body; raise it, or lower query_bytes "
-                "and keys_bytes"
+                f"Expected buffered_bytes={self.buffered_bytes} to hold one body; raise it, or lower query_bytes, "
+                "keys_bytes and reply_bytes"
             )
         if self.key_store_bytes < 2 * self.keys_bytes:
             raise UsageError(
@@ -78,7 +82,7 @@ class Disconnected(Exception):
 
 
 class Bodies:
-    """Reads request bodies: each bounded by size and time, all together bounded by size.
+    """Reads request bodies: each bounded by size and time, all together and with the replies bounded by size.
 
     Chunks are counted as they arrive, so neither a missing nor a lying Content-Length lets more in.
     """
@@ -111,10 +115,8 @@ class Bodies:
                     more = event.get("more_body", False)
                     if taken + len(chunk) > max_bytes:
                         raise _too_large(max_bytes)
-                    if self.held_bytes + len(chunk) > self._limits.buffered_bytes:
-                        raise busy("the server holds as many request bodies as it may")
+                    self.hold(len(chunk))
                     taken += len(chunk)
-                    self.held_bytes += len(chunk)
                     chunks.append(chunk)
         except BaseException as error:
             self.held_bytes -= taken
@@ -126,8 +128,14 @@ class Bodies:
             raise
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
+    def hold(self, size_bytes: int) -> None:
+        """Count bytes that stay in memory until `release`. Raises Refusal (503) if there is no room for them."""
+        if self.held_bytes + size_bytes > self._limits.buffered_bytes:
+            raise busy("the server holds as many bodies as it may")
+        self.held_bytes += size_bytes
+
     def release(self, size_bytes: int) -> None:
-        """Give back the bytes of a body that is no longer needed."""
+        """Give back bytes that are no longer needed."""
         self.held_bytes -= size_bytes
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     import uvicorn
 
 
+_HEALTH = (b"/v2/health/live", b"/v2/health/ready")
+
+
 def serve(
     app: Server,
     *,
@@ -103,9 +106,11 @@ def _program(app: Server, certificate: Path | None, private_key: Path | None) ->
 
 
 def _bounded_protocol(limits: Limits) -> Any:
-    """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of a request's headers.
+    """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of a request's headers, time of a reply.
 
-    Without httptools uvicorn's h11 protocol is taken, which bounds the size by itself but not the time.
+    A connection with unsent bytes is cut after `reply_seconds`, so clients that do not read cannot keep the others out;
+    the health endpoints answer however many connections are open. Without httptools uvicorn's h11 protocol is taken,
+    which bounds the size of headers by itself but no time.
     """
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -115,13 +120,16 @@ def _bounded_protocol(limits: Limits) -> Any:
     class BoundedProtocol(HttpToolsProtocol):
         _header_bytes = 0
         _deadline: asyncio.TimerHandle | None = None  # set while headers are due
+        _cut: asyncio.TimerHandle | None = None  # set while the client has bytes to take
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            transport.set_write_buffer_limits(high=1)  # writing is paused while anything is unsent; 0 confuses TLS
             self._expect_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._got_headers()
+            self._taken()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
@@ -130,7 +138,29 @@ def _bounded_protocol(limits: Limits) -> Any:
 
         def on_headers_complete(self) -> None:
             self._got_headers()
+            self.limit_concurrency = None if self.url in _HEALTH else limits.connections
             super().on_headers_complete()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._cut_if_closing()
+
+        def timeout_keep_alive_handler(self) -> None:
+            super().timeout_keep_alive_handler()
+            self._cut_if_closing()
+
+        def send_400_response(self, msg: str) -> None:
+            super().send_400_response(msg)
+            self._cut_if_closing()
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            self._must_take()
+
+        def resume_writing(self) -> None:
+            super().resume_writing()
+            if not self.transport.is_closing():
+                self._taken()
 
         def data_received(self, data: bytes) -> None:
             due = self._deadline is not None
@@ -143,11 +173,28 @@ def _bounded_protocol(limits: Limits) -> Any:
         def _expect_headers(self) -> None:
             self._got_headers()
             self._header_bytes = 0
-            self._deadline = self.loop.call_later(limits.header_seconds, self.transport.close)
+            self._deadline = self.loop.call_later(limits.header_seconds, self._give_up)
+
+        def _give_up(self) -> None:
+            self.transport.close()
+            self._cut_if_closing()
 
         def _got_headers(self) -> None:
             if self._deadline is not None:
                 self._deadline.cancel()
                 self._deadline = None
+
+        def _must_take(self) -> None:
+            if self._cut is None:
+                self._cut = self.loop.call_later(limits.reply_seconds, self.transport.abort)
+
+        def _taken(self) -> None:
+            if self._cut is not None:
+                self._cut.cancel()
+                self._cut = None
+
+        def _cut_if_closing(self) -> None:
+            if self.transport.is_closing():  # which waits for the last byte, and under TLS for a farewell: for ever
+                self._must_take()
 
     return BoundedProtocol

@@ -14,8 +14,10 @@ M is a model, B one of its backends (the protocol's version of a model); without
 The event loop reads and writes; everything else runs on a bounded pool of threads, so that health checks go through.
 
 Guarantees:
-    No reply and no log line contains a byte of a request body, a path or a header.
-    A body is counted while it arrives; more than its bound is never held.
+    No refusal and no log line contains a byte of a request body, a path or a header. An answer repeats the request's id
+    (at most 128 characters), as the protocol has it, to whoever sent it.
+    A body is counted while it arrives, a reply until it is taken; more than their bound is never held.
+    A client that does not take its reply in time is cut off.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ _Result = TypeVar("_Result")
 
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
+_PIECE_BYTES = 1 << 16  # a reply leaves in pieces: what lies in a transport is counted nowhere
 _OPEN_ROUTES = frozenset({"live", "ready"})
 
 
@@ -71,6 +74,7 @@ class _Call:
     headers: dict[bytes, bytes]
     argument: str = ""  # the last part of the path, where the endpoint takes one
     complete: bool = False  # the body was read to its end
+    held_bytes: int = 0  # of the reply
 
     def header(self, name: str) -> str | None:
         value = self.headers.get(name.encode())
@@ -157,15 +161,27 @@ class Server:
                 seen.failure = f"{type(error).__name__} at {place.name}:{place.lineno}"
             response = self._refuse(call, refusal)
         seen.status, seen.reply_bytes = response.status, len(response.body)
+        try:
+            async with asyncio.timeout(self.limits.reply_seconds):
+                await self._reply(response, send)
+        except TimeoutError:  # what is left is not sent, and so the connection ends
+            seen.code = "unread"
+        finally:
+            self._bodies.release(call.held_bytes)
+        self._observer.finish(seen)
+
+    async def _reply(self, response: _Response, send: _Send) -> None:
+        body = response.body
         headers = [
             (b"content-type", response.content_type),
-            (b"content-length", b"%d" % len(response.body)),
+            (b"content-length", b"%d" % len(body)),
             (b"cache-control", b"no-store"),
             *response.headers,
         ]
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
-        await send({"type": "http.response.body", "body": response.body})
-        self._observer.finish(seen)
+        for begin in range(0, max(1, len(body)), _PIECE_BYTES):
+            end = begin + _PIECE_BYTES
+            await send({"type": "http.response.body", "body": body[begin:end], "more_body": end < len(body)})
 
     def _refuse(self, call: _Call, refusal: Refusal) -> _Response:
         call.seen.code = refusal.code
@@ -276,7 +292,7 @@ class Server:
     # --- work ---------------------------------------------------------------------------------------------------------
 
     async def _with_body(self, call: _Call, max_bytes: int, job: Callable[[bytes], _Response]) -> _Response:
-        """Read the body, hand it to a worker, and give its memory back."""
+        """Read the body, hand it to a worker, give its memory back, and count the reply's."""
         if call.header("content-encoding") not in (None, "identity"):
             raise Refusal(415, "encoding", "Expected a body without Content-Encoding; send it uncompressed")
         declared = call.integer("content-length")
@@ -284,9 +300,12 @@ class Server:
         call.complete = True
         call.seen.request_bytes = len(body)
         try:
-            return await self._work(partial(job, body))
+            response = await self._work(partial(job, body))
         finally:
             self._bodies.release(call.seen.request_bytes)
+        self._bodies.hold(len(response.body))
+        call.held_bytes = len(response.body)
+        return response
 
     async def _work(self, job: Callable[[], _Result]) -> _Result:
         if self._closing or self._working >= self.limits.waiting:
