@@ -76,7 +76,7 @@ class TrainSection(_Section, frozen=True, kw_only=True):
 
     Args:
         aggregate: "plain" or "masked"; what adds the updates of the parties.
-        quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
+        quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.

@@ -209,6 +209,11 @@ class _Federation:
         return run(parties, stores=self.stores, fault=self.fault, keep_bodies=False)
 
 
+def default_quorum(parties: int) -> int:
+    """Return a majority, and at least 3 where there are as many: a sum of two shows each the other's vector."""
+    return min(parties, max(3, parties // 2 + 1))
+
+
 def federate(
     graph: Graph,
     silos: Sequence[Silo],
@@ -237,7 +242,7 @@ def federate(
         Aborted: a round lost its quorum in each of its attempts.
     """
     names = tuple(silo.name for silo in silos)
-    cohort = Cohort(names, train.quorum or len(names) // 2 + 1)
+    cohort = Cohort(names, train.quorum or default_quorum(len(names)))
     federation = _Federation(aggregator, cohort, encoding, run_id, rng, fault)
     weights = flatten(graph)
     velocity = np.zeros_like(weights)

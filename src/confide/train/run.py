@@ -26,7 +26,15 @@ from confide.secagg.masked import Masked
 from confide.train.job import Job, describe
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend
-from confide.train.rounds import Encoding, PrivateGradients, Round, WeightedUpdates, federate, model_hash
+from confide.train.rounds import (
+    Encoding,
+    PrivateGradients,
+    Round,
+    WeightedUpdates,
+    default_quorum,
+    federate,
+    model_hash,
+)
 from confide.wire import Fault
 
 Matrix = NDArray[np.float64]
@@ -108,7 +116,7 @@ def preprocess_of(schema: Schema, *, unit_rows: bool) -> Preprocess:
 
 
 def _quorum(job: Job, parties: int) -> int:
-    return job.train.quorum or parties // 2 + 1
+    return job.train.quorum or default_quorum(parties)
 
 
 def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
