@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from confide.crypto.random import SeededRandomness
-from confide.errors import DataError, IntegrityError, JobError, ModelError
+from confide.errors import DataError, IntegrityError, JobError, ModelError, UsageError
 from confide.model.artifact import load, read_public_key
 from confide.train import AGGREGATORS, Output, load_data, local_models, parse, pooled_model, train
 from confide.train.evaluate import accuracy
@@ -75,6 +75,13 @@ def test_a_model_from_files_is_signed_labelled_and_right(folder):
     assert loaded.label.epsilon is None
     assert verify(folder / "l.jsonl", head=loaded.label.ledger)[0] == 32  # the job, 30 rounds, the model
     assert (folder / "k.pem").stat().st_mode & 0o077 == 0
+
+
+def test_two_parties_are_told_why_masked_refuses_them(folder):
+    tables = {"north": "north.csv", "south": "south.csv"}
+    job = job_of(folder, data={"schema": "schema.toml", "tables": tables}, train={"rounds": 2})
+    with pytest.raises(UsageError, match="quorum=2 of clients=2.*take more clients"):
+        finish(job)
 
 
 def test_a_second_run_continues_the_ledger_and_keeps_the_key(folder):
