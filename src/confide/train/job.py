@@ -80,7 +80,7 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     Args:
         aggregate: "plain", "masked", "amortised" or "shares"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
-        quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
+        quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
@@ -272,6 +272,11 @@ def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
         )
 
 
+def default_quorum(parties: int) -> int:
+    """Return a majority, and at least 3 where there are as many: a sum of two shows each the other's vector."""
+    return min(parties, max(3, parties // 2 + 1))
+
+
 def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     """Return `table` with the defaults that depend on other keys, so that what is printed is what runs."""
     data: dict[str, Any] = table.get("data", {})
@@ -280,7 +285,7 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = table.get("train", {})
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
-    train["quorum"] = train.get("quorum") or parties // 2 + 1
+    train["quorum"] = train.get("quorum") or default_quorum(parties)
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]

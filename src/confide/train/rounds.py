@@ -21,7 +21,7 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import Aborted, DataError
 from confide.ideal import Aggregator, Cohort, Session, Sums
 from confide.model.graph import Graph
-from confide.train.job import TrainSection
+from confide.train.job import TrainSection, default_quorum
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend, flatten, record_gradients, unflatten
 from confide.train.optimise import optimiser_of
@@ -317,7 +317,7 @@ def federate(
         Aborted: a round lost its quorum in each of its attempts.
     """
     names = tuple(silo.name for silo in silos)
-    cohort = Cohort(names, train.quorum or len(names) // 2 + 1)
+    cohort = Cohort(names, train.quorum or default_quorum(len(names)))
     federation = _Federation(aggregator, cohort, encoding, run_id, rng, fault, stores)
     weights = flatten(graph)
     optimiser = optimiser_of(train)

@@ -26,10 +26,18 @@ from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
-from confide.train.job import Job, describe
+from confide.train.job import Job, default_quorum, describe
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend
-from confide.train.rounds import Encoding, PrivateGradients, Round, Scaffold, WeightedUpdates, federate, model_hash
+from confide.train.rounds import (
+    Encoding,
+    PrivateGradients,
+    Round,
+    Scaffold,
+    WeightedUpdates,
+    federate,
+    model_hash,
+)
 from confide.train.standardise import standardised
 from confide.wire import Fault
 
@@ -133,7 +141,7 @@ def preprocess_of(schema: Schema, *, unit_rows: bool) -> Preprocess:
 
 
 def _quorum(job: Job, parties: int) -> int:
-    return job.train.quorum or parties // 2 + 1
+    return job.train.quorum or default_quorum(parties)
 
 
 def _checked_quorum(job: Job, parties: int) -> int:
