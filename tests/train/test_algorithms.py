@@ -17,7 +17,7 @@ from confide.wire import MemoryStore, drop
 START = Graph((Linear(np.zeros((1, 4)), np.zeros(1)), Sigmoid()))
 COMMON = {
     "average": 0.0, "rounds": 5, "local_steps": 4, "learning_rate": 0.7, "momentum": 0.0, "weight_decay": 0.02,
-    "expected_records": 40, "quorum": 2, "fraction_bits": 30,
+    "expected_records": 40, "quorum": 3, "fraction_bits": 30,
 }  # fmt: skip
 
 

@@ -33,7 +33,7 @@ PARTIES = {f"h{seed}": columns(size, seed) for seed, size in enumerate((40, 9, 1
 
 def common(aggregator=None, parties=PARTIES, expected_records=50):
     return standardised(
-        RULES, parties, aggregator=aggregator or PlainSum(), quorum=2, expected_records=expected_records,
+        RULES, parties, aggregator=aggregator or PlainSum(), quorum=3, expected_records=expected_records,
         rng=SystemRandomness(),
     )  # fmt: skip
 
@@ -57,7 +57,7 @@ def test_categories_and_constant_columns_stay():
     assert common().rules[2:] == RULES.rules[2:]
     only = Preprocess((RULES.rules[2],))
     assert (
-        standardised(only, PARTIES, aggregator=PlainSum(), quorum=2, expected_records=9, rng=SystemRandomness()) == only
+        standardised(only, PARTIES, aggregator=PlainSum(), quorum=3, expected_records=9, rng=SystemRandomness()) == only
     )
 
 
@@ -81,7 +81,7 @@ def test_too_many_records_and_lost_quorum():
         common(expected_records=1)
     with pytest.raises(Aborted):
         standardised(
-            RULES, PARTIES, aggregator=_Silent(), quorum=2, expected_records=50, rng=SystemRandomness()
+            RULES, PARTIES, aggregator=_Silent(), quorum=3, expected_records=50, rng=SystemRandomness()
         )  # fmt: skip
 
 
