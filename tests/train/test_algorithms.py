@@ -128,7 +128,7 @@ def test_control_variates_survive_rebuilt_silos():
 
 def test_a_dropout_keeps_its_old_variate():
     """c stays the mean of the parties' own variates only if whoever is not in the sum does not move its own."""
-    settings, parties = TrainSection(**COMMON, algorithm="scaffold"), silos(0)
+    settings, parties = TrainSection(**(COMMON | {"quorum": 2}), algorithm="scaffold"), silos(0)
     stores = {silo.name: MemoryStore() for silo in parties}
     list(rounds(settings, parties, stores=stores, fault=drop(src="h1")))
     assert stores["h1"].get("scaffold/control") is None
