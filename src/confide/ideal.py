@@ -238,6 +238,14 @@ class _PlainKit:
     def encode(self) -> bytes:
         return b""
 
+    def rows(self, query: bytes) -> int:
+        assert self.graph is not None
+        return len(decode(query, _Vector, max_bytes=1 << 26).values.numpy("float64", (None, self.graph.features)))
+
+    def reply_bytes(self, rows: int) -> int:
+        assert self.graph is not None
+        return 25 * rows * self.graph.outputs + 1024  # as text; 8 bytes a number in binary form
+
 
 class PlainPredict(Backend):
     """The baseline: the client sends x in the clear, the server applies the model."""

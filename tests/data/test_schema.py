@@ -165,6 +165,9 @@ def test_a_file_is_named_in_its_problems(tmp_path):
         (b"\xff\xfe", "Expected TOML in"),
         (b"a = 1\na = 2", "Expected TOML in"),
         (b"x = " + b"[" * 100_000, "Expected TOML in"),
+        (b"x = " + b"9" * 5000, "Expected TOML in"),
+        (b"[columns]\nx = 0x" + b"f" * 5000, "Expected TOML in"),
+        (b"columns.x" + b".a" * 20_000 + b" = 1", "Expected (TOML|a usable schema) in"),
         (b"#" * (1 << 21), "at most 1048576 bytes"),
     ],
 )
@@ -179,6 +182,8 @@ def test_absent_files_are_named(tmp_path):
         Schema.load(tmp_path / "absent.toml")
     with pytest.raises(DataError, match="Is a directory"):
         Schema.load(tmp_path)
+    with pytest.raises(DataError, match="null byte"):
+        Schema.load(tmp_path / "a\0b")
 
 
 def test_the_documented_example_parses():

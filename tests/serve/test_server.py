@@ -266,7 +266,7 @@ def test_refuses_more_rows_than_a_batch_may_have():
     app = create_app([toy_model("m", PlainPredict())], limits=Limits(batch_rows=1))
     with client_of(app) as client:
         assert client.post("/v2/models/m/infer", json=question(values=X[:1])).status_code == 200
-        assert client.post("/v2/models/m/infer", json=question()).status_code == 400
+        assert client.post("/v2/models/m/infer", json=question()).status_code == 413
 
 
 @pytest.mark.parametrize("header", ["x", "-1", "1.5", "9" * 13, ""])
@@ -303,7 +303,7 @@ def test_a_bug_tells_the_client_nothing_but_the_request_id(failure):
 
     log = io.StringIO()
     with client_of(create_app([toy_model("m", Broken())], log=log)) as client:
-        body, headers = sealed(b"x")
+        body, headers = sealed(plain_query())
         answer = client.post("/v2/models/m/infer", content=body, headers=headers)
     assert answer.status_code == 500
     line = json.loads(log.getvalue().splitlines()[-1])
@@ -403,7 +403,7 @@ def test_an_answer_that_takes_too_long_keeps_its_place():
 
     app = create_app([toy_model("m", Slow())], limits=Limits(workers=1, waiting=1, answer_seconds=0.05))
     with client_of(app) as client:
-        body, headers = sealed(b"x")
+        body, headers = sealed(plain_query())
         assert client.post("/v2/models/m/infer", content=body, headers=headers).status_code == 503
         assert app._working == 1  # the worker is still busy, so the next one is refused too
         assert client.post("/v2/models/m/infer", content=body, headers=headers).json()["code"] == "busy"

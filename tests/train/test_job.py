@@ -5,6 +5,8 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from confide.errors import JobError
 from confide.train.job import (
@@ -47,12 +49,93 @@ def test_the_printed_job_is_the_job():
         ({"data": {}}, r"either data.set"),
         ({"data": {"schema": "s", "set": "x"}}, r"either data.set"),
         ({"data": {"schema": "s", "tables": {"a": "a.csv"}}}, r"at least 2 parties"),
+        ({"privacy": {}}, r"privacy.expected_records"),
+        ({"data": {"schema": "s", "tables": 3}}, r"data.tables to be a table, got 3"),
         ({"data": {"set": 5}}, r"data.set to be text, got 5"),
     ],
 )
 def test_what_is_wrong_is_named(table, text):
     with pytest.raises(JobError, match=text):
         parse(GOOD | table)
+
+
+def test_all_problems_are_listed_at_once():
+    table = {
+        "trian": {},
+        "job": 3,
+        "data": {"set": 5, "partys": 3},
+        "train": {"rounds": 0, "momentum": "much", "learning_rat": 1},
+        "privacy": {"epsilon": -1},
+    }
+    with pytest.raises(JobError) as caught:
+        parse(table)
+    starts = (
+        'Unknown key "trian"',
+        "Expected [job] to be a table",
+        "Expected data.set to be text",
+        'Unknown key "data.partys" (did you mean "parties"?)',
+        "Expected train.rounds=0 to be at least 1",
+        "Expected train.momentum to be a number",
+        'Unknown key "train.learning_rat" (did you mean "learning_rate"?)',
+        "Expected privacy.epsilon=-1 to be above 0",
+        "Expected privacy.expected_records",
+    )
+    lines = str(caught.value).splitlines()
+    assert len(lines) == len(starts)
+    for line, start in zip(lines, starts, strict=True):
+        assert line.startswith(start)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"data": {"schema": "a\0b", "tables": {"a": "a", "b": "b"}}}, "data.schema"),
+        ({"data": {"schema": "s", "tables": {"a": "a", "b": "\0"}}}, "data.tables"),
+        ({"data": {"schema": "s", "tables": {"a": "a", "b": "b"}, "test": "\0"}}, "data.test"),
+        *(({"output": {key: "a\0"}}, f"output.{key}") for key in ("model", "ledger", "signing_key")),
+    ],
+)
+def test_paths_that_no_system_can_hold_are_named(changes, key):
+    with pytest.raises(JobError, match=f"^Expected {key} without the character NUL"):
+        parse(GOOD | changes)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "a = " + "[" * 50_000,
+        "a = " + "{b=" * 20_000,
+        "train.rounds" + ".a" * 20_000 + " = 1",
+        "job.seed = " + "9" * 5000,
+        "job.seed = 0x" + "f" * 5000,
+        "job.seed = " + "9" * 400,
+        "train.rounds = 0x" + "f" * 5000,
+    ],
+)
+def test_nesting_and_numbers_without_end_are_refused_in_a_line(tmp_path, body):
+    (tmp_path / "job.toml").write_text(body + '\n[data]\nset = "breast-cancer"\n')
+    with pytest.raises(JobError) as caught:
+        load(tmp_path / "job.toml")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+json_like = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=8,
+)
+KEYS = [(name, key) for name, section in tomllib.loads(describe(parse(GOOD))).items() for key in [*section, "other"]]
+
+
+@given(st.dictionaries(st.sampled_from(KEYS), json_like, max_size=6), json_like)
+def test_no_content_makes_it_fail_otherwise(values, other):
+    table = {"other": other} if other else {}
+    for (name, key), value in values.items():
+        table.setdefault(name, {})[key] = value
+    try:
+        parse(table)
+    except JobError:
+        return
 
 
 def test_files(tmp_path):

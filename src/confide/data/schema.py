@@ -141,7 +141,7 @@ class Schema:
             return Schema.parse(tomllib.loads(body.decode()), where=str(path))
         except OSError as error:
             raise DataError(f"Expected a readable schema at {path}; {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting without end
             raise DataError(f"Expected TOML in {path}; {error}") from None
 
     @staticmethod

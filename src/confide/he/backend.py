@@ -36,6 +36,8 @@ FORMAT = 1
 _MAX_KIT_BYTES = 1 << 16
 _MAX_QUERY_BYTES = 1 << 28
 _LARGEST_EXPONENT = 512
+_REPLY_HEAD_BYTES = 256
+_CIPHERTEXT_HEAD_BYTES = 256
 
 
 class _Public(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,6 +53,12 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_id: str
     rows: int
     ciphertexts: tuple[bytes, ...]
+
+
+class _Rows(msgspec.Struct, frozen=True):
+    """The one field of a query that tells what it costs; the rest is skipped, not copied."""
+
+    rows: int
 
 
 class LinearReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -131,6 +139,20 @@ class ServerKit:
         For a model that ends in a sigmoid it is the error of the probability: a quarter of the logit's.
         """
         return self.engine.error / 4 if self.plan.sigmoid else self.engine.error
+
+    def rows(self, query: bytes) -> int:
+        """Return how many rows a query asks for, before any work on it. Raises ProtocolError if it does not say."""
+        return decode(query, _Rows, max_bytes=_MAX_QUERY_BYTES).rows
+
+    def reply_bytes(self, rows: int) -> int:
+        """Return a bound of the size of a reply to `rows` rows."""
+        plan, polynomial = self.plan, 8 * self.plan.parameters.degree
+        if isinstance(plan, LinearPlan):
+            c0, c1 = 8 * rows * plan.outputs, polynomial * plan.blocks.ciphertexts(rows) * plan.blocks.products
+            size = len(plan.parameters.data_primes) * (c0 + c1)
+        else:
+            size = rows * (2 * polynomial + _CIPHERTEXT_HEAD_BYTES)  # at the last prime
+        return size + 3 * plan.outputs + _REPLY_HEAD_BYTES
 
     def parse_keys(self, body: bytes) -> Evaluation:
         """Return a client's public keys. Raises ProtocolError on anything else."""

@@ -95,6 +95,10 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ciphertexts: tuple[bytes, ...]
 
 
+class _Rows(msgspec.Struct, frozen=True):
+    rows: int
+
+
 class Reply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The results, row by row: y = z · 2^(e - 64), with z the lowest k bits of what is encrypted."""
 
@@ -152,6 +156,15 @@ class ServerKit:
     def error_bound(self) -> Matrix:
         """Return the largest error of each output for every input in the box, after any sigmoid, shape (outputs,)."""
         return self.layer.error / 4 if self.plan.sigmoid else self.layer.error
+
+    def rows(self, query: bytes) -> int:
+        """Return how many rows a query asks for, before any work on it. Raises ProtocolError if it does not say."""
+        return decode(query, _Rows, max_bytes=_MAX_BYTES).rows
+
+    def reply_bytes(self, rows: int) -> int:
+        """Return a bound of the size of a reply to `rows` rows."""
+        ciphertext = self.plan.key_bits // 4 + 8
+        return (rows * ciphertext + 3) * self.plan.outputs + 256
 
     def parse_keys(self, body: bytes) -> PublicKey:
         """Return a client's public key. Raises ProtocolError on anything else."""

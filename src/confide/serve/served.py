@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import time
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError
 from confide.guarantee import PrivacyLabel
-from confide.ideal import Backend, PlainPredict
+from confide.ideal import Backend, Kit, PlainPredict
 from confide.model.graph import Graph
 from confide.net import oip
 from confide.net.http import answer, expects_message
@@ -59,11 +60,25 @@ class Answered:
     seconds: float
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """A server's kit that knows what a question costs before any work on it; of other kits it is found out after."""
+
+    def rows(self, query: bytes) -> int:
+        """Return how many rows a message asks for. Raises ProtocolError if it does not say."""
+        ...
+
+    def reply_bytes(self, rows: int) -> int:
+        """Return a bound of the size of a reply to `rows` rows; it grows with them."""
+        ...
+
+
 class Served:
     """A model prepared under one backend.
 
     Args:
-        model, backend: what is served; preparing raises ModelError with every problem of `Backend.check`.
+        model, backend: what is served; preparing raises ModelError with every problem of `Backend.check`, and if the
+            reply to one row is beyond the limits.
         store: the server's; this model and backend get a part of their own.
         rng: for the backend's secrets.
     """
@@ -75,6 +90,7 @@ class Served:
         self.guarantee = backend.guarantee_for(model.graph)
         self.limits = limits
         self._kit = kits["server"]
+        self.max_rows = _max_rows(self._kit, limits, model.name)
         self._rng = rng
         self._store = Prefixed(store, f"{model.name}/{backend.name}/")
         self._keys = Prefixed(self._store, "keys/")
@@ -90,7 +106,7 @@ class Served:
             outputs=model.graph.outputs,
             classes=model.graph.classes,
             needs_keys=self.needs_keys,
-            max_rows=limits.batch_rows,
+            max_rows=self.max_rows,
             max_query_bytes=limits.query_bytes,
             max_keys_bytes=limits.keys_bytes,
         ).encode()
@@ -121,7 +137,7 @@ class Served:
                 "label": self.model.label.sentence(),
                 "kit_sha256": self.pin,
                 "keys": "uploaded once" if self.needs_keys else "none",
-                "max_rows": self.limits.batch_rows,
+                "max_rows": self.max_rows,
                 "max_query_bytes": self.limits.query_bytes,
             },
         }
@@ -153,7 +169,8 @@ class Served:
         Args:
             body: of the HTTP request.
             header_length: where its JSON part ends; None if it is nothing but JSON.
-            charge: called with the number of rows before anything leaves; raises Refusal beyond the quota.
+            charge: called with the number of rows, before the work wherever the kit is `Measured`, and always before
+                anything leaves; raises Refusal beyond the quota.
 
         Raises:
             ProtocolError: a request that is malformed or that the backend refuses.
@@ -165,33 +182,59 @@ class Served:
         begin = time.perf_counter()
         with np.errstate(over="ignore", invalid="ignore"):  # an overflow is the caller's, and is refused below
             if request.inputs.keys() == {"query"}:
-                output, rows = self._answer_message(request)
+                output = self._answer_message(request, charge)
             elif request.inputs.keys() == {"x"} and isinstance(self.backend, PlainPredict):
-                output, rows = self._answer_numbers(request.inputs["x"])
+                output = self._answer_numbers(request.inputs["x"], charge)
             else:
                 raise ProtocolError('Expected one input named as the model metadata say, or "query"')
-        charge(rows)
         seconds = time.perf_counter() - begin
         reply, length = oip.encode_reply([output], request, model_name=self.model.name, model_version=self.backend.name)
         return Answered(reply, length, seconds)
 
-    def _answer_message(self, request: oip.Request) -> tuple[oip.Tensor, int]:
+    def _answer_message(self, request: oip.Request, charge: Callable[[int], None]) -> oip.Tensor:
         if self.needs_keys and not self.knows(str(request.parameters.get("key_id", ""))):
             raise Refusal(
                 404,
                 "unknown_key",
                 f"Expected parameters.key_id of keys that are here; POST them to /v2/models/{self.model.name}/keys",
             )
+        query = request.inputs["query"].payload()
+        measured = self._kit if isinstance(self._kit, Measured) else None
+        if measured:
+            self._admit(measured.rows(query), charge)
         party = self.backend.predict("server", self._kit, None, self._keys, self._rng)
-        answered = answer(party, request.inputs["query"].payload(), store=self._keys)
-        rows = answered.output if isinstance(answered.output, int) else 1
-        return oip.Tensor.of_bytes("reply", answered.body), rows
+        answered = answer(party, query, store=self._keys)
+        if not measured:
+            self._admit(answered.output if isinstance(answered.output, int) else 1, charge)
+        return oip.Tensor.of_bytes("reply", answered.body)
 
-    def _answer_numbers(self, tensor: oip.Tensor) -> tuple[oip.Tensor, int]:
+    def _admit(self, rows: int, charge: Callable[[int], None]) -> None:
+        """Count `rows` against the quota. Raises Refusal if they are too many, at once or ever."""
+        if rows < 0:
+            raise ProtocolError("Expected a number of rows")
+        if rows > self.max_rows:
+            raise Refusal(413, "too_large", f"Expected at most {self.max_rows} rows; send fewer rows at a time")
+        charge(rows)
+
+    def _answer_numbers(self, tensor: oip.Tensor, charge: Callable[[int], None]) -> oip.Tensor:
         x = tensor.numbers()
-        if x.ndim != 2 or len(x) > self.limits.batch_rows:
-            raise ProtocolError(f"Expected x of shape (rows, features) with at most {self.limits.batch_rows} rows")
+        if x.ndim != 2 or x.shape[1] != self.model.graph.features:
+            raise ProtocolError(f"Expected x of shape (rows, {self.model.graph.features})")
+        self._admit(len(x), charge)
         y = self.model.graph.apply(x)
         if not np.isfinite(y).all():
             raise ProtocolError("Expected x small enough for a finite prediction")
-        return oip.Tensor.of_numbers("y", y), len(x)
+        return oip.Tensor.of_numbers("y", y)
+
+
+def _max_rows(kit: Kit, limits: Limits, name: str) -> int:
+    """Return how many rows one question may carry. Raises ModelError if it is none."""
+    if not isinstance(kit, Measured):
+        return limits.batch_rows
+    rows = bisect_right(range(1, limits.batch_rows + 1), limits.reply_bytes, key=kit.reply_bytes)
+    if rows == 0:
+        raise ModelError(
+            f"Expected reply_bytes={limits.reply_bytes} to hold one answer of the model {name!r}, which takes "
+            f"{kit.reply_bytes(1)}; raise reply_bytes, or serve a model of fewer outputs"
+        )
+    return rows

@@ -89,7 +89,7 @@ class _Call:
 
 
 class Server:
-    """The ASGI application; `create_app` makes one."""
+    """The ASGI application; `create_app` makes one. `pins` has the SHA-256 of each kit by (model, backend)."""
 
     def __init__(
         self,

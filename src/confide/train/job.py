@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import tomllib
 import types
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping, Sized
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -180,67 +180,63 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {
     "adaptivity": _ADAPTIVE,
 }
 
-#: (section, key, lowest, highest, lowest excluded, highest excluded)
-_RANGES: tuple[tuple[str, str, float, float, bool, bool], ...] = (
-    ("data", "parties", 2, 1000, False, False),
-    ("data", "alpha", 0, 1e6, True, False),
-    ("data", "test_fraction", 0, 1, True, True),
-    ("model", "hidden", 1, 4096, False, False),
-    ("train", "quorum", 0, 1000, False, False),
-    ("train", "rounds", 1, 100_000, False, False),
-    ("train", "local_steps", 1, 10_000, False, False),
-    ("train", "learning_rate", 0, 1e6, True, False),
-    ("train", "server_learning_rate", 0, 1e6, True, False),
-    ("train", "momentum", 0, 1, False, True),
-    ("train", "second_moment", 0, 1, False, True),
-    ("train", "adaptivity", 0, 1e6, True, False),
-    ("train", "proximal", 0, 1e6, True, False),
-    ("train", "weight_decay", 0, 1e3, False, False),
-    ("train", "average", 0, 1, False, False),
-    ("train", "expected_records", 1, 1e9, False, False),
-    ("train", "update_bound", 0, 1e6, True, False),
-    ("train", "fraction_bits", 8, 40, False, False),
-    ("train", "attempts", 1, 100, False, False),
-    ("privacy", "epsilon", 0, 32, True, False),
-    ("privacy", "delta", 0, 1, True, True),
-    ("privacy", "clip_norm", 0, 1e6, True, False),
-    ("privacy", "colluding", 0, 999, False, False),
-    ("privacy", "expected_records", 1, 1e9, False, False),
-    ("privacy", "max_records", 0, 1e10, False, False),
-)
+#: (section, key): lowest, highest, lowest excluded, highest excluded
+_RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
+    ("job", "seed"): (-(2**63), 2**63 - 1, False, False),
+    ("data", "parties"): (2, 1000, False, False),
+    ("data", "alpha"): (0, 1e6, True, False),
+    ("data", "test_fraction"): (0, 1, True, True),
+    ("model", "hidden"): (1, 4096, False, False),
+    ("train", "quorum"): (0, 1000, False, False),
+    ("train", "rounds"): (1, 100_000, False, False),
+    ("train", "local_steps"): (1, 10_000, False, False),
+    ("train", "learning_rate"): (0, 1e6, True, False),
+    ("train", "momentum"): (0, 1, False, True),
+    ("train", "server_learning_rate"): (0, 1e6, True, False),
+    ("train", "second_moment"): (0, 1, False, True),
+    ("train", "adaptivity"): (0, 1e6, True, False),
+    ("train", "proximal"): (0, 1e6, True, False),
+    ("train", "weight_decay"): (0, 1e3, False, False),
+    ("train", "average"): (0, 1, False, False),
+    ("train", "expected_records"): (1, 1e9, False, False),
+    ("train", "update_bound"): (0, 1e6, True, False),
+    ("train", "fraction_bits"): (8, 40, False, False),
+    ("train", "attempts"): (1, 100, False, False),
+    ("privacy", "epsilon"): (0, 32, True, False),
+    ("privacy", "delta"): (0, 1, True, True),
+    ("privacy", "clip_norm"): (0, 1e6, True, False),
+    ("privacy", "colluding"): (0, 999, False, False),
+    ("privacy", "expected_records"): (1, 1e9, False, False),
+    ("privacy", "max_records"): (0, 1e10, False, False),
+}
 
 
 def load(path: Path) -> Job:
     """Read a job file.
 
     Raises:
-        JobError: the file is absent, is no TOML, holds an unknown key, a wrong type or a value out of range.
+        JobError: the file is absent or is no TOML; or as in `parse`.
     """
     try:
         with path.open("rb") as file:
             text = file.read(_LARGEST_JOB_BYTES + 1)
         if len(text) > _LARGEST_JOB_BYTES:
             raise JobError(f"Expected a job file of at most {_LARGEST_JOB_BYTES} bytes at {path}")
-        table = tomllib.loads(text.decode())
+        return parse(tomllib.loads(text.decode()), base=path.parent)
     except OSError as error:
         raise JobError(f"Expected a readable job file at {path}; {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting without end
         raise JobError(f"Expected TOML in {path}; {error}") from None
-    return parse(table, base=path.parent)
 
 
 def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
-    """Return the job that `table` describes; every unknown key, type and range is checked before anything runs."""
-    sections = {key: kind for key, kind in get_type_hints(Job).items() if key != "base"}
-    _refuse_unknown(table, tuple(sections), "a job has the tables")
-    for name, kind in sections.items():
-        section = table.get(name, {})
-        if not isinstance(section, dict):
-            raise JobError(
-                f"Expected [{name}] to be a table, got {name} = {section!r}; write [{name}] and its keys below it"
-            )
-        _check_section(name, _section_type(kind), cast("dict[str, Any]", section))
-    _check_data(table.get("data", {}))
+    """Return the job that `table` describes.
+
+    Raises:
+        JobError: with every unknown key, wrong type, value out of range and contradiction, one in a line.
+    """
+    if problems := list(_problems(table)):
+        raise JobError("\n".join(problems))
     try:
         job = msgspec.convert(_resolved(table) | {"base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
@@ -277,6 +273,73 @@ def default_quorum(parties: int) -> int:
     return min(parties, max(3, parties // 2 + 1))
 
 
+def _problems(table: dict[str, Any]) -> Iterator[str]:
+    sections = {key: kind for key, kind in get_type_hints(Job).items() if key != "base"}
+    yield from (_unknown(key, sections, "a job has the tables") for key in table if key not in sections)
+    for name, kind in sections.items():
+        section = table.get(name, {})
+        if not isinstance(section, dict):
+            yield f"Expected [{name}] to be a table, got {name} = {section!r}; write [{name}] and its keys below it"
+            continue
+        section = cast("dict[str, Any]", section)
+        faults = list(_faults(name, _section_type(kind), section))
+        yield from faults
+        if name == "data":
+            yield from _contradictions_in_data(section)
+        if name == "privacy" and name in table:
+            yield from _contradictions_in_privacy(section, usable=not faults)
+
+
+def _faults(name: str, kind: type[_Section], section: dict[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with each key of a section by itself."""
+    hints = get_type_hints(kind)
+    for key, value in section.items():
+        if key not in hints:
+            yield _unknown(key, hints, f"[{name}] has the keys", f"{name}.")
+            continue
+        try:
+            msgspec.convert(value, hints[key])
+        except msgspec.ValidationError:
+            close = nearest(str(value), _choices(hints[key]))
+            yield f"Expected {name}.{key} to be {_readable(hints[key])}, got {value!r}{close}; change it in the job file"
+            continue
+        texts = cast("list[Any]", [*value, *value.values()] if isinstance(value, dict) else [value])
+        if any(isinstance(text, str) and "\0" in text for text in texts):
+            yield f"Expected {name}.{key} without the character NUL, which no path can hold; remove it"
+        if (name, key) in _RANGES:
+            yield from _out_of_range(name, key, cast("float", value))
+
+
+def _out_of_range(name: str, key: str, value: float) -> Iterator[str]:
+    low, high, open_low, open_high = _RANGES[name, key]
+    if not ((low < value if open_low else low <= value) and (value < high if open_high else value <= high)):
+        bounds = f"{'above' if open_low else 'at least'} {low:g} and {'below' if open_high else 'at most'} {high:g}"
+        yield f"Expected {name}.{key}={value} to be {bounds}; change it in the job file"
+
+
+def _unknown(key: str, known: Collection[str], what: str, where: str = "") -> str:
+    return f'Unknown key "{where}{key}"{nearest(key, known)}; {what} {", ".join(known)}'
+
+
+def _contradictions_in_data(data: dict[str, Any]) -> Iterator[str]:
+    if ("set" in data) == ("schema" in data):
+        yield 'Expected either data.set or data.schema with data.tables; for a trial: set = "breast-cancer"'
+    elif "schema" in data and isinstance(tables := data.get("tables", {}), dict) and len(cast("Sized", tables)) < 2:
+        parties = len(cast("Sized", tables))
+        yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's CSV file"
+
+
+def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iterator[str]:
+    delta = privacy.get("delta", 1e-5)
+    if "expected_records" not in privacy:
+        yield "Expected privacy.expected_records: the public size of the pooled data, which divides the noisy sum"
+    elif usable and delta * privacy["expected_records"] >= 1:
+        yield (
+            f"Expected privacy.delta={delta} below 1 / expected_records; at that delta a mechanism may publish whole "
+            "records"
+        )
+
+
 def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     """Return `table` with the defaults that depend on other keys, so that what is printed is what runs."""
     data: dict[str, Any] = table.get("data", {})
@@ -289,58 +352,12 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
-        if privacy.get("delta", 1e-5) * privacy["expected_records"] >= 1:
-            raise JobError(
-                f"Expected privacy.delta={privacy.get('delta', 1e-5)} below 1 / expected_records; at that delta a "
-                "mechanism may publish whole records"
-            )
         resolved["privacy"] = privacy
     return resolved
 
 
 def _section_type(kind: Any) -> type[_Section]:
     return next(part for part in (*get_args(kind), kind) if isinstance(part, type) and issubclass(part, _Section))
-
-
-def _refuse_unknown(table: dict[str, Any], known: tuple[str, ...], what: str, where: str = "") -> None:
-    for key in table:
-        if key not in known:
-            raise JobError(f'Unknown key "{where}{key}"{nearest(key, known)}; {what} {", ".join(known)}')
-
-
-def _check_section(name: str, kind: type[_Section], section: dict[str, Any]) -> None:
-    hints = get_type_hints(kind)
-    _refuse_unknown(section, tuple(hints), f"[{name}] has the keys", f"{name}.")
-    for key, value in section.items():
-        try:
-            msgspec.convert(value, hints[key])
-        except msgspec.ValidationError:
-            raise JobError(
-                f"Expected {name}.{key} to be {_readable(hints[key])}, got {value!r}"
-                f"{nearest(str(value), _choices(hints[key]))}; change it in the job file"
-            ) from None
-    for where, key, low, high, open_low, open_high in _RANGES:
-        value = section.get(key)
-        if (
-            where == name
-            and value is not None
-            and not ((low < value if open_low else low <= value) and (value < high if open_high else value <= high))
-        ):
-            bounds = f"{'above' if open_low else 'at least'} {low:g} and {'below' if open_high else 'at most'} {high:g}"
-            raise JobError(f"Expected {name}.{key}={value} to be {bounds}; change it in the job file")
-    if name == "privacy" and section and "expected_records" not in section:
-        raise JobError(
-            "Expected privacy.expected_records: the public size of the pooled data, which divides the noisy sum"
-        )
-
-
-def _check_data(data: dict[str, Any]) -> None:
-    if ("set" in data) == ("schema" in data):
-        raise JobError('Expected either data.set or data.schema with data.tables; for a trial: set = "breast-cancer"')
-    if "schema" in data and len(data.get("tables", {})) < 2:
-        raise JobError(
-            f"Expected at least 2 parties in data.tables, got {len(data.get('tables', {}))}; name each party's CSV file"
-        )
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
