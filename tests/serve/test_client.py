@@ -30,6 +30,7 @@ from confide.errors import (
 from confide.guarantee import Claim
 from confide.ideal import PlainPredict
 from confide.model.graph import Graph
+from confide.model.preprocess import OneHot, Preprocess
 from confide.net import oip
 from confide.net.http import InProcess
 from confide.serve import load_backend
@@ -559,6 +560,40 @@ def test_a_broken_connection_is_said_with_what_to_try():
 
     with Client(URL, transport=httpx2.MockTransport(broken)) as client, pytest.raises(UsageError, match="ReadError"):
         client.predict(X)
+
+
+class Frame:
+    """What pandas, polars and others have in common."""
+
+    def __init__(self, columns: dict) -> None:
+        self._columns = columns
+
+    @property
+    def columns(self) -> list:
+        return list(self._columns)
+
+    def __getitem__(self, name):
+        return np.array(self._columns[name], object)
+
+
+def test_a_frame_is_asked_by_its_columns(client):
+    columns = {"age": [61, 47], "sex": ["f", "m"], "comment": ["not asked for", ""]}
+    expected = GRAPH.apply(PREPROCESS.apply({"age": np.array([61.0, 47.0]), "sex": np.array(["f", "m"], object)}))
+    assert np.array_equal(client.predict(Frame(columns)), expected)
+    assert np.array_equal(client.predict(columns), expected)
+    with pytest.raises(DataError, match="age"):
+        client.predict(Frame({"ages": [61], "sex": ["f"]}))
+
+
+@pytest.mark.parametrize("missing", [float("nan"), np.float64("nan"), None, ""])
+def test_a_missing_category_of_a_frame_is_missing(client, missing):
+    with pytest.raises(DataError, match="Expected a value of 'sex' in row 2"):
+        client.predict(Frame({"age": [61, 47], "sex": ["f", missing]}))
+    rules = Preprocess((PREPROCESS.rules[0], OneHot(name="sex", categories=("f",), missing="level")))
+    app = create_app([toy_model("diagnosis", Toy(), preprocess=rules)])
+    with Client(URL, transport=InProcess(app)) as tolerant:
+        features = tolerant.features(Frame({"age": [61, 47], "sex": ["f", missing]}))
+    assert np.allclose(features, [[0.22, 1, 0], [-0.06, 0, 1]])
 
 
 def test_decide_needs_names():

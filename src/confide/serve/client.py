@@ -27,11 +27,10 @@ from confide.model.preprocess import Preprocess
 from confide.net import oip
 from confide.net.http import Reply, ask, is_loopback
 from confide.serve.protocol import MAX_KIT_BYTES, ClientKit, Refusal, digest
-from confide.serve.session import JSON_BYTES, Session
+from confide.serve.session import JSON_BYTES, Columns, Session
 from confide.wire import MemoryStore, Message, Store, Transcript
 
 Matrix = NDArray[np.float64]
-Columns = Mapping[str, ArrayLike]
 
 _MAX_REPLY_BYTES = 1 << 28
 _TIMING = re.compile(r"\bwork;dur=(\d{1,9}(?:\.\d{1,9})?)")
@@ -150,7 +149,8 @@ class Client:
         """Return predictions, float64, shape (rows, outputs): what `Graph.apply` would, within the backend's error.
 
         Args:
-            x: features, shape (rows, features) or (features,) for one row; or raw columns by name, as lists or arrays.
+            x: features, shape (rows, features) or (features,) for one row; or raw columns by name:
+                lists or arrays in a mapping, or a frame of pandas or another library.
 
         Raises:
             DataError: x does not fit the model or lies outside its bounds; nothing was sent.

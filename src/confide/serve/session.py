@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
 import numpy as np
@@ -18,7 +18,23 @@ from confide.serve.protocol import ClientKit, digest
 from confide.wire import Store
 
 Matrix = NDArray[np.float64]
-Columns = Mapping[str, ArrayLike]
+
+
+@runtime_checkable
+class Frame(Protocol):
+    """A table with named columns, as pandas and others have it; neither is needed here."""
+
+    @property
+    def columns(self) -> Iterable[Any]:
+        """Return the names."""
+        ...
+
+    def __getitem__(self, name: Any, /) -> Any:
+        """Return one column."""
+        ...
+
+
+Columns = Mapping[str, ArrayLike] | Frame
 
 #: Room that the JSON part of a request may take beside the message.
 JSON_BYTES = 4096
@@ -70,6 +86,8 @@ class Session:
         Raises:
             DataError: x does not fit the model, or lies outside the bounds that it states.
         """
+        if isinstance(x, Frame) and self.preprocess is not None:
+            x = {name: x[name] for name in x.columns}
         if not isinstance(x, Mapping):
             return _matrix(x, self.kit.features, bounded=self.preprocess is not None)
         if self.preprocess is None:
@@ -99,7 +117,7 @@ def _checked(kit: ClientKit, wanted: str | None) -> Backend:
     return backend
 
 
-def _matrix(x: ArrayLike, features: int, *, bounded: bool) -> Matrix:
+def _matrix(x: Any, features: int, *, bounded: bool) -> Matrix:
     try:
         values = np.asarray(x, np.float64)
     except (TypeError, ValueError):
@@ -124,7 +142,7 @@ def _category(value: Any, known: tuple[str, ...]) -> Any:
     return str(value)
 
 
-def _columns(preprocess: Preprocess, raw: Columns) -> dict[str, NDArray[Any]]:
+def _columns(preprocess: Preprocess, raw: Mapping[Any, Any]) -> dict[str, NDArray[Any]]:
     """Return raw columns as arrays: numbers as float64 with NaN where missing, categories as text."""
     columns: dict[str, NDArray[Any]] = {}
     for name in preprocess.columns:
