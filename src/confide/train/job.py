@@ -301,7 +301,8 @@ def _faults(name: str, kind: type[_Section], section: dict[str, Any]) -> Iterato
             msgspec.convert(value, hints[key])
         except msgspec.ValidationError:
             close = nearest(str(value), _choices(hints[key]))
-            yield f"Expected {name}.{key} to be {_readable(hints[key])}, got {value!r}{close}; change it in the job file"
+            wanted = _readable(hints[key])
+            yield f"Expected {name}.{key} to be {wanted}, got {value!r}{close}; change it in the job file"
             continue
         texts = cast("list[Any]", [*value, *value.values()] if isinstance(value, dict) else [value])
         if any(isinstance(text, str) and "\0" in text for text in texts):
