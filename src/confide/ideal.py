@@ -34,17 +34,24 @@ class Cohort:
         clients: names of the parties that hold vectors, in a fixed order; all differ.
         quorum: smallest number of clients in a released sum, 1 <= quorum <= len(clients).
         server: the party that receives the sum.
+        helper: the second server, for aggregators that have the role; it must not be run by whoever runs the first.
     """
 
     clients: tuple[str, ...]
     quorum: int
     server: str = "server"
+    helper: str = "helper"
 
     def __post_init__(self) -> None:
-        if len(set(self.clients)) != len(self.clients) or self.server in self.clients:
-            raise UsageError("Expected clients with different names, none of them the server's")
+        if len({self.server, self.helper, *self.clients}) != 2 + len(self.clients):
+            raise UsageError("Expected clients with different names, none of them the server's or the helper's")
         if not 1 <= self.quorum <= len(self.clients):
             raise UsageError(f"Expected quorum={self.quorum} between 1 and the {len(self.clients)} clients")
+
+    def parties(self, roles: Sequence[str]) -> dict[str, str]:
+        """Return the role of each party by its name, for an aggregator with these `roles`."""
+        servers = {"server": self.server, "helper": self.helper}
+        return {servers[role]: role for role in roles if role in servers} | dict.fromkeys(self.clients, "client")
 
 
 @dataclass(frozen=True, slots=True)

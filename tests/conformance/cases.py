@@ -28,15 +28,15 @@ class RecordingStore(MemoryStore):
                 self._ever |= windows(leaf)
 
     def secrets(self) -> set[bytes]:
-        """Return every run of 16 bytes in any byte string that was ever kept; a session's context is public."""
+        """Return every run of 16 bytes in any byte string that was ever kept, digests of public things apart."""
         return self._ever
 
 
 def leaves(value: object) -> Iterator[bytes]:
-    """Yield the byte strings inside nested MessagePack, without those under the name "context"."""
+    """Yield the byte strings inside nested MessagePack, without those under "context" and "keys": public digests."""
     if isinstance(value, dict):
         for name, inner in value.items():
-            if name != "context":
+            if name not in ("context", "keys"):
                 yield from leaves(inner)
     elif isinstance(value, list):
         for inner in value:
@@ -73,8 +73,7 @@ class Federation:
 
     def __post_init__(self) -> None:
         self.cohort = Cohort(tuple(f"silo-{index}" for index in range(self.clients)), self.quorum)
-        others = {role: role for role in self.aggregator.roles if role != "client"}
-        self.roles = others | dict.fromkeys(self.cohort.clients, "client")
+        self.roles = self.cohort.parties(self.aggregator.roles)
         self.stores = {name: RecordingStore() for name in self.roles}
         self.rngs = {name: SeededRandomness(f"{self.seed}/{name}") for name in self.roles}
         parties = {

@@ -9,6 +9,8 @@ import msgspec
 
 from confide.secagg.masked_terms import (
     BOXES,
+    CONFIRM,
+    CONFIRMED,
     KEYS,
     PEERS,
     SHARES,
@@ -17,6 +19,8 @@ from confide.secagg.masked_terms import (
     VECTOR,
     Advert,
     Adverts,
+    Confirmation,
+    Confirmations,
     MaskedVector,
     Parcels,
     Shares,
@@ -31,6 +35,8 @@ KINDS: dict[str, type[msgspec.Struct]] = {
     BOXES: Parcels,
     VECTOR: MaskedVector,
     SURVIVORS: Survivors,
+    CONFIRM: Confirmation,
+    CONFIRMED: Confirmations,
     UNMASK: Shares,
 }
 

@@ -20,11 +20,13 @@ from confide.guarantee import Adversary
 from confide.ideal import Cohort, Session, Vector
 from confide.secagg import Masked, MaskedSums, masked_client
 from confide.secagg.masked_terms import (
+    CONFIRM,
     KEYS,
     SHARES,
     UNMASK,
     VECTOR,
     Advert,
+    Confirmation,
     MaskedVector,
     Parcels,
     Shares,
@@ -35,11 +37,12 @@ from confide.wire import LATE_TICKS, Fault, MemoryStore, Message, Transcript, de
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform
 from secagg.tamper import flip, tamper
 
-UP = (KEYS, SHARES, VECTOR, UNMASK)
+UP = (KEYS, SHARES, VECTOR, CONFIRM, UNMASK)
+AFTER_VECTOR = (CONFIRM, UNMASK)
 
 
 def federation(clients: int = 4, quorum: int = 3) -> Federation:
-    return Federation(Masked(), clients, quorum)
+    return Federation(Masked(unsafe_quorum=quorum < 3), clients, quorum)
 
 
 def all_of(*faults: Fault) -> Fault:
@@ -71,7 +74,9 @@ def terms(parties: Federation, session: Session) -> Terms:
 # --- dropouts ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("tag", "counts"), [(KEYS, False), (SHARES, False), (VECTOR, False), (UNMASK, True)])
+@pytest.mark.parametrize(
+    ("tag", "counts"), [(KEYS, False), (SHARES, False), (VECTOR, False), (CONFIRM, True), (UNMASK, True)]
+)
 def test_every_row_of_the_dropout_table_at_every_position(tag: str, counts: bool) -> None:
     """Whoever left before its vector is out of the sum; whoever left after it is in."""
     parties = federation()
@@ -82,14 +87,14 @@ def test_every_row_of_the_dropout_table_at_every_position(tag: str, counts: bool
 
 
 def test_every_pattern_of_two_dropouts_among_five_clients() -> None:
-    """Every pair of clients, each leaving at any of the four stages."""
+    """Every pair of clients, each leaving at any of the five stages."""
     parties = federation(5, quorum=3)
     number = 0
     for first, second in combinations(parties.cohort.clients, 2):
         for one, two in product(UP, UP):
             number += 1
             output, _ = sums(parties, all_of(lose(first, tag=one), lose(second, tag=two)), number)
-            gone = {name for name, tag in ((first, one), (second, two)) if tag != UNMASK}
+            gone = {name for name, tag in ((first, one), (second, two)) if tag not in AFTER_VECTOR}
             assert output.members == (frozenset(parties.cohort.clients) - gone,)
 
 
@@ -98,7 +103,7 @@ def test_exactly_the_quorum_is_enough_and_one_less_is_not(tag: str) -> None:
     parties = federation(5, quorum=3)
     names = parties.cohort.clients
     output, _ = sums(parties, all_of(*(lose(name, tag=tag) for name in names[1:3])), 1)
-    assert len(output.members[0]) == (5 if tag == UNMASK else 3)
+    assert len(output.members[0]) == (5 if tag in AFTER_VECTOR else 3)
     session = parties.session(2)
     fault = all_of(*(lose(name, tag=tag) for name in names[1:4]))
     done = parties.sum(session, parties.vectors(session), fault)
@@ -278,8 +283,8 @@ def test_the_wire_carries_exactly_the_bits_of_the_ring() -> None:
     done = parties.sum(session, parties.vectors(session))
     sizes = {m.tag: len(m.body) for m in done.messages if m.src == "silo-0"}
     assert sizes[VECTOR] - 8000 * 22 // 8 in range(20)
-    assert sum(sizes.values()) - sizes[VECTOR] < 200 * (parties.clients + 2)
-    assert done.depth == 7
+    assert sum(sizes.values()) - sizes[VECTOR] < 200 * (parties.clients + 3)
+    assert done.depth == 9
 
 
 # --- lying clients ----------------------------------------------------------------------------------------------------
@@ -322,6 +327,17 @@ LIES: list[tuple[str, Callable[[Any], Any]]] = [
     (VECTOR, shorter),
     (VECTOR, lambda vector: MaskedVector(vector.words + b"\0")),
 ]
+
+
+def damaged_confirmation(confirmation: Confirmation) -> Confirmation:
+    return Confirmation(flip(confirmation.signature))
+
+
+def test_a_confirmation_of_another_view_counts_for_nothing_and_is_named() -> None:
+    output, done = sums(federation(), tamper(CONFIRM, damaged_confirmation, src="silo-1"))
+    assert len(output.members[0]) == 4
+    assert list(output.blamed) == ["silo-1"]
+    assert not [m for m in done.messages if (m.src, m.tag) == ("silo-1", UNMASK)]
 
 
 @pytest.mark.parametrize(("tag", "lie"), LIES)
@@ -483,7 +499,7 @@ def test_a_client_of_another_model_is_left_out_by_name() -> None:
 
 
 def test_a_cohort_may_be_part_of_the_roster_in_another_order() -> None:
-    parties = federation(5)
+    parties = federation(5, quorum=2)
     parties.cohort = Cohort(("silo-4", "silo-0", "silo-2"), quorum=2)
     parties.roles = {"server": "server"} | dict.fromkeys(parties.cohort.clients, "client")
     output, _ = sums(parties, lose("silo-0", tag=VECTOR))
@@ -521,8 +537,53 @@ def test_unknown_roles_strangers_and_missing_vectors_are_refused() -> None:
 
 def test_the_guarantee_claims_no_more_than_it_holds() -> None:
     guarantee = Masked.guarantee
-    assert guarantee.adversary is Adversary.SEMI_HONEST
+    assert guarantee.adversary is Adversary.MALICIOUS
     assert guarantee.hides("update", "server")
     assert not guarantee.post_quantum
     assert not guarantee.verified_result
-    assert any("quorum - 1" in sentence for sentence in guarantee.sentences())
+    assert any("2 * quorum - clients - 1" in sentence for sentence in guarantee.sentences())
+
+
+# --- which quorum is enough -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("clients", "quorum", "colluding", "enough"),
+    [
+        (3, 3, 0, True),
+        (4, 3, 0, True),
+        (4, 3, 1, True),
+        (4, 3, 2, False),
+        (5, 3, 0, True),
+        (5, 3, 1, False),
+        (6, 3, 0, False),
+        (6, 4, 0, True),
+        (50, 30, 9, True),
+        (50, 30, 10, False),
+        (3, 2, 0, False),
+        (2, 2, 0, False),
+        (1, 1, 0, False),
+        (4, 4, 4, False),
+    ],
+)
+def test_every_party_refuses_a_quorum_that_two_stories_can_reach_or_a_sum_of_two(
+    clients: int, quorum: int, colluding: int, enough: bool
+) -> None:
+    """2 t > n + c and t >= 3, written out by hand in the table."""
+    parties = federation(clients, quorum)
+    parties.aggregator = Masked(colluding=colluding)
+    session = parties.session()
+    for name in parties.roles:
+        if enough:
+            parties.party(name, session, parties.vectors(session))
+        else:
+            with pytest.raises(UsageError, match=rf"quorum={quorum} of clients={clients} with colluding={colluding}"):
+                parties.party(name, session, parties.vectors(session))
+
+
+def test_an_unsafe_quorum_says_so_in_its_guarantee() -> None:
+    guarantee = Masked(unsafe_quorum=True).guarantee
+    assert guarantee.adversary is Adversary.SEMI_HONEST
+    assert any("all clients but quorum - 1" in sentence for sentence in guarantee.sentences())
+    with pytest.raises(UsageError, match="colluding=-1"):
+        Masked(colluding=-1)

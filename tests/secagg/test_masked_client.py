@@ -15,10 +15,12 @@ from confide.crypto.ring import unpack
 from confide.crypto.shamir import Recovery
 from confide.errors import Aborted, ProtocolError
 from confide.ideal import Session
-from confide.secagg import Masked
+from confide.secagg import Masked, masked_client, masked_server
 from confide.secagg.masked_client import Entry, journal_key
 from confide.secagg.masked_terms import (
     BOXES,
+    CONFIRM,
+    CONFIRMED,
     KEYS,
     PEERS,
     SHARES,
@@ -27,6 +29,7 @@ from confide.secagg.masked_terms import (
     VECTOR,
     Advert,
     Adverts,
+    Confirmations,
     MaskedVector,
     Parcels,
     Shares,
@@ -34,13 +37,14 @@ from confide.secagg.masked_terms import (
     Terms,
 )
 from confide.secagg.roster import identity, pinned
-from confide.wire import Message, Party, Step, decode, delay, encode
+from confide.wire import Message, Party, Step, Transcript, decode, delay, encode, run
 from conformance.cases import Federation, assert_is_sum, tags_of
 from secagg.tamper import flip, tamper
 
 ME = "silo-0"
 #: What a client has sent at most when it refuses the message with this tag.
 SENT_BEFORE = {PEERS: [KEYS], BOXES: [KEYS, SHARES], SURVIVORS: [KEYS, SHARES, VECTOR]}
+SENT_BEFORE[CONFIRMED] = [*SENT_BEFORE[SURVIVORS], CONFIRM]
 
 
 def federation(clients: int = 4, quorum: int = 3) -> Federation:
@@ -223,7 +227,7 @@ class Scripted:
     def until(self, tag: str, party: Party) -> Step:
         """Play `party` until it has sent `tag`; return that step."""
         step = self.commit(next(party))
-        for answer in (PEERS, BOXES, SURVIVORS):
+        for answer in (PEERS, BOXES, SURVIVORS, CONFIRMED):
             if step.send and step.send[-1].tag == tag:
                 return step
             step = self.answer(party, answer)
@@ -264,7 +268,8 @@ def test_after_that_it_sends_the_identical_vector_and_answers() -> None:
     step = script.commit(next(party))
     assert step.send == (script.up[VECTOR],)
     assert (step.await_tag, step.wait_for) == (SURVIVORS, ("server",))
-    assert script.answer(party, SURVIVORS).send == (script.up[UNMASK],)
+    assert script.answer(party, SURVIVORS).send == (script.up[CONFIRM],)
+    assert script.answer(party, CONFIRMED).send == (script.up[UNMASK],)
 
 
 def test_the_vector_is_in_the_journal_before_it_leaves() -> None:
@@ -285,7 +290,7 @@ def test_after_its_answer_it_only_ever_repeats_it_whatever_survivors_are_named()
     other = encode(Survivors((ME, "silo-2", "silo-3")))
     party = restart_of(script)
     step = script.commit(next(party))
-    assert step.send == (script.up[VECTOR], script.up[UNMASK])
+    assert step.send == (script.up[VECTOR], script.up[CONFIRM], script.up[UNMASK])
     assert not step.wait_for
     assert script.answer(party, SURVIVORS, other).send == ()
 
@@ -305,14 +310,19 @@ def test_a_second_list_of_survivors_is_not_even_read() -> None:
 
 
 def test_each_list_of_survivors_opens_one_share_of_each_client() -> None:
-    for survivors in (("silo-1", "silo-2"), ("silo-1", "silo-3"), ("silo-2", "silo-3")):
+    """The other survivors sign the list with their own keys: here the server needs no honest client's help to ask."""
+    for left in ("silo-1", "silo-2", "silo-3"):
         script = Scripted()
         party = script.party()
         script.until(VECTOR, party)
-        pairs = script.entry().shares
-        step = script.answer(party, SURVIVORS, encode(Survivors((ME, *survivors))))
+        entry = script.entry()
+        survivors = tuple(name for name in script.parties.cohort.clients if name != left)
+        script.answer(party, SURVIVORS, encode(Survivors(survivors)))
+        view = terms(script.parties, script.session).view(entry.keys, entry.peers, survivors)
+        signed = {name: identity(script.parties.stores[name]).sign(view) for name in survivors}
+        step = script.answer(party, CONFIRMED, encode(Confirmations(signed)))
         shares = decode(step.send[0].body, Shares, max_bytes=1 << 20).shares
-        assert shares == {name: pair[name in (ME, *survivors)] for name, pair in pairs.items()}
+        assert shares == {name: pair[name in survivors] for name, pair in entry.shares.items()}
         assert set(shares) == {"silo-0", "silo-1", "silo-2", "silo-3"}
 
 
@@ -410,23 +420,22 @@ def test_reordered_deliveries_change_no_byte() -> None:
     assert messages(0) == messages(3)
 
 
-# --- the gap ----------------------------------------------------------------------------------------------------------
+# --- a server that tells different stories ----------------------------------------------------------------------------
 
 
-def test_a_server_that_tells_different_stories_opens_one_vector() -> None:
-    """Why the guarantee is about servers that follow the protocol: ten clients, quorum six, nobody colludes.
+def two_stories(parties: Federation, monkeypatch: pytest.MonkeyPatch) -> tuple[Transcript, dict[str, tuple[str, ...]]]:
+    """Ten clients, quorum six, nobody colludes: the lists that would open the vector of silo-0 if nobody compared them.
 
     The victim is told that only five others shared, the helpers, so it masks with them alone. Then everybody is told
-    six survivors, but not the same: all lists name the victim, and at least six leave out any one helper. Every check
-    of every client passes, and the victim's self seed and each helper's mask seed open. Comparing signed lists closes
-    this; so does a quorum of all clients, for which there is only one list.
+    six survivors, but not the same: all lists name the victim, and at least six leave out any one helper. Each list
+    by itself passes every check, and shares of the victim's self seed and of each helper's mask seed would be due.
+    The server passes every signature on to everybody. Return also who was told which survivors.
     """
-    parties = federation(10, quorum=6)
+    monkeypatch.setattr(masked_server, "verify", lambda *_: None)
     victim, helpers, bystanders = "silo-0", [f"silo-{i}" for i in range(1, 6)], [f"silo-{i}" for i in range(6, 10)]
-    stories = {name: {name, victim, *bystanders} for name in helpers}
-    stories |= {
-        name: {victim, *bystanders, helper} for name, helper in zip([victim, *bystanders], helpers, strict=True)
-    }
+    stories = {name: (name, victim, *bystanders) for name in helpers}
+    stories |= {name: (victim, *bystanders, helper) for name, helper in zip(bystanders, helpers[1:], strict=True)}
+    stories[victim] = (victim, *helpers)
 
     def lie(message: Message) -> list[tuple[int, Message]]:
         body = message.body
@@ -434,19 +443,36 @@ def test_a_server_that_tells_different_stories_opens_one_vector() -> None:
             parcels = decode(body, Parcels, max_bytes=1 << 20).parcels
             body = encode(Parcels({name: parcels[name] for name in (victim, *helpers)}))
         elif message.tag == SURVIVORS:
-            body = encode(Survivors(tuple(stories[message.dst])))
+            body = encode(Survivors(stories[message.dst]))
         return [(0, Message(message.src, message.dst, message.tag, body))]
 
     session = parties.session()
-    vectors = parties.vectors(session)
-    done = parties.sum(session, vectors, lie)
+    return parties.sum(session, parties.vectors(session), lie), stories
+
+
+def test_a_server_that_tells_different_stories_gets_no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    parties = federation(10, quorum=6)
+    done, _ = two_stories(parties, monkeypatch)
+    assert {m.src for m in done.messages if m.tag == CONFIRM} == set(parties.cohort.clients)  # each list alone holds
+    for name in parties.cohort.clients:
+        with pytest.raises(ProtocolError, match="told clients different stories"):
+            done.output(name)
+    assert not [message for message in done.messages if message.tag == UNMASK]
+
+
+def test_without_the_comparison_the_same_stories_open_the_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: clients that take any signature for a confirmation lose the victim's vector."""
+    monkeypatch.setattr(masked_client, "_holds", lambda *_: True)
+    parties = federation(10, quorum=6)
+    done, lists = two_stories(parties, monkeypatch)
+    victim, helpers = "silo-0", [f"silo-{i}" for i in range(1, 6)]
+    session = parties.session()
     agreed, opened = terms(parties, session), {victim: {}, **{name: {} for name in helpers}}
-    for message in done.messages:
-        if message.tag == UNMASK and message.src != victim:
-            shares = decode(message.body, Shares, max_bytes=1 << 20).shares
-            for name, found in opened.items():
-                if (name in stories[message.src]) == (name == victim):
-                    found[agreed.indices[message.src]] = shares[name]
+    answers = {m.src: decode(m.body, Shares, max_bytes=1 << 20).shares for m in done.messages if m.tag == UNMASK}
+    for holder, shares in answers.items():
+        for name, found in opened.items():
+            if holder != victim and (name in lists[holder]) == (name == victim):
+                found[agreed.indices[holder]] = shares[name]
     up = {(m.src, m.tag): m.body for m in done.messages}
     packed = decode(up[victim, VECTOR], MaskedVector, max_bytes=1 << 20).words
     words = unpack(packed, agreed.bits, session.length).copy()
@@ -454,10 +480,91 @@ def test_a_server_that_tells_different_stories_opens_one_vector() -> None:
     for name in helpers:
         public = decode(up[victim, KEYS], Advert, max_bytes=1 << 20).mask_key
         agreed.add_pairwise_masks(words, name, agreed.mask_key(name, recovered(opened[name])), {victim: public})
-    np.testing.assert_array_equal((words - vectors[victim].astype(np.uint32)) % (1 << agreed.bits), 0)
+    plain = parties.vectors(session)[victim].astype(np.uint32)
+    np.testing.assert_array_equal((words - plain) % (1 << agreed.bits), 0)
 
 
 def recovered(shares: dict[int, bytes]) -> bytes:
     indices = sorted(shares)[:6]
     assert len(indices) == 6
     return Recovery(indices).secret([shares[index] for index in indices])
+
+
+def stories_differ(tag: str, lie: Callable[[Any], Any], told: tuple[str, ...]) -> None:
+    """Tell `told` something else in `tag`: if neither side of five has four, nobody answers; else one side does."""
+    parties = federation(5, quorum=4)
+    session = parties.session()
+    faults = [tamper(tag, lie, src="server", dst=name) for name in told]
+
+    def fault(message: Message) -> list[tuple[int, Message]]:
+        for one in faults:
+            ((_, message),) = one(message)
+        return [(0, message)]
+
+    done = parties.sum(session, parties.vectors(session), fault)
+    assert not [m for m in done.messages if m.tag == UNMASK and m.src in told]
+    failure = done.failures.get("server")
+    if len(told) > 1:
+        assert not [m for m in done.messages if m.tag == UNMASK]
+    if failure is None:
+        assert len(told) == 1
+        assert_is_sum(done.output("server"), parties.aggregator, parties.vectors(session))
+    assert failure is None or isinstance(failure, Aborted)
+
+
+@pytest.mark.parametrize("told", [("silo-0",), ("silo-0", "silo-1")])
+def test_lists_of_boxes_and_of_survivors_are_both_compared(told: tuple[str, ...]) -> None:
+    stories_differ(SURVIVORS, lambda _: Survivors(("silo-0", "silo-1", "silo-2", "silo-3")), told)
+    stories_differ(BOXES, lambda body: Parcels({n: p for n, p in body.parcels.items() if n != "silo-4"}), told)
+    stories_differ(PEERS, lambda body: Adverts({n: a for n, a in body.adverts.items() if n != "silo-4"}), told)
+
+
+CONFIRMATION_LIES: list[Callable[[Confirmations], Confirmations]] = [
+    lambda body: Confirmations({}),
+    lambda body: Confirmations(dict(list(body.signatures.items())[:2])),
+    lambda body: Confirmations({name: flip(signature) for name, signature in body.signatures.items()}),
+    lambda body: Confirmations(dict.fromkeys(body.signatures, body.signatures[ME])),
+    lambda body: Confirmations({f"stranger-{name}": signature for name, signature in body.signatures.items()}),
+    lambda body: Confirmations(dict.fromkeys(body.signatures, b"short")),
+]
+
+
+@pytest.mark.parametrize("lie", CONFIRMATION_LIES)
+def test_fewer_than_a_quorum_of_distinct_valid_signatures_get_no_share(
+    lie: Callable[[Confirmations], Confirmations],
+) -> None:
+    assert refuses(federation(), CONFIRMED, lie)
+
+
+def test_confirmations_of_an_earlier_round_get_no_share() -> None:
+    parties = federation()
+    earlier = parties.session(0)
+    first = parties.sum(earlier, parties.vectors(earlier))
+    old = next(m.body for m in first.messages if m.tag == CONFIRMED)
+    assert refuses(parties, CONFIRMED, lambda _: decode(old, Confirmations, max_bytes=1 << 20))
+
+
+def test_a_client_signs_one_view_even_across_a_crash() -> None:
+    """The second list comes after a restart: the first signature goes out again, and the list is not asked for."""
+    script = Scripted()
+    script.until(CONFIRM, script.party())
+    party = restart_of(script)
+    step = script.commit(next(party))
+    assert step.send == (script.up[VECTOR], script.up[CONFIRM])
+    assert step.await_tag == CONFIRMED
+    assert script.answer(party, CONFIRMED).send == (script.up[UNMASK],)
+
+
+@pytest.mark.parametrize("others", [("silo-2",), ("silo-1", "silo-2")])
+def test_clients_of_different_models_are_never_in_one_sum(others: tuple[str, ...]) -> None:
+    """The server passes everybody's own context check by hand: it relays all, and no advert of the others holds."""
+    parties = federation()
+    session, crafted = parties.session(), Session("run", 1, parties.cohort, 12, 1000, 0, model_hash=b"\1" * 32)
+    vectors = parties.vectors(session)
+    plays = parties.parties(session, vectors) | {name: parties.party(name, crafted, vectors) for name in others}
+    done = run(plays, stores=parties.stores)
+    if len(others) == 1:
+        assert done.output("server").members == (frozenset(parties.cohort.clients) - set(others),)
+    else:
+        assert isinstance(done.failures["server"], Aborted)
+        assert not [m for m in done.messages if m.tag in (VECTOR, UNMASK)]

@@ -1,13 +1,25 @@
 """A job file: defaults, the printed form, and one clear line for everything that can be wrong with it."""
 
+import re
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import JobError
-from confide.train.job import describe, load, parse
+from confide.train.job import (
+    DataSection,
+    JobSection,
+    ModelSection,
+    OutputSection,
+    PrivacySection,
+    TrainSection,
+    describe,
+    load,
+    parse,
+)
 
 GOOD = {"data": {"set": "breast-cancer"}, "privacy": {"epsilon": 1.0, "expected_records": 455}}
 
@@ -138,3 +150,52 @@ def test_files(tmp_path):
         load(path)
     path.write_text('[data]\nset = "breast-cancer"\n')
     assert load(path).path("model.confide") == tmp_path / "model.confide"
+
+
+PRIVATE = {"privacy": {"expected_records": 455}}
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"train": {"algorithm": "fedadm"}}, r'"fedadam".*got \'fedadm\' \(did you mean "fedadam"\?\)'),
+        ({"train": {"algorithm": 3}}, r"train.algorithm to be"),
+        ({"train": {"proximal": 0.1}}, r'no train.proximal with train.algorithm="fedavg"; it belongs to fedprox'),
+        ({"train": {"second_moment": 0.9, "algorithm": "fedadagrad"}}, r"no train.second_moment"),
+        ({"train": {"adaptivity": 0.9, "algorithm": "scaffold", "local_steps": 2}}, r"no train.adaptivity"),
+        ({"train": {"algorithm": "scaffold"}}, r"train.local_steps above 1"),
+        ({"train": {"algorithm": "fedprox"}}, r"train.local_steps above 1"),
+        ({"train": {"algorithm": "fedprox", "proximal": 0}}, r"train.proximal=0 to be above 0"),
+        ({"train": {"algorithm": "fedyogi", "second_moment": 1}}, r"train.second_moment=1"),
+        ({"train": {"algorithm": "fedyogi", "adaptivity": 0}}, r"train.adaptivity=0"),
+        ({"train": {"server_learning_rate": 0}}, r"train.server_learning_rate=0"),
+        ({"train": {"local_steps": 2}, **PRIVATE}, r"train.local_steps=1 .* with \[privacy\]"),
+        ({"train": {"algorithm": "scaffold", "local_steps": 2}, **PRIVATE}, r"with \[privacy\]"),
+    ],
+)
+def test_algorithms_that_make_no_sense_are_refused(table, text):
+    with pytest.raises(JobError, match=text):
+        parse({"data": {"set": "breast-cancer"}} | table)
+
+
+def test_algorithms_have_their_own_defaults_and_print_what_they_read():
+    data = {"data": {"set": "breast-cancer"}}
+    for name in ("fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"):
+        job = parse(data | {"train": {"algorithm": name, "local_steps": 2}})
+        assert parse(tomllib.loads(describe(job))) == job
+        assert ("proximal" in describe(job)) == (name == "fedprox")
+        assert ("second_moment" in describe(job)) == (name in ("fedadam", "fedyogi"))
+    assert parse(data | {"train": {"algorithm": "fedadam"}} | PRIVATE).train.server_learning_rate == 0.1
+    assert parse(data | {"train": {"algorithm": "scaffold", "local_steps": 2}}).train.momentum == 0.0
+
+
+def test_the_page_lists_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text()
+    listed = {
+        (section, key)
+        for section, rows in re.findall(r"^### \[(\w+)\]\n(.*?)(?=^#|\Z)", page, re.MULTILINE | re.DOTALL)
+        for key in re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)
+    }
+    kinds = {"job": JobSection, "data": DataSection, "model": ModelSection, "train": TrainSection}
+    kinds |= {"privacy": PrivacySection, "output": OutputSection}
+    assert listed == {(name, key) for name, kind in kinds.items() for key in kind.__struct_fields__}

@@ -14,7 +14,7 @@ from confide.secagg.masked import Masked
 from confide.train.job import TrainSection
 from confide.train.local import Silo, flatten
 from confide.train.rounds import PrivateGradients, federate
-from confide.wire import drop
+from confide.wire import MemoryStore, drop
 
 FEATURES, ROUNDS = 20, 40
 START = Graph((Linear(np.zeros((1, FEATURES)), np.zeros(1)), Sigmoid()))
@@ -107,6 +107,6 @@ def test_a_silo_refuses_more_rounds_than_the_plan_has():
     encoding = PrivateGradients(PLAN, SETTINGS)
     rng = SeededRandomness("more")
     for _ in range(ROUNDS):
-        encoding.contribution(START, EMPTY[0], rng)
+        encoding.contribution(START, EMPTY[0], rng, MemoryStore())
     with pytest.raises(PrivacyError, match="rounds"):
-        encoding.contribution(START, EMPTY[0], rng)
+        encoding.contribution(START, EMPTY[0], rng, MemoryStore())

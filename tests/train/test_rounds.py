@@ -16,7 +16,7 @@ from confide.wire import drop
 
 START = Graph((Linear(np.zeros((1, 5)), np.zeros(1)), Sigmoid()))
 SETTINGS = TrainSection(
-    average=0.0, rounds=12, learning_rate=1.0, momentum=0.8, weight_decay=0.01, expected_records=40, quorum=2
+    average=0.0, rounds=12, learning_rate=1.0, momentum=0.8, weight_decay=0.01, expected_records=40, quorum=3
 )
 
 

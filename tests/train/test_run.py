@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from confide.crypto.random import SeededRandomness
-from confide.errors import DataError, IntegrityError, JobError, ModelError, PrivacyError
+from confide.errors import DataError, IntegrityError, JobError, ModelError, PrivacyError, UsageError
 from confide.model.artifact import load, read_public_key
 from confide.train import AGGREGATORS, Output, load_data, local_models, parse, pooled_model, train
 from confide.train.evaluate import accuracy
@@ -28,7 +28,7 @@ sex = { type = "category", categories = ["f", "m"] }
 def folder(tmp_path):
     rng = np.random.default_rng(0)
     (tmp_path / "schema.toml").write_text(SCHEMA)
-    for name, rows in {"north": 60, "south": 40, "east": 50}.items():
+    for name, rows in {"north": 60, "south": 40, "east": 50, "west": 45}.items():
         with (tmp_path / f"{name}.csv").open("w", newline="") as file:
             writer = csv.writer(file)
             writer.writerow(["ill", "dose", "age", "sex"])
@@ -47,10 +47,10 @@ def folder(tmp_path):
 
 
 def job_of(folder, **sections):
-    tables = {name: f"{name}.csv" for name in ("north", "south", "east")}
+    tables = {name: f"{name}.csv" for name in ("north", "south", "east", "west")}
     base = {
         "data": {"schema": "schema.toml", "tables": tables},
-        "train": {"quorum": 2, "rounds": 30},
+        "train": {"quorum": 3, "rounds": 30},
         "output": {"model": "m.confide", "ledger": "l.jsonl", "signing_key": "k.pem"},
     }
     return parse(base | sections, base=folder)
@@ -71,10 +71,17 @@ def test_a_model_from_files_is_signed_labelled_and_right(folder):
     assert accuracy(loaded.graph, data.test.x, data.test.y) > 0.85
     assert loaded.graph.classes == ("no", "yes")
     assert loaded.label.aggregator == "masked"
-    assert loaded.label.parties == ("north", "south", "east")
+    assert loaded.label.parties == ("north", "south", "east", "west")
     assert loaded.label.epsilon is None
     assert verify(folder / "l.jsonl", head=loaded.label.ledger).entries == 32  # the job, 30 rounds, the model
     assert (folder / "k.pem").stat().st_mode & 0o077 == 0
+
+
+def test_two_parties_are_told_why_masked_refuses_them(folder):
+    tables = {"north": "north.csv", "south": "south.csv"}
+    job = job_of(folder, data={"schema": "schema.toml", "tables": tables}, train={"rounds": 2})
+    with pytest.raises(UsageError, match="quorum=2 of clients=2.*take more clients"):
+        finish(job)
 
 
 def test_a_second_run_continues_the_ledger_and_keeps_the_key(folder):
@@ -88,7 +95,7 @@ def test_a_second_run_continues_the_ledger_and_keeps_the_key(folder):
 def test_the_label_states_the_privacy_that_was_kept(folder):
     privacy = {"epsilon": 2.0, "expected_records": 150, "colluding": 0}
     label = finish(job_of(folder, privacy=privacy))[2].label
-    assert (label.epsilon, label.unit, label.quorum, label.colluding) == (2.0, "record", 2, 0)
+    assert (label.epsilon, label.unit, label.quorum, label.colluding) == (2.0, "record", 3, 0)
     assert label.delta == 1e-5
     assert label.epsilon_outsiders <= label.epsilon
     assert label.seed == "operating system"
@@ -157,7 +164,7 @@ def test_no_record_reaches_ledger_or_label(folder):
 def test_baselines(folder):
     job = job_of(folder)
     data = load_data(job)
-    assert set(local_models(job, data)) == {"north", "south", "east"}
+    assert set(local_models(job, data)) == {"north", "south", "east", "west"}
     assert accuracy(pooled_model(job, data), data.test.x, data.test.y) > 0.85
 
 
@@ -172,8 +179,8 @@ def test_a_test_table_of_its_own(folder):
     ("sections", "error", "text"),
     [
         ({"train": {"aggregate": "maskd"}}, JobError, r'"maskd" \(did you mean "masked"\?\)'),
-        ({"train": {"quorum": 4}}, JobError, "train.quorum=4 to be at most the 3 parties"),
-        ({"privacy": {"expected_records": 9, "colluding": 2}}, JobError, "privacy.colluding=2 below the quorum"),
+        ({"train": {"quorum": 5}}, JobError, "train.quorum=5 to be at most the 4 parties"),
+        ({"privacy": {"expected_records": 9, "colluding": 3}}, JobError, "privacy.colluding=3 below the quorum"),
         ({"output": {"model": "absent/m.confide", "signing_key": "k.pem"}}, JobError, "folder that exists"),
         ({"output": {"model": "m.confide"}}, JobError, "output.signing_key"),
         ({"output": {"model": "x", "signing_key": "x"}}, JobError, "different files"),

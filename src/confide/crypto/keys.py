@@ -7,6 +7,7 @@ Whatever another party sent and does not hold up becomes a `ProtocolError`.
 from __future__ import annotations
 
 import hashlib
+import hmac
 
 from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -124,6 +125,16 @@ def derive(secret: bytes, info: bytes) -> bytes:
         info: what the key is for and in which session; see `label`.
     """
     return HKDF(SHA256(), KEY_BYTES, None, info).derive(secret)
+
+
+def expand(key: bytes, info: bytes) -> bytes:
+    """Return 32 uniform bytes for one purpose from a key that is uniform already: HKDF-Expand alone (RFC 5869).
+
+    Args:
+        key: 32 bytes, such as `derive` returns.
+        info: as for `derive`.
+    """
+    return hmac.digest(key, info + b"\1", "sha256")
 
 
 def commit(secret: bytes, info: bytes) -> bytes:

@@ -26,7 +26,7 @@ from confide.errors import DataError, nearest
 LARGEST_UNPACKED_BYTES = 1 << 30
 
 _LEAST_VALUE_BYTES = 32  # a packed value may have one byte, but becomes a float64 or a Python text
-_HEADERS = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
+_HEADERS: Mapping[tuple[int, int], Any] = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
 
 Labels = NDArray[np.int64]
 Columns = Mapping[str, NDArray[Any]]

@@ -1,7 +1,8 @@
 """The public preparation of inputs: raw columns to the feature matrix that a graph takes.
 
 It is part of the model, runs wherever the raw data is (a silo in training, the client in prediction) and knows nothing
-but what a schema says in public: no mean, no variance, no minimum was ever computed from records. Every feature lies in
+but what a schema says in public, unless a job asked for standardisation: then the mean and deviation of all parties'
+records, from one sum, are part of it and public with it. Every feature lies in
 [-1, 1], so a backend that must bound its inputs (the input box of homomorphic encryption, the range of fixed point) can
 rely on 1.
 
@@ -27,6 +28,9 @@ Columns = Mapping[str, NDArray[Any]]
 #: The level that stands for a missing category, as it appears in feature names.
 MISSING = "(missing)"
 
+#: A standardised number further than this many deviations from the mean counts as this far.
+DEVIATIONS = 4.0
+
 _LARGEST_BYTES = 1 << 20
 _MOST_FEATURES = 1 << 16
 _LONGEST_TEXT = 256
@@ -40,6 +44,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         low, high: public bounds in the column's own unit, low < high.
         missing: the public value that stands for a missing one, within the bounds; None refuses missing values.
         outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
+        standard: the mean and the deviation of the column, both public, deviation > 0: mean +- 4 deviations are mapped
+            to [-1, 1] instead of the bounds, values further out count as that far.
     """
 
     name: str
@@ -47,6 +53,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     high: float
     missing: float | None = None
     outside: Literal["refuse", "clip"] = "refuse"
+    standard: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         _check_text(self.name)
@@ -58,6 +65,11 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             raise ModelError(f"Expected low={self.low} below high={self.high} for column {self.name!r}")
         if self.missing is not None and not self.low <= self.missing <= self.high:
             raise ModelError(f"Expected missing={self.missing} within the bounds of column {self.name!r}")
+        if self.standard is not None:
+            mean, deviation = float(self.standard[0]), float(self.standard[1])
+            msgspec.structs.force_setattr(self, "standard", (mean, deviation))
+            if not (self.low <= mean <= self.high and 0.0 < deviation < math.inf):
+                raise ModelError(f"Expected a mean within the bounds of column {self.name!r} and a deviation above 0")
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -82,6 +94,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                     f'{_row(beyond)}; correct it, or state outside = "clip"'
                 )
             numbers = np.clip(numbers, self.low, self.high)
+        if self.standard is not None:
+            mean, deviation = self.standard
+            return np.clip((numbers - mean) / deviation / DEVIATIONS, -1.0, 1.0)[:, None]
         return (2.0 * ((numbers - self.low) / (self.high - self.low)) - 1.0)[:, None]
 
 

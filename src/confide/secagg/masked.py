@@ -8,10 +8,11 @@ the seeds of both are shared among all, so that the server can take away whateve
     R                2^bits                                     the ring of the sum
     (c_u, s_u)       box_key, mask_key                          X25519 keys for boxes and masks, fresh in each session
     s_u^SK, b_u      mask_seed, self_seed                       the two secrets that are shared
-    U1, U2, U3, U5   adverts, parcels, survivors, answers       who got as far as keys, shares, vector, unmasking
+    U1, U2, U3       adverts, parcels, survivors                who got as far as keys, shares, vector
+    U4, U5           confirmed, answers                         ... as the signed view, the shares to open
 
-Paper: Bonawitz et al., CCS 2017, figure 4 without its consistency round; Bell et al., CCS 2020. Beyond them: seeds are
-shared instead of keys, commitments to every seed and share give a lie a name, and a journal survives a crash.
+Paper: Bonawitz et al., CCS 2017, figure 4; Bell et al., CCS 2020. Beyond them: the consistency round signs keys and U2
+too, seeds are shared instead of keys, commitments to every seed and share name a liar, a journal survives a crash.
 """
 
 from __future__ import annotations
@@ -24,39 +25,62 @@ from confide.secagg import masked_client, masked_server, roster
 from confide.secagg.masked_terms import Terms
 from confide.wire import Party, Store
 
+#: The fewest vectors in a sum: a sum of two shows each of the two the other's vector.
+SMALLEST_SUM = 3
+
+_HONEST = ("all clients but 2 * quorum - clients - 1",)
+_HONEST_IF_SERVER_FOLLOWS = ("all clients but quorum - 1",)
+
+
+def _guarantee(adversary: Adversary, honest: tuple[str, ...]) -> Guarantee:
+    return Guarantee(
+        claims=frozenset(
+            (
+                Claim("update", "server", honest),
+                Claim("update", "other clients", ("server",)),
+                Claim("update", "outsiders"),
+            )
+        ),
+        adversary=adversary,
+        trust=Trust.CRYPTOGRAPHY,
+        security_bits=128,
+        post_quantum=False,
+        verified_result=False,
+        leaks="The sum over the survivors, which can reveal records unless noise is added, the more so when the server "
+        "crafts models or varies the cohort; who dropped out, and when.",
+        primary="X25519 + Shamir + ChaCha20 masks, Ed25519 consistency round",
+        paper="Bonawitz et al., CCS 2017; Bell et al., CCS 2020",
+    )
+
 
 class Masked(Aggregator):
     """The server learns the sum of at least `quorum` vectors; dropouts are survived at every stage.
 
     Below, t is `cohort.quorum`, n the number of clients, c how many of them pool what they see with the server.
 
-    **Guarantees** Against a server that follows the protocol, together with any c <= t - 1 clients: nothing about the
-    vectors of the others beyond their sum over the survivors (at least t - c of them). A client never reveals both
-    shares of one peer, never sends two different vectors in one session, never answers a session twice, and refuses
-    keys that are not signed by the pinned roster. A wrong share and a wrong seed are caught and their author is named.
+    Args:
+        colluding: the c to withstand; clients refuse a quorum that is not above (n + c) / 2.
+        unsafe_quorum: accept any quorum. Then claims hold against a server that follows the protocol, with c <= t - 1.
 
-    **Leaks** The sum; who dropped out, and when. A sum over few tells much: with c = t - 1 it may be one honest vector.
-    A server that tells clients different survivors can open smaller sums (see the page): no claim holds against it.
+    **Guarantees** Against a server that does whatever it likes, together with any c < 2t - n clients: nothing about the
+    vectors of the others beyond one sum, over all of them that are among at least t survivors. A client never reveals
+    both shares of one peer, never sends two different vectors or signs two views in one session, never answers a
+    session twice, reveals shares only when t clients signed the very keys and lists that it was told, and refuses keys
+    that are not signed by the pinned roster. A wrong share and a wrong seed are caught and their author is named.
+
+    **Leaks** The sum; who dropped out, and when. A sum over few tells much: at least t - c addends are not the
+    colluders'. The server chooses who counts as a survivor and can always make a sum fail or come out wrong.
     """
 
     name = "masked"
-    guarantee = Guarantee(
-        claims=frozenset(
-            (
-                Claim("update", "server", ("all clients but quorum - 1",)),
-                Claim("update", "other clients", ("server",)),
-                Claim("update", "outsiders"),
-            )
-        ),
-        adversary=Adversary.SEMI_HONEST,
-        trust=Trust.CRYPTOGRAPHY,
-        security_bits=128,
-        post_quantum=False,
-        verified_result=False,
-        leaks="The sum over the survivors, which can reveal records unless noise is added; who dropped out, and when.",
-        primary="X25519 + Shamir + ChaCha20 masks",
-        paper="Bonawitz et al., CCS 2017; Bell et al., CCS 2020",
-    )
+    guarantee = _guarantee(Adversary.MALICIOUS, _HONEST)
+
+    def __init__(self, *, colluding: int = 0, unsafe_quorum: bool = False) -> None:
+        if colluding < 0:
+            raise UsageError(f"Expected colluding={colluding} to be 0 or more")
+        self._colluding, self._unsafe_quorum = colluding, unsafe_quorum
+        if unsafe_quorum:
+            self.guarantee = _guarantee(Adversary.SEMI_HONEST, _HONEST_IF_SERVER_FOLLOWS)
 
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """Return the party that makes an identity and pins the roster; its output is the roster's fingerprint."""
@@ -71,8 +95,10 @@ class Masked(Aggregator):
         """Return the party of one sum: the server's output is `MaskedSums`, a client has none.
 
         Raises:
-            UsageError: no set-up, a cohort that is not in the roster, a vector that does not fit the session.
+            UsageError: no set-up, a cohort that is not in the roster, a quorum that is too small, a vector that does
+                not fit the session.
         """
+        self._check_quorum(session.cohort)
         terms = Terms(session, roster.pinned(store))
         if role == "server":
             return masked_server.Server(terms).play()
@@ -81,6 +107,17 @@ class Masked(Aggregator):
             raise UsageError("Expected a vector at a client")
         saved = store.get(masked_client.journal_key(session.run))
         return masked_client.play(terms, me, session.checked(vector), roster.identity(store), saved, rng)
+
+    def _check_quorum(self, cohort: Cohort) -> None:
+        """Refuse a quorum whose sums may be too small, or that two sets of survivors can both reach."""
+        n, t, c = len(cohort.clients), cohort.quorum, self._colluding
+        needed = max(SMALLEST_SUM, (n + c) // 2 + 1)
+        if t < needed and not self._unsafe_quorum:
+            raise UsageError(
+                f"Expected quorum={t} of clients={n} with colluding={c} to be at least {needed}: more than half of "
+                f"clients + colluding, and not below {SMALLEST_SUM}, since a sum of two shows each the other's vector; "
+                + ("raise the quorum" if needed <= n else "take more clients, or fewer colluding")
+            )
 
 
 def _check_client(role: str, me: str, cohort: Cohort) -> None:

@@ -1,7 +1,8 @@
-"""The client of a masked sum: advertise keys, share seeds, send the masked vector, reveal what a dropout needs.
+"""The client of a masked sum: advertise keys, share seeds, send the masked vector, confirm who is left, reveal shares.
 
-What must not happen twice is journaled before it leaves: the vector's exact bytes, and the one answer about shares. A
-client that is rebuilt after a crash sends the same bytes again; one that had not come so far drops out.
+What must not happen twice is journaled before it leaves: the vector's exact bytes, the one view of the session that is
+signed, and the one answer about shares. A client that is rebuilt after a crash sends the same bytes again; one that had
+not come so far drops out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Generator, Mapping
 
 import msgspec
 
-from confide.crypto.keys import AgreementKey, SigningKey, derive, label, seal, unseal
+from confide.crypto.keys import SIGNATURE_BYTES, AgreementKey, SigningKey, derive, label, seal, unseal, verify
 from confide.crypto.random import Randomness
 from confide.crypto.ring import Words, pack
 from confide.crypto.shamir import SECRET_BYTES, draw_secret, split
@@ -19,6 +20,8 @@ from confide.ideal import Vector
 from confide.secagg.masked_terms import (
     ADVERT_BYTES,
     BOXES,
+    CONFIRM,
+    CONFIRMED,
     KEYS,
     MASK_SEED,
     PARCEL_BYTES,
@@ -30,6 +33,8 @@ from confide.secagg.masked_terms import (
     VECTOR,
     Advert,
     Adverts,
+    Confirmation,
+    Confirmations,
     MaskedVector,
     Parcel,
     Parcels,
@@ -45,8 +50,10 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     Args:
         round, attempt, context: which session.
-        vector, reply: bodies sent or about to be; empty before that and after the end.
+        vector, confirmation, reply: bodies sent or about to be; empty before that and after the end.
+        keys: the digest of everybody's keys.
         peers: U2, with whom the vector is masked.
+        survivors: U3, as the confirmation has it.
         shares: (of the mask seed, of the self seed) of each peer whose parcel held, while they may be asked for.
     """
 
@@ -54,8 +61,11 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     attempt: int
     context: bytes
     vector: bytes = b""
+    keys: bytes = b""
     peers: tuple[str, ...] = ()
     shares: dict[str, tuple[bytes, bytes]] = {}
+    survivors: tuple[str, ...] = ()
+    confirmation: bytes = b""
     reply: bytes = b""
 
 
@@ -87,19 +97,26 @@ def play(terms: Terms, me: str, vector: Vector, identity: SigningKey, saved: byt
     entry = _resumed(terms, saved)
     if entry is None:
         entry = yield from _masked(terms, me, vector, identity, rng)
-    sent = Message(me, terms.server, VECTOR, entry.vector)
-    if entry.reply:
-        yield Step(send=(sent, Message(me, terms.server, UNMASK, entry.reply)))
-    else:
-        received = yield Step(send=(sent,), await_tag=SURVIVORS, wait_for=(terms.server,), save=_journal(terms, entry))
-        entry = msgspec.structs.replace(entry, reply=_reply(terms, me, entry, received[terms.server].body))
-        yield Step(send=(Message(me, terms.server, UNMASK, entry.reply),), save=_journal(terms, entry))
+    unsent = (Message(me, terms.server, VECTOR, entry.vector),)
+    if not entry.confirmation:
+        received = yield _asking(terms, entry, unsent, SURVIVORS)
+        entry, unsent = _confirming(terms, me, entry, identity, received[terms.server].body), ()
+    unsent += (Message(me, terms.server, CONFIRM, entry.confirmation),)
+    if not entry.reply:
+        received = yield _asking(terms, entry, unsent, CONFIRMED)
+        entry, unsent = msgspec.structs.replace(entry, reply=_reply(terms, entry, received[terms.server].body)), ()
+    yield Step(send=(*unsent, Message(me, terms.server, UNMASK, entry.reply)), save=_journal(terms, entry))
     yield Step(save=_journal(terms, _opened_entry(terms)))
 
 
 def _opened_entry(terms: Terms) -> Entry:
     """Return the entry that only says that the session was taken up: nothing may leave again."""
     return Entry(terms.session.round, terms.session.attempt, terms.context)
+
+
+def _asking(terms: Terms, entry: Entry, send: tuple[Message, ...], tag: str) -> Step:
+    """Return the step that saves `entry`, sends, and waits for the server's message `tag`."""
+    return Step(send=send, await_tag=tag, wait_for=(terms.server,), save=_journal(terms, entry))
 
 
 def _journal(terms: Terms, entry: Entry) -> dict[str, bytes | None]:
@@ -148,7 +165,9 @@ def _masked(
     terms.add_self_mask(words, me, secrets.self_seed)
     terms.add_pairwise_masks(words, me, secrets.mask_key, mask_keys)
     opened = _opened_entry(terms)
-    return msgspec.structs.replace(opened, vector=_packed(terms, words), peers=peers, shares=shares)
+    return msgspec.structs.replace(
+        opened, vector=_packed(terms, words), keys=terms.keys_digest(adverts), peers=peers, shares=shares
+    )
 
 
 def _packed(terms: Terms, words: Words) -> bytes:
@@ -226,8 +245,8 @@ def _opened(
     return tuple(parcels), shares
 
 
-def _reply(terms: Terms, me: str, entry: Entry, body: bytes) -> bytes:
-    """Return the one answer of the session: of each peer the share of one seed, never of both.
+def _confirming(terms: Terms, me: str, entry: Entry, identity: SigningKey, body: bytes) -> Entry:
+    """Return the journal with the one view of this session that `me` signs.
 
     Raises:
         ProtocolError: strangers or repeats among the survivors, too few of them, or `me` not among them.
@@ -236,6 +255,27 @@ def _reply(terms: Terms, me: str, entry: Entry, body: bytes) -> bytes:
     survivors = frozenset(names)
     if len(survivors) < max(len(names), terms.quorum) or me not in survivors or not survivors <= set(entry.peers):
         raise ProtocolError(f"Expected at least quorum={terms.quorum} different survivors, all masked with, and me")
+    signature = identity.sign(terms.view(entry.keys, entry.peers, names))
+    return msgspec.structs.replace(entry, survivors=names, confirmation=encode(Confirmation(signature)))
+
+
+def _reply(terms: Terms, entry: Entry, body: bytes) -> bytes:
+    """Return the one answer of the session: of each peer the share of one seed, never of both.
+
+    Raises:
+        ProtocolError: fewer than a quorum of the survivors confirmed the very view that is in the journal.
+    """
+    signatures = decode(body, Confirmations, max_bytes=terms.limit_bytes(SIGNATURE_BYTES)).signatures
+    view, agreeing = terms.view(entry.keys, entry.peers, entry.survivors), 0
+    for name in entry.survivors:
+        if agreeing < terms.quorum and name in signatures:
+            agreeing += _holds(terms.identities[name], view, signatures[name])
+    if agreeing < terms.quorum:
+        raise ProtocolError(
+            f"Expected quorum={terms.quorum} survivors that confirm the same keys and lists, got {agreeing}; "
+            "the server may have told clients different stories, so no share leaves"
+        )
+    survivors = frozenset(entry.survivors)
     return encode(
         Shares(
             {
@@ -244,3 +284,11 @@ def _reply(terms: Terms, me: str, entry: Entry, body: bytes) -> bytes:
             }
         )
     )
+
+
+def _holds(public: bytes, text: bytes, signature: bytes) -> bool:
+    try:
+        verify(public, text, signature)
+    except ProtocolError:
+        return False
+    return True

@@ -12,7 +12,7 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.crypto.keys import KEY_BYTES
+from confide.crypto.keys import KEY_BYTES, SIGNATURE_BYTES, verify
 from confide.crypto.ring import Words, add_words, unpack
 from confide.crypto.shamir import SECRET_BYTES, Recovery
 from confide.errors import Aborted, ProtocolError
@@ -21,6 +21,8 @@ from confide.secagg.masked_terms import (
     ADVERT_BYTES,
     BOX_BYTES,
     BOXES,
+    CONFIRM,
+    CONFIRMED,
     KEYS,
     MASK_SEED,
     PARCEL_BYTES,
@@ -32,6 +34,8 @@ from confide.secagg.masked_terms import (
     VECTOR,
     Advert,
     Adverts,
+    Confirmation,
+    Confirmations,
     MaskedVector,
     Parcel,
     Parcels,
@@ -67,6 +71,8 @@ class Server:
         self._parcels: dict[str, dict[str, Parcel]] = {}  # U2: by sender, then by recipient
         self._total: Words = np.zeros(terms.session.length, terms.dtype)
         self._survivors: list[str] = []  # U3
+        self._view = b""  # what the survivors sign
+        self._confirmed: dict[str, bytes] = {}  # U4: signatures
         self._answers: dict[str, dict[str, bytes]] = {}  # by owner of the seed, then by holder of the share
         self._recoveries: dict[tuple[int, ...], Recovery] = {}
 
@@ -75,7 +81,7 @@ class Server:
         yield from self._collect(KEYS, self._terms.clients, self._accept_advert)
         self._refuse_repeated_keys()
         self._require("keys", self._adverts)
-        peers = encode(Adverts({name: self._adverts[name] for name in self._in_order(self._adverts)}))
+        peers = encode(Adverts({name: self._adverts[name] for name in self._terms.in_order(self._adverts)}))
         yield from self._collect(
             SHARES, self._adverts, self._accept_parcels, self._to(PEERS, dict.fromkeys(self._adverts, peers))
         )
@@ -83,13 +89,22 @@ class Server:
         boxes = {name: encode(self._addressed(name)) for name in self._parcels}
         yield from self._collect(VECTOR, self._parcels, self._accept_vector, self._to(BOXES, boxes))
         self._require("masked vectors", self._survivors)
+        self._view = self._terms.view(self._terms.keys_digest(self._adverts), self._parcels, self._survivors)
+        survivors = encode(Survivors(self._terms.in_order(self._survivors)))
+        yield from self._collect(
+            CONFIRM,
+            self._survivors,
+            self._accept_confirmation,
+            self._to(SURVIVORS, dict.fromkeys(self._survivors, survivors)),
+        )
+        self._require("confirmations", self._confirmed)
+        signatures = {name: self._confirmed[name] for name in self._terms.in_order(self._confirmed)}
         self._answers = {name: {} for name in self._parcels}
-        survivors = encode(Survivors(self._in_order(self._survivors)))
         yield from self._collect(
             UNMASK,
-            self._survivors,
+            self._confirmed,
             self._accept_shares,
-            self._to(SURVIVORS, dict.fromkeys(self._survivors, survivors)),
+            self._to(CONFIRMED, dict.fromkeys(signatures, encode(Confirmations(signatures)))),
             enough=self._has_all_shares,
         )
         self._unmask()
@@ -117,10 +132,6 @@ class Server:
                     accept(name, message.body)
                 except ProtocolError as error:
                     self._blame(name, f"sent a malformed {tag}: {error}")
-
-    def _in_order(self, names: Iterable[str]) -> tuple[str, ...]:
-        """Return `names` in the roster's order, so that no message depends on who was first."""
-        return tuple(sorted(names, key=self._terms.indices.__getitem__))
 
     def _to(self, tag: str, bodies: Mapping[str, bytes]) -> tuple[Message, ...]:
         return tuple(Message(self._terms.server, name, tag, body) for name, body in bodies.items())
@@ -163,13 +174,18 @@ class Server:
         self._parcels[name] = parcels
 
     def _addressed(self, receiver: str) -> Parcels:
-        return Parcels({sender: self._parcels[sender][receiver] for sender in self._in_order(self._parcels)})
+        return Parcels({sender: self._parcels[sender][receiver] for sender in self._terms.in_order(self._parcels)})
 
     def _accept_vector(self, name: str, body: bytes) -> None:
         length, bits = self._terms.session.length, self._terms.bits
         packed = decode(body, MaskedVector, max_bytes=(length * bits + 7) // 8 + 32).words
         add_words(self._total, unpack(packed, bits, length))
         self._survivors.append(name)
+
+    def _accept_confirmation(self, name: str, body: bytes) -> None:
+        signature = decode(body, Confirmation, max_bytes=SIGNATURE_BYTES + 32).signature
+        verify(self._terms.identities[name], self._view, signature)
+        self._confirmed[name] = signature
 
     def _accept_shares(self, holder: str, body: bytes) -> None:
         shares = decode(body, Shares, max_bytes=self._terms.limit_bytes(SECRET_BYTES)).shares
@@ -218,7 +234,7 @@ class Server:
             self._abort(
                 f"Expected quorum={self._terms.quorum} shares of {name}'s {self._purpose(name)}, got {len(shares)}"
             )
-        holders = self._in_order(shares)[: self._terms.quorum]
+        holders = self._terms.in_order(shares)[: self._terms.quorum]
         indices = tuple(self._terms.indices[holder] for holder in holders)
         if indices not in self._recoveries:
             self._recoveries[indices] = Recovery(indices)

@@ -25,11 +25,12 @@ from confide.errors import UsageError
 from confide.ideal import Session
 from confide.secagg.roster import Roster
 
-# Tags in the order in which they travel: up, down, up, down, up, down, up.
+# Tags in the order in which they travel: up, down, up, down, up, down, up, down, up.
 KEYS, PEERS = "masked/keys", "masked/peers"
 SHARES, BOXES = "masked/shares", "masked/boxes"
 VECTOR = "masked/vector"
-SURVIVORS, UNMASK = "masked/survivors", "masked/unmask"
+SURVIVORS, CONFIRM = "masked/survivors", "masked/confirm"
+CONFIRMED, UNMASK = "masked/confirmed", "masked/unmask"
 
 #: The two secrets of a client: what its mask key comes from, and the seed of the mask that it shares with nobody.
 MASK_SEED, SELF_SEED = "mask seed", "self seed"
@@ -80,6 +81,18 @@ class Survivors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     names: tuple[str, ...]
 
 
+class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A survivor's signature over its view of the session: the keys, U2 and U3 that it was told."""
+
+    signature: bytes
+
+
+class Confirmations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Everybody's confirmations by name: they show each client that enough others were told the same."""
+
+    signatures: dict[str, bytes]
+
+
 class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One share per client: of the self seed of a survivor, of the mask seed of everybody else."""
 
@@ -106,7 +119,7 @@ class Terms:
             raise UsageError(f"Expected clients of the pinned roster, not {', '.join(strangers)}; run setup with them")
         self.bits = max(1, session.ring_bits)
         self.dtype = word_dtype(self.bits)
-        self.context = hashlib.sha256(label("confide masked v1", session.context, roster.digest)).digest()
+        self.context = hashlib.sha256(label("confide masked v2", session.context, roster.digest)).digest()
 
     def neighbours(self, me: str, participants: Iterable[str]) -> tuple[str, ...]:
         """Return with whom `me` shares masks and seeds: with all, the complete graph."""
@@ -130,6 +143,23 @@ class Terms:
         check_agreement_key(advert.mask_key)
         signed = self.signed(name, advert.box_key, advert.mask_key, advert.commitment)
         verify(self.identities[name], signed, advert.signature)
+
+    def keys_digest(self, adverts: Mapping[str, Advert]) -> bytes:
+        """Return SHA-256 of who advertised which keys, 32 bytes, whatever the order."""
+        parts: list[str | bytes] = []
+        for name in self.in_order(adverts):
+            advert = adverts[name]
+            parts += [name, advert.box_key, advert.mask_key, advert.commitment]
+        return hashlib.sha256(self.info("keys") + label(*parts)).digest()
+
+    def view(self, keys: bytes, peers: Iterable[str], survivors: Iterable[str]) -> bytes:
+        """Return what a confirmation is a signature over: `keys_digest`, U2 and U3."""
+        both = (label(*self.in_order(names)) for names in (peers, survivors))
+        return label(self.info("view"), keys, *both)
+
+    def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
+        """Return `names` in the roster's order, so that no message depends on who was first."""
+        return tuple(sorted(names, key=self.indices.__getitem__))
 
     def mask_key(self, name: str, seed: bytes) -> AgreementKey:
         """Return the mask key of `name`, whose secret half comes from its mask seed."""

@@ -48,6 +48,8 @@ class DataSection(_Section, frozen=True, kw_only=True):
         split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
         alpha: the smaller, the more the parties differ, > 0.
         test_fraction: share of records set aside for testing, 0 < share < 1.
+        standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
+            of the schema's bounds; both become public with the model.
     """
 
     schema: str | None = None
@@ -58,6 +60,7 @@ class DataSection(_Section, frozen=True, kw_only=True):
     split: Literal["even", "by-label"] = "by-label"
     alpha: float = 1.0
     test_fraction: float = 0.2
+    standardise: bool = False
 
 
 class ModelSection(_Section, frozen=True, kw_only=True):
@@ -75,12 +78,18 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     """[train]: who sums, and how the sum moves the model.
 
     Args:
-        aggregate: "plain" or "masked"; what adds the updates of the parties.
-        quorum: smallest number of parties in any released sum; 0 stands for a majority (n // 2 + 1).
+        aggregate: "plain", "masked", "amortised" or "shares"; what adds the updates of the parties.
+        algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
+        quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
-        momentum: of the server's step, 0 <= momentum < 1.
+        server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
+            fedadagrad.
+        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold.
+        second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
+        adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
+        proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
         weight_decay: ridge coefficient, >= 0.
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
         expected_records: public order of magnitude of one party's record count (never the count itself).
@@ -90,11 +99,16 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     """
 
     aggregate: str = "masked"
+    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"] = "fedavg"
     quorum: int = 0
     rounds: int = 30
     local_steps: int = 1
     learning_rate: float = 1.0
+    server_learning_rate: float = 1.0
     momentum: float = 0.9
+    second_moment: float = 0.99
+    adaptivity: float = 1e-3
+    proximal: float = 0.1
     weight_decay: float = 1e-4
     average: float = 0.5
     expected_records: int = 150
@@ -151,6 +165,21 @@ class Job(_Section, frozen=True, kw_only=True):
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
 
+_ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
+
+#: The same for an algorithm.
+_ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    **{name: {"server_learning_rate": 0.1} for name in _ADAPTIVE},
+    "scaffold": {"momentum": 0.0},
+}
+
+#: Which algorithms read a key of [train]; all read those that are not here.
+_READ_BY: Mapping[str, tuple[str, ...]] = {
+    "proximal": ("fedprox",),
+    "second_moment": ("fedadam", "fedyogi"),
+    "adaptivity": _ADAPTIVE,
+}
+
 #: (section, key): lowest, highest, lowest excluded, highest excluded
 _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
     ("job", "seed"): (-(2**63), 2**63 - 1, False, False),
@@ -163,6 +192,10 @@ _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
     ("train", "local_steps"): (1, 10_000, False, False),
     ("train", "learning_rate"): (0, 1e6, True, False),
     ("train", "momentum"): (0, 1, False, True),
+    ("train", "server_learning_rate"): (0, 1e6, True, False),
+    ("train", "second_moment"): (0, 1, False, True),
+    ("train", "adaptivity"): (0, 1e6, True, False),
+    ("train", "proximal"): (0, 1e6, True, False),
     ("train", "weight_decay"): (0, 1e3, False, False),
     ("train", "average"): (0, 1, False, False),
     ("train", "expected_records"): (1, 1e9, False, False),
@@ -205,9 +238,39 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     if problems := list(_problems(table)):
         raise JobError("\n".join(problems))
     try:
-        return msgspec.convert(_resolved(table) | {"base": str(base)}, Job)
+        job = msgspec.convert(_resolved(table) | {"base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
+    _check_combinations(job, table.get("train", {}))
+    return job
+
+
+def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
+    name, steps = job.train.algorithm, job.train.local_steps
+    for key, readers in _READ_BY.items():
+        if key in given and name not in readers:
+            raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
+    if job.privacy is not None and job.data.standardise:
+        raise JobError(
+            "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
+            "not charged to epsilon. Leave it out: the schema's bounds scale every number"
+        )
+    if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
+        raise JobError(
+            f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '
+            "what is clipped and released there is one gradient of each record"
+        )
+    if name in ("fedprox", "scaffold") and steps == 1:
+        raise JobError(
+            f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
+            'so take "fedavg", which then equals training on the pooled records'
+        )
+
+
+def default_quorum(parties: int) -> int:
+    """Return a majority, and at least 3 where there are as many: a sum of two shows each the other's vector."""
+    return min(parties, max(3, parties // 2 + 1))
 
 
 def _problems(table: dict[str, Any]) -> Iterator[str]:
@@ -237,7 +300,9 @@ def _faults(name: str, kind: type[_Section], section: dict[str, Any]) -> Iterato
         try:
             msgspec.convert(value, hints[key])
         except msgspec.ValidationError:
-            yield f"Expected {name}.{key} to be {_readable(hints[key])}, got {value!r}; change it in the job file"
+            close = nearest(str(value), _choices(hints[key]))
+            wanted = _readable(hints[key])
+            yield f"Expected {name}.{key} to be {wanted}, got {value!r}{close}; change it in the job file"
             continue
         texts = cast("list[Any]", [*value, *value.values()] if isinstance(value, dict) else [value])
         if any(isinstance(text, str) and "\0" in text for text in texts):
@@ -281,8 +346,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     data: dict[str, Any] = table.get("data", {})
     model: dict[str, Any] = table.get("model", {})
     parties = len(data["tables"]) if "schema" in data else data.get("parties", DataSection().parties)
-    train = {**_DEFAULTS[model.get("kind", "logistic")], **table.get("train", {})}
-    train["quorum"] = train.get("quorum") or parties // 2 + 1
+    given: dict[str, Any] = table.get("train", {})
+    own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
+    train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
+    train["quorum"] = train.get("quorum") or default_quorum(parties)
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
@@ -292,6 +359,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
 
 def _section_type(kind: Any) -> type[_Section]:
     return next(part for part in (*get_args(kind), kind) if isinstance(part, type) and issubclass(part, _Section))
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    return get_args(kind) if get_origin(kind) is Literal else ()
 
 
 def _readable(kind: Any) -> str:
@@ -329,6 +400,7 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     """Return the (section, key) pairs that say nothing about this job."""
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
+    unused |= {("train", key) for key, readers in _READ_BY.items() if job.train.algorithm not in readers}
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

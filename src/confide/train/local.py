@@ -156,6 +156,8 @@ def descend(
     momentum: float,
     weight_decay: float,
     average: float = 0.0,
+    proximal: float = 0.0,
+    shift: Matrix | float = 0.0,
 ) -> Graph:
     """Return `graph` after full-batch gradient descent with heavy-ball momentum on (x, y).
 
@@ -167,15 +169,18 @@ def descend(
         momentum: 0 <= momentum < 1.
         weight_decay: coefficient of the ridge term (half the squared norm), >= 0.
         average: share of the last steps whose iterates are averaged into the result, 0 <= share <= 1.
+        proximal: coefficient of half the squared distance from the starting point, >= 0.
+        shift: added to every gradient, shape (parameters,).
     """
     if not len(x):
         raise DataError("Expected at least one record to train on")
-    weights = flatten(graph)
+    start = weights = flatten(graph)
     velocity = np.zeros_like(weights)
     averaged, since = np.zeros_like(weights), steps - round(average * steps)
     for step in range(1, steps + 1):
         mean = gradient_sum(unflatten(graph, weights), x, y) / len(x)
-        velocity = momentum * velocity - learning_rate * (mean + weight_decay * weights)
+        gradient = mean + weight_decay * weights + proximal * (weights - start) + shift
+        velocity = momentum * velocity - learning_rate * gradient
         weights = weights + velocity
         if step > since:
             averaged += (weights - averaged) / (step - since)

@@ -8,9 +8,9 @@ loop knows neither.
 from __future__ import annotations
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,71 +21,75 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import Aborted, DataError
 from confide.ideal import Aggregator, Cohort, Session, Sums
 from confide.model.graph import Graph
-from confide.train.job import TrainSection
+from confide.train.job import TrainSection, default_quorum
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend, flatten, record_gradients, unflatten
+from confide.train.optimise import optimiser_of
 from confide.wire import Fault, MemoryStore, Store, Transcript, run
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
 
+#: Where a silo keeps its control variate, and the one that it takes over when its contribution counted.
+_CONTROL, _NEXT_CONTROL = "scaffold/control", "scaffold/next"
+
 #: A silo may hold this many times the expected number of records.
 _LARGEST_WEIGHT = 16.0
 
 
-class Encoding(Protocol):
-    """What a silo contributes to a sum and how the server reads the sum."""
+class Encoding(ABC):
+    """What a silo contributes to a sum and how the server reads the sum.
 
-    @property
-    def length(self) -> int:
-        """Return the number of integers in a contribution."""
-        ...
+    Args:
+        length: the number of integers in a contribution.
+        bound: the largest absolute value of any of them.
+        releases: how many sums may be taken in all, failed attempts included.
+    """
 
-    @property
-    def bound(self) -> int:
-        """Return the largest absolute value of any of them."""
-        ...
+    length: int
+    bound: int
+    releases: int
 
-    @property
-    def releases(self) -> int:
-        """Return how many sums may be taken in all, failed attempts included."""
-        ...
+    def broadcast(self, graph: Graph) -> Matrix:
+        """Return everything that the silos' contributions of this round start from; its hash is in the session."""
+        return flatten(graph)
 
-    def contribution(self, graph: Graph, silo: Silo, rng: Randomness) -> Vector:
-        """Return the silo's integers, shape (length,)."""
-        ...
+    @abstractmethod
+    def contribution(self, graph: Graph, silo: Silo, rng: Randomness, store: Store) -> Vector:
+        """Return the silo's integers, shape (length,); `store` is the silo's own."""
 
-    def update(self, graph: Graph, sums: Vector) -> Matrix:
-        """Return the change of the parameters, shape (parameters,), that the sum stands for."""
-        ...
+    def settle(self, store: Store, member: bool) -> None:
+        """Tell a silo, through its `store`, whether its last contribution is in a released sum."""
+        return
+
+    @abstractmethod
+    def update(self, graph: Graph, sums: Vector, members: int) -> Matrix:
+        """Return the change of the parameters, shape (parameters,), that the sum over `members` silos stands for."""
 
     def epsilon(self, releases: int) -> float | None:
         """Return what `releases` sums have spent, or None without differential privacy."""
-        ...
+        return None
 
 
-class WeightedUpdates:
-    """Federated averaging: (weight * update, weight), so that the example counts stay inside the sum.
+class _LocalSteps:
+    """A silo's work between two sums: its weight, its bounded change, and the grid that both travel on."""
 
-    The weight is the record count over the public `expected_records`. With one local step the weighted mean of the
-    updates is exactly the gradient step on the pooled records.
-    """
-
-    def __init__(self, graph: Graph, train: TrainSection) -> None:
+    def __init__(self, train: TrainSection) -> None:
         self._train = train
         bound = max(train.update_bound, 1.0) * _LARGEST_WEIGHT
-        self._fixed = FixedPoint(fraction_bits=train.fraction_bits, bound=bound)
-        self.length = graph.parameters + 1
-        self.bound = self._fixed.largest
-        self.releases = train.rounds * train.attempts
+        self.fixed = FixedPoint(fraction_bits=train.fraction_bits, bound=bound)
 
-    def contribution(self, graph: Graph, silo: Silo, rng: Randomness) -> Vector:
+    def weight(self, silo: Silo) -> float:
         weight = len(silo.x) / self._train.expected_records
         if not 0 < weight <= _LARGEST_WEIGHT:
             raise DataError(
                 f"Expected between 1 and {_LARGEST_WEIGHT:.0f} * train.expected_records={self._train.expected_records} "
                 f"records at {silo.name}; set train.expected_records to the public order of magnitude"
             )
+        return weight
+
+    def change(self, graph: Graph, silo: Silo, shift: Matrix | float = 0.0) -> Matrix:
+        """Return what the local steps add to the parameters."""
         after = descend(
             graph,
             silo.x,
@@ -94,21 +98,87 @@ class WeightedUpdates:
             learning_rate=self._train.learning_rate,
             momentum=0.0,
             weight_decay=self._train.weight_decay,
+            proximal=self._train.proximal if self._train.algorithm == "fedprox" else 0.0,
+            shift=shift,
         )
-        change = flatten(after) - flatten(graph)
-        largest = float(np.abs(change).max())
-        change = change * min(1.0, self._train.update_bound / largest) if largest else change
-        return self._fixed.encode(np.append(weight * change, weight))
+        return flatten(after) - flatten(graph)
 
-    def update(self, graph: Graph, sums: Vector) -> Matrix:
-        values = self._fixed.decode(sums)
+    def bounded(self, change: Matrix) -> Matrix:
+        largest = float(np.abs(change).max())
+        return change * min(1.0, self._train.update_bound / largest) if largest else change
+
+
+class WeightedUpdates(Encoding):
+    """Federated averaging: (weight * update, weight), so that the example counts stay inside the sum.
+
+    The weight is the record count over the public `expected_records`. With one local step the weighted mean of the
+    updates is exactly the gradient step on the pooled records. FedProx differs in the local steps alone, the adaptive
+    algorithms in what the server does with the mean.
+    """
+
+    def __init__(self, graph: Graph, train: TrainSection) -> None:
+        self._work = _LocalSteps(train)
+        self.length = graph.parameters + 1
+        self.bound = self._work.fixed.largest
+        self.releases = train.rounds * train.attempts
+
+    def contribution(self, graph: Graph, silo: Silo, rng: Randomness, store: Store) -> Vector:
+        weight = self._work.weight(silo)
+        change = self._work.bounded(self._work.change(graph, silo))
+        return self._work.fixed.encode(np.append(weight * change, weight))
+
+    def update(self, graph: Graph, sums: Vector, members: int) -> Matrix:
+        values = self._work.fixed.decode(sums)
         return values[:-1] / values[-1]
 
-    def epsilon(self, releases: int) -> float | None:
-        return None
+
+class Scaffold(Encoding):
+    """SCAFFOLD: each silo's steps are corrected by how its gradients differ from everybody's.
+
+    The silo keeps its control variate c_i in its store; the server keeps their weighted mean c, which it sends with the
+    model. The contribution is (weight * update, weight * change of c_i, weight). A silo takes its new c_i over only
+    once it is told that its contribution is in a sum, so c stays the mean of the c_i whoever drops out.
+
+    Paper: Karimireddy et al., SCAFFOLD (2020), Algorithm 1, option II; the means are weighted by the record counts.
+
+    Args:
+        parties: how many silos there are.
+        control: the server's c of an earlier run that the silos' stores come from; None starts at 0.
+    """
+
+    def __init__(self, graph: Graph, train: TrainSection, *, parties: int, control: Matrix | None = None) -> None:
+        self._work = _LocalSteps(train)
+        self._parties = parties
+        self._travel = train.local_steps * train.learning_rate
+        self.control = np.zeros(graph.parameters) if control is None else control
+        self.length = 2 * graph.parameters + 1
+        self.bound = self._work.fixed.largest
+        self.releases = train.rounds * train.attempts
+
+    def broadcast(self, graph: Graph) -> Matrix:
+        return np.append(flatten(graph), self.control)
+
+    def contribution(self, graph: Graph, silo: Silo, rng: Randomness, store: Store) -> Vector:
+        body = store.get(_CONTROL)
+        own = np.zeros_like(self.control) if body is None else np.frombuffer(body, "<f8")
+        weight = self._work.weight(silo)
+        change = self._work.change(graph, silo, self.control - own)
+        turn = self._work.bounded(-change / self._travel - self.control)
+        store.commit({_NEXT_CONTROL: (own + turn).astype("<f8").tobytes()})
+        return self._work.fixed.encode(np.concatenate([weight * self._work.bounded(change), weight * turn, [weight]]))
+
+    def settle(self, store: Store, member: bool) -> None:
+        taken = {_CONTROL: store.get(_NEXT_CONTROL)} if member else {}
+        store.commit({**taken, _NEXT_CONTROL: None})
+
+    def update(self, graph: Graph, sums: Vector, members: int) -> Matrix:
+        values = self._work.fixed.decode(sums)
+        change, turn = np.split(values[:-1] / values[-1], 2)
+        self.control = self.control + turn * members / self._parties
+        return change
 
 
-class PrivateGradients:
+class PrivateGradients(Encoding):
     """Noisy gradient descent: the clipped sum of the records' gradients plus the silo's share of the noise.
 
     Every attempt spends a release of the plan, so a run that repeats a round ends with fewer steps, never with more
@@ -123,11 +193,11 @@ class PrivateGradients:
         self.bound = plan.bound
         self.releases = plan.rounds
 
-    def contribution(self, graph: Graph, silo: Silo, rng: Randomness) -> Vector:
+    def contribution(self, graph: Graph, silo: Silo, rng: Randomness, store: Store) -> Vector:
         clipped = self._plan.clipped_sum(record_gradients(graph, silo.x, silo.y))
         return self._releases.setdefault(silo.name, Releases(self._plan)).release(clipped, rng)
 
-    def update(self, graph: Graph, sums: Vector) -> Matrix:
+    def update(self, graph: Graph, sums: Vector, members: int) -> Matrix:
         mean = self._plan.decode(sums) / self._plan.expected_records
         return -self._train.learning_rate * (mean + self._train.weight_decay * flatten(graph))
 
@@ -145,7 +215,7 @@ class Round:
         graph: the model after the round; after the last round the one to keep (averaged if the job says so).
         members: whose records are in the sum.
         missing: who dropped out.
-        bytes_up, seconds: of each party, the server included.
+        bytes_up, seconds: of each party, the servers included.
         epsilon: spent up to and including this round, or None.
         origin: where the secret randomness came from.
     """
@@ -163,7 +233,11 @@ class Round:
 
 def model_hash(graph: Graph) -> bytes:
     """Return SHA-256 over the parameters as little-endian float64 (32 bytes)."""
-    return hashlib.sha256(flatten(graph).astype("<f8").tobytes()).digest()
+    return _hash(flatten(graph))
+
+
+def _hash(values: Matrix) -> bytes:
+    return hashlib.sha256(values.astype("<f8").tobytes()).digest()
 
 
 class _Federation:
@@ -177,17 +251,19 @@ class _Federation:
         run_id: str,
         rng: Randomness,
         fault: Fault | None,
+        stores: Mapping[str, Store] | None,
     ) -> None:
         self.aggregator, self.cohort, self.encoding = aggregator, cohort, encoding
         self.run_id, self.rng, self.fault = run_id, rng, fault
-        self.stores: dict[str, Store] = {name: MemoryStore() for name in (cohort.server, *cohort.clients)}
+        self.roles = cohort.parties(aggregator.roles)
+        self.stores: dict[str, Store] = {name: MemoryStore() for name in self.roles}
+        self.stores |= stores or {}
         self.releases = 0
-        roles = {cohort.server: "server"} | dict.fromkeys(cohort.clients, "client")
         done = run(
-            {me: aggregator.setup(role, me, cohort, self.stores[me], rng) for me, role in roles.items()},
+            {me: aggregator.setup(role, me, cohort, self.stores[me], rng) for me, role in self.roles.items()},
             stores=self.stores,
         )
-        for name in roles:
+        for name in self.roles:
             done.output(name)
 
     def sum(self, graph: Graph, silos: Sequence[Silo], number: int, attempt: int) -> Transcript:
@@ -198,16 +274,16 @@ class _Federation:
             cohort=self.cohort,
             length=self.encoding.length,
             bound=self.encoding.bound,
-            model_hash=model_hash(graph),
+            model_hash=_hash(self.encoding.broadcast(graph)),
         )
         self.releases += 1
-        server = self.cohort.server
-        parties = {server: self.aggregator.party("server", server, session, None, self.stores[server], self.rng)}
-        for silo in silos:
-            vector = self.encoding.contribution(graph, silo, self.rng)
-            parties[silo.name] = self.aggregator.party(
-                "client", silo.name, session, vector, self.stores[silo.name], self.rng
-            )
+        vectors = {
+            silo.name: self.encoding.contribution(graph, silo, self.rng, self.stores[silo.name]) for silo in silos
+        }
+        parties = {
+            me: self.aggregator.party(role, me, session, vectors.get(me), self.stores[me], self.rng)
+            for me, role in self.roles.items()
+        }
         return run(parties, stores=self.stores, fault=self.fault, keep_bodies=False)
 
 
@@ -222,46 +298,50 @@ def federate(
     run_id: str = "run",
     ledger: Ledger | None = None,
     fault: Fault | None = None,
+    stores: Mapping[str, Store] | None = None,
 ) -> Iterator[Round]:
     """Train `graph` over `silos`, yielding after every round.
 
     Args:
         graph: the starting point, public.
         silos: the parties; none is left out of a round on purpose.
-        encoding: `WeightedUpdates`, or `PrivateGradients` under a privacy plan.
-        train: rounds, momentum, averaging, attempts.
+        encoding: `WeightedUpdates`, `Scaffold`, or `PrivateGradients` under a privacy plan.
+        train: rounds, the server's optimiser, averaging, attempts.
         aggregator: who sums.
         rng: secret randomness of the parties.
         ledger: gets one entry per round.
         fault: what the simulated network does to messages.
+        stores: of the parties that keep theirs; the others start with an empty one.
 
     Raises:
         Aborted: a round lost its quorum in each of its attempts.
     """
     names = tuple(silo.name for silo in silos)
-    cohort = Cohort(names, train.quorum or len(names) // 2 + 1)
-    federation = _Federation(aggregator, cohort, encoding, run_id, rng, fault)
+    cohort = Cohort(names, train.quorum or default_quorum(len(names)))
+    federation = _Federation(aggregator, cohort, encoding, run_id, rng, fault, stores)
     weights = flatten(graph)
-    velocity = np.zeros_like(weights)
+    optimiser = optimiser_of(train)
     averaged, since = np.zeros_like(weights), train.rounds - round(train.average * train.rounds)
     for number in range(1, train.rounds + 1):
         done, attempts = _completed(federation, unflatten(graph, weights), silos, number, train.attempts, ledger)
         if done is None:
             return  # the privacy plan is spent; the last round's model stands
         sums: Sums = done.output(cohort.server)
-        velocity = train.momentum * velocity + encoding.update(unflatten(graph, weights), sums.values[0])
-        weights = weights + velocity
+        members = sums.members[0]
+        change = encoding.update(unflatten(graph, weights), sums.values[0], len(members))
+        weights = weights + optimiser.step(change)
+        for name in names:
+            encoding.settle(federation.stores[name], name in members)
         if number > since:
             averaged += (weights - averaged) / (number - since)
-        members = sums.members[0]
         result = Round(
             number=number,
             attempts=attempts,
             graph=unflatten(graph, averaged if number > since else weights),
             members=members,
             missing=frozenset(names) - members,
-            bytes_up={name: done.bytes_sent(name) for name in (cohort.server, *names)},
-            seconds={name: done.seconds(name) for name in (cohort.server, *names)},
+            bytes_up={name: done.bytes_sent(name) for name in federation.roles},
+            seconds={name: done.seconds(name) for name in federation.roles},
             epsilon=encoding.epsilon(federation.releases),
             origin=rng.origin,
         )

@@ -23,18 +23,34 @@ from confide.model.graph import Graph
 from confide.model.onnx import require_onnx
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
+from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
-from confide.train.job import Job, describe
+from confide.secagg.shares import Shares
+from confide.train.job import Job, default_quorum, describe
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend
-from confide.train.rounds import Encoding, PrivateGradients, Round, WeightedUpdates, federate, model_hash
+from confide.train.rounds import (
+    Encoding,
+    PrivateGradients,
+    Round,
+    Scaffold,
+    WeightedUpdates,
+    federate,
+    model_hash,
+)
+from confide.train.standardise import standardised
 from confide.wire import Fault
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 #: What can add the updates; the conformance suite and the comparison run over this table.
-AGGREGATORS: Mapping[str, type[Aggregator]] = {"masked": Masked, "plain": PlainSum}
+AGGREGATORS: Mapping[str, type[Aggregator]] = {
+    "amortised": Amortised,
+    "masked": Masked,
+    "plain": PlainSum,
+    "shares": Shares,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +58,7 @@ class Prepared:
     """What a job stands for once its data is read.
 
     Args:
-        preprocess: public, from the schema's bounds alone.
+        preprocess: public, from the schema's bounds, or from a sum over the parties if the job standardises.
         silos: the parties with their training records.
         test: records that no party trains on.
         start: the public starting point.
@@ -54,8 +70,12 @@ class Prepared:
     start: Graph
 
 
-def load_data(job: Job) -> Prepared:
+def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
     """Read what `job` names and prepare it; nothing is written.
+
+    Args:
+        job: what to read; with data.standardise the parties take one sum here.
+        rng: secret randomness of that sum; the operating system's if None.
 
     Raises:
         DataError: a schema or table does not hold, or a party has no records.
@@ -82,6 +102,16 @@ def load_data(job: Job) -> Prepared:
             tables = {name: kept for name, (kept, _) in parts.items()}
             test = Table.concatenate([aside for _, aside in parts.values()])
     preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
+    if job.data.standardise:
+        preprocess = standardised(
+            preprocess,
+            {name: table.columns for name, table in tables.items()},
+            aggregator=aggregator_of(job),
+            quorum=_checked_quorum(job, len(tables)),
+            expected_records=job.train.expected_records,
+            rng=rng or SystemRandomness(),
+            run_id=job.job.name,
+        )
     silos = tuple(Silo(name, preprocess.apply(table.columns), table.labels) for name, table in tables.items())
     return Prepared(
         preprocess=preprocess,
@@ -111,7 +141,13 @@ def preprocess_of(schema: Schema, *, unit_rows: bool) -> Preprocess:
 
 
 def _quorum(job: Job, parties: int) -> int:
-    return job.train.quorum or parties // 2 + 1
+    return job.train.quorum or default_quorum(parties)
+
+
+def _checked_quorum(job: Job, parties: int) -> int:
+    if job.train.quorum > parties:
+        raise JobError(f"Expected train.quorum={job.train.quorum} to be at most the {parties} parties")
+    return _quorum(job, parties)
 
 
 def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
@@ -174,15 +210,20 @@ def train(
         Aborted: a round lost its quorum in each of its attempts.
     """
     aggregator = aggregator_of(job)
-    if job.train.quorum > len(data.silos):
-        raise JobError(f"Expected train.quorum={job.train.quorum} to be at most the {len(data.silos)} parties")
+    _checked_quorum(job, len(data.silos))
     plan = plan_of(job, data.start.parameters, len(data.silos))
     if plan and not aggregator.guarantee.hides("update", "server"):
         raise JobError(
             f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
             'would see each party with its own share of the noise only: take "masked"'
         )
-    encoding: Encoding = PrivateGradients(plan, job.train) if plan else WeightedUpdates(data.start, job.train)
+    encoding: Encoding
+    if plan is not None:
+        encoding = PrivateGradients(plan, job.train)
+    elif job.train.algorithm == "scaffold":
+        encoding = Scaffold(data.start, job.train, parties=len(data.silos))
+    else:
+        encoding = WeightedUpdates(data.start, job.train)
     if ledger is not None:
         ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
     return federate(

@@ -1,0 +1,97 @@
+"""Robust rules: one vector out of several, of which a few may be lies.
+
+They are meant for the means of groups (`confide.secagg.Groups`): post-processing of what the server has learnt anyway.
+Applied to single clients' updates they would need a server that sees those.
+
+    symbol   here     meaning
+    m        rows     vectors (groups)
+    f        liars    how many of them may be arbitrary
+
+A rule can bound what liars do only while they are few: m > 2 f for median and trimmed mean, m > 2 f + 2 for multi-Krum.
+One lying client spoils its whole group, so f counts groups that hold a liar.
+
+Paper: Yin et al., ICML 2018 (median, trimmed mean); Blanchard et al., NeurIPS 2017 (Krum, section 4; multi-Krum).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.errors import UsageError
+
+Matrix = NDArray[np.float64]
+
+
+def _checked(rows: Matrix, liars: int, needed: int) -> Matrix:
+    if rows.ndim != 2 or liars < 0 or len(rows) < needed or not np.isfinite(rows).all():
+        raise UsageError(
+            f"Expected at least {needed} finite vectors to outvote liars={liars}, got {len(rows)}; take more groups"
+        )
+    return rows
+
+
+def mean(rows: Matrix) -> Matrix:
+    """Return the plain mean, which one liar moves anywhere.
+
+    Args:
+        rows: float64, shape (m, d), m >= 1.
+
+    Returns:
+        Shape (d,).
+    """
+    return _checked(rows, 0, 1).mean(axis=0)
+
+
+def median(rows: Matrix, *, liars: int) -> Matrix:
+    """Return the median of each coordinate, the mean of the middle two for even m.
+
+    Args:
+        rows: float64, shape (m, d), m > 2 liars.
+        liars: f; each coordinate of the result lies between the smallest and the largest honest one.
+
+    Returns:
+        Shape (d,).
+
+    Raises:
+        UsageError: too few rows, or a value that is not finite.
+    """
+    return np.median(_checked(rows, liars, 2 * liars + 1), axis=0)
+
+
+def trimmed_mean(rows: Matrix, *, liars: int) -> Matrix:
+    """Return, for each coordinate, the mean without the `liars` smallest and the `liars` largest values.
+
+    Args:
+        rows: float64, shape (m, d), m > 2 liars.
+        liars: f; each coordinate of the result lies between the smallest and the largest honest one.
+
+    Returns:
+        Shape (d,).
+
+    Raises:
+        UsageError: too few rows, or a value that is not finite.
+    """
+    ordered = np.sort(_checked(rows, liars, 2 * liars + 1), axis=0)
+    return ordered[liars : len(rows) - liars].mean(axis=0)
+
+
+def multi_krum(rows: Matrix, *, liars: int) -> Matrix:
+    """Return the mean of the m - f - 2 rows of smallest score: summed squared distance to the m - f - 2 nearest others.
+
+    Args:
+        rows: float64, shape (m, d), m > 2 liars + 2.
+        liars: f.
+
+    Returns:
+        Shape (d,).
+
+    Raises:
+        UsageError: too few rows, or a value that is not finite.
+    """
+    rows = _checked(rows, liars, 2 * liars + 3)
+    near = len(rows) - liars - 2
+    squared = np.array([((rows - row) ** 2).sum(axis=1) for row in rows])
+    np.fill_diagonal(squared, np.inf)
+    scores = np.sort(squared, axis=1)[:, :near].sum(axis=1)
+    return rows[np.argsort(scores, kind="stable")[:near]].mean(axis=0)

@@ -1,0 +1,123 @@
+"""Federated standardisation: the mean and deviation of every number over all parties' records, from one more sum.
+
+Each party contributes (n, sum u, sum u^2) of its numbers u, scaled by the schema's bounds into [-1, 1], through the
+same aggregator as the updates. What comes out is public and becomes part of the model's preparation, so whoever asks
+for a prediction applies it. A mean and a deviation are computed from records: under differential privacy they would
+have to be charged, so a job with [privacy] is refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.crypto.fixed import FixedPoint
+from confide.crypto.random import Randomness
+from confide.errors import DataError
+from confide.ideal import Aggregator, Cohort, Session, Sums
+from confide.model.preprocess import Columns, Preprocess, Scale
+from confide.wire import MemoryStore, Store, run
+
+#: A variance is a difference of two means, so it needs more bits than an update.
+_FRACTION_BITS = 40
+
+#: A party may hold this many times the expected number of records.
+_LARGEST_WEIGHT = 16.0
+
+#: A deviation below this share of the schema's range is a constant column; it keeps the schema's scale.
+_SMALLEST_DEVIATION = 1e-4
+
+
+def standardised(
+    preprocess: Preprocess,
+    parties: Mapping[str, Columns],
+    *,
+    aggregator: Aggregator,
+    quorum: int,
+    expected_records: int,
+    rng: Randomness,
+    run_id: str = "run",
+) -> Preprocess:
+    """Return `preprocess` with every number standardised by the parties' common mean and deviation.
+
+    Args:
+        preprocess: from the schema alone; missing values are filled as it says before they count.
+        parties: the raw columns of each party.
+        aggregator: who sums.
+        quorum: smallest number of parties in the sum.
+        expected_records: public order of magnitude of one party's records.
+        rng: secret randomness of the parties.
+
+    Raises:
+        DataError: a party has no records, or too many for the ring.
+        Aborted: the quorum was lost.
+
+    **Leaks**: mean and deviation of every number over all records, to everybody who holds the model.
+    """
+    scales = [rule for rule in preprocess.rules if isinstance(rule, Scale)]
+    if not scales:
+        return preprocess
+    fixed = FixedPoint(fraction_bits=_FRACTION_BITS, bound=_LARGEST_WEIGHT)
+    cohort = Cohort(tuple(parties), quorum)
+    session = Session(
+        run=f"{run_id}/standardise",
+        round=0,
+        cohort=cohort,
+        length=2 * len(scales) + 1,
+        bound=fixed.largest,
+        model_hash=hashlib.sha256(preprocess.encode()).digest(),
+    )
+    vectors = {
+        name: fixed.encode(_moments(name, scales, columns, expected_records)) for name, columns in parties.items()
+    }
+    values = fixed.decode(_sum(aggregator, session, vectors, rng).values[0])
+    means, squares = np.split(values[1:] / values[0], 2)
+    deviations = np.sqrt(np.maximum(squares - means * means, 0.0))
+    found = dict(
+        zip((rule.name for rule in scales), zip(means.tolist(), deviations.tolist(), strict=True), strict=True)
+    )
+    return msgspec.structs.replace(
+        preprocess,
+        rules=tuple(_with(rule, *found[rule.name]) if isinstance(rule, Scale) else rule for rule in preprocess.rules),
+    )
+
+
+def _moments(name: str, scales: list[Scale], columns: Columns, expected_records: int) -> NDArray[np.float64]:
+    """Return (n, sum u, sum u^2) over the public `expected_records`."""
+    u = Preprocess(tuple(scales)).apply(columns)
+    if not 0 < len(u) <= _LARGEST_WEIGHT * expected_records:
+        raise DataError(
+            f"Expected between 1 and {_LARGEST_WEIGHT:.0f} * train.expected_records={expected_records} records at "
+            f"{name}; set train.expected_records to the public order of magnitude"
+        )
+    return np.concatenate([[len(u)], u.sum(axis=0), (u * u).sum(axis=0)]) / expected_records
+
+
+def _with(rule: Scale, mean: float, deviation: float) -> Scale:
+    """Return `rule` standardised by a mean and a deviation in [-1, 1], which go back to the column's own unit."""
+    if deviation < _SMALLEST_DEVIATION:
+        return rule
+    half = (rule.high - rule.low) / 2.0
+    return msgspec.structs.replace(rule, standard=(rule.low + half * (1.0 + mean), half * deviation))
+
+
+def _sum(aggregator: Aggregator, session: Session, vectors: Mapping[str, NDArray[np.int64]], rng: Randomness) -> Sums:
+    server = session.cohort.server
+    names = (server, *vectors)
+    role = dict.fromkeys(vectors, "client") | {server: "server"}
+    stores: dict[str, Store] = {name: MemoryStore() for name in names}
+    ready = run(
+        {name: aggregator.setup(role[name], name, session.cohort, stores[name], rng) for name in names}, stores=stores
+    )
+    for name in names:
+        ready.output(name)
+    done = run(
+        {name: aggregator.party(role[name], name, session, vectors.get(name), stores[name], rng) for name in names},
+        stores=stores,
+        keep_bodies=False,
+    )
+    return done.output(server)
