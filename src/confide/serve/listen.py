@@ -105,6 +105,30 @@ def _program(app: Server, certificate: Path | None, private_key: Path | None) ->
     return uvicorn.Server(config)
 
 
+class _Alarm:
+    """Calls back once after some seconds, unless it is stopped before."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._handle: asyncio.TimerHandle | None = None
+
+    @property
+    def on(self) -> bool:
+        """Return True between `start` and `stop`."""
+        return self._handle is not None
+
+    def start(self, loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
+        """Call `act` later; an alarm that is on already stays as it is."""
+        if self._handle is None:
+            self._handle = loop.call_later(self._seconds, act)
+
+    def stop(self) -> None:
+        """Do not call."""
+        if self._handle is not None:
+            self._handle.cancel()
+            self._handle = None
+
+
 def _bounded_protocol(limits: Limits) -> Any:
     """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of a request's headers, time of a reply.
 
@@ -119,17 +143,17 @@ def _bounded_protocol(limits: Limits) -> Any:
 
     class BoundedProtocol(HttpToolsProtocol):
         _header_bytes = 0
-        _deadline: asyncio.TimerHandle | None = None  # set while headers are due
-        _cut: asyncio.TimerHandle | None = None  # set while the client has bytes to take
 
         def connection_made(self, transport: Any) -> None:
+            self._headers_due = _Alarm(limits.header_seconds)
+            self._reply_due = _Alarm(limits.reply_seconds)  # on while the client has bytes to take
             super().connection_made(transport)
             transport.set_write_buffer_limits(high=1)  # writing is paused while anything is unsent; 0 confuses TLS
             self._expect_headers()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            self._got_headers()
-            self._taken()
+            self._headers_due.stop()
+            self._reply_due.stop()
             super().connection_lost(exc)
 
         def on_message_begin(self) -> None:
@@ -137,7 +161,7 @@ def _bounded_protocol(limits: Limits) -> Any:
             self._expect_headers()
 
         def on_headers_complete(self) -> None:
-            self._got_headers()
+            self._headers_due.stop()
             self.limit_concurrency = None if self.url in _HEALTH else limits.connections
             super().on_headers_complete()
 
@@ -155,46 +179,32 @@ def _bounded_protocol(limits: Limits) -> Any:
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._must_take()
+            self._reply_due.start(self.loop, self.transport.abort)
 
         def resume_writing(self) -> None:
             super().resume_writing()
             if not self.transport.is_closing():
-                self._taken()
+                self._reply_due.stop()
 
         def data_received(self, data: bytes) -> None:
-            due = self._deadline is not None
+            due = self._headers_due.on
             super().data_received(data)
-            if due and self._deadline is not None and not self.transport.is_closing():
+            if due and self._headers_due.on and not self.transport.is_closing():
                 self._header_bytes += len(data)
                 if self._header_bytes > limits.header_bytes:
                     self.send_400_response("Expected shorter headers.")
 
         def _expect_headers(self) -> None:
-            self._got_headers()
+            self._headers_due.stop()
             self._header_bytes = 0
-            self._deadline = self.loop.call_later(limits.header_seconds, self._give_up)
+            self._headers_due.start(self.loop, self._give_up)
 
         def _give_up(self) -> None:
             self.transport.close()
             self._cut_if_closing()
 
-        def _got_headers(self) -> None:
-            if self._deadline is not None:
-                self._deadline.cancel()
-                self._deadline = None
-
-        def _must_take(self) -> None:
-            if self._cut is None:
-                self._cut = self.loop.call_later(limits.reply_seconds, self.transport.abort)
-
-        def _taken(self) -> None:
-            if self._cut is not None:
-                self._cut.cancel()
-                self._cut = None
-
         def _cut_if_closing(self) -> None:
             if self.transport.is_closing():  # which waits for the last byte, and under TLS for a farewell: for ever
-                self._must_take()
+                self._reply_due.start(self.loop, self.transport.abort)
 
     return BoundedProtocol
