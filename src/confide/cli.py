@@ -105,13 +105,17 @@ def demo(
 
 
 def _print_records(records: Sequence[Any]) -> None:
-    """Print figures with a column for each technique, then what each promises: both fit a narrow terminal."""
+    """Print figures, then what each technique promises; whichever are more, techniques or figures, go down the page."""
     from confide.compare.report import cell, columns, title
 
-    table = Table("", *(record.choice for record in records), title=f"{records[0].task}: {records[0].setting}")
-    for head, name, factor, places in columns(records[0].task):
-        if any(name in record.figures for record in records):
-            table.add_row(head, *(cell(record, name, factor, places) for record in records))
+    shown = [column for column in columns(records[0].task) if any(column[1] in record.figures for record in records)]
+    cells = [[cell(record, name, factor, places) for _, name, factor, places in shown] for record in records]
+    names, heads = [record.choice for record in records], [column[0] for column in shown]
+    if len(names) < len(heads):
+        names, heads, cells = heads, names, [list(row) for row in zip(*cells, strict=True)]
+    table = Table("", *heads, title=f"{records[0].task}: {records[0].setting}")
+    for name, row in zip(names, cells, strict=True):
+        table.add_row(name, *row)
     Console(markup=False, highlight=False).print(table)
     for record in records:
         guarantee = record.guarantee

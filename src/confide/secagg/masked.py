@@ -47,7 +47,8 @@ def _guarantee(adversary: Adversary, honest: tuple[str, ...]) -> Guarantee:
         post_quantum=False,
         verified_result=False,
         leaks="The sum over the survivors, which can reveal records unless noise is added, the more so when the server "
-        "crafts models or varies the cohort; who dropped out, and when.",
+        "crafts models or varies the cohort. Two sums of the same updates over different survivors, as a repeated round can "
+        "give, reveal what lies between them. Who dropped out, and when.",
         primary="X25519 + Shamir + ChaCha20 masks, Ed25519 consistency round",
         paper="Bonawitz et al., CCS 2017; Bell et al., CCS 2020",
     )
@@ -63,10 +64,11 @@ class Masked(Aggregator):
         unsafe_quorum: accept any quorum. Then claims hold against a server that follows the protocol, with c <= t - 1.
 
     **Guarantees** Against a server that does whatever it likes, together with any c < 2t - n clients: nothing about the
-    vectors of the others beyond one sum, over all of them that are among at least t survivors. A client never reveals
-    both shares of one peer, never sends two different vectors or signs two views in one session, never answers a
-    session twice, reveals shares only when t clients signed the very keys and lists that it was told, and refuses keys
-    that are not signed by the pinned roster. A wrong share and a wrong seed are caught and their author is named.
+    vectors of the others beyond one sum in each session, over all of them that are among at least t survivors. A
+    client that runs as one process on its store, and not from a restored copy of it, never reveals both shares of one
+    peer, never sends two different vectors or signs two views in one session, never answers a session twice, reveals
+    shares only when t clients signed the very keys and lists that it was told, and refuses keys that are not signed by
+    the pinned roster. A wrong share and a wrong seed are caught and their author is named.
 
     **Leaks** The sum; who dropped out, and when. A sum over few tells much: at least t - c addends are not the
     colluders'. The server chooses who counts as a survivor and can always make a sum fail or come out wrong.

@@ -185,6 +185,8 @@ def aggregator_of(job: Job) -> Aggregator:
         raise JobError(
             f'Unknown train.aggregate "{name}"{nearest(name, AGGREGATORS)}; there are {", ".join(sorted(AGGREGATORS))}'
         )
+    if name == "masked" and job.privacy is not None:
+        return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
     return AGGREGATORS[name]()
 
 
