@@ -208,6 +208,7 @@ def serve(
 
         confide serve model.confide --backend he --backend plain
     """
+    from confide.he import Homomorphic
     from confide.model.artifact import load, read_public_key
     from confide.serve.keys import key_store, usage_store
     from confide.serve.limits import Limits
@@ -243,6 +244,8 @@ def serve(
         for one in served.backends:
             guarantee = one.guarantee_for(artifact.graph)
             _err.print(f"{one.name}: {'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}")
+            if isinstance(one, Homomorphic):
+                _err.print(f"{one.name}: {one.plan(artifact.graph)}")
             _err.print(f"{one.name}: --kit-sha256 {server.pins[served.name, one.name]}")
         _err.print(f"{served.name}: {artifact.label.sentence()}")
         _out.print(f"listening on {url}")
