@@ -5,8 +5,7 @@ A client that stays silent is a dropout. One that sends what no honest client wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
-from typing import NoReturn
+from collections.abc import Generator, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 from confide.crypto.keys import KEY_BYTES
 from confide.crypto.ring import Words, add_words, unpack
 from confide.crypto.shamir import SECRET_BYTES, Recovery
-from confide.errors import Aborted, ProtocolError
+from confide.errors import ProtocolError
 from confide.secagg.amortised_terms import (
     BOX_BYTES,
     PARCEL_BYTES,
@@ -26,6 +25,7 @@ from confide.secagg.amortised_terms import (
     answer_tag,
     survivors_tag,
 )
+from confide.secagg.collect import Collector
 from confide.secagg.masked_server import MaskedSums
 from confide.wire import Message, Party, Step, decode, encode
 
@@ -39,7 +39,7 @@ class Server:
 
     def __init__(self, terms: AmortisedTerms) -> None:
         self._terms = terms
-        self._blamed: dict[str, str] = {}
+        self._from = Collector()
         self._uploads: dict[str, Upload] = {}
         self._survivors: tuple[str, ...] = terms.clients
         self._total: Words = np.zeros(terms.session.length, terms.dtype)
@@ -48,7 +48,7 @@ class Server:
 
     def play(self) -> Party:
         """Return the server's party; its output is `MaskedSums`."""
-        yield from self._collect(VECTOR, self._terms.clients, self._accept_upload)
+        yield from self._from.collect(VECTOR, self._terms.clients, self._accept_upload)
         stage, have = 0, set(self._uploads)
         while True:
             lost = self._move_on(have)
@@ -57,7 +57,7 @@ class Server:
             have = yield from self._settle(stage, lost)
             stage += 1
         self._shares = {name: {} for name in self._survivors}
-        yield from self._collect(
+        yield from self._from.collect(
             answer_tag(stage),
             self._survivors,
             self._accept_shares,
@@ -65,37 +65,7 @@ class Server:
             enough=lambda: all(len(shares) >= self._terms.quorum for shares in self._shares.values()),
         )
         self._unmask()
-        return MaskedSums(self._decoded()[None, :], (frozenset(self._survivors),), self._blamed)
-
-    def _collect(
-        self,
-        tag: str,
-        sources: Iterable[str],
-        accept: Callable[[str, bytes], None],
-        send: tuple[Message, ...] = (),
-        *,
-        enough: Callable[[], bool] = lambda: False,
-    ) -> Generator[Step, Mapping[str, Message], None]:
-        """Send, then accept one message of each source, as they come; a malformed one makes its sender a dropout."""
-        waiting = list(sources)
-        while waiting and not enough():
-            received = yield Step(send=send, await_tag=tag, wait_for=tuple(waiting), each=True)
-            if not received:
-                return
-            send = ()
-            for name, message in received.items():
-                waiting.remove(name)
-                try:
-                    accept(name, message.body)
-                except ProtocolError as error:
-                    self._blame(name, f"sent a malformed {tag}: {error}")
-
-    def _blame(self, name: str, what: str) -> None:
-        self._blamed.setdefault(name, what)
-
-    def _abort(self, text: str) -> NoReturn:
-        blamed = "".join(f"; {name} {what}" for name, what in self._blamed.items())
-        raise Aborted(f"{text}{blamed}")
+        return MaskedSums(self._decoded()[None, :], (frozenset(self._survivors),), self._from.blamed)
 
     # --- who is in the sum --------------------------------------------------------------------------------------------
 
@@ -109,7 +79,7 @@ class Server:
         self._survivors = tuple(name for name in self._survivors if name in have)
         if len(self._survivors) < self._terms.quorum:
             missing = ", ".join(name for name in self._terms.clients if name not in have)
-            self._abort(f"Expected messages of at least quorum={self._terms.quorum} clients, missing: {missing}")
+            self._from.abort(f"Expected messages of at least quorum={self._terms.quorum} clients, missing: {missing}")
         for name in lost:  # a vector that is in already goes again: its self seed stays closed
             if name in self._uploads:
                 words = unpack(self._uploads[name].words, self._terms.bits, self._terms.session.length)
@@ -124,7 +94,7 @@ class Server:
             self._accept_pair_keys(name, lost, body)
             answered.add(name)
 
-        yield from self._collect(answer_tag(stage), self._survivors, accept, self._lists(stage, final=False))
+        yield from self._from.collect(answer_tag(stage), self._survivors, accept, self._lists(stage, final=False))
         return answered
 
     def _lists(self, stage: int, *, final: bool) -> tuple[Message, ...]:
@@ -170,9 +140,9 @@ class Server:
             upload, share = self._uploads[dealer], shares.get(dealer)
             expected = upload.own_share if dealer == holder else upload.parcels[holder].of_share
             if share is None:
-                self._blame(dealer, f"dealt {holder} a parcel that did not hold, as {holder} says")
+                self._from.blame(dealer, f"dealt {holder} a parcel that did not hold, as {holder} says")
             elif self._terms.share_commitment(dealer, holder, share) != expected:
-                self._blame(holder, f"answered with a wrong share of {dealer}'s self seed")
+                self._from.blame(holder, f"answered with a wrong share of {dealer}'s self seed")
             else:
                 found[holder] = share
 
@@ -191,7 +161,7 @@ class Server:
     def _opened(self, name: str, recoveries: dict[tuple[str, ...], Recovery]) -> bytes:
         terms, shares = self._terms, self._shares[name]
         if len(shares) < terms.quorum:
-            self._abort(f"Expected quorum={terms.quorum} shares of {name}'s self seed, got {len(shares)}")
+            self._from.abort(f"Expected quorum={terms.quorum} shares of {name}'s self seed, got {len(shares)}")
         holders = tuple(sorted(shares, key=terms.indices.__getitem__)[: terms.quorum])
         if holders not in recoveries:
             recoveries[holders] = Recovery([terms.indices[holder] for holder in holders])
@@ -200,8 +170,8 @@ class Server:
         except ProtocolError:
             seed = b""
         if terms.seed_commitment(name, seed) != self._uploads[name].commitment:
-            self._blame(name, "dealt shares that do not open its self seed")
-            self._abort("Expected seeds that open as committed; take the next attempt without whoever is named")
+            self._from.blame(name, "dealt shares that do not open its self seed")
+            self._from.abort("Expected seeds that open as committed; take the next attempt without whoever is named")
         return seed
 
     def _decoded(self) -> NDArray[np.int64]:
@@ -214,5 +184,5 @@ class Server:
         values = (self._total.astype(np.uint64) << shift).view(np.int64) >> np.int64(shift)
         largest = len(self._survivors) * self._terms.session.bound
         if values.size and (values.max() > largest or values.min() < -largest):
-            self._abort("Expected a sum within clients * bound; somebody's vector broke its bound")
+            self._from.abort("Expected a sum within clients * bound; somebody's vector broke its bound")
         return values

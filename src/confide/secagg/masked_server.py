@@ -5,7 +5,7 @@ A client that stays silent is a dropout. One that sends what no honest client wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from confide.crypto.keys import KEY_BYTES, SIGNATURE_BYTES, verify
 from confide.crypto.ring import Words, add_words, unpack
 from confide.crypto.shamir import SECRET_BYTES, Recovery
-from confide.errors import Aborted, ProtocolError
+from confide.errors import ProtocolError
 from confide.ideal import Sums
+from confide.secagg.collect import Collector
 from confide.secagg.masked_terms import (
     ADVERT_BYTES,
     BOX_BYTES,
@@ -43,7 +44,7 @@ from confide.secagg.masked_terms import (
     Survivors,
     Terms,
 )
-from confide.wire import Message, Party, Step, decode, encode
+from confide.wire import Message, Party, decode, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Server:
 
     def __init__(self, terms: Terms) -> None:
         self._terms = terms
-        self._blamed: dict[str, str] = {}
+        self._from = Collector()
         self._adverts: dict[str, Advert] = {}  # U1
         self._parcels: dict[str, dict[str, Parcel]] = {}  # U2: by sender, then by recipient
         self._total: Words = np.zeros(terms.session.length, terms.dtype)
@@ -78,20 +79,20 @@ class Server:
 
     def play(self) -> Party:
         """Return the server's party; its output is `MaskedSums`."""
-        yield from self._collect(KEYS, self._terms.clients, self._accept_advert)
+        yield from self._from.collect(KEYS, self._terms.clients, self._accept_advert)
         self._refuse_repeated_keys()
         self._require("keys", self._adverts)
         peers = encode(Adverts({name: self._adverts[name] for name in self._terms.in_order(self._adverts)}))
-        yield from self._collect(
+        yield from self._from.collect(
             SHARES, self._adverts, self._accept_parcels, self._to(PEERS, dict.fromkeys(self._adverts, peers))
         )
         self._require("shares", self._parcels)
         boxes = {name: encode(self._addressed(name)) for name in self._parcels}
-        yield from self._collect(VECTOR, self._parcels, self._accept_vector, self._to(BOXES, boxes))
+        yield from self._from.collect(VECTOR, self._parcels, self._accept_vector, self._to(BOXES, boxes))
         self._require("masked vectors", self._survivors)
         self._view = self._terms.view(self._terms.keys_digest(self._adverts), self._parcels, self._survivors)
         survivors = encode(Survivors(self._terms.in_order(self._survivors)))
-        yield from self._collect(
+        yield from self._from.collect(
             CONFIRM,
             self._survivors,
             self._accept_confirmation,
@@ -100,7 +101,7 @@ class Server:
         self._require("confirmations", self._confirmed)
         signatures = {name: self._confirmed[name] for name in self._terms.in_order(self._confirmed)}
         self._answers = {name: {} for name in self._parcels}
-        yield from self._collect(
+        yield from self._from.collect(
             UNMASK,
             self._confirmed,
             self._accept_shares,
@@ -108,46 +109,16 @@ class Server:
             enough=self._has_all_shares,
         )
         self._unmask()
-        return MaskedSums(self._decoded()[None, :], (frozenset(self._survivors),), self._blamed)
-
-    def _collect(
-        self,
-        tag: str,
-        sources: Iterable[str],
-        accept: Callable[[str, bytes], None],
-        send: tuple[Message, ...] = (),
-        *,
-        enough: Callable[[], bool] = lambda: False,
-    ) -> Generator[Step, Mapping[str, Message], None]:
-        """Send, then accept one message of each source, as they come; a malformed one makes its sender a dropout."""
-        waiting = list(sources)
-        while waiting and not enough():
-            received = yield Step(send=send, await_tag=tag, wait_for=tuple(waiting), each=True)
-            if not received:
-                return
-            send = ()
-            for name, message in received.items():
-                waiting.remove(name)
-                try:
-                    accept(name, message.body)
-                except ProtocolError as error:
-                    self._blame(name, f"sent a malformed {tag}: {error}")
+        return MaskedSums(self._decoded()[None, :], (frozenset(self._survivors),), self._from.blamed)
 
     def _to(self, tag: str, bodies: Mapping[str, bytes]) -> tuple[Message, ...]:
         return tuple(Message(self._terms.server, name, tag, body) for name, body in bodies.items())
-
-    def _blame(self, name: str, what: str) -> None:
-        self._blamed.setdefault(name, what)
 
     def _require(self, what: str, have: Iterable[str]) -> None:
         names = set(have)
         if len(names) < self._terms.quorum:
             missing = ", ".join(name for name in self._terms.clients if name not in names)
-            self._abort(f"Expected {what} of at least quorum={self._terms.quorum} clients, missing: {missing}")
-
-    def _abort(self, text: str) -> NoReturn:
-        blamed = "".join(f"; {name} {what}" for name, what in self._blamed.items())
-        raise Aborted(f"{text}{blamed}")
+            self._from.abort(f"Expected {what} of at least quorum={self._terms.quorum} clients, missing: {missing}")
 
     # --- what each stage accepts --------------------------------------------------------------------------------------
 
@@ -162,7 +133,7 @@ class Server:
         for name, advert in list(self._adverts.items()):
             for key in (advert.box_key, advert.mask_key):
                 for twin in {name, owners[key]} if key in owners else ():
-                    self._blame(twin, "advertised a key that was advertised twice")
+                    self._from.blame(twin, "advertised a key that was advertised twice")
                     self._adverts.pop(twin, None)
                 owners.setdefault(key, name)
 
@@ -196,9 +167,9 @@ class Server:
             share = shares.get(dealer)
             expected = parcels[holder].of_self_seed if purpose == SELF_SEED else parcels[holder].of_mask_seed
             if share is None:
-                self._blame(dealer, f"dealt {holder} a parcel that did not hold, as {holder} says")
+                self._from.blame(dealer, f"dealt {holder} a parcel that did not hold, as {holder} says")
             elif self._terms.share_commitment(purpose, dealer, holder, share) != expected:
-                self._blame(holder, f"answered with a wrong share of {dealer}'s {purpose}")
+                self._from.blame(holder, f"answered with a wrong share of {dealer}'s {purpose}")
             else:
                 self._answers[dealer][holder] = share
 
@@ -231,7 +202,7 @@ class Server:
         """Return the seed of `name` that its purpose calls for."""
         shares = self._answers[name]
         if len(shares) < self._terms.quorum:
-            self._abort(
+            self._from.abort(
                 f"Expected quorum={self._terms.quorum} shares of {name}'s {self._purpose(name)}, got {len(shares)}"
             )
         holders = self._terms.in_order(shares)[: self._terms.quorum]
@@ -245,8 +216,8 @@ class Server:
 
     def _abort_dealer(self, name: str) -> NoReturn:
         """End the session because of shares that agree with their commitments and not with each other."""
-        self._blame(name, f"dealt shares that do not open its {self._purpose(name)}")
-        self._abort("Expected seeds that open as committed; take the next attempt without whoever is named")
+        self._from.blame(name, f"dealt shares that do not open its {self._purpose(name)}")
+        self._from.abort("Expected seeds that open as committed; take the next attempt without whoever is named")
 
     def _decoded(self) -> NDArray[np.int64]:
         """Return the sum as signed integers.
@@ -258,5 +229,5 @@ class Server:
         values = (self._total.astype(np.uint64) << shift).view(np.int64) >> np.int64(shift)
         largest = len(self._survivors) * self._terms.session.bound
         if values.size and (values.max() > largest or values.min() < -largest):
-            self._abort("Expected a sum within clients * bound; somebody's vector broke its bound")
+            self._from.abort("Expected a sum within clients * bound; somebody's vector broke its bound")
         return values
