@@ -1,5 +1,7 @@
 """Advice over hand-made records: the cheapest that covers the needs, and a reason against every other."""
 
+import dataclasses
+
 from confide.compare.advise import Need, advise
 from confide.compare.record import Record, Spread, summarise
 from confide.guarantee import Adversary, Claim, Guarantee, Trust, nothing_hidden
@@ -45,6 +47,16 @@ def test_the_cheapest_that_hides_enough_wins():
 def test_a_floor_moves_the_choice():
     advice = advise([SLOW, FAST], [QUERY], cost="latency_seconds", least=("accuracy_share", 0.93))
     assert advice.choice == "paillier"
+
+
+def test_a_role_that_nobody_can_take_rules_a_choice_out():
+    """Claims that rest on a helper's honesty are worth nothing where there is no helper."""
+    claims = frozenset({Claim("query", "server", ("helper",))})
+    helped = record("mpc-dealer", dataclasses.replace(HIDES_QUERY, claims=claims), latency_seconds=0.0001)
+    assert advise([helped, FAST], [QUERY], cost="latency_seconds").choice == "mpc-dealer"
+    advice = advise([helped, FAST], [QUERY], cost="latency_seconds", absent={"helper": "nobody can be one"})
+    assert advice.choice == "he"
+    assert dict(advice.refused)["mpc-dealer"] == "nobody can be one"
 
 
 def test_nothing_fits():

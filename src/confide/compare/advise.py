@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from confide.compare.record import Record
 
@@ -35,7 +36,12 @@ class Advice:
 
 
 def advise(
-    records: Sequence[Record], needs: Sequence[Need], *, cost: str, least: tuple[str, float] | None = None
+    records: Sequence[Record],
+    needs: Sequence[Need],
+    *,
+    cost: str,
+    least: tuple[str, float] | None = None,
+    absent: Mapping[str, str] = MappingProxyType({}),
 ) -> Advice:
     """Return the cheapest record that covers every need.
 
@@ -44,6 +50,7 @@ def advise(
         needs: what must be hidden; an empty list means that nothing must be.
         cost: the figure to minimise ("latency_seconds").
         least: (figure, smallest median) that a choice must reach, such as ("accuracy_share", 0.9).
+        absent: roles that nobody can take here ("helper"), with the reason; a choice whose claims rest on one is out.
     """
     task = records[0].task
     fitting: list[Record] = []
@@ -53,6 +60,8 @@ def advise(
         if missing:
             gap = "; ".join(f"does not hide the {need.asset} from the {need.hidden_from}" for need in missing)
             refused.append((record.choice, gap))
+        elif lacking := [why for role, why in absent.items() if _rests_on(record, role)]:
+            refused.append((record.choice, "; ".join(lacking)))
         elif least and (record.figure(least[0]) or 0.0) < least[1]:
             refused.append((record.choice, f"{_amount(record, least[0])} is below {least[1]:.3g}"))
         else:
@@ -76,6 +85,11 @@ def advise(
     reasons.append(f"least of the {len(fitting)} that do: {_amount(best, cost)}")
     reasons.append(f"what still leaks: {best.guarantee.leaks}")
     return Advice(task, best.choice, tuple(reasons), tuple(refused))
+
+
+def _rests_on(record: Record, role: str) -> bool:
+    """Return True if some claim holds only while `role` is honest."""
+    return any(role in claim.if_honest for claim in record.guarantee.claims)
 
 
 def _amount(record: Record, name: str) -> str:

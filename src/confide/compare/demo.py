@@ -207,16 +207,17 @@ def _advice(records: Sequence[Record], answers: Sequence[Record]) -> dict[str, A
     private = [record for record in records if record.choice != "pooled"]
     pooled = next(record for record in records if record.choice == "pooled")
     enough = (pooled.figure("accuracy_share") or 0.0) - ENOUGH
+    absent = {"helper": "needs a second server of another owner, and the hospitals have one coordinator"}
     update = Need("update", "server", "the coordinator is not one of the hospitals")
     record = Need("record", "outsiders", "whoever asks often enough holds the model, and with it what it remembers")
     query = Need("query", "server", "the patient does not trust it")
     weights = Need("weights", "client", "the hospitals own the model")
     return {
         "Training: the coordinator may not see an update, the model may not remember a patient": advise(
-            private, [update, record], cost="train_seconds", least=("accuracy_share", enough)
+            private, [update, record], cost="train_seconds", least=("accuracy_share", enough), absent=absent
         ),
         "Training, if the model stays inside the hospitals": advise(
-            private, [update], cost="train_seconds", least=("accuracy_share", enough)
+            private, [update], cost="train_seconds", least=("accuracy_share", enough), absent=absent
         ),
         "Inference: the server may not see the patient, the patient not the weights": advise(
             answers, [query, weights], cost="latency_seconds"
