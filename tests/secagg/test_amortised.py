@@ -39,7 +39,8 @@ _Struct = TypeVar("_Struct", bound=msgspec.Struct)
 
 
 def federation(clients: int = 4, quorum: int = 3, *, rounds_per_epoch: int = 32, epochs: int = 3) -> Federation:
-    return Federation(Amortised(rounds_per_epoch=rounds_per_epoch, epochs=epochs), clients, quorum)
+    aggregator = Amortised(rounds_per_epoch=rounds_per_epoch, epochs=epochs, unsafe_quorum=True)
+    return Federation(aggregator, clients, quorum)
 
 
 def opened(body: bytes, kind: type[_Struct]) -> _Struct:
@@ -125,6 +126,15 @@ def test_a_client_that_was_away_joins_the_next_round_and_epoch() -> None:
         output, _ = sums(parties, all_of(lose(name, tag=VECTOR) for name in away), number)
         assert output.members == (everybody - set(away),)
         assert output.blamed == {}
+
+
+@pytest.mark.parametrize("quorum", [1, 2])
+def test_sums_below_three_are_refused_by_every_party(quorum: int) -> None:
+    cohort = Cohort(("silo-0", "silo-1", "silo-2"), quorum)
+    session = Session(run="run", round=0, cohort=cohort, length=1, bound=1)
+    for role, me, vector in (("server", "server", None), ("client", "silo-0", np.zeros(1, np.int64))):
+        with pytest.raises(UsageError, match="at least 3"):
+            Amortised().party(role, me, session, vector, MemoryStore(), SeededRandomness("x"))
 
 
 def test_a_quorum_of_one_and_a_cohort_of_one_work() -> None:
@@ -304,7 +314,7 @@ def test_keys_that_the_pinned_roster_did_not_sign_are_refused_at_set_up(change: 
 
 
 def set_up(fault: Fault | None = None) -> tuple[Transcript, dict[str, MemoryStore]]:
-    cohort, aggregator = Cohort(("silo-0", "silo-1", "silo-2"), 2), Amortised(epochs=2)
+    cohort, aggregator = Cohort(("silo-0", "silo-1", "silo-2"), 2), Amortised(epochs=2, unsafe_quorum=True)
     roles = {"server": "server"} | dict.fromkeys(cohort.clients, "client")
     stores = {name: MemoryStore() for name in roles}
     parties = {me: aggregator.setup(role, me, cohort, stores[me], SeededRandomness(me)) for me, role in roles.items()}

@@ -25,6 +25,7 @@ from confide.secagg import amortised_client, amortised_keys, roster
 from confide.secagg.amortised_keys import Secret
 from confide.secagg.amortised_server import Server
 from confide.secagg.amortised_terms import AmortisedTerms
+from confide.secagg.collect import SMALLEST_SUM
 from confide.wire import Party, Store, encode
 
 
@@ -36,6 +37,7 @@ class Amortised(Aggregator):
     Args:
         rounds_per_epoch: R, after how many rounds the static keys are replaced and erased, >= 1.
         epochs: how many of them set-up prepares, >= 1; rounds are counted from 0 and end before their product.
+        unsafe_quorum: accept sums of one or two vectors, which show what they should hide.
 
     **Guarantees** Against a server that follows the protocol, together with any c <= t - 1 clients: nothing about the
     vectors of the others beyond their sum over the survivors (at least t - c of them). A client never reveals both a
@@ -68,10 +70,11 @@ class Amortised(Aggregator):
         paper="Ma et al., IEEE S&P 2023; Bonawitz et al., CCS 2017",
     )
 
-    def __init__(self, *, rounds_per_epoch: int = 32, epochs: int = 64) -> None:
+    def __init__(self, *, rounds_per_epoch: int = 32, epochs: int = 64, unsafe_quorum: bool = False) -> None:
         if rounds_per_epoch < 1 or epochs < 1:
             raise UsageError(f"Expected rounds_per_epoch={rounds_per_epoch} and epochs={epochs} to be at least 1")
         self._rounds_per_epoch, self._epochs = rounds_per_epoch, epochs
+        self._unsafe_quorum = unsafe_quorum
         # What a client shares with the others in the newest epoch, by client; in memory only, so that no store holds
         # what two parties know.
         self._agreed: dict[str, tuple[tuple[bytes, int], dict[str, bytes]]] = {}
@@ -89,9 +92,14 @@ class Amortised(Aggregator):
         """Return the party of one sum: the server's output is `MaskedSums`, a client has none.
 
         Raises:
-            UsageError: no set-up, a cohort that is not in the roster, a round after the last epoch, a vector that does
-                not fit the session.
+            UsageError: a quorum below 3, no set-up, a cohort that is not in the roster, a round after the last epoch, a
+                vector that does not fit the session.
         """
+        if session.cohort.quorum < SMALLEST_SUM and not self._unsafe_quorum:
+            raise UsageError(
+                f"Expected quorum={session.cohort.quorum} to be at least {SMALLEST_SUM}, since a sum of two shows each "
+                "the other's vector; raise the quorum"
+            )
         epoch = session.round // self._rounds_per_epoch
         if not 0 <= epoch < self._epochs:
             raise UsageError(

@@ -8,6 +8,9 @@ from typing import NoReturn
 from confide.errors import Aborted, ProtocolError
 from confide.wire import Message, Step
 
+#: The fewest vectors in a sum: a sum of two shows each of the two the other's vector.
+SMALLEST_SUM = 3
+
 
 class Collector:
     """Collects the messages of each stage and remembers who sent a malformed one.

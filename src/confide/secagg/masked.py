@@ -22,11 +22,9 @@ from confide.errors import UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import masked_client, masked_server, roster
+from confide.secagg.collect import SMALLEST_SUM
 from confide.secagg.masked_terms import Terms
 from confide.wire import Party, Store
-
-#: The fewest vectors in a sum: a sum of two shows each of the two the other's vector.
-SMALLEST_SUM = 3
 
 _HONEST = ("all clients but 2 * quorum - clients - 1",)
 _HONEST_IF_SERVER_FOLLOWS = ("all clients but quorum - 1",)

@@ -44,10 +44,8 @@ from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.secagg import roster
+from confide.secagg.collect import SMALLEST_SUM
 from confide.wire import Message, Party, Step, Store, decode, encode
-
-#: A sum is never over fewer clients, whatever the quorum says: of two, each could subtract its own.
-SMALLEST_SUM = 3
 
 #: Where the helper keeps the seed of its key, and where everybody keeps the public half.
 HELPER_SEED = "shares/helper seed"
