@@ -39,10 +39,12 @@ from confide.model.graph import Graph, Linear, Sigmoid
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic
 from confide.secagg.masked import Masked
+from confide.train.encodings import PrivateGradients
 from confide.train.evaluate import accuracy
 from confide.train.job import TrainSection
+from confide.train.learner import GraphLearner
 from confide.train.local import Silo
-from confide.train.rounds import PrivateGradients, federate
+from confide.train.rounds import federate
 from confide.train.run import preprocess_of
 
 HOSPITALS = ("north", "east", "south", "west")
@@ -134,10 +136,10 @@ def private(split: Problem, recipe: Recipe, seed: int, aggregator: Aggregator) -
         quorum=3,
     )
     rng = SeededRandomness(f"bench/dp/{seed}")
-    encoding = PrivateGradients(plan, settings)
-    *_, last = federate(start, split.silos, encoding, settings, aggregator=aggregator, rng=rng)
+    encoding = PrivateGradients(GraphLearner(start, settings), plan, settings)
+    *_, last = federate(split.silos, encoding, settings, aggregator=aggregator, rng=rng)
     assert last.number == recipe.rounds
-    return accuracy(last.graph, split.test.x, split.test.y)
+    return accuracy(last.model, split.test.x, split.test.y)
 
 
 def pooled(split: Problem, *, standardised: bool) -> float:

@@ -35,10 +35,12 @@ from confide.ideal import Aggregator, PlainSum
 from confide.model.preprocess import Preprocess, Scale
 from confide.model.zoo import logistic
 from confide.secagg.masked import Masked
+from confide.train.encodings import Scaffold, WeightedUpdates
 from confide.train.evaluate import decide
 from confide.train.job import TrainSection
+from confide.train.learner import GraphLearner
 from confide.train.local import Silo
-from confide.train.rounds import Scaffold, WeightedUpdates, federate
+from confide.train.rounds import federate
 from confide.train.standardise import standardised
 
 HEART = Path(__file__).parents[1] / "../shared/data/heart_disease/heart_all4.csv.gz"
@@ -112,10 +114,11 @@ def federated(
     silos = [Silo(name, prepare.apply(columns), labels) for name, (columns, labels) in parts.items()]
     start = logistic(prepare.features)
     scaffold = settings.algorithm == "scaffold"
-    encoding = Scaffold(start, settings, parties=len(silos)) if scaffold else WeightedUpdates(start, settings)
-    *_, done = federate(start, silos, encoding, settings, aggregator=aggregator, rng=rng)
+    learner = GraphLearner(start, settings)
+    encoding = Scaffold(learner, settings, parties=len(silos)) if scaffold else WeightedUpdates(learner, settings)
+    *_, done = federate(silos, encoding, settings, aggregator=aggregator, rng=rng)
     return right(
-        {name: decide(done.graph.apply(prepare.apply(columns))) for name, (columns, _) in tests.items()}, tests
+        {name: decide(done.model.apply(prepare.apply(columns))) for name, (columns, _) in tests.items()}, tests
     )
 
 

@@ -43,7 +43,7 @@ def job_of(seed: int, alpha: float, settings: dict):
 def sums_to_target(job, data) -> int:
     """Return the first round after which the test accuracy is the target; the cap if none is."""
     for done in train(job, data):
-        if accuracy(done.graph, data.test.x, data.test.y) >= TARGET:
+        if accuracy(done.model, data.test.x, data.test.y) >= TARGET:
             return done.number
     return CAP
 

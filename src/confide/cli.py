@@ -159,7 +159,7 @@ def train(
     if last is None:
         raise UsageError("Expected at least one round; every release of the privacy plan went to rounds that failed")
     artifact = output.save(data, last)
-    share, majority = accuracy(last.graph, data.test.x, data.test.y), np.bincount(data.test.y).max() / len(data.test.y)
+    share, majority = accuracy(last.model, data.test.x, data.test.y), np.bincount(data.test.y).max() / len(data.test.y)
     _out.print(
         f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
         f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"

@@ -9,9 +9,11 @@ from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
 from confide.train import load_data, parse, train
+from confide.train.encodings import Scaffold, WeightedUpdates
 from confide.train.job import TrainSection
+from confide.train.learner import GraphLearner
 from confide.train.local import Silo, flatten
-from confide.train.rounds import Scaffold, WeightedUpdates, federate
+from confide.train.rounds import federate
 from confide.wire import MemoryStore, drop
 
 START = Graph((Linear(np.zeros((1, 4)), np.zeros(1)), Sigmoid()))
@@ -31,10 +33,11 @@ def silos(seed):
 
 
 def rounds(settings, parties, *, aggregator=None, encoding=None, start=START, **more):
+    learner = GraphLearner(start, settings)
     if encoding is None and settings.algorithm == "scaffold":
-        encoding = Scaffold(START, settings, parties=len(parties))
+        encoding = Scaffold(learner, settings, parties=len(parties))
     return federate(
-        start, parties, encoding or WeightedUpdates(START, settings), settings,
+        parties, encoding or WeightedUpdates(learner, settings), settings,
         aggregator=aggregator or PlainSum(), rng=SystemRandomness(), **more,
     )  # fmt: skip
 
@@ -77,7 +80,7 @@ def test_rounds_equal_the_textbook(algorithm, seed):
     settings = TrainSection(**COMMON, algorithm=algorithm, server_learning_rate=0.9)
     parties = silos(seed)
     for done, expected in zip(rounds(settings, parties), textbook(settings, parties), strict=True):
-        np.testing.assert_allclose(flatten(done.graph), expected, atol=1e-7)
+        np.testing.assert_allclose(flatten(done.model), expected, atol=1e-7)
 
 
 def test_the_algorithms_differ():
@@ -92,7 +95,7 @@ def test_the_algorithms_differ():
 @pytest.mark.parametrize("algorithm", ["fedprox", "scaffold", "fedadam", "fedyogi", "fedadagrad"])
 def test_masked_equals_plain_bit_for_bit(algorithm):
     settings = TrainSection(**{**COMMON, "rounds": 3}, algorithm=algorithm)
-    ends = [list(rounds(settings, silos(1), aggregator=each))[-1].graph for each in (PlainSum(), Masked())]
+    ends = [list(rounds(settings, silos(1), aggregator=each))[-1].model for each in (PlainSum(), Masked())]
     np.testing.assert_array_equal(flatten(ends[0]), flatten(ends[1]))
 
 
@@ -102,7 +105,7 @@ def test_scaffold_ends_at_the_pooled_optimum_where_averaging_does_not():
     pooled = Silo("all", np.vstack([s.x for s in parties]), np.concatenate([s.y for s in parties]))
     slope = {
         name: np.abs(
-            gradient(pooled, flatten(list(rounds(TrainSection(**many, algorithm=name), parties))[-1].graph), 0.02)
+            gradient(pooled, flatten(list(rounds(TrainSection(**many, algorithm=name), parties))[-1].model), 0.02)
         ).max()
         for name in ("fedavg", "scaffold")
     }
@@ -116,13 +119,13 @@ def test_control_variates_survive_rebuilt_silos():
     half = TrainSection(**{**COMMON, "rounds": 2}, algorithm="scaffold")
     rest = TrainSection(**{**COMMON, "rounds": 3}, algorithm="scaffold")
     stores = {silo.name: MemoryStore() for silo in parties}
-    first = Scaffold(START, half, parties=3)
-    middle = list(rounds(half, parties, encoding=first, stores=stores))[-1].graph
-    again = Scaffold(START, rest, parties=3, control=first.control)
-    end = list(rounds(rest, silos(0), encoding=again, start=middle, stores=stores, run_id="again"))[-1].graph
-    np.testing.assert_array_equal(flatten(end), flatten(whole[-1].graph))
-    lost = Scaffold(START, rest, parties=3, control=first.control)
-    wrong = list(rounds(rest, silos(0), encoding=lost, start=middle))[-1].graph
+    first = Scaffold(GraphLearner(START, half), half, parties=3)
+    middle = list(rounds(half, parties, encoding=first, stores=stores))[-1].model
+    again = Scaffold(GraphLearner(middle, rest), rest, parties=3, control=first.control)
+    end = list(rounds(rest, silos(0), encoding=again, stores=stores, run_id="again"))[-1].model
+    np.testing.assert_array_equal(flatten(end), flatten(whole[-1].model))
+    lost = Scaffold(GraphLearner(middle, rest), rest, parties=3, control=first.control)
+    wrong = list(rounds(rest, silos(0), encoding=lost))[-1].model
     assert np.abs(flatten(wrong) - flatten(end)).max() > 1e-3
 
 
@@ -138,8 +141,9 @@ def test_a_dropout_keeps_its_old_variate():
 
 def test_the_common_variate_is_part_of_the_session():
     settings = TrainSection(**COMMON, algorithm="scaffold")
-    zero, other = Scaffold(START, settings, parties=3), Scaffold(START, settings, parties=3, control=np.ones(5))
-    assert zero.broadcast(START).tobytes() != other.broadcast(START).tobytes()
+    learner = GraphLearner(START, settings)
+    zero, other = Scaffold(learner, settings, parties=3), Scaffold(learner, settings, parties=3, control=np.ones(5))
+    assert zero.broadcast(learner.start).tobytes() != other.broadcast(learner.start).tobytes()
 
 
 @pytest.mark.parametrize("algorithm", ["fedadam", "fedyogi", "fedadagrad"])
@@ -151,4 +155,4 @@ def test_adaptive_servers_are_post_processing_under_privacy(algorithm):
 
     adaptive, plain = last(algorithm), last("fedavg")
     assert adaptive.epsilon == plain.epsilon
-    assert np.abs(flatten(adaptive.graph) - flatten(plain.graph)).max() > 0
+    assert np.abs(flatten(adaptive.model) - flatten(plain.model)).max() > 0

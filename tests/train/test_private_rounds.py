@@ -11,9 +11,11 @@ from confide.dp.plan import PrivacyPlan
 from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
+from confide.train.encodings import PrivateGradients
 from confide.train.job import TrainSection
+from confide.train.learner import GraphLearner
 from confide.train.local import Silo, flatten
-from confide.train.rounds import PrivateGradients, federate
+from confide.train.rounds import federate
 from confide.wire import MemoryStore, drop
 
 FEATURES, ROUNDS = 20, 40
@@ -38,9 +40,9 @@ FALSE_ALARM = 1e-6
 def moves(silos, aggregator, seed, fault=None):
     """Return what each round added to the parameters, shape (rounds, parameters)."""
     rng = SeededRandomness(seed)
-    encoding = PrivateGradients(PLAN, SETTINGS)
-    done = federate(START, silos, encoding, SETTINGS, aggregator=aggregator, rng=rng, fault=fault)
-    weights = np.array([flatten(START), *(flatten(r.graph) for r in done)])
+    encoding = PrivateGradients(GraphLearner(START, SETTINGS), PLAN, SETTINGS)
+    done = federate(silos, encoding, SETTINGS, aggregator=aggregator, rng=rng, fault=fault)
+    weights = np.array([flatten(START), *(flatten(r.model) for r in done)])
     return np.diff(weights, axis=0)
 
 
@@ -90,10 +92,8 @@ def test_a_repeated_round_spends_a_release_and_the_budget_is_the_end():
             return []
         return [(0, message)]
 
-    encoding = PrivateGradients(PLAN, SETTINGS)
-    run = federate(
-        START, EMPTY, encoding, SETTINGS, aggregator=PlainSum(), rng=SeededRandomness("retry"), fault=first_attempt
-    )
+    encoding = PrivateGradients(GraphLearner(START, SETTINGS), PLAN, SETTINGS)
+    run = federate(EMPTY, encoding, SETTINGS, aggregator=PlainSum(), rng=SeededRandomness("retry"), fault=first_attempt)
     done = list(run)
     assert done[0].attempts == 2
     assert len(done) == ROUNDS - 1  # one release went to the attempt that failed
@@ -104,9 +104,9 @@ def test_a_repeated_round_spends_a_release_and_the_budget_is_the_end():
 def test_a_silo_refuses_more_rounds_than_the_plan_has():
     from confide.errors import PrivacyError
 
-    encoding = PrivateGradients(PLAN, SETTINGS)
+    encoding = PrivateGradients(GraphLearner(START, SETTINGS), PLAN, SETTINGS)
     rng = SeededRandomness("more")
     for _ in range(ROUNDS):
-        encoding.contribution(START, EMPTY[0], rng, MemoryStore())
+        encoding.contribution(encoding.learner.start, EMPTY[0], 1, rng, MemoryStore())
     with pytest.raises(PrivacyError, match="rounds"):
-        encoding.contribution(START, EMPTY[0], rng, MemoryStore())
+        encoding.contribution(encoding.learner.start, EMPTY[0], 1, rng, MemoryStore())

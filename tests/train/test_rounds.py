@@ -8,10 +8,12 @@ from confide.errors import Aborted, DataError
 from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
+from confide.train.encodings import WeightedUpdates
 from confide.train.job import TrainSection
+from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger, verify
 from confide.train.local import Silo, descend, flatten
-from confide.train.rounds import WeightedUpdates, federate, model_hash
+from confide.train.rounds import federate, parameters_hash
 from confide.wire import drop
 
 START = Graph((Linear(np.zeros((1, 5)), np.zeros(1)), Sigmoid()))
@@ -31,8 +33,8 @@ def silos(sizes=(30, 50, 7, 64), seed=0):
 
 def run(aggregator, parties=None, settings=SETTINGS, **more):
     parties = parties or silos()
-    encoding = WeightedUpdates(START, settings)
-    return list(federate(START, parties, encoding, settings, aggregator=aggregator, rng=SystemRandomness(), **more))
+    encoding = WeightedUpdates(GraphLearner(START, settings), settings)
+    return list(federate(parties, encoding, settings, aggregator=aggregator, rng=SystemRandomness(), **more))
 
 
 def pooled(parties, settings=SETTINGS):
@@ -71,7 +73,7 @@ def test_federated_equals_pooled_to_the_fixed_point_bound(aggregator):
     """The oracle is float descent on the pooled records: neither fixed point nor any protocol is in it."""
     parties = silos()
     done = run(aggregator, parties)
-    gap = np.abs(flatten(done[-1].graph) - flatten(pooled(parties))).max()
+    gap = np.abs(flatten(done[-1].model) - flatten(pooled(parties))).max()
     assert gap <= fixed_point_bound(parties, SETTINGS)
     assert gap < 1e-4
     assert [round_.number for round_ in done] == list(range(1, 13))
@@ -79,13 +81,13 @@ def test_federated_equals_pooled_to_the_fixed_point_bound(aggregator):
 
 def test_secure_equals_plain_bit_for_bit():
     plain, masked = run(PlainSum()), run(Masked())
-    assert [model_hash(r.graph) for r in plain] == [model_hash(r.graph) for r in masked]
+    assert [parameters_hash(r.parameters) for r in plain] == [parameters_hash(r.parameters) for r in masked]
 
 
 def test_coarse_fixed_point_is_noticed():
     """The negative control of the bound: with 8 bits the gap is far above the bound of 22."""
     coarse = TrainSection(**{f: getattr(SETTINGS, f) for f in SETTINGS.__struct_fields__} | {"fraction_bits": 8})
-    gap = np.abs(flatten(run(PlainSum(), settings=coarse)[-1].graph) - flatten(pooled(silos()))).max()
+    gap = np.abs(flatten(run(PlainSum(), settings=coarse)[-1].model) - flatten(pooled(silos()))).max()
     assert gap > 1e-4
 
 
@@ -93,7 +95,7 @@ def test_a_dropout_leaves_the_model_of_the_others(tmp_path):
     parties = silos()
     path = tmp_path / "ledger.jsonl"
     done = run(PlainSum(), parties, fault=drop(src="h1"), ledger=Ledger(path))
-    gap = np.abs(flatten(done[-1].graph) - flatten(pooled([s for s in parties if s.name != "h1"]))).max()
+    gap = np.abs(flatten(done[-1].model) - flatten(pooled([s for s in parties if s.name != "h1"]))).max()
     assert gap < 1e-4
     assert done[0].missing == {"h1"}
     assert verify(path).entries == len(done)
@@ -113,7 +115,7 @@ def test_a_round_without_quorum_is_repeated_then_refused():
     done = run(PlainSum(), fault=first_two_attempts)
     assert done[0].attempts == 3
     assert done[1].attempts == 1
-    assert model_hash(done[-1].graph) == model_hash(run(PlainSum())[-1].graph)
+    assert parameters_hash(done[-1].parameters) == parameters_hash(run(PlainSum())[-1].parameters)
     with pytest.raises(Aborted, match="Round 1 failed 3 times"):
         run(PlainSum(), fault=drop(tag="plain/vector"))
 
@@ -121,19 +123,19 @@ def test_a_round_without_quorum_is_repeated_then_refused():
 def test_local_steps_move_further_and_averaging_averages():
     more = TrainSection(average=0.0, rounds=4, local_steps=5, momentum=0.0, learning_rate=0.5, expected_records=40)
     one = TrainSection(average=0.0, rounds=4, local_steps=1, momentum=0.0, learning_rate=0.5, expected_records=40)
-    far, near = run(PlainSum(), settings=more)[-1].graph, run(PlainSum(), settings=one)[-1].graph
+    far, near = run(PlainSum(), settings=more)[-1].model, run(PlainSum(), settings=one)[-1].model
     assert np.linalg.norm(flatten(far)) > 2 * np.linalg.norm(flatten(near))
     half = TrainSection(rounds=4, momentum=0.0, learning_rate=0.5, expected_records=40, average=0.5)
     plain = run(PlainSum(), settings=one)
-    expected = (flatten(plain[2].graph) + flatten(plain[3].graph)) / 2
-    np.testing.assert_allclose(flatten(run(PlainSum(), settings=half)[-1].graph), expected, atol=1e-12)
+    expected = (flatten(plain[2].model) + flatten(plain[3].model)) / 2
+    np.testing.assert_allclose(flatten(run(PlainSum(), settings=half)[-1].model), expected, atol=1e-12)
 
 
 def test_an_update_beyond_the_bound_is_scaled_not_wrapped():
     wild = TrainSection(
         average=0.0, rounds=1, learning_rate=1000.0, momentum=0.0, expected_records=40, update_bound=2.0
     )
-    assert np.abs(flatten(run(Masked(), settings=wild)[-1].graph)).max() <= 2.0 + 1e-5
+    assert np.abs(flatten(run(Masked(), settings=wild)[-1].model)).max() <= 2.0 + 1e-5
 
 
 def test_too_many_records_for_the_ring_are_refused():
@@ -144,8 +146,8 @@ def test_too_many_records_for_the_ring_are_refused():
 
 def test_a_seeded_run_repeats():
     def once():
-        encoding = WeightedUpdates(START, SETTINGS)
+        encoding = WeightedUpdates(GraphLearner(START, SETTINGS), SETTINGS)
         rng = SeededRandomness("x")
-        return [r.bytes_up for r in federate(START, silos(), encoding, SETTINGS, aggregator=Masked(), rng=rng)]
+        return [r.bytes_up for r in federate(silos(), encoding, SETTINGS, aggregator=Masked(), rng=rng)]
 
     assert once() == once()

@@ -67,7 +67,7 @@ def test_a_model_from_files_is_signed_labelled_and_right(folder):
     trust = read_public_key(folder / "k.pem.pub")
     loaded = load(folder / "m.confide", trust=trust)
     assert loaded.fingerprint == saved.fingerprint
-    np.testing.assert_array_equal(loaded.graph.apply(data.test.x), last.graph.apply(data.test.x))
+    np.testing.assert_array_equal(loaded.graph.apply(data.test.x), last.model.apply(data.test.x))
     assert accuracy(loaded.graph, data.test.x, data.test.y) > 0.85
     assert loaded.graph.classes == ("no", "yes")
     assert loaded.label.aggregator == "masked"
@@ -217,11 +217,11 @@ def test_every_aggregator_trains_the_shipped_set(name):
     job = parse({"data": {"set": "breast-cancer"}, "train": {"aggregate": name, "quorum": 3, "rounds": 20}})
     data = load_data(job)
     *_, last = train(job, data)
-    assert accuracy(last.graph, data.test.x, data.test.y) > 0.93
+    assert accuracy(last.model, data.test.x, data.test.y) > 0.93
 
 
 def test_an_mlp_trains():
     job = parse({"data": {"set": "breast-cancer"}, "model": {"kind": "mlp"}, "train": {"rounds": 60}})
     data = load_data(job)
     *_, last = train(job, data)
-    assert accuracy(last.graph, data.test.x, data.test.y) > 0.93
+    assert accuracy(last.model, data.test.x, data.test.y) > 0.93

@@ -162,7 +162,7 @@ def _model(folder: Path) -> _Served:
     data, files = load_data(job), Output(job)
     last = list(train(job, data, ledger=files.ledger))[-1]
     artifact = files.save(data, last)
-    return _Served(job.path(output["model"]), last.graph, artifact.label.sentence(), data.test.x)
+    return _Served(job.path(output["model"]), last.model, artifact.label.sentence(), data.test.x)
 
 
 def make_keys(url: str, backend: str, path: Path) -> tuple[float, int]:

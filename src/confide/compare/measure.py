@@ -108,8 +108,8 @@ def _trial(job: Job, data: Prepared, choice: str, seed: int) -> Trial:
     }
     if last.epsilon is not None:
         figures["epsilon_total"] = last.epsilon
-    curve = tuple(accuracy(r.graph, data.test.x, data.test.y) for r in done)
-    return Trial(choice, seed, _quality(last.graph, data.test) | figures, curve, last.graph)
+    curve = tuple(accuracy(r.model, data.test.x, data.test.y) for r in done)
+    return Trial(choice, seed, _quality(last.model, data.test) | figures, curve, last.model)
 
 
 def _quality(graph: Graph, test: Silo) -> dict[str, float]:

@@ -26,18 +26,12 @@ from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
+from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates
 from confide.train.job import Job, default_quorum, describe
+from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend
-from confide.train.rounds import (
-    Encoding,
-    PrivateGradients,
-    Round,
-    Scaffold,
-    WeightedUpdates,
-    federate,
-    model_hash,
-)
+from confide.train.rounds import Round, federate, parameters_hash
 from confide.train.standardise import standardised
 from confide.wire import Fault
 
@@ -197,7 +191,7 @@ def train(
     rng: Randomness | None = None,
     ledger: Ledger | None = None,
     fault: Fault | None = None,
-) -> Iterator[Round]:
+) -> Iterator[Round[Graph]]:
     """Train as `job` says, yielding after every round; leaving the loop stops the training.
 
     Args:
@@ -219,17 +213,17 @@ def train(
             f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
             'would see each party with its own share of the noise only: take "masked"'
         )
+    learner = GraphLearner(data.start, job.train)
     encoding: Encoding
     if plan is not None:
-        encoding = PrivateGradients(plan, job.train)
+        encoding = PrivateGradients(learner, plan, job.train)
     elif job.train.algorithm == "scaffold":
-        encoding = Scaffold(data.start, job.train, parties=len(data.silos))
+        encoding = Scaffold(learner, job.train, parties=len(data.silos))
     else:
-        encoding = WeightedUpdates(data.start, job.train)
+        encoding = WeightedUpdates(learner, job.train)
     if ledger is not None:
         ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
     return federate(
-        data.start,
         data.silos,
         encoding,
         job.train,
@@ -266,7 +260,7 @@ def _descend(job: Job, start: Graph, x: Matrix, y: Labels) -> Graph:
     )
 
 
-def label_of(job: Job, data: Prepared, done: Round, *, head: str = "") -> PrivacyLabel:
+def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
     """Return the privacy label of the model after `done`.
 
     Args:
@@ -325,17 +319,17 @@ class Output:
         self.ledger = Ledger(places.get("ledger"))
         self.written = tuple(place for name, place in places.items() if name != "signing_key")
 
-    def save(self, data: Prepared, done: Round) -> Artifact:
+    def save(self, data: Prepared, done: Round[Graph]) -> Artifact:
         """Return the labelled model after `done`; write it, signed, if the job names a file.
 
         The ledger's last entry names the model's parameters; the label names the ledger's last entry.
         """
         label_of(self._job, data, done)  # refused before anything is written
-        fields = {"model": model_hash(done.graph).hex(), "rounds": done.number, "epsilon": done.epsilon}
+        fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
         head = self.ledger.append("model", fields)
         label = label_of(self._job, data, done, head=head)
         metadata = {"job": self._job.job.name, "data": str(self._job.data.set or self._job.data.schema)}
-        artifact = Artifact(done.graph, data.preprocess, label, metadata)
+        artifact = Artifact(done.model, data.preprocess, label, metadata)
         if self._model is None or self._key_file is None:
             return artifact
         if self._key is None:
