@@ -61,7 +61,7 @@ class Guarantee:
         post_quantum: True if no known quantum algorithm breaks the claims.
         verified_result: True if the receiver can check that the output is the ideal function's.
         leaks: one or two sentences: everything that still leaks, the output included.
-        primary: the cryptography that carries it, in a few words ("BFV, N=4096", "X25519 + ChaCha20 masks").
+        primary: the cryptography that carries it, in a few words ("BFV, N=4096", "X25519 + AES-256 masks").
         paper: the source of the protocol and of its proof.
     """
 

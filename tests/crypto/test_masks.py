@@ -1,4 +1,4 @@
-"""Masks: the RFC's key stream, cancellation, and uniformity in small rings with a control that must fail."""
+"""Masks: the standard's key stream, cancellation, and uniformity in small rings with a control that must fail."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from scipy import stats
 from confide.crypto.masks import add_mask
 from confide.crypto.random import public_stream
 from confide.crypto.ring import Words
-from crypto import chacha
+from crypto import aes
 
-#: RFC 8439, appendix A.1, vectors 1 and 2: the first two blocks under the zero key and nonce.
-KEY_STREAM = bytes.fromhex(
-    "76b8e0ada0f13d90405d6ae55386bd28bdd219b8a08ded1aa836efcc8b770dc7da41597c5157488d7724e03fb8d84a376a43b8f41518a11c"
-    "c387b669b2ee65869f07e7be5551387a98ba977c732d080dcb0f29a048e3656912c6533e32ee7aed29b721769ce64e43d57133b074d839d5"
-    "31ed1f28510afb45ace10a1f4b794d6f"
+#: FIPS 197, appendix C.3, and SP 800-38A, F.5.5: what the oracle must say.
+KNOWN = (
+    (bytes(range(32)), "00112233445566778899aabbccddeeff", "8ea2b7ca516745bfeafc49904b496089"),
+    (
+        bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4"),
+        "f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff",
+        "0bdf7df1591716335e9a8b15c860c502",
+    ),
 )
 
 
@@ -27,21 +30,20 @@ def masked(key: bytes, count: int, dtype: type = np.uint32) -> Words:
     return words
 
 
-def test_a_mask_is_the_key_stream_of_rfc_8439() -> None:
-    assert masked(bytes(32), 32).astype("<u4").tobytes() == KEY_STREAM
-    assert masked(bytes(32), 16, np.uint64).astype("<u8").tobytes() == KEY_STREAM
+@pytest.mark.parametrize(("key", "plaintext", "ciphertext"), KNOWN)
+def test_the_oracle_gives_the_published_blocks(key: bytes, plaintext: str, ciphertext: str) -> None:
+    assert aes.block(key, bytes.fromhex(plaintext)).hex() == ciphertext
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(np.uint32, 4), (np.uint64, 8)])
-def test_the_stream_goes_on_across_blocks(dtype: type, size: int) -> None:
-    """Compare the words around the places where the work is cut with the oracle's blocks."""
+def test_a_mask_is_the_key_stream_of_aes_256_in_counter_mode(dtype: type, size: int) -> None:
+    """Also around the places where the work is cut into blocks, and at a length that fills no block of the cipher."""
     key = bytes(range(32))
-    words = masked(key, (1 << 16) + 100, dtype)
-    for at in (0, 1 << 15, 1 << 16):
-        start = at - 16 if at else 0
-        counter, count = start * size // 64, 32 * size
-        expected = chacha.stream(key, counter, bytes(12), count)
-        assert words[start : start + 32].astype(f"<u{size}").tobytes() == expected
+    words = masked(key, (1 << 18) // size + 101, dtype).astype(f"<u{size}").tobytes()
+    for at in (0, 1 << 17, 1 << 18):
+        start = max(0, at // 16 - 4)
+        expected = aes.stream(key, start, 9)
+        assert words[16 * start : 16 * (start + 9)] == expected[: len(words) - 16 * start]
 
 
 @given(

@@ -57,7 +57,7 @@ TRAINING: Mapping[str, Technique] = {
         "Federated, secure aggregation",
         _EVERY_ROUND,
         "nobody may see one party's update",
-        "confide (X25519, ChaCha20 through OpenSSL)",
+        "confide (X25519, AES-256 through OpenSSL)",
         "n organisations, n + 1 machines",
     ),
     "masked+dp": Technique(

@@ -66,7 +66,7 @@ class Amortised(Aggregator):
             "The sum over the survivors, which can reveal records unless noise is added; who dropped out, and when. "
             "Keys last an epoch: a stolen store opens its client's rounds of that epoch to the server, none before it."
         ),
-        primary="X25519 once per epoch + Shamir + ChaCha20 masks",
+        primary="X25519 once per epoch + Shamir + AES-256 masks",
         paper="Ma et al., IEEE S&P 2023; Bonawitz et al., CCS 2017",
     )
 

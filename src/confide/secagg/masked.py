@@ -47,7 +47,7 @@ def _guarantee(adversary: Adversary, honest: tuple[str, ...]) -> Guarantee:
         leaks="The sum over the survivors, which can reveal records unless noise is added, the more so when the server "
         "crafts models or varies the cohort. Two sums of the same updates over different survivors, as a repeated "
         "round can give, reveal what lies between them. Who dropped out, and when.",
-        primary="X25519 + Shamir + ChaCha20 masks, Ed25519 consistency round",
+        primary="X25519 + Shamir + AES-256 masks, Ed25519 consistency round",
         paper="Bonawitz et al., CCS 2017; Bell et al., CCS 2020",
     )
 

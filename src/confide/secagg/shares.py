@@ -130,7 +130,7 @@ class Shares(Aggregator):
         verified_result=False,
         leaks="The sum over at least 3 clients, which can reveal records unless noise is added; who took part, to both "
         "servers; every update, if both pool what they see. No check bounds a client's update.",
-        primary="additive shares, X25519 + ChaCha20 seeds",
+        primary="additive shares, X25519 + AES-256 seeds",
         paper="Corrigan-Gibbs and Boneh, NSDI 2017 (shares only)",
     )
 
