@@ -35,8 +35,9 @@ MNIST = Path(__file__).parents[1] / "../shared/data/mnist/mnist.npz"
 SAME_LOSS = 1e-3
 TABLE = (
     ("wall_seconds", "rounds", "s"),
+    ("cpu_seconds", "processor", "s"),
     ("overhead_ms_per_client_round", "overhead", "ms"),
-    ("overhead_cpu_ms_per_client_round", "overhead, processor", "ms"),
+    ("overhead_cpu_ms_per_client_round", "overhead, cpu", "ms"),
     ("memory_mb", "memory", "MB"),
 )
 
@@ -134,14 +135,14 @@ def figures(found: dict[Side, list[Line]], own: Side) -> list[Figure]:
 
 def show(task: Task, found: dict[Side, list[Line]]) -> None:
     print(f"{task.clients} clients x {task.rounds} rounds, {task.samples} images each; medians [fastest to slowest]\n")
-    heads = "".join(f"{title + ' ' + unit:>32}" for _, title, unit in TABLE)
-    print(f"{'':<34}{heads}{'accuracy':>10}")
+    heads = "".join(f"{title + ' ' + unit:>29}" for _, title, unit in TABLE)
+    print(f"{'':<32}{heads}{'accuracy':>10}")
     for side, lines in found.items():
         text = ""
         for key, _, _ in TABLE:
             values = [line[key] for line in lines]
-            text += f"{statistics.median(values):>14.2f} [{min(values):.2f} to {max(values):.2f}]".rjust(32)
-        print(f"{side.name + f', {side.workers} workers':<34}{text}{lines[0]['accuracy']:>10.4f}")
+            text += f"{statistics.median(values):.2f} [{min(values):.2f} to {max(values):.2f}]".rjust(29)
+        print(f"{side.name + f', {side.workers} workers':<32}{text}{lines[0]['accuracy']:>10.4f}")
 
 
 def main() -> None:
