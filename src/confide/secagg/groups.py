@@ -143,7 +143,8 @@ class Groups(Aggregator):
             post_quantum=inside.post_quantum,
             verified_result=False,
             leaks=f"One sum per group of at least {size} clients: a client hides among those of its group in the sum, "
-            f"never fewer than {SMALLEST_GROUP}, and not among all. Who is in which group; who dropped out.",
+            f"never fewer than {SMALLEST_GROUP}, and not among all. Who is in which group; who dropped out. "
+            f"Of each group: {inside.leaks}",
             primary=f"{inside.primary}, within groups",
             paper=f"{inside.paper}; SHARE, arXiv 2110.02940",
         )
