@@ -267,6 +267,21 @@ def test_no_two_clients_ever_store_the_same_secret(aggregator: Aggregator) -> No
         assert all(secrets - public for secrets in kept.values())  # there was something to compare
 
 
+@every_aggregator
+def test_every_guarantee_says_what_the_sum_reveals_and_whether_a_quantum_computer_opens_the_record(
+    aggregator: Aggregator,
+) -> None:
+    """Written out here: a guarantee that loses one of these sentences claims more than it holds."""
+    guarantee = aggregator.guarantee
+    assert "sum can reveal records unless noise is added" in guarantee.leaks
+    assert "the more so when the server crafts models or varies the cohort" in guarantee.leaks
+    falls = "messages recorded today fall to a quantum computer" in guarantee.leaks
+    stays = "recorded today stay closed to a quantum computer; identities are Ed25519" in guarantee.leaks
+    hidden = aggregator.guarantee.hides("update", "server")
+    assert (falls, stays) == (hidden and not guarantee.post_quantum, hidden and guarantee.post_quantum)
+    assert guarantee.post_quantum == ("ML-KEM" in guarantee.primary)
+
+
 # --- the wire format --------------------------------------------------------------------------------------------------
 
 #: SHA-256 over every message of set-up and one sum with two dropouts, from seeds; a change belongs in the changelog.
