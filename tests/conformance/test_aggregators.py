@@ -11,10 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.crypto.random import SeededRandomness
 from confide.errors import Aborted, ConfideError, ProtocolError, UsageError
 from confide.ideal import Aggregator, Session, Vector
-from confide.secagg import Amortised, Groups, amortised_chains
+from confide.secagg import Amortised, Groups
 from confide.train.run import AGGREGATORS
 from confide.wire import (
     LATE_TICKS,
@@ -37,7 +36,6 @@ from conformance.cases import (
     largest_body,
     windows,
 )
-from crypto import mlkem
 
 #: Groups needs a robust rule behind it, which jobs cannot name: it has no place in the registry.
 TRIED = {**AGGREGATORS, "groups": Groups}
@@ -237,6 +235,7 @@ def test_a_crashed_client_never_sends_two_different_bodies(aggregator: Aggregato
 
 
 @every_aggregator
+@pytest.mark.usefixtures("seeded_encapsulation")
 def test_what_the_server_sees_is_uniform_where_the_guarantee_says_so(
     aggregator: Aggregator,
 ) -> None:
@@ -300,13 +299,9 @@ GOLDEN_CLASSICAL = "8551538f649b3898998374a2dd644110605a5c1cc68fb8f79b29a9ef1d28
     [(kind(), GOLDEN[name]) for name, kind in TRIED.items()] + [(Amortised(hybrid=False), GOLDEN_CLASSICAL)],
     ids=[*TRIED, "amortised without ML-KEM"],
 )
-def test_the_wire_format_is_what_it_was(aggregator: Aggregator, golden: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All randomness comes through the argument: one hash pins every byte of every message.
-
-    Except what OpenSSL draws when it encapsulates: there the oracle stands in.
-    """
-    coins = SeededRandomness("golden")
-    monkeypatch.setattr(amortised_chains, "encapsulate", lambda public: mlkem.encapsulate(public, coins.bytes(32)))
+@pytest.mark.usefixtures("seeded_encapsulation")
+def test_the_wire_format_is_what_it_was(aggregator: Aggregator, golden: str) -> None:
+    """All randomness but an encapsulation's comes through the argument: one hash pins every byte of every message."""
     federation = Federation(aggregator, clients=5, seed="golden")
     session = federation.session()
     tags = federation.client_tags()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from itertools import pairwise, product
+from collections.abc import Callable, Mapping
+from itertools import combinations, pairwise, product
 from typing import TypeVar
 
 import msgspec
@@ -28,7 +28,7 @@ from confide.secagg.amortised_terms import (
     answer_tag,
     survivors_tag,
 )
-from confide.wire import LATE_TICKS, Fault, MemoryStore, Message, Transcript, delay, lose, run
+from confide.wire import LATE_TICKS, Fault, MemoryStore, Message, Transcript, delay, encode, lose, run
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform
 from secagg.amortised_cases import (
     all_of,
@@ -158,6 +158,7 @@ def without_pair_masks(parties: Federation, done: Transcript, session: Session, 
     return words
 
 
+@pytest.mark.usefixtures("seeded_encapsulation")
 def test_a_late_vector_is_noise_even_to_a_server_that_has_all_its_pair_keys() -> None:
     """What the self mask is for. The control: with the self mask gone as well, the zeros of the vector show."""
     parties = federation()
@@ -172,6 +173,7 @@ def test_a_late_vector_is_noise_even_to_a_server_that_has_all_its_pair_keys() ->
     assert not words.any()
 
 
+@pytest.mark.usefixtures("seeded_encapsulation")
 def test_two_rounds_of_one_client_have_independent_masks_pairwise_ones_alone_included() -> None:
     """Attempts, rounds, epochs; 255 degrees each, two-sided, false alarm 2e-6. The control subtracts a vector twice."""
     parties = federation(rounds_per_epoch=2)
@@ -249,6 +251,60 @@ def test_whoever_was_lost_never_comes_back_as_a_survivor() -> None:
 
 
 EVIL = AgreementKey(b"\7" * 32).public
+
+
+def told(parties: Federation, session: Session, lists: Mapping[str, frozenset[str]]) -> Transcript:
+    """Play the clients against a server that shows each of them its own list, and later that list as the final one."""
+    done, names = Transcript(), parties.cohort.clients
+    running = {name: parties.party(name, session, parties.vectors(session)) for name in names}
+    steps = {name: next(party) for name, party in running.items()}
+    uploads = {name: opened(step.send[0].body, Upload) for name, step in steps.items()}
+    for name, party in running.items():
+        done.add(steps[name].send[0])
+        listed = tuple(peer for peer in names if peer in lists[name])
+        parcels = {peer: uploads[peer].parcels[name] for peer in listed if peer != name}
+        bodies = [Survivors(listed, False, {})] * (len(listed) < len(names)) + [Survivors(listed, True, parcels)]
+        for stage, body in enumerate(bodies):
+            message = Message("server", name, survivors_tag(stage), encode(body))
+            for sent in party.send({"server": message}).send:
+                done.add(sent)
+    return done
+
+
+def what_opens(done: Transcript, lists: Mapping[str, frozenset[str]], quorum: int) -> list[frozenset[str]]:
+    """Return every set of clients whose sum the server can compute from the answers."""
+    names, keys, holders = tuple(lists), set[frozenset[str]](), dict.fromkeys(lists, 0)
+    for message in done.messages:
+        if message.tag == VECTOR:
+            continue
+        for peer in opened(message.body, Answer).secrets:
+            if peer in lists[message.src]:
+                holders[peer] += 1
+            else:
+                keys.add(frozenset((message.src, peer)))
+    seeds = [name for name in names if holders[name] >= quorum]
+    return [
+        frozenset(some)
+        for size in range(1, len(seeds) + 1)
+        for some in combinations(seeds, size)
+        if all(frozenset((one, peer)) in keys for one in some for peer in names if peer not in some)
+    ]
+
+
+@pytest.mark.parametrize(("clients", "quorum"), [(4, 3), (5, 4)])
+def test_lists_that_differ_open_no_sum_below_twice_the_quorum_less_the_clients(clients: int, quorum: int) -> None:
+    """Every choice of a list for each client. No claim of the protocol, but what its page counts; and it is reached."""
+    parties = federation(clients, quorum)
+    names = parties.cohort.clients
+    some = [frozenset(names), *map(frozenset, combinations(names, quorum))]
+    choices = product(*([one for one in some if name in one] for name in names))
+    smallest = clients
+    for number, chosen in enumerate(choices):
+        lists = dict(zip(names, chosen, strict=True))
+        session = Session(f"run {number}", 1, parties.cohort, 1, 1000)
+        sets = what_opens(told(parties, session, lists), lists, quorum)
+        smallest = min([smallest, *map(len, sets)])
+    assert smallest == 2 * quorum - clients
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_a_ciphertext_that_its_sender_does_not_confirm_is_refused_by_name(
 
 
 def test_a_server_cannot_encapsulate_in_a_client_s_place() -> None:
-    """Anybody can make ciphertexts that open; confirming one takes the pair's X25519 secret, and with it all is well."""
+    """Anybody can make ciphertexts that open; confirming takes the pair's X25519 secret, and with it all is well."""
     _, stores = set_up()
     book = amortised_keys.book(stores["server"])
     agreed = amortised_keys.secret(stores["silo-0"]).key.shared(book.members["silo-1"].keys[0])

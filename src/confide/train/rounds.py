@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from confide.crypto.fixed import FixedPoint
 from confide.crypto.random import Randomness
 from confide.dp.plan import PrivacyPlan, Releases
-from confide.errors import Aborted, DataError
+from confide.errors import Aborted, DataError, ModelError
 from confide.ideal import Aggregator, Cohort, Session, Sums
 from confide.model.graph import Graph
 from confide.train.job import TrainSection, default_quorum
@@ -89,19 +89,30 @@ class _LocalSteps:
         return weight
 
     def change(self, graph: Graph, silo: Silo, shift: Matrix | float = 0.0) -> Matrix:
-        """Return what the local steps add to the parameters."""
-        after = descend(
-            graph,
-            silo.x,
-            silo.y,
-            steps=self._train.local_steps,
-            learning_rate=self._train.learning_rate,
-            momentum=0.0,
-            weight_decay=self._train.weight_decay,
-            proximal=self._train.proximal if self._train.algorithm == "fedprox" else 0.0,
-            shift=shift,
-        )
-        return flatten(after) - flatten(graph)
+        """Return what the local steps add to the parameters.
+
+        Raises:
+            ModelError: it is not finite, and would be nothing but noise in the sum; the text names the silo.
+        """
+        try:
+            with np.errstate(all="ignore"):  # what overflows is refused below
+                after = descend(
+                    graph,
+                    silo.x,
+                    silo.y,
+                    steps=self._train.local_steps,
+                    learning_rate=self._train.learning_rate,
+                    momentum=0.0,
+                    weight_decay=self._train.weight_decay,
+                    proximal=self._train.proximal if self._train.algorithm == "fedprox" else 0.0,
+                    shift=shift,
+                )
+                change = flatten(after) - flatten(graph)
+        except ModelError as error:
+            raise ModelError(f"{error}; seen at {silo.name}") from None
+        if not np.isfinite(change).all():
+            raise ModelError(f"Expected a finite update of {silo.name}; its training diverged: lower the learning rate")
+        return change
 
     def bounded(self, change: Matrix) -> Matrix:
         largest = float(np.abs(change).max())
