@@ -7,17 +7,20 @@ from collections.abc import Callable
 from itertools import combinations
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from msgspec.structs import replace
 
 from confide.crypto.keys import DecapsulationKey, encapsulate, label
 from confide.crypto.random import SeededRandomness
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import RECORDED_X25519
+from confide.ideal import Cohort
 from confide.secagg import Amortised, amortised_keys
 from confide.secagg.amortised_chains import ENCAPSULATE, FORWARD, Encapsulated, Encapsulations
 from confide.secagg.amortised_keys import BOOK, SECRET
 from confide.secagg.amortised_terms import VECTOR, Upload
-from confide.wire import Fault
+from confide.wire import Fault, MemoryStore
 from conformance.cases import Federation, windows
 from secagg.amortised_cases import book_lie, federation, opened, set_up, sums, tamper, terms, wide, zeros
 from secagg.tamper import flip
@@ -197,6 +200,18 @@ def test_a_sum_of_the_other_kind_than_its_set_up_is_refused_by_every_party() -> 
         for name in parties.roles:
             with pytest.raises(UsageError, match=f"hybrid={not hybrid} to be what set-up had"):
                 parties.party(name, session, parties.vectors(session))
+
+
+def test_without_ml_kem_every_party_s_set_up_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(_: bytes) -> None:
+        raise UnsupportedAlgorithm("ML-KEM-768 is not supported by this backend.")
+
+    monkeypatch.setattr(MLKEM768PrivateKey, "from_seed_bytes", absent)
+    cohort, rng = Cohort(("silo-0", "silo-1", "silo-2"), 3), SeededRandomness("absent")
+    for role, me in (("server", "server"), ("client", "silo-0")):
+        with pytest.raises(UsageError, match="pip install .*cryptography"):
+            Amortised().setup(role, me, cohort, MemoryStore(), rng)
+        assert Amortised(hybrid=False).setup(role, me, cohort, MemoryStore(), rng)
 
 
 def test_only_the_hybrid_claims_to_stand_a_quantum_computer() -> None:

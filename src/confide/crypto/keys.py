@@ -131,6 +131,15 @@ def encapsulate(public: bytes) -> tuple[bytes, bytes]:
     return ciphertext, secret
 
 
+def require_encapsulation() -> None:
+    """Say so if no ML-KEM key can be made here.
+
+    Raises:
+        UsageError: the OpenSSL at hand has no ML-KEM.
+    """
+    DecapsulationKey(bytes(ENCAPSULATION_SEED_BYTES))
+
+
 def check_encapsulation_key(public: bytes) -> None:
     """Refuse a public ML-KEM-768 key that no honest party makes: wrong size, or a coefficient not reduced modulo q.
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from confide.crypto.keys import require_encapsulation
 from confide.crypto.random import Randomness
 from confide.errors import UsageError
 from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
@@ -98,7 +99,13 @@ class Amortised(Aggregator):
         self._agreed: dict[str, tuple[Secret, dict[str, bytes]]] = {}
 
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
-        """Return the party that pins the roster and publishes the keys; its output is the roster's fingerprint."""
+        """Return the party that pins the roster and publishes the keys; its output is the roster's fingerprint.
+
+        Raises:
+            UsageError: `hybrid`, and an OpenSSL without ML-KEM; or `me` is not in the cohort.
+        """
+        if self._hybrid:
+            require_encapsulation()
         if role == "server":
             return amortised_keys.register(cohort, store, self._epochs, hybrid=self._hybrid)
         _check_client(role, me, cohort)
