@@ -16,9 +16,9 @@ from confide.crypto.random import SeededRandomness
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import RECORDED_X25519
 from confide.ideal import Cohort
-from confide.secagg import Amortised, amortised_keys
+from confide.secagg import Amortised, amortised_keys, roster
 from confide.secagg.amortised_chains import ENCAPSULATE, FORWARD, Encapsulated, Encapsulations
-from confide.secagg.amortised_keys import BOOK, SECRET
+from confide.secagg.amortised_keys import BOOK, KEYS, SECRET, PublicKeys
 from confide.secagg.amortised_terms import VECTOR, Upload
 from confide.wire import Fault, MemoryStore
 from conformance.cases import Federation, windows
@@ -190,6 +190,22 @@ def test_a_server_that_strips_or_swaps_an_ml_kem_key_is_refused() -> None:
         assert isinstance(done.failures["silo-0"], ProtocolError)
         assert stores["silo-0"].get(SECRET) is None
         assert not [m for m in done.messages if (m.src, m.tag) == ("silo-0", ENCAPSULATE)]
+
+
+@pytest.mark.parametrize("bad", [b"\xff" * 1184, bytes(1183), b"\1"])
+def test_a_malformed_ml_kem_key_is_refused_even_if_its_owner_signed_it(bad: bytes) -> None:
+    """The server names the owner before anybody encapsulates to it."""
+    _, stores = set_up()
+    signer, digest = roster.identity(stores["silo-1"]), roster.pinned(stores["silo-1"]).digest
+
+    def signed(own: PublicKeys) -> PublicKeys:
+        signature = signer.sign(label("confide amortised v1", "keys", digest, "silo-1", bad, *own.keys))
+        return replace(own, encapsulation=bad, signature=signature)
+
+    done, _ = set_up(tamper(PublicKeys, signed, tag=KEYS, src="silo-1", dst="server"))
+    with pytest.raises(Aborted, match="ML-KEM-768 public key of 1184 bytes, reduced; set silo-1 up again"):
+        done.output("server")
+    assert not [message for message in done.messages if message.tag == ENCAPSULATE]
 
 
 def test_a_sum_of_the_other_kind_than_its_set_up_is_refused_by_every_party() -> None:
