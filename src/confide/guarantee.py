@@ -11,6 +11,12 @@ from enum import StrEnum
 
 import msgspec
 
+#: What every sum without noise leaks, and what every technique does whose secrets rest on X25519 alone.
+SUM_REVEALS = (
+    "The sum can reveal records unless noise is added, the more so when the server crafts models or varies the cohort."
+)
+RECORDED_X25519 = "X25519 keys: messages recorded today fall to a quantum computer."
+
 
 class Adversary(StrEnum):
     """How far the adversary may go before the claims stop to hold."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from confide.compare.attack import extraction
 from confide.compare.record import Record, Spread, machine, summarise, version
 from confide.errors import UsageError
-from confide.guarantee import Adversary, Claim, Guarantee, Trust, nothing_hidden
+from confide.guarantee import RECORDED_X25519, Adversary, Claim, Guarantee, Trust, nothing_hidden
 from confide.model.graph import Graph
 from confide.serve.client import Client
 from confide.train.evaluate import accuracy, auc, decide
@@ -129,6 +129,7 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
     if plan is None:
         return base
     noise = f"{plan.shares} honest survivors add their share of the noise"
+    recorded = f" {RECORDED_X25519}" if base.claims and not base.post_quantum else ""
     return Guarantee(
         claims=base.claims | {Claim("record", "server", (noise,)), Claim("record", "outsiders", (noise,))},
         adversary=base.adversary if base.adversary is not Adversary.NONE else Adversary.SEMI_HONEST,
@@ -136,7 +137,8 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
         security_bits=base.security_bits,
         post_quantum=base.post_quantum,
         verified_result=base.verified_result,
-        leaks=f"Each record at most epsilon={plan.epsilon:g} at delta={plan.delta:.2g}, every round's model included.",
+        leaks=f"Each record at most epsilon={plan.epsilon:g} at delta={plan.delta:.2g}, every round's model included."
+        + recorded,
         primary=f"{base.primary} + discrete Gaussian noise",
         paper=f"{base.paper}; {plan.mechanism}",
     )

@@ -41,7 +41,7 @@ from confide.crypto.masks import add_mask
 from confide.crypto.random import Randomness
 from confide.crypto.ring import Words, add_words, pack, unpack, word_dtype
 from confide.errors import Aborted, ProtocolError, UsageError
-from confide.guarantee import Adversary, Claim, Guarantee, Trust
+from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.secagg import roster
 from confide.secagg.collect import SMALLEST_SUM
@@ -128,8 +128,8 @@ class Shares(Aggregator):
         security_bits=128,
         post_quantum=False,
         verified_result=False,
-        leaks="The sum over at least 3 clients, which can reveal records unless noise is added; who took part, to both "
-        "servers; every update, if both pool what they see. No check bounds a client's update.",
+        leaks=f"{SUM_REVEALS} Who took part, to both servers; every update, if both pool what they see. No check "
+        f"bounds a client's update. The boxes for the helper have {RECORDED_X25519}",
         primary="additive shares, X25519 + AES-256 seeds",
         paper="Corrigan-Gibbs and Boneh, NSDI 2017 (shares only)",
     )

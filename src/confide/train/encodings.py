@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from confide.crypto.fixed import FixedPoint
 from confide.crypto.random import Randomness
 from confide.dp.plan import PrivacyPlan, Releases
-from confide.errors import DataError
+from confide.errors import DataError, ModelError
 from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner, Learner
 from confide.train.local import Silo
@@ -53,6 +53,21 @@ class Encoding(ABC):
     @abstractmethod
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         """Return the silo's integers of round `number`, shape (length,); `store` is the silo's own."""
+
+    def _change(self, parameters: Matrix, silo: Silo, number: int, shift: Matrix | float = 0.0) -> Matrix:
+        """Return what the silo's local steps add to the parameters.
+
+        Raises:
+            ModelError: it is not finite, and would be nothing but noise in the sum; the text names the silo.
+        """
+        try:
+            with np.errstate(all="ignore"):  # what overflows is refused below
+                change = self.learner.change(parameters, silo, number=number, shift=shift)
+        except ModelError as error:
+            raise ModelError(f"{error}; seen at {silo.name}") from None
+        if not np.isfinite(change).all():
+            raise ModelError(f"Expected a finite update of {silo.name}; its training diverged: lower the learning rate")
+        return change
 
     def settle(self, store: Store, member: bool) -> None:
         """Tell a silo, through its `store`, whether its last contribution is in a released sum."""
@@ -105,7 +120,7 @@ class WeightedUpdates(Encoding):
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         weight = self._scale.weight(silo)
-        change = self._scale.bounded(self.learner.change(parameters, silo, number=number))
+        change = self._scale.bounded(self._change(parameters, silo, number))
         return self._scale.fixed.encode(np.append(weight * change, weight))
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
@@ -143,7 +158,7 @@ class Scaffold(Encoding):
         body = store.get(_CONTROL)
         own = np.zeros_like(self.control) if body is None else np.frombuffer(body, "<f8")
         weight = self._scale.weight(silo)
-        change = self.learner.change(parameters, silo, number=number, shift=self.control - own)
+        change = self._change(parameters, silo, number, self.control - own)
         turn = self._scale.bounded(-change / self.learner.travel - self.control)
         store.commit({_NEXT_CONTROL: (own + turn).astype("<f8").tobytes()})
         return self._scale.fixed.encode(np.concatenate([weight * self._scale.bounded(change), weight * turn, [weight]]))
