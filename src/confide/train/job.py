@@ -12,6 +12,7 @@ Every key has its default and its meaning here and nowhere else; `docs/train.md`
 
 from __future__ import annotations
 
+import re
 import tomllib
 import types
 from collections.abc import Collection, Iterator, Mapping, Sized
@@ -96,6 +97,8 @@ class TrainSection(_Section, frozen=True, kw_only=True):
         update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
         fraction_bits: fixed-point bits after the point of what is summed.
         attempts: how often a round that lost its quorum is repeated with fresh keys before the job stops.
+        start_hash: hex SHA-256 of the starting parameters; a party takes part from these and from no others. Without
+            the key the parties start from what the job gives.
     """
 
     aggregate: str = "masked"
@@ -115,6 +118,7 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     update_bound: float = 2.0
     fraction_bits: int = 22
     attempts: int = 3
+    start_hash: str | None = None
 
 
 class PrivacySection(_Section, frozen=True, kw_only=True):
@@ -284,6 +288,8 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
         section = cast("dict[str, Any]", section)
         faults = list(_faults(name, _section_type(kind), section))
         yield from faults
+        if name == "train" and not re.fullmatch("[0-9a-f]{64}", str(section.get("start_hash", "0" * 64))):
+            yield "Expected train.start_hash to be 64 hex digits; `confide train` prints it before the first round"
         if name == "data":
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:

@@ -26,12 +26,13 @@ from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
+from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates
 from confide.train.job import Job, default_quorum, describe
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger
-from confide.train.local import Silo, descend
-from confide.train.rounds import Round, federate, parameters_hash
+from confide.train.local import Silo, descend, flatten
+from confide.train.rounds import Round, federate
 from confide.train.standardise import standardised
 from confide.wire import Fault
 
@@ -203,6 +204,7 @@ def train(
 
     Raises:
         JobError: the job contradicts itself.
+        IntegrityError: the starting parameters are not those of train.start_hash.
         Aborted: a round lost its quorum in each of its attempts.
     """
     aggregator = aggregator_of(job)
@@ -214,6 +216,7 @@ def train(
             'would see each party with its own share of the noise only: take "masked"'
         )
     learner = GraphLearner(data.start, job.train)
+    approve(learner.start, job.train.start_hash)
     encoding: Encoding
     if plan is not None:
         encoding = PrivateGradients(learner, plan, job.train)
@@ -222,7 +225,8 @@ def train(
     else:
         encoding = WeightedUpdates(learner, job.train)
     if ledger is not None:
-        ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
+        fields = {"job": describe(job), "parties": [silo.name for silo in data.silos]}
+        ledger.append("job", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         data.silos,
         encoding,
@@ -232,7 +236,13 @@ def train(
         run_id=job.job.name,
         ledger=ledger,
         fault=fault,
+        start_hash=job.train.start_hash,
     )
+
+
+def start_hash(data: Prepared) -> str:
+    """Return hex SHA-256 of the starting parameters: what parties compare before the first round."""
+    return parameters_hash(flatten(data.start)).hex()
 
 
 def pooled_model(job: Job, data: Prepared) -> Graph:
