@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from confide.errors import Aborted, ConfideError, ProtocolError, UsageError
 from confide.ideal import Aggregator, Session, Vector
-from confide.secagg import Groups
 from confide.train.run import AGGREGATORS
 from confide.wire import (
     LATE_TICKS,
@@ -37,10 +36,7 @@ from conformance.cases import (
     windows,
 )
 
-#: Groups needs a robust rule behind it, which jobs cannot name: it has no place in the registry.
-TRIED = {**AGGREGATORS, "groups": Groups}
-
-every_aggregator = pytest.mark.parametrize("aggregator", [kind() for kind in TRIED.values()], ids=TRIED)
+every_aggregator = pytest.mark.parametrize("aggregator", [kind() for kind in AGGREGATORS.values()], ids=AGGREGATORS)
 
 
 def outcome(federation: Federation, fault: Fault | None, number: int = 1) -> tuple[Transcript, frozenset[str] | None]:

@@ -24,6 +24,7 @@ from confide.ideal import Cohort, Sums
 from confide.train.encodings import Encoding
 from confide.train.job import TrainSection
 from confide.train.optimise import optimiser_of
+from confide.train.robust import combine, fewest
 from confide.wire import Array, Message, Party, Step, Store, decode, encode
 
 Matrix = NDArray[np.float64]
@@ -59,17 +60,19 @@ class Course:
 
     Args:
         encoding: reads a sum; what the sums move of it (SCAFFOLD's control) is part of the course.
-        train: the server's optimiser, and over which last rounds the models are averaged.
+        train: the server's optimiser, over which last rounds the models are averaged, and with groups their rule.
 
-    Its attributes: `number` of `rounds` done, `parameters` of the next one, and `model_hash`, SHA-256 of everything
-    that the next contributions start from.
+    Its attributes: `number` of `rounds` done, `parameters` of the next one, `model_hash`, SHA-256 of everything that
+    the next contributions start from, and `fewest` rows, without which a rule cannot outvote its liars.
 
     **Guarantees**: equal sums in equal order give equal bits, whoever computes them.
     """
 
     def __init__(self, encoding: Encoding, train: TrainSection) -> None:
         self.encoding, self.number, self.parameters = encoding, 0, encoding.learner.start
-        self._optimiser, self.rounds = optimiser_of(train), train.rounds
+        self._train, self._optimiser, self.rounds = train, optimiser_of(train), train.rounds
+        self._grouped = train.aggregate == "groups"
+        self.fewest = fewest(train.rule, train.liars) if self._grouped else 1
         self._averaged, self._since = np.zeros_like(self.parameters), train.rounds - round(train.average * train.rounds)
         self.model_hash = parameters_hash(encoding.broadcast(self.parameters))
 
@@ -84,11 +87,18 @@ class Course:
         Raises:
             ProtocolError: sums that no round of this training releases.
         """
-        if self.number >= self.rounds or len(sums.values) != 1:
-            raise ProtocolError(f"Expected one sum, in each of {self.rounds} rounds")
+        if self.number >= self.rounds or len(sums.values) < self.fewest or (len(sums.values) > 1 and not self._grouped):
+            wanted = f"{self.fewest} sums at least" if self._grouped else "one sum"
+            raise ProtocolError(f"Expected {wanted}, in each of {self.rounds} rounds")
         self.number += 1
-        change = self.encoding.update(self.parameters, sums.values[0], len(sums.members[0]), self.number)
-        self.parameters = self.parameters + self._optimiser.step(change)
+        changes = np.stack(
+            [
+                self.encoding.update(self.parameters, row, len(members), self.number)
+                for row, members in zip(sums.values, sums.members, strict=True)
+            ]
+        )
+        rule = self._train.rule if self._grouped else "mean"
+        self.parameters = self.parameters + self._optimiser.step(combine(rule, changes, liars=self._train.liars))
         if self.number > self._since:
             self._averaged = self._averaged + (self.parameters - self._averaged) / (self.number - self._since)
         self.model_hash = parameters_hash(self.encoding.broadcast(self.parameters))

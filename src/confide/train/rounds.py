@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness
 from confide.errors import Aborted
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
+from confide.secagg.groups import GroupSums
 from confide.train.course import Announcement, Course, Follower, Shared, announce, announcement, parameters_hash
 from confide.train.encodings import Encoding
 from confide.train.job import TrainSection, default_quorum
@@ -37,7 +38,8 @@ class Round(Generic[Model]):
         attempts: sums tried for it; above 1 the quorum was lost before.
         model: the model after the round; after the last round the one to keep (averaged if the job says so).
         parameters: of `model`, float64, shape (parameters,).
-        members: whose records are in the sum.
+        members: whose records are in the sum, or in the sums of groups.
+        smallest: members of the smallest sum that the server saw.
         missing: who dropped out.
         bytes_up, seconds: of each party, the servers included.
         epsilon: spent up to and including this round, or None.
@@ -49,6 +51,7 @@ class Round(Generic[Model]):
     model: Model
     parameters: Matrix
     members: frozenset[str]
+    smallest: int
     missing: frozenset[str]
     bytes_up: Mapping[str, int]
     seconds: Mapping[str, float]
@@ -190,6 +193,7 @@ def federate(
             model=encoding.learner.model(course.kept),
             parameters=course.kept,
             members=members,
+            smallest=min(map(len, sums.members)),
             missing=frozenset(names) - members,
             bytes_up={name: done.bytes_sent(name) for name in federation.roles},
             seconds={name: done.seconds(name) for name in federation.roles},
@@ -217,11 +221,21 @@ def _completed(
         if ledger is not None and spent is not None:  # before it leaves: a crash must not hide what was spent
             ledger.append("release", {"round": number, "attempt": attempt + 1, "epsilon": spent})
         done = federation.sum(silos, number, attempt)
-        failure = done.failures.get(federation.cohort.server)
-        if failure is None:
+        server = federation.cohort.server
+        failure = done.failures.get(server)
+        reason = str(failure) if failure else _too_few(done.output(server), federation.course.fewest)
+        if not reason:
             return done, attempt + 1
-        reason = str(failure)
     raise Aborted(f"Round {number} failed {attempts} times; {reason}")
+
+
+def _too_few(sums: Sums, fewest: int) -> str:
+    """Return why these sums are not enough to outvote the liars, or nothing if they are."""
+    if len(sums.values) >= fewest:
+        return ""
+    lost = sums.left_out.items() if isinstance(sums, GroupSums) else ()
+    reasons = "; ".join(f"{', '.join(group)}: {reason}" for group, reason in lost)
+    return f"Expected at least {fewest} groups to outvote the liars, got {len(sums.values)}; {reasons}"
 
 
 def _entry(done: Round[Any], aggregator: str) -> dict[str, Value]:
@@ -231,6 +245,7 @@ def _entry(done: Round[Any], aggregator: str) -> dict[str, Value]:
         "aggregator": aggregator,
         "members": sorted(done.members),
         "missing": sorted(done.missing),
+        "smallest": done.smallest,
         "bytes_up": {name: float(count) for name, count in sorted(done.bytes_up.items())},
         "epsilon": done.epsilon,
         "model": parameters_hash(done.parameters).hex(),

@@ -24,11 +24,12 @@ from confide.model.onnx import require_onnx
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
+from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
 from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates
-from confide.train.job import Job, default_quorum, describe
+from confide.train.job import Job, check_groups, default_quorum, describe, group_size, parties_of
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend, flatten
@@ -42,6 +43,7 @@ Labels = NDArray[np.int64]
 #: What can add the updates; the conformance suite and the comparison run over this table.
 AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "amortised": Amortised,
+    "groups": Groups,
     "masked": Masked,
     "plain": PlainSum,
     "shares": Shares,
@@ -174,7 +176,11 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
 
 
 def aggregator_of(job: Job) -> Aggregator:
-    """Return the aggregator that [train] names."""
+    """Return the aggregator that [train] names.
+
+    Raises:
+        JobError: there is none of that name, or its groups cannot outvote the liars.
+    """
     name = job.train.aggregate
     if name not in AGGREGATORS:
         raise JobError(
@@ -182,6 +188,9 @@ def aggregator_of(job: Job) -> Aggregator:
         )
     if name == "masked" and job.privacy is not None:
         return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
+    if name == "groups":
+        check_groups(job)
+        return Groups(group_size(job.train, parties_of(job)))
     return AGGREGATORS[name]()
 
 
@@ -291,8 +300,17 @@ def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") ->
         rounds=done.number,
         seed=done.origin,
         ledger=head,
+        hidden_among=_hidden_among(job, len(parties)),
         **(plan.label_fields() if plan else {}),
     )
+
+
+def _hidden_among(job: Job, parties: int) -> int | None:
+    """Return the fewest parties in any sum that the server sees; None where it sees their vectors."""
+    aggregator, quorum = aggregator_of(job), _quorum(job, parties)
+    if not aggregator.guarantee.hides("update", "server"):
+        return None
+    return aggregator.fewest(parties, quorum) if isinstance(aggregator, Groups) else quorum
 
 
 class Output:
