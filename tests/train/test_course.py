@@ -317,6 +317,25 @@ def test_what_is_not_checked_sums_that_a_server_invents_for_all_but_only_within_
     assert np.abs(course.parameters).max() > 0.25  # it did move
 
 
+def test_a_sum_that_no_silos_can_submit_is_refused_though_its_hash_fits() -> None:
+    """The step cuts all of these to one model or its mirror: the range is what tells them apart."""
+    train_ = settings()
+    start = Course(encoding_of(train_), train_)
+    reach = 4 * start.encoding.bound
+    for value in (reach, -reach, reach + 1, -reach - 1, np.iinfo(np.int64).min):
+        one, ahead = follower(train_), start.fork()
+        one.follow(encode(Announcements((announcement(start, None),))))
+        values = np.array([[value, 1, 1, 1, 1, 1, 1]])
+        sums = Sums(values, (frozenset(NAMES),))
+        ahead.advance(sums)
+        body = encode(Announcements((announcement(ahead, sums),)))
+        if abs(int(value)) <= reach:
+            one.follow(body)
+            continue
+        with pytest.raises(ProtocolError, match="within the range"):
+            one.follow(body)
+
+
 def test_a_silo_is_told_whether_it_counted_by_the_announcement() -> None:
     """The other limit: who counts as dropped out is the server's word."""
     train_ = settings("scaffold")
