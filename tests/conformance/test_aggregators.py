@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from confide.errors import Aborted, ConfideError, ProtocolError, UsageError
 from confide.ideal import Aggregator, Session, Vector
-from confide.secagg import Amortised, Groups
+from confide.secagg import Amortised
 from confide.train.run import AGGREGATORS
 from confide.wire import (
     LATE_TICKS,
@@ -37,10 +37,7 @@ from conformance.cases import (
     windows,
 )
 
-#: Groups needs a robust rule behind it, which jobs cannot name: it has no place in the registry.
-TRIED = {**AGGREGATORS, "groups": Groups}
-
-every_aggregator = pytest.mark.parametrize("aggregator", [kind() for kind in TRIED.values()], ids=TRIED)
+every_aggregator = pytest.mark.parametrize("aggregator", [kind() for kind in AGGREGATORS.values()], ids=AGGREGATORS)
 
 
 def outcome(federation: Federation, fault: Fault | None, number: int = 1) -> tuple[Transcript, frozenset[str] | None]:
@@ -296,8 +293,8 @@ GOLDEN_CLASSICAL = "22acca145128e02cc1a98402330d9043bde1c4ff9294f8f8ce17582a3cc7
 
 @pytest.mark.parametrize(
     ("aggregator", "golden"),
-    [(kind(), GOLDEN[name]) for name, kind in TRIED.items()] + [(Amortised(hybrid=False), GOLDEN_CLASSICAL)],
-    ids=[*TRIED, "amortised without ML-KEM"],
+    [(kind(), GOLDEN[name]) for name, kind in AGGREGATORS.items()] + [(Amortised(hybrid=False), GOLDEN_CLASSICAL)],
+    ids=[*AGGREGATORS, "amortised without ML-KEM"],
 )
 @pytest.mark.usefixtures("seeded_encapsulation")
 def test_the_wire_format_is_what_it_was(aggregator: Aggregator, golden: str) -> None:

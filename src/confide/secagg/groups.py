@@ -190,6 +190,11 @@ class Groups(Aggregator):
             for group in groups_of(clients, seed, self._size)
         )
 
+    def fewest(self, clients: int, quorum: int) -> int:
+        """Return the fewest clients that a row can be over, in a cohort of `clients`."""
+        smallest = clients // max(1, clients // self._size)
+        return max(SMALLEST_GROUP, -(-quorum * smallest // clients))
+
     def _quorum(self, session: Session, group: Sequence[str]) -> int:
         cohort = session.cohort
         return max(SMALLEST_GROUP, -(-cohort.quorum * len(group) // len(cohort.clients)))

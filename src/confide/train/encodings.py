@@ -39,6 +39,8 @@ class Encoding(ABC):
         length: the number of integers in a contribution.
         bound: the largest absolute value of any of them.
         releases: how many sums may be taken in all, failed attempts included.
+
+    What `update` moves of an encoding is replaced and never changed in place: a copy goes its own way from there.
     """
 
     learner: Learner[Any]
@@ -103,6 +105,16 @@ class _Scale:
         largest = float(np.abs(change).max())
         return change * min(1.0, self._train.update_bound / largest) if largest else change
 
+    def mean(self, sums: Vector) -> Matrix:
+        """Return the weighted mean that (sum of weight * change, sum of weights) stands for.
+
+        No silo that keeps to its bounds can move it beyond `update_bound`; what others submit ends there.
+        """
+        values = self.fixed.decode(sums)
+        with np.errstate(all="ignore"):  # weights that no honest silos have may add up to nothing
+            mean = np.nan_to_num(values[:-1] / values[-1])
+        return np.clip(mean, -self._train.update_bound, self._train.update_bound)
+
 
 class WeightedUpdates(Encoding):
     """Federated averaging: (weight * update, weight), so that the example counts stay inside the sum.
@@ -124,8 +136,7 @@ class WeightedUpdates(Encoding):
         return self._scale.fixed.encode(np.append(weight * change, weight))
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
-        values = self._scale.fixed.decode(sums)
-        return values[:-1] / values[-1]
+        return self._scale.mean(sums)
 
 
 class Scaffold(Encoding):
@@ -168,8 +179,7 @@ class Scaffold(Encoding):
         store.commit({**taken, _NEXT_CONTROL: None})
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
-        values = self._scale.fixed.decode(sums)
-        change, turn = np.split(values[:-1] / values[-1], 2)
+        change, turn = np.split(self._scale.mean(sums), 2)
         self.control = self.control + turn * members / self._parties
         return change
 
