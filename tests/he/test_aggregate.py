@@ -58,6 +58,10 @@ def terms_of(parties: Federation, session: Session, name: str = "server") -> agg
     return aggregate._Terms(session, parties.stores[name], HE._rings)
 
 
+def restored(terms: aggregate._Terms, upload: Upload) -> np.ndarray:
+    return terms.restored(terms.unpacked(upload.words, terms.layout.word_bits))
+
+
 def uploads(done: Transcript) -> dict[str, Upload]:
     return {m.src: decode(m.body, Upload, max_bytes=1 << 24) for m in done.messages if m.tag == UPLOAD}
 
@@ -155,7 +159,7 @@ class Liar:
     def words(self) -> bytes:
         total = self.terms.residues().astype(object)
         for name, times in self.parts.items():
-            total += times * self.terms.restored(self.held[name].words).astype(object)
+            total += times * restored(self.terms, self.held[name]).astype(object)
         residues = (total % self.terms.layout.prime).astype(np.uint64)
         self.edit(residues)
         return self.terms.packed(residues, self.terms.layout.whole_bits)
@@ -392,7 +396,7 @@ def test_what_the_keyholder_sees_is_uniform_and_without_the_masks_it_is_the_sum(
     done = parties.sum(session, vectors)
     terms = terms_of(parties, session)
     asked = decode(done.view("helper")[-1].body, Request, max_bytes=1 << 30)
-    words = opened_words(parties, session, terms.unpacked(asked.words, terms.layout.whole_bits))
+    words = opened_words(parties, session, np.stack(terms.unpacked(asked.words, terms.layout.whole_bits)))
     assert terms.bits == 32
     assert bytes_are_uniform(words.tobytes())
     for name, upload in uploads(done).items():  # the control
@@ -407,7 +411,7 @@ def test_both_together_read_everything() -> None:
     vectors = parties.vectors(session)
     upload = uploads(parties.sum(session, vectors))["silo-0"]
     terms = terms_of(parties, session)
-    words = opened_words(parties, session, terms.restored(upload.words))
+    words = opened_words(parties, session, restored(terms, upload))
     terms.add_blind(words, "silo-0", upload.seed, negate=True)
     np.testing.assert_array_equal(terms.layout.unpack(words), vectors["silo-0"])
 
@@ -426,8 +430,8 @@ def test_a_lying_server_that_pools_with_one_client_reads_another() -> None:
             held[message.src] = decode(message.body, Upload, max_bytes=1 << 24)
         if message.tag != REQUEST:
             return [(0, message)]
-        victim = traitor.restored(held["silo-0"].words)
-        tags = {name: tag_of(traitor.restored(held[name].words), prime, key) for name in ("silo-0", "silo-1", "silo-2")}
+        victim = restored(traitor, held["silo-0"])
+        tags = {name: tag_of(restored(traitor, held[name]), prime, key) for name in ("silo-0", "silo-1", "silo-2")}
         missing = tuple(-(tags["silo-1"][row] + tags["silo-2"][row]) % prime for row in range(4))
         parcels = {name: held[name].parcel for name in tags}
         parcels["silo-4"] = resealed(parties, session, "silo-4", encode_tag(missing))

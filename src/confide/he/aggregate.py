@@ -22,7 +22,7 @@ client; linear tags as in `sum_tags`.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -95,7 +95,7 @@ class EncryptedSum(Aggregator):
     **Guarantees** The server learns nothing about a vector beyond the sum, as long as the keyholder is honest; the
     keyholder learns nothing about vectors or their sum, as long as the server is honest. The keyholder answers once in
     a session. A server that lies, alone, gets the sum over the clients whom it names, at least max(3, quorum), or none,
-    but for a probability of 2^-64.
+    but for a probability below 2^-63.
 
     **Leaks** The sum, to the server; who took part, to both. If both pool what they see, every vector. A server that
     lies and pools with one client can have any ciphertext opened. Nothing bounds a client's vector beyond its range in
@@ -179,15 +179,8 @@ class _Terms:
             raise UsageError(f"Expected clients of the pinned roster, not {', '.join(strangers)}; run setup with them")
         self.layout = Layout.plan(max(1, session.ring_bits), len(self.cohort.clients), session.length)
         self.ring = rings[self.layout.ring]
-        agreed = label(
-            "confide he v1",
-            session.context,
-            self.cohort.helper,
-            self.listed.digest,
-            self.keys.digest,
-            repr(self.layout),
-        )
-        self.context = hashlib.sha256(agreed).digest()
+        pins = self.cohort.helper, self.listed.digest, self.keys.digest
+        self.context = hashlib.sha256(label("confide he v1", session.context, *pins, *self.layout.numbers)).digest()
         self.quorum = max(SMALLEST_SUM, self.cohort.quorum)
         self.bits = self.layout.payload_bits
         self.journal = Journal(f"he/journal/{session.run}", session, self.context)
@@ -225,25 +218,21 @@ class _Terms:
         """Return zeros in the shape of a vector's ciphertexts."""
         return np.zeros((2, self.layout.polynomials, self.layout.parameters.degree), np.uint64)
 
-    def packed(self, halves: Residues, bits: tuple[int, int]) -> bytes:
+    def packed(self, halves: Iterable[Residues], bits: tuple[int, int]) -> bytes:
         """Return numbers of so many bits in either half as bytes."""
         return b"".join(pack(half.reshape(-1), width) for half, width in zip(halves, bits, strict=True))
 
-    def unpacked(self, body: bytes, bits: tuple[int, int]) -> Residues:
-        """Return the numbers that `packed` wrote. Raises ProtocolError on another length."""
-        halves = self.residues()
-        count = halves[0].size
+    def unpacked(self, body: bytes, bits: tuple[int, int]) -> list[Residues]:
+        """Return the halves that `packed` wrote. Raises ProtocolError on another length."""
+        shape = self.layout.polynomials, self.layout.parameters.degree
+        count = shape[0] * shape[1]
         cut = count * bits[0] // 8
-        for half, part, width in zip(halves, (body[:cut], body[cut:]), bits, strict=True):
-            half[:] = unpack(part, width, count).reshape(half.shape)
-        return halves
+        parts = zip((body[:cut], body[cut:]), bits, strict=True)
+        return [unpack(part, width, count).astype(np.uint64, copy=False).reshape(shape) for part, width in parts]
 
-    def restored(self, body: bytes) -> Residues:
-        """Return the ciphertexts in an upload, as everybody reads them. Raises ProtocolError on another length."""
-        halves = self.unpacked(body, self.layout.word_bits)
-        for half, words in enumerate(halves):
-            halves[half] = self.layout.restored(words, half)
-        return halves
+    def restored(self, halves: Iterable[Residues]) -> Residues:
+        """Return what shortened halves stand for, shape (2, polynomials, N)."""
+        return np.stack([self.layout.restored(half, place) for place, half in enumerate(halves)])
 
     def limit_bytes(self, per_client: int) -> int:
         """Return how long a message about all clients may be, ciphertexts apart."""
@@ -261,11 +250,9 @@ def _contribute(terms: _Terms, me: str, vector: Vector, store: Store, rng: Rando
         seed = rng.bytes(KEY_BYTES)
         words = terms.layout.pack(vector)
         terms.add_blind(words, me, seed)
-        residues = terms.encrypted(words)
-        for half in range(2):
-            residues[half] = terms.layout.shortened(residues[half], half)
-        sent = terms.packed(residues, terms.layout.word_bits)
-        tag = tag_of(terms.restored(sent), terms.layout.prime, key)
+        short = [terms.layout.shortened(half, place) for place, half in enumerate(terms.encrypted(words))]
+        sent = terms.packed(short, terms.layout.word_bits)
+        tag = tag_of(terms.restored(short), terms.layout.prime, key)
         parcel = seal_parcel(
             encode_tag(tag),
             terms.keys.agreement,
@@ -284,7 +271,6 @@ class _Total:
 
     def __init__(self, terms: _Terms) -> None:
         self._terms = terms
-        self._prime = np.uint64(terms.layout.prime)
         self.residues = terms.residues()
         self.blind = terms.zeros()
         self.parcels: dict[str, Parcel] = {}
@@ -296,8 +282,10 @@ class _Total:
         self._terms.check(name, upload.parcel)
         if len(upload.seed) != KEY_BYTES:
             raise ProtocolError(f"Expected a seed of {KEY_BYTES} bytes")
-        self.residues += self._terms.restored(upload.words)
-        np.minimum(self.residues, self.residues - self._prime, out=self.residues)  # the difference wraps below q
+        layout = self._terms.layout
+        for place, half in enumerate(self._terms.unpacked(upload.words, layout.word_bits)):
+            self.residues[place] += layout.restored(half, place)
+            layout.reduced(self.residues[place])
         self._terms.add_blind(self.blind, name, upload.seed)
         self.parcels[name] = upload.parcel
 
@@ -345,7 +333,7 @@ def _open(terms: _Terms, secrets: sum_keys.Secrets, store: Store) -> Party:
         received = yield Step(await_tag=REQUEST, wait_for=(server,))
         limit = terms.limit_bytes(_PARCEL_BYTES) + terms.layout.whole_bytes
         request = decode(received[server].body, Request, max_bytes=limit)
-        residues = terms.unpacked(request.words, terms.layout.whole_bits)
+        residues = np.stack(terms.unpacked(request.words, terms.layout.whole_bits))
         check_residues(residues[:, None], terms.layout.parameters.primes)
         names = [name for name in terms.cohort.clients if name in request.parcels]
         if len(names) < terms.quorum or len(names) < len(request.parcels):

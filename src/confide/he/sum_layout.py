@@ -111,6 +111,11 @@ class Layout:
         return RINGS[self.ring]
 
     @property
+    def numbers(self) -> tuple[int, ...]:
+        """Return what determines the layout, for the context that all parties sign."""
+        return self.prime, self.bits, self.length, self.side_by_side, self.limbs, self.payload_bits, *self.dropped
+
+    @property
     def coefficients(self) -> int:
         """Return how many coefficients carry something."""
         return -(-self.length // self.side_by_side) * self.limbs
@@ -219,8 +224,13 @@ class Layout:
     def restored(self, words: Residues, half: int) -> Residues:
         """Return what stands for shortened numbers: the middle of what each could have been, below q."""
         dropped = self.dropped[half]
-        middle = (words << np.uint64(dropped)) | np.uint64(1 << dropped >> 1)
-        return np.minimum(middle, middle - np.uint64(self.prime))  # the difference wraps to something large below q
+        middle = words << np.uint64(dropped)
+        middle |= np.uint64(1 << dropped >> 1)
+        return self.reduced(middle)
+
+    def reduced(self, numbers: Residues) -> Residues:
+        """Return numbers below 2q modulo q, in place."""
+        return np.minimum(numbers, numbers - np.uint64(self.prime), out=numbers)  # below q the difference wraps
 
 
 def _candidates(ring: int, bits: int, clients: int, length: int) -> Iterator[Layout]:
