@@ -26,6 +26,7 @@ from confide.ideal import Cohort, Session
 from confide.secagg import Masked
 from confide.wire import Fault, MemoryStore, Message, Transcript, alter, decode, drop, encode, lose, run
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform, windows
+from he.oracle import ternary_secret
 from secagg.tamper import flip
 
 HE = EncryptedSum()
@@ -443,6 +444,30 @@ def test_a_lying_server_that_pools_with_one_client_reads_another() -> None:
     words = unpack(opened.words, traitor.bits, traitor.layout.coefficients)
     traitor.add_blind(words, "silo-0", held["silo-0"].seed, negate=True)
     np.testing.assert_array_equal(traitor.layout.unpack(words), vectors["silo-0"])
+
+
+def test_a_client_that_encrypts_no_vector_brings_the_secret_key_out() -> None:
+    """What the documentation admits, and why keys last a run: BFV is safe against who chooses vectors, no further."""
+    parties = federation()
+    session = parties.session(length=RINGS[0].degree, bound=1000)
+    terms = terms_of(parties, session, "silo-4")
+    key = terms.tag_key(sum_keys.tag_secret("silo-4", terms.listed, terms.keys, parties.stores["silo-4"]))
+    residues = terms.residues()
+    residues[1, 0, 0] = terms.layout.prime * 1000 >> terms.bits  # a constant c1: the phase is 1000 q/2^p s
+    short = [terms.layout.shortened(half, place) for place, half in enumerate(residues)]
+    tag = encode_tag(tag_of(terms.restored(short), terms.layout.prime, key))
+    parcel, seed = resealed(parties, session, "silo-4", tag), bytes(range(32))
+    forged = Upload(parcel, seed, terms.packed(short, terms.layout.word_bits))
+    vectors = {name: np.zeros(session.length, np.int64) for name in parties.cohort.clients}
+    done = parties.sum(session, vectors, change(UPLOAD, Upload, lambda _: forged, src="silo-4"))
+    opened = decode(next(m.body for m in done.messages if m.tag == OPENED), Opened, max_bytes=1 << 24)
+    words = unpack(opened.words, terms.bits, terms.layout.coefficients)
+    for name, upload in uploads(done).items():
+        if name != "silo-4":
+            terms.add_blind(words, name, upload.seed, negate=True)
+    found = np.rint(terms.layout.unpack(words) / 1000).astype(int).tolist()
+    secret = HE._rings[0].secret(sum_keys.own_secrets(parties.stores["helper"]).decryption[0])
+    assert found == ternary_secret(HE._rings[0], secret)
 
 
 def test_the_masks_are_those_of_the_paper() -> None:

@@ -98,8 +98,9 @@ class EncryptedSum(Aggregator):
     but for a probability below 2^-63.
 
     **Leaks** The sum, to the server; who took part, to both. If both pool what they see, every vector. A server that
-    lies and pools with one client can have any ciphertext opened. Nothing bounds a client's vector beyond its range in
-    the ring; one client can spoil the sum without being named.
+    lies and pools with one client can have any ciphertext opened, and a client that encrypts no vector can bring the
+    secret key out in the sum. Nothing bounds a client's vector beyond its range in the ring; one client can spoil the
+    sum without being named.
     """
 
     name = "he"
