@@ -47,9 +47,10 @@ class Journal:
         if saved is None:
             return None
         entry = decode(saved, Entry, max_bytes=len(saved))
-        if (self.session.round, self.session.attempt) > (entry.round, entry.attempt):
+        now, newest = (self.session.round, self.session.attempt), (entry.round, entry.attempt)
+        if now > newest:
             return None
-        if entry.context == self.context and entry.body:
+        if now == newest and entry.context == self.context and entry.body:
             return entry.body
         raise Aborted(
             f"Expected a session after round={entry.round}, attempt={entry.attempt} of run={self.session.run}; "

@@ -301,7 +301,7 @@ def _serve(terms: _Terms) -> Party:
     opened = yield from _ask(terms, total, names)
     for name in opened.spoilt:
         clients.blame(name, "sealed a tag that the keyholder cannot read")
-    if not opened.words and terms.layout.coefficients:
+    if opened.spoilt or (not opened.words and terms.layout.coefficients):
         clients.abort("Expected the keyholder to open the sum; it refused, since the tags do not hold")
     words = unpack(opened.words, terms.bits, terms.layout.coefficients)
     add_words(words, total.blind, negate=True)
