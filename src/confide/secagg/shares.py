@@ -24,27 +24,17 @@ from collections.abc import Generator, Mapping
 import msgspec
 import numpy as np
 
-from confide.crypto.keys import (
-    KEY_BYTES,
-    SEAL_BYTES,
-    SIGNATURE_BYTES,
-    AgreementKey,
-    SigningKey,
-    check_agreement_key,
-    derive,
-    label,
-    seal,
-    unseal,
-    verify,
-)
+from confide.cohort import roster
+from confide.cohort.collect import SMALLEST_SUM
+from confide.cohort.journal import Journal
+from confide.cohort.parcel import Parcel, check_parcel, open_parcel, parcel_bytes, seal_parcel
+from confide.crypto.keys import KEY_BYTES, AgreementKey, SigningKey, check_agreement_key, derive, label
 from confide.crypto.masks import add_mask
 from confide.crypto.random import Randomness
 from confide.crypto.ring import Words, add_words, pack, unpack, word_dtype
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
-from confide.secagg import roster
-from confide.secagg.collect import SMALLEST_SUM
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 #: Where the helper keeps the seed of its key, and where everybody keeps the public half.
@@ -54,22 +44,13 @@ HELPER_KEY = "shares/helper key"
 _ROSTER_TAG, _KEY_TAG = "shares/roster", "shares/key"
 UPLOAD, RECEIVED, MASKS = "shares/upload", "shares/received", "shares/masks"
 
-_SEALED_SEED_BYTES = KEY_BYTES + SEAL_BYTES
-_PARCEL_BYTES = KEY_BYTES + _SEALED_SEED_BYTES + SIGNATURE_BYTES
+_PARCEL_BYTES = parcel_bytes(KEY_BYTES)
 
 
 class HelperKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The helper's public X25519 key; in a store under `HELPER_KEY` it is a pin."""
 
     key: bytes
-
-
-class Parcel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A client's seed in a box for the helper: one-time public key, box, signature of the client over both."""
-
-    key: bytes
-    box: bytes
-    signature: bytes
 
 
 class Upload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -90,15 +71,6 @@ class Masks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     names: tuple[str, ...]
     words: bytes
-
-
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A journal of a run at a client or the helper: the newest session, and the bytes that may leave again."""
-
-    round: int
-    attempt: int
-    context: bytes
-    body: bytes = b""
 
 
 class Shares(Aggregator):
@@ -157,11 +129,10 @@ class Shares(Aggregator):
             secret = store.get(HELPER_SEED)
             if secret is None:
                 raise UsageError("Expected the helper's key in its store; run the aggregator's setup first")
-            return _help(terms, AgreementKey(secret), store.get(journal_key(session.run)))
+            return _help(terms, AgreementKey(secret), store)
         if vector is None:
             raise UsageError("Expected a vector at a client")
-        saved = store.get(journal_key(session.run))
-        return _contribute(terms, me, session.checked(vector), roster.identity(store), saved, rng)
+        return _contribute(terms, me, session.checked(vector), store, rng)
 
 
 def journal_key(run: str) -> str:
@@ -261,10 +232,7 @@ class _Terms:
 
     def seal_seed(self, name: str, seed: bytes, identity: SigningKey, rng: Randomness) -> Parcel:
         """Return `seed` of the client `name` in a box that only the helper opens, for this session alone."""
-        once = AgreementKey(rng.bytes(KEY_BYTES))
-        info = self._binding(name, once.public)
-        box = seal(derive(once.shared(self.helper_key), info), seed, associated=info)
-        return Parcel(once.public, box, identity.sign(label(info, box)))
+        return seal_parcel(seed, self.helper_key, context=self.context, sender=name, identity=identity, rng=rng)
 
     def check(self, name: str, parcel: Parcel) -> None:
         """Check form and signature of a parcel of `name`.
@@ -272,10 +240,8 @@ class _Terms:
         Raises:
             ProtocolError: the holder of the pinned identity did not make it for this session.
         """
-        if len(parcel.box) != _SEALED_SEED_BYTES:
-            raise ProtocolError("Expected a box with one seed")
-        check_agreement_key(parcel.key)
-        verify(self.identities[name], label(self._binding(name, parcel.key), parcel.box), parcel.signature)
+        identity = self.identities[name]
+        check_parcel(parcel, secret_bytes=KEY_BYTES, context=self.context, sender=name, identity=identity)
 
     def open_seed(self, name: str, parcel: Parcel, key: AgreementKey) -> bytes:
         """Return the seed in a parcel of `name`; the helper's.
@@ -284,15 +250,11 @@ class _Terms:
             ProtocolError: as `check`, or the box does not open.
         """
         self.check(name, parcel)
-        info = self._binding(name, parcel.key)
-        return unseal(derive(key.shared(parcel.key), info), parcel.box, associated=info)
+        return open_parcel(parcel, key, context=self.context, sender=name)
 
     def add_share(self, words: Words, name: str, seed: bytes, *, negate: bool = False) -> None:
         """Add PRG(seed), the helper's share of the client `name`, or take it away."""
         add_mask(words, derive(seed, label(self.context, "share", name)), negate=negate)
-
-    def _binding(self, name: str, once: bytes) -> bytes:
-        return label(self.context, "parcel", name, once)
 
     def require(self, names: tuple[str, ...], where: str) -> None:
         """Check that a sum over `names` may be released; each server does so by itself.
@@ -303,45 +265,25 @@ class _Terms:
         if len(names) < self.quorum:
             raise Aborted(f"Expected shares of at least {self.quorum} clients at the {where}, got {len(names)}")
 
-    def resumed(self, saved: bytes | None) -> bytes | None:
-        """Return the bytes that may leave again in this session, or None for a new session.
-
-        Raises:
-            Aborted: the journal knows this session or a newer one, and holds no bytes to send again.
-        """
-        if saved is None:
-            return None
-        entry = decode(saved, Entry, max_bytes=len(saved))
-        if (self.session.round, self.session.attempt) > (entry.round, entry.attempt):
-            return None
-        if entry.context == self.context and entry.body:
-            return entry.body
-        raise Aborted(
-            f"Expected a session after round={entry.round}, attempt={entry.attempt} of run={self.session.run}; "
-            "that one is in the journal, so take the next attempt"
-        )
-
-    def journal(self, body: bytes = b"") -> dict[str, bytes | None]:
-        """Return the journal entry of this session, to be saved before `body` leaves."""
-        entry = Entry(self.session.round, self.session.attempt, self.context, body)
-        return {journal_key(self.session.run): encode(entry)}
+    @property
+    def journal(self) -> Journal:
+        """Return this session's place in the journal of a client or the helper."""
+        return Journal(journal_key(self.session.run), self.session, self.context)
 
 
 # --- one sum ----------------------------------------------------------------------------------------------------------
 
 
-def _contribute(
-    terms: _Terms, me: str, vector: Vector, identity: SigningKey, saved: bytes | None, rng: Randomness
-) -> Party:
+def _contribute(terms: _Terms, me: str, vector: Vector, store: Store, rng: Randomness) -> Party:
     """The client: two shares, one message."""
-    body = terms.resumed(saved)
+    identity, body = roster.identity(store), terms.journal.resumed(store)
     if body is None:
         seed = rng.bytes(KEY_BYTES)
         words = vector.astype(terms.dtype)  # two's complement: reduced modulo the width of a word
         terms.add_share(words, me, seed, negate=True)
         body = encode(Upload(terms.seal_seed(me, seed, identity, rng), pack(words, terms.bits)))
-    yield Step(send=(Message(me, terms.cohort.server, UPLOAD, body),), save=terms.journal(body))
-    yield Step(save=terms.journal())
+    yield Step(send=(Message(me, terms.cohort.server, UPLOAD, body),), save=terms.journal.entry(body))
+    yield Step(save=terms.journal.entry())
 
 
 def _serve(terms: _Terms) -> Party:
@@ -391,10 +333,10 @@ def _collect(terms: _Terms) -> Generator[Step, Mapping[str, Message], dict[str, 
     return held
 
 
-def _help(terms: _Terms, key: AgreementKey, saved: bytes | None) -> Party:
+def _help(terms: _Terms, key: AgreementKey, store: Store) -> Party:
     """The helper: open what can be opened, release the sum of the masks, once."""
     server = terms.cohort.server
-    body = terms.resumed(saved)
+    body = terms.journal.resumed(store)
     if body is None:
         received = yield Step(await_tag=RECEIVED, wait_for=(server,))
         limit = _limit_bytes(terms.cohort, _PARCEL_BYTES)
@@ -411,4 +353,4 @@ def _help(terms: _Terms, key: AgreementKey, saved: bytes | None) -> Party:
         for name, seed in seeds.items():
             terms.add_share(total, name, seed)
         body = encode(Masks(tuple(seeds), pack(total, terms.bits)))
-    yield Step(send=(Message(terms.cohort.helper, server, MASKS, body),), save=terms.journal(body))
+    yield Step(send=(Message(terms.cohort.helper, server, MASKS, body),), save=terms.journal.entry(body))
