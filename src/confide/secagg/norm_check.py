@@ -26,6 +26,7 @@ Paper: joint randomness by hashing shares, Prio3 (draft-irtf-cfrg-vdaf, section 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from operator import mul
 
@@ -112,6 +113,15 @@ class NormCheck:
                 f"Expected a ring of {bound.ring_bits} bits or more that a field of 127 bits can check; got {bits} "
                 f"bits for norm_bound={bound.norm}; lower norm_bound, the bound of a value or the cohort"
             )
+
+    @property
+    def soundness_bits(self) -> float:
+        """Return b: each try lets a vector of norm c B or more pass with probability at most 2^-b.
+
+        A try is one hash that picks projections or weights, and costs no message. The last term is paid per upload.
+        """
+        terms = (-self.bound.soundness_bits, math.log2(self._inputs / PRIME), -self._proofs.soundness_bits)
+        return -math.log2(sum(2**term for term in terms))
 
     @property
     def evidence_bytes(self) -> int:

@@ -12,7 +12,7 @@ others.
     U_j(0)   masks             uniform, so that U_j(t) and V_j(t) tell nothing
     P(i)     the proof's end   values at 0 ... 2 m
 
-**Guarantees** If <u, v> is not the target, a proof passes with probability at most 2 m / (p - m - 1) over t: P and
+**Guarantees** If <u, v> is not the target, a proof passes with probability at most 2 m / (p - 2 m - 1) over t: P and
 sum_j U_j V_j are different polynomials of degree 2 m. What is opened of a right proof is uniform, or follows from the
 rest.
 
@@ -103,7 +103,7 @@ class Proofs:
     @property
     def soundness_bits(self) -> float:
         """Return b: a proof of something wrong passes with probability at most 2^-b over the servers' point."""
-        return math.log2((PRIME - self.chunks - 1) / (2 * self.chunks))
+        return math.log2((PRIME - 2 * self.chunks - 1) / (2 * self.chunks))
 
     def prove(self, u: Sequence[int], v: Sequence[int], masks: Sequence[int]) -> list[int]:
         """Return the proof about <u, v>: masks, then P(0) ... P(2 m).
@@ -120,16 +120,16 @@ class Proofs:
         return [*masks, *(sum(map(mul, column[:half], column[half:])) % PRIME for column in columns)]
 
     def point(self, uniform: int) -> int:
-        """Return t, an element outside 0 ... m, from an integer that is uniform over many more than p values."""
-        return self.chunks + 1 + uniform % (PRIME - self.chunks - 1)
+        """Return t, an element beyond 0 ... 2 m, from an integer that is uniform over many more than p values."""
+        return 2 * self.chunks + 1 + uniform % (PRIME - 2 * self.chunks - 1)
 
     def at(self, t: int) -> Point:
         """Return the check at t.
 
         Raises:
-            ProtocolError: t is one of 0 ... m, where shares would be opened unmasked.
+            ProtocolError: t is one of 0 ... 2 m; at 1 ... m shares would be opened unmasked.
         """
-        if not self.chunks < t < PRIME:
+        if not 2 * self.chunks < t < PRIME:
             raise ProtocolError("Expected a point outside those that proofs are made of")
         return Point(self, t)
 
@@ -145,11 +145,11 @@ class Point:
 
     Args:
         proofs: their shape.
-        t: the point, outside 0 ... m.
+        t: the point, outside 0 ... 2 m.
     """
 
     def __init__(self, proofs: Proofs, t: int) -> None:
-        self._proofs = proofs
+        self._proofs, self.t = proofs, t
         self._wire_weights, self._gadget_weights = _at(proofs.chunks, t), _at(2 * proofs.chunks, t)
 
     def query(self, u: Sequence[int], v: Sequence[int], target: int, proof: Sequence[int]) -> Query:

@@ -31,6 +31,7 @@ from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import roster, shares_client
 from confide.secagg.collect import SMALLEST_SUM
 from confide.secagg.norm_bound import NormBound
+from confide.secagg.norm_check import NormCheck
 from confide.secagg.shares_servers import MainServer, assist
 from confide.secagg.shares_terms import HELPER_KEY, HELPER_SEED, POINT_SEED, HelperKey, Terms, journal_key, limit_bytes
 from confide.wire import Message, Party, Step, Store, decode, encode
@@ -47,10 +48,11 @@ def _guarantee(bound: NormBound | None) -> Guarantee:
     if bound is None:
         leaks, paper = leaks + "No check bounds a client's update.", paper + " (shares only)"
     else:
+        check = NormCheck(b"", bound, bound.ring_bits)
         leaks += (
-            f"A client's vector is shorter than {bound.ratio_percent / 100:g} * norm_bound, or it passes with "
-            f"probability 2^-{int(bound.soundness_bits)} for each hash that it tries; that a vector passed tells the "
-            f"servers at most what has probability 2^-{int(bound.completeness_bits)}."
+            f"A client's vector of {bound.ratio_percent / 100:g} * norm_bound or more is left out, except with "
+            f"probability 2^-{int(check.soundness_bits)} for each hash that the client tries. That a vector passed "
+            f"moves what a server sees by a statistical distance of at most 2^-{int(bound.completeness_bits)}."
         )
         paper += "; Boneh, Boneh, Corrigan-Gibbs, Gilboa, Ishai, CRYPTO 2019"
     return Guarantee(
@@ -84,7 +86,7 @@ class Shares(Aggregator):
     helper learns nothing about vectors, as long as the main server is honest. The helper answers once in a session,
     over one set, only about seeds that clients of the pinned roster signed for this very session. With `norm_bound`,
     honest vectors always pass, and one of 2.5 B or more is left out and its client named, except with the probability
-    that `NormBound.soundness_bits` and docs/protocols/shares.md state, if both servers follow the protocol.
+    that `NormCheck.soundness_bits` and docs/protocols/shares.md state, if both servers follow the protocol.
 
     **Leaks** The sum, to the main server; who took part, to both servers. If both pool what they see, every vector.
     Without `norm_bound` nothing bounds a client's vector beyond its range in the ring: it can move the sum anywhere.
