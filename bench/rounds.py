@@ -1,6 +1,6 @@
 """Sums to 95 % test accuracy when parties differ: every algorithm beside the passes of pooled gradient descent.
 
-    python bench/rounds.py [--seeds 10] [--json FILE]
+    python bench/rounds.py [--seeds 10] [--json FILE] [--plot FILE.png]
 
 Breast-cancer, eight parties, classes drawn by a Dirichlet distribution of alpha 1 and 0.1, numbers standardised. Pooled
 descent and fedavg with one local step use the defaults of a job (learning rate 1, momentum 0.9); with one local step
@@ -61,8 +61,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    rows = []
+    rows, ratios = [], {}
     print(f"sums to {TARGET:.0%} test accuracy, {options.seeds} splits: median [lowest, highest], mean ratio to pooled")
     for alpha in (1.0, 0.1):
         prepared = [load_data(job_of(seed, alpha, {})) for seed in range(options.seeds)]
@@ -72,6 +73,7 @@ def main() -> None:
             sums = np.array([sums_to_target(job_of(s, alpha, settings), data) for s, data in enumerate(prepared)])
             ratio = float(sums.sum() / passes.sum())
             print(f"  {name:22s} {np.median(sums):6g} [{sums.min()}, {sums.max()}]   {ratio:6.2f}", flush=True)
+            ratios[alpha, name] = sums / passes
             rows.append(
                 {
                     "figure": f"sums per pooled pass to {TARGET:g}, alpha {alpha:g}, {name}",
@@ -85,6 +87,32 @@ def main() -> None:
             )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    if options.plot:
+        draw(ratios, options.plot)
+
+
+def draw(ratios: dict, path: Path) -> None:
+    """Each split's ratio as a dot, the median as a line, the bar dashed."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(9, 4.2), constrained_layout=True)
+    for shift, (alpha, colour) in zip((-0.15, 0.15), ((1.0, "tab:blue"), (0.1, "tab:orange")), strict=True):
+        for place, name in enumerate(ALGORITHMS):
+            values = ratios[alpha, name]
+            axis.plot(np.full(len(values), place + shift), values, ".", color=colour, alpha=0.5)
+            axis.plot(
+                [place + shift - 0.12, place + shift + 0.12], [np.median(values)] * 2, color=colour, linewidth=2,
+                label=f"alpha = {alpha:g}" if place == 0 else None,
+            )  # fmt: skip
+    axis.axhline(1.0, color="gray", linewidth=1)
+    axis.axhline(BAR, color="tab:red", linestyle="--", linewidth=1, label=f"bar: {BAR:g} x pooled passes")
+    axis.set(yscale="log", ylabel=f"sums per pooled pass to {TARGET:.0%}")
+    axis.set_xticks(range(len(ALGORITHMS)), [name.replace(", ", "\n") for name in ALGORITHMS])
+    axis.legend()
+    figure.savefig(path, dpi=150)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,11 @@ after key sharing: their vectors never come and their masks must be reconstructe
 round within an epoch, after a first round that agrees on its keys; set-up is a figure of its own. Every sum is checked
 against the plain one. Values are uniform over the whole range that fits the ring.
 
-The peer runs its released workflow and mod in one process, its network replaced by function calls, once with the same
-complete graph and threshold and once at its own best: k = 13 neighbours, threshold 7, which trusts more. It needs
-bench/peers/flower/.venv (see requirements.txt there); without it the peer's column stays empty.
+The peer runs its released workflow and mod in one process, its network replaced by function calls, with the same graph
+as `masked` in each setting: complete, or k neighbours with the same threshold. Where it is sparse the peer trusts more:
+its clients compare no signatures, ours check those of a quorum. The amortised sum has no sparse form and stands beside
+the complete peer of the same cohort. It needs bench/peers/flower/.venv (see requirements.txt there); without it the
+peer's column stays empty.
 """
 
 from __future__ import annotations
@@ -44,10 +46,22 @@ class Setting:
     quorum: int
     drops: int
     ring_bits: int = 32
+    neighbours: int | None = None
+    peer_repeats: int = 0  # 0 where the peer is not run
 
     @property
     def title(self) -> str:
-        return f"n={self.clients} d={self.length} t={self.quorum} drops={self.drops} ring={self.ring_bits}"
+        graph = f" k={self.neighbours}" if self.neighbours else ""
+        return f"n={self.clients} d={self.length} t={self.quorum}{graph} drops={self.drops} ring={self.ring_bits}"
+
+    @property
+    def peer_name(self) -> str:
+        shares = self.neighbours or self.clients
+        return f"flwr 1.42.0 SecAgg+, k={shares}, t={self.peer_threshold}"
+
+    @property
+    def peer_threshold(self) -> int:
+        return self.neighbours // 2 + 1 if self.neighbours else self.quorum
 
 
 @dataclass(frozen=True)
@@ -69,21 +83,17 @@ class SetUp:
     down_kb: float
 
 
-@dataclass(frozen=True)
-class Bar:
-    """What the headline setting must reach."""
+#: How many times less than the peer: client seconds, server seconds; and the share of the peer's bytes.
+BARS = {"masked": (12.0, 120.0, 0.55), "amortised": (30.0, 200.0, 0.55)}
 
-    client_ms: float = 30.0
-    server_ms: float = 150.0
-    up_kb: float = 450.0
-
-
-#: Half of what a masked client took when the amortised sum was planned.
-AMORTISED = Bar(client_ms=7.3, server_ms=50.0, up_kb=420.0)
-HEADLINE = Setting(clients=50, length=100_000, quorum=30, drops=5)
-OTHERS = (
+HEADLINE = Setting(clients=50, length=100_000, quorum=30, drops=5, peer_repeats=2)
+SPARSE = Setting(clients=50, length=100_000, quorum=30, drops=5, neighbours=13, peer_repeats=7)
+LONG = Setting(clients=20, length=1_000_000, quorum=12, drops=1, peer_repeats=2)
+LONG_SPARSE = Setting(clients=20, length=1_000_000, quorum=12, drops=1, neighbours=9, peer_repeats=5)
+LARGE = Setting(clients=200, length=100_000, quorum=120, drops=20, neighbours=31, peer_repeats=1)
+WITH_PEER = (HEADLINE, SPARSE, LONG, LONG_SPARSE, LARGE)
+ALONE = (
     Setting(clients=50, length=100_000, quorum=30, drops=5, ring_bits=22),
-    Setting(clients=20, length=1_000_000, quorum=12, drops=1),
     Setting(clients=4, length=10_000, quorum=3, drops=1),
 )
 
@@ -132,7 +142,7 @@ def measure(setting: Setting, repeats: int, aggregator: Aggregator) -> tuple[Cos
     return Cost(client[1:], server[1:], up[1:]), set_up
 
 
-def peer(folder: Path, setting: Setting, *, shares: int, threshold: int, repeats: int) -> Cost | None:
+def peer(folder: Path, setting: Setting) -> Cost | None:
     """Return what Flower's SecAgg+ costs, or None where it is not installed."""
     python = folder / ".venv" / "bin" / "python"
     if not python.exists():
@@ -141,9 +151,9 @@ def peer(folder: Path, setting: Setting, *, shares: int, threshold: int, repeats
         "clients": setting.clients,
         "length": setting.length,
         "drops": setting.drops,
-        "shares": shares,
-        "threshold": threshold,
-        "repeats": repeats,
+        "shares": setting.neighbours or setting.clients,
+        "threshold": setting.peer_threshold,
+        "repeats": setting.peer_repeats,
     }
     command = [str(python), str(HERE / "secagg.py"), *(f"--{name}={value}" for name, value in options.items())]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -169,23 +179,30 @@ class Figure:
     spread: str
 
 
-def figures(title: str, ours: Cost, bar: Bar | None = None, name: str = "", theirs: Cost | None = None) -> list[Figure]:
-    """Return a figure for each cost, beside the peer's where there is one."""
+def figures(name: str, setting: Setting, ours: Cost, theirs: Cost | None = None) -> list[Figure]:
+    """Return a figure for each cost, and how it stands to the peer's where there is one."""
     found: list[Figure] = []
-    for cost, unit in (("client_ms", "ms"), ("server_ms", "ms"), ("up_kb", "kB")):
+    for place, (cost, unit) in enumerate((("client_ms", "ms"), ("server_ms", "ms"), ("up_kb", "kB"))):
         values: Sequence[float] = getattr(ours, cost)
-        value = round(statistics.median(values), 2)
-        limit = getattr(bar, cost) if bar else None
+        value = statistics.median(values)
+        title, spread = f"{name} {setting.title} {cost.rpartition('_')[0]}", f"[{min(values):.2f} to {max(values):.2f}]"
+        found.append(Figure(title, round(value, 2), unit, None, None, None, None, spread))
+        if theirs is None:
+            continue
+        peer_value = statistics.median(getattr(theirs, cost))
+        ratio = value / peer_value if unit == "kB" else peer_value / value
+        bar = BARS[name][place]
+        met = ratio <= bar if unit == "kB" else ratio >= bar
         found.append(
             Figure(
-                figure=f"{title} {cost.rpartition('_')[0]}",
-                value=value,
-                unit=unit,
-                peer=name if theirs else None,
-                peer_value=round(statistics.median(getattr(theirs, cost)), 2) if theirs else None,
-                bar=limit,
-                met=None if limit is None else value <= limit,
-                spread=f"[{min(values):.2f} to {max(values):.2f}]",
+                figure=f"{title}, {'share of' if unit == 'kB' else 'times less than'} the peer",
+                value=round(ratio, 2),
+                unit="ratio",
+                peer=setting.peer_name,
+                peer_value=round(peer_value, 2),
+                bar=bar,
+                met=met,
+                spread="",
             )
         )
     return found
@@ -194,12 +211,15 @@ def figures(title: str, ours: Cost, bar: Bar | None = None, name: str = "", thei
 def show(found: Sequence[Figure]) -> None:
     print(f"ring arithmetic: {ENGINE}; medians, [fastest to slowest repeat]\n")
     for one in found:
-        line = f"{one.figure:<56} {one.value:>9.2f} {one.unit:<2} {one.spread:<20}"
-        if one.peer_value is not None:
-            line += f" {one.peer}: {one.peer_value:.2f} ({one.peer_value / one.value:.1f}x)"
-        if one.bar is not None:
-            line += f"  bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
+        line = f"{one.figure:<88} {one.value:>9.2f} {one.unit:<5} {one.spread:<20}"
+        if one.peer is not None:
+            line += f" {one.peer}: {one.peer_value:.2f}  bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
         print(line)
+    for cost in ("client", "server"):
+        ratios = [one for one in found if f" {cost}, times less" in one.figure and one.figure.startswith("masked")]
+        if ratios:
+            least = min(ratios, key=lambda one: one.value)
+            print(f"\nsmallest ratio of a masked {cost} over all settings: {least.value:.1f}x ({least.figure})")
 
 
 def main() -> None:
@@ -209,24 +229,22 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--peer", type=Path, default=HERE, help="the folder whose .venv holds the peer")
     args = parser.parse_args()
-    ours, _ = measure(HEADLINE, args.repeats, Masked())
-    amortised, set_up = measure(HEADLINE, args.repeats, Amortised())
-    same = None if args.no_peer else peer(args.peer, HEADLINE, shares=50, threshold=30, repeats=2)
-    best = None if args.no_peer else peer(args.peer, HEADLINE, shares=13, threshold=7, repeats=args.repeats)
     found: list[Figure] = []
-    for name, cost, bar in (("masked", ours, Bar()), ("amortised", amortised, AMORTISED)):
-        title = f"{name} {HEADLINE.title}"
-        found += figures(title, cost, bar, "flwr 1.42.0 SecAgg+, complete graph, t=30", same)
-        if best:
-            found += figures(title, cost, bar, "flwr 1.42.0 SecAgg+, k=13, t=7", best)
-    for setting in OTHERS:
-        found += figures(f"masked {setting.title}", measure(setting, args.repeats, Masked())[0])
-        found += figures(f"amortised {setting.title}", measure(setting, args.repeats, Amortised())[0])
+    set_up: SetUp | None = None
+    for setting in (*WITH_PEER, *ALONE):
+        theirs = peer(args.peer, setting) if setting.peer_repeats and not args.no_peer else None
+        repeats = args.repeats if setting.clients < 100 else 2
+        found += figures("masked", setting, measure(setting, repeats, Masked(neighbours=setting.neighbours))[0], theirs)
+        if setting.neighbours is None:
+            cost, once = measure(setting, repeats, Amortised())
+            found += figures("amortised", setting, cost, theirs)
+            set_up = set_up or once
     show(found)
-    print(
-        f"\namortised set-up, once per run: {set_up.client_ms:.1f} ms per client, {set_up.server_ms:.1f} ms at the "
-        f"server, {set_up.up_kb:.1f} kB up and {set_up.down_kb:.1f} kB down per client"
-    )
+    if set_up:
+        print(
+            f"\namortised set-up, {HEADLINE.clients} clients, once per run: {set_up.client_ms:.1f} ms per client, "
+            f"{set_up.server_ms:.1f} ms at the server, {set_up.up_kb:.1f} kB up and {set_up.down_kb:.1f} kB down each"
+        )
     if args.json:
         records = [{key: value for key, value in asdict(one).items() if key != "spread"} for one in found]
         args.json.write_text(json.dumps(records, indent=1) + "\n")

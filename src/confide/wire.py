@@ -190,12 +190,11 @@ class Inbox:
         """Return the messages to resume with, or None if the party must go on waiting."""
         if not step.wait_for:
             return {}
-        have = [src for src in step.wait_for if (step.await_tag, src) in self._waiting]
-        if step.each and have:
-            return {have[0]: self._waiting.pop((step.await_tag, have[0]))}
-        if not step.each and len(have) == len(step.wait_for):
-            return self._take(step.await_tag, have)
-        return None
+        have = (src for src in step.wait_for if (step.await_tag, src) in self._waiting)
+        if step.each:  # the first is enough: a server of thousands asks thousands of times
+            return next(({src: self._waiting.pop((step.await_tag, src))} for src in have), None)
+        found = list(have)
+        return self._take(step.await_tag, found) if len(found) == len(step.wait_for) else None
 
     def close(self, step: Step) -> dict[str, Message]:
         """Return what the deadline leaves: {} for an `each` step, else at least `at_least` messages.

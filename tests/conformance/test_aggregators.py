@@ -277,10 +277,10 @@ def test_no_two_clients_ever_store_the_same_secret(aggregator: Aggregator) -> No
 GOLDEN = {
     "amortised": "a547c5bfb405af77c88522bffc8e123740bb5cc1a30254392c8a8ec6ae1add45",
     "plain": "f9a15addacefc3a577c5e531d46244d5708d007e250ed5f68f77e14e383eac99",
-    "masked": "e3d90aec4eb07b54b805a1ce6632ef20db6d9396e4dc6a2a0b61a420854df2dd",
+    "masked": "2f7c34018a957e91f1071540eeca8ee0464a48b61fca37f60603fa8f1959346d",
     "shares": "e1ca5df2ded5641b0bd58510a8dbf44f84fd6dc79420bff6fd9f2ebf01549ca1",
     "shares-norm": "39bac77730dc29f7e5369a61a4d3bb7fe09d0e2f71ceb9e00d2165e60b2adb90",
-    "groups": "bd0cadeeb524ba61bf0514e5ad854f1def3ca9b54d01ab6040959e0f3133d93c",
+    "groups": "46363d943fbe31e62a7eba88a95d33b4aae9ebd863c4bdba5eee67021081a9b1",
 }
 
 

@@ -16,7 +16,7 @@ from confide.crypto.shamir import Recovery
 from confide.errors import Aborted, ProtocolError
 from confide.ideal import Session
 from confide.secagg import Masked, masked_client, masked_server
-from confide.secagg.masked_client import Entry, journal_key
+from confide.secagg.masked_client import Entry, journal_key, vector_key
 from confide.secagg.masked_terms import (
     BOXES,
     CONFIRM,
@@ -29,6 +29,7 @@ from confide.secagg.masked_terms import (
     VECTOR,
     Advert,
     Adverts,
+    Confirmation,
     Confirmations,
     MaskedVector,
     Parcels,
@@ -52,7 +53,7 @@ def federation(clients: int = 4, quorum: int = 3) -> Federation:
 
 
 def terms(parties: Federation, session: Session) -> Terms:
-    return Terms(session, pinned(parties.stores["server"]))
+    return Terms(session, pinned(parties.stores["server"]), degree=parties.clients - 1, colluding=0)
 
 
 def refuses(parties: Federation, tag: str, lie: Callable[[Any], Any]) -> bool:
@@ -148,10 +149,16 @@ def test_weak_and_repeated_keys_are_refused_even_if_their_owner_signed_them(weak
 
 
 BOX_LIES: list[Callable[[Parcels], Parcels]] = [
-    lambda body: Parcels(body.parcels | {"stranger": body.parcels["silo-1"]}),
-    lambda body: Parcels(renamed(body.parcels)),
-    lambda body: Parcels({name: parcel for name, parcel in body.parcels.items() if name != ME}),
-    lambda body: Parcels({name: body.parcels[name] for name in (ME, "silo-1")}),
+    lambda body: Parcels(body.parcels | {"stranger": body.parcels["silo-1"]}, body.peers),
+    lambda body: Parcels(renamed(body.parcels), body.peers),
+    lambda body: Parcels({name: parcel for name, parcel in body.parcels.items() if name != ME}, body.peers),
+    lambda body: Parcels({name: body.parcels[name] for name in (ME, "silo-1")}, body.peers),
+    lambda body: Parcels({name: body.parcels[name] for name in (ME, "silo-1")}, b"\3"),
+    lambda body: Parcels({name: p for name, p in body.parcels.items() if name != ME}, b"\x0e"),
+    lambda body: Parcels(body.parcels, b"\7"),
+    lambda body: Parcels(body.parcels, b"\x1f"),
+    lambda body: Parcels(body.parcels, body.peers + b"\0"),
+    lambda body: Parcels(body.parcels, b""),
 ]
 
 
@@ -163,18 +170,13 @@ def test_boxes_of_strangers_or_of_too_few_are_refused_before_the_vector_leaves(
 
 
 @pytest.mark.parametrize(
-    "names",
-    [
-        (ME, "silo-1"),
-        (ME, ME, "silo-1"),
-        ("silo-1", "silo-2", "silo-3"),
-        (ME, "silo-1", "silo-2", "silo-2"),
-        (ME, "silo-1", "silo-2", "stranger"),
-        (),
-    ],
+    "members",
+    [b"\x03", b"\x0e", b"\x17", b"\x00", b"", b"\x07\x00"],
+    ids=["too few", "not me", "a stranger", "nobody", "no list", "a longer list"],
 )
-def test_survivors_that_cannot_be_are_refused_before_a_share_leaves(names: tuple[str, ...]) -> None:
-    assert refuses(federation(), SURVIVORS, lambda _: Survivors(names))
+def test_survivors_that_cannot_be_are_refused_before_a_share_leaves(members: bytes) -> None:
+    """One bit for each of the four clients, silo-0 the lowest."""
+    assert refuses(federation(), SURVIVORS, lambda _: Survivors(members, {}))
 
 
 def test_a_survivor_that_never_shared_is_refused() -> None:
@@ -186,7 +188,7 @@ def test_a_survivor_that_never_shared_is_refused() -> None:
         if (message.src, message.tag) == ("silo-3", SHARES):
             return []
         if message.tag == SURVIVORS:
-            lie = encode(Survivors((*parties.cohort.clients,)))
+            lie = encode(Survivors(b"\x0f", {}))
             return [(0, Message(message.src, message.dst, message.tag, lie))]
         return [(0, message)]
 
@@ -279,18 +281,20 @@ def test_the_vector_is_in_the_journal_before_it_leaves() -> None:
     party.send({"server": script.down[PEERS]})
     step = party.send({"server": script.down[BOXES]})
     saved = decode(step.save[journal_key("run")] or b"", Entry, max_bytes=1 << 20)
-    assert step.send == (Message(ME, "server", VECTOR, saved.vector),)
+    assert step.send == (Message(ME, "server", VECTOR, step.save[vector_key("run")] or b""),)
     assert saved.reply == b""
+    confirming = party.send({"server": script.down[SURVIVORS]})
+    assert confirming.save[vector_key("run")] is None  # the server has it: it said so
 
 
 def test_after_its_answer_it_only_ever_repeats_it_whatever_survivors_are_named() -> None:
     """The attack: name silo-1 a survivor, crash the client, then name it a dropout: both seeds would open."""
     script = Scripted()
     script.until(UNMASK, script.party())
-    other = encode(Survivors((ME, "silo-2", "silo-3")))
+    other = encode(Survivors(b"\x0d", {}))
     party = restart_of(script)
     step = script.commit(next(party))
-    assert step.send == (script.up[VECTOR], script.up[CONFIRM], script.up[UNMASK])
+    assert step.send == (script.up[CONFIRM], script.up[UNMASK])
     assert not step.wait_for
     assert script.answer(party, SURVIVORS, other).send == ()
 
@@ -298,7 +302,7 @@ def test_after_its_answer_it_only_ever_repeats_it_whatever_survivors_are_named()
 def test_a_second_list_of_survivors_is_not_even_read() -> None:
     parties = federation()
     session = parties.session()
-    second = Message("server", ME, SURVIVORS, encode(Survivors((ME, "silo-2", "silo-3"))))
+    second = Message("server", ME, SURVIVORS, encode(Survivors(b"\x0d", {})))
 
     def fault(message: Message) -> list[tuple[int, Message]]:
         twice = message.dst == ME and message.tag == SURVIVORS
@@ -317,8 +321,10 @@ def test_each_list_of_survivors_opens_one_share_of_each_client() -> None:
         script.until(VECTOR, party)
         entry = script.entry()
         survivors = tuple(name for name in script.parties.cohort.clients if name != left)
-        script.answer(party, SURVIVORS, encode(Survivors(survivors)))
-        view = terms(script.parties, script.session).view(entry.keys, entry.peers, survivors)
+        agreed = terms(script.parties, script.session)
+        members = agreed.bitmap(survivors)
+        script.answer(party, SURVIVORS, encode(Survivors(members, {})))
+        view = agreed.view(entry.peers, members)
         signed = {name: identity(script.parties.stores[name]).sign(view) for name in survivors}
         step = script.answer(party, CONFIRMED, encode(Confirmations(signed)))
         shares = decode(step.send[0].body, Shares, max_bytes=1 << 20).shares
@@ -333,6 +339,7 @@ def test_the_end_wipes_shares_and_vectors_from_the_journal() -> None:
     assert script.entry().shares
     script.commit(party.send({}))
     assert script.entry() == Entry(1, 0, terms(script.parties, script.session).context)
+    assert script.parties.stores[ME].get(vector_key("run")) is None
 
 
 # --- replays ----------------------------------------------------------------------------------------------------------
@@ -386,7 +393,7 @@ def test_messages_of_another_session_do_not_fit() -> None:
     old = decode(body, Parcels, max_bytes=1 << 20).parcels["silo-1"]
     second = parties.session(2)
     vectors = parties.vectors(second)
-    fault = tamper(BOXES, lambda parcels: Parcels(parcels.parcels | {"silo-1": old}), dst=ME)
+    fault = tamper(BOXES, lambda parcels: Parcels(parcels.parcels | {"silo-1": old}, parcels.peers), dst=ME)
     output = parties.sum(second, vectors, fault).output("server")
     assert_is_sum(output, parties.aggregator, vectors)
     assert list(output.blamed) == ["silo-1"]
@@ -436,17 +443,24 @@ def two_stories(parties: Federation, monkeypatch: pytest.MonkeyPatch) -> tuple[T
     stories = {name: (name, victim, *bystanders) for name in helpers}
     stories |= {name: (victim, *bystanders, helper) for name, helper in zip(bystanders, helpers[1:], strict=True)}
     stories[victim] = (victim, *helpers)
+    signed: dict[str, bytes] = {}
 
     def lie(message: Message) -> list[tuple[int, Message]]:
         body = message.body
         if message.dst == victim and message.tag == BOXES:
             parcels = decode(body, Parcels, max_bytes=1 << 20).parcels
-            body = encode(Parcels({name: parcels[name] for name in (victim, *helpers)}))
+            told = agreed.bitmap((victim, *helpers))
+            body = encode(Parcels({name: parcels[name] for name in (victim, *helpers)}, told))
         elif message.tag == SURVIVORS:
-            body = encode(Survivors(stories[message.dst]))
+            body = encode(Survivors(agreed.bitmap(stories[message.dst]), {}))
+        elif message.tag == CONFIRM:
+            signed[message.src] = decode(body, Confirmation, max_bytes=1 << 20).signature
+        elif message.tag == CONFIRMED:
+            body = encode(Confirmations(signed))
         return [(0, Message(message.src, message.dst, message.tag, body))]
 
     session = parties.session()
+    agreed = terms(parties, session)
     return parties.sum(session, parties.vectors(session), lie), stories
 
 
@@ -514,8 +528,8 @@ def stories_differ(tag: str, lie: Callable[[Any], Any], told: tuple[str, ...]) -
 
 @pytest.mark.parametrize("told", [("silo-0",), ("silo-0", "silo-1")])
 def test_lists_of_boxes_and_of_survivors_are_both_compared(told: tuple[str, ...]) -> None:
-    stories_differ(SURVIVORS, lambda _: Survivors(("silo-0", "silo-1", "silo-2", "silo-3")), told)
-    stories_differ(BOXES, lambda body: Parcels({n: p for n, p in body.parcels.items() if n != "silo-4"}), told)
+    stories_differ(SURVIVORS, lambda _: Survivors(b"\x0f", {}), told)
+    stories_differ(BOXES, lambda body: Parcels({n: p for n, p in body.parcels.items() if n != "silo-4"}, b"\x0f"), told)
     stories_differ(PEERS, lambda body: Adverts({n: a for n, a in body.adverts.items() if n != "silo-4"}), told)
 
 
@@ -550,7 +564,7 @@ def test_a_client_signs_one_view_even_across_a_crash() -> None:
     script.until(CONFIRM, script.party())
     party = restart_of(script)
     step = script.commit(next(party))
-    assert step.send == (script.up[VECTOR], script.up[CONFIRM])
+    assert step.send == (script.up[CONFIRM],)
     assert step.await_tag == CONFIRMED
     assert script.answer(party, CONFIRMED).send == (script.up[UNMASK],)
 

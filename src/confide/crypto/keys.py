@@ -113,8 +113,11 @@ def verify(public: bytes, message: bytes, signature: bytes) -> None:
 
 def label(*parts: str | bytes | int) -> bytes:
     """Return `parts` as one byte string, each prefixed by its length, so that no two lists give the same bytes."""
-    encoded = [part if isinstance(part, bytes) else str(part).encode() for part in parts]
-    return b"".join(len(part).to_bytes(4, "little") + part for part in encoded)
+    encoded: list[bytes] = []
+    for part in parts:  # a loop, since a sum over many clients builds hundreds of thousands
+        data = part if isinstance(part, bytes) else str(part).encode()
+        encoded += (len(data).to_bytes(4, "little"), data)
+    return b"".join(encoded)
 
 
 def derive(secret: bytes, info: bytes) -> bytes:

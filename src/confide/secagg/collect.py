@@ -31,14 +31,14 @@ class Collector:
         enough: Callable[[], bool] = lambda: False,
     ) -> Generator[Step, Mapping[str, Message], None]:
         """Send, then accept one message of each source, as they come; a malformed one makes its sender a dropout."""
-        waiting = list(sources)
+        waiting = dict.fromkeys(sources)
         while waiting and not enough():
             received = yield Step(send=send, await_tag=tag, wait_for=tuple(waiting), each=True)
             if not received:
                 return
             send = ()
             for name, message in received.items():
-                waiting.remove(name)
+                del waiting[name]
                 try:
                     accept(name, message.body)
                 except ProtocolError as error:

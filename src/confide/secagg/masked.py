@@ -4,15 +4,16 @@ Each pair of clients agrees on a mask that one adds and the other subtracts, eac
 the seeds of both are shared among all, so that the server can take away whatever a dropout leaves behind.
 
     paper            here                                       meaning
-    n, t             clients, quorum                            shares dealt, shares that open a seed
+    n, k, t          clients, degree, threshold                 neighbours of a client, shares that open a seed
     R                2^bits                                     the ring of the sum
     (c_u, s_u)       box_key, mask_key                          X25519 keys for boxes and masks, fresh in each session
     s_u^SK, b_u      mask_seed, self_seed                       the two secrets that are shared
     U1, U2, U3       adverts, parcels, survivors                who got as far as keys, shares, vector
     U4, U5           confirmed, answers                         ... as the signed view, the shares to open
 
-Paper: Bonawitz et al., CCS 2017, figure 4; Bell et al., CCS 2020. Beyond them: the consistency round signs keys and U2
-too, seeds are shared instead of keys, commitments to every seed and share name a liar, a journal survives a crash.
+Paper: Bonawitz et al., CCS 2017, figure 4; Bell et al., CCS 2020. Beyond them: the consistency round is over all
+clients and signs U2 too, the survivors check that their graph holds together, seeds are shared instead of keys,
+commitments to every seed and share name a liar, a journal survives a crash.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import masked_client, masked_server, roster
 from confide.secagg.collect import SMALLEST_SUM
 from confide.secagg.masked_terms import Terms
+from confide.secagg.neighbours import Neighbours, degree_for
 from confide.wire import Party, Store
 
-_HONEST = ("all clients but 2 * quorum - clients - 1",)
+_HONEST = ("all clients but 2 * quorum - clients - 1; in a sparse graph no more than half of the neighbours either",)
 _HONEST_IF_SERVER_FOLLOWS = ("all clients but quorum - 1",)
 
 
@@ -59,13 +61,17 @@ class Masked(Aggregator):
 
     Args:
         colluding: the c to withstand; clients refuse a quorum that is not above (n + c) / 2.
+        neighbours: k, with how many clients each shares masks and seeds; None takes all up to 60 clients and about
+            2 log2(n) + 15 above. In a sparse graph k / 2 + 1 shares open a seed, and c must be below that.
         unsafe_quorum: accept any quorum. Then claims hold against a server that follows the protocol, with c <= t - 1.
 
     **Guarantees** Against a server that does whatever it likes, together with any c < 2t - n clients: nothing about the
-    vectors of the others beyond one sum in each session, over all of them that are among at least t survivors. A
+    vectors of the others beyond one sum in each session, over all of them that are among at least t survivors. In a
+    sparse graph the same for any c <= `colluding`, wherever they sit: clients refuse survivors whose graph c of them
+    could take apart, and neighbours that masked with others than they. A
     client that runs as one process on its store, and not from a restored copy of it, never reveals both shares of one
     peer, never sends two different vectors or signs two views in one session, never answers a session twice, reveals
-    shares only when t clients signed the very keys and lists that it was told, and refuses keys that are not signed by
+    shares only when t clients signed the very lists that it was told, and refuses keys that are not signed by
     the pinned roster. A wrong share and a wrong seed are caught and their author is named.
 
     **Leaks** The sum; who dropped out, and when. A sum over few tells much: at least t - c addends are not the
@@ -75,10 +81,13 @@ class Masked(Aggregator):
     name = "masked"
     guarantee = _guarantee(Adversary.MALICIOUS, _HONEST)
 
-    def __init__(self, *, colluding: int = 0, unsafe_quorum: bool = False) -> None:
+    def __init__(self, *, colluding: int = 0, neighbours: int | None = None, unsafe_quorum: bool = False) -> None:
         if colluding < 0:
             raise UsageError(f"Expected colluding={colluding} to be 0 or more")
-        self._colluding, self._unsafe_quorum = colluding, unsafe_quorum
+        if neighbours is not None and neighbours < SMALLEST_SUM - 1:
+            raise UsageError(f"Expected neighbours={neighbours} to be at least {SMALLEST_SUM - 1}, or None for enough")
+        self._colluding, self._degree, self._unsafe_quorum = colluding, neighbours, unsafe_quorum
+        self._graphs: dict[bytes, Neighbours] = {}  # public: parties of one process draw it once
         if unsafe_quorum:
             self.guarantee = _guarantee(Adversary.SEMI_HONEST, _HONEST_IF_SERVER_FOLLOWS)
 
@@ -99,14 +108,25 @@ class Masked(Aggregator):
                 not fit the session.
         """
         self._check_quorum(session.cohort)
-        terms = Terms(session, roster.pinned(store))
+        terms = self._terms(session, store)
         if role == "server":
             return masked_server.Server(terms).play()
         _check_client(role, me, session.cohort)
         if vector is None:
             raise UsageError("Expected a vector at a client")
-        saved = store.get(masked_client.journal_key(session.run))
-        return masked_client.play(terms, me, session.checked(vector), roster.identity(store), saved, rng)
+        return masked_client.play(terms, me, session.checked(vector), roster.identity(store), store, rng)
+
+    def _terms(self, session: Session, store: Store) -> Terms:
+        clients = len(session.cohort.clients)
+        degree = degree_for(clients) if self._degree is None else min(self._degree, clients - 1)
+        listed = roster.pinned(store)
+        terms = Terms(session, listed, degree=degree, colluding=self._colluding, graphs=self._graphs)
+        if terms.threshold <= self._colluding and not self._unsafe_quorum:
+            raise UsageError(
+                f"Expected colluding={self._colluding} to be below the {terms.threshold} shares that open a seed among "
+                f"neighbours={degree}; take at least {2 * self._colluding} neighbours"
+            )
+        return terms
 
     def _check_quorum(self, cohort: Cohort) -> None:
         """Refuse a quorum whose sums may be too small, or that two sets of survivors can both reach."""

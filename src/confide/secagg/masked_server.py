@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,6 +46,8 @@ from confide.secagg.masked_terms import (
 )
 from confide.wire import Message, Party, decode, encode
 
+_Found = TypeVar("_Found")
+
 
 @dataclass(frozen=True, slots=True)
 class MaskedSums(Sums):
@@ -71,7 +73,9 @@ class Server:
         self._adverts: dict[str, Advert] = {}  # U1
         self._parcels: dict[str, dict[str, Parcel]] = {}  # U2: by sender, then by recipient
         self._total: Words = np.zeros(terms.session.length, terms.dtype)
-        self._survivors: list[str] = []  # U3
+        self._peers = b""  # the bitmap of U2
+        self._signed: dict[str, bytes] = {}  # U3, in a sparse graph: signatures over U2
+        self._survivors: dict[str, None] = {}  # U3
         self._view = b""  # what the survivors sign
         self._confirmed: dict[str, bytes] = {}  # U4: signatures
         self._answers: dict[str, dict[str, bytes]] = {}  # by owner of the seed, then by holder of the share
@@ -79,33 +83,32 @@ class Server:
 
     def play(self) -> Party:
         """Return the server's party; its output is `MaskedSums`."""
-        yield from self._from.collect(KEYS, self._terms.clients, self._accept_advert)
+        terms = self._terms
+        yield from self._from.collect(KEYS, terms.clients, self._accept_advert)
         self._refuse_repeated_keys()
         self._require("keys", self._adverts)
-        peers = encode(Adverts({name: self._adverts[name] for name in self._terms.in_order(self._adverts)}))
-        yield from self._from.collect(
-            SHARES, self._adverts, self._accept_parcels, self._to(PEERS, dict.fromkeys(self._adverts, peers))
-        )
+        keys = {name: encode(Adverts(self._near(name, self._adverts))) for name in self._adverts}
+        yield from self._from.collect(SHARES, self._adverts, self._accept_parcels, self._to(PEERS, keys))
+        self._leave_out_the_lonely()
         self._require("shares", self._parcels)
-        boxes = {name: encode(self._addressed(name)) for name in self._parcels}
+        self._peers = terms.bitmap(self._parcels)
+        boxes = {name: encode(Parcels(self._addressed(name), self._peers)) for name in self._parcels}
         yield from self._from.collect(VECTOR, self._parcels, self._accept_vector, self._to(BOXES, boxes))
         self._require("masked vectors", self._survivors)
-        self._view = self._terms.view(self._terms.keys_digest(self._adverts), self._parcels, self._survivors)
-        survivors = encode(Survivors(self._terms.in_order(self._survivors)))
-        yield from self._from.collect(
-            CONFIRM,
-            self._survivors,
-            self._accept_confirmation,
-            self._to(SURVIVORS, dict.fromkeys(self._survivors, survivors)),
-        )
+        self._require_one_piece()
+        members = terms.bitmap(self._survivors)
+        self._view = terms.view(self._peers, members)
+        lists = {name: encode(Survivors(members, self._near(name, self._signed))) for name in self._survivors}
+        yield from self._from.collect(CONFIRM, self._survivors, self._accept_confirmation, self._to(SURVIVORS, lists))
         self._require("confirmations", self._confirmed)
-        signatures = {name: self._confirmed[name] for name in self._terms.in_order(self._confirmed)}
+        enough = terms.in_order(self._confirmed)[: terms.quorum]
+        signatures = encode(Confirmations({name: self._confirmed[name] for name in enough}))
         self._answers = {name: {} for name in self._parcels}
         yield from self._from.collect(
             UNMASK,
             self._confirmed,
             self._accept_shares,
-            self._to(CONFIRMED, dict.fromkeys(signatures, encode(Confirmations(signatures)))),
+            self._to(CONFIRMED, dict.fromkeys(terms.in_order(self._confirmed), signatures)),
             enough=self._has_all_shares,
         )
         self._unmask()
@@ -119,6 +122,36 @@ class Server:
         if len(names) < self._terms.quorum:
             missing = ", ".join(name for name in self._terms.clients if name not in names)
             self._from.abort(f"Expected {what} of at least quorum={self._terms.quorum} clients, missing: {missing}")
+
+    def _near(self, name: str, found: Mapping[str, _Found]) -> dict[str, _Found]:
+        """Return what there is of `name` and its neighbours."""
+        return {holder: found[holder] for holder in self._terms.holders(name) if holder in found}
+
+    def _leave_out_the_lonely(self) -> None:
+        """Drop who has too few neighbours left to open its seeds, until nobody is: a complete graph has none."""
+        if self._terms.graph.complete:
+            return  # a quorum is a quorum of everybody
+        lonely = [True]
+        while lonely:
+            lonely = [name for name in self._parcels if len(self._near(name, self._parcels)) < self._terms.threshold]
+            for name in lonely:
+                del self._parcels[name]
+
+    def _require_one_piece(self) -> None:
+        """End the sum when the survivors' graph is not what they will ask for; the next attempt draws another."""
+        terms = self._terms
+        for name in self._survivors:
+            left = len(self._near(name, self._survivors))
+            if not terms.graph.complete and left < terms.threshold:
+                self._from.abort(
+                    f"Expected {terms.enough} survivors, {name} included, got {left}; take the next "
+                    "attempt, or more neighbours"
+                )
+        if not terms.graph.hold_together(self._survivors, terms.colluding):
+            self._from.abort(
+                f"Expected survivors whose graph holds together without any colluding={terms.colluding} of them; take "
+                "the next attempt, or more neighbours"
+            )
 
     # --- what each stage accepts --------------------------------------------------------------------------------------
 
@@ -140,18 +173,22 @@ class Server:
     def _accept_parcels(self, name: str, body: bytes) -> None:
         parcels = decode(body, Parcels, max_bytes=self._terms.limit_bytes(PARCEL_BYTES)).parcels
         sizes = {(len(p.box), len(p.of_mask_seed), len(p.of_self_seed)) for p in parcels.values()}
-        if parcels.keys() != self._adverts.keys() or sizes != {(BOX_BYTES, KEY_BYTES, KEY_BYTES)}:
-            raise ProtocolError("Expected one parcel for each client of the session")
+        if parcels.keys() != self._near(name, self._adverts).keys() or sizes != {(BOX_BYTES, KEY_BYTES, KEY_BYTES)}:
+            raise ProtocolError("Expected one parcel for each neighbour in the session")
         self._parcels[name] = parcels
 
-    def _addressed(self, receiver: str) -> Parcels:
-        return Parcels({sender: self._parcels[sender][receiver] for sender in self._terms.in_order(self._parcels)})
+    def _addressed(self, receiver: str) -> dict[str, Parcel]:
+        return {sender: parcels[receiver] for sender, parcels in self._near(receiver, self._parcels).items()}
 
     def _accept_vector(self, name: str, body: bytes) -> None:
         length, bits = self._terms.session.length, self._terms.bits
-        packed = decode(body, MaskedVector, max_bytes=(length * bits + 7) // 8 + 32).words
-        add_words(self._total, unpack(packed, bits, length))
-        self._survivors.append(name)
+        masked = decode(body, MaskedVector, max_bytes=(length * bits + 7) // 8 + SIGNATURE_BYTES + 64)
+        words = unpack(masked.words, bits, length)
+        if not self._terms.graph.complete:
+            verify(self._terms.identities[name], self._terms.masked_with(self._peers), masked.signature)
+            self._signed[name] = masked.signature
+        add_words(self._total, words)
+        self._survivors[name] = None
 
     def _accept_confirmation(self, name: str, body: bytes) -> None:
         signature = decode(body, Confirmation, max_bytes=SIGNATURE_BYTES + 32).signature
@@ -160,9 +197,10 @@ class Server:
 
     def _accept_shares(self, holder: str, body: bytes) -> None:
         shares = decode(body, Shares, max_bytes=self._terms.limit_bytes(SECRET_BYTES)).shares
-        if not shares.keys() <= self._parcels.keys():
-            raise ProtocolError("Expected shares of this session's clients only")
-        for dealer, parcels in self._parcels.items():
+        dealers = self._near(holder, self._parcels)
+        if not shares.keys() <= dealers.keys():
+            raise ProtocolError("Expected shares of neighbours in this session only")
+        for dealer, parcels in dealers.items():
             purpose = self._purpose(dealer)
             share = shares.get(dealer)
             expected = parcels[holder].of_self_seed if purpose == SELF_SEED else parcels[holder].of_mask_seed
@@ -178,14 +216,13 @@ class Server:
         return SELF_SEED if name in self._survivors else MASK_SEED
 
     def _has_all_shares(self) -> bool:
-        return all(len(shares) >= self._terms.quorum for shares in self._answers.values())
+        return all(len(shares) >= self._terms.threshold for shares in self._answers.values())
 
     # --- taking the masks away ----------------------------------------------------------------------------------------
 
     def _unmask(self) -> None:
         """Open one seed of each client and take the masks away that it stands for."""
         seeds = {name: self._opened(name) for name in self._answers}
-        mask_keys = {name: self._adverts[name].mask_key for name in self._survivors}
         for name, seed in seeds.items():
             if self._purpose(name) == SELF_SEED:
                 if self._terms.seed_commitment(name, seed) != self._adverts[name].commitment:
@@ -195,17 +232,18 @@ class Server:
                 key = self._terms.mask_key(name, seed)
                 if key.public != self._adverts[name].mask_key:
                     self._abort_dealer(name)
-                masked_with = self._terms.neighbours(name, mask_keys)
-                self._terms.add_pairwise_masks(self._total, name, key, {peer: mask_keys[peer] for peer in masked_with})
+                peers = self._near(name, self._survivors)
+                mask_keys = {peer: self._adverts[peer].mask_key for peer in peers}
+                self._terms.add_pairwise_masks(self._total, name, key, mask_keys)
 
     def _opened(self, name: str) -> bytes:
         """Return the seed of `name` that its purpose calls for."""
         shares = self._answers[name]
-        if len(shares) < self._terms.quorum:
+        if len(shares) < self._terms.threshold:
             self._from.abort(
-                f"Expected quorum={self._terms.quorum} shares of {name}'s {self._purpose(name)}, got {len(shares)}"
+                f"Expected {self._terms.enough} shares of {name}'s {self._purpose(name)}, got {len(shares)}"
             )
-        holders = self._terms.in_order(shares)[: self._terms.quorum]
+        holders = self._terms.in_order(shares)[: self._terms.threshold]
         indices = tuple(self._terms.indices[holder] for holder in holders)
         if indices not in self._recoveries:
             self._recoveries[indices] = Recovery(indices)

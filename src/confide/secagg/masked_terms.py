@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
@@ -21,8 +21,9 @@ from confide.crypto.keys import (
 from confide.crypto.masks import add_mask
 from confide.crypto.ring import Words, word_dtype
 from confide.crypto.shamir import SECRET_BYTES
-from confide.errors import UsageError
+from confide.errors import ProtocolError, UsageError
 from confide.ideal import Session
+from confide.secagg.neighbours import Neighbours
 from confide.secagg.roster import Roster
 
 # Tags in the order in which they travel: up, down, up, down, up, down, up, down, up.
@@ -50,7 +51,7 @@ class Advert(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Adverts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everybody's adverts by name."""
+    """The adverts of the recipient and its neighbours, by name."""
 
     adverts: dict[str, Advert]
 
@@ -64,37 +65,49 @@ class Parcel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class Parcels(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Parcels by recipient on the way up, by sender on the way down."""
+    """Parcels by recipient on the way up, by sender on the way down.
+
+    Args:
+        peers: U2 as a bitmap, on the way down; empty on the way up.
+    """
 
     parcels: dict[str, Parcel]
+    peers: bytes = b""
 
 
 class MaskedVector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The masked words, packed."""
+    """The masked words, packed, and in a sparse graph a signature over the U2 that they are masked with."""
 
     words: bytes
+    signature: bytes
 
 
 class Survivors(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose vectors are in the sum: the one list that says which share of whom a client may reveal."""
+    """Whose vectors are in the sum: the one list that says which share of whom a client may reveal.
 
-    names: tuple[str, ...]
+    Args:
+        members: U3 as a bitmap.
+        signatures: in a sparse graph, those over U2 of the recipient's neighbours in U3.
+    """
+
+    members: bytes
+    signatures: dict[str, bytes]
 
 
 class Confirmation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A survivor's signature over its view of the session: the keys, U2 and U3 that it was told."""
+    """A survivor's signature over its view of the session: the U2 and U3 that it was told."""
 
     signature: bytes
 
 
 class Confirmations(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Everybody's confirmations by name: they show each client that enough others were told the same."""
+    """A quorum of confirmations by name: they show each client that enough others were told the same."""
 
     signatures: dict[str, bytes]
 
 
 class Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One share per client: of the self seed of a survivor, of the mask seed of everybody else."""
+    """One share per client whose parcel one holds: of the self seed of a survivor, of the mask seed of the others."""
 
     shares: dict[str, bytes]
 
@@ -105,13 +118,28 @@ class Terms:
     Args:
         session: what is summed.
         roster: the pinned one; it may list more clients than the cohort.
+        degree: how many neighbours a client has; clients - 1 and more are the complete graph.
+        colluding: c, how many clients may pool what they see with the server.
+        graphs: by their seeds, so that parties in one process draw one once; a new one is put in.
 
     Raises:
         UsageError: a client of the cohort is not in the roster, or the ring is wider than 64 bits.
     """
 
-    def __init__(self, session: Session, roster: Roster) -> None:
+    def __init__(
+        self,
+        session: Session,
+        roster: Roster,
+        *,
+        degree: int,
+        colluding: int,
+        graphs: dict[bytes, Neighbours] | None = None,
+    ) -> None:
         self.session, self.clients, self.quorum = session, session.cohort.clients, session.cohort.quorum
+        self.colluding, complete = colluding, degree >= len(self.clients) - 1
+        #: t of a seed: shares that open it.
+        self.threshold = self.quorum if complete else degree // 2 + 1
+        self.enough = f"quorum={self.quorum}" if complete else f"{self.threshold} neighbours'"
         self.server = session.cohort.server
         self.identities, self.indices = roster.keys(), roster.indices()
         strangers = [name for name in self.clients if name not in self.identities]
@@ -119,11 +147,39 @@ class Terms:
             raise UsageError(f"Expected clients of the pinned roster, not {', '.join(strangers)}; run setup with them")
         self.bits = max(1, session.ring_bits)
         self.dtype = word_dtype(self.bits)
-        self.context = hashlib.sha256(label("confide masked v2", session.context, roster.digest)).digest()
+        graph = "complete" if complete else f"{degree}, {self.threshold}"
+        agreed = label("confide masked v3", session.context, roster.digest, graph, colluding)
+        self.context = hashlib.sha256(agreed).digest()
+        graphs = {} if graphs is None else graphs
+        if self.context not in graphs:
+            graphs.clear()  # the newest session's is all that anybody needs again
+            graphs[self.context] = Neighbours(self.clients, degree, self.context)
+        self.graph = graphs[self.context]
+        self._positions = {name: position for position, name in enumerate(self.clients)}
+        self._holders: dict[str, tuple[str, ...]] = {}
+        self._largest_name = max(len(name.encode()) for name in self.clients)
 
-    def neighbours(self, me: str, participants: Iterable[str]) -> tuple[str, ...]:
-        """Return with whom `me` shares masks and seeds: with all, the complete graph."""
-        return tuple(name for name in participants if name != me)
+    def holders(self, name: str) -> tuple[str, ...]:
+        """Return who holds shares of the seeds of `name`, in the roster's order: its neighbours and itself."""
+        if name not in self._holders:
+            self._holders[name] = self.in_order((*self.graph.of(name), name))
+        return self._holders[name]
+
+    def bitmap(self, names: Collection[str]) -> bytes:
+        """Return a list of clients as one bit for each of the cohort, the first in the lowest bit of the first byte."""
+        bits = sum(1 << self._positions[name] for name in names)
+        return bits.to_bytes((len(self.clients) + 7) // 8, "little")
+
+    def named(self, bitmap: bytes) -> tuple[str, ...]:
+        """Return the clients of a bitmap, in the cohort's order.
+
+        Raises:
+            ProtocolError: it is not as long as the cohort's, or names nobody of it.
+        """
+        bits = int.from_bytes(bitmap, "little")
+        if len(bitmap) != (len(self.clients) + 7) // 8 or bits >> len(self.clients):
+            raise ProtocolError("Expected a list of clients of the cohort")
+        return tuple(name for position, name in enumerate(self.clients) if bits >> position & 1)
 
     def info(self, purpose: str, *names: str) -> bytes:
         """Return the text that ties a key, a signature or a commitment to this session, a purpose and its parties."""
@@ -144,18 +200,13 @@ class Terms:
         signed = self.signed(name, advert.box_key, advert.mask_key, advert.commitment)
         verify(self.identities[name], signed, advert.signature)
 
-    def keys_digest(self, adverts: Mapping[str, Advert]) -> bytes:
-        """Return SHA-256 of who advertised which keys, 32 bytes, whatever the order."""
-        parts: list[str | bytes] = []
-        for name in self.in_order(adverts):
-            advert = adverts[name]
-            parts += [name, advert.box_key, advert.mask_key, advert.commitment]
-        return hashlib.sha256(self.info("keys") + label(*parts)).digest()
+    def masked_with(self, peers: bytes) -> bytes:
+        """Return what the signature beside a masked vector is over: the bitmap of U2."""
+        return label(self.info("peers"), peers)
 
-    def view(self, keys: bytes, peers: Iterable[str], survivors: Iterable[str]) -> bytes:
-        """Return what a confirmation is a signature over: `keys_digest`, U2 and U3."""
-        both = (label(*self.in_order(names)) for names in (peers, survivors))
-        return label(self.info("view"), keys, *both)
+    def view(self, peers: bytes, survivors: bytes) -> bytes:
+        """Return what a confirmation is a signature over: the bitmaps of U2 and U3."""
+        return label(self.info("view"), peers, survivors)
 
     def in_order(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return `names` in the roster's order, so that no message depends on who was first."""
@@ -190,4 +241,4 @@ class Terms:
 
     def limit_bytes(self, per_client: int) -> int:
         """Return the most bytes that a body with `per_client` bytes for each client of the cohort may have."""
-        return 64 + sum(len(name.encode()) + per_client + 32 for name in self.clients)
+        return 64 + len(self.clients) * (self._largest_name + per_client + 32)
