@@ -26,7 +26,7 @@ from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
-from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates
+from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.job import Job, default_quorum, describe
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger
@@ -100,7 +100,7 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         preprocess = standardised(
             preprocess,
             {name: table.columns for name, table in tables.items()},
-            aggregator=aggregator_of(job),
+            aggregator=aggregator_of(job, of_updates=False),
             quorum=_checked_quorum(job, len(tables)),
             expected_records=job.train.expected_records,
             rng=rng or SystemRandomness(),
@@ -172,8 +172,12 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
     )
 
 
-def aggregator_of(job: Job) -> Aggregator:
-    """Return the aggregator that [train] names."""
+def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
+    """Return the aggregator that [train] names.
+
+    Args:
+        of_updates: False for sums of anything else, which train.norm_bound does not bound.
+    """
     name = job.train.aggregate
     if name not in AGGREGATORS:
         raise JobError(
@@ -181,6 +185,8 @@ def aggregator_of(job: Job) -> Aggregator:
         )
     if name == "masked" and job.privacy is not None:
         return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
+    if name == "shares" and of_updates:
+        return Shares(norm_bound=integer_norm_bound(job.train))
     return AGGREGATORS[name]()
 
 

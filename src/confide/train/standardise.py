@@ -107,16 +107,15 @@ def _with(rule: Scale, mean: float, deviation: float) -> Scale:
 
 def _sum(aggregator: Aggregator, session: Session, vectors: Mapping[str, NDArray[np.int64]], rng: Randomness) -> Sums:
     server = session.cohort.server
-    names = (server, *vectors)
-    role = dict.fromkeys(vectors, "client") | {server: "server"}
-    stores: dict[str, Store] = {name: MemoryStore() for name in names}
+    role = session.cohort.parties(aggregator.roles)
+    stores: dict[str, Store] = {name: MemoryStore() for name in role}
     ready = run(
-        {name: aggregator.setup(role[name], name, session.cohort, stores[name], rng) for name in names}, stores=stores
+        {name: aggregator.setup(role[name], name, session.cohort, stores[name], rng) for name in role}, stores=stores
     )
-    for name in names:
+    for name in role:
         ready.output(name)
     done = run(
-        {name: aggregator.party(role[name], name, session, vectors.get(name), stores[name], rng) for name in names},
+        {name: aggregator.party(role[name], name, session, vectors.get(name), stores[name], rng) for name in role},
         stores=stores,
         keep_bodies=False,
     )
