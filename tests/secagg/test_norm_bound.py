@@ -178,7 +178,8 @@ def test_more_rows_and_less_slack_are_sounder_and_the_norm_does_not_matter() -> 
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"norm": 0}, {"rows": 0}, {"rows": 24}, {"excess_percent": 0}, {"ratio_percent": 199}]
+    "wrong",
+    [{"norm": 0}, {"rows": 0}, {"rows": 24}, {"rows": 2**14 + 16}, {"excess_percent": 0}, {"ratio_percent": 199}],
 )
 def test_settings_out_of_range(wrong: dict[str, int]) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):

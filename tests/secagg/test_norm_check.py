@@ -11,18 +11,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
+from scipy import stats
 
 from confide.crypto.keys import commit, label
 from confide.crypto.projection import project
 from confide.crypto.random import SeededRandomness
 from confide.crypto.ring import add_words, pack
 from confide.errors import Aborted, ProtocolError, UsageError
-from confide.ideal import Session
+from confide.ideal import Cohort, Session
 from confide.secagg import NormBound, Shares, norm_check, roster
 from confide.secagg.norm_check import Evidence, NormCheck, Opening
 from confide.secagg.norm_proof import PRIME, Point, pack_elements, subtract, unpack_elements
 from confide.secagg.shares_terms import MASKS, POINT_SEED, RECEIVED, UPLOAD, Masks, Received, Terms, Upload
-from confide.wire import Fault, Message, alter, decode, encode, run
+from confide.wire import Fault, MemoryStore, Message, alter, decode, encode, run
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform
 from secagg.tamper import flip
 
@@ -223,6 +224,32 @@ def test_malformed_evidence_is_left_out_and_named(edit: Callable[[Evidence], Evi
     try_on(np.full(LENGTH, 7), Lie(evidence=edit), MALFORMED)
 
 
+def test_a_toy_check_is_fooled_as_often_as_coins_fall_and_proofs_add_nothing() -> None:
+    """Sixteen rows: 2.5 B in one coordinate passes if at most three rows hit it, by the binomial law; 400 uploads.
+
+    Whoever the projections let pass is accepted, everybody else is refused whatever the slack says. A false alarm has
+    probability 1e-6; the control is the law for 2 B.
+    """
+    toy, passed = NormBound(NORM, rows=16, excess_percent=200), 0
+    norm, mask_of = NormCheck(bytes(32), toy, toy.ring_bits), np.random.default_rng(1)
+    vector = np.zeros(LENGTH, np.uint32)
+    vector[3] = 5 * NORM // 2
+    point = norm.draw_point(bytes(32))
+    for number in range(400):
+        mask = mask_of.integers(0, 2**32, LENGTH, dtype=np.uint32)
+        words, seed = vector - mask, number.to_bytes(32, "little")
+        packed = pack(words, toy.ring_bits)
+        proved = norm.prove("a", seed, words, packed, mask, SeededRandomness(f"toy/{number}"))
+        if proved is not None:
+            passed += 1
+            opening = norm.open("a", words, proved[0], norm.claims("a", packed, proved[0]), point)
+            assert norm.accepts("a", seed, mask, opening, point)
+    law = stats.binom.cdf(3, 16, 0.5)
+    assert law < 2.0**-toy.soundness_bits
+    assert stats.binomtest(passed, 400, law).pvalue > 1e-6
+    assert stats.binomtest(passed, 400, stats.binom.cdf(6, 16, 0.5)).pvalue < 1e-6
+
+
 # --- what others sent -------------------------------------------------------------------------------------------------
 
 
@@ -324,6 +351,24 @@ def test_a_client_s_own_vector_beyond_the_bound_is_refused() -> None:
         with pytest.raises(UsageError, match="norm_bound=1000"):
             parties.party("silo-0", session, {"silo-0": vector})
     assert parties.party("silo-0", session, {"silo-0": np.full(LENGTH, 158)})
+
+
+def test_long_names_fit() -> None:
+    """A name stands in the helper's request twice, with its parcel and with its opening."""
+    parties = federation()
+    parties.cohort = Cohort(tuple(f"{number}-" + "n" * 250 for number in range(4)), 3)
+    parties.roles = parties.cohort.parties(Shares.roles)
+    parties.stores = {name: MemoryStore() for name in parties.roles}
+    parties.rngs = {name: SeededRandomness(name) for name in parties.roles}
+    setup = {
+        name: parties.aggregator.setup(role, name, parties.cohort, parties.stores[name], parties.rngs[name])
+        for name, role in parties.roles.items()
+    }
+    run(setup, stores=parties.stores)
+    session = parties.session(length=LENGTH)
+    vectors = honest(parties, session)
+    sums = parties.sum(session, vectors).output("server")
+    assert assert_is_sum(sums, parties.aggregator, vectors) == frozenset(vectors)
 
 
 # --- set-up and terms -------------------------------------------------------------------------------------------------

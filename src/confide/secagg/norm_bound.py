@@ -31,6 +31,7 @@ from confide.errors import UsageError
 
 #: M is at least this many times c B: then sums that wrap add less than 10^-6 to `worst`.
 _ROOM = 12
+_MOST_ROWS = 1 << 14
 _TILTS = tuple(0.4 + 0.1 * step for step in range(8))
 
 
@@ -40,7 +41,7 @@ class NormBound:
 
     Args:
         norm: B, an integer of at least 1.
-        rows: r, a multiple of 16.
+        rows: r, a multiple of 16, 16 to 16,384.
         excess_percent: 100 * excess.
         ratio_percent: 100 * c.
 
@@ -54,9 +55,10 @@ class NormBound:
     ratio_percent: int = 250
 
     def __post_init__(self) -> None:
-        if self.norm < 1 or self.rows < 16 or self.rows % 16 or self.excess_percent < 1 or self.ratio_percent < 200:
+        rows = 16 <= self.rows <= _MOST_ROWS and self.rows % 16 == 0
+        if self.norm < 1 or not rows or self.excess_percent < 1 or self.ratio_percent < 200:
             raise UsageError(
-                f"Expected norm={self.norm} of at least 1, rows={self.rows} a positive multiple of 16, "
+                f"Expected norm={self.norm} of at least 1, rows={self.rows} a multiple of 16 from 16 to {_MOST_ROWS}, "
                 f"excess_percent={self.excess_percent} of at least 1, ratio_percent={self.ratio_percent} above 199"
             )
 

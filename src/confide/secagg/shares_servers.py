@@ -128,7 +128,8 @@ def assist(terms: Terms, key: AgreementKey, saved: bytes | None) -> Party:
     body = terms.resumed(saved)
     if body is None:
         received = yield Step(await_tag=RECEIVED, wait_for=(server,))
-        limit = limit_bytes(terms.cohort, PARCEL_BYTES + (terms.norm.opening_bytes if terms.norm else 0))
+        limit = limit_bytes(terms.cohort, PARCEL_BYTES)
+        limit += limit_bytes(terms.cohort, terms.norm.opening_bytes) if terms.norm else 0
         body = encode(_answer(terms, key, decode(received[server].body, Received, max_bytes=limit)))
     yield Step(send=(Message(terms.cohort.helper, server, MASKS, body),), save=terms.journal(body))
 
