@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scipy import stats
 
-from confide.crypto.keys import commit, label
+from confide.crypto.keys import AgreementKey, commit, label
 from confide.crypto.projection import project
 from confide.crypto.random import SeededRandomness
 from confide.crypto.ring import add_words, pack
@@ -22,7 +22,7 @@ from confide.ideal import Cohort, Session
 from confide.secagg import NormBound, Shares, norm_check, roster
 from confide.secagg.norm_check import Evidence, NormCheck, Opening
 from confide.secagg.norm_proof import PRIME, Point, pack_elements, subtract, unpack_elements
-from confide.secagg.shares_terms import MASKS, POINT_SEED, RECEIVED, UPLOAD, Masks, Received, Terms, Upload
+from confide.secagg.shares_terms import HELPER_SEED, MASKS, POINT_SEED, RECEIVED, UPLOAD, Masks, Received, Terms, Upload
 from confide.wire import Fault, MemoryStore, Message, alter, decode, encode, run
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform
 from secagg.tamper import flip
@@ -72,13 +72,14 @@ class Lie:
 
     Args:
         carries: of the carries, given them and the sums a + b.
-        slack: of the slack's bits, given them and what T - sum z^2 really is.
+        slack: of the slack's bits, given them, what T - sum z^2 really is, and the weights that a client would know
+            in advance if they did not depend on its inputs.
         proof: of the elements of the proof.
         evidence: of what is sent, before the client signs it.
     """
 
     carries: Callable[[list[int], list[int]], list[int]] = lambda carries, _: carries
-    slack: Callable[[list[int], int], list[int]] = lambda bits, _: bits
+    slack: Callable[[list[int], int, list[int]], list[int]] = lambda bits, *_: bits
     proof: Callable[[list[int]], list[int]] = field(default=same)
     evidence: Callable[[Evidence], Evidence] = lambda evidence: evidence
 
@@ -99,7 +100,8 @@ def forged(parties: Federation, session: Session, vector: np.ndarray, lie: Lie, 
     carries = lie.carries([int(value >= modulus) for value in sums], sums)
     z = [value - modulus * carry - modulus // 2 for value, carry in zip(sums, carries, strict=True)]
     slack = (norm.bound.threshold - sum(value * value for value in z)) % PRIME
-    inputs = carries + lie.slack([slack >> bit & 1 for bit in range(norm._slack_bits)], slack)
+    ahead = norm._weights(projection, b"")[norm.bound.rows :]
+    inputs = carries + lie.slack([slack >> bit & 1 for bit in range(norm._slack_bits)], slack, ahead)
     own = pack_elements(subtract(inputs, norm._helper_inputs(name, seed)))
     inputs_digest = norm._inputs_digest(name, blind, own)
     u, v, _ = norm._statement(inputs, sums, norm._weights(projection, inputs_digest), leads=True)
@@ -162,8 +164,28 @@ def to_zero(_: list[int], sums: list[int]) -> list[int]:
     return [(value - MODULUS // 2) * pow(MODULUS, -1, PRIME) % PRIME for value in sums]
 
 
-def as_one_element(bits: list[int], slack: int) -> list[int]:
-    return [slack, *[0] * (len(bits) - 1)]
+def as_one_element(place: int) -> Callable[[list[int], int, list[int]], list[int]]:
+    """Return a lie that puts the whole slack, whatever its sign, into one element that is no bit."""
+
+    def lie(bits: list[int], slack: int, _: list[int]) -> list[int]:
+        chosen = place % len(bits)
+        return [slack * pow(2, -chosen, PRIME) % PRIME if at == chosen else 0 for at in range(len(bits))]
+
+    return lie
+
+
+def solved(bits: list[int], slack: int, ahead: list[int]) -> list[int]:
+    """Return a slack whose lie about one bit cancels its lie about the sum, if `ahead` are the weights that will hold.
+
+    With e in place of bit i: weight (e^2 - e) + 2^i e - slack = 0, a quadratic equation modulo p = 3 mod 4.
+    """
+    for place, weight in enumerate(ahead):
+        half = (2**place - weight) * pow(2 * weight, -1, PRIME) % PRIME
+        square = (half * half + slack * pow(weight, -1, PRIME)) % PRIME
+        root = pow(square, (PRIME + 1) // 4, PRIME)
+        if root * root % PRIME == square:
+            return [(root - half) % PRIME if at == place else 0 for at in range(len(bits))]
+    raise AssertionError("no weight had a solution")
 
 
 def bumped(values: list[int], place: int) -> list[int]:
@@ -172,10 +194,12 @@ def bumped(values: list[int], place: int) -> list[int]:
 
 HIDDEN = {
     "carries that are no bits": Lie(carries=to_zero),
-    "a slack that is no bits": Lie(slack=as_one_element),
+    "a slack that is no bits": Lie(slack=as_one_element(0)),
+    "a slack that is one highest bit": Lie(slack=as_one_element(-1)),
+    "a slack that solves for weights known ahead": Lie(slack=solved),
     "carries of two": Lie(carries=lambda carries, _: [2 * carry for carry in carries]),
     "no carries": Lie(carries=lambda carries, _: [0] * len(carries)),
-    "no slack": Lie(slack=lambda bits, _: [0] * len(bits)),
+    "no slack": Lie(slack=lambda bits, *_: [0] * len(bits)),
 }
 
 
@@ -192,6 +216,29 @@ def test_without_the_check_of_bits_the_same_lies_pass(name: str, monkeypatch: py
         try_on(one_long(), HIDDEN[name])
 
 
+def test_with_weights_that_ignore_the_inputs_the_solved_lie_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The control: a client that knows rho before it chooses its bits chooses them to fit."""
+    weights = NormCheck._weights
+    monkeypatch.setattr(NormCheck, "_weights", lambda self, projection, _: weights(self, projection, b""))
+    with pytest.raises(AssertionError):
+        try_on(one_long(), HIDDEN["a slack that solves for weights known ahead"])
+
+
+@pytest.mark.parametrize("place", [0, 1, 159, 318, 319])
+def test_every_carry_must_be_a_bit(place: int) -> None:
+    """One carry makes one z zero; everything else is honest, and the slack is the right one."""
+
+    def one_to_zero(carries: list[int], sums: list[int]) -> list[int]:
+        return [*carries[:place], to_zero(carries, sums)[place], *carries[place + 1 :]]
+
+    try_on(np.full(LENGTH, 7), Lie(carries=one_to_zero))
+
+
+@pytest.mark.parametrize("place", [0, 1, 14, -2, -1])
+def test_every_bit_of_the_slack_must_be_one(place: int) -> None:
+    try_on(np.full(LENGTH, 7), Lie(slack=as_one_element(place)))
+
+
 @pytest.mark.parametrize("place", [0, 1, 27, 53, 54, 55, -1])
 def test_a_changed_proof_of_an_honest_vector_is_left_out(place: int) -> None:
     vector = np.full(LENGTH, 7)
@@ -200,12 +247,18 @@ def test_a_changed_proof_of_an_honest_vector_is_left_out(place: int) -> None:
 
 def test_changed_inputs_of_an_honest_vector_are_left_out() -> None:
     vector = np.full(LENGTH, 7)
-    try_on(vector, Lie(slack=lambda bits, _: [1 - bits[0], *bits[1:]]))
+    try_on(vector, Lie(slack=lambda bits, *_: [1 - bits[0], *bits[1:]]))
     try_on(vector, Lie(carries=lambda carries, _: [1 - carries[0], *carries[1:]]))
 
 
-def test_a_client_cannot_choose_the_main_server_s_projection() -> None:
-    """Another digest of the seed would give the two servers different rows, one set of them the client's choice."""
+def test_a_client_cannot_choose_the_main_server_s_projection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another digest of the seed would give the two servers different rows, one set of them the client's choice.
+
+    The digest itself is compared: the client is left out even where every proof holds.
+    """
+    monkeypatch.setattr(Point, "holds", lambda *_: True)
+    with pytest.raises(AssertionError):
+        try_on(one_long(), Lie())  # the control: without proofs a long vector passes
     try_on(np.full(LENGTH, 7), Lie(evidence=lambda evidence: replace(evidence, seed_digest=bytes(32))))
 
 
@@ -571,16 +624,23 @@ def test_the_helper_cannot_try_vectors_on_the_digest_it_sees() -> None:
     assert hashlib.sha256(upload.words).digest() not in bodies
 
 
-def test_no_element_repeats_between_uploads() -> None:
-    """Shares and masks are fresh for every client and session."""
+def test_no_element_repeats_between_uploads_neither_shared_nor_masks() -> None:
+    """Shares are fresh for every client and session, and so are the masks once both shares are put together."""
     parties, seen = federation(), []
+    key = AgreementKey(parties.stores["helper"].get(HELPER_SEED))
     for number in (1, 2):
         session = parties.session(number, length=LENGTH)
+        terms = Terms(session, parties.stores["helper"], BOUND)
         for message in parties.sum(session, honest(parties, session)).messages:
             if message.tag == UPLOAD:
-                evidence = decode(message.body, Upload, max_bytes=1 << 20).evidence
-                seen += unpack_elements(evidence.inputs, len(evidence.inputs) // 16)
-                seen += unpack_elements(evidence.proof, len(evidence.proof) // 16)
+                upload = decode(message.body, Upload, max_bytes=1 << 20)
+                signed = terms.norm.claims(message.src, upload.words, upload.evidence).signed
+                seed = terms.open_seed(message.src, upload.parcel, key, signed=signed)
+                inputs = unpack_elements(upload.evidence.inputs, terms.norm._inputs)
+                proof = unpack_elements(upload.evidence.proof, terms.norm._proofs.elements)
+                both = zip(proof, terms.norm._helper_proof(message.src, seed), strict=True)
+                masks = [(one + other) % PRIME for one, other in both][: terms.norm._proofs.masks]
+                seen += inputs + proof + masks
     assert len(set(seen)) == len(seen)
 
 
