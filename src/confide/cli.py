@@ -136,7 +136,7 @@ def train(
 
         confide train examples/breast_cancer.toml
     """
-    from confide.train import Output, describe, load, load_data
+    from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
     from confide.train.evaluate import accuracy
 
@@ -150,6 +150,9 @@ def train(
         )
     rounds = rounds_of(job, data, ledger=output.ledger)
     _out.print(describe(job))
+    _out.print(
+        f"starting model: {start_hash(data)} (parties compare it, or put it into their jobs as train.start_hash)"
+    )
     last = None
     with _bars() as bars:
         task = bars.add_task("rounds", total=job.train.rounds)

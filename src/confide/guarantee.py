@@ -11,6 +11,12 @@ from enum import StrEnum
 
 import msgspec
 
+#: What every sum without noise leaks, and what every technique does whose secrets rest on X25519 alone.
+SUM_REVEALS = (
+    "The sum can reveal records unless noise is added, the more so when the server crafts models or varies the cohort."
+)
+RECORDED_X25519 = "X25519 keys: messages recorded today fall to a quantum computer."
+
 
 class Adversary(StrEnum):
     """How far the adversary may go before the claims stop to hold."""
@@ -109,6 +115,7 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         tuning: how the hyper-parameters were chosen and what that cost.
         seed: "operating system", or the sentence that voids every claim.
         ledger: hex SHA-256 of the ledger's last line; empty if none was kept.
+        hidden_among: fewest parties in any sum that the server saw; None if it saw single vectors, or was not told.
     """
 
     aggregator: str
@@ -131,13 +138,16 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     tuning: str = "taken as fixed in advance; a search over private records would cost more"
     seed: str = "operating system"
     ledger: str = ""
+    hidden_among: int | None = None
 
     def sentence(self) -> str:
         """Return the label in one line, for a terminal, a page or a response header."""
+        groups = self.hidden_among is not None and self.hidden_among < self.quorum
+        among = f" in sums over {self.hidden_among} or more of them" if groups else ""
         if self.epsilon is None:
-            return f"trained by {self.aggregator} over {len(self.parties)} parties, no differential privacy"
+            return f"trained by {self.aggregator} over {len(self.parties)} parties{among}, no differential privacy"
         return (
-            f"trained by {self.aggregator} over {len(self.parties)} parties, epsilon={self.epsilon:.3g} "
+            f"trained by {self.aggregator} over {len(self.parties)} parties{among}, epsilon={self.epsilon:.3g} "
             f"at delta={self.delta:.2g} per {self.unit} ({self.relation}) against the server with "
             f"{self.colluding} colluding parties, noise from: {self.seed}"
         )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
 from confide.errors import Aborted, ProtocolError, UsageError
-from confide.guarantee import Guarantee, nothing_hidden
+from confide.guarantee import SUM_REVEALS, Guarantee, nothing_hidden
 from confide.model.graph import Graph, Problem
 from confide.wire import Array, Message, Party, Step, Store, decode, encode
 
@@ -146,7 +146,7 @@ class PlainSum(Aggregator):
 
     name = "plain"
     guarantee = nothing_hidden(
-        "The server sees every client's update; from a linear model's update it can often read records."
+        "The server sees every client's update; from a linear model's update it can often read records. " + SUM_REVEALS
     )
 
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:

@@ -54,6 +54,7 @@ def test_training_rows_are_right_about_each_other(outcome):
     assert rows["masked"].figure("upload_bytes") > rows["plain"].figure("upload_bytes")
     assert rows["masked+dp"].figure("epsilon_total") == pytest.approx(1.0, rel=1e-3)
     assert rows["masked+dp"].guarantee.hides("record", "outsiders")
+    assert "fall to a quantum computer" in rows["masked+dp"].guarantee.leaks
     assert not rows["masked"].guarantee.hides("record", "outsiders")
     assert rows["plain"].guarantee.sentences() == ["nothing is hidden"]
 

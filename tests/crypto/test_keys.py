@@ -7,24 +7,32 @@ import hmac
 from itertools import pairwise
 
 import pytest
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import mlkem as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.crypto.keys import (
+    CIPHERTEXT_BYTES,
+    ENCAPSULATION_KEY_BYTES,
+    ENCAPSULATION_SEED_BYTES,
     SEAL_BYTES,
     AgreementKey,
+    DecapsulationKey,
     SigningKey,
     check_agreement_key,
+    check_encapsulation_key,
     commit,
     derive,
+    encapsulate,
     label,
     seal,
     unseal,
     verify,
 )
 from confide.crypto.random import SeededRandomness
-from confide.errors import ProtocolError
-from crypto import chacha
+from confide.errors import ProtocolError, UsageError
+from crypto import chacha, mlkem
 
 hexed = bytes.fromhex
 P = 2**255 - 19
@@ -132,6 +140,93 @@ def test_honest_keys_pass(seed: bytes) -> None:
     check_agreement_key(AgreementKey(seed).public)
 
 
+# --- encapsulation ----------------------------------------------------------------------------------------------------
+
+#: SHAKE128 over the answers to 100 cases that SHAKE128 of nothing draws: the scheme of C2SP CCTV's accumulated vectors,
+#: the digest of `TestAccumulated` in Go's crypto/mlkem.
+ACCUMULATED = "1114b1b6699ed191734fa339376afa7e285c9e6acf6ff0177d346696ce564415"
+
+
+def test_encapsulation_is_ml_kem_768_of_fips_203() -> None:
+    """Keys, secrets and the secrets of random ciphertexts are ours; the ciphertexts are those of the oracle."""
+    drawn, answers = hashlib.shake_128().digest(100 * (64 + 32 + CIPHERTEXT_BYTES)), hashlib.shake_128()
+    for start in range(0, len(drawn), 64 + 32 + CIPHERTEXT_BYTES):
+        key = DecapsulationKey(drawn[start : start + 64])
+        ciphertext, secret = mlkem.encapsulate(key.public, drawn[start + 64 : start + 96])
+        assert key.decapsulate(ciphertext) == secret
+        other = key.decapsulate(drawn[start + 96 : start + 96 + CIPHERTEXT_BYTES])
+        answers.update(key.public + ciphertext + secret + other)
+    assert answers.hexdigest(32) == ACCUMULATED
+
+
+@given(st.binary(min_size=64, max_size=64))
+@settings(max_examples=25, deadline=None)
+def test_what_was_encapsulated_is_what_the_holder_decapsulates_and_nobody_else(seed: bytes) -> None:
+    key, other = DecapsulationKey(seed), DecapsulationKey(bytes([seed[0] ^ 1]) + seed[1:])
+    check_encapsulation_key(key.public)
+    (first, secret), (second, another) = encapsulate(key.public), encapsulate(key.public)
+    assert (len(key.public), len(first), len(secret)) == (ENCAPSULATION_KEY_BYTES, CIPHERTEXT_BYTES, 32)
+    assert (key.decapsulate(first), key.decapsulate(second)) == (secret, another)
+    assert len({secret, another, other.decapsulate(first)}) == 3
+
+
+@pytest.mark.parametrize("at", [0, 959, 960, CIPHERTEXT_BYTES - 1])
+def test_a_changed_ciphertext_gives_another_secret_and_no_error(at: int) -> None:
+    key = DecapsulationKey(bytes(ENCAPSULATION_SEED_BYTES))
+    ciphertext, secret = encapsulate(key.public)
+    changed = ciphertext[:at] + bytes([ciphertext[at] ^ 1]) + ciphertext[at + 1 :]
+    assert key.decapsulate(changed) != secret
+    assert key.decapsulate(changed) == key.decapsulate(changed)
+
+
+def with_coefficient(public: bytes, position: int, value: int) -> bytes:
+    """Return `public` with one of its 768 coefficients of 12 bits replaced."""
+    packed = int.from_bytes(public[:1152], "little") & ~(0xFFF << 12 * position)
+    return (packed | value << 12 * position).to_bytes(1152, "little") + public[1152:]
+
+
+@pytest.mark.parametrize("position", [0, 1, 255, 256, 767])
+def test_public_keys_with_a_coefficient_that_is_not_reduced_are_refused(position: int) -> None:
+    """FIPS 203, section 7.2, the modulus check: q - 1 passes at every place, q does not."""
+    public = DecapsulationKey(bytes(ENCAPSULATION_SEED_BYTES)).public
+    check_encapsulation_key(with_coefficient(public, position, mlkem.Q - 1))
+    for value in (mlkem.Q, 4095):
+        for refuse in (check_encapsulation_key, encapsulate):
+            with pytest.raises(ProtocolError, match="1184 bytes, reduced"):
+                refuse(with_coefficient(public, position, value))
+
+
+def test_keys_and_ciphertexts_of_another_size_are_refused() -> None:
+    key = DecapsulationKey(bytes(ENCAPSULATION_SEED_BYTES))
+    ciphertext, _ = encapsulate(key.public)
+    for public in (b"", key.public[:-1], key.public + b"\0", bytes(32)):
+        with pytest.raises(ProtocolError, match="1184 bytes"):
+            check_encapsulation_key(public)
+    for candidate in (b"", ciphertext[:-1], ciphertext + b"\0", bytes(32)):
+        with pytest.raises(ProtocolError, match="1088 bytes"):
+            key.decapsulate(candidate)
+
+
+def test_an_openssl_without_ml_kem_is_one_line_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    public = DecapsulationKey(bytes(ENCAPSULATION_SEED_BYTES)).public
+
+    def absent(_: bytes) -> None:
+        raise UnsupportedAlgorithm("ML-KEM-768 is not supported by this backend.")
+
+    monkeypatch.setattr(library.MLKEM768PrivateKey, "from_seed_bytes", absent)
+    monkeypatch.setattr(library.MLKEM768PublicKey, "from_public_bytes", absent)
+    for use in (
+        lambda: DecapsulationKey(bytes(64)),
+        lambda: encapsulate(public),
+        lambda: check_encapsulation_key(public),
+    ):
+        with pytest.raises(UsageError, match="pip install .*cryptography"):
+            use()
+
+
+# --- signatures -------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(("seed", "public", "message", "signature"), ED25519)
 def test_signatures_are_ed25519_of_rfc_8032(seed: str, public: str, message: str, signature: str) -> None:
     key = SigningKey(hexed(seed))
@@ -229,6 +324,6 @@ def test_a_commitment_binds_its_secret_and_its_purpose() -> None:
 
 def test_secrets_have_no_repr() -> None:
     seed = SeededRandomness("repr").bytes(32)
-    for key in (AgreementKey(seed), SigningKey(seed)):
+    for key in (AgreementKey(seed), SigningKey(seed), DecapsulationKey(2 * seed)):
         assert repr(key).endswith("(secret)")
         assert seed.hex() not in repr(vars(key))

@@ -79,3 +79,16 @@ def test_the_mean_is_the_mean() -> None:
     np.testing.assert_array_equal(robust.mean(np.array([[1.0, 2.0], [3.0, 6.0]])), [2.0, 4.0])
     with pytest.raises(UsageError):
         robust.mean(np.zeros((0, 2)))
+
+
+@pytest.mark.parametrize("liars", [0, 1, 4])
+@pytest.mark.parametrize("rule", ["median", "trimmed-mean", "multi-krum", "mean"])
+def test_rules_by_name_need_what_they_say(rule: str, liars: int) -> None:
+    liars = 0 if rule == "mean" else liars
+    enough = robust.fewest(rule, liars)
+    rows = public_stream(liars, rule).normal(size=(enough, 3))
+    functions = {"median": robust.median, "trimmed-mean": robust.trimmed_mean, "multi-krum": robust.multi_krum}
+    expected = rows.mean(axis=0) if rule == "mean" else functions[rule](rows, liars=liars)
+    np.testing.assert_array_equal(robust.combine(rule, rows, liars=liars), expected)
+    with pytest.raises(UsageError):
+        robust.combine(rule, rows[1:], liars=liars)

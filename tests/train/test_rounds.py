@@ -3,13 +3,15 @@
 import msgspec
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from confide.crypto.random import SeededRandomness, SystemRandomness
-from confide.errors import Aborted, DataError
+from confide.errors import Aborted, DataError, ModelError
 from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg import Shares
 from confide.secagg.masked import Masked
+from confide.train import learner
 from confide.train.encodings import WeightedUpdates, integer_norm_bound
 from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
@@ -138,6 +140,26 @@ def test_an_update_beyond_the_bound_is_scaled_not_wrapped():
         average=0.0, rounds=1, learning_rate=1000.0, momentum=0.0, expected_records=40, update_bound=2.0
     )
     assert np.abs(flatten(run(Masked(), settings=wild)[-1].model)).max() <= 2.0 + 1e-5
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedprox"])
+def test_an_update_that_is_not_finite_is_refused_by_the_name_of_its_silo(algorithm):
+    """Integers cannot say NaN: it is refused before there are any. Only the features of h1 are large enough."""
+    settings = replace(SETTINGS, algorithm=algorithm, learning_rate=1e200)
+    parties = [Silo(silo.name, np.zeros_like(silo.x), silo.y) for silo in silos()]
+    run(PlainSum(), parties, replace(settings, rounds=1))
+    parties[1] = Silo("h1", 1e150 * silos()[1].x, parties[1].y)
+    with pytest.raises(ModelError, match="diverged.*h1"):
+        run(PlainSum(), parties, replace(settings, rounds=1))
+
+
+def test_a_difference_of_finite_models_that_is_not_finite_is_refused_too(monkeypatch):
+    far = Graph((Linear(np.full((1, 5), 1.7e308), np.zeros(1)), Sigmoid()))
+    start = Graph((Linear(np.full((1, 5), -1.7e308), np.zeros(1)), Sigmoid()))
+    monkeypatch.setattr(learner, "descend", lambda *_, **__: far)
+    encoding = WeightedUpdates(GraphLearner(start, SETTINGS), SETTINGS)
+    with pytest.raises(ModelError, match="finite update of h0"):
+        encoding.contribution(flatten(start), silos()[0], 1, SystemRandomness(), MemoryStore())
 
 
 def test_too_many_records_for_the_ring_are_refused():

@@ -12,14 +12,23 @@ from numpy.typing import NDArray
 
 from confide.compare.attack import extraction
 from confide.compare.record import Record, Spread, machine, summarise, version
-from confide.errors import UsageError
-from confide.guarantee import Adversary, Claim, Guarantee, Trust, nothing_hidden
+from confide.errors import JobError, UsageError
+from confide.guarantee import RECORDED_X25519, Adversary, Claim, Guarantee, Trust, nothing_hidden
 from confide.model.graph import Graph
 from confide.serve.client import Client
 from confide.train.evaluate import accuracy, auc, decide
-from confide.train.job import Job
+from confide.train.job import Job, check_groups
 from confide.train.local import Silo
-from confide.train.run import AGGREGATORS, Prepared, load_data, local_models, plan_of, pooled_model, train
+from confide.train.run import (
+    AGGREGATORS,
+    Prepared,
+    aggregator_of,
+    load_data,
+    local_models,
+    plan_of,
+    pooled_model,
+    train,
+)
 
 Matrix = NDArray[np.float64]
 
@@ -56,9 +65,21 @@ class Trial:
 
 
 def training_choices(job: Job) -> tuple[str, ...]:
-    """Return what is compared on `job`: the two baselines, every aggregator, and the private one if it has a budget."""
+    """Return what is compared on `job`: the two baselines, every aggregator, and the private one if it has a budget.
+
+    Groups are compared where the parties are enough to outvote a liar.
+    """
     plain_first = sorted(AGGREGATORS, key=lambda name: name != "plain")
-    return ("local", "pooled", *plain_first, *(["masked+dp"] if job.privacy else []))
+    fitting = [name for name in plain_first if name != "groups" or _groups_fit(job)]
+    return ("local", "pooled", *fitting, *(["masked+dp"] if job.privacy else []))
+
+
+def _groups_fit(job: Job) -> bool:
+    try:
+        check_groups(msgspec.structs.replace(job, privacy=None))
+    except JobError:
+        return False
+    return True
 
 
 def training(job: Job, seeds: Iterable[int], choices: Sequence[str]) -> Iterator[Trial]:
@@ -124,11 +145,17 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
     if choice in ("local", "pooled"):
         return _LOCAL if choice == "local" else _POOLED
     aggregate, _, private = choice.partition("+")
-    base = AGGREGATORS[aggregate]().guarantee
+    chosen = msgspec.structs.replace(
+        job,
+        train=msgspec.structs.replace(job.train, aggregate=aggregate),
+        privacy=job.privacy if private else None,
+    )
+    base = aggregator_of(chosen).guarantee
     plan = plan_of(job, data.start.parameters, len(data.silos)) if private else None
     if plan is None:
         return base
     noise = f"{plan.shares} honest survivors add their share of the noise"
+    recorded = f" {RECORDED_X25519}" if base.claims and not base.post_quantum else ""
     return Guarantee(
         claims=base.claims | {Claim("record", "server", (noise,)), Claim("record", "outsiders", (noise,))},
         adversary=base.adversary if base.adversary is not Adversary.NONE else Adversary.SEMI_HONEST,
@@ -136,7 +163,8 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
         security_bits=base.security_bits,
         post_quantum=base.post_quantum,
         verified_result=base.verified_result,
-        leaks=f"Each record at most epsilon={plan.epsilon:g} at delta={plan.delta:.2g}, every round's model included.",
+        leaks=f"Each record at most epsilon={plan.epsilon:g} at delta={plan.delta:.2g}, every round's model included."
+        + recorded,
         primary=f"{base.primary} + discrete Gaussian noise",
         paper=f"{base.paper}; {plan.mechanism}",
     )

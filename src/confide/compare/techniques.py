@@ -82,7 +82,7 @@ TRAINING: Mapping[str, Technique] = {
         "n organisations, 2 servers of different owners",
     ),
     "groups": Technique(
-        "Robust group sums", _EVERY_ROUND, "some parties may lie", "confide", "n organisations, n + 1 machines"
+        "Robust group sums", _EVERY_ROUND, "some parties may lie", "confide", "9 organisations or more, n + 1 machines"
     ),
     "he": Technique(
         "Homomorphic sum",

@@ -1,4 +1,4 @@
-"""Keys: agreement (X25519), signatures (Ed25519), derivation (HKDF-SHA256) and sealed boxes (ChaCha20-Poly1305).
+"""Keys: agreement (X25519), encapsulation (ML-KEM-768), signatures (Ed25519), derivation (HKDF-SHA256), sealed boxes.
 
 Thin types over `cryptography` (OpenSSL). Secrets have no repr and compare by identity; public halves are plain bytes.
 Whatever another party sent and does not hold up becomes a `ProtocolError`.
@@ -9,21 +9,29 @@ from __future__ import annotations
 import hashlib
 import hmac
 
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from confide.crypto.random import Randomness
-from confide.errors import ProtocolError
+from confide.errors import ProtocolError, UsageError
 
 #: Bytes of every secret seed, key, public key and digest here.
 KEY_BYTES = 32
 SIGNATURE_BYTES = 64
 #: What a box adds to its plaintext.
 SEAL_BYTES = 16
+#: Bytes of an ML-KEM-768 seed, public key and ciphertext (FIPS 203, tables 2 and 3).
+ENCAPSULATION_SEED_BYTES, ENCAPSULATION_KEY_BYTES, CIPHERTEXT_BYTES = 64, 1184, 1088
+
+_NO_ML_KEM = (
+    "Expected a cryptography package whose OpenSSL has ML-KEM; install its wheel with: pip install --force-reinstall "
+    "--only-binary cryptography 'cryptography>=50'"
+)
 
 _FIELD = 2**255 - 19
 #: The u-coordinates below p of the points whose order divides 8: with them every shared secret is zero.
@@ -73,6 +81,82 @@ def check_agreement_key(public: bytes) -> None:
     value = int.from_bytes(public, "little")
     if len(public) != KEY_BYTES or value >= _FIELD or value in _LOW_ORDER:
         raise ProtocolError("Expected an agreement key of full order")
+
+
+class DecapsulationKey:
+    """The secret half of an ML-KEM-768 pair (FIPS 203).
+
+    Args:
+        seed: 64 secret bytes, d and z in one.
+
+    Raises:
+        UsageError: the OpenSSL at hand has no ML-KEM.
+    """
+
+    def __init__(self, seed: bytes) -> None:
+        try:
+            self._key = MLKEM768PrivateKey.from_seed_bytes(seed)
+        except UnsupportedAlgorithm:
+            raise UsageError(_NO_ML_KEM) from None
+        self.public = self._key.public_key().public_bytes_raw()
+
+    def decapsulate(self, ciphertext: bytes) -> bytes:
+        """Return the 32 uniform bytes that `encapsulate` drew with `ciphertext`.
+
+        A ciphertext that was changed, or made for another key, gives other bytes and no error: let the sender confirm
+        what it drew.
+
+        Raises:
+            ProtocolError: a wrong size.
+        """
+        try:
+            return self._key.decapsulate(ciphertext)
+        except ValueError:
+            raise ProtocolError(f"Expected an ML-KEM-768 ciphertext of {CIPHERTEXT_BYTES} bytes") from None
+
+    def __repr__(self) -> str:
+        return "DecapsulationKey(secret)"
+
+
+def encapsulate(public: bytes) -> tuple[bytes, bytes]:
+    """Return a ciphertext for the holder of `public`, and the 32 uniform bytes that it carries.
+
+    OpenSSL draws these by itself and takes no `Randomness`: two runs from one seed differ in them.
+
+    Raises:
+        ProtocolError: as `check_encapsulation_key`.
+        UsageError: the OpenSSL at hand has no ML-KEM.
+    """
+    secret, ciphertext = _encapsulation_key(public).encapsulate()
+    return ciphertext, secret
+
+
+def require_encapsulation() -> None:
+    """Say so if no ML-KEM key can be made here.
+
+    Raises:
+        UsageError: the OpenSSL at hand has no ML-KEM.
+    """
+    DecapsulationKey(bytes(ENCAPSULATION_SEED_BYTES))
+
+
+def check_encapsulation_key(public: bytes) -> None:
+    """Refuse a public ML-KEM-768 key that no honest party makes: wrong size, or a coefficient not reduced modulo q.
+
+    Raises:
+        ProtocolError: as said.
+        UsageError: the OpenSSL at hand has no ML-KEM.
+    """
+    _encapsulation_key(public)
+
+
+def _encapsulation_key(public: bytes) -> MLKEM768PublicKey:
+    try:
+        return MLKEM768PublicKey.from_public_bytes(public)
+    except UnsupportedAlgorithm:
+        raise UsageError(_NO_ML_KEM) from None
+    except ValueError:
+        raise ProtocolError(f"Expected an ML-KEM-768 public key of {ENCAPSULATION_KEY_BYTES} bytes, reduced") from None
 
 
 class SigningKey:

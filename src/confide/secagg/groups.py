@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -143,7 +144,8 @@ class Groups(Aggregator):
             post_quantum=inside.post_quantum,
             verified_result=False,
             leaks=f"One sum per group of at least {size} clients: a client hides among those of its group in the sum, "
-            f"never fewer than {SMALLEST_GROUP}, and not among all. Who is in which group; who dropped out.",
+            f"never fewer than {SMALLEST_GROUP}, and not among all. Who is in which group; who dropped out. "
+            f"Of each group: {inside.leaks}",
             primary=f"{inside.primary}, within groups",
             paper=f"{inside.paper}; SHARE, arXiv 2110.02940",
         )
@@ -188,6 +190,11 @@ class Groups(Aggregator):
             for group in groups_of(clients, seed, self._size)
         )
 
+    def fewest(self, clients: int, quorum: int) -> int:
+        """Return the fewest clients that a row can be over, in a cohort of `clients`."""
+        smallest = clients // max(1, clients // self._size)
+        return max(SMALLEST_GROUP, -(-quorum * smallest // clients))
+
     def _quorum(self, session: Session, group: Sequence[str]) -> int:
         cohort = session.cohort
         return max(SMALLEST_GROUP, -(-cohort.quorum * len(group) // len(cohort.clients)))
@@ -198,12 +205,10 @@ class Groups(Aggregator):
         yield from self._inner.setup("server", cohort.server, cohort, store, rng)
         terms = _DrawTerms(cohort, roster.pinned(store))
         received = yield Step(await_tag=COMMIT, wait_for=cohort.clients)
-        digests = {
-            name: decode(received[name].body, Commitment, max_bytes=KEY_BYTES + 32).digest for name in cohort.clients
-        }
+        digests = {name: _read(name, received[name].body, Commitment).digest for name in cohort.clients}
         shown = _to_all(cohort, COMMITS, encode(Commitments(digests)))
         received = yield Step(send=shown, await_tag=REVEAL, wait_for=cohort.clients)
-        nonces = {name: decode(received[name].body, Nonce, max_bytes=128) for name in cohort.clients}
+        nonces = {name: _read(name, received[name].body, Nonce) for name in cohort.clients}
         seed = terms.seed(digests, nonces)
         yield Step(send=_to_all(cohort, REVEALS, encode(Nonces(nonces))), save={DRAW: encode(Nonces(nonces))})
         return terms.fingerprint(seed)
@@ -253,12 +258,30 @@ class _DrawTerms:
         for name, revealed in nonces.items():
             if len(revealed.nonce) != KEY_BYTES or self.commitment(name, revealed.nonce) != digests[name]:
                 raise ProtocolError(f"Expected the nonce that {name} committed to")
-            verify(self._identities[name], self.signed(name, digests, revealed.nonce), revealed.signature)
+            try:
+                verify(self._identities[name], self.signed(name, digests, revealed.nonce), revealed.signature)
+            except ProtocolError:
+                raise ProtocolError(f"Expected a reveal that {name} signed, over the commitments shown here") from None
         return _outcome(self._digest, nonces)
 
     def fingerprint(self, seed: bytes) -> str:
         """Return what people compare: roster and draw in one."""
         return hashlib.sha256(label("confide groups roster v1", self._digest, seed)).hexdigest()
+
+
+_Sent = TypeVar("_Sent", Commitment, Nonce)
+
+
+def _read(name: str, body: bytes, kind: type[_Sent]) -> _Sent:
+    """Return what a client sent to the draw.
+
+    Raises:
+        Aborted: it is malformed; the text names the client.
+    """
+    try:
+        return decode(body, kind, max_bytes=KEY_BYTES + SIGNATURE_BYTES + 32)
+    except ProtocolError as error:
+        raise Aborted(f"{error} from {name}; set that client up again") from None
 
 
 def _to_all(cohort: Cohort, tag: str, body: bytes) -> tuple[Message, ...]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from confide.crypto.random import Randomness
 from confide.errors import UsageError
-from confide.guarantee import Adversary, Claim, Guarantee, Trust
+from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import masked_client, masked_server, roster
 from confide.secagg.collect import SMALLEST_SUM
@@ -46,9 +46,8 @@ def _guarantee(adversary: Adversary, honest: tuple[str, ...]) -> Guarantee:
         security_bits=128,
         post_quantum=False,
         verified_result=False,
-        leaks="The sum over the survivors, which can reveal records unless noise is added, the more so when the server "
-        "crafts models or varies the cohort. Two sums of the same updates over different survivors, as a repeated "
-        "round can give, reveal what lies between them. Who dropped out, and when.",
+        leaks=f"{SUM_REVEALS} Two sums of the same updates over different survivors, as a repeated round can give, "
+        f"reveal what lies between them. Who dropped out, and when. {RECORDED_X25519}",
         primary="X25519 + Shamir + AES-256 masks, Ed25519 consistency round",
         paper="Bonawitz et al., CCS 2017; Bell et al., CCS 2020",
     )

@@ -140,8 +140,10 @@ def _roster(cohort: Cohort, received: Mapping[str, Message]) -> Roster:
             key = decode(received[name].body, _Identity, max_bytes=_limit_bytes(cohort)).key
         except ProtocolError:
             key = b""
-        if len(key) != KEY_BYTES or key in keys.values():
-            raise Aborted(f"Expected an identity key of its own from {name}; set that client up again")
+        if len(key) != KEY_BYTES:
+            raise Aborted(f"Expected an identity key from {name}; set that client up again")
+        if twin := next((other for other, taken in keys.items() if taken == key), None):
+            raise Aborted(f"Expected an identity key of its own from {twin} and from {name}; set them up again")
         keys[name] = key
     return Roster(tuple(keys.items()))
 

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from confide.crypto.keys import KEY_BYTES, AgreementKey, check_agreement_key, label
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
-from confide.guarantee import Adversary, Claim, Guarantee, Trust
+from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import roster, shares_client
 from confide.secagg.collect import SMALLEST_SUM
@@ -41,8 +41,8 @@ _ROSTER_TAG, _KEY_TAG = "shares/roster", "shares/key"
 
 def _guarantee(bound: NormBound | None) -> Guarantee:
     leaks = (
-        "The sum over at least 3 clients, which can reveal records unless noise is added; who took part, to both "
-        "servers; every update, if both pool what they see. "
+        f"{SUM_REVEALS} Who took part, to both servers; every update, if both pool what they see. The boxes for the "
+        f"helper have {RECORDED_X25519} "
     )
     paper = "Corrigan-Gibbs and Boneh, NSDI 2017"
     if bound is None:

@@ -2,7 +2,7 @@
 
 from confide.train.job import Job, describe, load, parse
 from confide.train.rounds import Round
-from confide.train.run import AGGREGATORS, Output, Prepared, load_data, local_models, pooled_model, train
+from confide.train.run import AGGREGATORS, Output, Prepared, load_data, local_models, pooled_model, start_hash, train
 
 __all__ = [
     "AGGREGATORS",
@@ -16,5 +16,6 @@ __all__ = [
     "local_models",
     "parse",
     "pooled_model",
+    "start_hash",
     "train",
 ]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from confide.crypto.fixed import FixedPoint
 from confide.crypto.random import Randomness
 from confide.dp.plan import PrivacyPlan, Releases
-from confide.errors import DataError
+from confide.errors import DataError, ModelError
 from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner, Learner
 from confide.train.local import Silo
@@ -41,6 +41,8 @@ class Encoding(ABC):
         length: the number of integers in a contribution.
         bound: the largest absolute value of any of them.
         releases: how many sums may be taken in all, failed attempts included.
+
+    What `update` moves of an encoding is replaced and never changed in place: a copy goes its own way from there.
     """
 
     learner: Learner[Any]
@@ -55,6 +57,21 @@ class Encoding(ABC):
     @abstractmethod
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         """Return the silo's integers of round `number`, shape (length,); `store` is the silo's own."""
+
+    def _change(self, parameters: Matrix, silo: Silo, number: int, shift: Matrix | float = 0.0) -> Matrix:
+        """Return what the silo's local steps add to the parameters.
+
+        Raises:
+            ModelError: it is not finite, and would be nothing but noise in the sum; the text names the silo.
+        """
+        try:
+            with np.errstate(all="ignore"):  # what overflows is refused below
+                change = self.learner.change(parameters, silo, number=number, shift=shift)
+        except ModelError as error:
+            raise ModelError(f"{error}; seen at {silo.name}") from None
+        if not np.isfinite(change).all():
+            raise ModelError(f"Expected a finite update of {silo.name}; its training diverged: lower the learning rate")
+        return change
 
     def settle(self, store: Store, member: bool) -> None:
         """Tell a silo, through its `store`, whether its last contribution is in a released sum."""
@@ -105,6 +122,16 @@ class _Scale:
         largest = float(np.abs(change).max())
         return change * min(1.0, self._train.update_bound / largest) if largest else change
 
+    def mean(self, sums: Vector) -> Matrix:
+        """Return the weighted mean that (sum of weight * change, sum of weights) stands for.
+
+        No silo that keeps to its bounds can move it beyond `update_bound`; what others submit ends there.
+        """
+        values = self.fixed.decode(sums)
+        with np.errstate(all="ignore"):  # weights that no honest silos have may add up to nothing
+            mean = np.nan_to_num(values[:-1] / values[-1])
+        return np.clip(mean, -self._train.update_bound, self._train.update_bound)
+
 
 def integer_norm_bound(train: TrainSection) -> int | None:
     """Return train.norm_bound in steps of the grid that updates travel on, rounded down, or None."""
@@ -127,13 +154,12 @@ class WeightedUpdates(Encoding):
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         weight = self._scale.weight(silo)
-        change = self._scale.bounded(self.learner.change(parameters, silo, number=number))
+        change = self._scale.bounded(self._change(parameters, silo, number))
         change = self._scale.within_norm(change, weight)
         return self._scale.fixed.encode(np.append(weight * change, weight))
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
-        values = self._scale.fixed.decode(sums)
-        return values[:-1] / values[-1]
+        return self._scale.mean(sums)
 
 
 class Scaffold(Encoding):
@@ -166,7 +192,7 @@ class Scaffold(Encoding):
         body = store.get(_CONTROL)
         own = np.zeros_like(self.control) if body is None else np.frombuffer(body, "<f8")
         weight = self._scale.weight(silo)
-        change = self.learner.change(parameters, silo, number=number, shift=self.control - own)
+        change = self._change(parameters, silo, number, self.control - own)
         turn = self._scale.bounded(-change / self.learner.travel - self.control)
         store.commit({_NEXT_CONTROL: (own + turn).astype("<f8").tobytes()})
         return self._scale.fixed.encode(np.concatenate([weight * self._scale.bounded(change), weight * turn, [weight]]))
@@ -176,8 +202,7 @@ class Scaffold(Encoding):
         store.commit({**taken, _NEXT_CONTROL: None})
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
-        values = self._scale.fixed.decode(sums)
-        change, turn = np.split(values[:-1] / values[-1], 2)
+        change, turn = np.split(self._scale.mean(sums), 2)
         self.control = self.control + turn * members / self._parties
         return change
 

@@ -12,6 +12,7 @@ Every key has its default and its meaning here and nowhere else; `docs/train.md`
 
 from __future__ import annotations
 
+import re
 import tomllib
 import types
 from collections.abc import Collection, Iterator, Mapping, Sized
@@ -21,6 +22,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 import msgspec
 
 from confide.errors import JobError, nearest
+from confide.train.robust import fewest
 
 _LARGEST_JOB_BYTES = 1 << 20
 
@@ -78,7 +80,7 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     """[train]: who sums, and how the sum moves the model.
 
     Args:
-        aggregate: "plain", "masked", "amortised" or "shares"; what adds the updates of the parties.
+        aggregate: "plain", "masked", "amortised", "shares" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
@@ -99,6 +101,12 @@ class TrainSection(_Section, frozen=True, kw_only=True):
             whose vector is 2.5 times as long or longer. None bounds nothing.
         fraction_bits: fixed-point bits after the point of what is summed.
         attempts: how often a round that lost its quorum is repeated with fresh keys before the job stops.
+        start_hash: hex SHA-256 of the starting parameters; a party takes part from these and from no others. Without
+            the key the parties start from what the job gives.
+        group_size: of "groups": fewest parties in a group; a party hides among its group only. 0 stands for as many as
+            leave enough groups for the rule, at most 5; 3 is the least.
+        rule: of "groups": how the groups' means become one change; all groups weigh the same.
+        liars: of "groups": how many groups may hold a liar; without the key 1, or 0 for "mean".
     """
 
     aggregate: str = "masked"
@@ -119,6 +127,10 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     norm_bound: float | None = None
     fraction_bits: int = 22
     attempts: int = 3
+    start_hash: str | None = None
+    group_size: int = 0
+    rule: Literal["mean", "median", "trimmed-mean", "multi-krum"] = "trimmed-mean"
+    liars: int = 1
 
 
 class PrivacySection(_Section, frozen=True, kw_only=True):
@@ -184,6 +196,9 @@ _READ_BY: Mapping[str, tuple[str, ...]] = {
     "adaptivity": _ADAPTIVE,
 }
 
+#: The keys of [train] that only "groups" reads.
+_OF_GROUPS = ("group_size", "rule", "liars")
+
 #: (section, key): lowest, highest, lowest excluded, highest excluded
 _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
     ("job", "seed"): (-(2**63), 2**63 - 1, False, False),
@@ -207,6 +222,8 @@ _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
     ("train", "norm_bound"): (0, 1e6, True, False),
     ("train", "fraction_bits"): (8, 40, False, False),
     ("train", "attempts"): (1, 100, False, False),
+    ("train", "group_size"): (0, 1000, False, False),
+    ("train", "liars"): (0, 499, False, False),
     ("privacy", "epsilon"): (0, 32, True, False),
     ("privacy", "delta"): (0, 1, True, True),
     ("privacy", "clip_norm"): (0, 1e6, True, False),
@@ -261,6 +278,13 @@ def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
             f'Expected no train.norm_bound with train.aggregate="{job.train.aggregate}", scaffold or [privacy]; it '
             'needs two servers that check it: take aggregate = "shares" with another algorithm and no [privacy]'
         )
+    for key in _OF_GROUPS:
+        if key in given and job.train.aggregate != "groups":
+            raise JobError(
+                f'Expected no train.{key} with train.aggregate="{job.train.aggregate}"; it belongs to groups'
+            )
+    if job.train.aggregate == "groups":
+        check_groups(job)
     if job.privacy is not None and job.data.standardise:
         raise JobError(
             "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
@@ -276,6 +300,49 @@ def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
             f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
             'so take "fedavg", which then equals training on the pooled records'
         )
+
+
+def check_groups(job: Job) -> None:
+    """Refuse a job whose groups cannot keep what `aggregate = "groups"` is for.
+
+    Raises:
+        JobError: with the reason and the price.
+    """
+    train, parties = job.train, parties_of(job)
+    size = group_size(train, parties)
+    groups = max(1, parties // size)
+    if size < 3:
+        raise JobError(f"Expected train.group_size={size} to be 3 at least, or 0 for the size that the rule allows")
+    if train.rule == "mean" and train.liars:
+        raise JobError(f'Expected train.liars=0 with train.rule="mean", got {train.liars}; a mean outvotes nobody')
+    if groups < fewest(train.rule, train.liars):
+        needed = fewest(train.rule, train.liars)
+        raise JobError(
+            f'Expected at least {needed} groups, which train.rule="{train.rule}" needs to outvote train.liars='
+            f"{train.liars} of them; {parties} parties in groups of {size} make {groups}. Take {needed * size} "
+            "parties, smaller groups (3 at least) or fewer liars"
+        )
+    if train.algorithm == "scaffold":
+        raise JobError(
+            'Expected no scaffold with train.aggregate="groups"; its control variate must stay the mean of the '
+            "parties' own, and a rule that leaves some out breaks that"
+        )
+    if job.privacy is not None:
+        raise JobError(
+            f'Expected no [privacy] with train.aggregate="groups"; the sum of each group is a release of its own that '
+            f"needs the whole noise, so the mean of {groups} groups would carry sqrt({groups}) = {groups**0.5:.2f} "
+            'times the noise of one sum over all. Take "masked"'
+        )
+
+
+def parties_of(job: Job) -> int:
+    """Return how many parties a job names."""
+    return len(job.data.tables) if job.data.set is None else job.data.parties
+
+
+def group_size(train: TrainSection, parties: int) -> int:
+    """Return the fewest parties in a group: as [train] says, or as many as leave enough groups, 3 to 5."""
+    return train.group_size or min(5, max(3, parties // fewest(train.rule, train.liars)))
 
 
 def default_quorum(parties: int) -> int:
@@ -294,6 +361,8 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
         section = cast("dict[str, Any]", section)
         faults = list(_faults(name, _section_type(kind), section))
         yield from faults
+        if name == "train" and not re.fullmatch("[0-9a-f]{64}", str(section.get("start_hash", "0" * 64))):
+            yield "Expected train.start_hash to be 64 hex digits; `confide train` prints it before the first round"
         if name == "data":
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
@@ -360,6 +429,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
     train["quorum"] = train.get("quorum") or default_quorum(parties)
+    if train.get("aggregate") == "groups":
+        train["liars"] = train.get("liars", 0 if train.get("rule") == "mean" else 1)
+        of = TrainSection(**{key: train[key] for key in _OF_GROUPS if key in train})
+        train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
@@ -411,6 +484,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
     unused |= {("train", key) for key, readers in _READ_BY.items() if job.train.algorithm not in readers}
+    if job.train.aggregate != "groups":
+        unused |= {("train", key) for key in _OF_GROUPS}
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

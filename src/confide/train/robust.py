@@ -10,10 +10,14 @@ Applied to single clients' updates they would need a server that sees those.
 A rule can bound what liars do only while they are few: m > 2 f for median and trimmed mean, m > 2 f + 2 for multi-Krum.
 One lying client spoils its whole group, so f counts groups that hold a liar.
 
+Every rule adds in one fixed order, so equal rows give equal bits, whoever combines them.
+
 Paper: Yin et al., ICML 2018 (median, trimmed mean); Blanchard et al., NeurIPS 2017 (Krum, section 4; multi-Krum).
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,46 @@ from numpy.typing import NDArray
 from confide.errors import UsageError
 
 Matrix = NDArray[np.float64]
+
+
+#: How many vectors each rule needs, as (for every liar, beyond these).
+_NEEDS: Mapping[str, tuple[int, int]] = {
+    "mean": (0, 1),
+    "median": (2, 1),
+    "trimmed-mean": (2, 1),
+    "multi-krum": (2, 3),
+}
+
+
+def fewest(rule: str, liars: int) -> int:
+    """Return how many vectors `rule` needs to outvote `liars` of them; a mean outvotes nobody."""
+    each, beyond = _NEEDS[rule]
+    return each * liars + beyond
+
+
+def combine(rule: str, rows: Matrix, *, liars: int) -> Matrix:
+    """Return one vector out of `rows` by the rule's name in a job.
+
+    Args:
+        rule: "mean", "median", "trimmed-mean" or "multi-krum".
+        rows: float64, shape (m, d), m >= fewest(rule, liars).
+        liars: f.
+
+    Returns:
+        Shape (d,).
+
+    Raises:
+        UsageError: too few rows, or a value that is not finite.
+    """
+    match rule:
+        case "median":
+            return median(rows, liars=liars)
+        case "trimmed-mean":
+            return trimmed_mean(rows, liars=liars)
+        case "multi-krum":
+            return multi_krum(rows, liars=liars)
+        case _:
+            return mean(rows)
 
 
 def _checked(rows: Matrix, liars: int, needed: int) -> Matrix:
@@ -91,7 +135,9 @@ def multi_krum(rows: Matrix, *, liars: int) -> Matrix:
     """
     rows = _checked(rows, liars, 2 * liars + 3)
     near = len(rows) - liars - 2
-    squared = np.array([((rows - row) ** 2).sum(axis=1) for row in rows])
+    # over the first axis numpy adds row by row; along the last it would add in an order that depends on the processor
+    columns = np.ascontiguousarray(rows.T)
+    squared = np.array([((columns - row[:, None]) ** 2).sum(axis=0) for row in rows])
     np.fill_diagonal(squared, np.inf)
-    scores = np.sort(squared, axis=1)[:, :near].sum(axis=1)
+    scores = np.ascontiguousarray(np.sort(squared, axis=1)[:, :near].T).sum(axis=0)
     return rows[np.argsort(scores, kind="stable")[:near]].mean(axis=0)

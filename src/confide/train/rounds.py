@@ -1,15 +1,14 @@
 """The federated loop, as a generator: the caller's `for` sees every round, and stops it by leaving.
 
-Each round every silo turns its records into one integer vector, an aggregator hands the server the sum, and the server
-moves the model. What the vector holds is an `Encoding`; who may see what on the way is the aggregator's guarantee. The
-loop knows neither.
+Each round every silo turns its records into one integer vector, an aggregator hands the server the sum, and everybody
+moves the model by it: the server its `Course`, each silo its own. What the vector holds is an `Encoding`; who may see
+what on the way is the aggregator's guarantee. The loop knows neither.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic
 
 import numpy as np
@@ -17,14 +16,15 @@ from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
 from confide.errors import Aborted
-from confide.ideal import Aggregator, Cohort, Session, Sums
+from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
+from confide.secagg.groups import GroupSums
+from confide.train.course import Announcement, Course, Follower, Shared, announce, announcement, parameters_hash
 from confide.train.encodings import Encoding
 from confide.train.job import TrainSection, default_quorum
 from confide.train.learner import Model
 from confide.train.ledger import Ledger, Value
 from confide.train.local import Silo
-from confide.train.optimise import optimiser_of
-from confide.wire import Fault, MemoryStore, Store, Transcript, run
+from confide.wire import Fault, MemoryStore, Party, Store, Transcript, run
 
 Matrix = NDArray[np.float64]
 
@@ -38,7 +38,8 @@ class Round(Generic[Model]):
         attempts: sums tried for it; above 1 the quorum was lost before.
         model: the model after the round; after the last round the one to keep (averaged if the job says so).
         parameters: of `model`, float64, shape (parameters,).
-        members: whose records are in the sum.
+        members: whose records are in the sum, or in the sums of groups.
+        smallest: members of the smallest sum that the server saw.
         missing: who dropped out.
         bytes_up, seconds: of each party, the servers included.
         epsilon: spent up to and including this round, or None.
@@ -50,6 +51,7 @@ class Round(Generic[Model]):
     model: Model
     parameters: Matrix
     members: frozenset[str]
+    smallest: int
     missing: frozenset[str]
     bytes_up: Mapping[str, int]
     seconds: Mapping[str, float]
@@ -57,30 +59,34 @@ class Round(Generic[Model]):
     origin: str
 
 
-def parameters_hash(parameters: Matrix) -> bytes:
-    """Return SHA-256 over the parameters as little-endian float64 (32 bytes)."""
-    return hashlib.sha256(parameters.astype("<f8").tobytes()).digest()
-
-
 class _Federation:
-    """The parties of one run with their stores; one `sum` is one attempt."""
+    """The parties of one run with their stores; one `sum` is one attempt, and `announce` follows every sum.
+
+    The server's course reads the encoding that was given; the silos' courses are their own.
+    """
 
     def __init__(
         self,
         aggregator: Aggregator,
         cohort: Cohort,
-        encoding: Encoding,
+        course: Course,
         run_id: str,
         rng: Randomness,
         fault: Fault | None,
         stores: Mapping[str, Store] | None,
+        start_hash: str | None,
     ) -> None:
-        self.aggregator, self.cohort, self.encoding = aggregator, cohort, encoding
+        self.aggregator, self.cohort, self.course = aggregator, cohort, course
         self.run_id, self.rng, self.fault = run_id, rng, fault
         self.roles = cohort.parties(aggregator.roles)
         self.stores: dict[str, Store] = {name: MemoryStore() for name in self.roles}
         self.stores |= stores or {}
         self.releases = 0
+        own = course.fork()
+        self.followers = {
+            name: Follower(name, cohort, own, self.stores[name], start_hash=start_hash) for name in cohort.clients
+        }
+        self.unheard: dict[str, tuple[Announcement, ...]] = dict.fromkeys(cohort.clients, ())
         done = run(
             {me: aggregator.setup(role, me, cohort, self.stores[me], rng) for me, role in self.roles.items()},
             stores=self.stores,
@@ -88,26 +94,52 @@ class _Federation:
         for name in self.roles:
             done.output(name)
 
-    def sum(self, parameters: Matrix, silos: Sequence[Silo], number: int, attempt: int) -> Transcript:
+    def announce(self, sums: Sums | None) -> None:
+        """Tell every silo what was released and which model the server claims.
+
+        A silo that the network keeps it from sits out until it hears the rest.
+
+        Raises:
+            ProtocolError: a silo refuses the server's claim.
+        """
+        said = announcement(self.course, sums)
+        self.unheard = {name: (*missed, said) for name, missed in self.unheard.items()}
+        shared: Shared = {}
+        parties = {name: follower.hear(shared) for name, follower in self.followers.items()}
+        done = run(parties | {self.cohort.server: announce(self.cohort, self.unheard)}, fault=self.fault)
+        for name in self.cohort.clients:
+            if not isinstance(done.failures.get(name), Aborted):
+                done.output(name)
+                self.unheard[name] = ()
+
+    def sum(self, silos: Sequence[Silo], number: int, attempt: int) -> Transcript:
+        """Take one attempt among the silos that have heard everything; each takes the model from its own course."""
+        encoding = self.course.encoding
         session = Session(
             run=self.run_id,
             round=number,
             attempt=attempt,
             cohort=self.cohort,
-            length=self.encoding.length,
-            bound=self.encoding.bound,
-            model_hash=parameters_hash(self.encoding.broadcast(parameters)),
+            length=encoding.length,
+            bound=encoding.bound,
+            model_hash=self.course.model_hash,
         )
         self.releases += 1
-        vectors = {
-            silo.name: self.encoding.contribution(parameters, silo, number, self.rng, self.stores[silo.name])
-            for silo in silos
-        }
-        parties = {
-            me: self.aggregator.party(role, me, session, vectors.get(me), self.stores[me], self.rng)
-            for me, role in self.roles.items()
-        }
+        vectors = {silo.name: self._contribution(silo, number) for silo in silos if not self.unheard[silo.name]}
+        parties: dict[str, Party] = {}
+        for me, role in self.roles.items():
+            if role == "client":
+                if me not in vectors:
+                    continue
+                own = replace(session, model_hash=self.followers[me].course.model_hash)
+            else:
+                own = session
+            parties[me] = self.aggregator.party(role, me, own, vectors.get(me), self.stores[me], self.rng)
         return run(parties, stores=self.stores, fault=self.fault, keep_bodies=False)
+
+    def _contribution(self, silo: Silo, number: int) -> Vector:
+        own = self.followers[silo.name].course
+        return own.encoding.contribution(own.parameters, silo, number, self.rng, self.stores[silo.name])
 
 
 def federate(
@@ -121,6 +153,7 @@ def federate(
     ledger: Ledger | None = None,
     fault: Fault | None = None,
     stores: Mapping[str, Store] | None = None,
+    start_hash: str | None = None,
 ) -> Iterator[Round[Any]]:
     """Train over `silos`, yielding after every round.
 
@@ -134,35 +167,33 @@ def federate(
         ledger: gets one entry per round.
         fault: what the simulated network does to messages.
         stores: of the parties that keep theirs; the others start with an empty one.
+        start_hash: hex SHA-256 of the starting parameters that the silos approved; None approves what the job gives.
 
     Raises:
         Aborted: a round lost its quorum in each of its attempts.
+        IntegrityError: the silos approved other starting parameters.
+        ProtocolError: a silo refuses the model that the server claims.
     """
     names = tuple(silo.name for silo in silos)
     cohort = Cohort(names, train.quorum or default_quorum(len(names)))
-    federation = _Federation(aggregator, cohort, encoding, run_id, rng, fault, stores)
-    parameters = encoding.learner.start
-    optimiser = optimiser_of(train)
-    averaged, since = np.zeros_like(parameters), train.rounds - round(train.average * train.rounds)
+    course = Course(encoding, train)
+    federation = _Federation(aggregator, cohort, course, run_id, rng, fault, stores, start_hash)
+    federation.announce(None)
     for number in range(1, train.rounds + 1):
-        done, attempts = _completed(federation, parameters, silos, number, train.attempts, ledger)
+        done, attempts = _completed(federation, silos, number, train.attempts, ledger)
         if done is None:
             return  # the privacy plan is spent; the last round's model stands
         sums: Sums = done.output(cohort.server)
-        members = sums.members[0]
-        change = encoding.update(parameters, sums.values[0], len(members), number)
-        parameters = parameters + optimiser.step(change)
-        for name in names:
-            encoding.settle(federation.stores[name], name in members)
-        if number > since:
-            averaged += (parameters - averaged) / (number - since)
-        kept = averaged.copy() if number > since else parameters
+        course.advance(sums)
+        federation.announce(sums)
+        members = frozenset[str]().union(*sums.members)
         result = Round(
             number=number,
             attempts=attempts,
-            model=encoding.learner.model(kept),
-            parameters=kept,
+            model=encoding.learner.model(course.kept),
+            parameters=course.kept,
             members=members,
+            smallest=min(map(len, sums.members)),
             missing=frozenset(names) - members,
             bytes_up={name: done.bytes_sent(name) for name in federation.roles},
             seconds={name: done.seconds(name) for name in federation.roles},
@@ -176,7 +207,6 @@ def federate(
 
 def _completed(
     federation: _Federation,
-    parameters: Matrix,
     silos: Sequence[Silo],
     number: int,
     attempts: int,
@@ -185,17 +215,27 @@ def _completed(
     """Return the transcript of the first attempt that gave a sum, and which it was; None when no release is left."""
     reason = ""
     for attempt in range(attempts):
-        if federation.releases >= federation.encoding.releases:
+        if federation.releases >= federation.course.encoding.releases:
             return None, attempt
-        spent = federation.encoding.epsilon(federation.releases + 1)
+        spent = federation.course.encoding.epsilon(federation.releases + 1)
         if ledger is not None and spent is not None:  # before it leaves: a crash must not hide what was spent
             ledger.append("release", {"round": number, "attempt": attempt + 1, "epsilon": spent})
-        done = federation.sum(parameters, silos, number, attempt)
-        failure = done.failures.get(federation.cohort.server)
-        if failure is None:
+        done = federation.sum(silos, number, attempt)
+        server = federation.cohort.server
+        failure = done.failures.get(server)
+        reason = str(failure) if failure else _too_few(done.output(server), federation.course.fewest)
+        if not reason:
             return done, attempt + 1
-        reason = str(failure)
     raise Aborted(f"Round {number} failed {attempts} times; {reason}")
+
+
+def _too_few(sums: Sums, fewest: int) -> str:
+    """Return why these sums are not enough to outvote the liars, or nothing if they are."""
+    if len(sums.values) >= fewest:
+        return ""
+    lost = sums.left_out.items() if isinstance(sums, GroupSums) else ()
+    reasons = "; ".join(f"{', '.join(group)}: {reason}" for group, reason in lost)
+    return f"Expected at least {fewest} groups to outvote the liars, got {len(sums.values)}; {reasons}"
 
 
 def _entry(done: Round[Any], aggregator: str) -> dict[str, Value]:
@@ -205,6 +245,7 @@ def _entry(done: Round[Any], aggregator: str) -> dict[str, Value]:
         "aggregator": aggregator,
         "members": sorted(done.members),
         "missing": sorted(done.missing),
+        "smallest": done.smallest,
         "bytes_up": {name: float(count) for name, count in sorted(done.bytes_up.items())},
         "epsilon": done.epsilon,
         "model": parameters_hash(done.parameters).hex(),

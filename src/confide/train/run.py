@@ -24,14 +24,16 @@ from confide.model.onnx import require_onnx
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
+from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
+from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
-from confide.train.job import Job, default_quorum, describe
+from confide.train.job import Job, check_groups, default_quorum, describe, group_size, parties_of
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger
-from confide.train.local import Silo, descend
-from confide.train.rounds import Round, federate, parameters_hash
+from confide.train.local import Silo, descend, flatten
+from confide.train.rounds import Round, federate
 from confide.train.standardise import standardised
 from confide.wire import Fault
 
@@ -41,6 +43,7 @@ Labels = NDArray[np.int64]
 #: What can add the updates; the conformance suite and the comparison run over this table.
 AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "amortised": Amortised,
+    "groups": Groups,
     "masked": Masked,
     "plain": PlainSum,
     "shares": Shares,
@@ -177,6 +180,9 @@ def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
 
     Args:
         of_updates: False for sums of anything else, which train.norm_bound does not bound.
+
+    Raises:
+        JobError: there is none of that name, or its groups cannot outvote the liars.
     """
     name = job.train.aggregate
     if name not in AGGREGATORS:
@@ -187,6 +193,9 @@ def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
         return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
     if name == "shares" and of_updates:
         return Shares(norm_bound=integer_norm_bound(job.train))
+    if name == "groups":
+        check_groups(job)
+        return Groups(group_size(job.train, parties_of(job)))
     return AGGREGATORS[name]()
 
 
@@ -209,6 +218,7 @@ def train(
 
     Raises:
         JobError: the job contradicts itself.
+        IntegrityError: the starting parameters are not those of train.start_hash.
         Aborted: a round lost its quorum in each of its attempts.
     """
     aggregator = aggregator_of(job)
@@ -220,6 +230,7 @@ def train(
             'would see each party with its own share of the noise only: take "masked"'
         )
     learner = GraphLearner(data.start, job.train)
+    approve(learner.start, job.train.start_hash)
     encoding: Encoding
     if plan is not None:
         encoding = PrivateGradients(learner, plan, job.train)
@@ -228,7 +239,8 @@ def train(
     else:
         encoding = WeightedUpdates(learner, job.train)
     if ledger is not None:
-        ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
+        fields = {"job": describe(job), "parties": [silo.name for silo in data.silos]}
+        ledger.append("job", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         data.silos,
         encoding,
@@ -238,7 +250,13 @@ def train(
         run_id=job.job.name,
         ledger=ledger,
         fault=fault,
+        start_hash=job.train.start_hash,
     )
+
+
+def start_hash(data: Prepared) -> str:
+    """Return hex SHA-256 of the starting parameters: what parties compare before the first round."""
+    return parameters_hash(flatten(data.start)).hex()
 
 
 def pooled_model(job: Job, data: Prepared) -> Graph:
@@ -287,8 +305,17 @@ def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") ->
         rounds=done.number,
         seed=done.origin,
         ledger=head,
+        hidden_among=_hidden_among(job, len(parties)),
         **(plan.label_fields() if plan else {}),
     )
+
+
+def _hidden_among(job: Job, parties: int) -> int | None:
+    """Return the fewest parties in any sum that the server sees; None where it sees their vectors."""
+    aggregator, quorum = aggregator_of(job), _quorum(job, parties)
+    if not aggregator.guarantee.hides("update", "server"):
+        return None
+    return aggregator.fewest(parties, quorum) if isinstance(aggregator, Groups) else quorum
 
 
 class Output:

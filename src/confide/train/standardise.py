@@ -74,7 +74,7 @@ def standardised(
     vectors = {
         name: fixed.encode(_moments(name, scales, columns, expected_records)) for name, columns in parties.items()
     }
-    values = fixed.decode(_sum(aggregator, session, vectors, rng).values[0])
+    values = fixed.decode(_sum(aggregator, session, vectors, rng).values.sum(axis=0))  # of all groups
     means, squares = np.split(values[1:] / values[0], 2)
     deviations = np.sqrt(np.maximum(squares - means * means, 0.0))
     found = dict(
