@@ -16,6 +16,10 @@ SUM_REVEALS = (
     "The sum can reveal records unless noise is added, the more so when the server crafts models or varies the cohort."
 )
 RECORDED_X25519 = "X25519 keys: messages recorded today fall to a quantum computer."
+RECORDED_CLOSED = (
+    "Messages recorded today stay closed to a quantum computer; identities are Ed25519, so one that exists at set-up "
+    "could take a client's place."
+)
 
 
 class Adversary(StrEnum):

@@ -34,7 +34,8 @@ class Cohort:
         clients: names of the parties that hold vectors, in a fixed order; all differ.
         quorum: smallest number of clients in a released sum, 1 <= quorum <= len(clients).
         server: the party that receives the sum.
-        helper: the second server, for aggregators that have the role; it must not be run by whoever runs the first.
+        helper: the second server or the keyholder, for aggregators that have such a role; it must not be run by
+            whoever runs the first.
     """
 
     clients: tuple[str, ...]
@@ -50,7 +51,7 @@ class Cohort:
 
     def parties(self, roles: Sequence[str]) -> dict[str, str]:
         """Return the role of each party by its name, for an aggregator with these `roles`."""
-        servers = {"server": self.server, "helper": self.helper}
+        servers = {"server": self.server, "helper": self.helper, "keyholder": self.helper}
         return {servers[role]: role for role in roles if role in servers} | dict.fromkeys(self.clients, "client")
 
 

@@ -46,9 +46,11 @@ def outcome(tmp_path_factory):
 
 def test_training_rows_are_right_about_each_other(outcome):
     rows = {record.choice: record for record in outcome[0].training}
-    assert list(rows) == ["local", "pooled", "plain", "amortised", "masked", "shares", "masked+dp"]
+    assert list(rows) == ["local", "pooled", "plain", "amortised", "he", "masked", "shares", "masked+dp"]
     accuracy = {name: row.figure("accuracy_share") for name, row in rows.items()}
-    assert accuracy["masked"] == accuracy["shares"] == accuracy["plain"]  # the same integers are added
+    assert (
+        accuracy["masked"] == accuracy["shares"] == accuracy["he"] == accuracy["plain"]
+    )  # the same integers are added
     assert abs(accuracy["plain"] - accuracy["pooled"]) < 0.02
     assert accuracy["masked+dp"] > accuracy["pooled"] - 0.08
     assert rows["masked"].figure("upload_bytes") > rows["plain"].figure("upload_bytes")
@@ -80,6 +82,7 @@ def test_the_advice_follows_from_the_rows(outcome):
     assert forget.choice == ("masked+dp" if good else None)
     assert inside.choice in ("local", "masked", "amortised", "masked+dp")
     assert "second server" in dict(inside.refused)["shares"]
+    assert "keyholder" in dict(inside.refused)["he"]
     assert dict(inside.refused)["plain"] == "does not hide the update from the server"
     assert protect.choice == "he"
     assert open_model.choice in ("he", "he-open")
@@ -95,6 +98,7 @@ def test_the_report_holds_every_record(outcome):
         "pooled",
         "plain",
         "amortised",
+        "he",
         "masked",
         "shares",
         "masked+dp",
@@ -113,7 +117,7 @@ def test_progress_reaches_the_end_of_each_stage(outcome):
 
 def test_every_choice_has_its_row_in_the_strategic_table():
     assert {choice for choice, _, _ in demo.SERVED} <= set(INFERENCE)
-    assert {"local", "pooled", "plain", "amortised", "masked", "shares", "masked+dp"} <= set(TRAINING)
+    assert {"local", "pooled", "plain", "amortised", "he", "masked", "shares", "masked+dp"} <= set(TRAINING)
 
 
 def test_what_cannot_work_is_known_before_the_work(tmp_path):

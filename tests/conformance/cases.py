@@ -24,12 +24,11 @@ class RecordingStore(MemoryStore):
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         super().commit(changes)
         for value in changes.values():
-            for leaf in leaves(value or b""):
-                self._ever |= windows(leaf)
+            self._ever |= set(leaves(value or b""))
 
     def secrets(self) -> set[bytes]:
         """Return every run of 16 bytes in any byte string that was ever kept, apart from what `leaves` passes over."""
-        return self._ever
+        return set[bytes]().union(*map(windows, self._ever))
 
 
 def leaves(value: object) -> Iterator[bytes]:

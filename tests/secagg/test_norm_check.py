@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 from scipy import stats
 
+from confide.cohort import roster
 from confide.crypto.keys import AgreementKey, commit, label
 from confide.crypto.projection import project
 from confide.crypto.random import SeededRandomness
 from confide.crypto.ring import add_words, pack
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.ideal import Cohort, Session
-from confide.secagg import NormBound, Shares, norm_check, roster
+from confide.secagg import NormBound, Shares, norm_check
 from confide.secagg.norm_check import Evidence, NormCheck, Opening
 from confide.secagg.norm_proof import PRIME, Point, pack_elements, subtract, unpack_elements
 from confide.secagg.shares_terms import HELPER_SEED, MASKS, POINT_SEED, RECEIVED, UPLOAD, Masks, Received, Terms, Upload

@@ -11,13 +11,14 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from msgspec.structs import replace
 
+from confide.cohort import roster
 from confide.crypto.keys import AgreementKey, derive, label
 from confide.crypto.random import SeededRandomness
 from confide.crypto.ring import unpack
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import Trust
 from confide.ideal import Cohort, Session
-from confide.secagg import Shares, roster
+from confide.secagg import Shares
 from confide.secagg.shares_terms import (
     HELPER_KEY,
     HELPER_SEED,

@@ -8,8 +8,8 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import Aborted, DataError, JobError, ModelError
 from confide.ideal import PlainSum
 from confide.model.preprocess import OneHot, Preprocess, Scale
-from confide.secagg.masked import Masked
 from confide.train import load_data, parse, train
+from confide.train.run import AGGREGATORS
 from confide.train.standardise import standardised
 
 RULES = Preprocess((
@@ -38,7 +38,7 @@ def common(aggregator=None, parties=PARTIES, expected_records=50):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("aggregator", [PlainSum(), Masked()], ids=lambda a: a.name)
+@pytest.mark.parametrize("aggregator", [kind() for kind in AGGREGATORS.values()], ids=lambda a: a.name)
 def test_it_is_the_pooled_standardisation(aggregator):
     age = np.concatenate([p["age"] for p in PARTIES.values()])
     dose = np.nan_to_num(np.concatenate([p["dose"] for p in PARTIES.values()]), nan=2.0)

@@ -207,7 +207,8 @@ def _advice(records: Sequence[Record], answers: Sequence[Record]) -> dict[str, A
     private = [record for record in records if record.choice != "pooled"]
     pooled = next(record for record in records if record.choice == "pooled")
     enough = (pooled.figure("accuracy_share") or 0.0) - ENOUGH
-    absent = {"helper": "needs a second server of another owner, and the hospitals have one coordinator"}
+    lone = "needs a {} of another owner, and the hospitals have one coordinator"
+    absent = {"helper": lone.format("second server"), "keyholder": lone.format("keyholder")}
     update = Need("update", "server", "the coordinator is not one of the hospitals")
     record = Need("record", "outsiders", "whoever asks often enough holds the model, and with it what it remembers")
     query = Need("query", "server", "the patient does not trust it")

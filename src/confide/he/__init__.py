@@ -1,6 +1,7 @@
-"""Predictions on encrypted inputs: homomorphic encryption (Microsoft SEAL), and Paillier's for linear models."""
+"""Homomorphic encryption: predictions on encrypted inputs, sums of encrypted vectors (Microsoft SEAL); Paillier's."""
 
+from confide.he.aggregate import EncryptedSum, EncryptedSums
 from confide.he.backend import Homomorphic
 from confide.he.paillier import Paillier
 
-__all__ = ["Homomorphic", "Paillier"]
+__all__ = ["EncryptedSum", "EncryptedSums", "Homomorphic", "Paillier"]

@@ -167,6 +167,10 @@ class Evaluation:
         except _REFUSED:
             raise ProtocolError("Expected public keys that SEAL takes") from None
 
+    def encrypt(self, plain: Plaintext) -> Ciphertext:
+        """Return a fresh encryption under the client's key, at the top level."""
+        return Ciphertext(self._zeros.encrypt(plain.value))
+
     def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
         """Return a fresh encryption of zero under the client's key."""
         cipher = self._zeros.encrypt_zero(self._context.parms_id(limbs))

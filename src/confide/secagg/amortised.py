@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from confide.crypto.keys import require_encapsulation
 from confide.crypto.random import Randomness
 from confide.errors import UsageError
-from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
+from confide.guarantee import RECORDED_CLOSED, RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import amortised_client, amortised_keys, roster
 from confide.secagg.amortised_keys import Secret
@@ -34,10 +34,6 @@ from confide.wire import Party, Store, encode
 _LEAKS = (
     f"{SUM_REVEALS} Who dropped out, and when. Keys last an epoch: a stolen store opens its client's rounds of that "
     "epoch and later ones to the server, none before it."
-)
-_HYBRID = (
-    "Messages recorded today stay closed to a quantum computer; identities are Ed25519, so one that exists at set-up "
-    "could take a client's place."
 )
 
 
@@ -55,7 +51,7 @@ def _guarantee(*, hybrid: bool) -> Guarantee:
         security_bits=128,
         post_quantum=hybrid,
         verified_result=False,
-        leaks=f"{_LEAKS} {_HYBRID if hybrid else RECORDED_X25519}",
+        leaks=f"{_LEAKS} {RECORDED_CLOSED if hybrid else RECORDED_X25519}",
         primary=f"{'X25519 and ML-KEM-768' if hybrid else 'X25519 once per epoch'} + Shamir + AES-256 masks",
         paper="Ma et al., IEEE S&P 2023; Bonawitz et al., CCS 2017",
     )

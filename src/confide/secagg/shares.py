@@ -23,17 +23,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from confide.cohort import roster
+from confide.cohort.collect import SMALLEST_SUM
 from confide.crypto.keys import KEY_BYTES, AgreementKey, check_agreement_key, label
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
 from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
-from confide.secagg import roster, shares_client
-from confide.secagg.collect import SMALLEST_SUM
+from confide.secagg import shares_client
 from confide.secagg.norm_bound import NormBound
 from confide.secagg.norm_check import NormCheck
 from confide.secagg.shares_servers import MainServer, assist
-from confide.secagg.shares_terms import HELPER_KEY, HELPER_SEED, POINT_SEED, HelperKey, Terms, journal_key, limit_bytes
+from confide.secagg.shares_terms import HELPER_KEY, HELPER_SEED, POINT_SEED, HelperKey, Terms, limit_bytes
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 _ROSTER_TAG, _KEY_TAG = "shares/roster", "shares/key"
@@ -128,13 +129,12 @@ class Shares(Aggregator):
             secret = store.get(HELPER_SEED)
             if secret is None:
                 raise UsageError("Expected the helper's key in its store; run the aggregator's setup first")
-            return assist(terms, AgreementKey(secret), store.get(journal_key(session.run)))
+            return assist(terms, AgreementKey(secret), store)
         if vector is None:
             raise UsageError("Expected a vector at a client")
         if terms.norm is not None:
             terms.norm.check(session.checked(vector))
-        saved = store.get(journal_key(session.run))
-        return shares_client.play(terms, me, session.checked(vector), roster.identity(store), saved, rng)
+        return shares_client.play(terms, me, session.checked(vector), store, rng)
 
 
 def _check(role: str, me: str, cohort: Cohort) -> None:

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 import numpy as np
 
+from confide.cohort import roster
 from confide.crypto.keys import KEY_BYTES, SigningKey
 from confide.crypto.random import Randomness
 from confide.crypto.ring import add_words, pack
 from confide.ideal import Vector
 from confide.secagg.norm_check import NormCheck
 from confide.secagg.shares_terms import UPLOAD, Terms, Upload
-from confide.wire import Message, Party, Step, encode
+from confide.wire import Message, Party, Step, Store, encode
 
 
-def play(terms: Terms, me: str, vector: Vector, identity: SigningKey, saved: bytes | None, rng: Randomness) -> Party:
+def play(terms: Terms, me: str, vector: Vector, store: Store, rng: Randomness) -> Party:
     """The client's party: two shares, with a norm bound the evidence, one message.
 
     Args:
         terms: what all parties agree on.
         me: the client's name.
         vector: its integers, checked against session and norm bound.
-        identity: signs the parcel.
-        saved: the journal of the run.
+        store: with the identity that signs, and the journal.
         rng: secret randomness.
     """
-    body = terms.resumed(saved)
+    identity, body = roster.identity(store), terms.journal.resumed(store)
     if body is None:
         if terms.norm is None:
             upload = _plain(terms, me, vector, identity, rng)
         else:
             upload = _with_evidence(terms, terms.norm, me, vector, identity, rng)
         body = encode(upload)
-    yield Step(send=(Message(me, terms.cohort.server, UPLOAD, body),), save=terms.journal(body))
-    yield Step(save=terms.journal())
+    yield Step(send=(Message(me, terms.cohort.server, UPLOAD, body),), save=terms.journal.entry(body))
+    yield Step(save=terms.journal.entry())
 
 
 def _plain(terms: Terms, me: str, vector: Vector, identity: SigningKey, rng: Randomness) -> Upload:

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from confide.cohort.collect import Collector
+from confide.cohort.parcel import Parcel
 from confide.crypto.keys import AgreementKey
 from confide.crypto.ring import Words, add_words, pack, unpack
 from confide.errors import Aborted, ProtocolError
 from confide.ideal import Sums, Vector
-from confide.secagg.collect import Collector
 from confide.secagg.norm_check import Opening
 from confide.secagg.shares_terms import (
     MASKS,
@@ -22,13 +23,12 @@ from confide.secagg.shares_terms import (
     RECEIVED,
     UPLOAD,
     Masks,
-    Parcel,
     Received,
     Terms,
     Upload,
     limit_bytes,
 )
-from confide.wire import Message, Party, Step, decode, encode
+from confide.wire import Message, Party, Step, Store, decode, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,22 +116,22 @@ class MainServer:
         return values
 
 
-def assist(terms: Terms, key: AgreementKey, saved: bytes | None) -> Party:
+def assist(terms: Terms, key: AgreementKey, store: Store) -> Party:
     """Return the helper's party: open what can be opened, release the sum of the masks of what passes, once.
 
     Args:
         terms: what all parties agree on.
         key: opens the parcels.
-        saved: the journal of the run.
+        store: with the journal.
     """
     server = terms.cohort.server
-    body = terms.resumed(saved)
+    body = terms.journal.resumed(store)
     if body is None:
         received = yield Step(await_tag=RECEIVED, wait_for=(server,))
         limit = limit_bytes(terms.cohort, PARCEL_BYTES)
         limit += limit_bytes(terms.cohort, terms.norm.opening_bytes) if terms.norm else 0
         body = encode(_answer(terms, key, decode(received[server].body, Received, max_bytes=limit)))
-    yield Step(send=(Message(terms.cohort.helper, server, MASKS, body),), save=terms.journal(body))
+    yield Step(send=(Message(terms.cohort.helper, server, MASKS, body),), save=terms.journal.entry(body))
 
 
 def _answer(terms: Terms, key: AgreementKey, asked: Received) -> Masks:

@@ -6,29 +6,19 @@ import hashlib
 
 import msgspec
 
-from confide.crypto.keys import (
-    KEY_BYTES,
-    SEAL_BYTES,
-    SIGNATURE_BYTES,
-    AgreementKey,
-    SigningKey,
-    check_agreement_key,
-    derive,
-    label,
-    seal,
-    unseal,
-    verify,
-)
+from confide.cohort import roster
+from confide.cohort.collect import SMALLEST_SUM
+from confide.cohort.journal import Journal
+from confide.cohort.parcel import Parcel, check_parcel, open_parcel, parcel_bytes, seal_parcel
+from confide.crypto.keys import KEY_BYTES, AgreementKey, SigningKey, derive, label
 from confide.crypto.masks import add_mask
 from confide.crypto.random import Randomness
 from confide.crypto.ring import Words, word_dtype
-from confide.errors import Aborted, ProtocolError, UsageError
+from confide.errors import Aborted, UsageError
 from confide.ideal import Cohort, Session
-from confide.secagg import roster
-from confide.secagg.collect import SMALLEST_SUM
 from confide.secagg.norm_bound import NormBound
 from confide.secagg.norm_check import Evidence, NormCheck, Opening
-from confide.wire import Store, decode, encode
+from confide.wire import Store, decode
 
 #: Where the helper keeps the seed of its key, where everybody keeps the public half, and where the main server keeps
 #: the secret that says where proofs are looked at.
@@ -38,25 +28,13 @@ POINT_SEED = "shares/point seed"
 
 UPLOAD, RECEIVED, MASKS = "shares/upload", "shares/received", "shares/masks"
 
-_SEALED_SEED_BYTES = KEY_BYTES + SEAL_BYTES
-PARCEL_BYTES = KEY_BYTES + _SEALED_SEED_BYTES + SIGNATURE_BYTES
+PARCEL_BYTES = parcel_bytes(KEY_BYTES)
 
 
 class HelperKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The helper's public X25519 key; in a store under `HELPER_KEY` it is a pin."""
 
     key: bytes
-
-
-class Parcel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A client's seed in a box for the helper: one-time public key, box, signature of the client over both.
-
-    With a norm bound the signature also covers the digests of what the main server got.
-    """
-
-    key: bytes
-    box: bytes
-    signature: bytes
 
 
 class Upload(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
@@ -81,15 +59,6 @@ class Masks(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fiel
     names: tuple[str, ...]
     words: bytes
     failed: tuple[str, ...] = ()
-
-
-class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A journal of a run at a client or the helper: the newest session, and the bytes that may leave again."""
-
-    round: int
-    attempt: int
-    context: bytes
-    body: bytes = b""
 
 
 def journal_key(run: str) -> str:
@@ -141,10 +110,9 @@ class Terms:
         Args:
             signed: what the signature is to cover beside the parcel.
         """
-        once = AgreementKey(rng.bytes(KEY_BYTES))
-        info = self._binding(name, once.public)
-        box = seal(derive(once.shared(self.helper_key), info), seed, associated=info)
-        return Parcel(once.public, box, identity.sign(label(info, box) + signed))
+        return seal_parcel(
+            seed, self.helper_key, context=self.context, sender=name, identity=identity, rng=rng, signed=signed
+        )
 
     def check(self, name: str, parcel: Parcel, *, signed: bytes = b"") -> None:
         """Check form and signature of a parcel of `name`; `signed` as in `seal_seed`.
@@ -152,11 +120,10 @@ class Terms:
         Raises:
             ProtocolError: the holder of the pinned identity did not make it for this session.
         """
-        if len(parcel.box) != _SEALED_SEED_BYTES:
-            raise ProtocolError("Expected a box with one seed")
-        check_agreement_key(parcel.key)
-        content = label(self._binding(name, parcel.key), parcel.box) + signed
-        verify(self.identities[name], content, parcel.signature)
+        identity = self.identities[name]
+        check_parcel(
+            parcel, secret_bytes=KEY_BYTES, context=self.context, sender=name, identity=identity, signed=signed
+        )
 
     def open_seed(self, name: str, parcel: Parcel, key: AgreementKey, *, signed: bytes = b"") -> bytes:
         """Return the seed in a parcel of `name`; the helper's.
@@ -165,15 +132,11 @@ class Terms:
             ProtocolError: as `check`, or the box does not open.
         """
         self.check(name, parcel, signed=signed)
-        info = self._binding(name, parcel.key)
-        return unseal(derive(key.shared(parcel.key), info), parcel.box, associated=info)
+        return open_parcel(parcel, key, context=self.context, sender=name)
 
     def add_share(self, words: Words, name: str, seed: bytes, *, negate: bool = False) -> None:
         """Add PRG(seed), the helper's share of the client `name`, or take it away."""
         add_mask(words, derive(seed, label(self.context, "share", name)), negate=negate)
-
-    def _binding(self, name: str, once: bytes) -> bytes:
-        return label(self.context, "parcel", name, once)
 
     def require(self, names: tuple[str, ...], where: str) -> None:
         """Check that a sum over `names` may be released; each server does so by itself.
@@ -184,25 +147,7 @@ class Terms:
         if len(names) < self.quorum:
             raise Aborted(f"Expected shares of at least {self.quorum} clients at the {where}, got {len(names)}")
 
-    def resumed(self, saved: bytes | None) -> bytes | None:
-        """Return the bytes that may leave again in this session, or None for a new session.
-
-        Raises:
-            Aborted: the journal knows this session or a newer one, and holds no bytes to send again.
-        """
-        if saved is None:
-            return None
-        entry = decode(saved, Entry, max_bytes=len(saved))
-        if (self.session.round, self.session.attempt) > (entry.round, entry.attempt):
-            return None
-        if entry.context == self.context and entry.body:
-            return entry.body
-        raise Aborted(
-            f"Expected a session after round={entry.round}, attempt={entry.attempt} of run={self.session.run}; "
-            "that one is in the journal, so take the next attempt"
-        )
-
-    def journal(self, body: bytes = b"") -> dict[str, bytes | None]:
-        """Return the journal entry of this session, to be saved before `body` leaves."""
-        entry = Entry(self.session.round, self.session.attempt, self.context, body)
-        return {journal_key(self.session.run): encode(entry)}
+    @property
+    def journal(self) -> Journal:
+        """Return this session's place in the journal of a client or the helper."""
+        return Journal(journal_key(self.session.run), self.session, self.context)

@@ -17,6 +17,7 @@ from confide.data.table import Table, read_table
 from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, PrivacyError, nearest
 from confide.guarantee import PrivacyLabel
+from confide.he.aggregate import EncryptedSum
 from confide.ideal import Aggregator, PlainSum
 from confide.model.artifact import Artifact, create_signing_key, read_signing_key
 from confide.model.graph import Graph
@@ -44,6 +45,7 @@ Labels = NDArray[np.int64]
 AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "amortised": Amortised,
     "groups": Groups,
+    "he": EncryptedSum,
     "masked": Masked,
     "plain": PlainSum,
     "shares": Shares,

@@ -106,17 +106,16 @@ def _with(rule: Scale, mean: float, deviation: float) -> Scale:
 
 
 def _sum(aggregator: Aggregator, session: Session, vectors: Mapping[str, NDArray[np.int64]], rng: Randomness) -> Sums:
-    server = session.cohort.server
-    role = session.cohort.parties(aggregator.roles)
-    stores: dict[str, Store] = {name: MemoryStore() for name in role}
+    roles = session.cohort.parties(aggregator.roles)
+    stores: dict[str, Store] = {name: MemoryStore() for name in roles}
     ready = run(
-        {name: aggregator.setup(role[name], name, session.cohort, stores[name], rng) for name in role}, stores=stores
+        {me: aggregator.setup(role, me, session.cohort, stores[me], rng) for me, role in roles.items()}, stores=stores
     )
-    for name in role:
+    for name in roles:
         ready.output(name)
     done = run(
-        {name: aggregator.party(role[name], name, session, vectors.get(name), stores[name], rng) for name in role},
+        {me: aggregator.party(role, me, session, vectors.get(me), stores[me], rng) for me, role in roles.items()},
         stores=stores,
         keep_bodies=False,
     )
-    return done.output(server)
+    return done.output(session.cohort.server)

@@ -10,11 +10,11 @@ import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from confide.cohort.roster import IDENTITY, ROSTER, identity, pinned
 from confide.crypto.random import SeededRandomness
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.ideal import Cohort
 from confide.secagg import Masked, Roster
-from confide.secagg.roster import IDENTITY, ROSTER, identity, pinned
 from confide.wire import Fault, MemoryStore, Transcript, alter, decode, drop, encode, run
 
 COHORT = Cohort(("a", "b", "c"), quorum=2)
