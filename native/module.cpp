@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "projection.hpp"
 #include "ring.hpp"
 
 namespace nb = nanobind;
@@ -60,6 +61,17 @@ nb::object unpack(nb::bytes data, unsigned bits, std::size_t count) {
     return bits <= 32 ? unpack_as<std::uint32_t>(in, count, bits) : unpack_as<std::uint64_t>(in, count, bits);
 }
 
+template <typename Word>
+void project(InOut<Word> acc, In<Word> words, In<std::uint8_t> choices) {
+    const std::size_t rows = acc.shape(0), groups = words.shape(0) / 8;
+    // The third test keeps the product from overflowing.
+    if (rows % 16 || words.shape(0) % 8 || (rows && choices.shape(0) / rows / 2 != groups) ||
+        choices.shape(0) != 2 * rows * groups)
+        throw std::invalid_argument("Expected rows by sixteens, words by eights and 2 * rows choices for eight words");
+    nb::gil_scoped_release unlocked;
+    confide::project(acc.data(), rows, words.data(), choices.data(), groups);
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -67,6 +79,10 @@ NB_MODULE(_native, module) {
     module.doc() = "The compiled kernels of confide; the rooms call them.";
     module.def("add_words", &add_words<std::uint32_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
     module.def("add_words", &add_words<std::uint64_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
+    module.def("project", &project<std::uint32_t>, arg("acc").noconvert(), arg("words").noconvert(),
+               arg("choices").noconvert());
+    module.def("project", &project<std::uint64_t>, arg("acc").noconvert(), arg("words").noconvert(),
+               arg("choices").noconvert());
     module.def("pack", &pack<std::uint32_t>, arg("words").noconvert(), arg("bits"));
     module.def("pack", &pack<std::uint64_t>, arg("words").noconvert(), arg("bits"));
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));

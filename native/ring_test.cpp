@@ -1,7 +1,8 @@
 // The kernels against a bit-at-a-time oracle, on buffers of exactly the right size, under the sanitizers:
 //   g++ -std=c++17 -g -O1 -fsanitize=address,undefined -fno-sanitize-recover=all -DCONFIDE_SANITIZE
-//       native/ring.cpp native/ring_test.cpp -o ring_test && ./ring_test [repeats]
+//       native/projection.cpp native/ring.cpp native/ring_test.cpp -o ring_test && ./ring_test [repeats]
 
+#include "projection.hpp"
 #include "ring.hpp"
 
 #include <cstdio>
@@ -39,12 +40,38 @@ bool matches(std::mt19937_64 &random, unsigned bits, std::size_t count) {
     return true;
 }
 
+template <typename Word>
+bool projects(std::mt19937_64 &random, std::size_t rows, std::size_t groups) {
+    std::unique_ptr<Word[]> acc(new Word[rows]), expected(new Word[rows]), words(new Word[8 * groups]);
+    std::unique_ptr<std::uint8_t[]> choices(new std::uint8_t[2 * rows * groups]);
+    for (std::size_t i = 0; i < 8 * groups; ++i) words[i] = static_cast<Word>(random());
+    for (std::size_t i = 0; i < 2 * rows * groups; ++i) choices[i] = static_cast<std::uint8_t>(random());
+    for (std::size_t row = 0; row < rows; ++row) {
+        acc[row] = expected[row] = static_cast<Word>(random());
+        for (std::size_t i = 0; i < 8 * groups; ++i)
+            for (const std::size_t half : {2 * (i / 8), 2 * (i / 8) + 1})
+                expected[row] = static_cast<Word>(
+                    expected[row] + (choices[half * rows + row] >> (i % 8) & 1 ? words[i] : Word{0}));
+        for (std::size_t i = 0; i < 8 * groups; ++i) expected[row] = static_cast<Word>(expected[row] - words[i]);
+    }
+    confide::project(acc.get(), rows, words.get(), choices.get(), groups);
+    for (std::size_t row = 0; row < rows; ++row)
+        if (acc[row] != expected[row]) return false;
+    return true;
+}
+
 }  // namespace
 
 int main(int argc, char **argv) {
     const int repeats = argc > 1 ? std::atoi(argv[1]) : 1;
     std::mt19937_64 random(1);
-    for (int repeat = 0; repeat < repeats; ++repeat)
+    for (int repeat = 0; repeat < repeats; ++repeat) {
+        for (std::size_t rows = 0; rows <= 48; rows += 16)
+            for (std::size_t groups = 0; groups < 5; ++groups)
+                if (!projects<std::uint32_t>(random, rows, groups) || !projects<std::uint64_t>(random, rows, groups)) {
+                    std::printf("differs at rows=%zu groups=%zu\n", rows, groups);
+                    return 1;
+                }
         for (unsigned bits = 1; bits <= 64; ++bits)
             for (std::size_t count = 0; count < 70; ++count)
                 if ((bits <= 32 && !matches<std::uint32_t>(random, bits, count)) ||
@@ -52,6 +79,7 @@ int main(int argc, char **argv) {
                     std::printf("differs at bits=%u count=%zu\n", bits, count);
                     return 1;
                 }
+    }
     std::puts("the kernels match");
     return 0;
 }

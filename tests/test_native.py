@@ -11,10 +11,13 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.crypto import ring, ring_numpy
+from confide.crypto import projection, ring, ring_numpy
 from confide.errors import ProtocolError, UsageError
 
 ROOT = Path(__file__).parents[1]
@@ -80,7 +83,79 @@ class TestAgainstBigIntegers:
         assert acc.tolist() == [(a + sign * b) % width for a, b in zip(words, words[::-1], strict=True)]
 
 
+@st.composite
+def projections(draw) -> tuple[type, list[int], list[int], list[int]]:
+    """Draw a dtype, sums to start from (rows by sixteens), words by eights, and the bytes of their choices."""
+    dtype = draw(st.sampled_from([np.uint32, np.uint64]))
+    largest = int(np.iinfo(dtype).max)
+    numbers = st.sampled_from([0, 1, largest, largest // 2 + 1]) | st.integers(0, largest)
+    rows, groups = 16 * draw(st.integers(0, 3)), draw(st.integers(0, 4))
+    acc = draw(st.lists(numbers, min_size=rows, max_size=rows))
+    words = draw(st.lists(numbers, min_size=8 * groups, max_size=8 * groups))
+    octets = st.sampled_from([0, 255, 0x0F, 0x80]) | st.integers(0, 255)
+    choices = draw(st.lists(octets, min_size=2 * rows * groups, max_size=2 * rows * groups))
+    return dtype, acc, words, choices
+
+
+class TestProjectionAgainstBigIntegers:
+    @pytest.mark.parametrize("engine", ENGINES, ids=["numpy", "native"])
+    @given(drawn=projections())
+    def test_project(self, engine, drawn):
+        dtype, start, words, choices = drawn
+        acc = np.array(start, dtype)
+        engine.project(acc, np.array(words, dtype), np.array(choices, np.uint8))
+        rows, width = len(start), 1 << (8 * np.dtype(dtype).itemsize)
+        expected = list(start)
+        for place, word in enumerate(words):
+            block, bit = choices[place // 8 * 2 * rows :], place % 8
+            for row in range(rows):
+                expected[row] += ((block[row] >> bit & 1) + (block[rows + row] >> bit & 1) - 1) * word
+        assert acc.tolist() == [value % width for value in expected]
+
+    @pytest.mark.parametrize("dtype", [np.uint32, np.uint64])
+    @pytest.mark.parametrize("count", [0, 1, 7, 8, 9, 4000])
+    def test_a_whole_vector_from_a_seed(self, engine, dtype, count):
+        """The oracle reads the key stream by itself, bit by bit, across blocks and beyond the end of the vector."""
+        rows, seed = 320, bytes(range(32))
+        vector = np.arange(count, dtype=dtype) * dtype(0x9E3779B1)
+        groups = -(-count // 8)
+        stream = Cipher(AES256(seed), CTR(bytes(16))).encryptor().update(bytes(2 * rows * groups))
+        bits = np.unpackbits(np.frombuffer(stream, np.uint8).reshape(groups, 2, rows, 1), axis=3, bitorder="little")
+        entries = bits.sum(axis=1, dtype=np.int64) - 1  # group, row, place
+        flat = entries.transpose(1, 0, 2).reshape(rows, 8 * groups)[:, :count].astype(dtype)
+        (got,) = projection.project(seed, [vector], rows)
+        assert got.tolist() == (flat * vector).sum(axis=1, dtype=dtype).tolist()
+        if count == 4000:
+            shares = np.full(200_000 // rows, 3, dtype), np.arange(200_000 // rows, dtype=dtype)
+            both = projection.project(seed, shares, rows)
+            assert (both[0] + both[1]).tolist() == projection.project(seed, [shares[0] + shares[1]], rows)[0].tolist()
+            counts = [int((flat.astype(np.int64) % (1 << 32) == value).sum()) for value in ((1 << 32) - 1, 0, 1)]
+            deviation = 6 * (rows * count / 4) ** 0.5  # six standard deviations: once in 5e8
+            assert all(
+                abs(found - share * rows * count) < deviation
+                for found, share in zip(counts, (0.25, 0.5, 0.25), strict=True)
+            )
+
+
 class TestSeam:
+    @pytest.mark.parametrize(
+        ("acc", "words", "choices"),
+        [
+            (np.zeros(15, np.uint32), np.zeros(8, np.uint32), np.zeros(30, np.uint8)),
+            (np.zeros(16, np.uint32), np.zeros(7, np.uint32), np.zeros(32, np.uint8)),
+            (np.zeros(16, np.uint32), np.zeros(8, np.uint64), np.zeros(32, np.uint8)),
+            (np.zeros(16, np.uint32), np.zeros(8, np.uint32), np.zeros(31, np.uint8)),
+            (np.zeros(16, np.uint32), np.zeros(8, np.uint32), np.zeros(32, np.int8)),
+            (np.frombuffer(bytes(64), np.uint32), np.zeros(8, np.uint32), np.zeros(32, np.uint8)),
+        ],
+        ids=["rows", "words", "width", "choices", "signed", "read-only"],
+    )
+    def test_what_cannot_be_projected_is_refused(self, engine, acc, words, choices):
+        with pytest.raises(UsageError, match="Expected"):
+            ring.project(acc, words, choices)
+        with pytest.raises(UsageError, match="apart"):
+            ring.project(same := np.zeros(16, np.uint32), same[:8], np.zeros(32, np.uint8))
+
     def test_uses_the_compiled_kernels_where_they_are(self):
         assert ring.ENGINE == ("native" if _native else "numpy")
 
@@ -180,6 +255,13 @@ class TestNativeTrustsNobody:
         with pytest.raises(ValueError, match="packed words"):
             _native.unpack(b"1234", 32, count)
 
+    @pytest.mark.parametrize(
+        ("rows", "words", "choices"), [(15, 8, 30), (16, 7, 32), (16, 8, 31), (16, 8, 33), (0, 8, 1)]
+    )
+    def test_shapes_of_a_projection(self, rows, words, choices):
+        with pytest.raises(ValueError, match="Expected rows"):
+            _native.project(np.zeros(rows, np.uint32), np.zeros(words, np.uint32), np.zeros(choices, np.uint8))
+
     def test_lengths(self):
         with pytest.raises(ValueError, match="one length"):
             _native.add_words(np.zeros(2, np.uint32), np.zeros(3, np.uint32), False)
@@ -199,7 +281,7 @@ def test_kernels_under_the_sanitizers(tmp_path):
     program = tmp_path / "ring_test"
     flags = "-std=c++17 -g -O1 -Wall -Wextra -Wpedantic -Wconversion -Werror -DCONFIDE_SANITIZE".split()
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = [str(ROOT / "native" / name) for name in ("ring.cpp", "ring_test.cpp")]
+    sources = [str(ROOT / "native" / name) for name in ("projection.cpp", "ring.cpp", "ring_test.cpp")]
     subprocess.run(["g++", *flags, *sanitize, *sources, "-o", str(program)], check=True)
     done = subprocess.run([str(program), "50"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "the kernels match\n"), done.stderr

@@ -11,13 +11,26 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES256
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from msgspec.structs import replace
 
-from confide.crypto.keys import AgreementKey
+from confide.cohort import roster
+from confide.crypto.keys import AgreementKey, derive, label
 from confide.crypto.random import SeededRandomness
+from confide.crypto.ring import unpack
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import Trust
 from confide.ideal import Cohort, Session
-from confide.secagg import Shares, shares
-from confide.secagg.shares import HELPER_KEY, HELPER_SEED, MASKS, RECEIVED, UPLOAD, Masks, Received, Upload
+from confide.secagg import Shares
+from confide.secagg.shares_terms import (
+    HELPER_KEY,
+    HELPER_SEED,
+    MASKS,
+    RECEIVED,
+    UPLOAD,
+    HelperKey,
+    Masks,
+    Received,
+    Terms,
+    Upload,
+)
 from confide.wire import LATE_TICKS, Fault, MemoryStore, Message, alter, decode, delay, drop, encode, lose, run
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform
 from secagg.tamper import flip
@@ -67,14 +80,14 @@ def test_a_pinned_helper_key_is_never_replaced() -> None:
     parties = federation()
     own = AgreementKey(bytes(range(32))).public
     before = parties.stores["silo-0"].get(HELPER_KEY)
-    done = again(parties, change("shares/key", shares.HelperKey, lambda body: replace(body, key=own), src="server"))
+    done = again(parties, change("shares/key", HelperKey, lambda body: replace(body, key=own), src="server"))
     assert all(isinstance(done.failures[name], ProtocolError) for name in parties.cohort.clients)
     assert parties.stores["silo-0"].get(HELPER_KEY) == before
 
 
 def test_a_weak_helper_key_and_another_roster_are_refused() -> None:
     parties = federation()
-    done = again(parties, change("shares/key", shares.HelperKey, lambda body: replace(body, key=bytes(32))))
+    done = again(parties, change("shares/key", HelperKey, lambda body: replace(body, key=bytes(32))))
     assert isinstance(done.failures["server"], ProtocolError)
     other = Federation(Shares(), 5, 3, seed="other").stores["server"].get("secagg/roster")
     done = again(parties, alter(lambda _: other, tag="shares/roster"))
@@ -219,11 +232,9 @@ def test_parcels_of_another_client_or_session_do_not_open() -> None:
 def test_a_signed_box_for_another_key_leaves_its_client_out_at_the_helper() -> None:
     """The server cannot see that the box is bad; the set says so, and the sum is right without its client."""
     parties = federation()
-    terms = shares._Terms(parties.session(), parties.stores["silo-2"])
+    terms = Terms(parties.session(), parties.stores["silo-2"])
     terms.helper_key = AgreementKey(bytes(range(32))).public
-    parcel = terms.seal_seed(
-        "silo-2", bytes(32), shares.roster.identity(parties.stores["silo-2"]), parties.rngs["helper"]
-    )
+    parcel = terms.seal_seed("silo-2", bytes(32), roster.identity(parties.stores["silo-2"]), parties.rngs["helper"])
     fault = change(UPLOAD, Upload, lambda body: replace(body, parcel=parcel), src="silo-2")
     assert members_of(parties, fault) == everybody(parties) - {"silo-2"}
 
@@ -237,12 +248,12 @@ def test_the_shares_are_those_of_the_paper() -> None:
     session = parties.session()
     vectors = parties.vectors(session)
     done = parties.sum(session, vectors)
-    terms = shares._Terms(session, parties.stores["helper"])
+    terms = Terms(session, parties.stores["helper"])
     key = AgreementKey(parties.stores["helper"].get(HELPER_SEED))
     for message in [message for message in done.messages if message.tag == UPLOAD]:
         upload = decode(message.body, Upload, max_bytes=1 << 20)
         seed = terms.open_seed(message.src, upload.parcel, key)
-        stream_key = shares.derive(seed, shares.label(terms.context, "share", message.src))
+        stream_key = derive(seed, label(terms.context, "share", message.src))
         stream = Cipher(AES256(stream_key), CTR(bytes(16))).encryptor().update(bytes(4 * session.length))
         packed = int.from_bytes(upload.words, "little")
         for index, value in enumerate(vectors[message.src]):
@@ -274,9 +285,9 @@ def test_both_servers_together_read_everything() -> None:
     session = parties.session()
     vectors = parties.vectors(session)
     upload = decode(parties.sum(session, vectors).view("server")[0].body, Upload, max_bytes=1 << 20)
-    terms = shares._Terms(session, parties.stores["helper"])
+    terms = Terms(session, parties.stores["helper"])
     seed = terms.open_seed("silo-0", upload.parcel, AgreementKey(parties.stores["helper"].get(HELPER_SEED)))
-    words = shares.unpack(upload.words, terms.bits, session.length)
+    words = unpack(upload.words, terms.bits, session.length)
     terms.add_share(words, "silo-0", seed)
     shift = 32 - terms.bits
     np.testing.assert_array_equal((words << np.uint32(shift)).view(np.int32) >> shift, vectors["silo-0"])

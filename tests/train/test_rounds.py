@@ -1,5 +1,6 @@
 """The federated loop: equal to pooled descent, dropouts, retries, budgets, averaging."""
 
+import msgspec
 import numpy as np
 import pytest
 from msgspec.structs import replace
@@ -8,9 +9,10 @@ from confide.crypto.random import SeededRandomness, SystemRandomness
 from confide.errors import Aborted, DataError, ModelError
 from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
+from confide.secagg import Shares
 from confide.secagg.masked import Masked
 from confide.train import learner
-from confide.train.encodings import WeightedUpdates
+from confide.train.encodings import WeightedUpdates, integer_norm_bound
 from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger, verify
@@ -173,3 +175,46 @@ def test_a_seeded_run_repeats():
         return [r.bytes_up for r in federate(silos(), encoding, SETTINGS, aggregator=Masked(), rng=rng)]
 
     assert once() == once()
+
+
+# --- a bound on every norm --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("norm_bound", "reached"), [(1.7, True), (2.5, True), (50.0, False)])
+def test_contributions_keep_the_norm_bound_and_their_direction(norm_bound, reached):
+    """The oracle takes norms in Python's integers; the control is the same contribution without a bound."""
+    parties = silos()
+    plain = msgspec.structs.replace(SETTINGS, learning_rate=40.0, update_bound=50.0)
+    bounded = msgspec.structs.replace(plain, norm_bound=norm_bound)
+    largest = integer_norm_bound(bounded)
+    assert integer_norm_bound(plain) is None
+    for silo in parties:
+        free, kept = (
+            WeightedUpdates(GraphLearner(START, settings), settings).contribution(
+                np.zeros(6), silo, 1, SystemRandomness(), MemoryStore()
+            )
+            for settings in (plain, bounded)
+        )
+        square = sum(int(value) ** 2 for value in kept)
+        assert square <= largest**2
+        assert kept[-1] == free[-1]
+        if reached and sum(int(value) ** 2 for value in free) > largest**2:
+            assert square > (0.999 * largest) ** 2
+        else:
+            np.testing.assert_array_equal(kept, free)
+        scale = np.linalg.norm(kept[:-1]) / np.linalg.norm(free[:-1])
+        np.testing.assert_allclose(kept[:-1], scale * free[:-1], atol=2)
+
+
+def test_a_party_heavier_than_the_norm_bound_is_refused():
+    settings = msgspec.structs.replace(SETTINGS, norm_bound=1.0)
+    with pytest.raises(DataError, match=r"train.norm_bound=1.0"):
+        run(Shares(norm_bound=integer_norm_bound(settings)), settings=settings)
+
+
+def test_a_bounded_sum_under_shares_is_that_under_plain():
+    settings = msgspec.structs.replace(SETTINGS, norm_bound=2.0, rounds=3)
+    bounded = run(Shares(norm_bound=integer_norm_bound(settings)), settings=settings)
+    plain = run(PlainSum(), settings=settings)
+    np.testing.assert_array_equal(bounded[-1].parameters, plain[-1].parameters)
+    assert bounded[-1].members == plain[-1].members

@@ -221,6 +221,30 @@ def test_every_aggregator_trains_the_shipped_set(name):
     assert accuracy(last.model, data.test.x, data.test.y) > 0.93
 
 
+def test_two_servers_bound_norms_where_the_job_says_so():
+    sections = {"data": {"set": "breast-cancer"}, "train": {"aggregate": "shares", "quorum": 3, "rounds": 20}}
+    sections["train"] |= {"norm_bound": 4.0}
+    job = parse(sections)
+    data = load_data(job)
+    *_, last = train(job, data)
+    assert accuracy(last.model, data.test.x, data.test.y) > 0.93
+    assert last.bytes_up["party-1"] > 7000  # the evidence
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"train": {"norm_bound": 4.0}},
+        {"train": {"norm_bound": 4.0, "aggregate": "plain"}},
+        {"train": {"norm_bound": 4.0, "aggregate": "shares", "algorithm": "scaffold", "local_steps": 2}},
+        {"train": {"norm_bound": 4.0, "aggregate": "shares"}, "privacy": {"expected_records": 455}},
+    ],
+)
+def test_a_norm_bound_that_nobody_checks_is_refused(more):
+    with pytest.raises(JobError, match=r"no train.norm_bound"):
+        parse({"data": {"set": "breast-cancer"}} | more)
+
+
 def test_an_mlp_trains():
     job = parse({"data": {"set": "breast-cancer"}, "model": {"kind": "mlp"}, "train": {"rounds": 60}})
     data = load_data(job)

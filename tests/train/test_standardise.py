@@ -109,6 +109,14 @@ def test_a_job_standardises_and_the_model_carries_it():
     assert len(list(train(job, data))) == 2
 
 
+def test_a_job_with_two_servers_standardises_too():
+    """Their sum is not bounded: moments are no updates, and a norm bound of a job would refuse them."""
+    sections = {"data": {"set": "breast-cancer", "standardise": True}}
+    masked = load_data(parse(sections))
+    shares = load_data(parse(sections | {"train": {"aggregate": "shares", "norm_bound": 1e-3}}))
+    assert shares.preprocess == masked.preprocess
+
+
 def test_privacy_refuses_it():
     with pytest.raises(JobError, match=r"no data.standardise with \[privacy\]; .* not charged"):
         parse({"data": {"set": "breast-cancer", "standardise": True}, "privacy": {"expected_records": 455}})

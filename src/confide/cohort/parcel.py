@@ -25,7 +25,7 @@ from confide.errors import ProtocolError
 
 
 class Parcel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
-    """A secret in a box: one-time public key, box, signature of the sender over both."""
+    """A secret in a box: one-time public key, box, signature of the sender over both and what else it states."""
 
     key: bytes
     box: bytes
@@ -38,7 +38,14 @@ def parcel_bytes(secret_bytes: int) -> int:
 
 
 def seal_parcel(
-    secret: bytes, receiver: bytes, *, context: bytes, sender: str, identity: SigningKey, rng: Randomness
+    secret: bytes,
+    receiver: bytes,
+    *,
+    context: bytes,
+    sender: str,
+    identity: SigningKey,
+    rng: Randomness,
+    signed: bytes = b"",
 ) -> Parcel:
     """Return `secret` in a box that only the holder of `receiver` opens, in this context alone.
 
@@ -49,15 +56,18 @@ def seal_parcel(
         sender: the client's name.
         identity: the client's.
         rng: draws the one-time key.
+        signed: what the signature covers beside the parcel.
     """
     once = AgreementKey(rng.bytes(KEY_BYTES))
     info = _binding(context, sender, once.public)
     box = seal(derive(once.shared(receiver), info), secret, associated=info)
-    return Parcel(once.public, box, identity.sign(label(info, box)))
+    return Parcel(once.public, box, identity.sign(label(info, box) + signed))
 
 
-def check_parcel(parcel: Parcel, *, secret_bytes: int, context: bytes, sender: str, identity: bytes) -> None:
-    """Check form and signature of a parcel.
+def check_parcel(
+    parcel: Parcel, *, secret_bytes: int, context: bytes, sender: str, identity: bytes, signed: bytes = b""
+) -> None:
+    """Check form and signature of a parcel; `signed` as in `seal_parcel`.
 
     Raises:
         ProtocolError: the holder of the public key `identity` did not make it for this context.
@@ -65,7 +75,7 @@ def check_parcel(parcel: Parcel, *, secret_bytes: int, context: bytes, sender: s
     if len(parcel.box) != secret_bytes + SEAL_BYTES:
         raise ProtocolError(f"Expected a box with {secret_bytes} bytes")
     check_agreement_key(parcel.key)
-    verify(identity, label(_binding(context, sender, parcel.key), parcel.box), parcel.signature)
+    verify(identity, label(_binding(context, sender, parcel.key), parcel.box) + signed, parcel.signature)
 
 
 def open_parcel(parcel: Parcel, key: AgreementKey, *, context: bytes, sender: str) -> bytes:

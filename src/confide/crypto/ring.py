@@ -103,5 +103,28 @@ def unpack(data: bytes, bits: int, count: int) -> Words:
     return _engine.unpack(data, bits, count)
 
 
+def project(acc: Words, words: Words, choices: NDArray[np.uint8]) -> None:
+    """Add signed sums of `words` to `acc` in place, wrapping at the width of a word.
+
+    Words come in groups of eight; a group has 2 * rows bytes of choices. Bit i of byte j and bit i of byte rows + j are
+    worth b and c, and row j takes b + c - 1 times word i of the group: with uniform choices -1, 0, 0 or 1 times.
+
+    Args:
+        acc: uint32 or uint64, shape (rows,), contiguous and writable; rows is a multiple of 16.
+        words: the same dtype, a multiple of eight of them; they share no memory with acc.
+        choices: 2 * rows bytes for every eight words. They are public: memory is read where they say.
+
+    Raises:
+        UsageError: dtype, shape, layout or length differ.
+    """
+    if not (_is_vector(acc) and acc.flags.c_contiguous and acc.flags.writeable) or len(acc) % 16:
+        raise UsageError("Expected acc to be a contiguous, writable vector of words, a multiple of 16 of them")
+    if words.dtype != acc.dtype or words.ndim != 1 or len(words) % 8 or np.may_share_memory(acc, words):
+        raise UsageError(f"Expected words like acc, by eights and apart from it; got {words.dtype} {words.shape}")
+    if choices.dtype != np.uint8 or choices.shape != (len(words) // 8 * 2 * len(acc),):
+        raise UsageError(f"Expected 2 * rows={len(acc)} bytes of choices for every eight words")
+    _engine.project(acc, np.ascontiguousarray(words), np.ascontiguousarray(choices))
+
+
 def _is_vector(words: Words) -> bool:
     return words.ndim == 1 and words.dtype in (np.dtype(np.uint32), np.dtype(np.uint64))

@@ -1,4 +1,4 @@
-"""The three kernels of `confide._native` in numpy, bit for bit, for machines where it could not be compiled.
+"""The kernels of `confide._native` in numpy, bit for bit, for machines where it could not be compiled.
 
 Call them through `confide.crypto.ring`, which checks the arguments.
 """
@@ -35,3 +35,15 @@ def unpack(data: bytes, bits: int, count: int) -> NDArray[Any]:
     rows = np.zeros((count, 8 * dtype.itemsize), np.uint8)
     rows[:, :bits] = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
     return np.packbits(rows, axis=1, bitorder="little").view(dtype).reshape(count).astype(dtype.newbyteorder("="))
+
+
+def project(acc: NDArray[Any], words: NDArray[Any], choices: NDArray[Any]) -> None:
+    """Add the signed sums that `choices` picks to `acc`: one table of the sums of all subsets for every eight words."""
+    rows, groups = len(acc), len(words) // 8
+    table = np.zeros((groups, 256), acc.dtype)
+    for bit, word in enumerate(words.reshape(groups, 8).T):
+        half = 1 << bit
+        np.add(table[:, :half], word[:, None], out=table[:, half : 2 * half])
+    picked = np.take_along_axis(table, choices.reshape(groups, 2 * rows).astype(np.intp), axis=1)
+    sums = picked.sum(axis=0, dtype=acc.dtype)
+    acc += sums[:rows] + sums[rows:] - table[:, 255].sum(dtype=acc.dtype)

@@ -12,81 +12,51 @@ whom both servers have, once, and the main server adds that to its own total: th
 
 A client sends one message and is free to leave after it.
 
-Paper: additive shares with a compressed share, Corrigan-Gibbs and Boneh (Prio), NSDI 2017, section 3 and appendix I;
-without Prio's proofs: a client's vector is not checked.
+With a norm bound the two servers also check, in zero knowledge, that no vector is much longer: `norm_check` says how.
+
+Paper: additive shares with a compressed share, Corrigan-Gibbs and Boneh (Prio), NSDI 2017, section 3 and appendix I.
+Prio's proofs bound every coordinate; ours bound the L2 norm.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Mapping
-
-import msgspec
-import numpy as np
+from collections.abc import Mapping
 
 from confide.cohort import roster
 from confide.cohort.collect import SMALLEST_SUM
-from confide.cohort.journal import Journal
-from confide.cohort.parcel import Parcel, check_parcel, open_parcel, parcel_bytes, seal_parcel
-from confide.crypto.keys import KEY_BYTES, AgreementKey, SigningKey, check_agreement_key, derive, label
-from confide.crypto.masks import add_mask
+from confide.crypto.keys import KEY_BYTES, AgreementKey, check_agreement_key, label
 from confide.crypto.random import Randomness
-from confide.crypto.ring import Words, add_words, pack, unpack, word_dtype
-from confide.errors import Aborted, ProtocolError, UsageError
+from confide.errors import ProtocolError, UsageError
 from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
-from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
+from confide.ideal import Aggregator, Cohort, Session, Vector
+from confide.secagg import shares_client
+from confide.secagg.norm_bound import NormBound
+from confide.secagg.norm_check import NormCheck
+from confide.secagg.shares_servers import MainServer, assist
+from confide.secagg.shares_terms import HELPER_KEY, HELPER_SEED, POINT_SEED, HelperKey, Terms, limit_bytes
 from confide.wire import Message, Party, Step, Store, decode, encode
 
-#: Where the helper keeps the seed of its key, and where everybody keeps the public half.
-HELPER_SEED = "shares/helper seed"
-HELPER_KEY = "shares/helper key"
-
 _ROSTER_TAG, _KEY_TAG = "shares/roster", "shares/key"
-UPLOAD, RECEIVED, MASKS = "shares/upload", "shares/received", "shares/masks"
-
-_PARCEL_BYTES = parcel_bytes(KEY_BYTES)
 
 
-class HelperKey(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The helper's public X25519 key; in a store under `HELPER_KEY` it is a pin."""
-
-    key: bytes
-
-
-class Upload(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All that a client sends: the helper's share, sealed, and the main server's, packed."""
-
-    parcel: Parcel
-    words: bytes
-
-
-class Received(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose words the main server holds, with their parcels."""
-
-    parcels: dict[str, Parcel]
-
-
-class Masks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The set that both servers have, and the sum of its masks, packed."""
-
-    names: tuple[str, ...]
-    words: bytes
-
-
-class Shares(Aggregator):
-    """The main server learns the sum of at least max(3, quorum) vectors; clients send once and may drop out freely.
-
-    **Guarantees** The main server learns nothing about a vector beyond the sum, as long as the helper is honest; the
-    helper learns nothing about vectors, as long as the main server is honest. The helper answers once in a session,
-    over one set, only about seeds that clients of the pinned roster signed for this very session.
-
-    **Leaks** The sum, to the main server; who took part, to both servers. If both pool what they see, every vector.
-    Nothing bounds a client's vector beyond its range in the ring: one client can move the sum anywhere.
-    """
-
-    name = "shares"
-    roles = ("server", "helper", "client")
-    guarantee = Guarantee(
+def _guarantee(bound: NormBound | None) -> Guarantee:
+    leaks = (
+        f"{SUM_REVEALS} Who took part, to both servers; every update, if both pool what they see. The boxes for the "
+        f"helper have {RECORDED_X25519} "
+    )
+    paper = "Corrigan-Gibbs and Boneh, NSDI 2017"
+    if bound is None:
+        leaks, paper = leaks + "No check bounds a client's update.", paper + " (shares only)"
+    else:
+        check = NormCheck(b"", bound, bound.ring_bits)
+        leaks += (
+            f"A client's vector of {bound.ratio_percent / 100:g} * norm_bound or more is left out, except with "
+            f"probability 2^-{int(check.soundness_bits)} for each hash that the client tries. That a vector passed "
+            f"moves what a server sees by a statistical distance of at most 2^-{int(bound.completeness_bits)}."
+        )
+        paper += "; Boneh, Boneh, Corrigan-Gibbs, Gilboa, Ishai, CRYPTO 2019"
+    return Guarantee(
         claims=frozenset(
             (
                 Claim("update", "server", ("helper",)),
@@ -100,44 +70,71 @@ class Shares(Aggregator):
         security_bits=128,
         post_quantum=False,
         verified_result=False,
-        leaks=f"{SUM_REVEALS} Who took part, to both servers; every update, if both pool what they see. No check "
-        f"bounds a client's update. The boxes for the helper have {RECORDED_X25519}",
-        primary="additive shares, X25519 + AES-256 seeds",
-        paper="Corrigan-Gibbs and Boneh, NSDI 2017 (shares only)",
+        leaks=leaks,
+        primary="additive shares, X25519 + AES-256 seeds" + (", fully linear proofs" if bound else ""),
+        paper=paper,
     )
+
+
+class Shares(Aggregator):
+    """The main server learns the sum of at least max(3, quorum) vectors; clients send once and may drop out freely.
+
+    Args:
+        norm_bound: B, the largest L2 norm of a client's vector of integers, or a `NormBound` with other error rates;
+            None checks nothing.
+
+    **Guarantees** The main server learns nothing about a vector beyond the sum, as long as the helper is honest; the
+    helper learns nothing about vectors, as long as the main server is honest. The helper answers once in a session,
+    over one set, only about seeds that clients of the pinned roster signed for this very session. With `norm_bound`,
+    honest vectors always pass, and one of 2.5 B or more is left out and its client named, except with the probability
+    that `NormCheck.soundness_bits` and docs/protocols/shares.md state, if both servers follow the protocol.
+
+    **Leaks** The sum, to the main server; who took part, to both servers. If both pool what they see, every vector.
+    Without `norm_bound` nothing bounds a client's vector beyond its range in the ring: it can move the sum anywhere.
+    """
+
+    name = "shares"
+    roles = ("server", "helper", "client")
+    guarantee = _guarantee(None)
+
+    def __init__(self, *, norm_bound: int | NormBound | None = None) -> None:
+        self._bound = NormBound(norm_bound) if isinstance(norm_bound, int) else norm_bound
+        if self._bound is not None:
+            self.guarantee = _guarantee(self._bound)
 
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """Return the party that pins the clients' roster and the helper's key; its output is a fingerprint of both."""
         _check(role, me, cohort)
         if role == "server":
-            return _introduce(cohort, store)
+            return _introduce(cohort, store, rng, checks=self._bound is not None)
         return _enrol_helper(cohort, store, rng) if role == "helper" else _enrol_client(me, cohort, store, rng)
 
     def party(
         self, role: str, me: str, session: Session, vector: Vector | None, store: Store, rng: Randomness
     ) -> Party:
-        """Return the party of one sum: the main server's output is `Sums`, the others have none.
+        """Return the party of one sum: the main server's output is `SharesSums`, the others have none.
 
         Raises:
-            UsageError: no set-up, strangers in the cohort, a vector that does not fit the session.
+            UsageError: no set-up, strangers in the cohort, a vector that does not fit the session or the norm bound, a
+                ring that cannot check that bound.
         """
         _check(role, me, session.cohort)
-        terms = _Terms(session, store)
+        terms = Terms(session, store, self._bound)
         if role == "server":
-            return _serve(terms)
+            point = store.get(POINT_SEED) or b""
+            if terms.norm is not None and not point:
+                raise UsageError("Expected the server's secret for norm bounds; run setup again with norm_bound")
+            return MainServer(terms, point).play()
         if role == "helper":
             secret = store.get(HELPER_SEED)
             if secret is None:
                 raise UsageError("Expected the helper's key in its store; run the aggregator's setup first")
-            return _help(terms, AgreementKey(secret), store)
+            return assist(terms, AgreementKey(secret), store)
         if vector is None:
             raise UsageError("Expected a vector at a client")
-        return _contribute(terms, me, session.checked(vector), store, rng)
-
-
-def journal_key(run: str) -> str:
-    """Return where clients and helper keep the journal of `run`."""
-    return f"shares/journal/{run}"
+        if terms.norm is not None:
+            terms.norm.check(session.checked(vector))
+        return shares_client.play(terms, me, session.checked(vector), store, rng)
 
 
 def _check(role: str, me: str, cohort: Cohort) -> None:
@@ -152,7 +149,7 @@ def _check(role: str, me: str, cohort: Cohort) -> None:
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
 
-def _introduce(cohort: Cohort, store: Store) -> Party:
+def _introduce(cohort: Cohort, store: Store, rng: Randomness, *, checks: bool) -> Party:
     """The main server: collect the identities, show them to the helper, show the helper's key to the clients."""
     yield from roster.register(cohort, store)
     body = roster.pinned(store).encode()
@@ -160,7 +157,8 @@ def _introduce(cohort: Cohort, store: Store) -> Party:
     received = yield Step(send=(hello,), await_tag=_KEY_TAG, wait_for=(cohort.helper,))
     key = _read_key(received[cohort.helper].body)
     sent = tuple(Message(cohort.server, name, _KEY_TAG, encode(HelperKey(key))) for name in cohort.clients)
-    yield Step(send=sent, save=_pin_key(key, store))
+    point = {POINT_SEED: store.get(POINT_SEED) or rng.bytes(KEY_BYTES)} if checks else {}
+    yield Step(send=sent, save={**_pin_key(key, store), **point})
     return _fingerprint(roster.pinned(store), key)
 
 
@@ -168,7 +166,7 @@ def _enrol_helper(cohort: Cohort, store: Store, rng: Randomness) -> Party:
     """The helper: pin the roster, send the public half of a long-lived key that is made on first use."""
     received = yield Step(await_tag=_ROSTER_TAG, wait_for=(cohort.server,))
     body = received[cohort.server].body
-    listed = decode(body, roster.Roster, max_bytes=_limit_bytes(cohort, KEY_BYTES))
+    listed = decode(body, roster.Roster, max_bytes=limit_bytes(cohort, KEY_BYTES))
     if tuple(listed.keys()) != cohort.clients or store.get(roster.ROSTER) not in (None, listed.encode()):
         raise ProtocolError("Expected the pinned roster, or a first one of this cohort; compare fingerprints")
     seed = store.get(HELPER_SEED) or rng.bytes(KEY_BYTES)
@@ -202,155 +200,3 @@ def _pin_key(key: bytes, store: Store) -> Mapping[str, bytes | None]:
 
 def _fingerprint(listed: roster.Roster, key: bytes) -> str:
     return hashlib.sha256(label("confide shares roster v1", listed.digest, key)).hexdigest()
-
-
-def _limit_bytes(cohort: Cohort, per_client: int) -> int:
-    return 64 + sum(len(name.encode()) + per_client + 32 for name in cohort.clients)
-
-
-# --- what all parties of a sum agree on -------------------------------------------------------------------------------
-
-
-class _Terms:
-    """A session with the pinned keys, and what follows from them without a message."""
-
-    def __init__(self, session: Session, store: Store) -> None:
-        listed, pin = roster.pinned(store), store.get(HELPER_KEY)
-        if pin is None:
-            raise UsageError("Expected the helper's key in the store; run the aggregator's setup first")
-        self.session, self.cohort = session, session.cohort
-        self.identities, self.helper_key = listed.keys(), decode(pin, HelperKey, max_bytes=len(pin)).key
-        strangers = [name for name in self.cohort.clients if name not in self.identities]
-        if strangers:
-            raise UsageError(f"Expected clients of the pinned roster, not {', '.join(strangers)}; run setup with them")
-        self.bits = max(1, session.ring_bits)
-        self.dtype = word_dtype(self.bits)
-        agreed = label("confide shares v1", session.context, self.cohort.helper, listed.digest, self.helper_key)
-        self.context = hashlib.sha256(agreed).digest()
-        self.quorum = max(SMALLEST_SUM, self.cohort.quorum)
-        self.words_bytes = (session.length * self.bits + 7) // 8
-
-    def seal_seed(self, name: str, seed: bytes, identity: SigningKey, rng: Randomness) -> Parcel:
-        """Return `seed` of the client `name` in a box that only the helper opens, for this session alone."""
-        return seal_parcel(seed, self.helper_key, context=self.context, sender=name, identity=identity, rng=rng)
-
-    def check(self, name: str, parcel: Parcel) -> None:
-        """Check form and signature of a parcel of `name`.
-
-        Raises:
-            ProtocolError: the holder of the pinned identity did not make it for this session.
-        """
-        identity = self.identities[name]
-        check_parcel(parcel, secret_bytes=KEY_BYTES, context=self.context, sender=name, identity=identity)
-
-    def open_seed(self, name: str, parcel: Parcel, key: AgreementKey) -> bytes:
-        """Return the seed in a parcel of `name`; the helper's.
-
-        Raises:
-            ProtocolError: as `check`, or the box does not open.
-        """
-        self.check(name, parcel)
-        return open_parcel(parcel, key, context=self.context, sender=name)
-
-    def add_share(self, words: Words, name: str, seed: bytes, *, negate: bool = False) -> None:
-        """Add PRG(seed), the helper's share of the client `name`, or take it away."""
-        add_mask(words, derive(seed, label(self.context, "share", name)), negate=negate)
-
-    def require(self, names: tuple[str, ...], where: str) -> None:
-        """Check that a sum over `names` may be released; each server does so by itself.
-
-        Raises:
-            Aborted: too few.
-        """
-        if len(names) < self.quorum:
-            raise Aborted(f"Expected shares of at least {self.quorum} clients at the {where}, got {len(names)}")
-
-    @property
-    def journal(self) -> Journal:
-        """Return this session's place in the journal of a client or the helper."""
-        return Journal(journal_key(self.session.run), self.session, self.context)
-
-
-# --- one sum ----------------------------------------------------------------------------------------------------------
-
-
-def _contribute(terms: _Terms, me: str, vector: Vector, store: Store, rng: Randomness) -> Party:
-    """The client: two shares, one message."""
-    identity, body = roster.identity(store), terms.journal.resumed(store)
-    if body is None:
-        seed = rng.bytes(KEY_BYTES)
-        words = vector.astype(terms.dtype)  # two's complement: reduced modulo the width of a word
-        terms.add_share(words, me, seed, negate=True)
-        body = encode(Upload(terms.seal_seed(me, seed, identity, rng), pack(words, terms.bits)))
-    yield Step(send=(Message(me, terms.cohort.server, UPLOAD, body),), save=terms.journal.entry(body))
-    yield Step(save=terms.journal.entry())
-
-
-def _serve(terms: _Terms) -> Party:
-    """The main server: collect, let the helper say which of them it can open, add its masks."""
-    held = yield from _collect(terms)
-    names = tuple(name for name in terms.cohort.clients if name in held)
-    terms.require(names, "server")
-    request = encode(Received({name: held[name][0] for name in names}))
-    received = yield Step(
-        send=(Message(terms.cohort.server, terms.cohort.helper, RECEIVED, request),),
-        await_tag=MASKS,
-        wait_for=(terms.cohort.helper,),
-    )
-    limit = _limit_bytes(terms.cohort, 0) + terms.words_bytes
-    masks = decode(received[terms.cohort.helper].body, Masks, max_bytes=limit)
-    agreed = tuple(name for name in names if name in masks.names)
-    if masks.names != agreed:
-        raise Aborted("Expected the helper's set to lie within the server's, in the cohort's order")
-    terms.require(agreed, "server")
-    total = unpack(masks.words, terms.bits, terms.session.length)
-    for name in agreed:
-        add_words(total, held[name][1])
-    shift = np.uint64(64 - terms.bits)
-    values = (total.astype(np.uint64) << shift).view(np.int64) >> np.int64(shift)
-    largest = len(agreed) * terms.session.bound
-    if values.size and (values.max() > largest or values.min() < -largest):
-        raise Aborted("Expected a sum within clients * bound; somebody's share is wrong")
-    return Sums(values[None, :], (frozenset(agreed),))
-
-
-def _collect(terms: _Terms) -> Generator[Step, Mapping[str, Message], dict[str, tuple[Parcel, Words]]]:
-    """Return every well-formed upload; a malformed one counts as a dropout."""
-    held: dict[str, tuple[Parcel, Words]] = {}
-    waiting = terms.cohort.clients
-    while waiting:
-        received = yield Step(await_tag=UPLOAD, wait_for=waiting, each=True)
-        if not received:
-            break
-        for name, message in received.items():
-            waiting = tuple(other for other in waiting if other != name)
-            try:
-                upload = decode(message.body, Upload, max_bytes=terms.words_bytes + _PARCEL_BYTES + 64)
-                terms.check(name, upload.parcel)
-                held[name] = upload.parcel, unpack(upload.words, terms.bits, terms.session.length)
-            except ProtocolError:
-                continue
-    return held
-
-
-def _help(terms: _Terms, key: AgreementKey, store: Store) -> Party:
-    """The helper: open what can be opened, release the sum of the masks, once."""
-    server = terms.cohort.server
-    body = terms.journal.resumed(store)
-    if body is None:
-        received = yield Step(await_tag=RECEIVED, wait_for=(server,))
-        limit = _limit_bytes(terms.cohort, _PARCEL_BYTES)
-        parcels = decode(received[server].body, Received, max_bytes=limit).parcels
-        seeds: dict[str, bytes] = {}
-        for name in terms.cohort.clients:
-            try:
-                if name in parcels:
-                    seeds[name] = terms.open_seed(name, parcels[name], key)
-            except ProtocolError:
-                continue  # the client's fault or the server's: left out of the set, and both servers see it
-        terms.require(tuple(seeds), "helper")
-        total = np.zeros(terms.session.length, terms.dtype)
-        for name, seed in seeds.items():
-            terms.add_share(total, name, seed)
-        body = encode(Masks(tuple(seeds), pack(total, terms.bits)))
-    yield Step(send=(Message(terms.cohort.helper, server, MASKS, body),), save=terms.journal.entry(body))

@@ -6,7 +6,9 @@ contributes and which change of the parameters their sum stands for.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -101,6 +103,21 @@ class _Scale:
             )
         return weight
 
+    def within_norm(self, change: Matrix, weight: float) -> Matrix:
+        """Return `change` scaled so that the integers of (weight * change, weight) keep `integer_norm_bound`."""
+        if self._train.norm_bound is None:
+            return change
+        # what rounding to the grid can add: half a step for each value, and a step for the bound's own rounding
+        steps = math.sqrt(len(change) + 1) / 2 + 1
+        room = self._train.norm_bound * (1 - 1e-9) - steps * 2.0**-self._train.fraction_bits
+        if room <= weight:
+            raise DataError(
+                f"Expected train.norm_bound={self._train.norm_bound} to be above a party's share of "
+                "train.expected_records; raise it, or set expected_records to the public order of magnitude"
+            )
+        norm, allowed = weight * float(np.linalg.norm(change)), math.sqrt(room**2 - weight**2)
+        return change * min(1.0, allowed / norm) if norm else change
+
     def bounded(self, change: Matrix) -> Matrix:
         largest = float(np.abs(change).max())
         return change * min(1.0, self._train.update_bound / largest) if largest else change
@@ -114,6 +131,11 @@ class _Scale:
         with np.errstate(all="ignore"):  # weights that no honest silos have may add up to nothing
             mean = np.nan_to_num(values[:-1] / values[-1])
         return np.clip(mean, -self._train.update_bound, self._train.update_bound)
+
+
+def integer_norm_bound(train: TrainSection) -> int | None:
+    """Return train.norm_bound in steps of the grid that updates travel on, rounded down, or None."""
+    return None if train.norm_bound is None else int(Fraction(train.norm_bound) * 2**train.fraction_bits)
 
 
 class WeightedUpdates(Encoding):
@@ -133,6 +155,7 @@ class WeightedUpdates(Encoding):
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         weight = self._scale.weight(silo)
         change = self._scale.bounded(self._change(parameters, silo, number))
+        change = self._scale.within_norm(change, weight)
         return self._scale.fixed.encode(np.append(weight * change, weight))
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:

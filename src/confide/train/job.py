@@ -96,6 +96,9 @@ class TrainSection(_Section, frozen=True, kw_only=True):
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
         expected_records: public order of magnitude of one party's record count (never the count itself).
         update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
+        norm_bound: largest L2 norm of what a party adds, (weight * update, weight) with weight = records /
+            expected_records: larger updates are scaled down, and under "shares" the servers leave out and name a party
+            whose vector is 2.5 times as long or longer. None bounds nothing.
         fraction_bits: fixed-point bits after the point of what is summed.
         attempts: how often a round that lost its quorum is repeated with fresh keys before the job stops.
         start_hash: hex SHA-256 of the starting parameters; a party takes part from these and from no others. Without
@@ -121,6 +124,7 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     average: float = 0.5
     expected_records: int = 150
     update_bound: float = 2.0
+    norm_bound: float | None = None
     fraction_bits: int = 22
     attempts: int = 3
     start_hash: str | None = None
@@ -215,6 +219,7 @@ _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
     ("train", "average"): (0, 1, False, False),
     ("train", "expected_records"): (1, 1e9, False, False),
     ("train", "update_bound"): (0, 1e6, True, False),
+    ("train", "norm_bound"): (0, 1e6, True, False),
     ("train", "fraction_bits"): (8, 40, False, False),
     ("train", "attempts"): (1, 100, False, False),
     ("train", "group_size"): (0, 1000, False, False),
@@ -268,6 +273,11 @@ def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
     for key, readers in _READ_BY.items():
         if key in given and name not in readers:
             raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
+    if job.train.norm_bound is not None and (job.train.aggregate != "shares" or name == "scaffold" or job.privacy):
+        raise JobError(
+            f'Expected no train.norm_bound with train.aggregate="{job.train.aggregate}", scaffold or [privacy]; it '
+            'needs two servers that check it: take aggregate = "shares" with another algorithm and no [privacy]'
+        )
     for key in _OF_GROUPS:
         if key in given and job.train.aggregate != "groups":
             raise JobError(

@@ -29,7 +29,7 @@ from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
 from confide.train.course import approve, parameters_hash
-from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates
+from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.job import Job, check_groups, default_quorum, describe, group_size, parties_of
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger
@@ -105,7 +105,7 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         preprocess = standardised(
             preprocess,
             {name: table.columns for name, table in tables.items()},
-            aggregator=aggregator_of(job),
+            aggregator=aggregator_of(job, of_updates=False),
             quorum=_checked_quorum(job, len(tables)),
             expected_records=job.train.expected_records,
             rng=rng or SystemRandomness(),
@@ -177,8 +177,11 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
     )
 
 
-def aggregator_of(job: Job) -> Aggregator:
+def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
     """Return the aggregator that [train] names.
+
+    Args:
+        of_updates: False for sums of anything else, which train.norm_bound does not bound.
 
     Raises:
         JobError: there is none of that name, or its groups cannot outvote the liars.
@@ -190,6 +193,8 @@ def aggregator_of(job: Job) -> Aggregator:
         )
     if name == "masked" and job.privacy is not None:
         return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
+    if name == "shares" and of_updates:
+        return Shares(norm_bound=integer_norm_bound(job.train))
     if name == "groups":
         check_groups(job)
         return Groups(group_size(job.train, parties_of(job)))
