@@ -6,6 +6,7 @@ contributes and which change of the parameters their sum stands for.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -15,17 +16,17 @@ from numpy.typing import NDArray
 from confide.crypto.fixed import FixedPoint
 from confide.crypto.random import Randomness
 from confide.dp.plan import PrivacyPlan, Releases
-from confide.errors import DataError
+from confide.errors import DataError, ModelError
 from confide.train.job import TrainSection
-from confide.train.learner import GraphLearner, Learner
+from confide.train.learner import GraphLearner, Learner, staged
 from confide.train.local import Silo
 from confide.wire import Store
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
 
-#: Where a silo keeps its control variate, and the one that it takes over when its contribution counted.
-_CONTROL, _NEXT_CONTROL = "scaffold/control", "scaffold/next"
+#: Where a silo keeps its control variate.
+_CONTROL = "scaffold/control"
 
 #: A silo may hold this many times the expected number of records.
 _LARGEST_WEIGHT = 16.0
@@ -54,9 +55,19 @@ class Encoding(ABC):
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         """Return the silo's integers of round `number`, shape (length,); `store` is the silo's own."""
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Return the keys of a silo's store that hold what it keeps between rounds."""
+        return self.learner.kept
+
     def settle(self, store: Store, member: bool) -> None:
-        """Tell a silo, through its `store`, whether its last contribution is in a released sum."""
-        return
+        """Tell a silo, through its `store`, whether its last contribution is in a released sum.
+
+        Only then does it take over what it staged: what it keeps stays in step with what the others have seen.
+        """
+        found = {key: store.get(staged(key)) for key in self.kept} if member else {}
+        taken = {key: body for key, body in found.items() if body is not None}
+        store.commit(taken | dict.fromkeys(map(staged, self.kept)))
 
     @abstractmethod
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
@@ -84,9 +95,14 @@ class _Scale:
             )
         return weight
 
-    def bounded(self, change: Matrix) -> Matrix:
-        largest = float(np.abs(change).max())
-        return change * min(1.0, self._train.update_bound / largest) if largest else change
+    def bounded(self, change: Matrix, silo: Silo) -> Matrix:
+        """Return `change`, scaled down if a coordinate is beyond the public bound; refuse what is not finite."""
+        largest = max(float(change.max()), -float(change.min()))
+        if not math.isfinite(largest):
+            raise ModelError(
+                f"Expected finite changes at {silo.name}; its local training diverged: take a smaller learning rate"
+            )
+        return change if largest <= self._train.update_bound else change * (self._train.update_bound / largest)
 
 
 class WeightedUpdates(Encoding):
@@ -105,7 +121,7 @@ class WeightedUpdates(Encoding):
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         weight = self._scale.weight(silo)
-        change = self._scale.bounded(self.learner.change(parameters, silo, number=number))
+        change = self._scale.bounded(self.learner.change(parameters, silo, store, number=number), silo)
         return self._scale.fixed.encode(np.append(weight * change, weight))
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
@@ -136,6 +152,10 @@ class Scaffold(Encoding):
         self.bound = self._scale.fixed.largest
         self.releases = train.rounds * train.attempts
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return (_CONTROL, *self.learner.kept)
+
     def broadcast(self, parameters: Matrix) -> Matrix:
         return np.append(parameters, self.control)
 
@@ -143,14 +163,11 @@ class Scaffold(Encoding):
         body = store.get(_CONTROL)
         own = np.zeros_like(self.control) if body is None else np.frombuffer(body, "<f8")
         weight = self._scale.weight(silo)
-        change = self.learner.change(parameters, silo, number=number, shift=self.control - own)
-        turn = self._scale.bounded(-change / self.learner.travel - self.control)
-        store.commit({_NEXT_CONTROL: (own + turn).astype("<f8").tobytes()})
-        return self._scale.fixed.encode(np.concatenate([weight * self._scale.bounded(change), weight * turn, [weight]]))
-
-    def settle(self, store: Store, member: bool) -> None:
-        taken = {_CONTROL: store.get(_NEXT_CONTROL)} if member else {}
-        store.commit({**taken, _NEXT_CONTROL: None})
+        change = self.learner.change(parameters, silo, store, number=number, shift=self.control - own)
+        turn = self._scale.bounded(-change / self.learner.travel(silo) - self.control, silo)
+        change = self._scale.bounded(change, silo)
+        store.commit({staged(_CONTROL): (own + turn).astype("<f8").tobytes()})
+        return self._scale.fixed.encode(np.concatenate([weight * change, weight * turn, [weight]]))
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         values = self._scale.fixed.decode(sums)

@@ -82,7 +82,8 @@ class TrainSection(_Section, frozen=True, kw_only=True):
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
-        local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
+        local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
+            training on the pooled records, unless the model comes with batches of its own.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
@@ -165,11 +166,14 @@ class Job(_Section, frozen=True, kw_only=True):
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
 
+#: The same for a network that the caller brings: many local steps take the place of the server's momentum.
+_OWN_MODEL: Mapping[str, float] = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "average": 0.0}
+
 _ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 
 #: The same for an algorithm.
 _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
-    **{name: {"server_learning_rate": 0.1} for name in _ADAPTIVE},
+    **{name: {"server_learning_rate": 0.1, "momentum": 0.9} for name in _ADAPTIVE},
     "scaffold": {"momentum": 0.0},
 }
 
@@ -245,12 +249,35 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     return job
 
 
-def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
-    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
-    name, steps = job.train.algorithm, job.train.local_steps
+def train_section(**given: Any) -> TrainSection:
+    """Return a [train] for a model of your own: keys and checks of a job file, plain averaging unless it is named.
+
+    Its defaults are those of [train] but for learning_rate 0.1, momentum 0 (0.9 for fedadam, fedyogi and fedadagrad),
+    weight_decay 0 and average 0.
+
+    Raises:
+        JobError: with every unknown key, wrong type and value out of range, one in a line.
+    """
+    if problems := list(_faults("train", TrainSection, given)):
+        raise JobError("\n".join(problems))
+    own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
+    train = msgspec.convert({**_OWN_MODEL, **own, **given}, TrainSection)
+    _check_readers(train, given)
+    return train
+
+
+def _check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored."""
+    name = train.algorithm
     for key, readers in _READ_BY.items():
         if key in given and name not in readers:
             raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
+
+
+def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
+    name, steps = job.train.algorithm, job.train.local_steps
+    _check_readers(job.train, given)
     if job.privacy is not None and job.data.standardise:
         raise JobError(
             "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
