@@ -15,8 +15,8 @@ from confide.train.rounds import Round
 from confide.train.run import AGGREGATORS, Output, Prepared, fit, load_data, local_models, pooled_model, train
 
 if TYPE_CHECKING:
-    from confide.train.low_rank import low_rank
     from confide.train.torch_learner import TorchLearner, outputs
+    from confide.train.torch_low_rank import low_rank
 
 __all__ = [
     "AGGREGATORS",
@@ -47,7 +47,7 @@ __all__ = [
 #: Where the names that need torch live.
 _HOMES: Mapping[str, str] = {
     "TorchLearner": "confide.train.torch_learner",
-    "low_rank": "confide.train.low_rank",
+    "low_rank": "confide.train.torch_low_rank",
     "outputs": "confide.train.torch_learner",
 }
 
