@@ -274,6 +274,11 @@ def test_what_a_silo_contributes_depends_on_nothing_but_its_arguments():
         np.testing.assert_array_equal(busy[place], fresh[place])
         np.testing.assert_array_equal(busy[5 - place], fresh[place])
     assert np.abs(change(used, parties[1], 2) - fresh[1]).max() > 1e-3  # another round: another order, other dropout
+    for silo, moved in zip(parties, fresh, strict=True):  # the buffer that is assigned to comes first, and travels
+        orders = used.order(silo, 1)
+        seen = sum(silo.x[order[at : at + 4]].mean() for order in orders for at in range(0, len(order), 4))
+        assert moved[0] == pytest.approx(seen, abs=1e-5)
+        assert abs(seen) > 1e-4
     other = TorchLearner(module, settings, batch_size=4, seed=2)
     assert np.abs(change(other, parties[1]) - fresh[1]).max() > 1e-3
 
@@ -316,6 +321,24 @@ def test_statistics_are_averaged_like_parameters():
     assert not torch.equal(done.model[1].running_var, network(norm=True)[1].running_var)
 
 
+def test_shift_and_pull_act_on_parameters_alone_where_statistics_travel():
+    settings, silo = train_section(**COMMON, algorithm="fedprox", proximal=0.7), silos()[1]
+    learner, module, rng = (
+        Fixed(network(norm=True), settings, batch_size=4),
+        network(norm=True),
+        np.random.default_rng(0),
+    )
+    shift, begin = rng.normal(size=len(learner.start)), learner.start.copy()
+    begin[6:] += rng.normal(size=len(begin) - 6)  # behind the means and variances of three channels
+    end, _ = local(
+        module, torch.tensor(begin[6:]), silo, settings, 4, 1,
+        mu=0.7, shift=torch.tensor(shift[6:]), anchor=torch.tensor(learner.start[6:]),
+    )  # fmt: skip
+    ours = begin + learner.change(learner.start, silo, MemoryStore(), number=1, shift=shift, begin=begin)
+    expected = torch.cat([module[1].running_mean, module[1].running_var, end])
+    np.testing.assert_allclose(ours, expected.numpy(), atol=1e-10)
+
+
 def test_scaffold_ignores_statistics_that_no_gradient_moves():
     settings, silo = train_section(**COMMON, algorithm="scaffold"), silos()[0]
     learner = TorchLearner(network(norm=True), settings, batch_size=4)
@@ -324,7 +347,7 @@ def test_scaffold_ignores_statistics_that_no_gradient_moves():
     assert (travel[np.isfinite(travel)] == 0.2 * 2 * 2).all()
 
 
-def test_bytes_do_not_tell_the_record_counts(monkeypatch):
+def test_bytes_do_not_tell_the_record_counts():
     settings = train_section(**{**COMMON, "rounds": 1})
     *_, done = fit(TorchLearner(network(), settings), silos(), settings)
     assert len({done.bytes_up[f"h{place}"] for place in range(3)}) == 1
@@ -337,6 +360,13 @@ def test_a_diverging_silo_is_named():
     parties[1] = Silo("h1", parties[1].x * 1e200, parties[1].y)
     with pytest.raises(ModelError, match="finite changes at h1"):
         list(fit(TorchLearner(network(), settings), parties, settings, aggregator=PlainSum()))
+
+
+def test_an_error_of_the_module_names_the_silo():
+    learner = TorchLearner(Odd(), train_section(), batch_size=19)
+    with pytest.raises(ValueError, match="more than 1 value") as error:  # batch normalisation of the 20th record alone
+        learner.change(learner.start, silos(dtype=np.float32)[1], MemoryStore(), number=4)
+    assert error.value.__notes__ == ["while h1 trained in round 4"]
 
 
 def test_a_silo_without_records_is_named():

@@ -195,6 +195,15 @@ def test_patterns_that_leave_nothing_are_refused(wrong):
         TorchLearner(network(), SETTINGS, **wrong)
 
 
+def test_buffers_of_a_layer_without_parameters_travel_if_their_names_match():
+    module = nn.Sequential(nn.BatchNorm1d(6, affine=False), nn.Linear(6, 3)).double()
+    assert len(TorchLearner(module, SETTINGS).start) == 12 + 21
+    learner = TorchLearner(module, SETTINGS, trained=("1.*",))
+    assert len(learner.start) == 21
+    done = after(SETTINGS, silos(), learner)
+    assert torch.equal(done.model[0].running_mean, torch.zeros(6, dtype=torch.float64))
+
+
 def test_tied_weights_travel_once():
     module = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6)).double()
     module[2].weight = module[0].weight

@@ -140,8 +140,12 @@ class TorchLearner(Learner[nn.Module]):
             moved = None
             if isinstance(shift, np.ndarray):
                 moved = tensor_of(shift[first:]).to(before)
-        with self._seeded(silo, number):
-            self.descend(silo, number, anchor[first:], moved)
+        try:
+            with self._seeded(silo, number):
+                self.descend(silo, number, anchor[first:], moved)
+        except Exception as error:  # the module's, the loss's or torch's own
+            error.add_note(f"while {silo.name} trained in round {number}")
+            raise
         with torch.no_grad():
             resident.collect()
             if self.kept:
@@ -205,7 +209,8 @@ class TorchLearner(Learner[nn.Module]):
         """Draw dropout and the like from the public seed, and leave torch's generator as it was."""
         generator = torch.default_generator
         if self._device.type == "cuda":
-            generator = torch.cuda.default_generators[self._device.index or torch.cuda.current_device()]
+            index = torch.cuda.current_device() if self._device.index is None else self._device.index
+            generator = torch.cuda.default_generators[index]
         text = f"confide torch\0{self._seed}\0{silo.name!r}\0{number}"
         state = generator.get_state()
         generator.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True))
