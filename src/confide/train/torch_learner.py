@@ -209,8 +209,7 @@ class TorchLearner(Learner[nn.Module]):
         """Draw dropout and the like from the public seed, and leave torch's generator as it was."""
         generator = torch.default_generator
         if self._device.type == "cuda":
-            index = torch.cuda.current_device() if self._device.index is None else self._device.index
-            generator = torch.cuda.default_generators[index]
+            generator = torch.cuda.default_generators[self._resident.flat.device.index]
         text = f"confide torch\0{self._seed}\0{silo.name!r}\0{number}"
         state = generator.get_state()
         generator.manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True))
