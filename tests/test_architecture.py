@@ -257,7 +257,6 @@ def test_every_third_party_import_is_declared():
 #: Wanted, though no line imports them.
 WANTED = {
     "httptools": "uvicorn parses with it",
-    "torch": "the oracle of our gradients, and what users of the extra train with",
 }
 
 

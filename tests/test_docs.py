@@ -5,6 +5,8 @@ from __future__ import annotations
 import doctest
 import importlib
 import re
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -97,6 +99,13 @@ def test_python_examples_run(page: Path, tmp_path, monkeypatch):
         code = compile(text, page.name, "exec")
         if "no-run" not in flags:
             exec(code, namespace)
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.py")), ids=lambda script: script.name)
+def test_scripts_among_the_examples_run(script: Path, tmp_path):
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=IDS)

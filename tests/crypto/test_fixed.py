@@ -37,6 +37,19 @@ def test_encode_is_the_nearest_grid_point_with_ties_to_even(case):
         assert abs(integer) <= grid.largest
 
 
+@pytest.mark.parametrize("shape", [(0,), (), (1 << 15,), ((1 << 15) + 1,), (3, 25_000)])
+def test_any_length_and_layout_encodes_like_its_values_one_by_one(shape):
+    grid = FixedPoint(fraction_bits=20, bound=8.0)
+    values = np.asarray(np.random.default_rng(0).uniform(-8, 8, shape))
+    kept = values.copy()
+    expected = [round(Fraction(value) * 2**20) for value in values.ravel().tolist()]
+    for laid in (values, np.asfortranarray(values), np.repeat(values, 2, axis=-1)[..., ::2] if shape else values):
+        encoded = grid.encode(laid)
+        assert (encoded.shape, encoded.dtype) == (laid.shape, np.int64)
+        assert encoded.ravel().tolist() == expected
+    np.testing.assert_array_equal(values, kept)
+
+
 @given(grids_and_values())
 @settings(deadline=None)
 def test_a_decoded_sum_is_within_the_stated_error(case):

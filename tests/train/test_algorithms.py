@@ -136,7 +136,7 @@ def test_a_dropout_keeps_its_old_variate():
     list(rounds(settings, parties, stores=stores, fault=drop(src="h1")))
     assert stores["h1"].get("scaffold/control") is None
     assert stores["h0"].get("scaffold/control") is not None
-    assert all(store.get("scaffold/next") is None for store in stores.values())
+    assert all(store.get("scaffold/control/next") is None for store in stores.values())
 
 
 def test_the_common_variate_is_part_of_the_session():

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 from confide.dp.mechanisms import clipped_sum
 from confide.errors import DataError, ModelError
 from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.train.job import TrainSection
+from confide.train.learner import GraphLearner
 from confide.train.local import Silo, descend, flatten, gradient_sum, record_gradients, unflatten
+from confide.wire import MemoryStore
 
 torch = pytest.importorskip("torch", reason="torch, the oracle of these gradients, comes with the train extra")
 
@@ -160,11 +163,31 @@ def test_a_diverging_training_is_named():
         descend(start, x, y, steps=50, learning_rate=1e200, momentum=0.9, weight_decay=0.0)
 
 
+@pytest.mark.parametrize(
+    ("x", "y"), [(np.zeros((2, 1, 1)), np.zeros(2)), (np.zeros((2, 1)), np.zeros((2, 1)))], ids=["images", "columns"]
+)
+def test_a_graph_takes_tables_only(x, y):
+    silo, settings = Silo("a", x, y), TrainSection()
+    learner = GraphLearner(Graph((Linear(np.zeros((1, 1)), np.zeros(1)), Sigmoid())), settings)
+    for work in (
+        lambda: learner.change(learner.start, silo, MemoryStore(), number=1),
+        lambda: learner.record_gradients(learner.start, silo),
+    ):
+        with pytest.raises(DataError, match="takes tables"):
+            work()
+
+
 def test_bad_records_are_refused():
     with pytest.raises(DataError, match="finite"):
         Silo("a", np.array([[np.nan]]), np.array([0]))
     with pytest.raises(DataError, match="Expected x"):
         Silo("a", np.zeros((2, 1)), np.array([0]))
+    with pytest.raises(DataError, match="Expected x"):
+        Silo("a", np.zeros(2), np.zeros(2, np.int64))
+    with pytest.raises(DataError, match="finite"):
+        Silo("a", np.zeros((1, 1)), np.array([np.inf]))
+    with pytest.raises(DataError, match="numbers"):
+        Silo("a", np.array([["a"]]), np.array([0]))
     start = Graph((Linear(np.zeros((1, 1)), np.zeros(1)), Sigmoid()))
     with pytest.raises(DataError, match="at least one record"):
         descend(start, np.zeros((0, 1)), np.zeros(0, np.int64), steps=1, learning_rate=1, momentum=0, weight_decay=0)

@@ -17,7 +17,7 @@ from confide.guarantee import RECORDED_X25519, Adversary, Claim, Guarantee, Trus
 from confide.model.graph import Graph
 from confide.serve.client import Client
 from confide.train.evaluate import accuracy, auc, decide
-from confide.train.job import Job, check_groups
+from confide.train.job import Job, check_groups, parties_of
 from confide.train.local import Silo
 from confide.train.run import (
     AGGREGATORS,
@@ -76,7 +76,7 @@ def training_choices(job: Job) -> tuple[str, ...]:
 
 def _groups_fit(job: Job) -> bool:
     try:
-        check_groups(msgspec.structs.replace(job, privacy=None))
+        check_groups(job.train, parties_of(job))
     except JobError:
         return False
     return True

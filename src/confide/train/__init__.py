@@ -1,21 +1,75 @@
-"""Training: a job, its rounds, its ledger, and the signed model at the end."""
+"""Training: a job or a model of your own, its rounds, its ledger, and the signed model at the end."""
 
-from confide.train.job import Job, describe, load, parse
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from confide.errors import MissingExtra
+from confide.train.ditto import Ditto
+from confide.train.job import Job, TrainSection, describe, load, parse, train_section
+from confide.train.learner import Learner, personal_models
+from confide.train.local import Silo
 from confide.train.rounds import Round
-from confide.train.run import AGGREGATORS, Output, Prepared, load_data, local_models, pooled_model, start_hash, train
+from confide.train.run import (
+    AGGREGATORS,
+    Output,
+    Prepared,
+    fit,
+    load_data,
+    local_models,
+    pooled_model,
+    start_hash,
+    train,
+)
+
+if TYPE_CHECKING:
+    from confide.train.torch_learner import TorchLearner, outputs
+    from confide.train.torch_low_rank import low_rank
 
 __all__ = [
     "AGGREGATORS",
+    "Ditto",
     "Job",
+    "Learner",
     "Output",
     "Prepared",
     "Round",
+    "Silo",
+    "TorchLearner",
+    "TrainSection",
     "describe",
+    "fit",
     "load",
     "load_data",
     "local_models",
+    "low_rank",
+    "outputs",
     "parse",
+    "personal_models",
     "pooled_model",
     "start_hash",
     "train",
+    "train_section",
 ]
+
+
+#: Where the names that need torch live.
+_HOMES: Mapping[str, str] = {
+    "TorchLearner": "confide.train.torch_learner",
+    "low_rank": "confide.train.torch_low_rank",
+    "outputs": "confide.train.torch_learner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs torch when it is first asked for: jobs run without it."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'confide.train' has no attribute {name!r}")
+    try:
+        return getattr(import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise MissingExtra("torch", "train") from None

@@ -19,15 +19,15 @@ from confide.crypto.random import Randomness
 from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import DataError, ModelError
 from confide.train.job import TrainSection
-from confide.train.learner import GraphLearner, Learner
+from confide.train.learner import GraphLearner, Learner, staged
 from confide.train.local import Silo
 from confide.wire import Store
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
 
-#: Where a silo keeps its control variate, and the one that it takes over when its contribution counted.
-_CONTROL, _NEXT_CONTROL = "scaffold/control", "scaffold/next"
+#: Where a silo keeps its control variate.
+_CONTROL = "scaffold/control"
 
 #: A silo may hold this many times the expected number of records.
 _LARGEST_WEIGHT = 16.0
@@ -58,7 +58,7 @@ class Encoding(ABC):
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         """Return the silo's integers of round `number`, shape (length,); `store` is the silo's own."""
 
-    def _change(self, parameters: Matrix, silo: Silo, number: int, shift: Matrix | float = 0.0) -> Matrix:
+    def _change(self, parameters: Matrix, silo: Silo, number: int, store: Store, shift: Matrix | float = 0.0) -> Matrix:
         """Return what the silo's local steps add to the parameters.
 
         Raises:
@@ -66,16 +66,26 @@ class Encoding(ABC):
         """
         try:
             with np.errstate(all="ignore"):  # what overflows is refused below
-                change = self.learner.change(parameters, silo, number=number, shift=shift)
+                change = self.learner.change(parameters, silo, store, number=number, shift=shift)
         except ModelError as error:
             raise ModelError(f"{error}; seen at {silo.name}") from None
         if not np.isfinite(change).all():
             raise ModelError(f"Expected a finite update of {silo.name}; its training diverged: lower the learning rate")
         return change
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Return the keys of a silo's store that hold what it keeps between rounds."""
+        return self.learner.kept
+
     def settle(self, store: Store, member: bool) -> None:
-        """Tell a silo, through its `store`, whether its last contribution is in a released sum."""
-        return
+        """Tell a silo, through its `store`, whether its last contribution is in a released sum.
+
+        Only then does it take over what it staged: what it keeps stays in step with what the others have seen.
+        """
+        found = {key: store.get(staged(key)) for key in self.kept} if member else {}
+        taken = {key: body for key, body in found.items() if body is not None}
+        store.commit(taken | dict.fromkeys(map(staged, self.kept)))
 
     @abstractmethod
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
@@ -119,8 +129,8 @@ class _Scale:
         return change * min(1.0, allowed / norm) if norm else change
 
     def bounded(self, change: Matrix) -> Matrix:
-        largest = float(np.abs(change).max())
-        return change * min(1.0, self._train.update_bound / largest) if largest else change
+        largest = max(float(change.max()), -float(change.min()))
+        return change if largest <= self._train.update_bound else change * (self._train.update_bound / largest)
 
     def mean(self, sums: Vector) -> Matrix:
         """Return the weighted mean that (sum of weight * change, sum of weights) stands for.
@@ -154,7 +164,7 @@ class WeightedUpdates(Encoding):
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         weight = self._scale.weight(silo)
-        change = self._scale.bounded(self._change(parameters, silo, number))
+        change = self._scale.bounded(self._change(parameters, silo, number, store))
         change = self._scale.within_norm(change, weight)
         return self._scale.fixed.encode(np.append(weight * change, weight))
 
@@ -185,6 +195,10 @@ class Scaffold(Encoding):
         self.bound = self._scale.fixed.largest
         self.releases = train.rounds * train.attempts
 
+    @property
+    def kept(self) -> tuple[str, ...]:
+        return (_CONTROL, *self.learner.kept)
+
     def broadcast(self, parameters: Matrix) -> Matrix:
         return np.append(parameters, self.control)
 
@@ -192,14 +206,10 @@ class Scaffold(Encoding):
         body = store.get(_CONTROL)
         own = np.zeros_like(self.control) if body is None else np.frombuffer(body, "<f8")
         weight = self._scale.weight(silo)
-        change = self._change(parameters, silo, number, self.control - own)
-        turn = self._scale.bounded(-change / self.learner.travel - self.control)
-        store.commit({_NEXT_CONTROL: (own + turn).astype("<f8").tobytes()})
+        change = self._change(parameters, silo, number, store, self.control - own)
+        turn = self._scale.bounded(-change / self.learner.travel(silo) - self.control)
+        store.commit({staged(_CONTROL): (own + turn).astype("<f8").tobytes()})
         return self._scale.fixed.encode(np.concatenate([weight * self._scale.bounded(change), weight * turn, [weight]]))
-
-    def settle(self, store: Store, member: bool) -> None:
-        taken = {_CONTROL: store.get(_NEXT_CONTROL)} if member else {}
-        store.commit({**taken, _NEXT_CONTROL: None})
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         change, turn = np.split(self._scale.mean(sums), 2)

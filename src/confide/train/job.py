@@ -84,7 +84,8 @@ class TrainSection(_Section, frozen=True, kw_only=True):
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
-        local_steps: full-batch gradient steps of a party between two sums; 1 equals training on the pooled records.
+        local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
+            training on the pooled records, unless the model comes with batches of its own.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
@@ -181,11 +182,14 @@ class Job(_Section, frozen=True, kw_only=True):
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
 
+#: The same for a network that the caller brings: many local steps take the place of the server's momentum.
+_OWN_MODEL: Mapping[str, float] = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "average": 0.0}
+
 _ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 
 #: The same for an algorithm.
 _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
-    **{name: {"server_learning_rate": 0.1} for name in _ADAPTIVE},
+    **{name: {"server_learning_rate": 0.1, "momentum": 0.9} for name in _ADAPTIVE},
     "scaffold": {"momentum": 0.0},
 }
 
@@ -267,24 +271,41 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     return job
 
 
-def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
-    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
-    name, steps = job.train.algorithm, job.train.local_steps
+def train_section(**given: Any) -> TrainSection:
+    """Return a [train] for a model of your own: keys and checks of a job file, plain averaging unless it is named.
+
+    Its defaults are those of [train] but for learning_rate 0.1, momentum 0 (0.9 for fedadam, fedyogi and fedadagrad),
+    weight_decay 0 and average 0.
+
+    Raises:
+        JobError: with every unknown key, wrong type and value out of range, one in a line.
+    """
+    if problems := list(_faults("train", TrainSection, given)):
+        raise JobError("\n".join(problems))
+    own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
+    train = msgspec.convert({**_OWN_MODEL, **own, **given}, TrainSection)
+    _check_readers(train, given)
+    return train
+
+
+def _check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored."""
+    name = train.algorithm
     for key, readers in _READ_BY.items():
         if key in given and name not in readers:
             raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
-    if job.train.norm_bound is not None and (job.train.aggregate != "shares" or name == "scaffold" or job.privacy):
-        raise JobError(
-            f'Expected no train.norm_bound with train.aggregate="{job.train.aggregate}", scaffold or [privacy]; it '
-            'needs two servers that check it: take aggregate = "shares" with another algorithm and no [privacy]'
-        )
     for key in _OF_GROUPS:
-        if key in given and job.train.aggregate != "groups":
-            raise JobError(
-                f'Expected no train.{key} with train.aggregate="{job.train.aggregate}"; it belongs to groups'
-            )
+        if key in given and train.aggregate != "groups":
+            raise JobError(f'Expected no train.{key} with train.aggregate="{train.aggregate}"; it belongs to groups')
+
+
+def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
+    name, steps = job.train.algorithm, job.train.local_steps
+    _check_readers(job.train, given)
+    check_norm_bound(job.train, private=job.privacy is not None)
     if job.train.aggregate == "groups":
-        check_groups(job)
+        check_groups(job.train, parties_of(job), private=job.privacy is not None)
     if job.privacy is not None and job.data.standardise:
         raise JobError(
             "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
@@ -302,13 +323,30 @@ def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
         )
 
 
-def check_groups(job: Job) -> None:
-    """Refuse a job whose groups cannot keep what `aggregate = "groups"` is for.
+def check_norm_bound(train: TrainSection, *, private: bool = False) -> None:
+    """Refuse a bound on norms that nobody would check.
+
+    Raises:
+        JobError: with what to take instead.
+    """
+    if train.norm_bound is not None and (train.aggregate != "shares" or train.algorithm == "scaffold" or private):
+        raise JobError(
+            f'Expected no train.norm_bound with train.aggregate="{train.aggregate}", scaffold or [privacy]; it '
+            'needs two servers that check it: take aggregate = "shares" with another algorithm and no [privacy]'
+        )
+
+
+def check_groups(train: TrainSection, parties: int, *, private: bool = False) -> None:
+    """Refuse a [train] whose groups cannot keep what `aggregate = "groups"` is for.
+
+    Args:
+        train: with its group_size, rule and liars.
+        parties: how many there are.
+        private: True if there is a [privacy].
 
     Raises:
         JobError: with the reason and the price.
     """
-    train, parties = job.train, parties_of(job)
     size = group_size(train, parties)
     groups = max(1, parties // size)
     if size < 3:
@@ -327,7 +365,7 @@ def check_groups(job: Job) -> None:
             'Expected no scaffold with train.aggregate="groups"; its control variate must stay the mean of the '
             "parties' own, and a rule that leaves some out breaks that"
         )
-    if job.privacy is not None:
+    if private:
         raise JobError(
             f'Expected no [privacy] with train.aggregate="groups"; the sum of each group is a release of its own that '
             f"needs the whole noise, so the mean of {groups} groups would carry sqrt({groups}) = {groups**0.5:.2f} "

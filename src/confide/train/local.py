@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +19,32 @@ from confide.model.graph import Graph, Linear, Sigmoid, Square, sigmoid
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
+#: Kinds of dtype that are numbers: floating, signed, unsigned, boolean.
+_NUMBERS = "fiub"
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Silo:
-    """One party's records; they never leave it.
+    """One party's records; they never leave it, and nothing here copies them.
 
     Args:
         name: the party.
-        x: float64, shape (n, features).
-        y: int64 class indices, shape (n,).
+        x: numbers, shape (n, ...): float64 (n, features) for a graph, what the module takes for torch.
+        y: int64 class indices, shape (n,); for a loss that wants others, numbers of shape (n, ...).
     """
 
     name: str
-    x: Matrix
-    y: Labels
+    x: NDArray[Any]
+    y: NDArray[Any]
 
     def __post_init__(self) -> None:
-        if self.x.ndim != 2 or self.y.shape != self.x.shape[:1]:
+        if self.x.ndim < 2 or self.y.ndim < 1 or len(self.x) != len(self.y):
             raise DataError(
-                f"Expected x (n, features) and y (n,) at {self.name}, got {self.x.shape} and {self.y.shape}"
+                f"Expected x (n, features ...) and y (n,) at {self.name}, got {self.x.shape} and {self.y.shape}"
             )
-        if not np.isfinite(self.x).all():
+        if self.x.dtype.kind not in _NUMBERS or self.y.dtype.kind not in _NUMBERS:
+            raise DataError(f"Expected numbers at {self.name}, got x {self.x.dtype} and y {self.y.dtype}")
+        if not (np.isfinite(self.x).all() and np.isfinite(self.y).all()):
             raise DataError(f"Expected finite features at {self.name}; state a rule for missing values in the schema")
 
     def __repr__(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -30,13 +31,22 @@ from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
 from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
-from confide.train.job import Job, check_groups, default_quorum, describe, group_size, parties_of
-from confide.train.learner import GraphLearner
+from confide.train.job import (
+    Job,
+    TrainSection,
+    check_groups,
+    check_norm_bound,
+    default_quorum,
+    describe,
+    group_size,
+    parties_of,
+)
+from confide.train.learner import GraphLearner, Learner, Model
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend, flatten
 from confide.train.rounds import Round, federate
 from confide.train.standardise import standardised
-from confide.wire import Fault
+from confide.wire import Fault, Store
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -186,19 +196,82 @@ def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
     Raises:
         JobError: there is none of that name, or its groups cannot outvote the liars.
     """
-    name = job.train.aggregate
+    private = job.privacy is not None
+    aggregator = _aggregator_named(job.train, parties_of(job), private=private, of_updates=of_updates)
+    if job.train.aggregate == "masked" and job.privacy is not None:
+        return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
+    return aggregator
+
+
+def _aggregator_named(
+    train: TrainSection, parties: int, *, private: bool = False, of_updates: bool = True
+) -> Aggregator:
+    name = train.aggregate
     if name not in AGGREGATORS:
         raise JobError(
             f'Unknown train.aggregate "{name}"{nearest(name, AGGREGATORS)}; there are {", ".join(sorted(AGGREGATORS))}'
         )
-    if name == "masked" and job.privacy is not None:
-        return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
+    check_norm_bound(train, private=private)
     if name == "shares" and of_updates:
-        return Shares(norm_bound=integer_norm_bound(job.train))
+        return Shares(norm_bound=integer_norm_bound(train))
     if name == "groups":
-        check_groups(job)
-        return Groups(group_size(job.train, parties_of(job)))
+        check_groups(train, parties, private=private)
+        return Groups(group_size(train, parties))
     return AGGREGATORS[name]()
+
+
+def _encoding_of(learner: Learner[Any], train: TrainSection, parties: int) -> Encoding:
+    """Return what the parties contribute under the algorithm that [train] names, without a privacy plan."""
+    if train.algorithm == "scaffold":
+        return Scaffold(learner, train, parties=parties)
+    return WeightedUpdates(learner, train)
+
+
+def fit(
+    learner: Learner[Model],
+    silos: Sequence[Silo],
+    train: TrainSection,
+    *,
+    aggregator: Aggregator | None = None,
+    rng: Randomness | None = None,
+    run_id: str = "fit",
+    ledger: Ledger | None = None,
+    fault: Fault | None = None,
+    stores: Mapping[str, Store] | None = None,
+) -> Iterator[Round[Model]]:
+    """Train a model of your own over `silos`, yielding after every round; leaving the loop stops the training.
+
+    No differential privacy: the model may tell about single records.
+
+    Args:
+        learner: the model and its local training, such as a `TorchLearner`.
+        silos: the parties.
+        train: from `train_section`.
+        aggregator: who sums, instead of the one that `train` names.
+        rng: secret randomness; the operating system's if None.
+        ledger: gets [train], the parties and every round.
+        fault: what the simulated network does to messages.
+        stores: of the silos, for what they keep (control variates, personal models); in memory if None.
+
+    Raises:
+        JobError: no aggregator has that name.
+        Aborted: a round lost its quorum in each of its attempts.
+    """
+    approve(learner.start, train.start_hash)
+    if ledger is not None:
+        fields = {"train": msgspec.json.encode(train).decode(), "parties": [silo.name for silo in silos]}
+        ledger.append("fit", fields | {"start": parameters_hash(learner.start).hex()})
+    return federate(
+        silos,
+        _encoding_of(learner, train, len(silos)),
+        train,
+        aggregator=aggregator or _aggregator_named(train, len(silos)),
+        rng=rng or SystemRandomness(),
+        run_id=run_id,
+        ledger=ledger,
+        fault=fault,
+        stores=stores,
+    )
 
 
 def train(
@@ -233,13 +306,11 @@ def train(
         )
     learner = GraphLearner(data.start, job.train)
     approve(learner.start, job.train.start_hash)
-    encoding: Encoding
-    if plan is not None:
-        encoding = PrivateGradients(learner, plan, job.train)
-    elif job.train.algorithm == "scaffold":
-        encoding = Scaffold(learner, job.train, parties=len(data.silos))
-    else:
-        encoding = WeightedUpdates(learner, job.train)
+    encoding = (
+        _encoding_of(learner, job.train, len(data.silos))
+        if plan is None
+        else PrivateGradients(learner, plan, job.train)
+    )
     if ledger is not None:
         fields = {"job": describe(job), "parties": [silo.name for silo in data.silos]}
         ledger.append("job", fields | {"start": parameters_hash(learner.start).hex()})
