@@ -96,6 +96,14 @@ class TrainSection(_Section, frozen=True, kw_only=True):
         update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
         fraction_bits: fixed-point bits after the point of what is summed.
         attempts: how often a round that lost its quorum is repeated with fresh keys before the job stops.
+        compress: how an update is made smaller before it is summed; "none" sends every parameter at fraction_bits.
+        compress_bits: of rotate: bits of one party's number, sign included.
+        compress_share: of rand-k and sketch: numbers sent per parameter, 0 < share <= 1.
+        clip_norm: largest L2 norm of a party's update times its weight (records / expected_records); longer ones are
+            scaled down. 0 clips nothing; without the key 0, or 1 for rotate, whose bits are spread over this norm.
+        clip_quantile: clip_norm follows this quantile of the parties' norms, 0 < it < 1; 0 keeps it. Without the key 0,
+            or 0.9 for rotate.
+        clip_rate: how far one round moves the logarithm of a clip_norm that follows, > 0.
     """
 
     aggregate: str = "masked"
@@ -115,6 +123,12 @@ class TrainSection(_Section, frozen=True, kw_only=True):
     update_bound: float = 2.0
     fraction_bits: int = 22
     attempts: int = 3
+    compress: Literal["none", "rotate", "rand-k", "sketch"] = "none"
+    compress_bits: int = 8
+    compress_share: float = 0.1
+    clip_norm: float = 0.0
+    clip_quantile: float = 0.0
+    clip_rate: float = 1.0
 
 
 class PrivacySection(_Section, frozen=True, kw_only=True):
@@ -173,6 +187,15 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "scaffold": {"momentum": 0.0},
 }
 
+#: The same for a compression.
+_COMPRESSION_DEFAULTS: Mapping[str, Mapping[str, float]] = {"rotate": {"clip_norm": 1.0, "clip_quantile": 0.9}}
+
+#: Which compressions read a key of [train].
+_COMPRESSED_BY: Mapping[str, tuple[str, ...]] = {
+    "compress_bits": ("rotate",),
+    "compress_share": ("rand-k", "sketch"),
+}
+
 #: Which algorithms read a key of [train]; all read those that are not here.
 _READ_BY: Mapping[str, tuple[str, ...]] = {
     "proximal": ("fedprox",),
@@ -202,6 +225,11 @@ _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
     ("train", "update_bound"): (0, 1e6, True, False),
     ("train", "fraction_bits"): (8, 40, False, False),
     ("train", "attempts"): (1, 100, False, False),
+    ("train", "compress_bits"): (2, 16, False, False),
+    ("train", "compress_share"): (0, 1, True, False),
+    ("train", "clip_norm"): (0, 1e6, False, False),
+    ("train", "clip_quantile"): (0, 1, False, True),
+    ("train", "clip_rate"): (0, 10, True, False),
     ("privacy", "epsilon"): (0, 32, True, False),
     ("privacy", "delta"): (0, 1, True, True),
     ("privacy", "clip_norm"): (0, 1e6, True, False),
@@ -242,6 +270,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
     _check_combinations(job, table.get("train", {}))
+    _check_compression(job, table.get("train", {}))
     return job
 
 
@@ -266,6 +295,35 @@ def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
             f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
             'so take "fedavg", which then equals training on the pooled records'
         )
+
+
+def _check_compression(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse compression and clipping where they would be ignored or break what is promised."""
+    train = job.train
+    for key, readers in _COMPRESSED_BY.items():
+        if key in given and train.compress not in readers:
+            raise JobError(
+                f'Expected no train.{key} with train.compress="{train.compress}"; it belongs to {", ".join(readers)}'
+            )
+    changed = train.compress != "none" or train.clip_norm > 0
+    if changed and job.privacy is not None:
+        raise JobError(
+            "Expected neither train.compress nor train.clip_norm with [privacy]; the noise is accounted for gradients "
+            "that are summed whole, and privacy.clip_norm is their clip"
+        )
+    if changed and train.algorithm == "scaffold":
+        raise JobError(
+            'Expected neither train.compress nor train.clip_norm with train.algorithm="scaffold"; its control variates '
+            'assume that the whole update arrives. Take "fedavg" or "fedadam"'
+        )
+    if train.compress == "rotate" and not train.clip_norm:
+        raise JobError(
+            'Expected train.clip_norm above 0 with train.compress="rotate"; its bits are spread over that norm'
+        )
+    for key, needed in (("clip_quantile", train.clip_norm), ("clip_rate", train.clip_quantile)):
+        if given.get(key) and not needed:
+            other = "clip_norm" if key == "clip_quantile" else "clip_quantile"
+            raise JobError(f"Expected train.{other} above 0 with train.{key}; without it nothing follows")
 
 
 def default_quorum(parties: int) -> int:
@@ -348,6 +406,7 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     parties = len(data["tables"]) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
+    own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
     train["quorum"] = train.get("quorum") or default_quorum(parties)
     resolved = table | {"train": train}
@@ -401,6 +460,9 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
     unused |= {("train", key) for key, readers in _READ_BY.items() if job.train.algorithm not in readers}
+    unused |= {("train", key) for key, readers in _COMPRESSED_BY.items() if job.train.compress not in readers}
+    if not job.train.clip_quantile:
+        unused.add(("train", "clip_rate"))
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

@@ -77,6 +77,8 @@ class _Federation:
     ) -> None:
         self.aggregator, self.cohort, self.encoding = aggregator, cohort, encoding
         self.run_id, self.rng, self.fault = run_id, rng, fault
+        # apart from what the protocol draws: with a fixed seed every aggregator is given the same vectors to sum
+        self.own = {name: rng.branch() for name in cohort.clients}
         self.roles = cohort.parties(aggregator.roles)
         self.stores: dict[str, Store] = {name: MemoryStore() for name in self.roles}
         self.stores |= stores or {}
@@ -100,7 +102,7 @@ class _Federation:
         )
         self.releases += 1
         vectors = {
-            silo.name: self.encoding.contribution(parameters, silo, number, self.rng, self.stores[silo.name])
+            silo.name: self.encoding.contribution(parameters, silo, number, self.own[silo.name], self.stores[silo.name])
             for silo in silos
         }
         parties = {

@@ -220,7 +220,7 @@ def train(
     elif job.train.algorithm == "scaffold":
         encoding = Scaffold(learner, job.train, parties=len(data.silos))
     else:
-        encoding = WeightedUpdates(learner, job.train)
+        encoding = WeightedUpdates(learner, job.train, seed=job.job.seed)
     if ledger is not None:
         ledger.append("job", {"job": describe(job), "parties": [silo.name for silo in data.silos]})
     return federate(
