@@ -22,7 +22,7 @@ maps follow from a public seed and the round; nothing of them is sent.
 Every one is right on average and none remembers anything: what a party did not send in a round it does not send later.
 Error feedback (a party adds what was left out to its next update) makes stale updates meet the server's momentum: on
 breast-cancer at the defaults it diverged at a quarter of the coordinates, where dealing the coordinates out without a
-memory lost nothing (docs/compression.md).
+memory lost little (docs/compression.md, bench/compress.py).
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ Places = NDArray[np.int64]
 
 #: Of a sketch: a median of 5 already fails in one case of ten where a single row fails in four.
 _ROWS = 5
+
+_CACHED_COLUMNS = 128
 
 
 class Compression(ABC):
@@ -267,28 +269,33 @@ def compression_of(train: TrainSection, length: int, seed: int | str) -> Compres
 def hadamard(values: Matrix) -> Matrix:
     """Return the orthonormal Walsh-Hadamard transform of `values`, shape (m,), m a power of two; its own inverse.
 
-    H of 2^(p + q) is H of 2^p on the columns and H of 2^q on the rows of a 2^p x 2^q table. Each is done along the
-    first axis, where neighbours in memory are independent, with one transpose between them.
+    H of 2^(p + q) is H of 2^p on the columns and H of 2^q on the rows of a 2^p x 2^q table.
     """
     length = len(values)
     bits = length.bit_length() - 1
     if length != 1 << bits:
         raise UsageError(f"Expected length={length} to be a power of two")
-    table = _butterflies(values.reshape(1 << (bits // 2), -1))
-    table = _butterflies(np.ascontiguousarray(table.T))
-    return np.ascontiguousarray(table.T).reshape(-1) / math.sqrt(length)
+    table = _transposed(values.reshape(1 << (bits // 2), -1))
+    return _transposed(table).reshape(-1) / math.sqrt(length)
+
+
+def _transposed(table: Matrix) -> Matrix:
+    """Return the transpose of the unnormalised transform of every column, done for as many as the cache holds."""
+    out = np.empty(table.shape[::-1])
+    for start in range(0, len(out), _CACHED_COLUMNS):
+        block = slice(start, start + _CACHED_COLUMNS)
+        out[block] = _butterflies(table[:, block].copy()).T
+    return out
 
 
 def _butterflies(table: Matrix) -> Matrix:
-    """Return the unnormalised transform along the first axis, whose length is a power of two."""
-    rows, columns = table.shape
-    half = 1
-    while half < rows:
-        pairs = table.reshape(-1, 2, half, columns)
-        out = np.empty_like(pairs)
-        np.add(pairs[:, 0], pairs[:, 1], out=out[:, 0])
-        np.subtract(pairs[:, 0], pairs[:, 1], out=out[:, 1])
-        table, half = out.reshape(rows, columns), 2 * half
+    """Return the unnormalised transform of every column; `table` is overwritten, its rows a power of two."""
+    spare, half = np.empty_like(table), 1
+    while half < len(table):
+        pairs, mixed = (each.reshape(-1, 2, half, table.shape[1]) for each in (table, spare))
+        np.add(pairs[:, 0], pairs[:, 1], out=mixed[:, 0])
+        np.subtract(pairs[:, 0], pairs[:, 1], out=mixed[:, 1])
+        table, spare, half = spare, table, 2 * half
     return table
 
 
