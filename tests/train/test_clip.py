@@ -26,6 +26,13 @@ def test_a_clipped_vector_keeps_its_direction_and_not_more_than_the_norm(values,
         np.testing.assert_allclose(clipped, vector * (norm / length), rtol=1e-9, atol=1e-300)
 
 
+def test_the_norm_itself_is_within_and_nothing_is_nothing():
+    for vector in (np.array([3.0, -4.0]), np.zeros(2)):
+        clipped, within = Clip(norm=5.0).apply(vector)
+        assert within
+        np.testing.assert_array_equal(clipped, vector)
+
+
 def test_without_a_norm_nothing_is_clipped_and_nothing_is_asked():
     clip = Clip()
     clipped, within = clip.apply(np.array([1e100, -1e-100]))

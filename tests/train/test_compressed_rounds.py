@@ -239,10 +239,10 @@ def test_an_update_that_is_no_number_is_refused(kind):
 
 @every_kind
 def test_a_forged_weight_that_leaves_no_sum_is_refused(kind):
-    encoding, _ = encoding_of(kind)
-    forged = np.full(encoding.length, -encoding.bound)
-    with pytest.raises(Aborted, match="positive sum of weights"):
-        encoding.update(encoding.learner.start, forged, 1, 1)
+    for forged in (-1, 0):
+        encoding, _ = encoding_of(kind)
+        with pytest.raises(Aborted, match="positive sum of weights"):
+            encoding.update(encoding.learner.start, np.full(encoding.length, forged * encoding.bound), 1, 1)
 
 
 @every_kind
