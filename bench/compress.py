@@ -54,8 +54,8 @@ WAYS: dict[str, dict[str, Any]] = {
     **{f"rand-k, {share:.0%}": {"compress": "rand-k", "compress_share": share} for share in (0.1, 0.01)},
     **{f"sketch, {share:.0%}": {"compress": "sketch", "compress_share": share} for share in (0.1, 0.01)},
 }
-#: Bits of each number over 32, and 2 % for keys, shares and the weight; rand-k and sketch send 31 or 32 bits.
-BYTES_BARS = {f"rotate, {bits} bits": (bits + 4) / 32 * 1.02 for bits in (4, 6, 8, 12)}
+#: An upload may take (bits + 4) / 8 bytes per number, what the protocol adds to an uncompressed one, and this.
+SPARE_BYTES = 64
 ACCURACY_BAR_POINTS = 1.0
 ACCURACY_BARS = ("rotate, 4 bits", "rotate, 6 bits", "rotate, 8 bits", "rotate, 12 bits")
 
@@ -158,6 +158,7 @@ def errors() -> tuple[list[Row], dict[str, dict[str, tuple[float, float]]]]:
         ways = WAYS | {f"{way}, clip fixed": keys | {"clip_norm": fixed, "clip_quantile": 0.0}
                        for way, keys in WAYS.items() if "rotate" in way}  # fmt: skip
         found[kind] = {way: released(silos, given, keys) for way, keys in ways.items()}
+        protocol = found[kind]["none, fixed point"][0] - (LENGTH + 1) * 32 / 8
         print(f"{kind}: bytes of an upload | over float32 | relative error of the mean | not rotated")
         for way, (count, off) in found[kind].items():
             bits = ways[way].get("compress_bits")
@@ -165,7 +166,8 @@ def errors() -> tuple[list[Row], dict[str, dict[str, tuple[float, float]]]]:
             print(
                 f"  {way:28s} {count:9,.0f} {count / FLOAT32:7.3f} {off:9.5f} {peer or float('nan'):9.5f}", flush=True
             )
-            bar = BYTES_BARS.get(way)
+            stated = LENGTH * (bits + 4) / 8 if bits else None
+            bar = (stated + protocol + SPARE_BYTES) / FLOAT32 if stated else None
             ratio = (f"upload, {way}, {kind}", count / FLOAT32, "ratio", "a float32 update", 1.0, bar)
             rows.append(figure(*ratio, most=True))
             name, base = f"relative error of the mean, {way}, {kind}", found[kind]["none, fixed point"][1]
