@@ -41,11 +41,11 @@ from confide.model.zoo import logistic
 from confide.secagg.masked import Masked
 from confide.train.encodings import PrivateGradients
 from confide.train.evaluate import accuracy
-from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo
 from confide.train.rounds import federate
 from confide.train.run import preprocess_of
+from confide.train.sections import TrainSection
 
 HOSPITALS = ("north", "east", "south", "west")
 HEART = Path(__file__).parents[1] / "../shared/data/heart_disease/heart_all4.csv.gz"

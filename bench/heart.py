@@ -37,10 +37,10 @@ from confide.model.zoo import logistic
 from confide.secagg.masked import Masked
 from confide.train.encodings import Scaffold, WeightedUpdates
 from confide.train.evaluate import decide
-from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo
 from confide.train.rounds import federate
+from confide.train.sections import TrainSection
 from confide.train.standardise import standardised
 
 HEART = Path(__file__).parents[1] / "../shared/data/heart_disease/heart_all4.csv.gz"

@@ -23,10 +23,10 @@ from typing import BinaryIO
 import msgspec
 import numpy as np
 
+from confide.cohort.roster import ROSTER, pinned
 from confide.crypto.random import SystemRandomness
 from confide.ideal import Cohort, Session
 from confide.secagg import Masked
-from confide.secagg.roster import ROSTER, pinned
 from confide.wire import Inbox, MemoryStore, Message, Party, Step, run
 
 BAR_BYTES = 1_000_000_000

@@ -8,13 +8,13 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from confide.cohort.roster import pinned
 from confide.crypto.random import SeededRandomness
 from confide.crypto.ring import unpack
 from confide.ideal import Cohort, Session
 from confide.secagg import Amortised, MaskedSums, amortised_keys
 from confide.secagg.amortised_keys import PEERS, KeyBook, PublicKeys
 from confide.secagg.amortised_terms import VECTOR, AmortisedTerms, Upload
-from confide.secagg.roster import pinned
 from confide.wire import Fault, MemoryStore, Message, Transcript, alter, decode, encode, run
 from conformance.cases import Federation, assert_is_sum
 

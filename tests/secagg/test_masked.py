@@ -11,6 +11,7 @@ import pytest
 from msgspec.structs import replace
 from scipy import stats
 
+from confide.cohort.roster import identity, pinned
 from confide.crypto.keys import AgreementKey
 from confide.crypto.random import SeededRandomness
 from confide.crypto.ring import unpack
@@ -32,7 +33,6 @@ from confide.secagg.masked_terms import (
     Shares,
     Terms,
 )
-from confide.secagg.roster import identity, pinned
 from confide.wire import LATE_TICKS, Fault, MemoryStore, Message, Transcript, decode, delay, encode, lose, run
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform
 from secagg.tamper import flip, tamper

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
+from confide.cohort.roster import identity, pinned
 from confide.crypto.keys import AgreementKey, SigningKey
 from confide.crypto.random import SeededRandomness
 from confide.crypto.ring import unpack
@@ -37,7 +38,6 @@ from confide.secagg.masked_terms import (
     Survivors,
     Terms,
 )
-from confide.secagg.roster import identity, pinned
 from confide.wire import Message, Party, Step, Transcript, decode, delay, encode, run
 from conformance.cases import Federation, assert_is_sum, tags_of
 from secagg.tamper import flip, tamper

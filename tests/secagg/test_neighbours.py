@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from confide.cohort.roster import pinned
 from confide.crypto.random import public_stream
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.ideal import Cohort, Session
@@ -29,7 +30,6 @@ from confide.secagg.masked_terms import (
     Terms,
 )
 from confide.secagg.neighbours import LARGEST_COMPLETE, Neighbours, degree_for
-from confide.secagg.roster import pinned
 from confide.wire import Fault, Message, Transcript, decode, encode, lose
 from conformance.cases import Federation, assert_is_sum
 from secagg.tamper import flip, tamper

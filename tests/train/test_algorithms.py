@@ -10,10 +10,10 @@ from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
 from confide.train import load_data, parse, train
 from confide.train.encodings import Scaffold, WeightedUpdates
-from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo, flatten
 from confide.train.rounds import federate
+from confide.train.sections import TrainSection
 from confide.wire import MemoryStore, drop
 
 START = Graph((Linear(np.zeros((1, 4)), np.zeros(1)), Sigmoid()))

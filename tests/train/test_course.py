@@ -29,10 +29,10 @@ from confide.train.course import (
     parameters_hash,
 )
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates
-from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo
 from confide.train.rounds import federate
+from confide.train.sections import TrainSection
 from confide.wire import Array, Fault, MemoryStore, Message, decode, drop, encode
 
 START = Graph((Linear(np.zeros((1, 5)), np.zeros(1)), Sigmoid()))
@@ -342,11 +342,11 @@ def test_a_silo_is_told_whether_it_counted_by_the_announcement() -> None:
     course, store = Course(encoding_of(train_), train_), MemoryStore()
     one = Follower("h0", COHORT, course, store)
     one.follow(encode(Announcements((announcement(course, None),))))
-    store.commit({"scaffold/next": b"mine"})
+    store.commit({"scaffold/control/next": b"mine"})
     ahead, sums = course.fork(), Sums(np.ones((1, 13), np.int64), (frozenset(NAMES[1:]),))
     ahead.advance(sums)
     one.follow(encode(Announcements((announcement(ahead, sums),))))
-    assert store.get("scaffold/next") is None
+    assert store.get("scaffold/control/next") is None
     assert store.get("scaffold/control") is None
 
 

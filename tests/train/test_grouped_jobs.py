@@ -22,12 +22,12 @@ from confide.train import Output, describe, load_data, parse, pooled_model, trai
 from confide.train.course import COURSE, Announcements, Course, Follower, announcement
 from confide.train.encodings import WeightedUpdates
 from confide.train.evaluate import accuracy
-from confide.train.job import Job
 from confide.train.learner import GraphLearner
 from confide.train.ledger import verify
 from confide.train.local import Silo, descend, flatten
 from confide.train.rounds import Round, federate
 from confide.train.run import Prepared, aggregator_of, label_of
+from confide.train.sections import Job
 from confide.wire import MemoryStore, Message, decode, drop, encode
 
 FIFTEEN = {"set": "breast-cancer", "parties": 15, "split": "even"}

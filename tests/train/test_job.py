@@ -9,17 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import JobError
-from confide.train.job import (
-    DataSection,
-    JobSection,
-    ModelSection,
-    OutputSection,
-    PrivacySection,
-    TrainSection,
-    describe,
-    load,
-    parse,
-)
+from confide.train.job import describe, load, parse
+from confide.train.sections import DataSection, JobSection, ModelSection, OutputSection, PrivacySection, TrainSection
 
 GOOD = {"data": {"set": "breast-cancer"}, "privacy": {"epsilon": 1.0, "expected_records": 455}}
 
@@ -187,6 +178,47 @@ def test_algorithms_have_their_own_defaults_and_print_what_they_read():
         assert ("second_moment" in describe(job)) == (name in ("fedadam", "fedyogi"))
     assert parse(data | {"train": {"algorithm": "fedadam"}} | PRIVATE).train.server_learning_rate == 0.1
     assert parse(data | {"train": {"algorithm": "scaffold", "local_steps": 2}}).train.momentum == 0.0
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"train": {"compress": "rotat"}}, r'"rotate".*got \'rotat\' \(did you mean "rotate"\?\)'),
+        ({"train": {"compress_bits": 4}}, r'no train.compress_bits with train.compress="none"; it belongs to rotate'),
+        ({"train": {"compress": "rand-k", "compress_bits": 4}}, r"no train.compress_bits"),
+        ({"train": {"compress": "rotate", "compress_share": 0.1}}, r"no train.compress_share .* rand-k, sketch"),
+        ({"train": {"compress": "rotate", "compress_bits": 1}}, r"train.compress_bits=1 to be at least 2"),
+        ({"train": {"compress": "rotate", "compress_bits": 17}}, r"train.compress_bits=17"),
+        ({"train": {"compress": "rand-k", "compress_share": 0}}, r"train.compress_share=0 to be above 0"),
+        ({"train": {"compress": "rand-k", "compress_share": 1.5}}, r"train.compress_share=1.5"),
+        ({"train": {"clip_norm": -1}}, r"train.clip_norm=-1"),
+        ({"train": {"clip_norm": 1, "clip_quantile": 1}}, r"train.clip_quantile=1 to be at least 0 and below 1"),
+        ({"train": {"clip_norm": 1, "clip_quantile": 0.5, "clip_rate": 0}}, r"train.clip_rate=0 to be above 0"),
+        ({"train": {"clip_quantile": 0.5}}, r"train.clip_norm above 0 with train.clip_quantile"),
+        ({"train": {"clip_norm": 1, "clip_rate": 0.5}}, r"train.clip_quantile above 0 with train.clip_rate"),
+        ({"train": {"compress": "rotate", "clip_norm": 0}}, r'train.clip_norm above 0 with train.compress="rotate"'),
+        ({"train": {"compress": "sketch"}, **PRIVATE}, r"neither train.compress nor train.clip_norm with \[privacy\]"),
+        ({"train": {"clip_norm": 1}, **PRIVATE}, r"privacy.clip_norm is their clip"),
+        ({"train": {"compress": "rand-k", "algorithm": "scaffold", "local_steps": 2}}, r'algorithm="scaffold"'),
+        ({"train": {"clip_norm": 1, "algorithm": "scaffold", "local_steps": 2}}, r'algorithm="scaffold"'),
+    ],
+)
+def test_compression_that_makes_no_sense_is_refused(table, text):
+    with pytest.raises(JobError, match=text):
+        parse({"data": {"set": "breast-cancer"}} | table)
+
+
+def test_compressions_have_their_own_defaults_and_print_what_they_read():
+    data = {"data": {"set": "breast-cancer"}}
+    for name in ("none", "rotate", "rand-k", "sketch"):
+        job = parse(data | {"train": {"compress": name}})
+        assert parse(tomllib.loads(describe(job))) == job
+        assert ("compress_bits" in describe(job)) == (name == "rotate")
+        assert ("compress_share" in describe(job)) == (name in ("rand-k", "sketch"))
+        assert (job.train.clip_norm, job.train.clip_quantile) == ((1.0, 0.9) if name == "rotate" else (0.0, 0.0))
+    fixed = parse(data | {"train": {"compress": "rotate", "clip_quantile": 0}})
+    assert parse(tomllib.loads(describe(fixed))) == fixed
+    assert "clip_rate" not in describe(fixed)
 
 
 def test_the_page_lists_every_key():

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from confide.dp.mechanisms import clipped_sum
 from confide.errors import DataError, ModelError
 from confide.model.graph import Graph, Linear, Sigmoid, Square
-from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo, descend, flatten, gradient_sum, record_gradients, unflatten
+from confide.train.sections import TrainSection
 from confide.wire import MemoryStore
 
 torch = pytest.importorskip("torch", reason="torch, the oracle of these gradients, comes with the train extra")

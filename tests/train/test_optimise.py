@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from confide.train.job import TrainSection
 from confide.train.optimise import optimiser_of
+from confide.train.sections import TrainSection
 
 CHANGES = np.random.default_rng(3).normal(size=(30, 7)) * np.logspace(-4, 0, 7)
 

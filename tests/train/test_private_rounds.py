@@ -12,10 +12,10 @@ from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
 from confide.train.encodings import PrivateGradients
-from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo, flatten
 from confide.train.rounds import federate
+from confide.train.sections import TrainSection
 from confide.wire import MemoryStore, drop
 
 FEATURES, ROUNDS = 20, 40

@@ -13,11 +13,11 @@ from confide.secagg import Shares
 from confide.secagg.masked import Masked
 from confide.train import learner
 from confide.train.encodings import WeightedUpdates, integer_norm_bound
-from confide.train.job import TrainSection
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger, verify
 from confide.train.local import Silo, descend, flatten
 from confide.train.rounds import federate, parameters_hash
+from confide.train.sections import TrainSection
 from confide.wire import MemoryStore, drop
 
 START = Graph((Linear(np.zeros((1, 5)), np.zeros(1)), Sigmoid()))

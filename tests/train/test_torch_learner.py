@@ -358,7 +358,7 @@ def test_a_diverging_silo_is_named():
     settings = train_section(**COMMON)
     parties = silos()
     parties[1] = Silo("h1", parties[1].x * 1e200, parties[1].y)
-    with pytest.raises(ModelError, match="finite changes at h1"):
+    with pytest.raises(ModelError, match="finite update of h1"):
         list(fit(TorchLearner(network(), settings), parties, settings, aggregator=PlainSum()))
 
 

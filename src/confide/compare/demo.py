@@ -30,8 +30,9 @@ from confide.errors import UsageError
 from confide.model.graph import Graph
 from confide.serve.client import Client
 from confide.serve.keys import SqliteStore
-from confide.train.job import Job, parse
+from confide.train.job import parse
 from confide.train.run import Output, Prepared, load_data, train
+from confide.train.sections import Job
 from confide.wire import MemoryStore
 
 Matrix = NDArray[np.float64]

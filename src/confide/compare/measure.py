@@ -16,8 +16,8 @@ from confide.errors import JobError, UsageError
 from confide.guarantee import RECORDED_X25519, Adversary, Claim, Guarantee, Trust, nothing_hidden
 from confide.model.graph import Graph
 from confide.serve.client import Client
+from confide.train.contradictions import check_groups
 from confide.train.evaluate import accuracy, auc, decide
-from confide.train.job import Job, check_groups, parties_of
 from confide.train.local import Silo
 from confide.train.run import (
     AGGREGATORS,
@@ -29,6 +29,7 @@ from confide.train.run import (
     pooled_model,
     train,
 )
+from confide.train.sections import Job, parties_of
 
 Matrix = NDArray[np.float64]
 

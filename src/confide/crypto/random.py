@@ -32,6 +32,10 @@ class Randomness(Protocol):
         """Return a uniform integer in [0, bound), bound >= 1, without modulo bias."""
         ...
 
+    def branch(self) -> Randomness:
+        """Return a source whose draws do not depend on how much is drawn here afterwards."""
+        ...
+
 
 def _below(source: Randomness, bound: int) -> int:
     if bound < 1:
@@ -56,6 +60,9 @@ class SystemRandomness:
     def below(self, bound: int) -> int:
         return _below(self, bound)
 
+    def branch(self) -> SystemRandomness:
+        return self
+
 
 class SeededRandomness:
     """A ChaCha20 stream from a seed: repeatable, therefore never private.
@@ -74,6 +81,11 @@ class SeededRandomness:
 
     def below(self, bound: int) -> int:
         return _below(self, bound)
+
+    def branch(self) -> SeededRandomness:
+        branch = SeededRandomness(self.bytes(32).hex())
+        branch.origin = self.origin
+        return branch
 
 
 def public_stream(seed: int | str, purpose: str) -> np.random.Generator:

@@ -20,12 +20,12 @@
 ([[11, 25]], ['east', 'north', 'west'])
 """
 
+from confide.cohort.roster import Roster
 from confide.secagg.amortised import Amortised
 from confide.secagg.groups import Groups, GroupSums, groups_of
 from confide.secagg.masked import Masked
 from confide.secagg.masked_server import MaskedSums
 from confide.secagg.norm_bound import NormBound
-from confide.secagg.roster import Roster
 from confide.secagg.shares import Shares
 from confide.secagg.shares_servers import SharesSums
 

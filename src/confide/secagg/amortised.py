@@ -19,16 +19,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from confide.cohort import roster
+from confide.cohort.collect import SMALLEST_SUM
 from confide.crypto.keys import require_encapsulation
 from confide.crypto.random import Randomness
 from confide.errors import UsageError
 from confide.guarantee import RECORDED_CLOSED, RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
-from confide.secagg import amortised_client, amortised_keys, roster
+from confide.secagg import amortised_client, amortised_keys
 from confide.secagg.amortised_keys import Secret
 from confide.secagg.amortised_server import Server
 from confide.secagg.amortised_terms import AmortisedTerms
-from confide.secagg.collect import SMALLEST_SUM
 from confide.wire import Party, Store, encode
 
 _LEAKS = (

@@ -14,6 +14,8 @@ from typing import TypeVar
 
 import msgspec
 
+from confide.cohort import roster
+from confide.cohort.roster import Roster
 from confide.crypto.keys import (
     ENCAPSULATION_KEY_BYTES,
     ENCAPSULATION_SEED_BYTES,
@@ -30,8 +32,7 @@ from confide.crypto.keys import (
 from confide.crypto.random import Randomness
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.ideal import Cohort
-from confide.secagg import amortised_chains, roster
-from confide.secagg.roster import Roster
+from confide.secagg import amortised_chains
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 #: Where everybody keeps the public keys of all, and where a client keeps its own secret.

@@ -10,6 +10,7 @@ from collections.abc import Generator, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.cohort.collect import Collector
 from confide.crypto.keys import KEY_BYTES
 from confide.crypto.ring import Words, add_words, unpack
 from confide.crypto.shamir import SECRET_BYTES, Recovery
@@ -25,7 +26,6 @@ from confide.secagg.amortised_terms import (
     answer_tag,
     survivors_tag,
 )
-from confide.secagg.collect import Collector
 from confide.secagg.masked_server import MaskedSums
 from confide.wire import Message, Party, Step, decode, encode
 

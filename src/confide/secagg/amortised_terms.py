@@ -7,13 +7,13 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from confide.cohort.roster import Roster
 from confide.crypto.keys import KEY_BYTES, SEAL_BYTES, commit, derive, expand, label
 from confide.crypto.masks import add_mask
 from confide.crypto.ring import Words, word_dtype
 from confide.crypto.shamir import SECRET_BYTES
 from confide.errors import UsageError
 from confide.ideal import Session
-from confide.secagg.roster import Roster
 
 VECTOR = "amortised/vector"
 

@@ -20,12 +20,12 @@ from typing import TypeVar
 import msgspec
 import numpy as np
 
+from confide.cohort import roster
 from confide.crypto.keys import KEY_BYTES, SIGNATURE_BYTES, commit, label, verify
 from confide.crypto.random import Randomness, public_stream
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
-from confide.secagg import roster
 from confide.secagg.masked import Masked
 from confide.wire import Message, Party, Step, Store, decode, encode
 

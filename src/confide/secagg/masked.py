@@ -18,12 +18,13 @@ commitments to every seed and share name a liar, a journal survives a crash.
 
 from __future__ import annotations
 
+from confide.cohort import roster
+from confide.cohort.collect import SMALLEST_SUM
 from confide.crypto.random import Randomness
 from confide.errors import UsageError
 from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
-from confide.secagg import masked_client, masked_server, roster
-from confide.secagg.collect import SMALLEST_SUM
+from confide.secagg import masked_client, masked_server
 from confide.secagg.masked_terms import Terms
 from confide.secagg.neighbours import Neighbours, degree_for
 from confide.wire import Party, Store

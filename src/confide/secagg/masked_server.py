@@ -12,12 +12,12 @@ from typing import NoReturn, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.cohort.collect import Collector
 from confide.crypto.keys import KEY_BYTES, SIGNATURE_BYTES, verify
 from confide.crypto.ring import Words, add_words, unpack
 from confide.crypto.shamir import SECRET_BYTES, Recovery
 from confide.errors import ProtocolError
 from confide.ideal import Sums
-from confide.secagg.collect import Collector
 from confide.secagg.masked_terms import (
     ADVERT_BYTES,
     BOX_BYTES,

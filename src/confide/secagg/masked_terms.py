@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping
 
 import msgspec
 
+from confide.cohort.roster import Roster
 from confide.crypto.keys import (
     KEY_BYTES,
     SEAL_BYTES,
@@ -24,7 +25,6 @@ from confide.crypto.shamir import SECRET_BYTES
 from confide.errors import ProtocolError, UsageError
 from confide.ideal import Session
 from confide.secagg.neighbours import Neighbours
-from confide.secagg.roster import Roster
 
 # Tags in the order in which they travel: up, down, up, down, up, down, up, down, up.
 KEYS, PEERS = "masked/keys", "masked/peers"

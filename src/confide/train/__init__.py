@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from confide.errors import MissingExtra
 from confide.train.ditto import Ditto
-from confide.train.job import Job, TrainSection, describe, load, parse, train_section
+from confide.train.job import describe, load, parse, train_section
 from confide.train.learner import Learner, personal_models
 from confide.train.local import Silo
 from confide.train.rounds import Round
@@ -23,6 +23,7 @@ from confide.train.run import (
     start_hash,
     train,
 )
+from confide.train.sections import Job, TrainSection
 
 if TYPE_CHECKING:
     from confide.train.torch_learner import TorchLearner, outputs

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 from confide.errors import IntegrityError, ProtocolError
 from confide.ideal import Cohort, Sums
 from confide.train.encodings import Encoding
-from confide.train.job import TrainSection
 from confide.train.optimise import optimiser_of
 from confide.train.robust import combine, fewest
+from confide.train.sections import TrainSection
 from confide.wire import Array, Message, Party, Step, Store, decode, encode
 
 Matrix = NDArray[np.float64]

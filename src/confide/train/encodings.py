@@ -6,6 +6,7 @@ contributes and which change of the parameters their sum stands for.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from fractions import Fraction
@@ -14,13 +15,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.crypto.fixed import FixedPoint
+from confide.crypto.fixed import FixedPoint, RandomRounding
 from confide.crypto.random import Randomness
 from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import DataError, ModelError
-from confide.train.job import TrainSection
+from confide.train.clip import Clip
+from confide.train.compress import Rotation, Whole, compression_of
 from confide.train.learner import GraphLearner, Learner, staged
 from confide.train.local import Silo
+from confide.train.sections import TrainSection
 from confide.wire import Store
 
 Matrix = NDArray[np.float64]
@@ -133,13 +136,13 @@ class _Scale:
         return change if largest <= self._train.update_bound else change * (self._train.update_bound / largest)
 
     def mean(self, sums: Vector) -> Matrix:
-        """Return the weighted mean that (sum of weight * change, sum of weights) stands for.
-
-        No silo that keeps to its bounds can move it beyond `update_bound`; what others submit ends there.
-        """
+        """Return the weighted mean that (sum of weight * change, sum of weights) stands for, within its bound."""
         values = self.fixed.decode(sums)
         with np.errstate(all="ignore"):  # weights that no honest silos have may add up to nothing
-            mean = np.nan_to_num(values[:-1] / values[-1])
+            return self.within_bound(np.nan_to_num(values[:-1] / values[-1]))
+
+    def within_bound(self, mean: Matrix) -> Matrix:
+        """Return a mean change, cut where no silos that keep to their bounds can have moved it."""
         return np.clip(mean, -self._train.update_bound, self._train.update_bound)
 
 
@@ -154,22 +157,71 @@ class WeightedUpdates(Encoding):
     The weight is the record count over the public `expected_records`. With one local step the weighted mean of the
     updates is exactly the gradient step on the pooled records. FedProx differs in the local steps alone, the adaptive
     algorithms in what the server does with the mean.
+
+    weight * update may be clipped, and is compressed as [train] says. The weight is exact under every compression: it
+    is written in as many digits as fit the ring that the compressed numbers need, one where nothing is compressed.
+
+    Args:
+        seed: public; with the round it gives the compression's map. Everyone's must be the same.
     """
 
-    def __init__(self, learner: Learner[Any], train: TrainSection) -> None:
+    def __init__(self, learner: Learner[Any], train: TrainSection, *, seed: int | str = 0) -> None:
         self.learner, self._scale = learner, _Scale(train)
-        self.length = len(learner.start) + 1
-        self.bound = self._scale.fixed.largest
+        self._map = compression_of(train, len(learner.start), seed)
+        self.clip = Clip(norm=train.clip_norm or math.inf, quantile=train.clip_quantile, rate=train.clip_rate)
+        self.bound = self._grid().largest
+        self._digits = _Digits(self.bound + 1, self._scale.fixed.encode(np.array([_LARGEST_WEIGHT])).item())
+        self.length = self._map.size + self.clip.follows + self._digits.count
         self.releases = train.rounds * train.attempts
+
+    def _grid(self) -> FixedPoint | RandomRounding:
+        """Return the grid that the numbers of this round travel on."""
+        if isinstance(self._map, Rotation):
+            return RandomRounding(bits=self._map.bits, reach=self._map.reach(self.clip.norm))
+        return self._scale.fixed
+
+    def broadcast(self, parameters: Matrix) -> Matrix:
+        started = [parameters]
+        if math.isfinite(self.clip.norm):
+            started.append(np.array([self.clip.norm]))
+        if not isinstance(self._map, Whole):  # parties with different maps cannot be summed together
+            started.append(np.frombuffer(hashlib.sha256(repr(self._map).encode()).digest(), "<u4").astype(np.float64))
+        return np.concatenate(started)
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         weight = self._scale.weight(silo)
         change = self._scale.bounded(self._change(parameters, silo, number, store))
-        change = self._scale.within_norm(change, weight)
-        return self._scale.fixed.encode(np.append(weight * change, weight))
+        clipped, within = self.clip.apply(weight * self._scale.within_norm(change, weight))
+        sent, grid = self._map.forward(clipped, number), self._grid()
+        numbers = grid.encode(sent, rng) if isinstance(grid, RandomRounding) else grid.encode(sent, clip=True)
+        answer = [int(within)] if self.clip.follows else []
+        digits = self._digits.split(self._scale.fixed.encode(np.array([weight])).item())
+        return np.concatenate([numbers, np.array(answer + digits, np.int64)])
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
-        return self._scale.mean(sums)
+        numbers, rest = np.split(sums, [self._map.size])
+        weight = float(self._scale.fixed.decode(np.array([self._digits.join(rest[-self._digits.count :])]))[0])
+        with np.errstate(all="ignore"):  # weights that no honest silos have may add up to nothing
+            mean = np.nan_to_num(self._grid().decode(numbers) / weight)
+        change = self._map.backward(mean, number)
+        if self.clip.follows:
+            self.clip = self.clip.followed(int(rest[0]), members)
+        return self._scale.within_bound(change)
+
+
+class _Digits:
+    """A whole number as digits: the digits of a sum are the sums of the digits."""
+
+    def __init__(self, base: int, largest: int) -> None:
+        self._base, self.count = base, 1
+        while base**self.count <= largest:
+            self.count += 1
+
+    def split(self, value: int) -> list[int]:
+        return [value // self._base**place % self._base for place in range(self.count)]
+
+    def join(self, digits: Vector) -> int:
+        return sum(digit * self._base**place for place, digit in enumerate(digits.tolist()))
 
 
 class Scaffold(Encoding):

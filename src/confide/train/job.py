@@ -7,7 +7,7 @@
     [privacy]  epsilon, delta ...            leave the table out for a job without differential privacy
     [output]   model, ledger, signing key
 
-Every key has its default and its meaning here and nowhere else; `docs/train.md` lists them and a test compares the two.
+Every key has its default and its meaning in `confide.train.sections`.
 """
 
 from __future__ import annotations
@@ -22,161 +22,18 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 import msgspec
 
 from confide.errors import JobError, nearest
-from confide.train.robust import fewest
+from confide.train.contradictions import (
+    ADAPTIVE,
+    COMPRESSED_BY,
+    OF_GROUPS,
+    READ_BY,
+    check_combinations,
+    check_compression,
+    check_readers,
+)
+from confide.train.sections import DataSection, Job, Section, TrainSection, default_quorum, group_size
 
 _LARGEST_JOB_BYTES = 1 << 20
-
-
-class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A table of the job file."""
-
-
-class JobSection(_Section, frozen=True, kw_only=True):
-    """[job]: what it is called, and the seed of every public choice (splits, initial weights)."""
-
-    name: str = "confide"
-    seed: int = 1
-
-
-class DataSection(_Section, frozen=True, kw_only=True):
-    """[data]: either `schema` + `tables` (+ `test`), or `set` + `parties` + `split`.
-
-    Args:
-        schema: the schema file, relative to the job file.
-        tables: CSV file of each party, by the party's name.
-        test: CSV file with the test records; without it `test_fraction` of every party's records are set aside.
-        set: a shipped data set instead of files.
-        parties: into how many parties the set is split.
-        split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
-        alpha: the smaller, the more the parties differ, > 0.
-        test_fraction: share of records set aside for testing, 0 < share < 1.
-        standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
-            of the schema's bounds; both become public with the model.
-    """
-
-    schema: str | None = None
-    tables: dict[str, str] = {}
-    test: str | None = None
-    set: str | None = None
-    parties: int = 4
-    split: Literal["even", "by-label"] = "by-label"
-    alpha: float = 1.0
-    test_fraction: float = 0.2
-    standardise: bool = False
-
-
-class ModelSection(_Section, frozen=True, kw_only=True):
-    """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best).
-
-    `unit_rows` scales every row of features to length 1, which bounds gradients for differential privacy.
-    """
-
-    kind: Literal["logistic", "mlp"] = "logistic"
-    hidden: int = 16
-    unit_rows: bool = False
-
-
-class TrainSection(_Section, frozen=True, kw_only=True):
-    """[train]: who sums, and how the sum moves the model.
-
-    Args:
-        aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
-        algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
-        quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
-        rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
-        local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
-            training on the pooled records, unless the model comes with batches of its own.
-        learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
-        server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
-            fedadagrad.
-        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold.
-        second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
-        adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
-        proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
-        weight_decay: ridge coefficient, >= 0.
-        average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
-        expected_records: public order of magnitude of one party's record count (never the count itself).
-        update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
-        norm_bound: largest L2 norm of what a party adds, (weight * update, weight) with weight = records /
-            expected_records: larger updates are scaled down, and under "shares" the servers leave out and name a party
-            whose vector is 2.5 times as long or longer. None bounds nothing.
-        fraction_bits: fixed-point bits after the point of what is summed.
-        attempts: how often a round that lost its quorum is repeated with fresh keys before the job stops.
-        start_hash: hex SHA-256 of the starting parameters; a party takes part from these and from no others. Without
-            the key the parties start from what the job gives.
-        group_size: of "groups": fewest parties in a group; a party hides among its group only. 0 stands for as many as
-            leave enough groups for the rule, at most 5; 3 is the least.
-        rule: of "groups": how the groups' means become one change; all groups weigh the same.
-        liars: of "groups": how many groups may hold a liar; without the key 1, or 0 for "mean".
-    """
-
-    aggregate: str = "masked"
-    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"] = "fedavg"
-    quorum: int = 0
-    rounds: int = 30
-    local_steps: int = 1
-    learning_rate: float = 1.0
-    server_learning_rate: float = 1.0
-    momentum: float = 0.9
-    second_moment: float = 0.99
-    adaptivity: float = 1e-3
-    proximal: float = 0.1
-    weight_decay: float = 1e-4
-    average: float = 0.5
-    expected_records: int = 150
-    update_bound: float = 2.0
-    norm_bound: float | None = None
-    fraction_bits: int = 22
-    attempts: int = 3
-    start_hash: str | None = None
-    group_size: int = 0
-    rule: Literal["mean", "median", "trimmed-mean", "multi-krum"] = "trimmed-mean"
-    liars: int = 1
-
-
-class PrivacySection(_Section, frozen=True, kw_only=True):
-    """[privacy]: record-level differential privacy of everything that is released.
-
-    Args:
-        epsilon: total budget, > 0.
-        delta: total failure probability, below 1 / expected_records.
-        clip_norm: largest L2 norm of one record's gradient, > 0.
-        colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
-        expected_records: public size of the pooled data; the denominator of the mean gradient.
-        max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.
-    """
-
-    epsilon: float = 1.0
-    delta: float = 1e-5
-    unit: Literal["record"] = "record"
-    clip_norm: float = 0.5
-    colluding: int = 1
-    expected_records: int
-    max_records: int = 0
-
-
-class OutputSection(_Section, frozen=True, kw_only=True):
-    """[output]: where the signed model and the ledger go, relative to the job file; no path, no file."""
-
-    model: str | None = None
-    ledger: str | None = None
-    signing_key: str | None = None
-
-
-class Job(_Section, frozen=True, kw_only=True):
-    """A whole job. `base` is the folder that relative paths start from."""
-
-    job: JobSection = JobSection()
-    data: DataSection = DataSection()
-    model: ModelSection = ModelSection()
-    train: TrainSection = TrainSection()
-    privacy: PrivacySection | None = None
-    output: OutputSection = OutputSection()
-    base: str = "."
-
-    def path(self, name: str) -> Path:
-        """Return `name` as a path, relative ones from the job file's folder."""
-        return Path(self.base) / name
 
 
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
@@ -185,23 +42,14 @@ _DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds"
 #: The same for a network that the caller brings: many local steps take the place of the server's momentum.
 _OWN_MODEL: Mapping[str, float] = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "average": 0.0}
 
-_ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
-
 #: The same for an algorithm.
 _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
-    **{name: {"server_learning_rate": 0.1, "momentum": 0.9} for name in _ADAPTIVE},
+    **{name: {"server_learning_rate": 0.1, "momentum": 0.9} for name in ADAPTIVE},
     "scaffold": {"momentum": 0.0},
 }
 
-#: Which algorithms read a key of [train]; all read those that are not here.
-_READ_BY: Mapping[str, tuple[str, ...]] = {
-    "proximal": ("fedprox",),
-    "second_moment": ("fedadam", "fedyogi"),
-    "adaptivity": _ADAPTIVE,
-}
-
-#: The keys of [train] that only "groups" reads.
-_OF_GROUPS = ("group_size", "rule", "liars")
+#: The same for a compression.
+_COMPRESSION_DEFAULTS: Mapping[str, Mapping[str, float]] = {"rotate": {"clip_norm": 1.0, "clip_quantile": 0.9}}
 
 #: (section, key): lowest, highest, lowest excluded, highest excluded
 _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
@@ -228,6 +76,11 @@ _RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
     ("train", "attempts"): (1, 100, False, False),
     ("train", "group_size"): (0, 1000, False, False),
     ("train", "liars"): (0, 499, False, False),
+    ("train", "compress_bits"): (2, 16, False, False),
+    ("train", "compress_share"): (0, 1, True, False),
+    ("train", "clip_norm"): (0, 1e6, False, False),
+    ("train", "clip_quantile"): (0, 1, False, True),
+    ("train", "clip_rate"): (0, 10, True, False),
     ("privacy", "epsilon"): (0, 32, True, False),
     ("privacy", "delta"): (0, 1, True, True),
     ("privacy", "clip_norm"): (0, 1e6, True, False),
@@ -267,7 +120,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         job = msgspec.convert(_resolved(table) | {"base": str(base)}, Job)
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
-    _check_combinations(job, table.get("train", {}))
+    check_combinations(job, table.get("train", {}))
     return job
 
 
@@ -283,109 +136,11 @@ def train_section(**given: Any) -> TrainSection:
     if problems := list(_faults("train", TrainSection, given)):
         raise JobError("\n".join(problems))
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
-    train = msgspec.convert({**_OWN_MODEL, **own, **given}, TrainSection)
-    _check_readers(train, given)
+    compressed = _COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})
+    train = msgspec.convert({**_OWN_MODEL, **own, **compressed, **given}, TrainSection)
+    check_readers(train, given)
+    check_compression(train, given)
     return train
-
-
-def _check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
-    """Refuse what [train] names and would be ignored."""
-    name = train.algorithm
-    for key, readers in _READ_BY.items():
-        if key in given and name not in readers:
-            raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
-    for key in _OF_GROUPS:
-        if key in given and train.aggregate != "groups":
-            raise JobError(f'Expected no train.{key} with train.aggregate="{train.aggregate}"; it belongs to groups')
-
-
-def _check_combinations(job: Job, given: Mapping[str, Any]) -> None:
-    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
-    name, steps = job.train.algorithm, job.train.local_steps
-    _check_readers(job.train, given)
-    check_norm_bound(job.train, private=job.privacy is not None)
-    if job.train.aggregate == "groups":
-        check_groups(job.train, parties_of(job), private=job.privacy is not None)
-    if job.privacy is not None and job.data.standardise:
-        raise JobError(
-            "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
-            "not charged to epsilon. Leave it out: the schema's bounds scale every number"
-        )
-    if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
-        raise JobError(
-            f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '
-            "what is clipped and released there is one gradient of each record"
-        )
-    if name in ("fedprox", "scaffold") and steps == 1:
-        raise JobError(
-            f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
-            'so take "fedavg", which then equals training on the pooled records'
-        )
-
-
-def check_norm_bound(train: TrainSection, *, private: bool = False) -> None:
-    """Refuse a bound on norms that nobody would check.
-
-    Raises:
-        JobError: with what to take instead.
-    """
-    if train.norm_bound is not None and (train.aggregate != "shares" or train.algorithm == "scaffold" or private):
-        raise JobError(
-            f'Expected no train.norm_bound with train.aggregate="{train.aggregate}", scaffold or [privacy]; it '
-            'needs two servers that check it: take aggregate = "shares" with another algorithm and no [privacy]'
-        )
-
-
-def check_groups(train: TrainSection, parties: int, *, private: bool = False) -> None:
-    """Refuse a [train] whose groups cannot keep what `aggregate = "groups"` is for.
-
-    Args:
-        train: with its group_size, rule and liars.
-        parties: how many there are.
-        private: True if there is a [privacy].
-
-    Raises:
-        JobError: with the reason and the price.
-    """
-    size = group_size(train, parties)
-    groups = max(1, parties // size)
-    if size < 3:
-        raise JobError(f"Expected train.group_size={size} to be 3 at least, or 0 for the size that the rule allows")
-    if train.rule == "mean" and train.liars:
-        raise JobError(f'Expected train.liars=0 with train.rule="mean", got {train.liars}; a mean outvotes nobody')
-    if groups < fewest(train.rule, train.liars):
-        needed = fewest(train.rule, train.liars)
-        raise JobError(
-            f'Expected at least {needed} groups, which train.rule="{train.rule}" needs to outvote train.liars='
-            f"{train.liars} of them; {parties} parties in groups of {size} make {groups}. Take {needed * size} "
-            "parties, smaller groups (3 at least) or fewer liars"
-        )
-    if train.algorithm == "scaffold":
-        raise JobError(
-            'Expected no scaffold with train.aggregate="groups"; its control variate must stay the mean of the '
-            "parties' own, and a rule that leaves some out breaks that"
-        )
-    if private:
-        raise JobError(
-            f'Expected no [privacy] with train.aggregate="groups"; the sum of each group is a release of its own that '
-            f"needs the whole noise, so the mean of {groups} groups would carry sqrt({groups}) = {groups**0.5:.2f} "
-            'times the noise of one sum over all. Take "masked"'
-        )
-
-
-def parties_of(job: Job) -> int:
-    """Return how many parties a job names."""
-    return len(job.data.tables) if job.data.set is None else job.data.parties
-
-
-def group_size(train: TrainSection, parties: int) -> int:
-    """Return the fewest parties in a group: as [train] says, or as many as leave enough groups, 3 to 5."""
-    return train.group_size or min(5, max(3, parties // fewest(train.rule, train.liars)))
-
-
-def default_quorum(parties: int) -> int:
-    """Return a majority, and at least 3 where there are as many: a sum of two shows each the other's vector."""
-    return min(parties, max(3, parties // 2 + 1))
 
 
 def _problems(table: dict[str, Any]) -> Iterator[str]:
@@ -407,7 +162,7 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
             yield from _contradictions_in_privacy(section, usable=not faults)
 
 
-def _faults(name: str, kind: type[_Section], section: dict[str, Any]) -> Iterator[str]:
+def _faults(name: str, kind: type[Section], section: dict[str, Any]) -> Iterator[str]:
     """Yield what is wrong with each key of a section by itself."""
     hints = get_type_hints(kind)
     for key, value in section.items():
@@ -465,11 +220,12 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     parties = len(data["tables"]) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
+    own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
     train["quorum"] = train.get("quorum") or default_quorum(parties)
     if train.get("aggregate") == "groups":
         train["liars"] = train.get("liars", 0 if train.get("rule") == "mean" else 1)
-        of = TrainSection(**{key: train[key] for key in _OF_GROUPS if key in train})
+        of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
@@ -478,8 +234,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def _section_type(kind: Any) -> type[_Section]:
-    return next(part for part in (*get_args(kind), kind) if isinstance(part, type) and issubclass(part, _Section))
+def _section_type(kind: Any) -> type[Section]:
+    return next(part for part in (*get_args(kind), kind) if isinstance(part, type) and issubclass(part, Section))
 
 
 def _choices(kind: Any) -> tuple[str, ...]:
@@ -521,9 +277,13 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     """Return the (section, key) pairs that say nothing about this job."""
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
-    unused |= {("train", key) for key, readers in _READ_BY.items() if job.train.algorithm not in readers}
+    unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
-        unused |= {("train", key) for key in _OF_GROUPS}
+        unused |= {("train", key) for key in OF_GROUPS}
+
+    unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
+    if not job.train.clip_quantile:
+        unused.add(("train", "clip_rate"))
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from confide.errors import DataError
 from confide.model.graph import Graph
-from confide.train.job import TrainSection
 from confide.train.local import Silo, descend, flatten, record_gradients, unflatten
+from confide.train.sections import TrainSection
 from confide.wire import Store
 
 Matrix = NDArray[np.float64]

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.train.job import TrainSection
+from confide.train.sections import TrainSection
 
 Matrix = NDArray[np.float64]
 

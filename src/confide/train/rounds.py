@@ -20,10 +20,10 @@ from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.secagg.groups import GroupSums
 from confide.train.course import Announcement, Course, Follower, Shared, announce, announcement, parameters_hash
 from confide.train.encodings import Encoding
-from confide.train.job import TrainSection, default_quorum
 from confide.train.learner import Model
 from confide.train.ledger import Ledger, Value
 from confide.train.local import Silo
+from confide.train.sections import TrainSection, default_quorum
 from confide.wire import Fault, MemoryStore, Party, Store, Transcript, run
 
 Matrix = NDArray[np.float64]
@@ -78,6 +78,8 @@ class _Federation:
     ) -> None:
         self.aggregator, self.cohort, self.course = aggregator, cohort, course
         self.run_id, self.rng, self.fault = run_id, rng, fault
+        # apart from what the protocol draws: with a fixed seed every aggregator is given the same vectors to sum
+        self.own = {name: rng.branch() for name in cohort.clients}
         self.roles = cohort.parties(aggregator.roles)
         self.stores: dict[str, Store] = {name: MemoryStore() for name in self.roles}
         self.stores |= stores or {}
@@ -139,7 +141,7 @@ class _Federation:
 
     def _contribution(self, silo: Silo, number: int) -> Vector:
         own = self.followers[silo.name].course
-        return own.encoding.contribution(own.parameters, silo, number, self.rng, self.stores[silo.name])
+        return own.encoding.contribution(own.parameters, silo, number, self.own[silo.name], self.stores[silo.name])
 
 
 def federate(

@@ -29,22 +29,15 @@ from confide.secagg.amortised import Amortised
 from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
+from confide.train.contradictions import check_groups, check_norm_bound
 from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
-from confide.train.job import (
-    Job,
-    TrainSection,
-    check_groups,
-    check_norm_bound,
-    default_quorum,
-    describe,
-    group_size,
-    parties_of,
-)
+from confide.train.job import describe
 from confide.train.learner import GraphLearner, Learner, Model
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, descend, flatten
 from confide.train.rounds import Round, federate
+from confide.train.sections import Job, TrainSection, default_quorum, group_size, parties_of
 from confide.train.standardise import standardised
 from confide.wire import Fault, Store
 
@@ -220,11 +213,11 @@ def _aggregator_named(
     return AGGREGATORS[name]()
 
 
-def _encoding_of(learner: Learner[Any], train: TrainSection, parties: int) -> Encoding:
+def _encoding_of(learner: Learner[Any], train: TrainSection, parties: int, *, seed: int = 0) -> Encoding:
     """Return what the parties contribute under the algorithm that [train] names, without a privacy plan."""
     if train.algorithm == "scaffold":
         return Scaffold(learner, train, parties=parties)
-    return WeightedUpdates(learner, train)
+    return WeightedUpdates(learner, train, seed=seed)
 
 
 def fit(
@@ -307,7 +300,7 @@ def train(
     learner = GraphLearner(data.start, job.train)
     approve(learner.start, job.train.start_hash)
     encoding = (
-        _encoding_of(learner, job.train, len(data.silos))
+        _encoding_of(learner, job.train, len(data.silos), seed=job.job.seed)
         if plan is None
         else PrivateGradients(learner, plan, job.train)
     )

@@ -21,9 +21,9 @@ from torch.nn import functional
 
 from confide.crypto.random import public_stream
 from confide.errors import DataError, ModelError, ProtocolError, UsageError
-from confide.train.job import TrainSection
 from confide.train.learner import Learner, staged
 from confide.train.local import Silo
+from confide.train.sections import TrainSection
 from confide.train.torch_state import Resident, tensor_of, vector_of
 from confide.wire import Array, Store, decode, encode
 

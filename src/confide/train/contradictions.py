@@ -1,0 +1,161 @@
+"""What a job says and cannot mean: keys that nobody would read, and settings that break each other's promises."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from confide.errors import JobError
+from confide.train.robust import fewest
+from confide.train.sections import Job, TrainSection, group_size, parties_of
+
+ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
+
+#: Which compressions read a key of [train].
+COMPRESSED_BY: Mapping[str, tuple[str, ...]] = {
+    "compress_bits": ("rotate",),
+    "compress_share": ("rand-k", "sketch"),
+}
+
+#: Which algorithms read a key of [train]; all read those that are not here.
+READ_BY: Mapping[str, tuple[str, ...]] = {
+    "proximal": ("fedprox",),
+    "second_moment": ("fedadam", "fedyogi"),
+    "adaptivity": ADAPTIVE,
+}
+
+#: The keys of [train] that only "groups" reads.
+OF_GROUPS = ("group_size", "rule", "liars")
+
+
+def check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored."""
+    name = train.algorithm
+    for key, readers in READ_BY.items():
+        if key in given and name not in readers:
+            raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
+    for key in OF_GROUPS:
+        if key in given and train.aggregate != "groups":
+            raise JobError(f'Expected no train.{key} with train.aggregate="{train.aggregate}"; it belongs to groups')
+
+
+def check_combinations(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
+    name, steps = job.train.algorithm, job.train.local_steps
+    check_readers(job.train, given)
+    check_norm_bound(job.train, private=job.privacy is not None)
+    check_compression(job.train, given, private=job.privacy is not None)
+    if job.train.aggregate == "groups":
+        check_groups(job.train, parties_of(job), private=job.privacy is not None)
+    if job.privacy is not None and job.data.standardise:
+        raise JobError(
+            "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
+            "not charged to epsilon. Leave it out: the schema's bounds scale every number"
+        )
+    if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
+        raise JobError(
+            f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '
+            "what is clipped and released there is one gradient of each record"
+        )
+    if name in ("fedprox", "scaffold") and steps == 1:
+        raise JobError(
+            f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
+            'so take "fedavg", which then equals training on the pooled records'
+        )
+
+
+def check_norm_bound(train: TrainSection, *, private: bool = False) -> None:
+    """Refuse a bound on norms that nobody would check.
+
+    Raises:
+        JobError: with what to take instead.
+    """
+    if train.norm_bound is not None and (train.aggregate != "shares" or train.algorithm == "scaffold" or private):
+        raise JobError(
+            f'Expected no train.norm_bound with train.aggregate="{train.aggregate}", scaffold or [privacy]; it '
+            'needs two servers that check it: take aggregate = "shares" with another algorithm and no [privacy]'
+        )
+
+
+def check_groups(train: TrainSection, parties: int, *, private: bool = False) -> None:
+    """Refuse a [train] whose groups cannot keep what `aggregate = "groups"` is for.
+
+    Args:
+        train: with its group_size, rule and liars.
+        parties: how many there are.
+        private: True if there is a [privacy].
+
+    Raises:
+        JobError: with the reason and the price.
+    """
+    size = group_size(train, parties)
+    groups = max(1, parties // size)
+    if size < 3:
+        raise JobError(f"Expected train.group_size={size} to be 3 at least, or 0 for the size that the rule allows")
+    if train.rule == "mean" and train.liars:
+        raise JobError(f'Expected train.liars=0 with train.rule="mean", got {train.liars}; a mean outvotes nobody')
+    if groups < fewest(train.rule, train.liars):
+        needed = fewest(train.rule, train.liars)
+        raise JobError(
+            f'Expected at least {needed} groups, which train.rule="{train.rule}" needs to outvote train.liars='
+            f"{train.liars} of them; {parties} parties in groups of {size} make {groups}. Take {needed * size} "
+            "parties, smaller groups (3 at least) or fewer liars"
+        )
+    if train.algorithm == "scaffold":
+        raise JobError(
+            'Expected no scaffold with train.aggregate="groups"; its control variate must stay the mean of the '
+            "parties' own, and a rule that leaves some out breaks that"
+        )
+    if private:
+        raise JobError(
+            f'Expected no [privacy] with train.aggregate="groups"; the sum of each group is a release of its own that '
+            f"needs the whole noise, so the mean of {groups} groups would carry sqrt({groups}) = {groups**0.5:.2f} "
+            'times the noise of one sum over all. Take "masked"'
+        )
+
+
+def check_compression(train: TrainSection, given: Mapping[str, Any], *, private: bool = False) -> None:
+    """Refuse compression and clipping where they would be ignored or break what is promised.
+
+    Args:
+        train: with every default in its place.
+        given: the keys that somebody wrote.
+        private: True if there is a [privacy].
+
+    Raises:
+        JobError: with what to take instead.
+    """
+    for key, readers in COMPRESSED_BY.items():
+        if key in given and train.compress not in readers:
+            raise JobError(
+                f'Expected no train.{key} with train.compress="{train.compress}"; it belongs to {", ".join(readers)}'
+            )
+    changed = train.compress != "none" or train.clip_norm > 0
+    if changed and private:
+        raise JobError(
+            "Expected neither train.compress nor train.clip_norm with [privacy]; the noise is accounted for gradients "
+            "that are summed whole, and privacy.clip_norm is their clip"
+        )
+    if changed and train.algorithm == "scaffold":
+        raise JobError(
+            'Expected neither train.compress nor train.clip_norm with train.algorithm="scaffold"; its control variates '
+            'assume that the whole update arrives. Take "fedavg" or "fedadam"'
+        )
+    if train.norm_bound is not None and changed:
+        raise JobError(
+            "Expected neither train.compress nor train.clip_norm with train.norm_bound; it bounds the vector as it is "
+            "sent, and is a clip already"
+        )
+    if train.clip_quantile and train.aggregate == "groups":
+        raise JobError(
+            f'Expected train.clip_quantile={train.clip_quantile} to be 0 with train.aggregate="groups"; a group with a '
+            "liar would move the clip of all. Choose a clip_norm that stays"
+        )
+    if train.compress == "rotate" and not train.clip_norm:
+        raise JobError(
+            'Expected train.clip_norm above 0 with train.compress="rotate"; its bits are spread over that norm'
+        )
+    for key, needed in (("clip_quantile", train.clip_norm), ("clip_rate", train.clip_quantile)):
+        if given.get(key) and not needed:
+            other = "clip_norm" if key == "clip_quantile" else "clip_quantile"
+            raise JobError(f"Expected train.{other} above 0 with train.{key}; without it nothing follows")

@@ -1,0 +1,194 @@
+"""The tables of a job file, as frozen objects: every key with its default and its meaning, here and nowhere else.
+
+`docs/train.md` lists them and a test compares the two; `confide.train.job` reads them from a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from confide.train.robust import fewest
+
+
+class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A table of the job file."""
+
+
+class JobSection(Section, frozen=True, kw_only=True):
+    """[job]: what it is called, and the seed of every public choice (splits, initial weights)."""
+
+    name: str = "confide"
+    seed: int = 1
+
+
+class DataSection(Section, frozen=True, kw_only=True):
+    """[data]: either `schema` + `tables` (+ `test`), or `set` + `parties` + `split`.
+
+    Args:
+        schema: the schema file, relative to the job file.
+        tables: CSV file of each party, by the party's name.
+        test: CSV file with the test records; without it `test_fraction` of every party's records are set aside.
+        set: a shipped data set instead of files.
+        parties: into how many parties the set is split.
+        split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
+        alpha: the smaller, the more the parties differ, > 0.
+        test_fraction: share of records set aside for testing, 0 < share < 1.
+        standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
+            of the schema's bounds; both become public with the model.
+    """
+
+    schema: str | None = None
+    tables: dict[str, str] = {}
+    test: str | None = None
+    set: str | None = None
+    parties: int = 4
+    split: Literal["even", "by-label"] = "by-label"
+    alpha: float = 1.0
+    test_fraction: float = 0.2
+    standardise: bool = False
+
+
+class ModelSection(Section, frozen=True, kw_only=True):
+    """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best).
+
+    `unit_rows` scales every row of features to length 1, which bounds gradients for differential privacy.
+    """
+
+    kind: Literal["logistic", "mlp"] = "logistic"
+    hidden: int = 16
+    unit_rows: bool = False
+
+
+class TrainSection(Section, frozen=True, kw_only=True):
+    """[train]: who sums, and how the sum moves the model.
+
+    Args:
+        aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
+        algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
+        quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
+        rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
+        local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
+            training on the pooled records, unless the model comes with batches of its own.
+        learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
+        server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
+            fedadagrad.
+        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold.
+        second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
+        adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
+        proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
+        weight_decay: ridge coefficient, >= 0.
+        average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
+        expected_records: public order of magnitude of one party's record count (never the count itself).
+        update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
+        norm_bound: largest L2 norm of what a party adds, (weight * update, weight) with weight = records /
+            expected_records: larger updates are scaled down, and under "shares" the servers leave out and name a party
+            whose vector is 2.5 times as long or longer. None bounds nothing.
+        fraction_bits: fixed-point bits after the point of what is summed.
+        attempts: how often a round that lost its quorum is repeated with fresh keys before the job stops.
+        start_hash: hex SHA-256 of the starting parameters; a party takes part from these and from no others. Without
+            the key the parties start from what the job gives.
+        group_size: of "groups": fewest parties in a group; a party hides among its group only. 0 stands for as many as
+            leave enough groups for the rule, at most 5; 3 is the least.
+        rule: of "groups": how the groups' means become one change; all groups weigh the same.
+        liars: of "groups": how many groups may hold a liar; without the key 1, or 0 for "mean".
+        compress: how an update is made smaller before it is summed; "none" sends every parameter at fraction_bits.
+        compress_bits: of rotate: bits of one party's number, sign included.
+        compress_share: of rand-k and sketch: numbers sent per parameter, 0 < share <= 1.
+        clip_norm: largest L2 norm of a party's update times its weight (records / expected_records); longer ones are
+            scaled down. 0 clips nothing; without the key 0, or 1 for rotate, whose bits are spread over this norm.
+        clip_quantile: clip_norm follows this quantile of the parties' norms, 0 < it < 1; 0 keeps it. Without the key 0,
+            or 0.9 for rotate.
+        clip_rate: how far one round moves the logarithm of a clip_norm that follows, > 0.
+    """
+
+    aggregate: str = "masked"
+    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"] = "fedavg"
+    quorum: int = 0
+    rounds: int = 30
+    local_steps: int = 1
+    learning_rate: float = 1.0
+    server_learning_rate: float = 1.0
+    momentum: float = 0.9
+    second_moment: float = 0.99
+    adaptivity: float = 1e-3
+    proximal: float = 0.1
+    weight_decay: float = 1e-4
+    average: float = 0.5
+    expected_records: int = 150
+    update_bound: float = 2.0
+    norm_bound: float | None = None
+    fraction_bits: int = 22
+    attempts: int = 3
+    start_hash: str | None = None
+    group_size: int = 0
+    rule: Literal["mean", "median", "trimmed-mean", "multi-krum"] = "trimmed-mean"
+    liars: int = 1
+    compress: Literal["none", "rotate", "rand-k", "sketch"] = "none"
+    compress_bits: int = 8
+    compress_share: float = 0.1
+    clip_norm: float = 0.0
+    clip_quantile: float = 0.0
+    clip_rate: float = 1.0
+
+
+class PrivacySection(Section, frozen=True, kw_only=True):
+    """[privacy]: record-level differential privacy of everything that is released.
+
+    Args:
+        epsilon: total budget, > 0.
+        delta: total failure probability, below 1 / expected_records.
+        clip_norm: largest L2 norm of one record's gradient, > 0.
+        colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
+        expected_records: public size of the pooled data; the denominator of the mean gradient.
+        max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.
+    """
+
+    epsilon: float = 1.0
+    delta: float = 1e-5
+    unit: Literal["record"] = "record"
+    clip_norm: float = 0.5
+    colluding: int = 1
+    expected_records: int
+    max_records: int = 0
+
+
+class OutputSection(Section, frozen=True, kw_only=True):
+    """[output]: where the signed model and the ledger go, relative to the job file; no path, no file."""
+
+    model: str | None = None
+    ledger: str | None = None
+    signing_key: str | None = None
+
+
+class Job(Section, frozen=True, kw_only=True):
+    """A whole job. `base` is the folder that relative paths start from."""
+
+    job: JobSection = JobSection()
+    data: DataSection = DataSection()
+    model: ModelSection = ModelSection()
+    train: TrainSection = TrainSection()
+    privacy: PrivacySection | None = None
+    output: OutputSection = OutputSection()
+    base: str = "."
+
+    def path(self, name: str) -> Path:
+        """Return `name` as a path, relative ones from the job file's folder."""
+        return Path(self.base) / name
+
+
+def default_quorum(parties: int) -> int:
+    """Return a majority, and at least 3 where there are as many: a sum of two shows each the other's vector."""
+    return min(parties, max(3, parties // 2 + 1))
+
+
+def parties_of(job: Job) -> int:
+    """Return how many parties a job names."""
+    return len(job.data.tables) if job.data.set is None else job.data.parties
+
+
+def group_size(train: TrainSection, parties: int) -> int:
+    """Return the fewest parties in a group: as [train] says, or as many as leave enough groups, 3 to 5."""
+    return train.group_size or min(5, max(3, parties // fewest(train.rule, train.liars)))
