@@ -92,7 +92,12 @@ def collected(party: Party, step: Step, inbox: Inbox, source: BinaryIO) -> Step:
         inbox.put(Message(frame.src, frame.dst, frame.tag, frame.body))
         received = None if moved else inbox.ready(step)
         if received is not None:
-            step = party.send(received)
+            try:
+                step = party.send(received)
+            except StopIteration:  # it needs no more answers; the clients' pipe must be emptied all the same
+                while (frame := read(source)) and frame.tag:
+                    pass
+                raise
             moved = bool(step.send)
 
 

@@ -11,12 +11,13 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey
 from msgspec.structs import replace
 
+from confide.cohort import roster
 from confide.crypto.keys import DecapsulationKey, encapsulate, label
 from confide.crypto.random import SeededRandomness
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import RECORDED_X25519
 from confide.ideal import Cohort
-from confide.secagg import Amortised, amortised_keys, roster
+from confide.secagg import Amortised, amortised_keys
 from confide.secagg.amortised_chains import ENCAPSULATE, FORWARD, Encapsulated, Encapsulations
 from confide.secagg.amortised_keys import BOOK, KEYS, SECRET, PublicKeys
 from confide.secagg.amortised_terms import VECTOR, Upload

@@ -290,14 +290,18 @@ def test_clients_that_never_read_are_cut_off_and_the_others_get_through(scheme, 
         tls.check_hostname = False
     with running(wide=True, limits={**SLOW, "buffered_bytes": 300 << 20}, **files) as server, ExitStack() as stack:
         with httpx2.Client(base_url=server.url, verify=tls or False, timeout=20) as http:
-            idle = [stack.enter_context(ask_and_never_read(server, tls)) for _ in range(12)]
+            idle: list[socket.socket] = []
+            for _ in range(12):
+                idle.append(stack.enter_context(ask_and_never_read(server, tls)))
+                time.sleep(0.1)  # each is heard before the next one counts as a connection
             until(lambda: status_of(http, "/v2") == 503)  # they hold every connection
             assert status_of(http, "/v2/health/live") == 200
             assert status_of(http, "/v2/health/ready") == 200
             until(lambda: status_of(http, "/v2") == 200)
+        time.sleep(SLOW["reply_seconds"] + 1)  # whichever was cut first: by now all are
         taken = b""
         with suppress(OSError):
-            while chunk := idle[0].recv(1 << 20):  # the first one to be cut
+            while chunk := idle[0].recv(1 << 20):
                 taken += chunk
         assert len(taken) < 16_000_000
 
