@@ -91,16 +91,17 @@ def main() -> None:
         draw(ratios, options.plot)
 
 
-def draw(ratios: dict, path: Path) -> None:
+def draw(ratios: dict, path: Path, title: str = f"sums per pooled pass to {TARGET:.0%}") -> None:
     """Each split's ratio as a dot, the median as a line, the bar dashed."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
+    names = list(dict.fromkeys(name for _, name in ratios))
     figure, axis = pyplot.subplots(figsize=(9, 4.2), constrained_layout=True)
     for shift, (alpha, colour) in zip((-0.15, 0.15), ((1.0, "tab:blue"), (0.1, "tab:orange")), strict=True):
-        for place, name in enumerate(ALGORITHMS):
+        for place, name in enumerate(names):
             values = ratios[alpha, name]
             axis.plot(np.full(len(values), place + shift), values, ".", color=colour, alpha=0.5)
             axis.plot(
@@ -109,8 +110,8 @@ def draw(ratios: dict, path: Path) -> None:
             )  # fmt: skip
     axis.axhline(1.0, color="gray", linewidth=1)
     axis.axhline(BAR, color="tab:red", linestyle="--", linewidth=1, label=f"bar: {BAR:g} x pooled passes")
-    axis.set(yscale="log", ylabel=f"sums per pooled pass to {TARGET:.0%}")
-    axis.set_xticks(range(len(ALGORITHMS)), [name.replace(", ", "\n") for name in ALGORITHMS])
+    axis.set(yscale="log", ylabel=title)
+    axis.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names])
     axis.legend()
     figure.savefig(path, dpi=150)
 

@@ -169,13 +169,13 @@ class PlainSum(Aggregator):
     def _server(self, session: Session) -> Party:
         total = np.zeros(session.length, np.int64)
         members: set[str] = set()
-        waiting: tuple[str, ...] = session.cohort.clients
+        waiting = dict.fromkeys(session.cohort.clients)
         while waiting:
-            received = yield Step(await_tag="plain/vector", wait_for=waiting, each=True)
+            received = yield Step(await_tag="plain/vector", wait_for=tuple(waiting), each=True)
             if not received:
                 break
             src, message = next(iter(received.items()))
-            waiting = tuple(name for name in waiting if name != src)
+            del waiting[src]
             try:
                 vector = decode(message.body, _Vector, max_bytes=8 * session.length + 256).values
                 values = vector.numpy("int64", (session.length,))
