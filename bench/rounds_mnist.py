@@ -1,12 +1,13 @@
 """Rounds to a target accuracy when parties differ, for a network: every algorithm beside the passes of pooled training.
 
-    python bench/rounds_mnist.py [--seeds 3] [--json FILE] [--plot FILE.png] [--data FILE.npz]
+    python bench/rounds_mnist.py [--seeds 1] [--json FILE] [--plot FILE.png] [--data FILE.npz]
 
 MNIST, 6,000 training images over ten parties whose classes are drawn by a Dirichlet distribution of alpha 1 and 0.1;
-network and step size are those of bench/peers/SIMULATION.md. A round is one pass of every party over its own images, a
-pooled pass is one over all of them in one place: both compute the same number of gradients. The target is 95 % on the
-10,000 test images. Server settings are the same for both alphas and all seeds. A run that does not get there within the
-cap counts as the cap, so its ratio is a lower bound.
+network and step size are those of bench/peers/SIMULATION.md. A round is one sum, before which every party passes once
+or five times over its own images; a pooled pass is one over all images in one place. So the ratio counts how much more
+often a party is asked than pooled training reads the data; five passes compute five times as much. The target is 95 %
+on the 10,000 test images. Server settings are the same for both alphas and all seeds. A run that does not get there
+within the cap counts as the cap, so its ratio is a lower bound.
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from torch import nn
 from confide.train import Silo, TorchLearner, fit, train_section
 
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist/mnist.npz"
-IMAGES, PARTIES, TARGET, CAP, BAR = 6000, 10, 0.95, 30, 2.0
+IMAGES, PARTIES, TARGET, CAP, BAR = 6000, 10, 0.95, 20, 2.0
 ALGORITHMS = {
-    "fedavg": {},
-    "fedavg, momentum .5": {"momentum": 0.5},
-    "fedprox": {"algorithm": "fedprox", "proximal": 0.01},
-    "scaffold": {"algorithm": "scaffold"},
-    "fedadam": {"algorithm": "fedadam", "server_learning_rate": 0.01},
-    "fedyogi": {"algorithm": "fedyogi", "server_learning_rate": 0.01},
+    "fedavg, 1 pass": {},
+    "fedavg, 5 passes": {"local_steps": 5},
+    "fedprox, 5 passes": {"algorithm": "fedprox", "proximal": 0.01, "local_steps": 5},
+    "scaffold, 5 passes": {"algorithm": "scaffold", "local_steps": 5},
+    "fedadam, 5 passes": {"algorithm": "fedadam", "server_learning_rate": 0.02, "local_steps": 5},
 }
 
 
@@ -72,7 +72,7 @@ def rounds_to_target(silos: list[Silo], settings: dict, seed: int, test: tuple[n
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--data", type=Path, default=MNIST)
@@ -85,6 +85,7 @@ def main() -> None:
     with np.load(options.data) as file:
         train_x, train_y = (file["x_train"][:, None] / 255).astype(np.float32), file["y_train"].astype(np.int64)
         test = (file["x_test"][:, None] / 255).astype(np.float32), file["y_test"].astype(np.int64)
+    torch.set_num_threads(1)  # batches are small: more threads wait for each other
     rows, ratios = [], {}
     chosen = [np.random.default_rng(100 + seed).permutation(len(train_y))[:IMAGES] for seed in range(options.seeds)]
     pooled = [Silo("all", train_x[places], train_y[places]) for places in chosen]
