@@ -259,6 +259,8 @@ class Scaffold(Encoding):
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         body = store.get(_CONTROL)
+        if body is not None and len(body) != 8 * len(self.control):
+            raise ModelError(f"Expected a store with a control variate of this model at {silo.name}; take an empty one")
         own = np.zeros_like(self.control) if body is None else np.frombuffer(body, "<f8")
         weight = self._scale.weight(silo)
         change = self._change(parameters, silo, number, store, self.control - own)
