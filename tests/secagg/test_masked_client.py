@@ -332,6 +332,16 @@ def test_each_list_of_survivors_opens_one_share_of_each_client() -> None:
         assert set(shares) == {"silo-0", "silo-1", "silo-2", "silo-3"}
 
 
+def test_a_client_whose_store_lost_the_vector_drops_out_and_sends_no_empty_one() -> None:
+    script = Scripted()
+    script.until(VECTOR, script.party())
+    store = script.parties.stores[ME]
+    assert store.get(vector_key("run"))
+    store.commit({vector_key("run"): None})
+    with pytest.raises(Aborted, match="take the next attempt"):
+        next(restart_of(script))
+
+
 def test_the_end_wipes_shares_and_vectors_from_the_journal() -> None:
     script = Scripted()
     party = script.party()

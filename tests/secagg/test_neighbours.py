@@ -224,6 +224,34 @@ def test_what_a_client_sends_and_gets_grows_with_its_neighbours_and_not_with_the
     assert got_by_more < 1.3 * got
 
 
+def test_one_more_than_colluding_may_take_the_graph_apart_and_the_guarantee_says_so() -> None:
+    """Survivors that pass for no colluders, and that one client holds together: its key opens the sums of two parts."""
+    parties = federation(16, 11, neighbours=4)
+    graph = terms(parties, parties.session(), degree=4).graph
+    cut = [
+        (left, single)
+        for size in (13, 12)
+        for left in combinations(parties.cohort.clients, size)
+        for single in left
+        if graph.hold_together(left, 0) and not in_one_piece(graph, set(left) - {single})
+    ]
+    assert cut
+    assert not any(graph.hold_together(left, 1) for left, _ in cut)
+    for unsafe in (False, True):
+        for colluding in (0, 1):
+            sentences = Masked(neighbours=4, colluding=colluding, unsafe_quorum=unsafe).guarantee.sentences()
+            assert any(f"in a sparse graph all but colluding={colluding}" in sentence for sentence in sentences)
+
+
+def test_an_unsafe_quorum_opens_no_seed_to_the_colluding() -> None:
+    parties = federation(24, 20, neighbours=6, colluding=4)
+    parties.aggregator = Masked(neighbours=6, colluding=4, unsafe_quorum=True)
+    with pytest.raises(UsageError, match="take at least 8 neighbours"):
+        parties.party("server", parties.session(), {})
+    complete = Federation(Masked(colluding=4, unsafe_quorum=True), 5, 3)
+    complete.party("server", complete.session(), {})
+
+
 def test_a_degree_is_part_of_the_session() -> None:
     """Parties that disagree about the graph, or about how many collude, make no sum together."""
     parties = federation()

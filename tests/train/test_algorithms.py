@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from confide.crypto.random import SeededRandomness, SystemRandomness
+from confide.errors import ModelError
 from confide.ideal import PlainSum
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
@@ -156,3 +157,13 @@ def test_adaptive_servers_are_post_processing_under_privacy(algorithm):
     adaptive, plain = last(algorithm), last("fedavg")
     assert adaptive.epsilon == plain.epsilon
     assert np.abs(flatten(adaptive.model) - flatten(plain.model)).max() > 0
+
+
+@pytest.mark.parametrize("body", [b"", b"123", bytes(8)])
+def test_a_store_of_another_model_is_refused_by_name(body):
+    chosen = TrainSection(**COMMON, algorithm="scaffold")
+    store, silo = MemoryStore(), silos(0)[0]
+    store.commit({"scaffold/control": body})
+    encoding = Scaffold(GraphLearner(START, chosen), chosen, parties=4)
+    with pytest.raises(ModelError, match=f"control variate of this model at {silo.name}"):
+        encoding.contribution(encoding.learner.start, silo, 1, SystemRandomness(), store)

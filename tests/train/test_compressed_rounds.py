@@ -247,6 +247,24 @@ def test_a_forged_weight_that_leaves_no_sum_moves_nothing_beyond_the_bound(kind)
 
 
 @every_kind
+def test_weights_that_add_up_to_nothing_beside_numbers_that_do_not(kind):
+    """The quotients are infinite, and a way back that adds them would find no number."""
+    encoding, chosen = encoding_of(kind)
+    sums = np.resize([1, 1, -1], encoding.length) * 4 * encoding.bound
+    sums[-encoding._digits.count :] = 0
+    with np.errstate(over="raise", invalid="raise"):
+        change = encoding.update(encoding.learner.start, sums, 4, 1)
+    assert np.abs(change).max() <= chosen.update_bound
+
+
+def test_digits_of_a_forged_weight_may_stand_for_more_than_64_bits():
+    encoding, chosen = encoding_of("rotate", compress_bits=16, fraction_bits=56)
+    sums = np.full(encoding.length, encoding.bound)
+    assert encoding._digits.join(sums[-encoding._digits.count :]) > 2**63
+    assert np.abs(encoding.update(encoding.learner.start, sums, 1, 1)).max() <= chosen.update_bound
+
+
+@every_kind
 def test_one_forged_vector_cannot_stop_the_round(kind):
     """A party may put its largest number everywhere: the others' round still ends, with finite parameters."""
     encoding, chosen = encoding_of(kind)

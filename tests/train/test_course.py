@@ -336,6 +336,17 @@ def test_a_sum_that_no_silos_can_submit_is_refused_though_its_hash_fits() -> Non
             one.follow(body)
 
 
+def test_a_sum_over_nobody_is_refused() -> None:
+    """It would have a say among the groups, and no share of its members keeps within a norm that follows."""
+    train_ = settings(aggregate="groups", rule="median", clip_norm=1.0, clip_quantile=0.9)
+    start = Course(encoding_of(train_), train_)
+    one = Follower("h0", COHORT, start, MemoryStore())
+    one.follow(encode(Announcements((announcement(start, None),))))
+    nobody = Announcement(1, bytes(32), Array.of(np.zeros((3, start.encoding.length), np.int64)), (NAMES, (), ()))
+    with pytest.raises(ProtocolError, match="none over nobody"):
+        one.follow(encode(Announcements((nobody,))))
+
+
 def test_a_silo_is_told_whether_it_counted_by_the_announcement() -> None:
     """The other limit: who counts as dropped out is the server's word."""
     train_ = settings("scaffold")

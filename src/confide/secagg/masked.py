@@ -29,11 +29,10 @@ from confide.secagg.masked_terms import Terms
 from confide.secagg.neighbours import Neighbours, degree_for
 from confide.wire import Party, Store
 
-_HONEST = ("all clients but 2 * quorum - clients - 1; in a sparse graph no more than half of the neighbours either",)
-_HONEST_IF_SERVER_FOLLOWS = ("all clients but quorum - 1",)
 
-
-def _guarantee(adversary: Adversary, honest: tuple[str, ...]) -> Guarantee:
+def _guarantee(colluding: int, *, unsafe_quorum: bool) -> Guarantee:
+    most = "quorum - 1" if unsafe_quorum else "2 * quorum - clients - 1"
+    honest = (f"all clients but {most}; in a sparse graph all but colluding={colluding}",)
     return Guarantee(
         claims=frozenset(
             (
@@ -42,7 +41,7 @@ def _guarantee(adversary: Adversary, honest: tuple[str, ...]) -> Guarantee:
                 Claim("update", "outsiders"),
             )
         ),
-        adversary=adversary,
+        adversary=Adversary.SEMI_HONEST if unsafe_quorum else Adversary.MALICIOUS,
         trust=Trust.CRYPTOGRAPHY,
         security_bits=128,
         post_quantum=False,
@@ -63,7 +62,8 @@ class Masked(Aggregator):
         colluding: the c to withstand; clients refuse a quorum that is not above (n + c) / 2.
         neighbours: k, with how many clients each shares masks and seeds; None takes all up to 60 clients and about
             2 log2(n) + 15 above. In a sparse graph k / 2 + 1 shares open a seed, and c must be below that.
-        unsafe_quorum: accept any quorum. Then claims hold against a server that follows the protocol, with c <= t - 1.
+        unsafe_quorum: accept any quorum. Then claims hold against a server that follows the protocol, with c <= t - 1
+            clients, in a sparse graph with c <= `colluding`.
 
     **Guarantees** Against a server that does whatever it likes, together with any c < 2t - n clients: nothing about the
     vectors of the others beyond one sum in each session, over all of them that are among at least t survivors. In a
@@ -79,7 +79,7 @@ class Masked(Aggregator):
     """
 
     name = "masked"
-    guarantee = _guarantee(Adversary.MALICIOUS, _HONEST)
+    guarantee = _guarantee(0, unsafe_quorum=False)
 
     def __init__(self, *, colluding: int = 0, neighbours: int | None = None, unsafe_quorum: bool = False) -> None:
         if colluding < 0:
@@ -88,8 +88,7 @@ class Masked(Aggregator):
             raise UsageError(f"Expected neighbours={neighbours} to be at least {SMALLEST_SUM - 1}, or None for enough")
         self._colluding, self._degree, self._unsafe_quorum = colluding, neighbours, unsafe_quorum
         self._graphs: dict[bytes, Neighbours] = {}  # public: parties of one process draw it once
-        if unsafe_quorum:
-            self.guarantee = _guarantee(Adversary.SEMI_HONEST, _HONEST_IF_SERVER_FOLLOWS)
+        self.guarantee = _guarantee(colluding, unsafe_quorum=unsafe_quorum)
 
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """Return the party that makes an identity and pins the roster; its output is the roster's fingerprint."""
@@ -121,7 +120,7 @@ class Masked(Aggregator):
         degree = degree_for(clients) if self._degree is None else min(self._degree, clients - 1)
         listed = roster.pinned(store)
         terms = Terms(session, listed, degree=degree, colluding=self._colluding, graphs=self._graphs)
-        if terms.threshold <= self._colluding and not self._unsafe_quorum:
+        if terms.threshold <= self._colluding and not (self._unsafe_quorum and terms.graph.complete):
             raise UsageError(
                 f"Expected colluding={self._colluding} to be below the {terms.threshold} shares that open a seed among "
                 f"neighbours={degree}; take at least {2 * self._colluding} neighbours"

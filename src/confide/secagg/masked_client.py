@@ -139,8 +139,9 @@ def _resumed(terms: Terms, store: Store) -> tuple[Entry | None, bytes]:
     entry = decode(saved, Entry, max_bytes=len(saved))
     if (terms.session.round, terms.session.attempt) > (entry.round, entry.attempt):
         return None, b""
-    if entry.context == terms.context and entry.peers:
-        return entry, store.get(vector_key(terms.session.run)) or b""
+    body = store.get(vector_key(terms.session.run)) or b""
+    if entry.context == terms.context and entry.peers and (body or entry.confirmation):
+        return entry, body
     raise Aborted(
         f"Expected a session after round={entry.round}, attempt={entry.attempt} of run={terms.session.run}; "
         "that one is in the journal, so take the next attempt"

@@ -151,10 +151,11 @@ class Terms:
         agreed = label("confide masked v3", session.context, roster.digest, graph, colluding)
         self.context = hashlib.sha256(agreed).digest()
         graphs = {} if graphs is None else graphs
-        if self.context not in graphs:
+        graph = graphs.get(self.context)
+        if graph is None:
             graphs.clear()  # the newest session's is all that anybody needs again
-            graphs[self.context] = Neighbours(self.clients, degree, self.context)
-        self.graph = graphs[self.context]
+            graph = graphs[self.context] = Neighbours(self.clients, degree, self.context)
+        self.graph = graph
         self._positions = {name: position for position, name in enumerate(self.clients)}
         self._holders: dict[str, tuple[str, ...]] = {}
         self._largest_name = max(len(name.encode()) for name in self.clients)

@@ -231,8 +231,10 @@ class Follower:
         encoding, everybody = self.course.encoding, [name for row in members for name in row]
         rows = values.numpy("int64", (len(members), encoding.length))
         known = set(everybody) <= set(self._cohort.clients) and len(set(everybody)) == len(everybody)
-        if not known or len(everybody) < self._cohort.quorum:
-            raise ProtocolError(f"Expected sums over different silos, quorum={self._cohort.quorum} of them at least")
+        if not known or not all(members) or len(everybody) < self._cohort.quorum:
+            raise ProtocolError(
+                f"Expected sums over different silos, none over nobody, quorum={self._cohort.quorum} silos at least"
+            )
         reach = np.array([[len(row) * encoding.bound] for row in members])
         if (rows > reach).any() or (rows < -reach).any():
             raise ProtocolError("Expected sums within the range that silos may submit")

@@ -35,6 +35,9 @@ _CONTROL = "scaffold/control"
 #: A silo may hold this many times the expected number of records.
 _LARGEST_WEIGHT = 16.0
 
+#: Where a mean is cut before a compression's way back, whose sums of such numbers are finite.
+_FURTHEST = 1e200
+
 
 class Encoding(ABC):
     """What a silo contributes to a sum and how the server reads the sum.
@@ -166,7 +169,7 @@ class WeightedUpdates(Encoding):
     """
 
     def __init__(self, learner: Learner[Any], train: TrainSection, *, seed: int | str = 0) -> None:
-        self.learner, self._scale = learner, _Scale(train)
+        self.learner, self._train, self._scale = learner, train, _Scale(train)
         self._map = compression_of(train, len(learner.start), seed)
         self.clip = Clip(norm=train.clip_norm or math.inf, quantile=train.clip_quantile, rate=train.clip_rate)
         self.bound = self._grid().largest
@@ -200,9 +203,9 @@ class WeightedUpdates(Encoding):
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         numbers, rest = np.split(sums, [self._map.size])
-        weight = float(self._scale.fixed.decode(np.array([self._digits.join(rest[-self._digits.count :])]))[0])
+        weight = self._digits.join(rest[-self._digits.count :]) / 2**self._train.fraction_bits  # beyond int64 if forged
         with np.errstate(all="ignore"):  # weights that no honest silos have may add up to nothing
-            mean = np.nan_to_num(self._grid().decode(numbers) / weight)
+            mean = np.clip(np.nan_to_num(self._grid().decode(numbers) / np.float64(weight)), -_FURTHEST, _FURTHEST)
         change = self._map.backward(mean, number)
         if self.clip.follows:
             self.clip = self.clip.followed(int(rest[0]), members)
@@ -256,6 +259,8 @@ class Scaffold(Encoding):
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         body = store.get(_CONTROL)
+        if body is not None and len(body) != 8 * len(self.control):
+            raise ModelError(f"Expected a store with a control variate of this model at {silo.name}; take an empty one")
         own = np.zeros_like(self.control) if body is None else np.frombuffer(body, "<f8")
         weight = self._scale.weight(silo)
         change = self._change(parameters, silo, number, store, self.control - own)
