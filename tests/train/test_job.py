@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import JobError
-from confide.train.job import describe, load, parse
+from confide.train.job import describe, load, parse, train_section
 from confide.train.sections import DataSection, JobSection, ModelSection, OutputSection, PrivacySection, TrainSection
 
 GOOD = {"data": {"set": "breast-cancer"}, "privacy": {"epsilon": 1.0, "expected_records": 455}}
@@ -30,6 +30,7 @@ def test_the_printed_job_is_the_job():
         ({"train": {"learning_rat": 1}}, r'"train.learning_rat" \(did you mean "learning_rate"\?\)'),
         ({"train": {"rounds": "many"}}, r"train.rounds to be a whole number, got 'many'"),
         ({"train": {"rounds": 0}}, r"train.rounds=0 to be at least 1"),
+        ({"train": {"start_hash": "A" * 64}}, r"64 hex digits in lower case"),
         ({"train": {"momentum": 1}}, r"train.momentum=1 to be at least 0 and below 1"),
         ({"train": {"momentum": float("nan")}}, r"train.momentum=nan"),
         ({"train": 3}, r"\[train\] to be a table"),
@@ -231,3 +232,10 @@ def test_the_page_lists_every_key():
     kinds = {"job": JobSection, "data": DataSection, "model": ModelSection, "train": TrainSection}
     kinds |= {"privacy": PrivacySection, "output": OutputSection}
     assert listed == {(name, key) for name, kind in kinds.items() for key in kind.__struct_fields__}
+
+
+def test_a_section_for_a_model_of_ones_own_has_the_defaults_and_checks_of_a_job():
+    assert train_section(aggregate="groups", rule="mean").liars == 0
+    assert train_section(aggregate="groups", rule="median").liars == 1
+    with pytest.raises(JobError, match="64 hex digits in lower case"):
+        train_section(start_hash="abc")

@@ -186,6 +186,8 @@ def test_bad_records_are_refused():
         Silo("a", np.zeros(2), np.zeros(2, np.int64))
     with pytest.raises(DataError, match="finite"):
         Silo("a", np.zeros((1, 1)), np.array([np.inf]))
+    with pytest.raises(DataError, match="numpy arrays at a, got a list"):
+        Silo("a", [[0.0]], np.array([0]))
     with pytest.raises(DataError, match="numbers"):
         Silo("a", np.array([["a"]]), np.array([0]))
     start = Graph((Linear(np.zeros((1, 1)), np.zeros(1)), Sigmoid()))

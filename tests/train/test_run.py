@@ -245,6 +245,11 @@ def test_a_norm_bound_that_nobody_checks_is_refused(more):
         parse({"data": {"set": "breast-cancer"}} | more)
 
 
+def test_a_norm_bound_below_the_grid_is_refused():
+    with pytest.raises(JobError, match=r"norm_bound=1e-07 to be at least one step"):
+        parse({"data": {"set": "breast-cancer"}, "train": {"norm_bound": 1e-7, "aggregate": "shares"}})
+
+
 def test_an_mlp_trains():
     job = parse({"data": {"set": "breast-cancer"}, "model": {"kind": "mlp"}, "train": {"rounds": 60}})
     data = load_data(job)

@@ -284,6 +284,8 @@ def test_a_is_public_and_seeded():
 def test_layers_and_ranks_that_do_not_fit_are_refused(wrong):
     with pytest.raises(ModelError, match="Expected"):
         low_rank(plain_network(), **({"layers": ["*"], "rank": 1} | wrong))
+    with pytest.raises(ModelError, match=r"'1' to match the name of an nn.Linear layer"):
+        low_rank(plain_network(), ["1"], rank=1)
 
 
 def test_bytes_are_those_of_what_travels():

@@ -120,7 +120,8 @@ class Amortised(Aggregator):
         if session.cohort.quorum < SMALLEST_SUM and not self._unsafe_quorum:
             raise UsageError(
                 f"Expected quorum={session.cohort.quorum} to be at least {SMALLEST_SUM}, since a sum of two shows each "
-                "the other's vector; raise the quorum"
+                "the other's vector; "
+                + ("raise the quorum" if len(session.cohort.clients) >= SMALLEST_SUM else "take more clients")
             )
         epoch = session.round // self._rounds_per_epoch
         if not 0 <= epoch < self._epochs:

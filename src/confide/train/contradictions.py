@@ -70,10 +70,23 @@ def check_norm_bound(train: TrainSection, *, private: bool = False) -> None:
     Raises:
         JobError: with what to take instead.
     """
-    if train.norm_bound is not None and (train.aggregate != "shares" or train.algorithm == "scaffold" or private):
+    if train.norm_bound is None:
+        return
+    if train.aggregate != "shares":
         raise JobError(
-            f'Expected no train.norm_bound with train.aggregate="{train.aggregate}", scaffold or [privacy]; it '
-            'needs two servers that check it: take aggregate = "shares" with another algorithm and no [privacy]'
+            f'Expected no train.norm_bound with train.aggregate="{train.aggregate}"; it needs two servers that check '
+            'it: take aggregate = "shares"'
+        )
+    if train.algorithm == "scaffold" or private:
+        against = "[privacy]" if private else 'train.algorithm="scaffold"'
+        raise JobError(
+            f"Expected no train.norm_bound with {against}; what is bounded is one update and its weight. Leave out one "
+            "of the two"
+        )
+    if train.norm_bound * 2**train.fraction_bits < 1:
+        raise JobError(
+            f"Expected train.norm_bound={train.norm_bound} to be at least one step of the grid, 2^-"
+            f"{train.fraction_bits} (train.fraction_bits); raise it above a party's records / train.expected_records"
         )
 
 
@@ -149,7 +162,7 @@ def check_compression(train: TrainSection, given: Mapping[str, Any], *, private:
     if train.clip_quantile and train.aggregate == "groups":
         raise JobError(
             f'Expected train.clip_quantile={train.clip_quantile} to be 0 with train.aggregate="groups"; a group with a '
-            "liar would move the clip of all. Choose a clip_norm that stays"
+            "liar would move the clip of all. Set clip_quantile = 0 and choose a clip_norm that stays"
         )
     if train.compress == "rotate" and not train.clip_norm:
         raise JobError(

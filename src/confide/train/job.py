@@ -133,11 +133,12 @@ def train_section(**given: Any) -> TrainSection:
     Raises:
         JobError: with every unknown key, wrong type and value out of range, one in a line.
     """
-    if problems := list(_faults("train", TrainSection, given)):
+    if problems := [*_faults("train", TrainSection, given), *_faults_of_hash(given)]:
         raise JobError("\n".join(problems))
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     compressed = _COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})
-    train = msgspec.convert({**_OWN_MODEL, **own, **compressed, **given}, TrainSection)
+    outvoted = {"liars": 0} if given.get("rule") == "mean" else {}
+    train = msgspec.convert({**_OWN_MODEL, **own, **compressed, **outvoted, **given}, TrainSection)
     check_readers(train, given)
     check_compression(train, given)
     return train
@@ -154,8 +155,8 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
         section = cast("dict[str, Any]", section)
         faults = list(_faults(name, _section_type(kind), section))
         yield from faults
-        if name == "train" and not re.fullmatch("[0-9a-f]{64}", str(section.get("start_hash", "0" * 64))):
-            yield "Expected train.start_hash to be 64 hex digits; `confide train` prints it before the first round"
+        if name == "train":
+            yield from _faults_of_hash(section)
         if name == "data":
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
@@ -181,6 +182,14 @@ def _faults(name: str, kind: type[Section], section: dict[str, Any]) -> Iterator
             yield f"Expected {name}.{key} without the character NUL, which no path can hold; remove it"
         if (name, key) in _RANGES:
             yield from _out_of_range(name, key, cast("float", value))
+
+
+def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:
+    if not re.fullmatch("[0-9a-f]{64}", str(train.get("start_hash", "0" * 64))):
+        yield (
+            "Expected train.start_hash to be 64 hex digits in lower case; `confide train` prints it before the first "
+            "round"
+        )
 
 
 def _out_of_range(name: str, key: str, value: float) -> Iterator[str]:

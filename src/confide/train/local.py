@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,11 @@ class Silo:
     y: NDArray[Any]
 
     def __post_init__(self) -> None:
+        for values in (cast("object", self.x), cast("object", self.y)):
+            if not isinstance(values, np.ndarray):
+                raise DataError(
+                    f"Expected numpy arrays at {self.name}, got a {type(values).__name__}; np.asarray makes one"
+                )
         if self.x.ndim < 2 or self.y.ndim < 1 or len(self.x) != len(self.y):
             raise DataError(
                 f"Expected x (n, features ...) and y (n,) at {self.name}, got {self.x.shape} and {self.y.shape}"
@@ -45,7 +50,10 @@ class Silo:
         if self.x.dtype.kind not in _NUMBERS or self.y.dtype.kind not in _NUMBERS:
             raise DataError(f"Expected numbers at {self.name}, got x {self.x.dtype} and y {self.y.dtype}")
         if not (np.isfinite(self.x).all() and np.isfinite(self.y).all()):
-            raise DataError(f"Expected finite features at {self.name}; state a rule for missing values in the schema")
+            raise DataError(
+                f"Expected finite features at {self.name}; fill in or leave out what is missing, in a job by the "
+                "schema's rule"
+            )
 
     def __repr__(self) -> str:
         return f"Silo({self.name!r})"

@@ -55,7 +55,7 @@ def low_rank(module: nn.Module, layers: Sequence[str], *, rank: int, scale: floa
     module = copy.deepcopy(module).requires_grad_(False)
     named = cast("Iterator[tuple[str, nn.Module]]", module.named_modules())
     linear = {name: layer for name, layer in named if isinstance(layer, nn.Linear)}
-    for name in sorted(matching(layers, list(linear))):
+    for name in sorted(matching(layers, list(linear), of="the name of an nn.Linear layer")):
         layer = linear[name]
         if not 1 <= rank <= min(layer.in_features, layer.out_features):
             raise ModelError(f"Expected rank={rank} from 1 to the smaller side of {name}, {tuple(layer.weight.shape)}")

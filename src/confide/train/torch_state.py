@@ -38,7 +38,7 @@ def vector_of(tensor: Tensor) -> Matrix:
     return tensor.detach().to("cpu", torch.float64, copy=True).numpy()
 
 
-def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
+def matching(patterns: Sequence[str], names: Sequence[str], *, of: str = "a name in the module") -> set[str]:
     """Return which of `names` match a pattern, written as for file names.
 
     Raises:
@@ -48,7 +48,7 @@ def matching(patterns: Sequence[str], names: Sequence[str]) -> set[str]:
     for pattern in patterns:
         own = {name for name in names if fnmatch.fnmatchcase(name, pattern)}
         if not own:
-            raise ModelError(f"Expected {pattern!r} to match a name in the module{nearest(pattern, names)}")
+            raise ModelError(f"Expected {pattern!r} to match {of}{nearest(pattern, names)}")
         found |= own
     return found
 
