@@ -122,6 +122,14 @@ class Aggregator(ABC):
     guarantee: Guarantee  # a class attribute, or set by __init__ where it depends on settings
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
 
+    def check(self, cohort: Cohort) -> None:
+        """Refuse a cohort over which this aggregator makes no sum; its parties refuse it too, when they are built.
+
+        Raises:
+            UsageError: too few clients or too small a quorum for what is promised.
+        """
+        return
+
     @abstractmethod
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """Return the party that prepares `me` for sums in `cohort`: keys, pinned roster. Saved in `store`."""

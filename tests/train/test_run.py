@@ -10,7 +10,7 @@ from confide.errors import DataError, IntegrityError, JobError, ModelError, Priv
 from confide.model.artifact import load, read_public_key
 from confide.train import AGGREGATORS, Output, load_data, local_models, parse, pooled_model, train
 from confide.train.evaluate import accuracy
-from confide.train.ledger import verify
+from confide.train.ledger import Ledger, verify
 from confide.wire import drop
 
 SCHEMA = """
@@ -255,3 +255,21 @@ def test_an_mlp_trains():
     data = load_data(job)
     *_, last = train(job, data)
     assert accuracy(last.model, data.test.x, data.test.y) > 0.93
+
+
+@pytest.mark.parametrize(
+    "train_",
+    [
+        {"aggregate": "masked", "quorum": 2},
+        {"aggregate": "amortised", "quorum": 2},
+        {"aggregate": "masked", "quorum": 3},
+    ],
+)
+def test_a_cohort_that_the_aggregator_refuses_leaves_no_ledger(tmp_path, train_):
+    """A quorum of 3 of 8 is no majority: two sets of survivors could both reach it."""
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+    job = parse({"data": {"set": "breast-cancer", "parties": 8}, "train": train_})
+    data = load_data(job)
+    with pytest.raises(UsageError, match="quorum"):
+        train(job, data, ledger=ledger)
+    assert not (tmp_path / "ledger.jsonl").exists()

@@ -455,3 +455,15 @@ def test_training_imports_without_torch():
     subprocess.run([sys.executable, "-c", lazy], check=True)
     done = subprocess.run([sys.executable, "-c", ABSENT], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "Expected the package torch; install it with: pip install 'confide[train]'"
+
+
+@pytest.mark.parametrize(
+    "chosen", [{"momentum": 0.9}, {"algorithm": "fedadam"}, {"compress": "rand-k"}, {"server_learning_rate": 1.5}]
+)
+def test_running_statistics_travel_under_plain_averages_alone(chosen):
+    """Anything else can make a running variance negative, and a model that answers NaN."""
+    normalised = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Linear(3, 2))
+    settings = train_section(**COMMON | chosen)
+    with pytest.raises(JobError, match="private="):
+        fit(TorchLearner(normalised, settings), silos(), settings)
+    fit(TorchLearner(normalised, settings, private=("1.running_*",)), silos(), settings)

@@ -129,9 +129,17 @@ class EncryptedSum(Aggregator):
     def __init__(self) -> None:
         self._rings = tuple(Context(ring) for ring in RINGS)
 
+    def check(self, cohort: Cohort) -> None:
+        """Refuse cohorts of fewer than three."""
+        if len(cohort.clients) < SMALLEST_SUM:
+            raise UsageError(
+                f"Expected at least {SMALLEST_SUM} clients; a sum of two shows each of them the other's vector"
+            )
+
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """Return the party that pins roster and the keyholder's keys; its output is a fingerprint of both."""
         _check(role, me, cohort)
+        self.check(cohort)
         if role == "server":
             return sum_keys.introduce(cohort, store)
         if role == "keyholder":
@@ -147,6 +155,7 @@ class EncryptedSum(Aggregator):
             UsageError: no set-up, strangers in the cohort, a vector that does not fit the session.
         """
         _check(role, me, session.cohort)
+        self.check(session.cohort)
         terms = _Terms(session, store, self._rings)
         if role == "server":
             return _serve(terms)
@@ -160,10 +169,6 @@ class EncryptedSum(Aggregator):
 def _check(role: str, me: str, cohort: Cohort) -> None:
     if cohort.parties(EncryptedSum.roles).get(me) != role:
         raise UsageError(f"Expected role={role}, me={me} to be the server, the keyholder or a client of the cohort")
-    if len(cohort.clients) < SMALLEST_SUM:
-        raise UsageError(
-            f"Expected at least {SMALLEST_SUM} clients; a sum of two shows each of them the other's vector"
-        )
 
 
 # --- what all parties of a sum agree on -------------------------------------------------------------------------------

@@ -108,6 +108,15 @@ class Amortised(Aggregator):
         _check_client(role, me, cohort)
         return amortised_keys.enrol(me, cohort, store, rng, self._epochs, hybrid=self._hybrid)
 
+    def check(self, cohort: Cohort) -> None:
+        """Refuse sums of one or two vectors."""
+        if cohort.quorum < SMALLEST_SUM and not self._unsafe_quorum:
+            raise UsageError(
+                f"Expected quorum={cohort.quorum} to be at least {SMALLEST_SUM}, since a sum of two shows each "
+                "the other's vector; "
+                + ("raise the quorum" if len(cohort.clients) >= SMALLEST_SUM else "take more clients")
+            )
+
     def party(
         self, role: str, me: str, session: Session, vector: Vector | None, store: Store, rng: Randomness
     ) -> Party:
@@ -117,12 +126,7 @@ class Amortised(Aggregator):
             UsageError: a quorum below 3, no set-up or one with another `hybrid`, a cohort that is not in the roster, a
                 round after the last epoch, a vector that does not fit the session.
         """
-        if session.cohort.quorum < SMALLEST_SUM and not self._unsafe_quorum:
-            raise UsageError(
-                f"Expected quorum={session.cohort.quorum} to be at least {SMALLEST_SUM}, since a sum of two shows each "
-                "the other's vector; "
-                + ("raise the quorum" if len(session.cohort.clients) >= SMALLEST_SUM else "take more clients")
-            )
+        self.check(session.cohort)
         epoch = session.round // self._rounds_per_epoch
         if not 0 <= epoch < self._epochs:
             raise UsageError(

@@ -150,10 +150,14 @@ class Groups(Aggregator):
             paper=f"{inside.paper}; SHARE, arXiv 2110.02940",
         )
 
-    def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
-        """Return the party that sets up the inner aggregator and draws the groups; its output is a fingerprint."""
+    def check(self, cohort: Cohort) -> None:
+        """Refuse cohorts of fewer than three."""
         if len(cohort.clients) < SMALLEST_GROUP:
             raise UsageError(f"Expected at least {SMALLEST_GROUP} clients, which is the smallest group")
+
+    def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
+        """Return the party that sets up the inner aggregator and draws the groups; its output is a fingerprint."""
+        self.check(cohort)
         if store.get(DRAW) is not None:  # or a server could draw until it likes the groups
             raise UsageError("Expected no draw in the store; to draw again on purpose, remove it at every party")
         if role == "server":

@@ -106,7 +106,7 @@ class Masked(Aggregator):
             UsageError: no set-up, a cohort that is not in the roster, a quorum that is too small, a vector that does
                 not fit the session.
         """
-        self._check_quorum(session.cohort)
+        self.check(session.cohort)
         terms = self._terms(session, store)
         if role == "server":
             return masked_server.Server(terms).play()
@@ -127,7 +127,7 @@ class Masked(Aggregator):
             )
         return terms
 
-    def _check_quorum(self, cohort: Cohort) -> None:
+    def check(self, cohort: Cohort) -> None:
         """Refuse a quorum whose sums may be too small, or that two sets of survivors can both reach."""
         n, t, c = len(cohort.clients), cohort.quorum, self._colluding
         needed = max(SMALLEST_SUM, (n + c) // 2 + 1)

@@ -102,9 +102,17 @@ class Shares(Aggregator):
         if self._bound is not None:
             self.guarantee = _guarantee(self._bound)
 
+    def check(self, cohort: Cohort) -> None:
+        """Refuse cohorts of fewer than three."""
+        if len(cohort.clients) < SMALLEST_SUM:
+            raise UsageError(
+                f"Expected at least {SMALLEST_SUM} clients; a sum of two shows each of them the other's vector"
+            )
+
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """Return the party that pins the clients' roster and the helper's key; its output is a fingerprint of both."""
         _check(role, me, cohort)
+        self.check(cohort)
         if role == "server":
             return _introduce(cohort, store, rng, checks=self._bound is not None)
         return _enrol_helper(cohort, store, rng) if role == "helper" else _enrol_client(me, cohort, store, rng)
@@ -119,6 +127,7 @@ class Shares(Aggregator):
                 ring that cannot check that bound.
         """
         _check(role, me, session.cohort)
+        self.check(session.cohort)
         terms = Terms(session, store, self._bound)
         if role == "server":
             point = store.get(POINT_SEED) or b""
@@ -140,10 +149,6 @@ class Shares(Aggregator):
 def _check(role: str, me: str, cohort: Cohort) -> None:
     if cohort.parties(Shares.roles).get(me) != role:
         raise UsageError(f"Expected role={role}, me={me} to be the server, the helper or a client of the cohort")
-    if len(cohort.clients) < SMALLEST_SUM:
-        raise UsageError(
-            f"Expected at least {SMALLEST_SUM} clients; a sum of two shows each of them the other's vector"
-        )
 
 
 # --- set-up -----------------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Ditto(Learner[Model]):
                 f"parts, got {len(personal.start)}; build both from one model"
             )
         self._common, self._personal = common, personal
-        self.start = common.start
+        self.start, self.statistics = common.start, common.statistics
         self.kept = (_PERSONAL, *common.kept)
 
     def travel(self, silo: Silo) -> Matrix | float:

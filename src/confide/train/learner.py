@@ -34,10 +34,12 @@ class Learner(ABC, Generic[Model]):
 
     Args:
         start: the public starting point, float64, shape (parameters,).
+        statistics: how many of its numbers no gradient moves (running means and variances), 0 and more.
         kept: what a silo keeps of its own between rounds, as keys of its store; `change` writes under `staged(key)`.
     """
 
     start: Matrix
+    statistics: int = 0
     kept: tuple[str, ...] = ()
 
     @abstractmethod

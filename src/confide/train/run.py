@@ -19,7 +19,7 @@ from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, PrivacyError, nearest
 from confide.guarantee import PrivacyLabel
 from confide.he.aggregate import EncryptedSum
-from confide.ideal import Aggregator, PlainSum
+from confide.ideal import Aggregator, Cohort, PlainSum
 from confide.model.artifact import Artifact, create_signing_key, read_signing_key
 from confide.model.graph import Graph
 from confide.model.onnx import require_onnx
@@ -29,7 +29,7 @@ from confide.secagg.amortised import Amortised
 from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.shares import Shares
-from confide.train.contradictions import check_groups, check_norm_bound
+from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_bound
 from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.job import describe
@@ -220,6 +220,22 @@ def _encoding_of(learner: Learner[Any], train: TrainSection, parties: int, *, se
     return WeightedUpdates(learner, train, seed=seed)
 
 
+def _check_statistics(learner: Learner[Any], train: TrainSection) -> None:
+    """Refuse what would make running statistics into something that no data has, such as a negative variance.
+
+    Raises:
+        JobError: with what to take instead.
+    """
+    moved = train.momentum > 0 or train.server_learning_rate > 1 or train.algorithm in ADAPTIVE
+    if learner.statistics and (moved or train.compress != "none"):
+        raise JobError(
+            f"Expected no running statistics (BatchNorm) in what travels, with train.momentum={train.momentum}, "
+            f'train.algorithm="{train.algorithm}" and train.compress="{train.compress}"; only plain averages keep a '
+            "variance above 0. Keep them at the silos (private=...), or take momentum 0, no adaptive algorithm and no "
+            "compression"
+        )
+
+
 def fit(
     learner: Learner[Model],
     silos: Sequence[Silo],
@@ -251,6 +267,10 @@ def fit(
         Aborted: a round lost its quorum in each of its attempts.
     """
     approve(learner.start, train.start_hash)
+    _check_statistics(learner, train)
+    aggregator = aggregator or _aggregator_named(train, len(silos))
+    names = tuple(silo.name for silo in silos)
+    aggregator.check(Cohort(names, train.quorum or default_quorum(len(names))))
     if ledger is not None:
         fields = {"train": msgspec.json.encode(train).decode(), "parties": [silo.name for silo in silos]}
         ledger.append("fit", fields | {"start": parameters_hash(learner.start).hex()})
@@ -258,7 +278,7 @@ def fit(
         silos,
         _encoding_of(learner, train, len(silos)),
         train,
-        aggregator=aggregator or _aggregator_named(train, len(silos)),
+        aggregator=aggregator,
         rng=rng or SystemRandomness(),
         run_id=run_id,
         ledger=ledger,
@@ -290,7 +310,8 @@ def train(
         Aborted: a round lost its quorum in each of its attempts.
     """
     aggregator = aggregator_of(job)
-    _checked_quorum(job, len(data.silos))
+    names = tuple(silo.name for silo in data.silos)
+    aggregator.check(Cohort(names, _checked_quorum(job, len(names))))  # before a ledger says that there is a run
     plan = plan_of(job, data.start.parameters, len(data.silos))
     if plan and not aggregator.guarantee.hides("update", "server"):
         raise JobError(

@@ -82,6 +82,7 @@ class TorchLearner(Learner[nn.Module]):
         self._template = copy.deepcopy(module).to(self._device).eval()
         self._resident = Resident(copy.deepcopy(self._template), trained, private)
         self.start = vector_of(self._resident.sent)
+        self.statistics = self._resident.buffer_count
         self._own = vector_of(self._resident.own)
         self.kept = (_PRIVATE,) if len(self._own) else ()
 
