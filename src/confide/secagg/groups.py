@@ -128,7 +128,8 @@ class Groups(Aggregator):
     name = "groups"
 
     def __init__(self, size: int = 5, inner: Aggregator | None = None) -> None:
-        self._size, self._inner = size, inner or Masked()
+        self._size = size
+        self._inner = inner or Masked(neighbours=max(2, 2 * size))  # complete: no group has more than 2 size - 1
         if size < SMALLEST_GROUP or sorted(self._inner.roles) != ["client", "server"]:
             raise UsageError(f"Expected size={size} >= {SMALLEST_GROUP}, and an inner aggregator with one server")
         inside = self._inner.guarantee

@@ -28,6 +28,7 @@ from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import Amortised
 from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
+from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
 from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_bound
 from confide.train.course import approve, parameters_hash
@@ -205,6 +206,9 @@ def _aggregator_named(
             f'Unknown train.aggregate "{name}"{nearest(name, AGGREGATORS)}; there are {", ".join(sorted(AGGREGATORS))}'
         )
     check_norm_bound(train, private=private)
+    if name == "masked" and parties > LARGEST_COMPLETE:  # a sparse graph withstands as many as it is told, no more
+        spare = 2 * (train.quorum or default_quorum(parties)) - parties - 1
+        return Masked(colluding=max(0, min(spare, degree_for(parties) // 4)))
     if name == "shares" and of_updates:
         return Shares(norm_bound=integer_norm_bound(train))
     if name == "groups":
@@ -310,14 +314,14 @@ def train(
         Aborted: a round lost its quorum in each of its attempts.
     """
     aggregator = aggregator_of(job)
-    names = tuple(silo.name for silo in data.silos)
-    aggregator.check(Cohort(names, _checked_quorum(job, len(names))))  # before a ledger says that there is a run
+    quorum = _checked_quorum(job, len(data.silos))
     plan = plan_of(job, data.start.parameters, len(data.silos))
     if plan and not aggregator.guarantee.hides("update", "server"):
         raise JobError(
             f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
             'would see each party with its own share of the noise only: take "masked"'
         )
+    aggregator.check(Cohort(tuple(silo.name for silo in data.silos), quorum))  # before a ledger says there is a run
     learner = GraphLearner(data.start, job.train)
     approve(learner.start, job.train.start_hash)
     encoding = (
