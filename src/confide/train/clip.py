@@ -45,7 +45,10 @@ class Clip:
 
     def apply(self, values: Matrix) -> tuple[Matrix, bool]:
         """Return `values` scaled down to norm C if they are longer, and whether they were not."""
-        norm = float(np.linalg.norm(values))
+        if math.isinf(self.norm):
+            return values, True
+        with np.errstate(over="ignore"):  # BLAS would wake threads that spin on for a while
+            norm = math.sqrt(float(np.add.reduce(values * values)))
         if norm <= self.norm:
             return values, True
         return values * (self.norm / norm), False
