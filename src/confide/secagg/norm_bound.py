@@ -15,8 +15,8 @@ errors:
 * ||x|| >= c B, whatever x, passes with probability at most (e^(a (1 + excess) / 4) worst(a))^r for every a > 0
   (Chernoff), where worst(a) bounds E exp(-a cmod(<g, x>)^2 / 2 B^2) over all such x.
 
-The idea of projections modulo M with wrap-around in mind is that of PINE (Rothblum, Omri, Chen, Talwar, USENIX Security
-2024); the lemma with its constants is ours, since here the projections bound the norm by themselves.
+The idea of projections modulo M with wrap-around in mind is that of PINE (Rothblum, Omri, Chen, Talwar);
+the lemma with its constants is ours, since here the projections bound the norm by themselves.
 """
 
 from __future__ import annotations

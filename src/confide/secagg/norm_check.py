@@ -20,7 +20,7 @@ z_j is some representative of (G x)_j and no shorter than the centred one, so th
 Hashes that one server computes over what the other must not guess carry a blind. docs/protocols/shares.md has the
 proofs.
 
-Paper: joint randomness by hashing shares, Prio3 (draft-irtf-cfrg-vdaf, section 7); the projections, see `norm_bound`.
+Paper: joint randomness by hashing shares, Prio3 (draft-irtf-cfrg-vdaf); the projections, see `norm_bound`.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ others.
 sum_j U_j V_j are different polynomials of degree 2 m. What is opened of a right proof is uniform, or follows from the
 rest.
 
-Paper: fully linear proofs, Boneh, Boneh, Corrigan-Gibbs, Gilboa, Ishai, CRYPTO 2019, section 4.2 and theorem 4.3; the
+Paper: fully linear proofs, Boneh, Boneh, Corrigan-Gibbs, Gilboa, Ishai, CRYPTO 2019; the
 gadget of parallel products is that of Prio3 (draft-irtf-cfrg-vdaf).
 """
 
