@@ -7,10 +7,12 @@ import pytest
 
 from confide.crypto.random import SeededRandomness
 from confide.errors import DataError, IntegrityError, JobError, ModelError, PrivacyError, UsageError
+from confide.ideal import Cohort
 from confide.model.artifact import load, read_public_key
 from confide.train import AGGREGATORS, Output, load_data, local_models, parse, pooled_model, train
 from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
+from confide.train.run import aggregator_of
 from confide.wire import drop
 
 SCHEMA = """
@@ -273,3 +275,15 @@ def test_a_cohort_that_the_aggregator_refuses_leaves_no_ledger(tmp_path, train_)
     with pytest.raises(UsageError, match="quorum"):
         train(job, data, ledger=ledger)
     assert not (tmp_path / "ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("parties", "quorum", "colluding"), [(60, 0, 0), (64, 0, 1), (65, 0, 0), (64, 34, 3), (64, 64, 6)]
+)
+def test_a_large_cohort_withstands_the_colluding_parties_that_its_quorum_spares(parties, quorum, colluding):
+    """2 quorum - parties - 1, at most a quarter of the neighbours; a complete graph needs no number of its own."""
+    job = parse({"data": {"set": "breast-cancer", "parties": parties}, "train": {"quorum": quorum}})
+    aggregator = aggregator_of(job)
+    aggregator.check(Cohort(tuple(map(str, range(parties))), job.train.quorum))
+    (claim,) = (claim for claim in aggregator.guarantee.claims if claim.hidden_from == "server")
+    assert f"colluding={colluding}" in claim.if_honest[0]
