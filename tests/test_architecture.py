@@ -26,10 +26,10 @@ RESERVED = {
     "np.random": "crypto/random.py",
     "numpy.random": "crypto/random.py",
     "os.urandom": "crypto/random.py",
-    "os.environ": "cli.py",
-    "os.getenv": "cli.py",
-    "print": "cli.py",
-    "sys.exit": "cli.py",
+    "os.environ": "cli/__init__.py",
+    "os.getenv": "cli/__init__.py",
+    "print": "cli/__init__.py",
+    "sys.exit": "cli/__init__.py",
     "eval": "",
     "exec": "",
     "torch.load": "",
@@ -141,7 +141,7 @@ def module_holds_no_state(source: Source) -> Iterator[tuple[int, str]]:
 def imports_stand_at_the_top(source: Source) -> Iterator[tuple[int, str]]:
     for function in source.walk(*FUNCTIONS):
         for line, name in imported(ast.walk(function)):
-            own_verb = source.place == "cli.py" and package_of(name) == "confide"  # a verb loads what it needs
+            own_verb = source.place.startswith("cli/") and package_of(name) == "confide"  # a verb loads what it needs
             if package_of(name) not in OPTIONAL and not needs_an_extra(name) and not own_verb:
                 yield line, f"imports {name} inside a function, and it is no extra"
 

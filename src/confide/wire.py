@@ -180,6 +180,14 @@ class Inbox:
         self._seen[key] = hash(message.body)
         self._waiting[key] = message
 
+    def knows(self, message: Message) -> bool:
+        """Return whether something of this sender under this tag has arrived."""
+        return (message.tag, message.src) in self._seen
+
+    def missing(self, step: Step) -> list[str]:
+        """Return the sources of `step` from which nothing waits here."""
+        return [src for src in step.wait_for if (step.await_tag, src) not in self._waiting]
+
     def await_step(self, step: Step) -> None:
         """Move on to `step`: the stage before it is closed for latecomers."""
         if self._tag and self._tag != step.await_tag:

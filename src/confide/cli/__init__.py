@@ -18,17 +18,11 @@ import msgspec
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import TaskID
 from rich.table import Table
 
+from confide.cli import console
+from confide.cli.console import progress_bars
 from confide.errors import ConfideError, MissingExtra, UsageError
 
 app = typer.Typer(
@@ -42,21 +36,6 @@ app = typer.Typer(
 ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of a training run.")
 app.add_typer(ledger_app, name="ledger")
 
-_out = Console(soft_wrap=True, markup=False, highlight=False)
-_err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
-
-
-def _bars() -> Progress:
-    """Return progress bars on standard error, so that standard output stays data."""
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=_err)
-
 
 @app.callback(invoke_without_command=True)
 def root(
@@ -64,7 +43,7 @@ def root(
 ) -> None:
     """Options of the program itself."""
     if version:
-        _out.print(f"confide {metadata.version('confide')}")
+        console.out.print(f"confide {metadata.version('confide')}")
         raise typer.Exit
 
 
@@ -86,7 +65,7 @@ def demo(
     from confide.compare.report import techniques
 
     tasks: dict[str, TaskID] = {}
-    with _bars() as bars:
+    with progress_bars() as bars:
 
         def progress(stage: str, done: int, steps: int, what: str) -> None:
             if stage not in tasks:
@@ -98,10 +77,10 @@ def demo(
         _print_records(records)
     for question, advice in found.advice.items():
         chosen = techniques(advice.task)[advice.choice].title if advice.choice else "nothing that was measured"
-        _out.print(f"\n{question}\n  -> {chosen}")
+        console.out.print(f"\n{question}\n  -> {chosen}")
         for reason in advice.reasons:
-            _out.print(f"     {reason}")
-    _out.print(f"\nwrote {found.report}")
+            console.out.print(f"     {reason}")
+    console.out.print(f"\nwrote {found.report}")
 
 
 def _print_records(records: Sequence[Any]) -> None:
@@ -120,10 +99,10 @@ def _print_records(records: Sequence[Any]) -> None:
     for record in records:
         guarantee = record.guarantee
         against = "" if not guarantee.claims else f", against a {guarantee.adversary.value} adversary"
-        _out.print(f"{record.choice} ({title(record)}){against}")
+        console.out.print(f"{record.choice} ({title(record)}){against}")
         for sentence in guarantee.sentences():
-            _out.print(f"  {sentence}")
-        _out.print(f"  leaks: {guarantee.leaks}")
+            console.out.print(f"  {sentence}")
+        console.out.print(f"  leaks: {guarantee.leaks}")
 
 
 @app.command()
@@ -144,17 +123,17 @@ def train(
     data = load_data(job)
     output = Output(job)
     if output.ledger.spent is not None:
-        _err.print(
+        console.err.print(
             f"warning: earlier runs in this ledger spent epsilon={output.ledger.spent:.3g} together; on the same "
             "records this run adds to it"
         )
     rounds = rounds_of(job, data, ledger=output.ledger)
-    _out.print(describe(job))
-    _out.print(
+    console.out.print(describe(job))
+    console.out.print(
         f"starting model: {start_hash(data)} (parties compare it, or put it into their jobs as train.start_hash)"
     )
     last = None
-    with _bars() as bars:
+    with progress_bars() as bars:
         task = bars.add_task("rounds", total=job.train.rounds)
         for last in rounds:
             missing = f", missing: {', '.join(sorted(last.missing))}" if last.missing else ""
@@ -163,15 +142,15 @@ def train(
         raise UsageError("Expected at least one round; every release of the privacy plan went to rounds that failed")
     artifact = output.save(data, last)
     share, majority = accuracy(last.model, data.test.x, data.test.y), np.bincount(data.test.y).max() / len(data.test.y)
-    _out.print(
+    console.out.print(
         f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
         f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
     )
-    _out.print(artifact.label.sentence())
+    console.out.print(artifact.label.sentence())
     for path in output.written:
-        _out.print(f"wrote {path}")
+        console.out.print(f"wrote {path}")
     if artifact.signer:
-        _out.print(f"signed by {artifact.signer}")
+        console.out.print(f"signed by {artifact.signer}")
 
 
 @app.command()
@@ -246,12 +225,12 @@ def serve(
     def ready(url: str) -> None:
         for one in served.backends:
             guarantee = one.guarantee_for(artifact.graph)
-            _err.print(f"{one.name}: {'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}")
+            console.err.print(f"{one.name}: {'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}")
             if isinstance(one, Homomorphic):
-                _err.print(f"{one.name}: {one.plan(artifact.graph)}")
-            _err.print(f"{one.name}: --kit-sha256 {server.pins[served.name, one.name]}")
-        _err.print(f"{served.name}: {artifact.label.sentence()}")
-        _out.print(f"listening on {url}")
+                console.err.print(f"{one.name}: {one.plan(artifact.graph)}")
+            console.err.print(f"{one.name}: --kit-sha256 {server.pins[served.name, one.name]}")
+        console.err.print(f"{served.name}: {artifact.label.sentence()}")
+        console.out.print(f"listening on {url}")
         sys.stdout.flush()  # whoever started this process waits for the line
 
     listen(
@@ -306,8 +285,8 @@ def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, di
 
     key = new_api_key(SystemRandomness())
     ApiKeys({holder: hash_api_key(key)})  # refuses a name that the server would refuse
-    _err.print(f"API key of {holder}, shown only now: {key}")
-    _out.print(f'"{holder}" = "{hash_api_key(key)}"')
+    console.err.print(f"API key of {holder}, shown only now: {key}")
+    console.out.print(f'"{holder}" = "{hash_api_key(key)}"')
 
 
 @app.command()
@@ -360,8 +339,8 @@ def predict(
         texts = [name for name in prepare.columns if name not in prepare.numbers]
         answers = client.predict(read_columns(table, numbers=prepare.numbers, texts=texts))
         classes = client.classes
-        _err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
-        _err.print(client.label.sentence())
+        console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
+        console.err.print(client.label.sentence())
     if out is None:
         _write_answers(sys.stdout, answers, classes)
     else:
@@ -414,14 +393,14 @@ def ledger_verify(
         with _warnings_as_lines():
             head = load(model, trust=read_public_key(trust) if trust else None).label.ledger
     found = verify(ledger, head=head)
-    _out.print(f"{found.entries} entries hold, the last is {found.head}")
-    _out.print(f"runs: {found.runs}")
+    console.out.print(f"{found.entries} entries hold, the last is {found.head}")
+    console.out.print(f"runs: {found.runs}")
     if found.epsilon is not None:
-        _out.print(f"epsilon of all runs together, for records that took part in each: {found.epsilon:.3g}")
+        console.out.print(f"epsilon of all runs together, for records that took part in each: {found.epsilon:.3g}")
     if model is None:
-        _out.print("whether last lines were cut off needs the model: --model MODEL.confide")
+        console.out.print("whether last lines were cut off needs the model: --model MODEL.confide")
     elif found.later:
-        _out.print(f"{found.later} entries follow that model's: later runs")
+        console.out.print(f"{found.later} entries follow that model's: later runs")
 
 
 @app.command()
@@ -439,17 +418,17 @@ def inspect(
 
     with _warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
-    _out.print(artifact.label.sentence())
-    _out.print(f"layers: {', '.join(map(str, artifact.graph.layers))}")
-    _out.print(f"classes: {', '.join(artifact.graph.classes) or 'unnamed'}")
-    _out.print(f"columns: {', '.join(artifact.preprocess.columns)}")
+    console.out.print(artifact.label.sentence())
+    console.out.print(f"layers: {', '.join(map(str, artifact.graph.layers))}")
+    console.out.print(f"classes: {', '.join(artifact.graph.classes) or 'unnamed'}")
+    console.out.print(f"columns: {', '.join(artifact.preprocess.columns)}")
     for name, value in msgspec.structs.asdict(artifact.label).items():
         if value is not None:
-            _out.print(f"{name}: {', '.join(artifact.label.parties) if name == 'parties' else value}")
+            console.out.print(f"{name}: {', '.join(artifact.label.parties) if name == 'parties' else value}")
     for name, value in {"created": artifact.created, **artifact.metadata}.items():
-        _out.print(f"{name}: {value}")
-    _out.print(f"signer: {artifact.signer}")
-    _out.print(f"fingerprint: {artifact.fingerprint}")
+        console.out.print(f"{name}: {value}")
+    console.out.print(f"signer: {artifact.signer}")
+    console.out.print(f"fingerprint: {artifact.fingerprint}")
 
 
 @contextmanager
@@ -459,7 +438,7 @@ def _warnings_as_lines() -> Generator[None]:
         warnings.simplefilter("always")
         yield
     for warning in caught:
-        _err.print(f"warning: {_one_line(str(warning.message))}")
+        console.err.print(f"warning: {_one_line(str(warning.message))}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -473,7 +452,7 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except ModuleNotFoundError as error:
         _fail(str(MissingExtra(error.name or "a dependency", "all")))
     except KeyboardInterrupt:
-        _err.print("interrupted")
+        console.err.print("interrupted")
         sys.exit(130)
     sys.exit(0)
 
@@ -490,5 +469,5 @@ def _one_line(text: str) -> str:
 
 
 def _fail(text: str) -> NoReturn:
-    _err.print(f"confide: {_one_line(text)}")
+    console.err.print(f"confide: {_one_line(text)}")
     sys.exit(2)
