@@ -404,7 +404,14 @@ class _Running:
 
 
 class _Driver:
-    def __init__(self, stores: Mapping[str, Store], fault: Fault | None, keep_bodies: bool) -> None:
+    def __init__(
+        self,
+        stores: Mapping[str, Store],
+        fault: Fault | None,
+        keep_bodies: bool,
+        leaving: Callable[[str, Step], None] | None,
+    ) -> None:
+        self.leaving = leaving
         self.running: dict[str, _Running] = {}
         self.stores = stores
         self.fault = fault
@@ -442,6 +449,8 @@ class _Driver:
             del self.running[name]
 
     def leave(self, name: str, step: Step) -> tuple[int, ...]:
+        if self.leaving:
+            self.leaving(name, step)
         if step.save and name in self.stores:
             self.stores[name].commit(step.save)
         sent: list[int] = []
@@ -514,6 +523,7 @@ def run(
     stores: Mapping[str, Store] | None = None,
     fault: Fault | None = None,
     keep_bodies: bool = True,
+    leaving: Callable[[str, Step], None] | None = None,
 ) -> Transcript:
     """Run `parties` in this process until each has returned or failed, always in the same order.
 
@@ -524,11 +534,12 @@ def run(
         stores: where each party's `Step.save` is committed.
         fault: what the network does to each message; see `drop`, `lose`, `delay`, `repeat`, `truncate`, `alter`.
         keep_bodies: False drops the bodies from the transcript (long runs), their sizes stay.
+        leaving: told of each party's step before anything of it leaves.
 
     Returns:
         The transcript; a party's ConfideError is in `failures`, any other exception is a bug and propagates.
     """
-    driver = _Driver(stores or {}, fault, keep_bodies)
+    driver = _Driver(stores or {}, fault, keep_bodies, leaving)
     driver.running = {name: _Running(party) for name, party in parties.items()}
     for name in list(parties):
         driver.resume(name, None)
