@@ -90,6 +90,7 @@ class Exchange:
         self._outcomes: dict[str, _Outcome] = {}
         self._changes: dict[str, bytes | None] = {}
         self._outgoing: list[Envelope] = []
+        self._ended: list[str] = []
 
     # --- a session's life ---------------------------------------------------------------------------------------------
 
@@ -158,8 +159,14 @@ class Exchange:
             one.party.close()
         outcome = self._outcomes.pop(session, None)
         lines = one.lines if one else outcome.lines if outcome else 0
-        self._changes |= {journal_key(session, line): None for line in range(lines)}
+        for line in range(lines):
+            if self._changes.pop(journal_key(session, line), None) is None:  # it is in the store
+                self._changes[journal_key(session, line)] = None
         self._outgoing = [envelope for envelope in self._outgoing if envelope.session != session]
+
+    def change(self, changes: Mapping[str, bytes | None]) -> None:
+        """Add to what the next `take` commits."""
+        self._changes |= changes
 
     # --- what the driver asks -----------------------------------------------------------------------------------------
 
@@ -170,6 +177,11 @@ class Exchange:
             self._changes = {}
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
+
+    @property
+    def pending(self) -> bool:
+        """Return whether something waits to leave; what merely arrived need not be durable yet, peers send it again."""
+        return bool(self._outgoing)
 
     def sent(self, session: str, peer: str) -> list[Envelope]:
         """Return everything that a session has sent to `peer`, to send again after a connection was lost."""
@@ -191,6 +203,11 @@ class Exchange:
     def open_sessions(self) -> tuple[str, ...]:
         """Return the ids of the sessions whose parties have not ended."""
         return tuple(self._sessions)
+
+    def ended(self) -> list[str]:
+        """Return the sessions that have ended since this was last asked."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def knows(self, session: str) -> bool:
         """Return whether the session is open, or has ended and was not forgotten."""
@@ -263,4 +280,5 @@ class Exchange:
 
     def _end(self, session: str, error: ConfideError | None, output: Any = None) -> None:
         one = self._sessions.pop(session)
+        self._ended.append(session)
         self._outcomes[session] = _Outcome(error, output, one.sent, one.lines, one.figures)

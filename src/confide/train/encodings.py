@@ -118,6 +118,10 @@ class Encoding(ABC):
         """Return what a silo commits to its `store` before the first message that opens a sum with its vector."""
         return {}
 
+    def charged(self, store: Store) -> int:
+        """Return how often `charge` was committed to this `store`."""
+        return 0
+
 
 class _Scale:
     """A silo's public weight, the bound on its change, and the grid that both travel on."""
@@ -330,6 +334,9 @@ class PrivateGradients(Encoding):
 
     def charge(self, store: Store) -> Mapping[str, bytes | None]:
         return {_RELEASED: str(_released(store) + 1).encode()}
+
+    def charged(self, store: Store) -> int:
+        return _released(store)
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         mean = self._plan.decode(sums) / self._plan.expected_records

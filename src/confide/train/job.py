@@ -289,7 +289,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}
-
+    if job.train.aggregate not in ("shares", "he"):
+        unused.add(("train", "helper"))
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))

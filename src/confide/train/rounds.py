@@ -289,8 +289,8 @@ def conduct(
         Aborted: a round lost its quorum in each of its attempts.
         ProtocolError: a silo refuses the model that the server claims.
     """
+    first = parties.begin()  # which may bring the course to where an earlier process was
     course, cohort, encoding = parties.course, parties.cohort, parties.course.encoding
-    first = parties.begin()
     while course.number < train.rounds:
         taken, attempts = _completed(parties, first, train.attempts, ledger)
         if taken is None:

@@ -120,11 +120,12 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         preprocess=preprocess,
         silos=silos,
         test=Silo("test", preprocess.apply(test.columns), test.labels),
-        start=_start(job, preprocess.features, schema.label.classes),
+        start=start_of(job, preprocess.features, schema.label.classes),
     )
 
 
-def _start(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
+def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
+    """Return the public model that a training starts from."""
     outputs = 1 if len(classes) <= 2 else len(classes)
     if job.model.kind == "mlp":
         return mlp(features, job.model.hidden, outputs, seed=job.job.seed, classes=classes)
@@ -217,7 +218,7 @@ def _aggregator_named(
     return AGGREGATORS[name]()
 
 
-def _encoding_of(learner: Learner[Any], train: TrainSection, parties: int, *, seed: int = 0) -> Encoding:
+def encoding_of(learner: Learner[Any], train: TrainSection, parties: int, *, seed: int = 0) -> Encoding:
     """Return what the parties contribute under the algorithm that [train] names, without a privacy plan."""
     if train.algorithm == "scaffold":
         return Scaffold(learner, train, parties=parties)
@@ -280,7 +281,7 @@ def fit(
         ledger.append("fit", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         silos,
-        _encoding_of(learner, train, len(silos)),
+        encoding_of(learner, train, len(silos)),
         train,
         aggregator=aggregator,
         rng=rng or SystemRandomness(),
@@ -325,7 +326,7 @@ def train(
     learner = GraphLearner(data.start, job.train)
     approve(learner.start, job.train.start_hash)
     encoding = (
-        _encoding_of(learner, job.train, len(data.silos), seed=job.job.seed)
+        encoding_of(learner, job.train, len(data.silos), seed=job.job.seed)
         if plan is None
         else PrivateGradients(learner, plan, job.train)
     )

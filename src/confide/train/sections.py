@@ -68,6 +68,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     Args:
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
+        helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
@@ -105,6 +106,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     """
 
     aggregate: str = "masked"
+    helper: str = "helper"
     algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"] = "fedavg"
     quorum: int = 0
     rounds: int = 30
