@@ -161,13 +161,34 @@ class Open(Gate):
         return {}
 
 
+class Killed(BaseException):
+    """kill -9: nothing that is not in the store survives."""
+
+
+class Mortal:
+    """A store whose process dies at its commit number `at`, before or after it is written."""
+
+    def __init__(self, store: Store, at: int, *, after: bool) -> None:
+        self.store, self.left, self.after = store, at, after
+
+    def get(self, key: str) -> bytes | None:
+        return self.store.get(key)
+
+    def commit(self, changes: Mapping[str, bytes | None]) -> None:
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise Killed
+        self.store.commit(changes)
+        if self.left == 0:
+            raise Killed
+
+
 class Member_(threading.Thread):
     """A node in a thread; `stop` is its kill -9: whatever it has not committed is gone."""
 
-    def __init__(self, wire: Wire, node: Node) -> None:
+    def __init__(self, wire: Wire, node: Node, revive: Callable[[], object]) -> None:
         super().__init__(daemon=True)
-        self.wire, self.node, self.stopping = wire, node, threading.Event()
-        self.error: BaseException | None = None
+        self.wire, self.node, self.stopping, self.revive = wire, node, threading.Event(), revive
         self.start()
 
     def run(self) -> None:
@@ -183,9 +204,10 @@ class Member_(threading.Thread):
                     if self.stopping.is_set():
                         return
                     self.wire.carry(name, envelope, up=True)
-        except BaseException as error:
-            self.error = error
-            raise
+        except Killed:
+            self.stopping.set()
+            self.wire.cut(name)
+            self.revive()
 
     def stop(self) -> None:
         self.stopping.set()
@@ -209,18 +231,18 @@ class Federation:
     def rng(self) -> Randomness | None:
         return SeededRandomness(self.seed) if self.seed else None
 
-    def start(self, name: str, *, join: bool = True) -> Node:
+    def start(self, name: str, *, join: bool = True, store: Store | None = None) -> Node:
         node = Node(
             Member(name, "node", self.keys[name]),
             self.folder / f"{name}.csv",
             self.gates[name],
-            self.stores[name],
+            store or self.stores[name],
             rng=self.rng(),
             say=lambda text: self.said.append(f"{name}: {text}"),
             release=lambda offer, model: self.models.__setitem__(name, model),
         )
         self.wire.nodes[name] = queue.Queue()
-        self.threads[name] = Member_(self.wire, node)
+        self.threads[name] = Member_(self.wire, node, lambda: self.start(name))
         if join:
             self.wire.join(name)
         return node

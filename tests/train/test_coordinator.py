@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import threading
+import time
+from functools import partial
+
 import pytest
 
-from confide.crypto.random import SeededRandomness
+from confide.crypto.random import SeededRandomness, SystemRandomness
+from confide.data.schema import Schema
+from confide.ideal import PlainSum
 from confide.train import load_data, train
-from train.federation import NAMES, Federation, job_of, tables
+from confide.train.ledger import Ledger, verify
+from confide.train.setting import Setting
+from confide.wire import MemoryStore
+from train.federation import NAMES, Federation, Killed, Mortal, job_of, tables
 
 
 def in_process(job, seed=None):
@@ -26,3 +36,175 @@ def test_a_federation_trains_the_model_of_one_process_bit_for_bit(tmp_path, aggr
     expected = in_process(job)
     assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
     assert all(one.members == frozenset(NAMES) and one.attempts == 1 for one in done)
+
+
+# --- whoever is killed, and whenever ----------------------------------------------------------------------------------
+
+
+class MortalLedger(Ledger):
+    """A ledger whose process dies at its line number `at`, before or after it is written."""
+
+    def __init__(self, path, at: int, *, after: bool) -> None:
+        super().__init__(path)
+        self.left, self.after = at, after
+
+    def append(self, event, fields):
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise Killed
+        digest = super().append(event, fields)
+        if self.left == 0:
+            raise Killed
+        return digest
+
+
+def over_members(job, done):
+    """The oracle of a run in which nodes were missing: plain sums over each round's members, in one place."""
+    data = load_data(job)
+    setting = setting_of(job, data)
+    course, silos = setting.course(), {silo.name: silo for silo in data.silos}
+    models = []
+    for one in done:
+        encoding = course.encoding
+        vectors = {
+            name: encoding.contribution(course.parameters, silos[name], one.number, SystemRandomness(), MemoryStore())
+            for name in one.members
+        }
+        course.advance(PlainSum().ideal(vectors))
+        models.append(course.kept.tobytes())
+    return models
+
+
+def setting_of(job, data):
+    return Setting.of(job, Schema.load(job.path(job.data.schema)), tuple(silo.name for silo in data.silos))
+
+
+def until_done(federation, first, deaths):
+    """Run a coordinator; whenever it is killed start the next one. Return the one that came to the end."""
+    build = first
+    while True:
+        try:
+            coordinator = build()
+            for _ in coordinator.rounds():
+                pass
+            return coordinator
+        except Killed:
+            deaths.append(True)
+            federation.wire.restart_host()
+            build = federation.coordinator
+
+
+def lines_of(federation, event):
+    entries = [json.loads(line) for line in federation.ledger_path.read_text().splitlines()]
+    return [entry for entry in entries if entry["event"] == event]
+
+
+PRIVATE = {"epsilon": 1.0, "expected_records": 200}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("private", [False, True])
+def test_a_coordinator_killed_at_any_commit_or_line_loses_no_finished_round(tmp_path, after, private):
+    tables(tmp_path)
+    extra = {"privacy": PRIVATE} if private else {}
+    job = job_of(tmp_path, train={"rounds": 2, "aggregate": "amortised"}, **extra)
+    expected = None if private else [one.parameters.tobytes() for one in in_process(job)]
+    at = 0
+    while True:
+        at += 1
+        deaths = []
+        folder = tmp_path / f"{at}"
+        folder.mkdir()
+        for path in (*tmp_path.glob("*.csv"), tmp_path / "schema.toml"):
+            (folder / path.name).write_bytes(path.read_bytes())
+        with Federation(folder, job) as federation:
+            for name in NAMES:
+                federation.start(name)
+            store = Mortal(federation.stores["server"], at, after=after)
+            coordinator = until_done(federation, partial(federation.coordinator, store=store), deaths)
+            rounds = lines_of(federation, "round")
+            assert [entry["round"] for entry in rounds] == [1, 2]
+            assert coordinator.course.number == 2
+            if expected:
+                assert coordinator.course.kept.tobytes() == expected[-1]
+            if private:  # nothing uncharged, nothing charged twice for one attempt
+                charged = {(entry["round"], entry["attempt"]) for entry in lines_of(federation, "release")}
+                assert len(charged) == len(lines_of(federation, "release"))
+                assert charged == {(number, attempt + 1) for number, attempt, _ in federation.gates["north"].charges}
+            verify(federation.ledger_path)
+        if not deaths:
+            break
+    assert at > 6  # it did die, at many places
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("aggregate", ["masked", "amortised"])
+def test_a_node_killed_at_any_commit_comes_back_and_every_sum_is_over_whom_it_says(tmp_path, aggregate, after):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3, "aggregate": aggregate})
+    at, left_out = 0, 0
+    while True:
+        at += 1
+        with Federation(tmp_path, job) as federation:
+            federation.ledger_path = tmp_path / f"{at}.jsonl"
+            for name in NAMES[1:]:
+                federation.start(name)
+            store = Mortal(federation.stores["north"], at, after=after)
+            federation.start("north", store=store)
+            done = list(federation.coordinator().rounds())
+            assert [one.number for one in done] == [1, 2, 3]
+            assert [one.parameters.tobytes() for one in done] == over_members(job, done)
+            left_out += sum(len(one.members) < len(NAMES) for one in done)
+            assert all(len(one.members) >= 3 for one in done)
+            verify(federation.ledger_path)
+        if store.left > 0:
+            break
+    assert at > 8
+    assert left_out or aggregate == "amortised"  # which goes on from its store; masks for one round die with their node
+
+
+def test_a_node_that_is_away_misses_rounds_and_takes_part_again(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 6, "aggregate": "amortised", "algorithm": "scaffold", "local_steps": 2})
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        done = []
+        for one in federation.coordinator().rounds():
+            done.append(one)
+            if one.number == 1:
+                federation.kill("east")
+            if one.number == 4:
+                federation.start("east")
+                time.sleep(0.2)
+        assert [len(one.members) for one in done] == [4, 3, 3, 3, 4, 4]
+        assert done[1].missing == {"east"}
+
+
+def test_a_round_below_its_quorum_is_repeated_when_enough_are_back_and_never_reported(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3, "aggregate": "masked"})
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        lost = []
+
+        def fault(peer, envelope, up):
+            if (
+                up
+                and envelope.message.tag == "masked/vector"
+                and "/round/0/2/0" in envelope.session
+                and peer in NAMES[:2]
+            ):
+                lost.append(peer)
+                threading.Thread(target=federation.wire.cut, args=(peer,)).start()
+                threading.Timer(1.0, federation.wire.join, args=(peer,)).start()
+                return []
+            return [envelope]
+
+        federation.wire.fault = fault
+        done = list(federation.coordinator().rounds())
+    assert sorted(lost) == sorted(NAMES[:2])
+    assert [(one.number, one.attempts) for one in done] == [(1, 1), (2, 2), (3, 1)]
+    assert [one.parameters.tobytes() for one in done] == over_members(job, done)
+    assert [entry["round"] for entry in lines_of(federation, "round")] == [1, 2, 3]

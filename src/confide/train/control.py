@@ -5,10 +5,11 @@
     coordinator -> node    federation/news       what was released since then (`course.Announcements`)
     coordinator -> node    federation/open       take part in one session: set-up, or an attempt at a sum
     node -> coordinator    federation/unable     not in this session, and why
+    node -> coordinator    federation/ready      the node's part of a set-up is complete and durable
     coordinator -> node    federation/close      the session is over here; forget it
     coordinator -> node    federation/end        the run is over: the released model, or why there is none
 
-They travel with session "" but for open, unable and close, which name theirs. A link loses what was on the way when it
+They travel with session "" but for open, unable, ready and close, which name theirs. A link loses what was on the way when it
 breaks; after each reconnection the offer and its answer say where both stand, and the rest follows from there.
 """
 
@@ -22,7 +23,8 @@ from confide.net.exchange import Envelope
 from confide.wire import Message, encode
 
 OFFER, ANSWER, NEWS = "federation/offer", "federation/answer", "federation/news"
-OPEN, UNABLE, CLOSE, END = "federation/open", "federation/unable", "federation/close", "federation/end"
+OPEN, UNABLE, READY = "federation/open", "federation/unable", "federation/ready"
+CLOSE, END = "federation/close", "federation/end"
 
 #: A control message, news and end apart, is smaller than this.
 MAX_CONTROL_BYTES = 1 << 22
@@ -64,6 +66,12 @@ class Open(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     keys: int
     number: int = 0
     attempt: int = 0
+
+
+class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A set-up is complete at a node; `fingerprint` is the same at all."""
+
+    fingerprint: str
 
 
 class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

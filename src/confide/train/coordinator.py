@@ -36,10 +36,12 @@ from confide.train.control import (
     NEWS,
     OFFER,
     OPEN,
+    READY,
     UNABLE,
     Answer,
     End,
     Open,
+    Ready,
     Reason,
     control,
     session_id,
@@ -103,6 +105,7 @@ class Peer:
         answer: to the offer.
         heard: the last round whose release was sent to it.
         unable: the sessions in which it takes no part, and why.
+        done: the set-ups that are complete at it, with their fingerprints.
     """
 
     here: bool = False
@@ -110,6 +113,7 @@ class Peer:
     answer: Answer | None = None
     heard: int = -1
     unable: dict[str, str] = field(default_factory=dict[str, str])
+    done: dict[str, str] = field(default_factory=dict[str, str])
 
     @property
     def ready(self) -> bool:
@@ -310,7 +314,8 @@ class Coordinator:
             order = Open("setup", keys)
             party = self._aggregator.setup("server", self.cohort.server, self.cohort, place, self._rng)
             try:
-                self._session(order, party, journal=False)
+                fingerprint = self._session(order, party, journal=False)
+                self._confirm(order, str(fingerprint))
             except ProtocolError as error:
                 self._say(f"set-up failed: {error}")
                 reason = str(error)
@@ -320,6 +325,20 @@ class Coordinator:
             self._patiently(lambda keys=keys: self._store.commit({"keys": str(keys).encode()}))
             return
         raise Aborted(f"The set-up failed {_SETUPS} times; {reason}")
+
+    def _confirm(self, order: Open, fingerprint: str) -> None:
+        """Wait until everybody has what the set-up gave it, and the same: without it a node is out of every sum.
+
+        Raises:
+            Aborted: somebody has left, or has something else.
+        """
+        session = session_id(self.run_id, order)
+        while missing := [name for name, peer in self.peers.items() if session not in peer.done]:
+            if any(self._is_out(name, session) for name in missing):
+                raise Aborted(f"Expected the set-up to be complete at {', '.join(missing)}")
+            self._pump(0.2)
+        if others := [name for name in self.cohort.clients if self.peers[name].done[session] != fingerprint]:
+            raise Aborted(f"Expected one fingerprint of the set-up, {', '.join(others)} found another")
 
     def _place(self) -> Prefixed:
         return Prefixed(self._store, f"keys-{self._keys}/")
@@ -409,6 +428,7 @@ class Coordinator:
         self._live = None
         for name, peer in self.peers.items():
             peer.unable.pop(session, None)
+            peer.done.pop(session, None)
             if peer.here:
                 self._link.send(name, control(self.cohort.server, name, CLOSE, session=session))
 
@@ -452,8 +472,10 @@ class Coordinator:
             reason = decode(message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason
             peer.unable[envelope.session] = reason
             self._say(f"{name} is out of {envelope.session}: {reason}")
-        else:
-            self.exchange.put(envelope)
+        elif message.tag == READY:
+            peer.done[envelope.session] = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
+        elif self.exchange.knows(envelope.session) or not envelope.session.startswith(f"{self.run_id}/"):
+            self.exchange.put(envelope)  # else it comes late to a session that is over
 
     def _answered(self, name: str, peer: Peer, answer: Answer) -> None:
         if answer.run != self.run_id:

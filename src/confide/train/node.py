@@ -24,7 +24,7 @@ from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.store import Prefixed
 from confide.train import control
-from confide.train.control import MAX_CONTROL_BYTES, MAX_REASON, Answer, End, Open, Reason, session_id
+from confide.train.control import MAX_CONTROL_BYTES, MAX_REASON, Answer, End, Open, Ready, Reason, session_id
 from confide.train.course import Follower, parameters_hash
 from confide.train.local import Silo
 from confide.train.offer import Offer, job_hash, read
@@ -187,12 +187,19 @@ class Node:
         """Commit, then return what leaves."""
         for session in self.exchange.ended():
             try:
-                self.exchange.output(session)
+                output = self.exchange.output(session)
             except ConfideError as error:
                 self._unable(session, error)
+            else:
+                self._ended_well(session, output)
         outgoing = [*self.exchange.take(), *self._out]
         self._out = []
         return outgoing
+
+    def _ended_well(self, session: str, output: object) -> None:
+        run = self._run
+        if run and session in run.orders and run.orders[session].kind == "setup":
+            self._send(control.READY, Ready(str(output)), session=session)
 
     # --- control ------------------------------------------------------------------------------------------------------
 
@@ -231,7 +238,7 @@ class Node:
         self._say(f"left out of {session}: {error}")
         self._send(control.UNABLE, Reason(str(error)[:MAX_REASON]), session=session)
 
-    def _send(self, tag: str, body: Answer | Reason, *, session: str = "") -> None:
+    def _send(self, tag: str, body: Answer | Ready | Reason, *, session: str = "") -> None:
         if isinstance(body, Answer):
             self._last = body
         self._out.append(control.control(self.member.name, "server", tag, body, session=session))
@@ -293,6 +300,8 @@ class Node:
             raise ProtocolError("Expected a session of the accepted run")
         if self.exchange.knows(session):  # the coordinator came back, or the connection did
             self._out += self.exchange.sent(session, "server")
+            if not self.exchange.is_open(session):
+                self._ended_well(session, self.exchange.output(session))
             return
         run.orders[session] = order
         prefix = run.prefix + run.keys(order.keys)[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -71,6 +71,22 @@ class Prepared:
     silos: tuple[Silo, ...]
     test: Silo
     start: Graph
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the parties' names in their order."""
+        return tuple(silo.name for silo in self.silos)
+
+
+class Trained(Protocol):
+    """What a label and a saved model say about a training, beside its rounds: `Prepared`, or a federation's setting."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def preprocess(self) -> Preprocess: ...
+    @property
+    def start(self) -> Graph: ...
 
 
 def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
@@ -376,7 +392,7 @@ def _descend(job: Job, start: Graph, x: Matrix, y: Labels) -> Graph:
     )
 
 
-def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
+def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
     """Return the privacy label of the model after `done`.
 
     Args:
@@ -387,7 +403,7 @@ def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") ->
     """
     if (job.privacy is None) != (done.epsilon is None):
         raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
-    parties = tuple(silo.name for silo in data.silos)
+    parties = data.names
     plan = plan_of(job, data.start.parameters, len(parties))
     return PrivacyLabel(
         aggregator=job.train.aggregate,
@@ -444,7 +460,7 @@ class Output:
         self.ledger = Ledger(places.get("ledger"))
         self.written = tuple(place for name, place in places.items() if name != "signing_key")
 
-    def save(self, data: Prepared, done: Round[Graph]) -> Artifact:
+    def save(self, data: Trained, done: Round[Graph]) -> Artifact:
         """Return the labelled model after `done`; write it, signed, if the job names a file.
 
         The ledger's last entry names the model's parameters; the label names the ledger's last entry.

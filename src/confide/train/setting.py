@@ -59,6 +59,11 @@ class Setting:
         setting.course()  # the approved start
         return setting
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the nodes' names in their order."""
+        return self.cohort.clients
+
     def aggregator(self) -> Aggregator:
         """Return a new aggregator: some remember what they agreed on, so each set-up gets its own."""
         return aggregator_of(self.job)
