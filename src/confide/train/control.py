@@ -9,8 +9,12 @@
     coordinator -> node    federation/close      the session is over here; forget it
     coordinator -> node    federation/end        the run is over: the released model, or why there is none
 
-They travel with session "" but for open, unable, ready and close, which name theirs. A link loses what was on the way when it
-breaks; after each reconnection the offer and its answer say where both stand, and the rest follows from there.
+They travel with session "" but for open, unable, ready and close, which name theirs. A link loses what was on the way
+when it breaks; after each reconnection the offer and its answer say where both stand, and the rest follows from there.
+
+    analyst -> coordinator     analyst/submit      a job to run
+    coordinator -> analyst     analyst/progress    what happens, a line at a time
+    coordinator -> analyst     analyst/release     the model and the ledger's part, or why there is none
 """
 
 from __future__ import annotations
@@ -91,6 +95,24 @@ class End(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: str
     reason: str = ""
     model: bytes = b""
+
+
+SUBMIT, PROGRESS, RELEASE = "analyst/submit", "analyst/progress", "analyst/release"
+
+
+class Submission(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A job as TOML, and the schema that its tables have."""
+
+    job: str
+    schema: str
+
+
+class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an analyst receives: the signed model file and the ledger, or the reason why not."""
+
+    reason: str = ""
+    model: bytes = b""
+    ledger: bytes = b""
 
 
 def control(src: str, dst: str, tag: str, body: msgspec.Struct | bytes = b"", *, session: str = "") -> Envelope:

@@ -176,6 +176,7 @@ class Coordinator:
         now = clock()
         self.peers = {name: Peer(since=now) for name in roles if name != self.cohort.server}
         self._roster = roster
+        self._last: Round[Graph] | None = None
 
     def rounds(self) -> Iterator[Round[Graph]]:
         """Train, yielding after every round that this process finished; see `conduct`.
@@ -183,7 +184,9 @@ class Coordinator:
         Raises:
             Aborted: nodes refuse the job, the set-up fails again and again, or a round lost its quorum in each attempt.
         """
-        yield from conduct(self, self.job.train, aggregator=self._aggregator.name, ledger=self._ledger)
+        for done in conduct(self, self.job.train, aggregator=self._aggregator.name, ledger=self._ledger):
+            self._last = done
+            yield done
 
     # --- the loop's side ----------------------------------------------------------------------------------------------
 
@@ -229,6 +232,26 @@ class Coordinator:
         if self._live:
             self._close(self._live[1])
         self._flush()
+
+    def final(self) -> Round[Graph] | None:
+        """Return the last finished round, whichever process finished it; None before the first."""
+        saved = self._store.get("line")
+        if not self.course.number or saved is None:
+            return self._last
+        entry = decode(saved, _Line, max_bytes=len(saved)).entry
+        return Round(
+            number=self.course.number,
+            attempts=entry["attempts"],
+            model=self.course.encoding.learner.model(self.course.kept),
+            parameters=self.course.kept,
+            members=frozenset(entry["members"]),
+            smallest=entry["smallest"],
+            missing=frozenset(entry["missing"]),
+            bytes_up={name: int(count) for name, count in entry["bytes_up"].items()},
+            seconds={},
+            epsilon=entry["epsilon"],
+            origin=self.origin,
+        )
 
     def finish(self, *, model: bytes = b"", reason: str = "") -> None:
         """Tell every node the end, and wait until those that are here have taken it in."""

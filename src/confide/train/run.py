@@ -426,6 +426,22 @@ def _hidden_among(job: Job, parties: int) -> int | None:
     return aggregator.fewest(parties, quorum) if isinstance(aggregator, Groups) else quorum
 
 
+def labelled(job: Job, data: Trained, done: Round[Graph], ledger: Ledger) -> Artifact:
+    """Return the model after `done` with its label.
+
+    The ledger's last entry names the model's parameters; the label names the ledger's last entry.
+
+    Raises:
+        PrivacyError: as in `label_of`, before anything is written.
+    """
+    label_of(job, data, done)
+    fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
+    label = label_of(job, data, done, head=ledger.append("model", fields))
+    return Artifact(
+        done.model, data.preprocess, label, {"job": job.job.name, "data": str(job.data.set or job.data.schema)}
+    )
+
+
 class Output:
     """Where a run's files go: known to work before the run, written whole after it.
 
@@ -461,16 +477,8 @@ class Output:
         self.written = tuple(place for name, place in places.items() if name != "signing_key")
 
     def save(self, data: Trained, done: Round[Graph]) -> Artifact:
-        """Return the labelled model after `done`; write it, signed, if the job names a file.
-
-        The ledger's last entry names the model's parameters; the label names the ledger's last entry.
-        """
-        label_of(self._job, data, done)  # refused before anything is written
-        fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
-        head = self.ledger.append("model", fields)
-        label = label_of(self._job, data, done, head=head)
-        metadata = {"job": self._job.job.name, "data": str(self._job.data.set or self._job.data.schema)}
-        artifact = Artifact(done.model, data.preprocess, label, metadata)
+        """Return the labelled model after `done`; write it, signed, if the job names a file."""
+        artifact = labelled(self._job, data, done, self.ledger)
         if self._model is None or self._key_file is None:
             return artifact
         if self._key is None:
