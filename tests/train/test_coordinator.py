@@ -5,18 +5,26 @@ from __future__ import annotations
 import json
 import threading
 import time
+from dataclasses import replace
 from functools import partial
 
+import msgspec
 import pytest
 
+from confide.crypto.keys import SigningKey
 from confide.crypto.random import SeededRandomness, SystemRandomness
 from confide.data.schema import Schema
+from confide.errors import Aborted, PrivacyError
 from confide.ideal import PlainSum
+from confide.secagg.masked_terms import Survivors
 from confide.train import load_data, train
+from confide.train.control import ANSWER, NEWS, UNABLE
+from confide.train.course import Announcements
 from confide.train.ledger import Ledger, verify
+from confide.train.run import labelled
 from confide.train.setting import Setting
-from confide.wire import MemoryStore
-from train.federation import NAMES, Federation, Killed, Mortal, job_of, tables
+from confide.wire import Array, MemoryStore, decode, encode
+from train.federation import NAMES, Federation, Killed, Mortal, Open, job_of, tables
 
 
 def in_process(job, seed=None):
@@ -208,3 +216,119 @@ def test_a_round_below_its_quorum_is_repeated_when_enough_are_back_and_never_rep
     assert [(one.number, one.attempts) for one in done] == [(1, 1), (2, 2), (3, 1)]
     assert [one.parameters.tobytes() for one in done] == over_members(job, done)
     assert [entry["round"] for entry in lines_of(federation, "round")] == [1, 2, 3]
+
+
+# --- a coordinator that lies ------------------------------------------------------------------------------------------
+
+
+def lie(federation, tag, edit, *, to=NAMES):
+    """Let the coordinator send something else under `tag`; return what the nodes send after the first lie."""
+    sent = []
+
+    def fault(peer, envelope, up):
+        if up:
+            sent.append((peer, envelope.message.tag))
+        elif envelope.message.tag == tag and peer in to:
+            changed = edit(envelope)
+            if changed != envelope.message.body:
+                sent.clear()
+            message = replace(envelope.message, body=changed)
+            return [replace(envelope, message=message)]
+        return [envelope]
+
+    federation.wire.fault = fault
+    return sent
+
+
+def other_model(envelope):
+    told = decode(envelope.message.body, Announcements, max_bytes=1 << 20)
+    *_, last = told.missed
+    if last.number == 0:
+        return envelope.message.body
+    return encode(Announcements((*told.missed[:-1], msgspec.structs.replace(last, model_hash=bytes(32)))))
+
+
+def other_sums(envelope):
+    told = decode(envelope.message.body, Announcements, max_bytes=1 << 20)
+    *_, last = told.missed
+    if last.sums is None:
+        return envelope.message.body
+    moved = Array.of(last.sums.numpy("int64", (None, None)) + 1)
+    return encode(Announcements((*told.missed[:-1], msgspec.structs.replace(last, sums=moved))))
+
+
+@pytest.mark.parametrize("edit", [other_model, other_sums])
+def test_a_model_that_the_released_sums_do_not_give_is_refused_and_nothing_more_leaves(tmp_path, edit):
+    tables(tmp_path)
+    job = job_of(tmp_path)
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        sent = lie(federation, NEWS, edit)
+        with pytest.raises(Aborted, match="north: Round 2 is refused by north"):
+            list(federation.coordinator().rounds())
+    assert {tag for _, tag in sent} <= {ANSWER, UNABLE}
+
+
+def test_a_coordinator_that_tells_two_survivor_lists_learns_no_share(tmp_path):
+    """Of masked's lies those that the wire can show: half the nodes hear of other survivors than the other half."""
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"attempts": 1})
+
+    def fewer(envelope):
+        told = decode(envelope.message.body, Survivors, max_bytes=1 << 16)
+        return encode(msgspec.structs.replace(told, members=bytes([0b0111])))
+
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        sent = lie(federation, "masked/survivors", fewer, to=NAMES[:2])
+        with pytest.raises(Aborted):
+            list(federation.coordinator().rounds())
+    assert "masked/unmask" not in {tag for _, tag in sent}
+
+
+def test_a_release_that_is_not_the_model_of_the_sums_is_not_kept(tmp_path):
+    tables(tmp_path)
+    job, key = job_of(tmp_path), SigningKey(bytes(32))
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        coordinator = federation.coordinator(signer=key.public)
+        list(coordinator.rounds())
+        done = coordinator.final()
+        honest = labelled(job, coordinator.setting, done, Ledger()).encode(key)
+        other = replace(done, model=coordinator.setting.start)
+        coordinator.finish(model=labelled(job, coordinator.setting, other, Ledger()).encode(key))
+        assert federation.models == {}
+        assert any("released another" in text for text in federation.said)
+    with Federation(tmp_path, job) as federation:  # the control: the same with the honest file
+        for name in NAMES:
+            federation.start(name)
+        coordinator = federation.coordinator(signer=key.public)
+        list(coordinator.rounds())
+        coordinator.finish(model=honest)
+        assert federation.models == dict.fromkeys(NAMES, honest)
+
+
+def test_a_node_beyond_its_budget_leaves_the_sum_and_lets_nothing_open_it(tmp_path):
+    class Poor(Open):
+        def charge(self, offer, *, number, attempt, epsilon, delta):
+            if number > 1:
+                raise PrivacyError("Expected a budget")
+            return super().charge(offer, number=number, attempt=attempt, epsilon=epsilon, delta=delta)
+
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3}, privacy=PRIVATE)
+    with Federation(tmp_path, job) as federation:
+        federation.gates["west"] = Poor()
+        for name in NAMES:
+            federation.start(name)
+        sent = lie(federation, "", lambda envelope: envelope.message.body)
+        done = list(federation.coordinator().rounds())
+    opened = [peer for peer, tag in sent if tag == "masked/unmask"]
+    assert opened.count("west") == 1
+    assert opened.count("north") == 3
+    assert len(done) == 3
+    assert [number for number, _, _ in federation.gates["north"].charges] == [1, 2, 3]
+    assert federation.gates["north"].charges[-1][2] == pytest.approx(done[-1].epsilon)

@@ -120,6 +120,11 @@ class Peer:
         """Return whether it is connected and takes part in the job."""
         return self.here and self.answer is not None and self.answer.state == "accepted"
 
+    @property
+    def refuses(self) -> bool:
+        """Return whether it has refused the job or what was done in its name."""
+        return self.here and self.answer is not None and self.answer.state == "refused"
+
 
 class Coordinator:
     """One run of one job, as `Parties` of the loop.
@@ -367,12 +372,20 @@ class Coordinator:
         return Prefixed(self._store, f"keys-{self._keys}/")
 
     def _gather(self) -> None:
-        """Wait for the quorum, and a while for the others."""
+        """Wait for the quorum, and a while for the others.
+
+        Raises:
+            Aborted: too many refuse for a quorum.
+        """
         begin, waiting = self._clock(), False
         while True:
             ready = [name for name in self.cohort.clients if self.peers[name].ready]
             others = [name for name in self.peers if name not in self.cohort.clients]
             enough = len(ready) >= self.cohort.quorum and all(self.peers[name].ready for name in others)
+            refused = {name: peer.answer.reason for name, peer in self.peers.items() if peer.refuses and peer.answer}
+            if len(self.cohort.clients) - len(refused) < self.cohort.quorum or not refused.keys().isdisjoint(others):
+                reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
+                raise Aborted(f"Expected quorum={self.cohort.quorum} nodes that take part; {reasons}")
             patient = self._clock() - begin < self._patience.gather_seconds
             hopeful = [name for name, peer in self.peers.items() if not peer.ready and not self._is_lost(name)]
             if enough and not (hopeful and patient):
@@ -387,7 +400,7 @@ class Coordinator:
         """Return whether there is no use in waiting for a member now."""
         peer = self.peers[name]
         if peer.here:
-            return peer.answer is not None and peer.answer.state == "refused"
+            return peer.refuses
         return self._clock() - peer.since > self._patience.grace_seconds
 
     # --- sessions -----------------------------------------------------------------------------------------------------
