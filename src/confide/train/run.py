@@ -101,6 +101,11 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         JobError: the job contradicts itself (a quorum above the parties ...).
     """
     seed = job.job.seed
+    if job.data.nodes:
+        raise JobError(
+            "Expected data.tables, got data.nodes; their tables stay with the nodes: run this job as `confide "
+            "coordinator`, or name a table for each party"
+        )
     if job.data.set is not None:
         schema, table = load_set(job.data.set)
         train_part, test = holdout(table, fraction=job.data.test_fraction, seed=seed)
@@ -141,7 +146,7 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
 
 
 def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
-    """Return the public model that a training starts from."""
+    """Return the public starting point of a job's model: a function of the job and the schema alone."""
     outputs = 1 if len(classes) <= 2 else len(classes)
     if job.model.kind == "mlp":
         return mlp(features, job.model.hidden, outputs, seed=job.job.seed, classes=classes)
@@ -179,11 +184,7 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
     if job.privacy is None:
         return None
     quorum = _quorum(job, parties)
-    if quorum <= job.privacy.colluding:
-        raise JobError(
-            f"Expected privacy.colluding={job.privacy.colluding} below the quorum of {quorum}; "
-            "the other parties of the quorum carry the noise"
-        )
+    _check_noise(job, quorum)
     return PrivacyPlan.calibrate(
         epsilon=job.privacy.epsilon,
         delta=job.privacy.delta,
@@ -196,6 +197,14 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
         expected_records=job.privacy.expected_records,
         max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
     )
+
+
+def _check_noise(job: Job, quorum: int) -> None:
+    if job.privacy is not None and quorum <= job.privacy.colluding:
+        raise JobError(
+            f"Expected privacy.colluding={job.privacy.colluding} below the quorum of {quorum}; "
+            "the other parties of the quorum carry the noise"
+        )
 
 
 def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
@@ -212,6 +221,40 @@ def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
     if job.train.aggregate == "masked" and job.privacy is not None:
         return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
     return aggregator
+
+
+def checked_aggregator(job: Job, names: tuple[str, ...]) -> Aggregator:
+    """Return the aggregator of a job after checking that it makes sums over parties with these `names`.
+
+    Raises:
+        JobError: the quorum is above the parties, nobody honest is left to carry the noise, or the server would see
+            single noisy updates.
+        UsageError: as `Aggregator.check` says.
+    """
+    aggregator = aggregator_of(job)
+    quorum = _checked_quorum(job, len(names))
+    _check_noise(job, quorum)
+    if job.privacy is not None and not aggregator.guarantee.hides("update", "server"):
+        raise JobError(
+            f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
+            'would see each party with its own share of the noise only: take "masked"'
+        )
+    aggregator.check(Cohort(names, quorum))
+    return aggregator
+
+
+def encoding_of(job: Job, start: Graph, parties: int) -> Encoding:
+    """Return what the parties of a job contribute, from its starting point.
+
+    Raises:
+        JobError: nobody honest is left to carry the noise.
+        PrivacyError: no noise keeps what [privacy] promises.
+    """
+    learner = GraphLearner(start, job.train)
+    plan = plan_of(job, start.parameters, parties)
+    if plan is None:
+        return _encoding_of(learner, job.train, parties, seed=job.job.seed)
+    return PrivateGradients(learner, plan, job.train)
 
 
 def _aggregator_named(
@@ -234,7 +277,7 @@ def _aggregator_named(
     return AGGREGATORS[name]()
 
 
-def encoding_of(learner: Learner[Any], train: TrainSection, parties: int, *, seed: int = 0) -> Encoding:
+def _encoding_of(learner: Learner[Any], train: TrainSection, parties: int, *, seed: int = 0) -> Encoding:
     """Return what the parties contribute under the algorithm that [train] names, without a privacy plan."""
     if train.algorithm == "scaffold":
         return Scaffold(learner, train, parties=parties)
@@ -297,7 +340,7 @@ def fit(
         ledger.append("fit", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         silos,
-        encoding_of(learner, train, len(silos)),
+        _encoding_of(learner, train, len(silos)),
         train,
         aggregator=aggregator,
         rng=rng or SystemRandomness(),
@@ -330,25 +373,13 @@ def train(
         IntegrityError: the starting parameters are not those of train.start_hash.
         Aborted: a round lost its quorum in each of its attempts.
     """
-    aggregator = aggregator_of(job)
-    quorum = _checked_quorum(job, len(data.silos))
-    plan = plan_of(job, data.start.parameters, len(data.silos))
-    if plan and not aggregator.guarantee.hides("update", "server"):
-        raise JobError(
-            f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
-            'would see each party with its own share of the noise only: take "masked"'
-        )
-    aggregator.check(Cohort(tuple(silo.name for silo in data.silos), quorum))  # before a ledger says there is a run
-    learner = GraphLearner(data.start, job.train)
-    approve(learner.start, job.train.start_hash)
-    encoding = (
-        encoding_of(learner, job.train, len(data.silos), seed=job.job.seed)
-        if plan is None
-        else PrivateGradients(learner, plan, job.train)
-    )
+    names = data.names
+    aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
+    encoding = encoding_of(job, data.start, len(names))
+    approve(encoding.learner.start, job.train.start_hash)
     if ledger is not None:
-        fields = {"job": describe(job), "parties": [silo.name for silo in data.silos]}
-        ledger.append("job", fields | {"start": parameters_hash(learner.start).hex()})
+        fields = {"job": describe(job), "parties": list(names)}
+        ledger.append("job", fields | {"start": parameters_hash(encoding.learner.start).hex()})
     return federate(
         data.silos,
         encoding,
@@ -413,12 +444,12 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
         rounds=done.number,
         seed=done.origin,
         ledger=head,
-        hidden_among=_hidden_among(job, len(parties)),
+        hidden_among=hidden_among(job, len(parties)),
         **(plan.label_fields() if plan else {}),
     )
 
 
-def _hidden_among(job: Job, parties: int) -> int | None:
+def hidden_among(job: Job, parties: int) -> int | None:
     """Return the fewest parties in any sum that the server sees; None where it sees their vectors."""
     aggregator, quorum = aggregator_of(job), _quorum(job, parties)
     if not aggregator.guarantee.hides("update", "server"):

@@ -11,9 +11,8 @@ from confide.ideal import Aggregator, Cohort
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess
 from confide.train.course import Course, approve
-from confide.train.encodings import Encoding, PrivateGradients
-from confide.train.learner import GraphLearner
-from confide.train.run import aggregator_of, encoding_of, plan_of, preprocess_of, start_of
+from confide.train.encodings import Encoding
+from confide.train.run import aggregator_of, checked_aggregator, encoding_of, plan_of, preprocess_of, start_of
 from confide.train.sections import Job, default_quorum
 
 
@@ -48,14 +47,8 @@ class Setting:
         preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
         start = start_of(job, preprocess.features, schema.label.classes)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
+        checked_aggregator(job, nodes)
         setting = cls(job, cohort, plan_of(job, start.parameters, len(nodes)), preprocess, start)
-        aggregator = setting.aggregator()
-        if setting.plan and not aggregator.guarantee.hides("update", "server"):
-            raise JobError(
-                f'Expected train.aggregate to hide updates when there is a [privacy], got "{aggregator.name}"; take '
-                '"masked"'
-            )
-        aggregator.check(cohort)
         setting.course()  # the approved start
         return setting
 
@@ -70,10 +63,7 @@ class Setting:
 
     def encoding(self) -> Encoding:
         """Return what a node contributes."""
-        learner = GraphLearner(self.start, self.job.train)
-        if self.plan is not None:
-            return PrivateGradients(learner, self.plan, self.job.train)
-        return encoding_of(learner, self.job.train, len(self.cohort.clients), seed=self.job.job.seed)
+        return encoding_of(self.job, self.start, len(self.cohort.clients))
 
     def course(self) -> Course:
         """Return the course from its beginning.
