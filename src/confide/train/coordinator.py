@@ -22,7 +22,7 @@ import msgspec
 from confide.cohort.roster import ROSTER, Roster
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
-from confide.errors import Aborted, ProtocolError, StoreError
+from confide.errors import Aborted, ProtocolError
 from confide.ideal import Sums
 from confide.model.graph import Graph
 from confide.net.exchange import Envelope, Exchange
@@ -134,7 +134,7 @@ class Coordinator:
         schema_text: the schema file.
         roster: of the job's nodes, in the job's order.
         link: reaches nodes and helper.
-        store: durable, of this coordinator alone.
+        store: durable, of this coordinator alone; `confide.store.Patient` where it may be gone for a while.
         ledger: gets the job, every release and every round.
         signer: public key that will sign the model, which nodes then insist on.
         patience: deadlines.
@@ -211,7 +211,7 @@ class Coordinator:
         """Take one attempt over the network, or go on with it."""
         self._gather()
         order = Open("round", self._keys, number, attempt)
-        self._patiently(lambda: self._store.commit({"attempt": encode(order), "line": None}))
+        self._store.commit({"attempt": encode(order), "line": None})
         self._charge = charge
         session = session_of(self.run_id, self.cohort, self.course, number, attempt)
         party = self._aggregator.party("server", self.cohort.server, session, None, self._place(), self._rng)
@@ -350,7 +350,7 @@ class Coordinator:
                 self._close(order)
                 continue
             self._close(order)
-            self._patiently(lambda keys=keys: self._store.commit({"keys": str(keys).encode()}))
+            self._store.commit({"keys": str(keys).encode()})
             return
         raise Aborted(f"The set-up failed {_SETUPS} times; {reason}")
 
@@ -524,21 +524,10 @@ class Coordinator:
             self.origin = answer.origin
         self._bring_in(name)
 
-    # --- the store ----------------------------------------------------------------------------------------------------
-
     def _flush(self) -> None:
         """Commit, then send."""
-        for envelope in self._patiently(self.exchange.take):
+        for envelope in self.exchange.take():
             self._link.send(envelope.message.dst, envelope)
-
-    def _patiently(self, write: Callable[[], Any]) -> Any:
-        """Return what `write` returns once the store is there; nothing leaves before."""
-        while True:
-            try:
-                return write()
-            except StoreError as error:
-                self._say(f"waiting for the store: {error}")
-                time.sleep(1.0)
 
 
 def _current(store: Store, name: str, job: str, roster: Roster) -> tuple[_Current, bool]:

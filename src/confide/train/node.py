@@ -18,7 +18,7 @@ from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.data.split import aside, holdout
 from confide.data.table import read_table
-from confide.errors import Aborted, ConfideError, ProtocolError, UsageError
+from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, UsageError
 from confide.ideal import Aggregator
 from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
@@ -135,7 +135,7 @@ class Node:
         member: who it is.
         data: its table; None for a helper.
         gate: decides.
-        store: its own, durable.
+        store: its own, durable; `confide.store.Patient` where it may be gone for a while.
         rng: secret randomness; the operating system's if None. A fixed seed voids every privacy claim, and is reported.
         say: told in one line what happens, for people.
         release: given the model file at a run's end, after the node has checked it against its own course.
@@ -173,6 +173,8 @@ class Node:
             case Arrived(_, envelope):
                 try:
                     self._arrived(envelope)
+                except StoreError:
+                    raise  # what the node knows is not safe: it must end, and go on from its store
                 except ConfideError as error:
                     self._refuse(envelope, error)
             case Left(_, reason):
