@@ -24,6 +24,9 @@ from confide.wire import MemoryStore, Store
 
 NAMES = ("north", "east", "south", "west")
 
+#: Who runs the second server, or keeps the key.
+HELPER = "notary"
+
 SCHEMA = """
 [label]
 name = "ill"
@@ -219,10 +222,10 @@ class Federation:
 
     def __init__(self, folder: Path, job, names: tuple[str, ...] = NAMES, *, seed: str | None = None) -> None:
         self.folder, self.job, self.names, self.seed = folder, job, names, seed
-        self.keys = {name: SigningKey.draw_seed(SeededRandomness(f"identity {name}")) for name in names}
+        self.keys = {name: SigningKey.draw_seed(SeededRandomness(f"identity {name}")) for name in (*names, HELPER)}
         self.roster = Roster(tuple((name, SigningKey(self.keys[name]).public) for name in names))
-        self.wire, self.stores = Wire(), {name: MemoryStore() for name in (*names, "server")}
-        self.gates: dict[str, Gate] = {name: Open() for name in names}
+        self.wire, self.stores = Wire(), {name: MemoryStore() for name in (*names, HELPER, "server")}
+        self.gates: dict[str, Gate] = {name: Open() for name in (*names, HELPER)}
         self.models: dict[str, bytes] = {}
         self.threads: dict[str, Member_] = {}
         self.said: list[str] = []
@@ -233,8 +236,8 @@ class Federation:
 
     def start(self, name: str, *, join: bool = True, store: Store | None = None) -> Node:
         node = Node(
-            Member(name, "node", self.keys[name]),
-            self.folder / f"{name}.csv",
+            Member(name, "helper" if name == HELPER else "node", self.keys[name]),
+            None if name == HELPER else self.folder / f"{name}.csv",
             self.gates[name],
             store or self.stores[name],
             rng=self.rng(),
@@ -244,7 +247,7 @@ class Federation:
         self.wire.nodes[name] = queue.Queue()
         self.threads[name] = Member_(self.wire, node, lambda: self.start(name))
         if join:
-            self.wire.join(name)
+            self.wire.join(name, node.member.role)
         return node
 
     def kill(self, name: str) -> None:

@@ -21,10 +21,10 @@ from confide.train import load_data, train
 from confide.train.control import ANSWER, NEWS, UNABLE
 from confide.train.course import Announcements
 from confide.train.ledger import Ledger, verify
-from confide.train.run import labelled
+from confide.train.run import AGGREGATORS, labelled
 from confide.train.setting import Setting
 from confide.wire import Array, MemoryStore, decode, encode
-from train.federation import NAMES, Federation, Killed, Mortal, Open, job_of, tables
+from train.federation import HELPER, NAMES, Federation, Killed, Mortal, Open, job_of, tables
 
 
 def in_process(job, seed=None):
@@ -33,16 +33,19 @@ def in_process(job, seed=None):
     return list(train(job, load_data(job, rng=rng), rng=rng))
 
 
-@pytest.mark.parametrize("aggregate", ["plain", "masked", "amortised"])
+@pytest.mark.parametrize("aggregate", AGGREGATORS)
 def test_a_federation_trains_the_model_of_one_process_bit_for_bit(tmp_path, aggregate):
     tables(tmp_path)
-    job = job_of(tmp_path, train={"aggregate": aggregate})
+    more = {"helper": HELPER} if aggregate in ("shares", "he") else {}
+    more |= {"rule": "mean", "group_size": 3} if aggregate == "groups" else {}
+    job = job_of(tmp_path, train={"aggregate": aggregate} | more)
     with Federation(tmp_path, job) as federation:
-        for name in NAMES:
+        for name in (*NAMES, *((HELPER,) if "helper" in more else ())):
             federation.start(name)
         done = list(federation.coordinator().rounds())
     expected = in_process(job)
     assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
+    assert len(done) == 4
     assert all(one.members == frozenset(NAMES) and one.attempts == 1 for one in done)
 
 
@@ -332,3 +335,16 @@ def test_a_node_beyond_its_budget_leaves_the_sum_and_lets_nothing_open_it(tmp_pa
     assert len(done) == 3
     assert [number for number, _, _ in federation.gates["north"].charges] == [1, 2, 3]
     assert federation.gates["north"].charges[-1][2] == pytest.approx(done[-1].epsilon)
+
+
+def test_a_private_job_under_test_seeds_gives_the_same_noise_under_both_drivers(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3}, privacy=PRIVATE)
+    with Federation(tmp_path, job, seed="same") as federation:
+        for name in NAMES:
+            federation.start(name)
+        done = list(federation.coordinator().rounds())
+    expected = in_process(job, "same")
+    assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
+    assert [one.epsilon for one in done] == [one.epsilon for one in expected]
+    assert "no privacy claim" in done[-1].origin

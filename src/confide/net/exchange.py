@@ -71,6 +71,23 @@ def journal_key(session: str, line: int) -> str:
     return f"journal/{session}/{line}"
 
 
+class _View:
+    """A store below a prefix, read through changes that are not committed yet."""
+
+    def __init__(self, store: Store, changes: dict[str, bytes | None], prefix: str) -> None:
+        self._store, self._changes, self._prefix = store, changes, prefix
+
+    def get(self, key: str) -> bytes | None:
+        key = self._prefix + key
+        return self._changes[key] if key in self._changes else self._store.get(key)
+
+    def commit(self, changes: Mapping[str, bytes | None]) -> None:
+        below = {self._prefix + key: value for key, value in changes.items()}
+        self._store.commit(below)
+        for key in below:  # or an older value would be written over it
+            self._changes.pop(key, None)
+
+
 class Exchange:
     """Parties by session.
 
@@ -166,7 +183,14 @@ class Exchange:
 
     def change(self, changes: Mapping[str, bytes | None]) -> None:
         """Add to what the next `take` commits."""
-        self._changes |= changes
+        self._changes.update(changes)
+
+    def view(self, prefix: str = "") -> Store:
+        """Return a part of the store as its parties must see it: with what the next `take` will commit.
+
+        What is committed through it is durable at once.
+        """
+        return _View(self._store, self._changes, prefix)
 
     # --- what the driver asks -----------------------------------------------------------------------------------------
 
@@ -174,7 +198,7 @@ class Exchange:
         """Commit, then return what may leave, in order."""
         if self._changes:
             self._store.commit(self._changes)
-            self._changes = {}
+            self._changes.clear()
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
 
@@ -269,8 +293,8 @@ class Exchange:
 
     def _leave(self, session: str, one: _Session, step: Step) -> None:
         if self._on_step:
-            self._changes |= self._on_step(session, step)
-        self._changes |= {one.prefix + key: value for key, value in step.save.items()}
+            self._changes.update(self._on_step(session, step))
+        self._changes.update({one.prefix + key: value for key, value in step.save.items()})
         for message in step.send:
             if message.src != one.me:
                 raise ProtocolError(f"{one.me} tried to send as {message.src}")

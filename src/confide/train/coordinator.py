@@ -368,8 +368,8 @@ class Coordinator:
         if others := [name for name in self.cohort.clients if self.peers[name].done[session] != fingerprint]:
             raise Aborted(f"Expected one fingerprint of the set-up, {', '.join(others)} found another")
 
-    def _place(self) -> Prefixed:
-        return Prefixed(self._store, f"keys-{self._keys}/")
+    def _place(self) -> Store:
+        return self.exchange.view(f"{self._prefix}keys-{self._keys}/")
 
     def _gather(self) -> None:
         """Wait for the quorum, and a while for the others.

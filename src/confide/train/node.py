@@ -22,7 +22,6 @@ from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, Usa
 from confide.ideal import Aggregator
 from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
-from confide.store import Prefixed
 from confide.train import control
 from confide.train.control import MAX_CONTROL_BYTES, MAX_REASON, Answer, End, Open, Ready, Reason, session_id
 from confide.train.course import Follower, parameters_hash
@@ -86,10 +85,13 @@ class Member:
 class _Run:
     """What a node knows of one run that it takes part in."""
 
-    def __init__(self, member: Member, offer: Offer, setting: Setting, store: Store, rng: Randomness) -> None:
+    def __init__(
+        self, member: Member, offer: Offer, setting: Setting, view: Callable[[str], Store], rng: Randomness
+    ) -> None:
         self.offer, self.setting, self.role = offer, setting, _role(member, setting)
         self.prefix = f"run/{offer.run}/"
-        self.store = Prefixed(store, self.prefix)
+        self._view = view
+        self.store = view(self.prefix)
         self.aggregators: dict[int, Aggregator] = {}
         self.silo: Silo | None = None
         self.test: Silo | None = None
@@ -100,6 +102,9 @@ class _Run:
         if state is not None and heard is not None:
             self.follower.resume(state, int(heard))
         self.own = own_randomness(rng, setting.cohort).get(member.name, rng)
+        # under test seeds the members start from one stream, and no two may draw the same keys
+        others = {name: rng.branch() for name in (*setting.cohort.clients, setting.cohort.helper)}
+        self.rng = others[member.name]
 
     def load(self, me: str, data: Path, schema: Schema) -> None:
         """Read the node's table, and set its test records aside as a job in one process would."""
@@ -110,9 +115,10 @@ class _Run:
         self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
         self.test = Silo(me, prepare.apply(test.columns), test.labels)
 
-    def keys(self, number: int) -> tuple[Aggregator, str]:
-        """Return the aggregator of a set-up, and where its keys lie below the run's prefix."""
-        return self.aggregators.setdefault(number, self.setting.aggregator()), f"keys-{number}/"
+    def keys(self, number: int) -> tuple[Aggregator, str, Store]:
+        """Return the aggregator of a set-up, where its keys lie in the node's store, and the store from there on."""
+        prefix = f"{self.prefix}keys-{number}/"
+        return self.aggregators.setdefault(number, self.setting.aggregator()), prefix, self._view(prefix)
 
 
 def _role(member: Member, setting: Setting) -> str:
@@ -156,7 +162,7 @@ class Node:
         say: Callable[[str], None] = lambda text: None,
         release: Callable[[Offer, bytes], None] = lambda offer, model: None,
     ) -> None:
-        self.member, self._data, self._gate, self._store = member, data, gate, store
+        self.member, self._data, self._gate = member, data, gate
         self._rng, self._say, self._release = rng or SystemRandomness(), say, release
         self.exchange = Exchange(store, on_step=self._on_step)
         self._out: list[Envelope] = []
@@ -272,7 +278,7 @@ class Node:
         if current is None:
             for session in (*self.exchange.open_sessions,):
                 self.exchange.forget(session)
-            current = _Run(self.member, offer, setting, self._store, self._rng)
+            current = _Run(self.member, offer, setting, self.exchange.view, self._rng)
             if role == "client":
                 if self._data is None:
                     raise UsageError("Expected --data at a node that trains; name its table")
@@ -306,18 +312,17 @@ class Node:
                 self._ended_well(session, self.exchange.output(session))
             return
         run.orders[session] = order
-        prefix = run.prefix + run.keys(order.keys)[1]
+        _, prefix, _ = run.keys(order.keys)
         party = self._setup(run, order) if order.kind == "setup" else self._sum(run, order)
         self.exchange.open(session, party, me=self.member.name, prefix=prefix)
 
     def _setup(self, run: _Run, order: Open) -> Party:
-        aggregator, place = run.keys(order.keys)
-        store, roster = Prefixed(run.store, place), Roster(run.offer.members)
+        (aggregator, _, store), roster = run.keys(order.keys), Roster(run.offer.members)
         store.commit({IDENTITY: self.member.identity, ROSTER: roster.encode()})  # pinned before the server's word
-        return aggregator.setup(run.role, self.member.name, run.setting.cohort, store, self._rng)
+        return aggregator.setup(run.role, self.member.name, run.setting.cohort, store, run.rng)
 
     def _sum(self, run: _Run, order: Open) -> Party:
-        aggregator, place = run.keys(order.keys)
+        aggregator, _, store = run.keys(order.keys)
         follower, me = run.follower, self.member.name
         vector = None
         if run.role == "client":
@@ -327,7 +332,7 @@ class Node:
             course = follower.course
             vector = course.encoding.contribution(course.parameters, run.silo, order.number, run.own, run.store)
         session = session_of(run.offer.run, run.setting.cohort, follower.course, order.number, order.attempt)
-        return aggregator.party(run.role, me, session, vector, Prefixed(run.store, place), self._rng)
+        return aggregator.party(run.role, me, session, vector, store, run.rng)
 
     def _on_step(self, session: str, step: Step) -> Mapping[str, bytes | None]:
         """Charge what opens a sum: in the commit before it leaves, once for each attempt."""
@@ -335,7 +340,7 @@ class Node:
         order = run.orders.get(session) if run else None
         if run is None or order is None or order.kind == "setup" or run.role != "client":
             return {}
-        aggregator, _ = run.keys(order.keys)
+        aggregator, _, _ = run.keys(order.keys)
         place = f"{order.number}/{order.attempt}".encode()
         if not opens_at_client(aggregator, step) or run.store.get(_CHARGED) == place:
             return {}
