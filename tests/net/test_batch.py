@@ -63,6 +63,7 @@ def pair() -> tuple[HostBatches, NodeBatches]:
     one.places([7])
     assert ask(one, other) == [Joined("server", "coordinator")]
     assert drain(one) == [Joined("north", "node")]
+    assert not one.strangers
     return one, other
 
 
@@ -355,6 +356,7 @@ def test_another_key_does_not_join_under_a_name():
     one.places([7])
     ask(one, node("north", signer="south"))
     assert drain(one) == []
+    assert "signature" in one.strangers[7]
 
 
 def test_nobody_joins_who_is_no_member():

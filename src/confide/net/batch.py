@@ -96,6 +96,7 @@ class _Route:
     nonce: bytes = b""  # what the reply that is under way must answer; b"" when nothing is under way
     token: bytes = b""  # what the next request must answer
     asked_at: float = float("-inf")
+    reason: str = "not asked yet"  # why nobody has joined there
 
 
 class HostBatches:
@@ -195,6 +196,11 @@ class HostBatches:
         """Return what happened next, or None."""
         return self._events.popleft() if self._events else None
 
+    @property
+    def strangers(self) -> dict[int, str]:
+        """Return why nobody has joined, by place, for people: a node without its process, another federation's."""
+        return {node_id: route.reason for node_id, route in self._routes.items() if not route.name}
+
     def _due_at(self, route: _Route) -> float:
         if not route.name:
             return route.asked_at + self._retry_seconds
@@ -224,7 +230,7 @@ class HostBatches:
         if route.name:
             del self._queues[route.name]
             self._events.append(Left(route.name, reason))
-        route.name, route.nonce, route.token = "", b"", b""
+        route.name, route.nonce, route.token, route.reason = "", b"", b"", reason
 
 
 @dataclass(slots=True)

@@ -27,6 +27,9 @@ from confide.net.exchange import Envelope
 from confide.net.link import Event
 from confide.net.local import Frame, Gone, Listener
 
+#: Few, since each may make us keep one batch: the app and one that replaces it, and one more at the coordinator.
+_APPS, _CLIENT_APPS = 3, 2
+
 #: The Flower app: one module and what Flower must know of it.
 _APP_MODULE = "flower_app"
 _APP_PROJECT = """\
@@ -127,13 +130,18 @@ class FlowerHost:
             retry_seconds=retry_seconds,
             max_bytes=max_bytes,
         )
-        self._listener = Listener(path, mode=mode, max_bytes=max_bytes)
+        self._listener = Listener(path, mode=mode, max_bytes=max_bytes, most_callers=_APPS)
         self._app: int | None = None
 
     @property
     def requests(self) -> int:
         """Return how many Flower messages have been sent to nodes, hellos included."""
         return self._batches.requests
+
+    @property
+    def strangers(self) -> dict[int, str]:
+        """Return why nobody has joined behind a SuperNode, by Flower's node id."""
+        return self._batches.strangers
 
     def send(self, peer: str, envelope: Envelope) -> None:
         """Queue a message; it leaves when everything that has happened so far was received, with all others to `peer`.
@@ -229,7 +237,7 @@ class FlowerJoin:
             me, role, key, coordinator, rng or SystemRandomness(), server=server, max_bytes=max_bytes
         )
         self._server = server
-        self._listener = Listener(path, mode=mode, max_bytes=max_bytes)
+        self._listener = Listener(path, mode=mode, max_bytes=max_bytes, most_callers=_CLIENT_APPS)
 
     def send(self, peer: str, envelope: Envelope) -> None:
         """Queue a message for the next reply; only the coordinator can be sent to."""
