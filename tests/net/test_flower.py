@@ -31,7 +31,7 @@ def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
 class Host:
     """A coordinator over Flower that gives up, with every log, where it would wait for ever."""
 
-    def __init__(self, federation: Federation, folder: Path, *, patience_seconds: float = 300) -> None:
+    def __init__(self, federation: Federation, folder: Path, *, patience_seconds: float = 600) -> None:
         self.federation = federation
         self.deadline = time.monotonic() + patience_seconds
         members = {name: Member("node", key_of(name).public) for name in NAMES}
