@@ -70,6 +70,10 @@ class Store(Protocol):
         """Return the bytes under `key`, or None."""
         ...
 
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys that begin with `prefix`, in the order of their characters."""
+        ...
+
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         """Write all of `changes` or none of it; None deletes."""
         ...
@@ -83,6 +87,9 @@ class MemoryStore:
 
     def get(self, key: str) -> bytes | None:
         return self._entries.get(key)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        return sorted(key for key in self._entries if key.startswith(prefix))
 
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         for key, value in changes.items():

@@ -318,7 +318,7 @@ def predict(
     """
     from confide.data.table import read_columns
     from confide.serve.client import Client
-    from confide.serve.keys import SqliteStore
+    from confide.store import SqliteStore
 
     api_key = _api_key(api_key_file) if api_key_file else None
     with Client(

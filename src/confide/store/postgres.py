@@ -29,6 +29,8 @@ from confide.store.lease import Lease, check_name, refusal
 _Connection = psycopg.Connection[TupleRow]
 _Result = TypeVar("_Result")
 
+_POLL_SECONDS = 0.02
+_RELEASE_SECONDS = 1.0  # for the server to notice that a holder's process has ended
 _END_SECONDS = 5.0  # for the server to end a session of ours that it still believes in
 
 _TABLES = (
@@ -63,8 +65,9 @@ _NEXT_GENERATION = """
     ON CONFLICT (name) DO UPDATE SET generation = confide_leases.generation + 1 RETURNING generation
 """
 _HOLDER = """
-    SELECT pid, coalesce(host(client_addr), 'the same machine') FROM pg_locks JOIN pg_stat_activity USING (pid)
+    SELECT pid, coalesce(' from ' || host(client_addr), '') FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
     WHERE locktype = 'advisory' AND objsubid = 1 AND granted AND (classid::bigint << 32 | objid::bigint) = %s
+    AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
 """
 
 
@@ -103,6 +106,7 @@ class PostgresStore:
         self._connection: _Connection | None = None
         self._session: _Session | None = None
         self._schema = ""
+        self._closed = False
         with self._lock:
             self._connected()
 
@@ -147,6 +151,7 @@ class PostgresStore:
     def close(self) -> None:
         """Close the connection; its leases end with it."""
         with self._lock:
+            self._closed = True
             self._drop()
 
     # --- the connection -----------------------------------------------------------------------------------------------
@@ -170,6 +175,8 @@ class PostgresStore:
 
     def _connected(self) -> _Connection:
         """Return the connection, a new one if it has broken, with every lease held."""
+        if self._closed:
+            raise StoreError(f"Expected an open store, but {self._name} was closed here")
         if self._connection is None or self._connection.closed:
             self._drop()
             try:
@@ -240,9 +247,9 @@ class PostgresStore:
         if name in self._leases:
             raise refusal(name, "this process")
         number = _lock_number(self._schema, name)
-        if not _try_lock(connection, number):
+        if not _try_lock(connection, number, seconds=_RELEASE_SECONDS):
             holder = connection.execute(_HOLDER, (number,)).fetchone()
-            raise refusal(name, f"session {holder[0]} from {holder[1]}" if holder else "another process")
+            raise refusal(name, f"session {holder[0]}{holder[1]}" if holder else "another process")
         try:
             row = connection.execute(_NEXT_GENERATION, (name,)).fetchone()
         except psycopg.Error:
@@ -254,7 +261,7 @@ class PostgresStore:
     def _take_again(self, connection: _Connection, name: str, generation: int) -> bool:
         """Return whether the lease could be had again, and nobody had it meanwhile."""
         number = _lock_number(self._schema, name)
-        if not _try_lock(connection, number):
+        if not _try_lock(connection, number, seconds=0):
             return False
         row = connection.execute("SELECT generation FROM confide_leases WHERE name = %s", (name,)).fetchone()
         if row is not None and row[0] == generation:
@@ -292,7 +299,9 @@ def _conninfo(url: str) -> tuple[str, str]:
     if not local and not given.keys() & {"sslmode", "service"}:
         wanted["sslmode"] = "verify-full"
     where = f" at {', '.join(hosts)}" if hosts else ""
-    return make_conninfo(**{**wanted, **given}), f"the database {given.get('dbname', '')!r}{where}"
+    return make_conninfo(
+        **{**wanted, **given, "client_encoding": "UTF8"}
+    ), f"the database {given.get('dbname', '')!r}{where}"
 
 
 def _lock_number(schema: str, name: str) -> int:
@@ -301,9 +310,13 @@ def _lock_number(schema: str, name: str) -> int:
     return int.from_bytes(digest[:8], "big", signed=True)
 
 
-def _try_lock(connection: _Connection, number: int) -> bool:
-    row = connection.execute("SELECT pg_try_advisory_lock(%s)", (number,)).fetchone()
-    return row is not None and row[0]
+def _try_lock(connection: _Connection, number: int, *, seconds: float) -> bool:
+    deadline = time.monotonic() + seconds
+    while (row := connection.execute("SELECT pg_try_advisory_lock(%s)", (number,)).fetchone()) and not row[0]:
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(_POLL_SECONDS)
+    return True
 
 
 def _unlock(connection: _Connection, number: int) -> None:
@@ -329,7 +342,7 @@ def _end(connection: _Connection, session: _Session) -> bool:
     while connection.execute("SELECT 1 " + _SESSION_IS_THERE, who).fetchone():
         if time.monotonic() > deadline:
             return False
-        time.sleep(0.02)
+        time.sleep(_POLL_SECONDS)
     return True
 
 
