@@ -119,7 +119,7 @@ def refresh(folder: Path, *, force: bool = False, rng: Randomness | None = None,
     """Renew the coordinator's own certificate if a third of its time or less is left, or if `force`.
 
     Returns:
-        Whether there is a new one; connections made from now on get it (`confide.net.tls.ServerTls.reload`).
+        Whether there is a new one; connections made from now on get it (`confide.net.contexts.ServerTls.reload`).
 
     Raises:
         UsageError: the folder is not whole, or the authority has expired.
