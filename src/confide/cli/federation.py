@@ -137,7 +137,7 @@ def sign(
     from confide.net.folders import read, write_public
     from confide.net.registrar import Registrar
 
-    answer = Registrar(federation).answer(unarmour(read(request), "REQUEST", str(request)))
+    answer = Registrar(federation).grant(unarmour(read(request), "REQUEST", str(request)))
     write_public(out, armour(answer, "CERTIFICATE"))
     console.out.print(f"wrote {out}")
     console.err.print("send it back; it is not secret")
@@ -298,7 +298,7 @@ def _print_member(folder: Path) -> None:
     from confide.net.membership import membership, own
 
     said, member = membership(folder), own(folder)
-    console.out.print(f"{member.name} is a {member.role} of {said.federation!r}")
+    console.out.print(f"{member.name}: {member.role} of {said.federation!r}")
     _print_expiry(folder)
     console.err.print(f"your identity, to compare by telephone: {spoken(member.identity.hex())}")
     _print_authority(folder)

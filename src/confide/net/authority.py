@@ -140,11 +140,6 @@ def self_signed(der: bytes) -> bool:
     return certificate.issuer == certificate.subject
 
 
-def is_address(host: str) -> bool:
-    """Return whether `host` is an IP address, as a certificate names it."""
-    return isinstance(_host(host), x509.IPAddress)
-
-
 def issued_by(der: bytes, authority: bytes) -> bool:
     """Return whether `authority` (DER) signed the certificate `der`."""
     try:

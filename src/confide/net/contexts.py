@@ -148,7 +148,7 @@ def explain(error: ssl.SSLError, *, now: datetime) -> str:
     clock = f"this machine's clock says {day(now)}"
     if isinstance(error, ssl.SSLCertVerificationError):
         return _about_peer(error.verify_code, clock)
-    reason = str(error.reason or "")
+    reason = getattr(error, "reason", None) or ""  # absent where Python itself raised
     if reason == _REFUSED_EXPIRED:
         return (
             f"The peer says that this certificate expired; run confide federation renew, or check the clocks: {clock}"

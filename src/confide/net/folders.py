@@ -137,7 +137,8 @@ def toml(values: Mapping[str, str | Sequence[str]], *, heading: str) -> bytes:
     """Return lines KEY = "value" under a comment."""
     lines = [f"# {line}" for line in heading.splitlines()]
     for key, value in values.items():
-        lines.append(f"{key} = {json.dumps(value if isinstance(value, str) else list(value), ensure_ascii=False)}")
+        text = json.dumps(value if isinstance(value, str) else list(value), ensure_ascii=False)
+        lines.append(f"{key} = {text}".replace("\x7f", "\\u007f"))  # the one letter that JSON takes and TOML does not
     return ("\n".join(lines) + "\n").encode()
 
 

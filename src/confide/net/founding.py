@@ -6,6 +6,7 @@ and the revocation list are derived from it and the registry, and written again 
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ import msgspec
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import UsageError
-from confide.net.authority import Authority, is_address, issued_by
+from confide.net.authority import Authority, issued_by
 from confide.net.certificates import COORDINATOR, TlsKey, fingerprint, from_pem, read_member, to_pem
 from confide.net.enrolment import split_url
 from confide.net.folders import (
@@ -111,8 +112,11 @@ def found(
 
 
 def _check_host(host: str) -> None:
-    if not is_address(host) and not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
-        raise UsageError(f"Expected DNS names and IP addresses of the coordinator; got {host[:80]!r}")
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
+            raise UsageError(f"Expected DNS names and IP addresses of the coordinator; got {host[:80]!r}") from None
 
 
 def refresh(folder: Path, *, force: bool = False, rng: Randomness | None = None, now: Clock = utc_now) -> bool:

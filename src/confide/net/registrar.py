@@ -185,20 +185,30 @@ class Registrar:
         Raises:
             ProtocolError: refused; the text is for whoever asked.
         """
-        asked = read_asked(body)
         try:
-            with locked(self.folder):
-                before, issuer = load_registry(self.folder), Issuer.load(self.folder)
-                if isinstance(asked, Enrolment):
-                    after, certificate = self._enrol(asked, hashlib.sha256(body).hexdigest(), before, issuer)
-                else:
-                    after, certificate = self._renew(asked, before, issuer)
-                if after != before:
-                    save_registry(self.folder, after)
+            return self.grant(body)
         except ProtocolError:
             raise
         except (ConfideError, OSError):  # a full disk, a lost key: the operator's business
             raise ProtocolError("The coordinator cannot issue certificates now; tell its operator") from None
+
+    def grant(self, body: bytes) -> bytes:
+        """Return as `answer` does, for the operator, who is told what is wrong here.
+
+        Raises:
+            ProtocolError: refused.
+            UsageError: the folder is not whole, or the clock is wrong.
+            OSError: the disk is full, or the like; nothing is granted.
+        """
+        asked = read_asked(body)
+        with locked(self.folder):
+            before, issuer = load_registry(self.folder), Issuer.load(self.folder)
+            if isinstance(asked, Enrolment):
+                after, certificate = self._enrol(asked, hashlib.sha256(body).hexdigest(), before, issuer)
+            else:
+                after, certificate = self._renew(asked, before, issuer)
+            if after != before:
+                save_registry(self.folder, after)
         return encode(Granted(certificate, issuer.trusted, issuer.endorsements))
 
     def reply(self, body: bytes) -> bytes:
