@@ -204,6 +204,14 @@ def test_a_certificate_of_a_stolen_authority_key_is_not_let_in(houses):
     houses.registrar.admit(own)
 
 
+def test_a_refusal_is_a_line_or_nothing(houses):
+    certificate = membership.own_certificate(houses.member("north"))
+    assert houses.registrar.refusal(certificate) is None
+    houses.registrar.revoke("north")
+    assert "north was revoked" in houses.registrar.refusal(certificate)
+    assert "name, role and identity" in houses.registrar.refusal(b"none")
+
+
 def test_an_expired_member_is_not_let_in(houses):
     member = membership.own(houses.member("north"))
     houses.clock.ahead = timedelta(days=91)

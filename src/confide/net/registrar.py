@@ -105,6 +105,14 @@ class Registrar:
                 "federation renew"
             )
 
+    def refusal(self, certificate: bytes) -> str | None:
+        """Return why a peer with this certificate (DER) may not be connected, in one line, or None if it may."""
+        try:
+            self.admit(read_member(certificate))
+        except ProtocolError as error:
+            return str(error)
+        return None
+
     def members(self) -> tuple[Standing, ...]:
         """Return everybody who is or was a member, by name."""
         return tuple(sorted(map(Standing.of, self.registry().members), key=lambda one: (one.name, one.expires)))
