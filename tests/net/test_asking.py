@@ -82,6 +82,46 @@ def test_the_wrong_coordinator_gets_no_request(houses, tmp_path):
     assert sent == []
 
 
+def test_through_an_http_proxy(houses):
+    """A proxy that knows CONNECT alone carries it; it sees the address, and bytes that are not the request."""
+    invitation, seen = houses.invited("north"), []
+
+    def carry(listener):
+        client, _ = listener.accept()
+        asked = b""
+        while not asked.endswith(b"\r\n\r\n"):
+            asked += client.recv(1)
+        seen.append(asked)
+        host, port = asked.split()[1].decode().split(":")
+        with client, socket.create_connection((host, int(port))) as server:
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+
+            def pump(source, target):
+                while body := source.recv(1 << 16):
+                    seen.append(body)
+                    target.sendall(body)
+                target.shutdown(socket.SHUT_WR)
+
+            back = threading.Thread(target=pump, args=(server, client))
+            back.start()
+            pump(client, server)
+            back.join()
+
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        answering(houses.coordinator, houses.listener, houses.registrar.answer),
+    ):
+        thread = threading.Thread(target=carry, args=(listener,))
+        thread.start()
+        proxy = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        membership.join(houses.root / "north", invitation, by(invitation, proxy=proxy))
+        thread.join()
+    assert seen[0].startswith(f"CONNECT {invitation.coordinator.removeprefix('wss://')} HTTP/1.1".encode())
+    assert not any(b"north" in body or invitation.key.public in body for body in seen[1:])
+    with pytest.raises(UsageError, match="and the proxy"):
+        by(invitation, proxy="nonsense")(b"x")
+
+
 def test_an_answer_that_is_text_is_refused(houses):
     invitation = houses.invited("north")
     with (

@@ -21,6 +21,7 @@ Either = Annotated[Path, typer.Argument(metavar="FOLDER", help="A coordinator's 
 RequestOut = Annotated[
     Path | None, typer.Option(help="Write the request to this file instead of connecting; its reader can sign it.")
 ]
+ProxyThrough = Annotated[str | None, typer.Option("--proxy", help="HTTP proxy to go through, http://HOST:PORT.")]
 CertificateIn = Annotated[
     Path | None, typer.Option(help="Complete with the file that `confide federation sign` wrote.")
 ]
@@ -91,6 +92,7 @@ def join(
     into: Annotated[Path, typer.Option(help="Your folder; is made. It holds your keys.")] = Path("identity"),
     request: RequestOut = None,
     certificate: CertificateIn = None,
+    proxy: ProxyThrough = None,
 ) -> None:
     """Become a member: draws your keys here, and has the coordinator certify their public halves.
 
@@ -119,7 +121,7 @@ def join(
         return
     from confide.net.asking import asking
 
-    join_over(into, invited, asking(invited.coordinator, invited.authorities, invited.identity))
+    join_over(into, invited, asking(invited.coordinator, invited.authorities, invited.identity, proxy=proxy))
     _print_member(into)
 
 
@@ -144,7 +146,12 @@ def sign(
 
 
 @app.command()
-def renew(folder: Either = Path(), request: RequestOut = None, certificate: CertificateIn = None) -> None:
+def renew(
+    folder: Either = Path(),
+    request: RequestOut = None,
+    certificate: CertificateIn = None,
+    proxy: ProxyThrough = None,
+) -> None:
     """Take a new key and certificate, for the same identity; also when the old certificate has expired.
 
     Running nodes and coordinators do this by themselves. In a coordinator's folder it renews the coordinator's own.
@@ -171,7 +178,8 @@ def renew(folder: Either = Path(), request: RequestOut = None, certificate: Cert
         from confide.net.asking import asking
 
         said = membership(folder)
-        renew_over(folder, asking(said.coordinator, trusted(folder), bytes.fromhex(said.coordinator_identity)))
+        identity = bytes.fromhex(said.coordinator_identity)
+        renew_over(folder, asking(said.coordinator, trusted(folder), identity, proxy=proxy))
         _print_expiry(folder)
 
 

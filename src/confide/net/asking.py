@@ -1,9 +1,7 @@
 """One request to a coordinator, over a connection without a certificate: for those who have none, or whose has expired.
 
-    connect (TLS 1.3, the coordinator's certificate and identity are checked), one binary WebSocket message there, one
-    back, or a close frame with the reason
-
-An HTTP proxy of the environment is used, as by other programs.
+connect (TLS 1.3, the coordinator's certificate and identity are checked), one binary WebSocket message there, one
+back, or a close frame with the reason
 """
 
 from __future__ import annotations
@@ -20,13 +18,14 @@ from confide.net.membership import Ask
 _CONNECT_SECONDS, _ANSWER_SECONDS = 20.0, 60.0
 
 
-def asking(url: str, authorities: Sequence[bytes], identity: bytes) -> Ask:
+def asking(url: str, authorities: Sequence[bytes], identity: bytes, *, proxy: str | None = None) -> Ask:
     """Return a function that carries a request's body to the coordinator and returns the answer's.
 
     Args:
         url: "wss://host:port".
         authorities: DER; whose certificate the coordinator must show.
         identity: the coordinator's Ed25519 public key, 32 bytes.
+        proxy: "http://host:port" of an HTTP proxy to go through; it sees the coordinator's address, and no more.
 
     The function raises UsageError if there is no way to that coordinator, ProtocolError if it refused.
     """
@@ -39,7 +38,9 @@ def asking(url: str, authorities: Sequence[bytes], identity: bytes) -> Ask:
             raise MissingExtra("websockets", "federate") from None
         context = anonymous_context(authorities)
         try:
-            with connect(url, ssl=context, open_timeout=_CONNECT_SECONDS, max_size=LARGEST_BODY_BYTES) as connection:
+            with connect(
+                url, ssl=context, proxy=proxy, open_timeout=_CONNECT_SECONDS, max_size=LARGEST_BODY_BYTES
+            ) as connection:
                 assert isinstance(connection.socket, ssl.SSLSocket)
                 check_coordinator(connection.socket, identity)
                 connection.send(body)
@@ -55,7 +56,7 @@ def asking(url: str, authorities: Sequence[bytes], identity: bytes) -> Ask:
             raise UsageError(
                 f"No connection to {url}: {error.strerror or 'it was cut'}; check the address, the firewall, the proxy"
             ) from None
-        except WebSocketException as error:
+        except (WebSocketException, ValueError) as error:  # ValueError: a proxy whose address is none
             raise UsageError(
                 f"No connection to {url}: {type(error).__name__}; check that a coordinator answers there, and the proxy"
             ) from None
