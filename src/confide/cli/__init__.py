@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import console
+from confide.cli import console, federation
 from confide.cli.console import progress_bars
 from confide.errors import ConfideError, MissingExtra, UsageError
 
@@ -35,6 +35,7 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of a training run.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(federation.app, name="federation")
 
 
 @app.callback(invoke_without_command=True)
