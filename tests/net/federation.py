@@ -50,7 +50,13 @@ class Authority:
         self.path.write_bytes(built.public_bytes(serialization.Encoding.PEM))
 
     def issue(
-        self, name: str, role: str = "node", *, days: tuple[float, float] = (-1, 1), file: str = "", host: bool = False
+        self,
+        name: str,
+        role: str = "node",
+        *,
+        days: tuple[float, float] = (-1, 1),
+        file: str = "",
+        hosts: tuple[str, ...] | None = None,
     ) -> tuple[Path, Path]:
         """Return the files of a certificate and its key, valid from and until so many days from now."""
         key = ec.generate_private_key(ec.SECP256R1())
@@ -59,8 +65,8 @@ class Authority:
         if role:
             subject.append(x509.NameAttribute(NameOID.ORGANIZATIONAL_UNIT_NAME, role))
         names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(f"confide:identity:{'00' * 32}")]
-        if host or role == "coordinator":
-            names += [x509.IPAddress(ipaddress.ip_address("127.0.0.1")), x509.DNSName("localhost")]
+        for host in hosts or (("127.0.0.1",) if role == "coordinator" and hosts is None else ()):
+            names.append(x509.IPAddress(ipaddress.ip_address(host)) if host[0].isdigit() else x509.DNSName(host))
         built = (
             x509.CertificateBuilder()
             .subject_name(x509.Name(subject))

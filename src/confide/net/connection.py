@@ -13,11 +13,11 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from http import HTTPStatus
 from logging import CRITICAL, Logger
 from typing import Protocol, cast
 
 from websockets.client import ClientProtocol
-from websockets.exceptions import InvalidStatus
 from websockets.frames import Frame, Opcode
 from websockets.http11 import Request, Response
 from websockets.protocol import State
@@ -38,6 +38,7 @@ LARGEST_BUFFER_BYTES = 8 << 20
 _HIGH_WATER_BYTES = 256 << 10
 _FRAMES_PER_TURN = 8
 _LONGEST_REASON_BYTES = 120
+_BROKE = "the connection broke off"
 
 
 class Code(IntEnum):
@@ -65,7 +66,7 @@ class Ending:
         reason: one line for people.
         final: coming again cannot mend it.
         certificate: it ended over a certificate, before anything was said.
-        code: that of the other side's close frame, if it sent one.
+        code: that of the close frame, if one side sent one.
     """
 
     reason: str
@@ -155,7 +156,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self, code: Code, reason: str, *, certificate: bool = False) -> None:
         """End this connection at once; the peer is told why, as far as it listens."""
-        self._end(Ending(reason, final=code in _FINAL, certificate=certificate), code)
+        self._end(Ending(reason, final=code in _FINAL, certificate=certificate, code=code), code)
 
     def give_up(self, ending: Ending) -> None:
         """End this connection without a word to the other side."""
@@ -243,12 +244,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def eof_received(self) -> bool:
         """The peer hung up: so does this end."""
-        self._end(Ending("the connection was closed"), None)
+        self._end(Ending(_BROKE), None)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The socket is gone."""
-        self._end(Ending("the connection broke" if exc else "the connection was closed"), None)
+        self._end(Ending(_BROKE), None)
         self.keep_identity()
         self._transport = None
         self.owner.lost(self)
@@ -290,7 +291,7 @@ class Connection(asyncio.BufferedProtocol):
                 # Its text says what is wrong with the form of a frame, and never what is inside.
                 self._end(Ending(f"Expected WebSocket: {str(websocket.parser_exc)[:100]}"), None)
         if self.tls.ended:
-            self._end(Ending("the connection was closed"), None)
+            self._end(Ending(_BROKE), None)
 
     def _secured(self) -> None:
         largest_bytes = self.owner.secured(self, self.tls.certificate())
@@ -315,21 +316,24 @@ class Connection(asyncio.BufferedProtocol):
             return
         if isinstance(event, Request):
             assert isinstance(websocket, ServerProtocol)
-            websocket.send_response(websocket.accept(event))
+            refused = websocket.reject(HTTPStatus.FORBIDDEN, self.refusal) if self.refusal else None
+            websocket.send_response(refused or websocket.accept(event))
         if websocket.state is State.OPEN:
             self.is_open = True
             self._flush()
             self.owner.opened(self)
+        elif self.refusal:
+            self._end(Ending(self.refusal, final=True), None)
+        elif isinstance(event, Response) and event.status_code == HTTPStatus.FORBIDDEN:
+            reason = bytes(event.body or b"").decode(errors="replace")
+            self._end(Ending(_one_line(reason) or "the other side refuses", final=True), None)
         else:
-            error = websocket.handshake_exc
-            status = f": HTTP {error.response.status_code}" if isinstance(error, InvalidStatus) else ""
-            self._end(Ending(f"it does not speak WebSocket{status}"), None)
+            self._end(Ending("it does not speak WebSocket"), None)
 
     def _hung_up(self, websocket: ClientProtocol | ServerProtocol) -> None:
         close = websocket.close_rcvd
         assert close is not None
-        reason = "".join(char if char.isprintable() else "?" for char in close.reason)
-        reason = reason or "the other side closed the connection"
+        reason = _one_line(close.reason) or "the other side closed the connection"
         self._end(Ending(reason, final=close.code in _FINAL, code=close.code), None)
 
     def _pump(self) -> None:
@@ -392,6 +396,11 @@ class Connection(asyncio.BufferedProtocol):
         self._pauses.discard(why)
         if not self._pauses and self._transport is not None:
             self._transport.resume_reading()
+
+
+def _one_line(text: str) -> str:
+    """Return what another side said, fit to be printed."""
+    return "".join(char if char.isprintable() else " " for char in text[:500]).strip()
 
 
 def _short(text: str) -> str:

@@ -148,10 +148,8 @@ class Listener:
 
     def opened(self, connection: Connection) -> None:
         peer = connection.peer
-        if connection.refusal:
-            return connection.close(Code.REFUSED, connection.refusal)
         if peer is None:
-            return None  # its clock runs on, until it has enrolled
+            return  # its clock runs on, until it has enrolled
         connection.keep_identity()
         self._known(connection)
         now = asyncio.get_running_loop().time()
