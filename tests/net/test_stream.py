@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from confide.crypto.random import SeededRandomness
 from confide.errors import ProtocolError, UsageError
+from confide.net.caller import Waits
 from confide.net.dial import Address, Proxy
 from confide.net.exchange import Envelope
 from confide.net.frames import FRAME_BYTES
@@ -336,10 +338,26 @@ def test_a_member_waits_for_a_coordinator_that_is_not_there_yet(federation: Fede
         relay.block()
         node = federation.join("a", url=f"wss://127.0.0.1:{relay.port}")
         assert isinstance(wait_for(node, lambda event: True), Left)
-        assert node.receive(0.5) is None  # the same reason is told once
+        assert not isinstance(node.receive(0.3), Joined)
         assert node.given_up is None
         relay.unblock()
         wait_for(node, Joined)
+
+
+def test_a_reason_is_told_once(tmp_path: Path) -> None:
+    with Join(
+        "wss://127.0.0.1:1", Authority(tmp_path).join_context("a"), first_seconds=0.02, longest_seconds=0.02
+    ) as node:
+        assert "127.0.0.1:1" in wait_for(node, Left).reason
+        assert node.receive(0.5) is None
+
+
+def test_waits_double_are_spread_and_end_somewhere() -> None:
+    waits = Waits(0.2, 30.0, SeededRandomness("waits"))
+    for failures, middle in ((0, 0.2), (1, 0.4), (5, 6.4), (8, 30.0), (10_000, 30.0)):
+        drawn = [waits.after(failures) for _ in range(200)]
+        assert middle / 2 <= min(drawn) < 0.7 * middle
+        assert 1.3 * middle < max(drawn) <= 1.5 * middle
 
 
 def test_a_coordinator_that_does_not_answer_is_left(tmp_path: Path) -> None:

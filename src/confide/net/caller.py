@@ -12,8 +12,9 @@ from websockets.uri import parse_uri
 
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
-from confide.net.connection import SILENT, Code, Connection, Ending, Owner
+from confide.net.connection import SILENT, Connection, Owner
 from confide.net.dial import Address, Proxy, dial, why
+from confide.net.ending import Code, Ending
 from confide.net.exchange import Envelope
 from confide.net.frames import LARGEST_FRAME_BYTES
 from confide.net.limits import Limits

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import IntEnum
 from http import HTTPStatus
 from logging import CRITICAL, Logger
 from typing import Protocol, cast
@@ -24,6 +22,7 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 
 from confide.errors import ProtocolError
+from confide.net.ending import FINAL, Code, Ending, one_line, short
 from confide.net.exchange import Envelope
 from confide.net.frames import Assembly, Outbox
 from confide.net.limits import MESSAGE_COST_BYTES, Account, Limits
@@ -37,42 +36,8 @@ LINGER_SECONDS = 2.0
 LARGEST_BUFFER_BYTES = 8 << 20
 _HIGH_WATER_BYTES = 256 << 10
 _FRAMES_PER_TURN = 8
-_LONGEST_REASON_BYTES = 120
 _BROKE = "the connection broke off"
-
-
-class Code(IntEnum):
-    """Why a connection was closed, for the other side's program; the reason beside it is for people."""
-
-    DONE = 1000
-    STOPS = 1001
-    BUSY = 1013
-    #: Coming again cannot mend it: revoked, unknown, a certificate of somebody else.
-    REFUSED = 4001
-    #: A newer connection shows the same name.
-    REPLACED = 4002
-    #: It sent what no honest peer sends, or does not read.
-    DROPPED = 4003
-
-
-_FINAL = (Code.REFUSED, Code.REPLACED)
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How a connection ended.
-
-    Args:
-        reason: one line for people.
-        final: coming again cannot mend it.
-        certificate: it ended over a certificate, before anything was said.
-        code: that of the close frame, if one side sent one.
-    """
-
-    reason: str
-    final: bool = False
-    certificate: bool = False
-    code: int = 0
+_NO_WEBSOCKET = "it does not speak WebSocket"
 
 
 class Owner(Protocol):
@@ -156,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def close(self, code: Code, reason: str, *, certificate: bool = False) -> None:
         """End this connection at once; the peer is told why, as far as it listens."""
-        self._end(Ending(reason, final=code in _FINAL, certificate=certificate, code=code), code)
+        self._end(Ending(reason, final=code in FINAL, certificate=certificate, code=code), code)
 
     def give_up(self, ending: Ending) -> None:
         """End this connection without a word to the other side."""
@@ -287,6 +252,8 @@ class Connection(asyncio.BufferedProtocol):
             for event in websocket.events_received():
                 if self.ending is None:
                     self._event(websocket, event)
+            if websocket.handshake_exc is not None and self.ending is None:
+                self._end(Ending(_NO_WEBSOCKET), None)
             if websocket.parser_exc is not None and self.ending is None:
                 # Its text says what is wrong with the form of a frame, and never what is inside.
                 self._end(Ending(f"Expected WebSocket: {str(websocket.parser_exc)[:100]}"), None)
@@ -326,15 +293,15 @@ class Connection(asyncio.BufferedProtocol):
             self._end(Ending(self.refusal, final=True), None)
         elif isinstance(event, Response) and event.status_code == HTTPStatus.FORBIDDEN:
             reason = bytes(event.body or b"").decode(errors="replace")
-            self._end(Ending(_one_line(reason) or "the other side refuses", final=True), None)
+            self._end(Ending(one_line(reason) or "the other side refuses", final=True), None)
         else:
-            self._end(Ending("it does not speak WebSocket"), None)
+            self._end(Ending(_NO_WEBSOCKET), None)
 
     def _hung_up(self, websocket: ClientProtocol | ServerProtocol) -> None:
         close = websocket.close_rcvd
         assert close is not None
-        reason = _one_line(close.reason) or "the other side closed the connection"
-        self._end(Ending(reason, final=close.code in _FINAL, code=close.code), None)
+        reason = one_line(close.reason) or "the other side closed the connection"
+        self._end(Ending(reason, final=close.code in FINAL, code=close.code), None)
 
     def _pump(self) -> None:
         websocket = self._websocket
@@ -368,7 +335,7 @@ class Connection(asyncio.BufferedProtocol):
         self.ending = ending
         self.keep_identity()
         if code is not None and self.is_open and self._websocket is not None and self._websocket.state is State.OPEN:
-            self._websocket.send_close(code, _short(ending.reason))
+            self._websocket.send_close(code, short(ending.reason))
         self._flush()
         self.tls.close()
         self._flush()
@@ -396,13 +363,3 @@ class Connection(asyncio.BufferedProtocol):
         self._pauses.discard(why)
         if not self._pauses and self._transport is not None:
             self._transport.resume_reading()
-
-
-def _one_line(text: str) -> str:
-    """Return what another side said, fit to be printed."""
-    return "".join(char if char.isprintable() else " " for char in text[:500]).strip()
-
-
-def _short(text: str) -> str:
-    """Return as much of `text` as a close frame holds."""
-    return text.encode()[:_LONGEST_REASON_BYTES].decode(errors="ignore")

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide.errors import ProtocolError
-from confide.net.connection import Code, Connection, Ending
+from confide.net.connection import Connection
+from confide.net.ending import Code, Ending
 from confide.net.exchange import Envelope
 from confide.net.frames import LARGEST_FRAME_BYTES
 from confide.net.limits import Account, Limits

@@ -19,8 +19,8 @@ from pathlib import Path
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import UsageError
 from confide.net.caller import Caller, Coordinator, Waits, knock
-from confide.net.connection import Code
 from confide.net.dial import Address, Proxy
+from confide.net.ending import Code
 from confide.net.exchange import Envelope
 from confide.net.limits import Limits
 from confide.net.link import Event
