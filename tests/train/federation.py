@@ -177,6 +177,9 @@ class Mortal:
     def get(self, key: str) -> bytes | None:
         return self.store.get(key)
 
+    def keys(self, prefix: str = "") -> list[str]:
+        return self.store.keys(prefix)
+
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         self.left -= 1
         if self.left == 0 and not self.after:

@@ -81,6 +81,12 @@ class _View:
         key = self._prefix + key
         return self._changes[key] if key in self._changes else self._store.get(key)
 
+    def keys(self, prefix: str = "") -> list[str]:
+        prefix = self._prefix + prefix
+        found = {key for key in self._store.keys(prefix) if key not in self._changes}
+        found |= {key for key, value in self._changes.items() if value is not None and key.startswith(prefix)}
+        return sorted(key.removeprefix(self._prefix) for key in found)
+
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         below = {self._prefix + key: value for key, value in changes.items()}
         self._store.commit(below)

@@ -14,10 +14,11 @@ from typing import Protocol
 from confide.errors import MissingExtra, UsageError
 from confide.store.lease import Lease
 from confide.store.parts import Prefixed, Staged
+from confide.store.patient import Patient
 from confide.store.sqlite import SqliteStore
 from confide.wire import Store
 
-__all__ = ["DurableStore", "Lease", "Prefixed", "SqliteStore", "Staged", "open_store"]
+__all__ = ["DurableStore", "Lease", "Patient", "Prefixed", "SqliteStore", "Staged", "open_store"]
 
 
 class DurableStore(Store, Protocol):

@@ -38,6 +38,9 @@ class Patient:
     def get(self, key: str) -> bytes | None:
         return self._patiently(lambda: self._store.get(key))
 
+    def keys(self, prefix: str = "") -> list[str]:
+        return self._patiently(lambda: self._store.keys(prefix))
+
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         if changes:
             self._patiently(lambda: self._store.commit(changes))

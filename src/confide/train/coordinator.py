@@ -280,7 +280,8 @@ class Coordinator:
 
         while not done():
             self._pump(0.2)
-        self._root.commit({_CURRENT: encode(msgspec.structs.replace(self._current, finished=True))})
+        finished = {_CURRENT: encode(msgspec.structs.replace(self._current, finished=True))}
+        self._root.commit(finished | dict.fromkeys(self._root.keys(self._prefix)))
 
     # --- where the store says that it is ------------------------------------------------------------------------------
 

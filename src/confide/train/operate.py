@@ -16,7 +16,6 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import ConfideError, JobError, UsageError
 from confide.model.artifact import create_signing_key, read_signing_key
 from confide.net.asking import asking
-from confide.net.certificates import read_member
 from confide.net.contexts import client_context, server_context
 from confide.net.founding import refresh
 from confide.net.link import Left, Link
@@ -52,13 +51,9 @@ def hosting(
     tls = server_context(folder)
 
     def admit(peer: Peer) -> str | None:
-        try:
-            registrar.admit(read_member(peer.certificate))
-        except ConfideError as error:
-            return str(error)
-        return None
+        return registrar.refusal(peer.certificate)
 
-    with Host(address, port, tls.context, admit=admit, enrol=registrar.answer) as host:
+    with Host(address, port, tls.context, admit=admit, enrol=registrar.reply) as host:
         ended = threading.Event()
 
         def keep_house() -> None:
