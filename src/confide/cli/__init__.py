@@ -23,6 +23,7 @@ from rich.table import Table
 
 from confide.cli import console, federation
 from confide.cli.console import progress_bars
+from confide.cli.split import split
 from confide.errors import ConfideError, MissingExtra, UsageError
 
 app = typer.Typer(
@@ -36,6 +37,7 @@ app = typer.Typer(
 ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of a training run.")
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(federation.app, name="federation")
+app.command()(split)
 
 
 @app.callback(invoke_without_command=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from importlib.resources import as_file, files
+from importlib.resources.abc import Traversable
 from typing import Any, cast
 
 import numpy as np
@@ -26,11 +27,24 @@ def load_set(name: str) -> tuple[Schema, Table]:
         DataError: there is no such set.
         MissingExtra: the package that the set comes with is not installed.
     """
-    if name not in SETS:
-        raise DataError(f"Unknown data set {name!r}{nearest(name, SETS)}; there are {', '.join(sorted(SETS))}")
-    with as_file(files("confide.data") / f"{name.replace('-', '_')}.schema.toml") as path:
+    with as_file(_schema_file(name)) as path:
         schema = Schema.load(path)
     return schema, check(SETS[name](), schema, where=f"the set {name!r}")
+
+
+def schema_text(name: str) -> str:
+    """Return the schema file of a shipped set.
+
+    Raises:
+        DataError: there is no such set.
+    """
+    return _schema_file(name).read_text()
+
+
+def _schema_file(name: str) -> Traversable:
+    if name not in SETS:
+        raise DataError(f"Unknown data set {name!r}{nearest(name, SETS)}; there are {', '.join(sorted(SETS))}")
+    return files("confide.data") / f"{name.replace('-', '_')}.schema.toml"
 
 
 def _breast_cancer() -> Columns:
