@@ -303,7 +303,7 @@ def test_the_page_lists_every_key_with_its_default():
     listed = {
         (section, key): default
         for section, rows in re.findall(r"^### \[(\w+)\]\n(.*?)(?=^#|\Z)", page, re.MULTILINE | re.DOTALL)
-        for key, default in re.findall(r"^\| `(\w+)` \| ([^|]*) \|", rows, re.MULTILINE)
+        for key, default in re.findall(r"^\| `(\w+)` \|([^|]*)\|", rows, re.MULTILINE)
     }
     fields = {
         (name, key): value
