@@ -89,18 +89,26 @@ def read_npz(path: Path, schema: Schema) -> Table:
             breaks the schema.
     """
     names = [column.name for column in schema.columns] + [schema.label.name]
+    return check(read_arrays(path, names), schema, where=str(path))
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """Return the arrays of these names in a numpy archive, as they are; the last name's gives the number of records.
+
+    Raises:
+        DataError: as `read_npz` says of the file itself.
+    """
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             _present(names, archive.files, str(path))
             _bounded(archive.zip, names, str(path))
-            raw = {name: archive[name] for name in names}
+            return {name: archive[name] for name in names}
     except DataError:
         raise
     except OSError as error:
         raise DataError(f"Expected a readable table at {path}; {error.strerror or 'it is no numpy archive'}") from None
     except Exception:  # a pickle, a lone array, or whatever numpy and zipfile say to a damaged archive
         raise DataError(f"Expected a numpy archive of number and text arrays at {path}; np.savez writes one") from None
-    return check(raw, schema, where=str(path))
 
 
 def read_columns(path: Path, *, numbers: Collection[str], texts: Collection[str]) -> dict[str, NDArray[Any]]:
@@ -153,7 +161,23 @@ def check(raw: Columns, schema: Schema, *, where: str) -> Table:
 
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
-    """Return the header and the records of a CSV file, cells stripped of blanks."""
+    """Return the header and the records of a CSV file, one cell for each column."""
+    header, rows = read_cells(path)
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(header):
+            raise DataError(
+                f"Expected {len(header)} cells in {path}, row {number}, got {len(row)}; "
+                "quote cells that contain a comma"
+            )
+    return header, rows
+
+
+def read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the records of a CSV file, cells stripped; records may be too long or short.
+
+    Raises:
+        DataError: the file is absent, empty or no such CSV, or two columns have one name.
+    """
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True) if row]
@@ -171,12 +195,6 @@ def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
     for name in header:
         if header.count(name) > 1:
             raise DataError(f"Expected different column names in the header of {path}, got {name!r} twice; rename one")
-    for number, row in enumerate(rows, 1):
-        if len(row) != len(header):
-            raise DataError(
-                f"Expected {len(header)} cells in {path}, row {number}, got {len(row)}; "
-                "quote cells that contain a comma"
-            )
     return header, rows
 
 
@@ -206,7 +224,7 @@ def _numbers(cells: Sequence[str], name: str, where: str) -> NDArray[np.float64]
     out = np.empty(len(cells))
     for row, cell in enumerate(cells):
         try:
-            out[row] = math.nan if cell in MISSING_MARKERS else _number(cell)
+            out[row] = math.nan if cell in MISSING_MARKERS else to_number(cell)
         except ValueError:
             raise DataError(
                 f"Expected a number in {where}, column {name!r}, row {row + 1}, got {cell!r}; "
@@ -215,7 +233,12 @@ def _numbers(cells: Sequence[str], name: str, where: str) -> NDArray[np.float64]
     return out
 
 
-def _number(cell: str) -> float:
+def to_number(cell: str) -> float:
+    """Return the finite number in a cell.
+
+    Raises:
+        ValueError: there is none.
+    """
     value = float(cell)
     if not math.isfinite(value) or "_" in cell:  # float() takes "nan", "inf" and "1_000"
         raise ValueError

@@ -187,6 +187,7 @@ def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
         return  # named already
     if not 2 <= len(nodes) <= MOST_NODES:
         yield f"Expected 2 to {MOST_NODES} names in data.nodes, got {len(nodes)}; name each node that takes part"
+        return
     yield from (
         f"Expected names of letters, digits, '-', '_' and '.' in data.nodes, at most 64, got {name!r}; rename that node"
         for name in nodes

@@ -142,4 +142,6 @@ def _readable(hint: Any) -> str:
 
 def toml_value(value: object) -> str:
     """Return a scalar or a list of scalars as TOML; JSON's strings are TOML's basic strings."""
+    if isinstance(value, tuple | list):
+        return f"[{', '.join(map(toml_value, cast('tuple[object, ...]', value)))}]"
     return msgspec.json.encode(value).decode()

@@ -120,11 +120,9 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         if job.data.test is not None:
             test = read_table(job.path(job.data.test), schema)
         else:
-            # under a privacy plan a record may not decide where other records go
-            apart = aside if job.privacy else holdout
-            parts = {name: apart(table, fraction=job.data.test_fraction, seed=seed) for name, table in tables.items()}
+            parts = {name: set_aside(job, table) for name, table in tables.items()}
             tables = {name: kept for name, (kept, _) in parts.items()}
-            test = Table.concatenate([aside for _, aside in parts.values()])
+            test = Table.concatenate([tested for _, tested in parts.values()])
     preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
     if job.data.standardise:
         preprocess = standardised(
@@ -143,6 +141,17 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         test=Silo("test", preprocess.apply(test.columns), test.labels),
         start=start_of(job, preprocess.features, schema.label.classes),
     )
+
+
+def set_aside(job: Job, table: Table) -> tuple[Table, Table]:
+    """Return (training records, test records) of one party, data.test_fraction of them for testing.
+
+    Raises:
+        DataError: there are too few records.
+    """
+    # under a privacy plan a record may not decide where other records go
+    apart = aside if job.privacy else holdout
+    return apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
 
 
 def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:

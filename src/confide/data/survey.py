@@ -1,0 +1,300 @@
+"""A table looked at as a whole: everything in which it departs from a schema, counted, before anything is trained.
+
+`confide.data.table` stops at the first problem, because nothing may be computed from a table that has one. Here a
+person mends a table: every problem of every column is found at once, with the rows, and with what is allowed but looks
+wrong (a column that never changes, numbers in another unit, a class without records).
+
+A finding counts and names rows. Numbers are never in it; texts that a schema does not know are, since they are what has
+to be mended, and only in `Finding.texts`, so that whoever passes a finding on can leave them out.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.data.schema import MISSING_MARKERS, Category, Label, Number, Schema
+from confide.data.table import read_arrays, read_cells, to_number
+from confide.errors import DataError, nearest
+
+#: Rows and texts that a finding names.
+MOST_NAMED = 10
+
+_LONGEST_TEXT = 40
+_MOSTLY_MISSING = 0.5
+_NARROW = 0.02  # of the schema's range
+_FITTING = 0.95  # of the values outside, for another unit to be a guess
+
+#: A unit that is often found where a schema asks for one of others: value * factor + shift is in the schema's.
+_UNITS: Sequence[tuple[str, tuple[str, ...], float, float]] = (
+    ("in days", ("years", "year", "y", "a"), 1 / 365.25, 0.0),
+    ("in months", ("years", "year", "y", "a"), 1 / 12, 0.0),
+    ("in m", ("cm",), 100.0, 0.0),
+    ("in mm", ("cm",), 0.1, 0.0),
+    ("in inches", ("cm",), 2.54, 0.0),
+    ("in cm", ("m",), 0.01, 0.0),
+    ("in g", ("kg",), 0.001, 0.0),
+    ("in pounds", ("kg", "kilograms"), 0.45359237, 0.0),
+    ("in kg", ("g",), 1000.0, 0.0),
+    ("in Fahrenheit", ("C", "°C", "Celsius"), 5 / 9, -160 / 9),
+    ("in Kelvin", ("C", "°C", "Celsius"), 1.0, -273.15),
+    ("in Celsius", ("F", "°F", "Fahrenheit"), 1.8, 32.0),
+    ("glucose in mg/dl", ("mmol/l", "mmol/L"), 1 / 18.016, 0.0),
+    ("cholesterol in mg/dl", ("mmol/l", "mmol/L"), 1 / 38.67, 0.0),
+    ("glucose in mmol/l", ("mg/dl", "mg/dL"), 18.016, 0.0),
+    ("creatinine in umol/l", ("mg/dl", "mg/dL"), 1 / 88.42, 0.0),
+    ("in kPa", ("mmHg",), 7.50062, 0.0),
+)
+
+#: The same for units that are not known by name.
+_POWERS: Sequence[tuple[str, float]] = (
+    ("divided by 1000", 1e-3),
+    ("multiplied by 1000", 1e3),
+    ("divided by 100", 1e-2),
+    ("multiplied by 100", 1e2),
+    ("divided by 10", 1e-1),
+    ("multiplied by 10", 1e1),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something about a table that its owner should know.
+
+    Args:
+        level: a "problem" keeps the table from being read; a "warning" does not.
+        where: a column, or "" for the table.
+        text: one sentence without values.
+        count: cells or records that it is about; 0 where none are counted.
+        rows: the first of them, from 1 below the header.
+        texts: unknown texts with their counts, the most frequent ones.
+    """
+
+    level: Literal["problem", "warning"]
+    where: str
+    text: str
+    count: int = 0
+    rows: tuple[int, ...] = ()
+    texts: Mapping[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnCount:
+    """One column in counts.
+
+    Args:
+        name, unit: as the schema has them.
+        kind: "number", "category" or "label".
+        missing: cells without a value.
+        wrong: cells that are no number, no known category, or no known class.
+        outside: numbers beyond the bounds.
+    """
+
+    name: str
+    unit: str
+    kind: str
+    missing: int
+    wrong: int
+    outside: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What a table looks like beside a schema.
+
+    Args:
+        records: rows below the header.
+        columns: of the schema that the table has.
+        classes: records of each class.
+        ignored: columns of the table that the schema does not name.
+        findings: problems and warnings, column by column.
+    """
+
+    records: int
+    columns: tuple[ColumnCount, ...]
+    classes: Mapping[str, int]
+    ignored: tuple[str, ...]
+    findings: tuple[Finding, ...]
+
+    @property
+    def problems(self) -> tuple[Finding, ...]:
+        """Return the findings that keep the table from being read."""
+        return tuple(finding for finding in self.findings if finding.level == "problem")
+
+
+def survey(path: Path, schema: Schema) -> Survey:
+    """Return everything in which a table departs from a schema; nothing is raised for what is in the file.
+
+    **Guarantees**: there are problems exactly where `read_table` refuses the table.
+    """
+    try:
+        columns, records, ragged = _columns_of(path, schema)
+    except DataError as error:
+        return Survey(0, (), {}, (), (Finding("problem", "", str(error)),))
+    findings: list[Finding] = []
+    counts: list[ColumnCount] = []
+    classes: dict[str, int] = {}
+    for column in (*schema.columns, schema.label):
+        if column.name not in columns:
+            close = nearest(column.name, columns)
+            findings.append(Finding("problem", column.name, f"there is no such column{close}; add or rename it"))
+            continue
+        match column:
+            case Number():
+                count, found = _number(column, columns[column.name], archive=path.suffix == ".npz")
+            case Category():
+                count, found = _category(column, columns[column.name])
+            case Label():
+                count, found, classes = _label(column, columns[column.name])
+        counts.append(count)
+        findings += found
+    if ragged:  # their cells belong to no column, so the others were counted without them
+        numbers = sorted(set(range(1, records + 1)) - set(ragged))
+        findings = [replace(one, rows=tuple(numbers[row - 1] for row in one.rows)) for one in findings]
+        text = "records have more or fewer cells than the header; quote cells that contain a comma"
+        findings.insert(0, _counted("problem", "", text, ragged))
+    known = {column.name for column in (*schema.columns, schema.label)}
+    ignored = tuple(name for name in columns if name not in known)
+    return Survey(records, tuple(counts), classes, ignored, tuple(findings))
+
+
+def _columns_of(path: Path, schema: Schema) -> tuple[dict[str, list[str]], int, list[int]]:
+    """Return the cells of each column, the number of records, and which records have cells too many or too few."""
+    if path.suffix == ".npz":
+        names = [*(column.name for column in schema.columns), schema.label.name]
+        texts = {column.name for column in schema.columns if isinstance(column, Category)} | {schema.label.name}
+        arrays = read_arrays(path, names)
+        cells = {name: _cells(values, name, text=name in texts) for name, values in arrays.items()}
+        if not cells[schema.label.name]:
+            raise DataError(f"Expected at least one record in {path}; its columns are empty")
+        return cells, len(cells[schema.label.name]), []
+    header, rows = read_cells(path)
+    whole = [row for row in rows if len(row) == len(header)]
+    ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
+    return {name: [row[place] for row in whole] for place, name in enumerate(header)}, len(rows), ragged
+
+
+def _cells(values: NDArray[Any], name: str, *, text: bool) -> list[str]:
+    """Return the values of an archive's column as a CSV file would have them."""
+    if values.dtype.kind not in ("OUiu" if text else "fiub"):
+        wanted = "text or whole numbers" if text else "numbers"
+        raise DataError(f"Expected {wanted} in column {name!r}, got {values.dtype}; store it as such")
+    if text:
+        return ["" if value is None else str(value).strip() for value in values.tolist()]
+    return ["" if math.isnan(value) else repr(value) for value in values.astype(np.float64).tolist()]
+
+
+def _number(column: Number, cells: Sequence[str], *, archive: bool) -> tuple[ColumnCount, list[Finding]]:
+    values, wrong, missing = np.full(len(cells), math.nan), list[int](), list[int]()
+    for row, cell in enumerate(cells):
+        if cell in MISSING_MARKERS:
+            missing.append(row + 1)
+            continue
+        try:
+            values[row] = to_number(cell)
+        except ValueError:
+            if archive:  # it may hold infinite numbers, which are beyond every bound
+                values[row] = float(cell)
+            else:
+                wrong.append(row + 1)
+    beyond = (values < column.low) | (values > column.high)
+    outside = [row + 1 for row in np.flatnonzero(beyond).tolist()]
+    findings: list[Finding] = []
+    if wrong:
+        comma = any(re.fullmatch(r"-?\d+,\d+", cells[row - 1]) for row in wrong)
+        hint = "; some have a decimal comma: write a point" if comma else "; write a number, or leave the cell empty"
+        findings.append(_counted("problem", column.name, f"cells hold no number{hint}", wrong))
+    findings += _missing(column.name, missing, len(cells), refused=column.missing is None)
+    if outside:
+        unit = f" {column.unit}" if column.unit else ""
+        text = f"values are outside of {column.low:g} to {column.high:g}{unit}"
+        clipped = column.outside == "clip"
+        text += "; the schema clips them" if clipped else '; correct them, or let the schema say outside = "clip"'
+        findings.append(_counted("warning" if clipped else "problem", column.name, text, outside))
+    findings += _units(column, values[np.isfinite(values)], len(outside))
+    findings += _constant(column.name, values[~np.isnan(values)].tolist())
+    return ColumnCount(column.name, column.unit, "number", len(missing), len(wrong), len(outside)), findings
+
+
+def _units(column: Number, values: NDArray[np.float64], outside: int) -> Iterator[Finding]:
+    """Yield a warning if values look as if somebody had measured in another unit."""
+    if not len(values):
+        return
+    beyond = values[(values < column.low) | (values > column.high)]
+    if outside >= max(2, 0.01 * len(values)) and len(beyond):
+        named = [(words, factor, shift) for words, units, factor, shift in _UNITS if column.unit in units]
+        for words, factor, shift in [*named, *((words, factor, 0.0) for words, factor in _POWERS)]:
+            within = beyond * factor + shift
+            if np.mean((within >= column.low) & (within <= column.high)) >= _FITTING:
+                text = f"the values outside would fit if they were {words}; check the unit"
+                yield Finding("warning", column.name, text, outside)
+                return
+    low, high = np.quantile(values, [0.05, 0.95])
+    room = _NARROW * (column.high - column.low)
+    if low < high and high - low < room and (high < column.low + room or low > column.high - room):
+        end = "low" if high < column.low + room else "high"
+        share = f"{100 * _NARROW:.0f} % of the schema's range, at its {end} end"
+        yield Finding("warning", column.name, f"nearly all values lie within {share}; check the unit", len(values))
+
+
+def _category(column: Category, cells: Sequence[str]) -> tuple[ColumnCount, list[Finding]]:
+    findings, missing, wrong = _texts(
+        column.name, cells, set(column.categories), column.missing == "refuse", "categories"
+    )
+    findings += _constant(column.name, [cell for cell in cells if cell not in MISSING_MARKERS])
+    return ColumnCount(column.name, "", "category", missing, wrong), findings
+
+
+def _label(label: Label, cells: Sequence[str]) -> tuple[ColumnCount, list[Finding], dict[str, int]]:
+    class_of = {text: name for name, texts in label.values.items() for text in texts}
+    findings, missing, wrong = _texts(label.name, cells, set(class_of), True, "classes")
+    counts = Counter(class_of[cell] for cell in cells if cell in class_of)
+    for name in label.classes:
+        if not counts[name]:
+            findings.append(Finding("warning", label.name, f"no record is of the class {name!r}"))
+    classes = {name: counts[name] for name in label.classes}
+    return ColumnCount(label.name, "", "label", missing, wrong), findings, classes
+
+
+def _texts(
+    name: str, cells: Sequence[str], known: set[str], refused: bool, what: str
+) -> tuple[list[Finding], int, int]:
+    """Return the findings about a column of texts, its missing cells, and those that are not known."""
+    missing = [row for row, cell in enumerate(cells, 1) if cell in MISSING_MARKERS]
+    unknown = [row for row, cell in enumerate(cells, 1) if cell not in MISSING_MARKERS and cell not in known]
+    findings = _missing(name, missing, len(cells), refused=refused)
+    if unknown:
+        texts = Counter(cells[row - 1] for row in unknown)
+        text = f"cells hold {len(texts)} {what} that the schema does not know"
+        if any(word.casefold() in {one.casefold() for one in known} for word in texts):
+            text += "; some differ in upper and lower case alone"
+        named = {word[:_LONGEST_TEXT]: count for word, count in texts.most_common(MOST_NAMED)}
+        findings.append(Finding("problem", name, text, len(unknown), tuple(unknown[:MOST_NAMED]), named))
+    return findings, len(missing), len(unknown)
+
+
+def _missing(name: str, rows: list[int], cells: int, *, refused: bool) -> list[Finding]:
+    if rows and refused:
+        return [_counted("problem", name, "cells are empty, and the schema refuses missing values", rows)]
+    if rows and len(rows) >= _MOSTLY_MISSING * cells:
+        share = 100 * len(rows) / cells
+        return [_counted("warning", name, f"cells are empty: {share:.0f} % of the records", rows)]
+    return []
+
+
+def _constant(name: str, values: Sequence[object]) -> list[Finding]:
+    if len(values) > 1 and len(set(values)) == 1:
+        return [Finding("warning", name, "every record has the same value; the column tells nothing here", len(values))]
+    return []
+
+
+def _counted(level: Literal["problem", "warning"], where: str, text: str, rows: Sequence[int]) -> Finding:
+    return Finding(level, where, text, len(rows), tuple(rows[:MOST_NAMED]))
