@@ -13,7 +13,6 @@ import numpy as np
 from confide.cohort.roster import Roster
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SeededRandomness
-from confide.data.schema import Schema
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.train.coordinator import Coordinator, Patience
@@ -23,6 +22,9 @@ from confide.train.node import Decision, Gate, Member, Node
 from confide.wire import MemoryStore, Store
 
 NAMES = ("north", "east", "south", "west")
+
+#: Its identity.
+COORDINATOR = SigningKey(b"coordinator".ljust(32, b"."))
 
 #: Who runs the second server, or keeps the key.
 HELPER = "notary"
@@ -261,8 +263,9 @@ class Federation:
         return Coordinator(
             self.job,
             SCHEMA,
-            Schema.load(self.folder / "schema.toml"),
             roster=self.roster,
+            identity=COORDINATOR.public,
+            helper=SigningKey(self.keys[HELPER]).public if self.job.train.aggregate in ("shares", "he") else b"",
             link=HostLink(self.wire),
             store=store or self.stores["server"],
             ledger=Ledger(self.ledger_path),

@@ -11,7 +11,6 @@ from functools import partial
 import msgspec
 import pytest
 
-from confide.crypto.keys import SigningKey
 from confide.crypto.random import SeededRandomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.errors import Aborted, PrivacyError
@@ -24,7 +23,7 @@ from confide.train.ledger import Ledger, verify
 from confide.train.run import AGGREGATORS, labelled
 from confide.train.setting import Setting
 from confide.wire import Array, MemoryStore, decode, encode
-from train.federation import HELPER, NAMES, Federation, Killed, Mortal, Open, job_of, tables
+from train.federation import COORDINATOR, HELPER, NAMES, Federation, Killed, Mortal, Open, job_of, tables
 
 
 def in_process(job, seed=None):
@@ -72,7 +71,7 @@ class MortalLedger(Ledger):
 def over_members(job, done):
     """The oracle of a run in which nodes were missing: plain sums over each round's members, in one place."""
     data = load_data(job)
-    setting = setting_of(job, data)
+    setting = Setting.of(job, Schema.load(job.path(job.data.schema)))
     course, silos = setting.course(), {silo.name: silo for silo in data.silos}
     models = []
     for one in done:
@@ -84,10 +83,6 @@ def over_members(job, done):
         course.advance(PlainSum().ideal(vectors))
         models.append(course.kept.tobytes())
     return models
-
-
-def setting_of(job, data):
-    return Setting.of(job, Schema.load(job.path(job.data.schema)), tuple(silo.name for silo in data.silos))
 
 
 def until_done(federation, first, deaths):
@@ -293,11 +288,11 @@ def test_a_coordinator_that_tells_two_survivor_lists_learns_no_share(tmp_path):
 
 def test_a_release_that_is_not_the_model_of_the_sums_is_not_kept(tmp_path):
     tables(tmp_path)
-    job, key = job_of(tmp_path), SigningKey(bytes(32))
+    job, key = job_of(tmp_path), COORDINATOR
     with Federation(tmp_path, job) as federation:
         for name in NAMES:
             federation.start(name)
-        coordinator = federation.coordinator(signer=key.public)
+        coordinator = federation.coordinator()
         list(coordinator.rounds())
         done = coordinator.final()
         honest = labelled(job, coordinator.setting, done, Ledger()).encode(key)
@@ -308,7 +303,7 @@ def test_a_release_that_is_not_the_model_of_the_sums_is_not_kept(tmp_path):
     with Federation(tmp_path, job) as federation:  # the control: the same with the honest file
         for name in NAMES:
             federation.start(name)
-        coordinator = federation.coordinator(signer=key.public)
+        coordinator = federation.coordinator()
         list(coordinator.rounds())
         coordinator.finish(model=honest)
         assert federation.models == dict.fromkeys(NAMES, honest)

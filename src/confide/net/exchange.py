@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from confide.errors import Aborted, ConfideError, ProtocolError
+from confide.errors import Aborted, ConfideError, ProtocolError, StoreError
 from confide.wire import Inbox, MemoryStore, Message, Party, Step, Store, decode, encode
 
 #: What a caller adds to the commit of a step, seen before the step's messages leave.
@@ -289,6 +289,8 @@ class Exchange:
         except StopIteration as stop:
             one.figures.seconds += time.perf_counter() - begin
             self._end(session, None, stop.value)
+        except StoreError:
+            raise  # nothing is wrong with the session: the process must end, and go on from its store
         except ConfideError as error:
             one.party.close()
             self._end(session, error)

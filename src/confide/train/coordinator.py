@@ -136,7 +136,8 @@ class Coordinator:
         link: reaches nodes and helper.
         store: durable, of this coordinator alone; `confide.store.Patient` where it may be gone for a while.
         ledger: gets the job, every release and every round.
-        signer: public key that will sign the model, which nodes then insist on.
+        identity: the coordinator's public key (32 bytes), which nodes expect to sign the model and the ledger.
+        helper: that of the second server or key holder, for aggregators that have one.
         patience: deadlines.
         rng: of the server's parties; the operating system's if None.
         say: told in one line what happens, for people.
@@ -150,27 +151,26 @@ class Coordinator:
         self,
         job: Job,
         schema_text: str,
-        schema: Schema,
         *,
         roster: Roster,
+        identity: bytes,
         link: Link,
         store: Store,
         ledger: Ledger,
-        signer: bytes = b"",
+        helper: bytes = b"",
         patience: Patience | None = None,
         rng: Randomness | None = None,
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.job, self.setting = job, Setting.of(job, schema, tuple(roster.keys()))
+        self.job, self.setting = job, Setting.of(job, Schema.read(schema_text, where="the schema"))
         self.cohort, self.course = self.setting.cohort, self.setting.course()
         self.origin, self.releases = (rng or SystemRandomness()).origin, 0
         self._rng, self._link, self._ledger = rng or SystemRandomness(), link, ledger
         self._patience, self._say, self._clock = patience or Patience(), say, clock
-        self.offer = Offer.of(job, schema_text, roster, "", signer)
-        self._current, self.resumed = _current(store, job.job.name, job_hash(self.offer), roster)
+        self._current, self.resumed = _current(store, job.job.name, job_hash(job, schema_text), roster)
         self.run_id = self._current.run
-        self.offer = msgspec.structs.replace(self.offer, run=self.run_id)
+        self.offer = Offer.of(job, schema_text, roster, self.run_id, coordinator=identity, helper=helper)
         self._root, self._prefix = store, f"run/{self.run_id}/"
         self._store = Prefixed(store, self._prefix)
         self.exchange = Exchange(store, on_step=self._on_step)

@@ -13,7 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
-from confide.cohort.roster import IDENTITY, ROSTER, Roster
+from confide.cohort.roster import IDENTITY, ROSTER
+from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.data.split import aside, holdout
@@ -26,7 +27,7 @@ from confide.train import control
 from confide.train.control import MAX_CONTROL_BYTES, MAX_REASON, Answer, End, Open, Ready, Reason, session_id
 from confide.train.course import Follower, parameters_hash
 from confide.train.local import Silo
-from confide.train.offer import Offer, job_hash, read
+from confide.train.offer import Offer, read, require_member
 from confide.train.rounds import opens_at_client, own_randomness, session_of
 from confide.train.setting import Setting
 from confide.wire import Party, Step, Store, decode
@@ -54,9 +55,11 @@ class Gate(Protocol):
         ...
 
     def charge(
-        self, offer: Offer, *, number: int, attempt: int, epsilon: float, delta: float
+        self, offer: Offer, *, number: int, attempt: int, epsilon: float | None, delta: float
     ) -> Mapping[str, bytes | None]:
-        """Return what to commit before a sum can be opened that brings the job's epsilon to `epsilon`.
+        """Return what to commit before a sum can be opened that brings the run's epsilon to `epsilon`.
+
+        Without differential privacy it is None.
 
         Raises:
             PrivacyError: it would go beyond the organisation's budget; nothing leaves.
@@ -256,7 +259,7 @@ class Node:
         assert self._offered is not None
         run = ""
         try:
-            offer = decode(self._offered, Offer, max_bytes=MAX_CONTROL_BYTES)
+            offer = Offer.decode(self._offered)
             run = offer.run
             answer = self._decided(offer)
         except ConfideError as error:
@@ -268,9 +271,14 @@ class Node:
 
     def _decided(self, offer: Offer) -> Answer:
         job, schema = read(offer)
-        setting = Setting.of(job, schema, tuple(name for name, _ in offer.members))
+        setting = Setting.of(job, schema)
         current = self._run if self._run and self._run.offer == offer else None
         role = _role(self.member, setting)
+        own = SigningKey(self.member.identity).public
+        if role == "client":
+            require_member(offer, self.member.name, own)
+        elif offer.helper != own:
+            raise ProtocolError("Expected an offer that shows this helper's own identity")
         decision = self._gate.decide(offer, setting)
         if decision.state != "accepted":
             self._run = None
@@ -317,7 +325,7 @@ class Node:
         self.exchange.open(session, party, me=self.member.name, prefix=prefix)
 
     def _setup(self, run: _Run, order: Open) -> Party:
-        (aggregator, _, store), roster = run.keys(order.keys), Roster(run.offer.members)
+        (aggregator, _, store), roster = run.keys(order.keys), run.offer.roster
         store.commit({IDENTITY: self.member.identity, ROSTER: roster.encode()})  # pinned before the server's word
         return aggregator.setup(run.role, self.member.name, run.setting.cohort, store, run.rng)
 
@@ -348,9 +356,7 @@ class Node:
         changes = dict(encoding.charge(run.store)) | {_CHARGED: place}
         charged = {run.prefix + key: value for key, value in changes.items()}
         epsilon = encoding.epsilon(encoding.charged(run.store) + 1)
-        if epsilon is None or run.setting.plan is None:
-            return charged
-        delta = run.setting.plan.delta
+        delta = run.setting.plan.delta if run.setting.plan else 0.0
         return charged | dict(
             self._gate.charge(run.offer, number=order.number, attempt=order.attempt, epsilon=epsilon, delta=delta)
         )
@@ -371,14 +377,9 @@ class Node:
         from confide.model.artifact import decode as decode_artifact
         from confide.train.local import flatten
 
-        artifact = decode_artifact(model, trust=run.offer.signer or None, where="the released model")
+        artifact = decode_artifact(model, trust=run.offer.coordinator, where="the released model")
         if parameters_hash(flatten(artifact.graph)) != parameters_hash(run.follower.course.kept):
             raise ProtocolError("Expected the model that the released sums give, the coordinator released another")
-
-
-def job_fingerprint(offer: Offer) -> str:
-    """Return the hex hash that people approve."""
-    return job_hash(offer)
 
 
 def _version() -> str:

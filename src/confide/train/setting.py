@@ -13,7 +13,7 @@ from confide.model.preprocess import Preprocess
 from confide.train.course import Course, approve
 from confide.train.encodings import Encoding
 from confide.train.run import aggregator_of, checked_aggregator, encoding_of, plan_of, preprocess_of, start_of
-from confide.train.sections import Job, default_quorum
+from confide.train.sections import Job, default_quorum, nodes_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +34,8 @@ class Setting:
     start: Graph
 
     @classmethod
-    def of(cls, job: Job, schema: Schema, nodes: tuple[str, ...]) -> Setting:
-        """Return what `job` stands for over `nodes`.
+    def of(cls, job: Job, schema: Schema) -> Setting:
+        """Return what `job` stands for over the nodes that it names.
 
         Raises:
             JobError, UsageError: the job contradicts itself, or is none for a network.
@@ -44,6 +44,7 @@ class Setting:
             raise JobError(
                 "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
             )
+        nodes = nodes_of(job)
         preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
         start = start_of(job, preprocess.features, schema.label.classes)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
