@@ -37,7 +37,8 @@ class PostgresServer:
         self.folder = Path(tempfile.mkdtemp(prefix="confide-postgres-"))
         self._identity: dict[str, object] = {}
         if os.geteuid() == 0:
-            user = pwd.getpwnam("postgres")
+            known = {user.pw_name: user for user in pwd.getpwall()}
+            user = known.get("postgres") or known["nobody"]
             os.chown(self.folder, user.pw_uid, user.pw_gid)
             self._identity = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         self._process: subprocess.Popen[bytes] | None = None

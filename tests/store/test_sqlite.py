@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sqlite3
 import stat
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from confide.errors import StoreError, UsageError
 from confide.store import SqliteStore
-from store.places import process, small_disk
+from store.places import ENVIRONMENT, process, small_disk
 
 
 def contents(store: SqliteStore) -> dict[str, bytes]:
@@ -69,15 +71,51 @@ def test_the_tables_of_a_file_share_nothing(tmp_path):
     assert (one.get("c"), two.get("c")) == (b"1", b"2")
 
 
-def test_every_commit_waits_for_the_disk(tmp_path):
-    store = SqliteStore(tmp_path / "store.db")
-    settings_of = {
-        name: store._connection.execute(f"PRAGMA {name}").fetchone()[0]
-        for name in ("journal_mode", "synchronous", "secure_delete")
-    }
-    assert settings_of["journal_mode"] == "wal"
-    assert settings_of["synchronous"] >= 2  # 2 is FULL, 3 EXTRA: https://sqlite.org/pragma.html#pragma_synchronous
-    assert settings_of["secure_delete"] == 1
+#: Stands before the system's own: tells of every file that was brought to the disk.
+TELLING_SYNC = """
+#include <dlfcn.h>
+#include <cstdio>
+#include <unistd.h>
+static int tell(const char* name, int descriptor) {
+    int result = reinterpret_cast<int (*)(int)>(dlsym(RTLD_NEXT, name))(descriptor);
+    char link[64], target[512] = {};
+    snprintf(link, sizeof link, "/proc/self/fd/%d", descriptor);
+    if (readlink(link, target, sizeof target - 1) > 0) dprintf(1, "synced %s\\n", target);
+    return result;
+}
+extern "C" int fsync(int descriptor) { return tell("fsync", descriptor); }
+extern "C" int fdatasync(int descriptor) { return tell("fdatasync", descriptor); }
+"""
+
+ACKNOWLEDGING = """
+import os, sys
+from confide.store import open_store
+store = open_store(sys.argv[1])
+if len(sys.argv) > 2:
+    store._connection.execute("PRAGMA synchronous = " + sys.argv[2])
+for body in (b"1", bytes(3_000_000), None):
+    os.write(1, b"begin\\n")
+    store.commit({"key": body})
+    os.write(1, b"acknowledged\\n")
+"""
+
+
+def test_every_commit_is_on_the_disk_before_it_is_acknowledged(tmp_path):
+    compiler = shutil.which("c++")
+    if compiler is None:
+        pytest.skip("no C++ compiler to build the library that watches")
+    library, path = tmp_path / "sync.so", tmp_path / "store.db"
+    build = [compiler, "-shared", "-fPIC", "-x", "c++", "-", "-o", str(library), "-ldl"]
+    subprocess.run(build, input=TELLING_SYNC, text=True, check=True)
+
+    def told(*setting: str) -> list[str]:
+        command = [sys.executable, "-c", ACKNOWLEDGING, str(path), *setting]
+        environment = {**ENVIRONMENT, "LD_PRELOAD": str(library)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return [part.split("acknowledged")[0] for part in done.stdout.split("begin\n")[1:]]
+
+    assert [part.endswith(f"synced {path}-wal\n") for part in told()] == [True] * 3
+    assert not all(told("NORMAL"))  # so it is the setting that does it
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

@@ -183,6 +183,27 @@ def test_processes_do_not_disturb_each_other(durable: Place):
     assert store.get("shared") in (b"a", b"b")
 
 
+def test_writers_of_the_same_entries_never_wait_for_each_other(durable: Place):
+    stores, failed = [durable.open(), durable.open()], []
+
+    def work(store: DurableStore, first: str, second: str) -> None:
+        try:
+            for number in range(40):
+                store.commit({first: None, second: bytes([number]), **{f"{first}{part}": b"1" for part in range(20)}})
+                store.commit({first: bytes([number]), second: None})
+        except StoreError as error:
+            failed.append(error)
+
+    threads = [
+        threading.Thread(target=work, args=(store, *names)) for store, names in zip(stores, ("ab", "ba"), strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failed == []
+
+
 # --- parts of stores --------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import groupby
 from typing import TypeVar
 
 import psycopg
@@ -131,7 +132,7 @@ class PostgresStore:
                 broke while the answer was on its way: then commit the same again, which is harmless.
         """
         check_changes(changes)
-        ordered = [(key.encode(), changes[key]) for key in sorted(changes)]  # two writers never wait for each other
+        ordered = [(key.encode(), changes[key]) for key in sorted(changes)]  # so no two writers wait for each other
         self._run(lambda connection: self._write(connection, ordered))
 
     def exclusive(self, name: str) -> Lease:
@@ -226,10 +227,11 @@ class PostgresStore:
         try:
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             with connection.cursor() as cursor:
-                if gone := [(key,) for key, value in ordered if value is None]:
-                    cursor.executemany(_DELETE, gone)
-                if kept := [(key, value) for key, value in ordered if value is not None]:
-                    cursor.executemany(_WRITE, kept)
+                for gone, entries in groupby(ordered, lambda entry: entry[1] is None):
+                    if gone:
+                        cursor.executemany(_DELETE, [(key,) for key, _ in entries])
+                    else:
+                        cursor.executemany(_WRITE, list(entries))
             asked = True
             connection.execute("COMMIT")
         except psycopg.Error as error:
