@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import base64
+import logging
 import socket
 import ssl
 import threading
@@ -14,7 +14,6 @@ import pytest
 from confide.crypto.random import SeededRandomness
 from confide.errors import ProtocolError, UsageError
 from confide.net.caller import Waits
-from confide.net.dial import Address, Proxy
 from confide.net.exchange import Envelope
 from confide.net.frames import FRAME_BYTES
 from confide.net.limits import Limits
@@ -104,6 +103,17 @@ def test_what_nobody_takes_stops_the_reading_and_nothing_is_lost(tmp_path: Path)
         until(lambda: account.held_bytes > 1 << 20)
         assert account.held_bytes < 3 << 20
         assert [wait_for(federation.host, Arrived).envelope for _ in sent] == sent
+
+
+def test_nothing_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The library below writes down whole frames for whoever turns its logger on."""
+    with caplog.at_level(logging.DEBUG), Federation(tmp_path) as federation:
+        logging.getLogger("websockets.server").debug("this is caught")
+        node = federation.joined("a")
+        node.send("server", envelope("a", "server", b"private"))
+        wait_for(federation.host, Arrived)
+    assert [record.message for record in caplog.records if record.name != "asyncio"] == ["this is caught"]
+    assert not [record for record in caplog.records if "private" in record.getMessage()]
 
 
 # --- who is there -----------------------------------------------------------------------------------------------------
@@ -384,6 +394,12 @@ def test_ends_close_at_any_moment_and_twice(federation: Federation) -> None:
     federation.host.drop("a", "")
 
 
+def test_a_bug_in_the_callers_thread_is_not_swallowed(federation: Federation, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("confide.net.caller.dial", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        wait_for(federation.join("a"), lambda event: True)
+
+
 def test_a_port_that_is_taken(federation: Federation) -> None:
     context = federation.authority.host_context()
     with pytest.raises(UsageError, match="Expected to listen"):
@@ -433,126 +449,3 @@ def test_enrolment_where_nobody_enrols_or_nobody_is(federation: Federation, tmp_
     other = Authority(tmp_path, "other")
     with pytest.raises(UsageError, match="certificate is refused"):
         ask_enrolment(federation.url, other.stranger_context(), b"question")
-
-
-# --- proxies ----------------------------------------------------------------------------------------------------------
-
-
-class HttpProxy:
-    """A proxy that answers CONNECT with `answer`, and after a 200 passes everything on."""
-
-    def __init__(self, answer: bytes) -> None:
-        self.answer, self.heads = answer, []
-        self.socket = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://user:p%40ss@127.0.0.1:{self.socket.getsockname()[1]}"
-        self.threads = [threading.Thread(target=self._accept)]
-        self.threads[0].start()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                near, _ = self.socket.accept()
-            except OSError:
-                return
-            self.threads.append(threading.Thread(target=self._serve, args=(near,)))
-            self.threads[-1].start()
-
-    def _serve(self, near: socket.socket) -> None:
-        with near:
-            head = b""
-            while b"\r\n\r\n" not in head and (data := near.recv(4096)):
-                head += data
-            self.heads.append(head)
-            near.sendall(self.answer)
-            if b" 200 " not in self.answer:
-                return
-            host, _, port = head.split(b" ")[1].partition(b":")
-            with socket.create_connection((host.decode(), int(port))) as far:
-                back = threading.Thread(target=self._pass_on, args=(far, near))
-                back.start()
-                self._pass_on(near, far)
-                back.join()
-
-    @staticmethod
-    def _pass_on(source: socket.socket, sink: socket.socket) -> None:
-        try:
-            while data := source.recv(1 << 16):
-                sink.sendall(data)
-            sink.shutdown(socket.SHUT_WR)
-        except OSError:
-            pass
-
-    def __enter__(self) -> HttpProxy:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.socket.shutdown(socket.SHUT_RDWR)
-        self.socket.close()
-        for thread in self.threads:
-            thread.join(10)
-
-
-def test_through_a_proxy(tmp_path: Path) -> None:
-    with (
-        HttpProxy(b"HTTP/1.1 200 Connection established\r\nVia: test\r\n\r\n") as proxy,
-        Federation(tmp_path, enrol=lambda body: body[::-1]) as federation,
-    ):
-        node = federation.joined("a", proxy=proxy.url)
-        body = bytes(range(256)) * 8192
-        node.send("server", envelope("a", "server", body))
-        assert wait_for(federation.host, Arrived).envelope.message.body == body
-        lines = proxy.heads[0].decode().split("\r\n")
-        place = f"127.0.0.1:{federation.host.port}"
-        assert lines[:2] == [f"CONNECT {place} HTTP/1.1", f"Host: {place}"]
-        assert f"Proxy-Authorization: Basic {base64.b64encode(b'user:p@ss').decode()}" in lines
-        context = federation.authority.stranger_context()
-        assert ask_enrolment(federation.url, context, b"abc", proxy=proxy.url) == b"cba"
-        assert len(proxy.heads) == 2
-
-
-@pytest.mark.parametrize(
-    ("answer", "reason"),
-    [
-        (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\n", "the proxy answered 407"),
-        (b"SSH-2.0-OpenSSH_9\r\n\r\n", "does not speak HTTP"),
-        (b"HTTP/1.1 200 OK\r\n\r\nand more", "the proxy answered 200"),
-        (b"x" * 10_000, "does not speak HTTP"),
-        (b"HTTP/1.1 200", "the proxy hung up"),
-    ],
-)
-def test_a_proxy_that_lets_nothing_pass(federation: Federation, answer: bytes, reason: str) -> None:
-    with HttpProxy(answer.replace(b" 200", b"  200") if answer == b"HTTP/1.1 200" else answer) as proxy:
-        if b" 200 " in answer:
-            proxy.answer = answer.replace(b" 200 ", b" 299 ")  # it does not pass on, and says that it does
-            reason = reason.replace("200", "299")
-        node = federation.join("a", proxy=proxy.url)
-        assert reason in wait_for(node, Left).reason
-        assert node.given_up is None
-        node.close()
-    assert federation.host.receive(0) is None
-
-
-@pytest.mark.parametrize(
-    "url", ["https://proxy:3128", "socks5://proxy", "http://", "http://proxy:x", "http://proxy/path"]
-)
-def test_other_proxies_are_refused_without_their_password(url: str) -> None:
-    secret = url.replace("://", "://user:secret@")
-    for one in (url, secret):
-        with pytest.raises(UsageError, match="Expected a proxy") as raised:
-            Proxy.parse(one)
-        assert "secret" not in str(raised.value)
-
-
-def test_a_proxys_password_is_not_shown() -> None:
-    proxy = Proxy.parse("http://user:secret@proxy:3128")
-    assert "secret" not in repr(proxy)
-    assert base64.b64encode(b"user:secret").decode() not in repr(proxy)
-    assert Proxy.parse("proxy") == Proxy("proxy", 80)
-
-
-@pytest.mark.parametrize(
-    "url", ["ws://host:1", "https://host", "wss://", "wss://host:port", "host:8443", "wss://a:b@host", "wss://h/?q"]
-)
-def test_other_addresses_are_refused(url: str) -> None:
-    with pytest.raises(UsageError, match="wss://host:port"):
-        Address.parse(url)

@@ -108,6 +108,7 @@ class Caller:
         """Begin to connect."""
         self._wake = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+        self._task.add_done_callback(self._broke)
 
     async def stop(self) -> None:
         """End the connection and every attempt; the coordinator is told."""
@@ -190,6 +191,10 @@ class Caller:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), seconds)
             self.given_up = None
+
+    def _broke(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._mail.put(error)
 
     async def _attempt(self) -> Ending:
         loop = asyncio.get_running_loop()

@@ -334,6 +334,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         self.ending = ending
         self.keep_identity()
+        self.owner.ended(self, ending)
         if code is not None and self.is_open and self._websocket is not None and self._websocket.state is State.OPEN:
             self._websocket.send_close(code, short(ending.reason))
         self._flush()
@@ -346,7 +347,6 @@ class Connection(asyncio.BufferedProtocol):
             if self._transport.can_write_eof():
                 self._transport.write_eof()
             self._timer = self._loop.call_later(LINGER_SECONDS, self.abort)
-        self.owner.ended(self, ending)
 
     def _wait_if_full(self) -> None:
         if self.account.held_bytes > self.limits.arrived_bytes:
