@@ -25,9 +25,10 @@ from confide.data.schema import Schema
 from confide.errors import Aborted, ProtocolError
 from confide.ideal import Sums
 from confide.model.graph import Graph
-from confide.net.exchange import Envelope, Exchange
+from confide.net.exchange import Envelope, Exchange, Figures
 from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.store import Prefixed
+from confide.train.board import Board
 from confide.train.control import (
     ANSWER,
     CLOSE,
@@ -46,12 +47,13 @@ from confide.train.control import (
     control,
     session_id,
 )
-from confide.train.course import Announcement, Announcements, announcement
+from confide.train.course import Announcement, Announcements, announcement, parameters_hash
 from confide.train.ledger import Ledger, Value
 from confide.train.offer import Offer, job_hash
 from confide.train.rounds import Round, Taken, conduct, opens_at_server, session_of
 from confide.train.sections import Job
 from confide.train.setting import Setting
+from confide.train.status import Phase, Status
 from confide.wire import Party, Step, Store, decode, encode
 
 #: News that a node has missed go out in bodies of about this size.
@@ -142,6 +144,9 @@ class Coordinator:
         rng: of the server's parties; the operating system's if None.
         say: told in one line what happens, for people.
         clock: seconds that never go back.
+        wall: seconds since 1970, for people.
+
+    `board` says where the run is; it may be read from any thread.
 
     Raises:
         JobError, UsageError: the job contradicts itself, or is none for a network.
@@ -162,6 +167,7 @@ class Coordinator:
         rng: Randomness | None = None,
         say: Callable[[str], None] = lambda text: None,
         clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
     ) -> None:
         self.job, self.setting = job, Setting.of(job, Schema.read(schema_text, where="the schema"))
         self.cohort, self.course = self.setting.cohort, self.setting.course()
@@ -175,6 +181,7 @@ class Coordinator:
         self._store = Prefixed(store, self._prefix)
         self.exchange = Exchange(store, on_step=self._on_step)
         self._charge: Callable[[], None] | None = None
+        self._begun = clock()
         self._live: tuple[str, Open] | None = None
         self._keys, self._aggregator = -1, self.setting.aggregator()
         roles = self.cohort.parties(self._aggregator.roles)
@@ -182,6 +189,23 @@ class Coordinator:
         self.peers = {name: Peer(since=now) for name in roles if name != self.cohort.server}
         self._roster = roster
         self._last: Round[Graph] | None = None
+        self._wall = wall
+        self.board = Board(
+            Status.start(
+                run=self.run_id,
+                job=job.job.name,
+                job_hash=self.offer.job_hash,
+                aggregator=self._aggregator.name,
+                guarantee=self._aggregator.guarantee,
+                rounds=job.train.rounds,
+                quorum=self.cohort.quorum,
+                members={
+                    name: "helper" if role != "client" else "node" for name, role in roles.items() if name in self.peers
+                },
+                at_seconds=wall(),
+                epsilon_budget=job.privacy.epsilon if job.privacy else None,
+            )
+        )
 
     def rounds(self) -> Iterator[Round[Graph]]:
         """Train, yielding after every round that this process finished; see `conduct`.
@@ -201,9 +225,11 @@ class Coordinator:
         saved = self._store.get("keys")
         if saved is None:
             self._recruit()
+            self._phase(Phase.SET_UP)
             self._set_up()
         else:
             self._keys = int(saved)
+        self._phase(Phase.TRAINING)
         attempt = decode(body, Open, max_bytes=len(body)) if (body := self._store.get("attempt")) else None
         return attempt.attempt if attempt and attempt.number == self.course.number + 1 else 0
 
@@ -212,7 +238,9 @@ class Coordinator:
         self._gather()
         order = Open("round", self._keys, number, attempt)
         self._store.commit({"attempt": encode(order), "line": None})
-        self._charge = charge
+        self._charge, self._begun = charge, self._clock()
+        ready = [name for name, peer in self.peers.items() if peer.ready]
+        self.board.round_begun(number, attempt=attempt + 1, asked=ready, at_seconds=self._wall())
         session = session_of(self.run_id, self.cohort, self.course, number, attempt)
         party = self._aggregator.party("server", self.cohort.server, session, None, self._place(), self._rng)
         try:
@@ -220,6 +248,7 @@ class Coordinator:
             return Taken(sums, "", *self._figures(order))
         except ProtocolError as error:
             taken = Taken(None, str(error), *self._figures(order))
+            self.board.round_failed(at_seconds=self._wall())
             self._close(order)
             self._say(f"round {number}, attempt {attempt + 1} failed: {error}")
             return taken
@@ -234,6 +263,19 @@ class Coordinator:
             "attempt": None,
         }
         self.exchange.change({self._prefix + key: value for key, value in changes.items()})
+        members = frozenset[str]().union(*sums.members)
+        figures = self.exchange.figures(self._live[0]) if self._live else Figures()
+        self.board.round_done(
+            members=members,
+            missing=frozenset(self.cohort.clients) - members,
+            smallest_sum=min(map(len, sums.members)),
+            seconds=self._clock() - self._begun,
+            bytes_up=sum(figures.bytes_down.values()),
+            bytes_down=figures.bytes_up,
+            epsilon=self.course.encoding.epsilon(self.releases),
+            model_hash=str(entry["model"]),
+            at_seconds=self._wall(),
+        )
         if self._live:
             self._close(self._live[1])
         self._flush()
@@ -260,6 +302,10 @@ class Coordinator:
 
     def finish(self, *, model: bytes = b"", reason: str = "") -> None:
         """Tell every node the end, and wait until those that are here have taken it in."""
+        if reason:
+            self.board.run_failed(reason=reason, at_seconds=self._wall())
+        else:
+            self.board.run_done(model_hash=parameters_hash(self.course.kept).hex(), at_seconds=self._wall())
         end = End(self.run_id, reason, model)
         told: set[str] = set()
         deadline = self._clock() + self._patience.gather_seconds
@@ -309,7 +355,13 @@ class Coordinator:
             return {}
         charge, self._charge = self._charge, None
         charge()
+        spent = self.course.encoding.epsilon(self.releases)
+        if spent is not None:
+            self.board.charged(epsilon=spent, at_seconds=self._wall())
         return {f"{self._prefix}charged": encode(_Charged(order.number, order.attempt, self.releases))}
+
+    def _phase(self, phase: Phase) -> None:
+        self.board.phase_begun(phase, at_seconds=self._wall())
 
     # --- nodes --------------------------------------------------------------------------------------------------------
 
@@ -320,6 +372,9 @@ class Coordinator:
             Aborted: all have answered, and some refuse.
         """
         while not all(peer.ready for peer in self.peers.values()):
+            asks = any(peer.answer and peer.answer.state == "pending" for peer in self.peers.values())
+            if self.board.snapshot().phase is not (phase := Phase.APPROVALS if asks else Phase.WAITING):
+                self._phase(phase)
             answers = {name: peer.answer for name, peer in self.peers.items()}
             if all(answer is not None and answer.state != "pending" for answer in answers.values()):
                 refused = [
@@ -487,11 +542,13 @@ class Coordinator:
         if peer is None:
             return
         match event:
-            case Joined(name, _):
+            case Joined(name, role):
+                self.board.node_joined(name, role=role, at_seconds=self._wall())
                 peer.here, peer.since, peer.answer = True, self._clock(), None
                 self._link.send(name, control(self.cohort.server, name, OFFER, self.offer))
             case Left(name, reason):
                 peer.here, peer.since = False, self._clock()
+                self.board.node_left(name, reason=reason, at_seconds=self._wall())
                 self._say(f"{name} has left: {reason}")
             case Arrived(name, envelope):
                 try:
@@ -518,6 +575,12 @@ class Coordinator:
         if answer.run != self.run_id:
             raise ProtocolError("Expected an answer about the current run")
         peer.answer, peer.heard = answer, min(answer.heard, self.course.number)
+        if answer.state == "pending":
+            self.board.node_asks(name, reason=answer.reason, at_seconds=self._wall())
+        elif answer.state == "refused":
+            self.board.node_refused(name, reason=answer.reason, at_seconds=self._wall())
+        else:
+            self.board.node_approved(name, at_seconds=self._wall())
         if answer.state != "accepted":
             self._say(f"{name} {'waits for a person' if answer.state == 'pending' else 'refuses'}: {answer.reason}")
             return
