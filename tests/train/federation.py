@@ -15,7 +15,8 @@ from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SeededRandomness
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Event, Joined, Left
-from confide.train.coordinator import Coordinator, Patience
+from confide.train.attendance import Patience
+from confide.train.coordinator import Coordinator
 from confide.train.job import parse
 from confide.train.ledger import Ledger
 from confide.train.node import Decision, Gate, Member, Node

@@ -3,18 +3,12 @@
 It sees what the aggregator's guarantee says and nothing else, reads no table, and decides nothing for a node. What it
 knows is in its store before anybody is told: a process that was killed goes on with the same attempt of the same round,
 from the messages that had arrived, and what it sends again are the same bytes.
-
-    store, under run/<id>/    keys       the set-up that is complete      keys-<k>/  what its parties keep
-                              attempt    the attempt that is on its way   charged    the last one charged, and how many
-                              course     where the model is               sums/<n>   what round n released
-                              line       the ledger's line of the last round, until the next attempt begins
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -28,6 +22,7 @@ from confide.model.graph import Graph
 from confide.net.exchange import Envelope, Exchange, Figures
 from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.store import Prefixed
+from confide.train.attendance import Patience, Peer
 from confide.train.board import Board
 from confide.train.control import (
     ANSWER,
@@ -51,6 +46,7 @@ from confide.train.course import Announcement, Announcements, announcement, para
 from confide.train.ledger import Ledger, Value
 from confide.train.offer import Offer, job_hash
 from confide.train.rounds import Round, Taken, conduct, opens_at_server, session_of
+from confide.train.run_journal import CURRENT, Charged, RoundLine, current_run
 from confide.train.sections import Job
 from confide.train.setting import Setting
 from confide.train.status import Phase, Status
@@ -61,71 +57,6 @@ _NEWS_BYTES = 1 << 25
 
 #: How often a set-up is tried.
 _SETUPS = 5
-
-_CURRENT = "federation/run"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long the coordinator waits.
-
-    Args:
-        stage_seconds: for the slowest node that is connected, local training included.
-        grace_seconds: for a node whose connection broke, before a stage goes on without it.
-        gather_seconds: at the beginning of a round, for nodes beyond the quorum that are away.
-    """
-
-    stage_seconds: float = 600.0
-    grace_seconds: float = 5.0
-    gather_seconds: float = 15.0
-
-
-class _Current(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    run: str
-    job: str
-    roster: bytes
-    finished: bool = False
-
-
-class _Charged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    number: int
-    attempt: int
-    releases: int
-
-
-class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    entry: dict[str, Any]
-
-
-@dataclass(slots=True)
-class Peer:
-    """What the coordinator knows of a member.
-
-    Args:
-        here: connected.
-        since: when that changed, on the coordinator's clock.
-        answer: to the offer.
-        heard: the last round whose release was sent to it.
-        unable: the sessions in which it takes no part, and why.
-        done: the set-ups that are complete at it, with their fingerprints.
-    """
-
-    here: bool = False
-    since: float = 0.0
-    answer: Answer | None = None
-    heard: int = -1
-    unable: dict[str, str] = field(default_factory=dict[str, str])
-    done: dict[str, str] = field(default_factory=dict[str, str])
-
-    @property
-    def ready(self) -> bool:
-        """Return whether it is connected and takes part in the job."""
-        return self.here and self.answer is not None and self.answer.state == "accepted"
-
-    @property
-    def refuses(self) -> bool:
-        """Return whether it has refused the job or what was done in its name."""
-        return self.here and self.answer is not None and self.answer.state == "refused"
 
 
 class Coordinator:
@@ -174,7 +105,7 @@ class Coordinator:
         self.origin, self.releases = (rng or SystemRandomness()).origin, 0
         self._rng, self._link, self._ledger = rng or SystemRandomness(), link, ledger
         self._patience, self._say, self._clock = patience or Patience(), say, clock
-        self._current, self.resumed = _current(store, job.job.name, job_hash(job, schema_text), roster)
+        self._current, self.resumed = current_run(store, job.job.name, job_hash(job, schema_text), roster)
         self.run_id = self._current.run
         self.offer = Offer.of(job, schema_text, roster, self.run_id, coordinator=identity, helper=helper)
         self._root, self._prefix = store, f"run/{self.run_id}/"
@@ -259,7 +190,7 @@ class Coordinator:
         changes = {
             f"sums/{said.number}": encode(said),
             "course": self.course.state(),
-            "line": encode(_Line(dict(entry))),
+            "line": encode(RoundLine(dict(entry))),
             "attempt": None,
         }
         self.exchange.change({self._prefix + key: value for key, value in changes.items()})
@@ -285,7 +216,7 @@ class Coordinator:
         saved = self._store.get("line")
         if not self.course.number or saved is None:
             return self._last
-        entry = decode(saved, _Line, max_bytes=len(saved)).entry
+        entry = decode(saved, RoundLine, max_bytes=len(saved)).entry
         return Round(
             number=self.course.number,
             attempts=entry["attempts"],
@@ -326,7 +257,7 @@ class Coordinator:
 
         while not done():
             self._pump(0.2)
-        finished = {_CURRENT: encode(msgspec.structs.replace(self._current, finished=True))}
+        finished = {CURRENT: encode(msgspec.structs.replace(self._current, finished=True))}
         self._root.commit(finished | dict.fromkeys(self._root.keys(self._prefix)))
 
     # --- where the store says that it is ------------------------------------------------------------------------------
@@ -340,9 +271,9 @@ class Coordinator:
             self.course = self.course.resumed(state)
             self._say(f"going on after round {self.course.number}")
         if charged is not None:
-            self.releases = decode(charged, _Charged, max_bytes=len(charged)).releases
+            self.releases = decode(charged, Charged, max_bytes=len(charged)).releases
         if line is not None:  # the round was durable, whether its line was is for the ledger to know
-            self._ledger.append("round", decode(line, _Line, max_bytes=len(line)).entry)
+            self._ledger.append("round", decode(line, RoundLine, max_bytes=len(line)).entry)
 
     def _on_step(self, session: str, step: Step) -> Mapping[str, bytes | None]:
         """Charge an attempt in the commit before the message leaves that asks for what opens its sum."""
@@ -350,7 +281,7 @@ class Coordinator:
         if order is None or order.kind != "round" or not opens_at_server(self._aggregator, step):
             return {}
         saved = self._store.get("charged")
-        last = decode(saved, _Charged, max_bytes=len(saved)) if saved else _Charged(0, 0, 0)
+        last = decode(saved, Charged, max_bytes=len(saved)) if saved else Charged(0, 0, 0)
         if (order.number, order.attempt) <= (last.number, last.attempt) or self._charge is None:
             return {}
         charge, self._charge = self._charge, None
@@ -358,7 +289,7 @@ class Coordinator:
         spent = self.course.encoding.epsilon(self.releases)
         if spent is not None:
             self.board.charged(epsilon=spent, at_seconds=self._wall())
-        return {f"{self._prefix}charged": encode(_Charged(order.number, order.attempt, self.releases))}
+        return {f"{self._prefix}charged": encode(Charged(order.number, order.attempt, self.releases))}
 
     def _phase(self, phase: Phase) -> None:
         self.board.phase_begun(phase, at_seconds=self._wall())
@@ -592,16 +523,3 @@ class Coordinator:
         """Commit, then send."""
         for envelope in self.exchange.take():
             self._link.send(envelope.message.dst, envelope)
-
-
-def _current(store: Store, name: str, job: str, roster: Roster) -> tuple[_Current, bool]:
-    """Return the run that the store holds if it is this job's and not finished, else a new one; and whether it was."""
-    saved = store.get(_CURRENT)
-    if saved is not None:
-        current = decode(saved, _Current, max_bytes=len(saved))
-        if not current.finished and (current.job, current.roster) == (job, roster.digest):
-            return current, True
-    name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[:32]
-    current = _Current(f"{name}-{SystemRandomness().bytes(8).hex()}", job, roster.digest)
-    store.commit({_CURRENT: encode(current)})
-    return current, False

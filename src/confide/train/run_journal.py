@@ -1,0 +1,56 @@
+"""What a coordinator's store holds of its runs, beside protocols' own: the structs, and which run goes on.
+
+federation/run             the newest run
+run/<id>/ keys             the set-up that is complete       keys-<k>/  what its parties keep
+attempt          the attempt that is on its way    charged    the last one charged, and how many
+course           where the model is                sums/<n>   what round n released
+line             the ledger's line of the last round, until the next attempt begins
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from confide.cohort.roster import Roster
+from confide.crypto.random import SystemRandomness
+from confide.wire import Store, decode, encode
+
+CURRENT = "federation/run"
+
+
+class Current(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The newest run of a coordinator's store: its id, the hash of its job, the digest of its roster."""
+
+    run: str
+    job: str
+    roster: bytes
+    finished: bool = False
+
+
+class Charged(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last attempt that was charged, and how many releases there are in all."""
+
+    number: int
+    attempt: int
+    releases: int
+
+
+class RoundLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The ledger's line of a round."""
+
+    entry: dict[str, Any]
+
+
+def current_run(store: Store, name: str, job: str, roster: Roster) -> tuple[Current, bool]:
+    """Return the run that the store holds if it is this job's and not finished, else a new one; and whether it was."""
+    saved = store.get(CURRENT)
+    if saved is not None:
+        current = decode(saved, Current, max_bytes=len(saved))
+        if not current.finished and (current.job, current.roster) == (job, roster.digest):
+            return current, True
+    name = "".join(letter if letter.isascii() and letter.isalnum() else "-" for letter in name)[:32]
+    current = Current(f"{name}-{SystemRandomness().bytes(8).hex()}", job, roster.digest)
+    store.commit({CURRENT: encode(current)})
+    return current, False
