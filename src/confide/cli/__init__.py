@@ -23,6 +23,7 @@ from rich.table import Table
 
 from confide.cli import console, federation
 from confide.cli.console import progress_bars
+from confide.cli.coordinator import coordinator, submit
 from confide.cli.split import split
 from confide.errors import ConfideError, MissingExtra, UsageError
 
@@ -38,6 +39,8 @@ ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of 
 app.add_typer(ledger_app, name="ledger")
 app.add_typer(federation.app, name="federation")
 app.command()(split)
+app.command()(coordinator)
+app.command()(submit)
 
 
 @app.callback(invoke_without_command=True)

@@ -12,18 +12,38 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from confide.cohort.roster import Roster
-from confide.crypto.random import SystemRandomness
-from confide.errors import ConfideError, JobError, UsageError
-from confide.model.artifact import create_signing_key, read_signing_key
+from confide.crypto.keys import SigningKey
+from confide.errors import Aborted, ConfideError, JobError, StoreError, UsageError
+from confide.model.artifact import Artifact
+from confide.model.artifact import decode as decode_artifact
 from confide.net.asking import asking
 from confide.net.contexts import client_context, server_context
+from confide.net.folders import identity_seed
 from confide.net.founding import refresh
-from confide.net.link import Left, Link
+from confide.net.link import Arrived, Joined, Left, Link
 from confide.net.membership import Membership, membership, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.stream import Host, Join
 from confide.net.tls import Peer
+from confide.train.attendance import Patience
+from confide.train.board import Board
+from confide.train.control import (
+    MAX_CONTROL_BYTES,
+    PROGRESS,
+    RELEASE,
+    SUBMIT,
+    Reason,
+    Release,
+    Submission,
+    control,
+)
+from confide.train.coordinator import Coordinator
+from confide.train.desk import Desk
+from confide.train.ledger import Ledger
 from confide.train.node import Node
+from confide.train.run import aggregator_of, labelled
+from confide.train.sections import Job, nodes_of
+from confide.wire import Store, decode
 
 #: How often a coordinator looks whether somebody was revoked, and how often certificates are looked at.
 _RECHECK_SECONDS, _RENEW_SECONDS = 1.0, 600.0
@@ -100,9 +120,102 @@ def roster_of(registrar: Registrar, nodes: Sequence[str], helper: str | None) ->
     return Roster(tuple((name, members[name]) for name in nodes)), helpers[helper]
 
 
-def signing_key(path: Path):
-    """Return the key that signs models, made on first use."""
-    return read_signing_key(path) if path.exists() else create_signing_key(path, SystemRandomness())
+def run_job(
+    job: Job,
+    schema_text: str,
+    *,
+    registrar: Registrar,
+    desk: Desk,
+    store: Store,
+    ledger: Ledger,
+    patience: Patience,
+    say: Callable[[str], None] = lambda text: None,
+    started: Callable[[Board], None] = lambda board: None,
+) -> tuple[Artifact, bytes]:
+    """Run one job, or go on with it, and return the model and its signed file, which every node has been told.
+
+    Args:
+        job, schema_text: what to run; the tables stay with the nodes.
+        registrar: knows the members and holds the coordinator's identity, which signs the model.
+        desk: reaches them.
+        store: the coordinator's, of which this process holds the lease.
+        ledger: gets every line.
+        patience: deadlines.
+        say: told in one line what happens.
+        started: given the board as soon as there is one.
+
+    Raises:
+        JobError, UsageError: the job is none for these members.
+        Aborted: it could not be done; every node has been told why.
+        StoreError: the store is gone; start again when it is back.
+    """
+    key = SigningKey(identity_seed(registrar.folder))
+    roles = aggregator_of(job).roles
+    helper = job.train.helper if {"helper", "keyholder"} & set(roles) else None
+    roster, helping = roster_of(registrar, nodes_of(job), helper)
+    coordinator = Coordinator(
+        job,
+        schema_text,
+        roster=roster,
+        identity=key.public,
+        helper=helping,
+        link=desk,
+        store=store,
+        ledger=ledger,
+        patience=patience,
+        say=say,
+    )
+    started(coordinator.board)
+    desk.begin_run()
+    try:
+        for done in coordinator.rounds():
+            desk.progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
+        done = coordinator.final()
+        if done is None:
+            raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
+        artifact = labelled(job, coordinator.setting, done, ledger)
+        body = artifact.encode(key)
+    except StoreError:
+        raise
+    except ConfideError as error:
+        coordinator.finish(reason=str(error))
+        raise
+    coordinator.finish(model=body)
+    return decode_artifact(body, trust=key.public), body
+
+
+# --- the analyst ------------------------------------------------------------------------------------------------------
+
+
+def submit(
+    join: Join, me: str, job_text: str, schema_text: str, *, say: Callable[[str], None] = lambda text: None
+) -> Release:
+    """Hand a job in, and return what it came to; after a lost connection it is asked for again.
+
+    Args:
+        join: the analyst's connection.
+        me: the analyst's name.
+        job_text, schema_text: the two files.
+        say: told what happens.
+
+    Raises:
+        UsageError: the coordinator refuses the analyst for good.
+    """
+    asked = control(me, "server", SUBMIT, Submission(job_text, schema_text))
+    while True:
+        match join.receive(1.0):
+            case Joined():
+                join.send("server", asked)
+            case Left(_, reason):
+                if join.given_up:
+                    raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+                say(f"not connected: {reason}")
+            case Arrived(_, envelope) if envelope.message.tag == PROGRESS:
+                say(decode(envelope.message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
+            case Arrived(_, envelope) if envelope.message.tag == RELEASE:
+                return decode(envelope.message.body, Release, max_bytes=1 << 28)
+            case _:
+                pass
 
 
 # --- the node ---------------------------------------------------------------------------------------------------------

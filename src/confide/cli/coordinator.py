@@ -1,0 +1,247 @@
+"""`confide coordinator` and `confide submit`: run a federation's jobs, and hand one in."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from confide.cli import console
+from confide.cli.progress import coordinator_display
+from confide.errors import ConfideError, JobError, UsageError
+
+if TYPE_CHECKING:
+    from confide.model.artifact import Artifact
+    from confide.train.board import Board
+    from confide.train.control import Release, Submission
+    from confide.train.sections import Job
+
+_SHOW_SECONDS = 0.25
+_POLL_SECONDS = 1.0
+
+
+def coordinator(
+    job_file: Annotated[
+        Path | None,
+        typer.Argument(metavar="[JOB.toml]", help="One job to run; without it, those that analysts submit."),
+    ] = None,
+    federation: Annotated[Path, typer.Option(help="The folder that `confide federation init` made.")] = Path(),
+    listen: Annotated[
+        str | None,
+        typer.Option(help="ADDRESS:PORT to listen on; the port of the federation on every address if left out."),
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(help="Journal: a file, or postgresql://...; a file in the folder if left out.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The model file; [output] or the folder if left out.")] = None,
+    status_port: Annotated[
+        int, typer.Option(min=0, max=65535, help="Of the status page on 127.0.0.1; 0 for none.")
+    ] = 0,
+    stage_seconds: Annotated[
+        float, typer.Option(min=1, help="Longest wait for a connected node in one stage, its training included.")
+    ] = 600.0,
+    grace_seconds: Annotated[
+        float, typer.Option(min=0, help="How long a round waits for a node whose connection broke.")
+    ] = 5.0,
+) -> None:
+    """Run a federation: wait for nodes and their approvals, train, release the signed model.
+
+    Reads no table. Started again after a crash, it goes on where it stopped.
+
+        confide coordinator job.toml --federation federation --status-port 8081
+    """
+    from confide.model.artifact import write_whole
+    from confide.net.founding import read_settings
+    from confide.net.page import StatusPage
+    from confide.store import Patient, open_store
+    from confide.train.attendance import Patience
+    from confide.train.desk import Desk
+    from confide.train.ledger import Ledger
+    from confide.train.operate import hosting, run_job
+
+    job = _job(job_file) if job_file else None
+    address, port = _address(listen, read_settings(federation).coordinator)
+    patience = Patience(stage_seconds=stage_seconds, grace_seconds=grace_seconds)
+    with ExitStack() as stack:
+        opened = open_store(store or federation / "coordinator.db")
+        stack.callback(opened.close)
+        stack.enter_context(opened.exclusive("coordinator"))
+        kept = Patient(opened, say=_note)
+        ledger = Ledger(federation / "ledger.jsonl")
+        host, registrar = stack.enter_context(hosting(federation, address=address, port=port, say=_note))
+        desk = Desk(host, kept, say=_note)
+        console.out.print(f"listening on {address}:{host.port}")
+        shown = stack.enter_context(_shown())
+        if status_port:
+            page = stack.enter_context(StatusPage(shown.json, metrics=shown.metrics, port=status_port))
+            console.out.print(f"status: {page.url}")
+        run = partial(
+            run_job,
+            registrar=registrar,
+            desk=desk,
+            store=kept,
+            ledger=ledger,
+            patience=patience,
+            say=_note,
+            started=shown.show,
+        )
+        if job is not None:
+            artifact, body = run(job, _schema_text(job))
+            place = out or (job.path(job.output.model) if job.output.model else federation / "model.confide")
+            write_whole(place, body)
+            console.out.print(artifact.label.sentence())
+            console.out.print(f"wrote {place}")
+            return
+        while True:
+            desk.receive(_POLL_SECONDS)
+            if desk.next is not None:
+                desk.done(_worked_off(desk.next[1], run, federation / "ledger.jsonl"))
+
+
+class _Shown:
+    """The board of the job on its way, for the terminal and the page."""
+
+    def __init__(self) -> None:
+        from confide.guarantee import nothing_hidden
+        from confide.train.board import Board
+        from confide.train.status import Status
+
+        self.board: Board = Board(
+            Status.start(
+                run="",
+                job="no job yet",
+                job_hash="",
+                aggregator="plain",
+                guarantee=nothing_hidden("nothing runs"),
+                rounds=0,
+                quorum=1,
+                members={},
+                at_seconds=0.0,
+            )
+        )
+
+    def show(self, board: Board) -> None:
+        self.board = board
+
+    def json(self) -> bytes:
+        return self.board.json()
+
+    def metrics(self) -> bytes:
+        return self.board.metrics()
+
+
+@contextmanager
+def _shown() -> Generator[_Shown]:
+    """Show the board as it changes, until the block ends."""
+    shown, ended = _Shown(), threading.Event()
+    idle = shown.board
+
+    def follow() -> None:
+        while not ended.wait(_SHOW_SECONDS):
+            if shown.board is not idle:
+                display.show(shown.board.snapshot())
+
+    with coordinator_display() as display:
+        thread = threading.Thread(target=follow, name="display", daemon=True)
+        thread.start()
+        try:
+            yield shown
+        finally:
+            ended.set()
+            thread.join()
+            if shown.board is not idle:
+                display.show(shown.board.snapshot())
+
+
+def _worked_off(submission: Submission, run: Callable[[Job, str], tuple[Artifact, bytes]], ledger: Path) -> Release:
+    """Return what a submitted job came to; what is wrong with it is its analyst's to read."""
+    from confide.data.toml_text import read_toml
+    from confide.errors import StoreError
+    from confide.train.control import Release
+    from confide.train.job import parse
+    from confide.train.offer import LARGEST_JOB_BYTES
+
+    try:
+        job = parse(read_toml(submission.job, max_bytes=LARGEST_JOB_BYTES))
+        _, body = run(job, submission.schema)
+    except StoreError:
+        raise
+    except (ConfideError, ValueError) as error:
+        return Release(str(error))
+    return Release(model=body, ledger=ledger.read_bytes())
+
+
+def _job(path: Path) -> Job:
+    from confide.train import load
+
+    job = load(path)
+    if job.data.schema is None:
+        raise JobError("Expected data.schema with data.nodes in a job for a federation; a shipped set has no nodes")
+    return job
+
+
+def _schema_text(job: Job) -> str:
+    path = job.path(str(job.data.schema))
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        raise JobError(f"Expected a readable schema at {path}; name it in data.schema") from None
+
+
+def _address(listen: str | None, url: str) -> tuple[str, int]:
+    """Return where to listen: as asked, or at the federation's port, on loopback if that is its address."""
+    from confide.net.enrolment import split_url
+
+    found = split_url(url if listen is None else f"wss://{listen}")
+    if found is None:
+        raise UsageError(f"Expected --listen ADDRESS:PORT, got {listen}; 0.0.0.0 stands for every address")
+    host, port = found
+    return (host if listen is not None or host in ("127.0.0.1", "::1") else "0.0.0.0"), port  # noqa: S104
+
+
+def _note(text: str) -> None:
+    console.err.print(text)
+
+
+def submit(
+    job_file: Annotated[
+        Path, typer.Argument(metavar="JOB.toml", help="The job; its schema lies where data.schema says.")
+    ],
+    identity: Annotated[
+        Path, typer.Option(help="The analyst's folder, as `confide federation join` made it.")
+    ] = Path(),
+    out: Annotated[Path, typer.Option(help="The model file.")] = Path("model.confide"),
+    ledger: Annotated[
+        Path | None, typer.Option(help="File for the coordinator's ledger; not kept if left out.")
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(help="wss://HOST:PORT of the coordinator; the member's own if left out.")
+    ] = None,
+    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
+) -> None:
+    """Hand a job in as an analyst, wait for the nodes' approvals and the training, receive the model.
+
+    Asked again after an interruption, it receives the same release.
+
+        confide submit job.toml --identity analyst --out model.confide
+    """
+    from confide.model.artifact import decode, write_whole
+    from confide.train.operate import joining
+    from confide.train.operate import submit as hand_in
+
+    job = _job(job_file)
+    with joining(identity, url=coordinator, proxy=proxy) as (join, said):
+        release = hand_in(join, said.name, job_file.read_text(), _schema_text(job), say=_note)
+    if release.reason:
+        raise UsageError(f"The job was not done: {release.reason}")
+    artifact = decode(release.model, trust=bytes.fromhex(said.coordinator_identity), where="the released model")
+    write_whole(out, release.model)
+    if ledger is not None:
+        write_whole(ledger, release.ledger)
+    console.out.print(artifact.label.sentence())
+    console.out.print(f"wrote {out}")
