@@ -23,6 +23,7 @@ from rich.table import Table
 
 from confide.cli import console
 from confide.cli.console import progress_bars
+from confide.cli.node import node_app
 from confide.errors import ConfideError, MissingExtra, UsageError
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of a training run.")
 app.add_typer(ledger_app, name="ledger")
+app.add_typer(node_app, name="node")
 
 
 @app.callback(invoke_without_command=True)
