@@ -25,6 +25,7 @@ from confide.cli import console, federation
 from confide.cli.console import progress_bars
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.split import split
+from confide.cli.node import node_app
 from confide.errors import ConfideError, MissingExtra, UsageError
 
 app = typer.Typer(
@@ -41,6 +42,7 @@ app.add_typer(federation.app, name="federation")
 app.command()(split)
 app.command()(coordinator)
 app.command()(submit)
+app.add_typer(node_app, name="node")
 
 
 @app.callback(invoke_without_command=True)

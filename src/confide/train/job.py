@@ -29,7 +29,7 @@ from confide.train.contradictions import (
     check_compression,
     check_readers,
 )
-from confide.train.keys import Ranges, faults, load_tables, sections_of, table_faults, toml_value
+from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
 from confide.train.sections import (
     MOST_NODES,
     DataSection,
@@ -56,7 +56,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
 _COMPRESSION_DEFAULTS: Mapping[str, Mapping[str, float]] = {"rotate": {"clip_norm": 1.0, "clip_quantile": 0.9}}
 
 #: (section, key): lowest, highest, lowest excluded, highest excluded
-_RANGES: Ranges = {
+_RANGES: Mapping[tuple[str, str], Range] = {
     ("job", "seed"): (-(2**63), 2**63 - 1, False, False),
     ("data", "parties"): (2, 1000, False, False),
     ("data", "alpha"): (0, 1e6, True, False),

@@ -19,8 +19,8 @@ from confide.train.sections import Section
 
 LARGEST_BYTES = 1 << 20
 
-#: (section, key): lowest, highest, lowest excluded, highest excluded
-Ranges = Mapping[tuple[str, str], tuple[float, float, bool, bool]]
+#: Lowest, highest, lowest excluded, highest excluded.
+Range = tuple[float, float, bool, bool]
 
 
 def load_tables(path: Path, what: str, error: type[UsageError]) -> dict[str, Any]:
@@ -66,14 +66,16 @@ def table_faults(table: Mapping[str, Any], sections: Mapping[str, type[Section]]
             yield f"Expected [{name}] to be a table, got {name} = {section!r}; write [{name}] and its keys below it"
 
 
-def faults(name: str, kind: type[Section], section: Mapping[str, Any], ranges: Ranges, what: str) -> Iterator[str]:
+def faults(
+    name: str, kind: type[Section], section: Mapping[str, Any], ranges: Mapping[tuple[str, str], Range], what: str
+) -> Iterator[str]:
     """Yield what is wrong with each key of a section by itself.
 
     Args:
         name: of the section.
         kind: what it may hold.
         section: what it holds.
-        ranges: of its numbers.
+        ranges: of its numbers, by (section, key).
         what: where a person changes it, "job file".
     """
     hints = get_type_hints(kind)
@@ -91,7 +93,7 @@ def faults(name: str, kind: type[Section], section: Mapping[str, Any], ranges: R
         if any(isinstance(text, str) and "\0" in text for text in texts):
             yield f"Expected {name}.{key} without the character NUL, which no path can hold; remove it"
         if (name, key) in ranges:
-            yield from _out_of_range(name, key, cast("float", value), ranges, what)
+            yield from _out_of_range(name, key, cast("float", value), ranges[name, key], what)
 
 
 def _wrong(where: str, value: Any, hint: Any, what: str) -> Iterator[str]:
@@ -107,8 +109,8 @@ def _wrong(where: str, value: Any, hint: Any, what: str) -> Iterator[str]:
     yield f"Expected {where} to be {_readable(hint)}, got {value!r}{close}; change it in the {what}"
 
 
-def _out_of_range(name: str, key: str, value: float, ranges: Ranges, what: str) -> Iterator[str]:
-    low, high, open_low, open_high = ranges[name, key]
+def _out_of_range(name: str, key: str, value: float, range_: Range, what: str) -> Iterator[str]:
+    low, high, open_low, open_high = range_
     if not ((low < value if open_low else low <= value) and (value < high if open_high else value <= high)):
         bounds = f"{'above' if open_low else 'at least'} {low:g} and {'below' if open_high else 'at most'} {high:g}"
         yield f"Expected {name}.{key}={value} to be {bounds}; change it in the {what}"

@@ -21,7 +21,7 @@ import msgspec
 from confide.errors import UsageError, nearest
 from confide.guarantee import Guarantee
 from confide.train.budget import Budget
-from confide.train.keys import Ranges, faults, load_tables, sections_of, table_faults
+from confide.train.keys import Range, faults, load_tables, sections_of, table_faults
 from confide.train.offer import Offer
 from confide.train.run import AGGREGATORS, hidden_among
 from confide.train.sections import Job, Section, default_quorum, nodes_of
@@ -94,7 +94,7 @@ class Policy(Section, frozen=True, kw_only=True):
     approval: ApprovalSection = ApprovalSection()
 
 
-_RANGES: Ranges = {
+_RANGES: Mapping[tuple[str, str], Range] = {
     ("limits", "smallest_cohort"): (1, 1000, False, False),
     ("limits", "smallest_quorum"): (1, 1000, False, False),
     ("limits", "greatest_epsilon"): (0, 1e6, False, False),
