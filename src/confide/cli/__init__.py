@@ -6,9 +6,7 @@ import csv
 import re
 import sys
 import tomllib
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -21,8 +19,8 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import console
-from confide.cli.console import progress_bars
+from confide.cli import console, ledger
+from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.errors import ConfideError, MissingExtra, UsageError
 
 app = typer.Typer(
@@ -33,8 +31,7 @@ app = typer.Typer(
     help="Train on data that nobody may see, serve on inputs that nobody may see, and measure the choice.",
     epilog="Start with: confide demo. Each command has a page in docs/.",
 )
-ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of a training run.")
-app.add_typer(ledger_app, name="ledger")
+app.add_typer(ledger.app, name="ledger")
 
 
 @app.callback(invoke_without_command=True)
@@ -198,7 +195,7 @@ def serve(
     from confide.serve.served import Model
     from confide.serve.server import create_app
 
-    with _warnings_as_lines():
+    with warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
     if query_quota is not None and store is None:
         raise UsageError(
@@ -370,39 +367,6 @@ def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
         writer.writerow([*(f"{value:.6f}" for value in row), *([classes[place]] if classes else [])])
 
 
-@ledger_app.command("verify")
-def ledger_verify(
-    ledger: Annotated[Path, typer.Argument(metavar="LEDGER.jsonl", help="The ledger that `confide train` wrote.")],
-    model: Annotated[
-        Path | None, typer.Option(help="The model of that run: shows that no last line was cut off.")
-    ] = None,
-    trust: Annotated[
-        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
-    ] = None,
-) -> None:
-    """Check every link of a ledger; with --model also that it ends where the model's label says.
-
-    confide ledger verify ledger.jsonl --model model.confide
-    """
-    from confide.train.ledger import verify
-
-    head = None
-    if model is not None:
-        from confide.model.artifact import load, read_public_key
-
-        with _warnings_as_lines():
-            head = load(model, trust=read_public_key(trust) if trust else None).label.ledger
-    found = verify(ledger, head=head)
-    console.out.print(f"{found.entries} entries hold, the last is {found.head}")
-    console.out.print(f"runs: {found.runs}")
-    if found.epsilon is not None:
-        console.out.print(f"epsilon of all runs together, for records that took part in each: {found.epsilon:.3g}")
-    if model is None:
-        console.out.print("whether last lines were cut off needs the model: --model MODEL.confide")
-    elif found.later:
-        console.out.print(f"{found.later} entries follow that model's: later runs")
-
-
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
@@ -416,7 +380,7 @@ def inspect(
     """
     from confide.model.artifact import load, read_public_key
 
-    with _warnings_as_lines():
+    with warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
     console.out.print(artifact.label.sentence())
     console.out.print(f"layers: {', '.join(map(str, artifact.graph.layers))}")
@@ -429,16 +393,6 @@ def inspect(
         console.out.print(f"{name}: {value}")
     console.out.print(f"signer: {artifact.signer}")
     console.out.print(f"fingerprint: {artifact.fingerprint}")
-
-
-@contextmanager
-def _warnings_as_lines() -> Generator[None]:
-    """Print warnings as one line each, without the source line that Python adds."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        console.err.print(f"warning: {_one_line(str(warning.message))}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -457,17 +411,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-#: Python arguments that are options here, where a text names one.
-_ARGUMENTS = r"\b(api_keys|ca_file|insecure_plain_http|kit_sha256|private_key|query_quota|trust)\b(?=[= ,;:]|$)"
-
-
-def _one_line(text: str) -> str:
-    """Return a text as one line that speaks of options instead of Python's arguments."""
-    lines = [line.strip().rstrip(";") for line in text.splitlines()]
-    line = "; ".join(line for line in lines if line).replace(":;", ":")
-    return re.sub(_ARGUMENTS, lambda found: f"--{found[1].replace('_', '-')}", line)
-
-
 def _fail(text: str) -> NoReturn:
-    console.err.print(f"confide: {_one_line(text)}")
+    console.err.print(f"confide: {one_line(text)}")
     sys.exit(2)

@@ -202,7 +202,7 @@ def federate(
             origin=rng.origin,
         )
         if ledger is not None:
-            ledger.append("round", _entry(result, aggregator.name))
+            ledger.append("round", round_fields(result, aggregator.name, cohort, encoding))
         yield result
 
 
@@ -249,15 +249,21 @@ def _figures(done: Transcript, parties: Iterable[str]) -> dict[str, Any]:
     return {"bytes_up": bytes_up, "seconds": seconds}
 
 
-def _entry(done: Round[Any], aggregator: str) -> dict[str, Value]:
+def round_fields(done: Round[Any], aggregator: str, cohort: Cohort, encoding: Encoding) -> dict[str, Value]:
+    """Return what a ledger's line says about a round: who, under which protocol and parameters, what it cost."""
     return {
         "round": done.number,
         "attempts": done.attempts,
         "aggregator": aggregator,
+        "quorum": cohort.quorum,
+        "length": encoding.length,
+        "bound": encoding.bound,
+        "cohort": sorted(cohort.clients),
         "members": sorted(done.members),
         "missing": sorted(done.missing),
         "smallest": done.smallest,
         "bytes_up": {name: float(count) for name, count in sorted(done.bytes_up.items())},
+        "seconds": {name: round(taken, 6) for name, taken in sorted(done.seconds.items())},
         "epsilon": done.epsilon,
         "model": parameters_hash(done.parameters).hex(),
     }

@@ -276,7 +276,7 @@ def fit(
     names = tuple(silo.name for silo in silos)
     aggregator.check(Cohort(names, train.quorum or default_quorum(len(names))))
     if ledger is not None:
-        fields = {"train": msgspec.json.encode(train).decode(), "parties": [silo.name for silo in silos]}
+        fields = {"run": run_id, "train": msgspec.json.encode(train).decode(), "parties": list(names)}
         ledger.append("fit", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         silos,
@@ -330,7 +330,7 @@ def train(
         else PrivateGradients(learner, plan, job.train)
     )
     if ledger is not None:
-        fields = {"job": describe(job), "parties": [silo.name for silo in data.silos]}
+        fields = {"run": job.job.name, "job": describe(job), "parties": [silo.name for silo in data.silos]}
         ledger.append("job", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         data.silos,
