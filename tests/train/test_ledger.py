@@ -134,6 +134,35 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     assert path.read_bytes().endswith(b"\n")
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_writer_that_is_killed_leaves_whole_lines_and_its_successor_goes_on(tmp_path, signed):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from confide.crypto.keys import SigningKey\n"
+        "from confide.train.ledger import Ledger\n"
+        "ledger = Ledger(Path(sys.argv[1]), signer=SigningKey(bytes(32)) if sys.argv[2] else None)\n"
+        "ledger.append('job', {'run': 'r'})\n"
+        "while True: ledger.append('round', {'round': ledger.entries}); print(ledger.head, flush=True)\n"
+    )
+    path, acknowledged = tmp_path / "l.jsonl", GENESIS
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(path), "yes" if signed else ""], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            for _ in range(20):
+                acknowledged = writer.stdout.readline().strip()
+            writer.kill()
+            rest = writer.stdout.read().splitlines()
+        acknowledged = next((line for line in reversed(rest) if len(line) == 64), acknowledged)
+        ledger = Ledger(path, signer=SigningKey(bytes(32)) if signed else None)  # drops a torn line, if there is one
+        found = verify(path, head=acknowledged)  # what was acknowledged is there
+        assert found.later <= 1
+        assert found.signed == (found.entries if signed else 0)
+        assert ledger.head == found.head
+    assert found.entries >= 63
+
+
 def test_what_runs_spent_adds_up(tmp_path):
     ledger = Ledger(tmp_path / "l.jsonl")
     for _ in range(2):

@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from train.countersigned import COORDINATOR, KEYS, NODES, ROSTER, Countersigned
 
 from confide.cohort.roster import Roster
 from confide.crypto.keys import SigningKey
@@ -13,6 +12,7 @@ from confide.train.ledger_check import Countersigned as By
 from confide.train.ledger_check import Seen, verify
 from confide.train.ledger_lines import GENESIS, countersign, roster_field, write_line
 from confide.train.witness import seen
+from train.countersigned import COORDINATOR, KEYS, NODES, ROSTER, Countersigned
 
 ROUNDS = 4
 STRANGER = SigningKey(b"stranger".ljust(32))

@@ -5,7 +5,6 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train.countersigned import COORDINATOR, KEYS, NODES, ROSTER, Countersigned
 
 from confide.crypto.keys import SigningKey, verify
 from confide.errors import ProtocolError
@@ -13,6 +12,7 @@ from confide.train.ledger import Ledger
 from confide.train.ledger_lines import countersign, roster_field, write_line
 from confide.train.witness import Witness, seen
 from confide.wire import MemoryStore
+from train.countersigned import COORDINATOR, KEYS, NODES, ROSTER, Countersigned
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from rich.table import Table
 
 from confide.cli import console, ledger
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
-from confide.errors import ConfideError, MissingExtra, UsageError
+from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -137,17 +137,42 @@ def train(
             bars.update(task, completed=last.number, description=f"rounds ({len(last.members)} parties{missing})")
     if last is None:
         raise UsageError("Expected at least one round; every release of the privacy plan went to rounds that failed")
+    if job.data.evaluate == "federated":
+        _evaluate_together(job, data, last, output)
     artifact = output.save(data, last)
-    share, majority = accuracy(last.model, data.test.x, data.test.y), np.bincount(data.test.y).max() / len(data.test.y)
-    console.out.print(
-        f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
-        f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
-    )
+    if job.data.evaluate == "none":
+        share = accuracy(last.model, data.test.x, data.test.y)
+        majority = np.bincount(data.test.y).max() / len(data.test.y)
+        console.out.print(
+            f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
+            f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
+        )
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")
     if artifact.signer:
         console.out.print(f"signed by {artifact.signer}")
+
+
+def _evaluate_together(job: Any, data: Any, last: Any, output: Any) -> None:
+    """Print the figures of one more sum; a sum that fails leaves the model as it is."""
+    from confide.train.federated_evaluation import evaluate
+    from confide.train.run import aggregator_of
+
+    try:
+        found = evaluate(
+            job,
+            last.model,
+            data.held,
+            aggregator=aggregator_of(job, of_updates=False),
+            spent=last.epsilon,
+            ledger=output.ledger,
+        )
+    except Aborted as error:
+        console.err.print(f"warning: no evaluation: {one_line(str(error))}")
+        return
+    for line in found.sentences():
+        console.out.print(line)
 
 
 @app.command()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -103,17 +104,20 @@ def _key(text: str) -> bytes:
 
 
 def _roster(text: str) -> Roster | str:
+    """Return a fingerprint, also as people read it aloud, or the roster in a file of lines NAME = "identity"."""
     from confide.cohort.roster import Roster
-    from confide.errors import ProtocolError, UsageError
-    from confide.wire import decode
+    from confide.errors import UsageError
 
-    if re.fullmatch(_HASH, text):
-        return text
-    body = Path(text).read_bytes()
+    if re.fullmatch(_HASH, compact := re.sub(r"[\s:-]", "", text).lower()):
+        return compact
     try:
-        return decode(body, Roster, max_bytes=1 << 20)
-    except (ProtocolError, ValueError):
-        raise UsageError(f"Expected a roster in {text}, or its fingerprint of 64 hex digits") from None
+        lines = tomllib.loads(Path(text).read_text())
+        return Roster(tuple((name, bytes.fromhex(identity)) for name, identity in lines.items()))
+    except (ValueError, TypeError):  # no text, no TOML, no keys, or one key twice
+        raise UsageError(
+            f'Expected lines NAME = "identity" in {text}, as `confide federation roster` prints them, or their '
+            "fingerprint of 64 hex digits"
+        ) from None
 
 
 def _seen(where: str) -> tuple[Seen, ...]:
@@ -121,7 +125,13 @@ def _seen(where: str) -> tuple[Seen, ...]:
     from confide.store import open_store
     from confide.train.witness import seen
 
-    found = seen(open_store(where))
+    if "://" not in where and not Path(where).is_file():
+        raise UsageError(f"Expected --head={where} to be a hash of 64 hex digits, or the store of a node")
+    store = open_store(where)
+    try:
+        found = seen(store)
+    finally:
+        store.close()
     if not found:
-        raise UsageError(f"Expected a node's store that has seen a ledger at {where}, or a hash of 64 hex digits")
+        raise UsageError(f"Expected --head={where} to be the store of a node that has seen a ledger; it has seen none")
     return found

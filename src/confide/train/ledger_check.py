@@ -236,8 +236,8 @@ class _Walk:
         """Check what must be there, and return what there is."""
         if self._absent:
             raise IntegrityError(
-                f"Expected a line with the hash {min(self._absent)[:16]}... in the ledger; its last lines were cut off, or "
-                "it was written anew"
+                f"Expected a line with the hash {min(self._absent)[:16]}... in the ledger; "
+                "its last lines were cut off, or it was written anew"
             )
         for one in seen:
             self._check_seen(one)
