@@ -4,11 +4,12 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+FLOWER := bench/peers/flower
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.cpp native/*.hpp)
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo check test test-all demo bench fuzz docs clean
+.PHONY: help setup setup-demo setup-flower check test test-all demo bench fuzz docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,13 @@ $(VENV)/demo.stamp: $(BIN)/python $(BUILT_FROM)
 $(VENV)/all.stamp: $(BIN)/python $(BUILT_FROM)
 	$(PIP) install --quiet -c constraints.txt -e '.[all,dev]'
 	@touch $(VENV)/demo.stamp $@
+
+setup-flower: $(FLOWER)/.venv/all.stamp ## create Flower's own environment: for tests/net/test_flower.py, and as a peer in bench
+
+$(FLOWER)/.venv/all.stamp: $(FLOWER)/requirements.txt | $(BIN)/python
+	$(PYTHON) -m venv $(FLOWER)/.venv
+	$(FLOWER)/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $(FLOWER)/requirements.txt
+	@touch $@
 
 check: setup ## formatter, linter, types, layers
 	$(BIN)/ruff format --check .
@@ -63,6 +71,6 @@ docs: setup ## check links, examples and the pages of the verbs
 	$(BIN)/pytest tests/test_docs.py
 
 clean: ## remove what was built, .venv included
-	rm -rf $(VENV) build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(FLOWER)/.venv build .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find src -name '*.so' -delete
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

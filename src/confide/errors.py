@@ -10,6 +10,7 @@
     │   └── Aborted             a session that ended without an output: too few parties, a refusal
     ├── IntegrityError          a hash, signature or chain that does not hold
     ├── PrivacyError            a request that would spend or reveal more than was agreed
+    ├── StoreError              a store that did not keep or give what it was asked; the text says whether it is there
     └── ServiceError            a server's refusal, with its HTTP status
 
 Texts follow `Expected {name}={value} ...; {what to do}`. No text contains an input row, a weight or a key
@@ -63,6 +64,10 @@ class IntegrityError(ConfideError):
 
 class PrivacyError(ConfideError):
     """A request that would spend or reveal more than was agreed."""
+
+
+class StoreError(ConfideError):
+    """A store could not write or read: a full disk, a database that is gone; a commit is there wholly or not at all."""
 
 
 class ServiceError(ConfideError):

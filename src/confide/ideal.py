@@ -116,9 +116,14 @@ class Sums:
 
 
 class Aggregator(ABC):
-    """Realises `sum`: clients hold integer vectors, the server learns their sum and what `guarantee.leaks` says."""
+    """Realises `sum`: clients hold integer vectors, the server learns their sum and what `guarantee.leaks` says.
+
+    `opening` begins the tags of the clients' messages without which no sum can be opened: until the first of them
+    leaves, an attempt has revealed nothing, so that is what a privacy budget is charged before.
+    """
 
     name: ClassVar[str]
+    opening: str
     guarantee: Guarantee  # a class attribute, or set by __init__ where it depends on settings
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
 
@@ -150,10 +155,14 @@ class _Vector(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     values: Array
 
 
+_PLAIN = "plain/vector"
+
+
 class PlainSum(Aggregator):
     """The baseline: every client sends its vector in the clear, the server adds."""
 
     name = "plain"
+    opening = _PLAIN
     guarantee = nothing_hidden(
         "The server sees every client's update; from a linear model's update it can often read records. " + SUM_REVEALS
     )
@@ -172,14 +181,14 @@ class PlainSum(Aggregator):
 
     def _client(self, me: str, session: Session, vector: Vector) -> Party:
         body = encode(_Vector(Array.of(vector)))
-        yield Step(send=(Message(me, session.cohort.server, "plain/vector", body),))
+        yield Step(send=(Message(me, session.cohort.server, _PLAIN, body),))
 
     def _server(self, session: Session) -> Party:
         total = np.zeros(session.length, np.int64)
         members: set[str] = set()
         waiting = dict.fromkeys(session.cohort.clients)
         while waiting:
-            received = yield Step(await_tag="plain/vector", wait_for=tuple(waiting), each=True)
+            received = yield Step(await_tag=_PLAIN, wait_for=tuple(waiting), each=True)
             if not received:
                 break
             src, message = next(iter(received.items()))

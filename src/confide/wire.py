@@ -70,6 +70,10 @@ class Store(Protocol):
         """Return the bytes under `key`, or None."""
         ...
 
+    def keys(self, prefix: str = "") -> list[str]:
+        """Return the keys that begin with `prefix`, in the order of their characters."""
+        ...
+
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         """Write all of `changes` or none of it; None deletes."""
         ...
@@ -83,6 +87,9 @@ class MemoryStore:
 
     def get(self, key: str) -> bytes | None:
         return self._entries.get(key)
+
+    def keys(self, prefix: str = "") -> list[str]:
+        return sorted(key for key in self._entries if key.startswith(prefix))
 
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         for key, value in changes.items():
@@ -404,7 +411,14 @@ class _Running:
 
 
 class _Driver:
-    def __init__(self, stores: Mapping[str, Store], fault: Fault | None, keep_bodies: bool) -> None:
+    def __init__(
+        self,
+        stores: Mapping[str, Store],
+        fault: Fault | None,
+        keep_bodies: bool,
+        leaving: Callable[[str, Step], None] | None,
+    ) -> None:
+        self.leaving = leaving
         self.running: dict[str, _Running] = {}
         self.stores = stores
         self.fault = fault
@@ -442,6 +456,8 @@ class _Driver:
             del self.running[name]
 
     def leave(self, name: str, step: Step) -> tuple[int, ...]:
+        if self.leaving:
+            self.leaving(name, step)
         if step.save and name in self.stores:
             self.stores[name].commit(step.save)
         sent: list[int] = []
@@ -514,6 +530,7 @@ def run(
     stores: Mapping[str, Store] | None = None,
     fault: Fault | None = None,
     keep_bodies: bool = True,
+    leaving: Callable[[str, Step], None] | None = None,
 ) -> Transcript:
     """Run `parties` in this process until each has returned or failed, always in the same order.
 
@@ -524,11 +541,12 @@ def run(
         stores: where each party's `Step.save` is committed.
         fault: what the network does to each message; see `drop`, `lose`, `delay`, `repeat`, `truncate`, `alter`.
         keep_bodies: False drops the bodies from the transcript (long runs), their sizes stay.
+        leaving: told of each party's step before anything of it leaves.
 
     Returns:
         The transcript; a party's ConfideError is in `failures`, any other exception is a bug and propagates.
     """
-    driver = _Driver(stores or {}, fault, keep_bodies)
+    driver = _Driver(stores or {}, fault, keep_bodies, leaving)
     driver.running = {name: _Running(party) for name, party in parties.items()}
     for name in list(parties):
         driver.resume(name, None)

@@ -36,10 +36,11 @@ from confide.net.http import InProcess
 from confide.serve import load_backend
 from confide.serve.access import hash_api_key
 from confide.serve.client import Client
-from confide.serve.keys import SqliteStore, key_store
+from confide.serve.keys import key_store
 from confide.serve.limits import Limits
 from confide.serve.protocol import ClientKit, Refusal, digest
 from confide.serve.server import create_app
+from confide.store import SqliteStore
 from confide.wire import MemoryStore
 from serve.toy import GRAPH, LABEL, PREPROCESS, Toy, toy_model
 

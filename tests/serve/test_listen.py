@@ -27,9 +27,9 @@ from cryptography.x509.oid import NameOID
 import confide.serve
 from confide.errors import IntegrityError, UsageError
 from confide.serve.client import Client
-from confide.serve.keys import SqliteStore
 from confide.serve.listen import serve
 from confide.serve.server import create_app
+from confide.store import SqliteStore
 from serve.toy import GRAPH, Toy, toy_model
 
 ROOT = Path(__file__).parents[2]

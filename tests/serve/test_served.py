@@ -153,6 +153,16 @@ def test_a_backend_that_cannot_predict_its_work_is_bounded_after_it():
             assert charged == []
 
 
+def test_keys_that_the_store_cannot_hold_are_refused_whole():
+    one = served(Toy(), graph(1, 3), keys_bytes=1000, key_store_bytes=2000)
+    with pytest.raises(Refusal, match="at most 2000 bytes") as caught:
+        one.register(RNG.bytes(2001))
+    assert (caught.value.status, caught.value.code) == (413, "too_large")
+    assert one._store.keys() == []
+    one.register(RNG.bytes(1999))
+    assert len(one._store.keys("known/")) == 1
+
+
 def test_clients_send_as_many_rows_as_the_reply_has_room_for():
     model = graph(50, 2)
     app = create_app([Model("m", model, LABEL, (PlainPredict(),))], limits=Limits(reply_bytes=4000))

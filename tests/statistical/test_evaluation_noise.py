@@ -15,7 +15,7 @@ from confide.ideal import Cohort, Sums
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
 from confide.train import parse
-from confide.train.federated_evaluation import contribution, evaluation_of, session_of, tally_of
+from confide.train.federated_evaluation import contribution, evaluation_of, evaluation_session, tally_of
 from confide.train.figures import Evaluation
 from confide.train.local import Silo, scores_by_record
 from confide.train.single_sum import SingleSum
@@ -60,7 +60,7 @@ def test_the_opened_sum_carries_the_noise_that_its_figures_state(missing):
     cohort = Cohort(NAMES, 3)
     for repeat in range(40):
         rng = SeededRandomness(f"{missing} {repeat}")
-        session = session_of(TALLY, GRAPH, cohort, f"run {repeat}")
+        session = evaluation_session(TALLY, GRAPH, cohort, f"run {repeat}")
         vectors = {silo.name: contribution(TALLY, GRAPH, silo, rng.branch()) for silo in silos}
         parties = SingleSum(Masked(), session, rng)
         sums = parties.take(session, vectors, fault=drop(src=missing) if missing else None).output("server")
@@ -106,13 +106,15 @@ def test_intervals_hold_as_often_as_they_say():
         assert hits[name] >= stats.binom.ppf(ALARM, 200, 0.95), (name, hits)
 
 
-@pytest.mark.parametrize(("scale", "repeats"), [(2 / 3, 300), pytest.param(3 / 2, 500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("scale", "repeats"), [(1 / 2, 200), (2 / 3, 200), pytest.param(3 / 2, 500, marks=pytest.mark.slow)]
+)
 def test_intervals_for_other_noise_are_noticed(scale, repeats):
-    """Too narrow shows in 300 repeats; that 95 % are meant and 99.7 % are held takes more."""
+    """Too narrow shows in 200 repeats; that 95 % are meant and 99.7 % are held takes more."""
     hits = coverage(scale, repeats)
     assert not holds_as_often(hits["accuracy"], repeats)
     assert not holds_as_often(hits["records"], repeats)
-    if scale < 1:
+    if scale < 0.6:  # bins make it wider than its noise
         assert hits["auc"] < stats.binom.ppf(ALARM, repeats, 0.95)
 
 

@@ -97,6 +97,45 @@ def follower(train_: TrainSection, *, private: bool = False, me: str = "h0") -> 
     return Follower(me, COHORT, Course(encoding_of(train_, private=private), train_), MemoryStore())
 
 
+# --- a course that outlives its process -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "train_",
+    [
+        *(settings(name, average=0.8) for name in ALGORITHMS),
+        settings(clip_norm=1.0, clip_quantile=0.5),
+        settings(compress="rotate", clip_norm=1.0, clip_quantile=0.9),
+    ],
+)
+def test_a_course_resumed_in_every_round_takes_the_same_way(train_: TrainSection) -> None:
+    """The oracle never stops; the other one is thrown away after each round and read back from its bytes."""
+    network = Network()
+    list(run(train_, fault=network))
+    whole, torn = follower(train_), follower(train_)
+    for body in network.told["h0"]:
+        torn.follow(body)
+        whole.follow(body)
+        heard, torn = torn.heard, follower(train_)
+        torn.resume(whole.course.fork().state(), heard)
+        assert torn.course.model_hash == whole.course.model_hash
+        assert torn.course.kept.tobytes() == whole.course.kept.tobytes()
+
+
+def test_the_state_of_another_job_s_course_is_refused() -> None:
+    other = follower(settings("scaffold")).course.state()
+    with pytest.raises(ProtocolError):
+        follower(settings("fedavg")).resume(other, 0)
+    small = Course(
+        WeightedUpdates(
+            GraphLearner(Graph((Linear(np.zeros((1, 2)), np.zeros(1)), Sigmoid())), settings()), settings()
+        ),
+        settings(),
+    )
+    with pytest.raises(ProtocolError):
+        follower(settings()).resume(small.state(), 0)
+
+
 # --- an honest server -------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from confide.errors import Aborted, DataError, JobError, PrivacyError
 from confide.ideal import PlainSum
 from confide.secagg.groups import Groups
 from confide.train import load_data, parse, train
-from confide.train.federated_evaluation import contribution, evaluate, evaluation_of, session_of, tally_of
+from confide.train.federated_evaluation import contribution, evaluate, evaluation_of, evaluation_session, tally_of
 from confide.train.ledger import Ledger, verify
 from confide.train.local import Silo, scores_by_record
 from confide.train.run import AGGREGATORS, aggregator_of
@@ -75,7 +75,7 @@ def test_nobody_is_shown_a_partys_counts(trained, kind):
     job, data, model = trained
     federation = Federation(kind(), clients=PARTIES, quorum=4)
     tally = tally_of(job, model, PARTIES)
-    session = session_of(tally, model, federation.cohort, "run")
+    session = evaluation_session(tally, model, federation.cohort, "run")
     held = [Silo(name, silo.x, silo.y) for name, silo in zip(federation.cohort.clients, data.held, strict=True)]
     vectors = {silo.name: contribution(tally, model, silo, SeededRandomness("-")) for silo in held}
     done = federation.sum(session, vectors)

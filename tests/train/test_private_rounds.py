@@ -1,5 +1,6 @@
 """The federated loop under a privacy plan: the noise is really in the model, and the budget is really the end."""
 
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -13,6 +14,7 @@ from confide.model.graph import Graph, Linear, Sigmoid
 from confide.secagg.masked import Masked
 from confide.train.encodings import PrivateGradients
 from confide.train.learner import GraphLearner
+from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.rounds import federate
 from confide.train.sections import TrainSection
@@ -105,8 +107,31 @@ def test_a_silo_refuses_more_rounds_than_the_plan_has():
     from confide.errors import PrivacyError
 
     encoding = PrivateGradients(GraphLearner(START, SETTINGS), PLAN, SETTINGS)
-    rng = SeededRandomness("more")
+    rng, store = SeededRandomness("more"), MemoryStore()
     for _ in range(ROUNDS):
-        encoding.contribution(encoding.learner.start, EMPTY[0], 1, rng, MemoryStore())
+        encoding.contribution(encoding.learner.start, EMPTY[0], 1, rng, store)
+        store.commit(encoding.charge(store))
     with pytest.raises(PrivacyError, match="rounds"):
-        encoding.contribution(encoding.learner.start, EMPTY[0], 1, rng, MemoryStore())
+        encoding.contribution(encoding.learner.start, EMPTY[0], 1, rng, store)
+
+
+def test_an_attempt_that_nobody_could_open_is_not_charged(tmp_path):
+    """Masked vectors that no unmask share followed have revealed nothing; those after which one left are charged."""
+    for tag, charged in (("masked/vector", 0), ("masked/unmask", 1)):
+        lost = []
+
+        def first_attempt(message, tag=tag, lost=lost):
+            if message.tag == tag and len(lost) < len(EMPTY):
+                lost.append(message)
+                return []
+            return [(0, message)]
+
+        encoding = PrivateGradients(GraphLearner(START, SETTINGS), PLAN, SETTINGS)
+        ledger = Ledger(tmp_path / f"{charged}.jsonl")
+        rng = SeededRandomness("retry")
+        run = federate(EMPTY, encoding, SETTINGS, aggregator=Masked(), rng=rng, fault=first_attempt, ledger=ledger)
+        done = list(run)
+        assert done[0].attempts == 2
+        assert len(done) == ROUNDS - charged
+        events = [json.loads(line) for line in (tmp_path / f"{charged}.jsonl").read_text().splitlines()]
+        assert sum(event["event"] == "release" for event in events) == len(done) + charged == ROUNDS

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import console, ledger
+from confide.cli import console, federation, ledger
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
@@ -32,6 +32,7 @@ app = typer.Typer(
     epilog="Start with: confide demo. Each command has a page in docs/.",
 )
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(federation.app, name="federation")
 
 
 @app.callback(invoke_without_command=True)
@@ -340,7 +341,7 @@ def predict(
     """
     from confide.data.table import read_columns
     from confide.serve.client import Client
-    from confide.serve.keys import SqliteStore
+    from confide.store import SqliteStore
 
     api_key = _api_key(api_key_file) if api_key_file else None
     with Client(

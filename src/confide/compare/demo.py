@@ -29,7 +29,7 @@ from confide.compare.techniques import TRAINING
 from confide.errors import UsageError
 from confide.model.graph import Graph
 from confide.serve.client import Client
-from confide.serve.keys import SqliteStore
+from confide.store import SqliteStore
 from confide.train.job import parse
 from confide.train.run import Output, Prepared, load_data, train
 from confide.train.sections import Job

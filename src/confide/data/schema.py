@@ -18,7 +18,6 @@ that is published is a record that is published. `docs/schema.md` lists every ke
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any, Literal, TypeGuard, TypeVar
 
 import msgspec
 
+from confide.data.toml_text import read_toml
 from confide.errors import DataError, nearest
 
 #: Cells that stand for a missing value, once stripped of blanks.
@@ -33,7 +33,10 @@ MISSING_MARKERS = ("", "?", "NA")
 
 _T = TypeVar("_T")
 
-_LARGEST_BYTES = 1 << 20
+
+#: Of the file.
+LARGEST_SCHEMA_BYTES = 1 << 20
+
 _WORDS: Mapping[str, float] = {"low": 0.0, "middle": 0.5, "high": 1.0}
 _MARKED = f"{', '.join(map(repr, MISSING_MARKERS))} stand for missing values"
 _KINDS: Mapping[Any, str] = {
@@ -135,14 +138,27 @@ class Schema:
         """
         try:
             with path.open("rb") as file:
-                body = file.read(_LARGEST_BYTES + 1)
-            if len(body) > _LARGEST_BYTES:
-                raise DataError(f"Expected a schema of at most {_LARGEST_BYTES} bytes at {path}")
-            return Schema.parse(tomllib.loads(body.decode()), where=str(path))
+                body = file.read(LARGEST_SCHEMA_BYTES + 1)
+            if len(body) > LARGEST_SCHEMA_BYTES:
+                raise DataError(f"Expected a schema of at most {LARGEST_SCHEMA_BYTES} bytes at {path}")
+            return Schema.read(body.decode(), where=str(path))
         except OSError as error:
             raise DataError(f"Expected a readable schema at {path}; {error.strerror}") from None
-        except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting without end
+        except ValueError as error:  # no UTF-8, or no path
             raise DataError(f"Expected TOML in {path}; {error}") from None
+
+    @staticmethod
+    def read(text: str, *, where: str = "the schema") -> Schema:
+        """Return the schema in the text of a schema file.
+
+        Raises:
+            DataError: it is too large or no TOML; or as in `parse`.
+        """
+        try:
+            table = read_toml(text, max_bytes=LARGEST_SCHEMA_BYTES)
+        except ValueError as error:
+            raise DataError(f"Expected TOML in {where}; {error}") from None
+        return Schema.parse(table, where=where)
 
     @staticmethod
     def parse(table: Mapping[str, Any], *, where: str = "the schema") -> Schema:

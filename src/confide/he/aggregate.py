@@ -104,6 +104,7 @@ class EncryptedSum(Aggregator):
     """
 
     name = "he"
+    opening = UPLOAD
     roles = ("server", "keyholder", "client")
     guarantee = Guarantee(
         claims=frozenset(

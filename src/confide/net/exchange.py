@@ -71,6 +71,23 @@ def journal_key(session: str, line: int) -> str:
     return f"journal/{session}/{line}"
 
 
+class _View:
+    """A store below a prefix, read through changes that are not committed yet."""
+
+    def __init__(self, store: Store, changes: dict[str, bytes | None], prefix: str) -> None:
+        self._store, self._changes, self._prefix = store, changes, prefix
+
+    def get(self, key: str) -> bytes | None:
+        key = self._prefix + key
+        return self._changes[key] if key in self._changes else self._store.get(key)
+
+    def commit(self, changes: Mapping[str, bytes | None]) -> None:
+        below = {self._prefix + key: value for key, value in changes.items()}
+        self._store.commit(below)
+        for key in below:  # or an older value would be written over it
+            self._changes.pop(key, None)
+
+
 class Exchange:
     """Parties by session.
 
@@ -90,6 +107,7 @@ class Exchange:
         self._outcomes: dict[str, _Outcome] = {}
         self._changes: dict[str, bytes | None] = {}
         self._outgoing: list[Envelope] = []
+        self._ended: list[str] = []
 
     # --- a session's life ---------------------------------------------------------------------------------------------
 
@@ -158,8 +176,21 @@ class Exchange:
             one.party.close()
         outcome = self._outcomes.pop(session, None)
         lines = one.lines if one else outcome.lines if outcome else 0
-        self._changes |= {journal_key(session, line): None for line in range(lines)}
+        for line in range(lines):
+            if self._changes.pop(journal_key(session, line), None) is None:  # it is in the store
+                self._changes[journal_key(session, line)] = None
         self._outgoing = [envelope for envelope in self._outgoing if envelope.session != session]
+
+    def change(self, changes: Mapping[str, bytes | None]) -> None:
+        """Add to what the next `take` commits."""
+        self._changes.update(changes)
+
+    def view(self, prefix: str = "") -> Store:
+        """Return a part of the store as its parties must see it: with what the next `take` will commit.
+
+        What is committed through it is durable at once.
+        """
+        return _View(self._store, self._changes, prefix)
 
     # --- what the driver asks -----------------------------------------------------------------------------------------
 
@@ -167,9 +198,14 @@ class Exchange:
         """Commit, then return what may leave, in order."""
         if self._changes:
             self._store.commit(self._changes)
-            self._changes = {}
+            self._changes.clear()
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
+
+    @property
+    def pending(self) -> bool:
+        """Return whether something waits to leave; what merely arrived need not be durable yet, peers send it again."""
+        return bool(self._outgoing)
 
     def sent(self, session: str, peer: str) -> list[Envelope]:
         """Return everything that a session has sent to `peer`, to send again after a connection was lost."""
@@ -191,6 +227,11 @@ class Exchange:
     def open_sessions(self) -> tuple[str, ...]:
         """Return the ids of the sessions whose parties have not ended."""
         return tuple(self._sessions)
+
+    def ended(self) -> list[str]:
+        """Return the sessions that have ended since this was last asked."""
+        ended, self._ended = self._ended, []
+        return ended
 
     def knows(self, session: str) -> bool:
         """Return whether the session is open, or has ended and was not forgotten."""
@@ -252,8 +293,8 @@ class Exchange:
 
     def _leave(self, session: str, one: _Session, step: Step) -> None:
         if self._on_step:
-            self._changes |= self._on_step(session, step)
-        self._changes |= {one.prefix + key: value for key, value in step.save.items()}
+            self._changes.update(self._on_step(session, step))
+        self._changes.update({one.prefix + key: value for key, value in step.save.items()})
         for message in step.send:
             if message.src != one.me:
                 raise ProtocolError(f"{one.me} tried to send as {message.src}")
@@ -263,4 +304,5 @@ class Exchange:
 
     def _end(self, session: str, error: ConfideError | None, output: Any = None) -> None:
         one = self._sessions.pop(session)
+        self._ended.append(session)
         self._outcomes[session] = _Outcome(error, output, one.sent, one.lines, one.figures)

@@ -34,7 +34,7 @@ from confide.secagg import shares_client
 from confide.secagg.norm_bound import NormBound
 from confide.secagg.norm_check import NormCheck
 from confide.secagg.shares_servers import MainServer, assist
-from confide.secagg.shares_terms import HELPER_KEY, HELPER_SEED, POINT_SEED, HelperKey, Terms, limit_bytes
+from confide.secagg.shares_terms import HELPER_KEY, HELPER_SEED, POINT_SEED, UPLOAD, HelperKey, Terms, limit_bytes
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 _ROSTER_TAG, _KEY_TAG = "shares/roster", "shares/key"
@@ -94,6 +94,7 @@ class Shares(Aggregator):
     """
 
     name = "shares"
+    opening = UPLOAD
     roles = ("server", "helper", "client")
     guarantee = _guarantee(None)
 

@@ -18,9 +18,9 @@ from confide.ideal import Backend, Kit, PlainPredict
 from confide.model.graph import Graph
 from confide.net import oip
 from confide.net.http import answer, expects_message
-from confide.serve.keys import Prefixed, Staged
 from confide.serve.limits import Limits
 from confide.serve.protocol import KEY_ID, ClientKit, Refusal, digest
+from confide.store import Prefixed, Staged
 from confide.wire import MemoryStore, Store
 
 
@@ -159,6 +159,9 @@ class Served:
         answered = answer(self.backend.setup("server", self._kit, staged, self._rng), body, store=staged)
         key_id: str = answered.output
         if not self.knows(key_id):  # one commit, so that the store forgets the keys and their name together
+            size, most = sum(len(value or b"") for value in staged.changes.values()), self.limits.key_store_bytes
+            if size > most:
+                raise Refusal(413, "too_large", f"Expected keys of at most {most} bytes")
             entries = {f"keys/{key}": value for key, value in staged.changes.items()}
             self._store.commit({**entries, f"known/{key_id}": b"\x01"})
         return answered.body

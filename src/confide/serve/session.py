@@ -13,8 +13,8 @@ from confide.errors import DataError, IntegrityError, PrivacyError, ProtocolErro
 from confide.ideal import Backend, Kit
 from confide.model.preprocess import Preprocess
 from confide.serve import load_backend
-from confide.serve.keys import Prefixed
 from confide.serve.protocol import ClientKit, digest
+from confide.store import Prefixed
 from confide.wire import Store
 
 Matrix = NDArray[np.float64]

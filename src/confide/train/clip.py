@@ -58,6 +58,10 @@ class Clip:
         share = min(1.0, max(0.0, within / members))
         # to single precision: everybody computes C, and the exponential's last bits are each machine's own
         moved = float(np.float32(self.norm * math.exp(-self._rate * (share - self._quantile))))
+        return self.at(min(self._start * _FURTHEST, max(self._start / _FURTHEST, moved)))
+
+    def at(self, norm: float) -> Clip:
+        """Return this clip, having come to `norm`."""
         other = copy(self)
-        other.norm = min(self._start * _FURTHEST, max(self._start / _FURTHEST, moved))
+        other.norm = norm
         return other

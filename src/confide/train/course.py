@@ -103,11 +103,49 @@ class Course:
             self._averaged = self._averaged + (self.parameters - self._averaged) / (self.number - self._since)
         self.model_hash = parameters_hash(self.encoding.broadcast(self.parameters))
 
+    def state(self) -> bytes:
+        """Return where the course is, as `resumed` reads it: everything that the sums have moved."""
+        arrays = {
+            "parameters": self.parameters,
+            "averaged": self._averaged,
+            **{f"optimiser/{name}": values for name, values in self._optimiser.moved.items()},
+            **{f"encoding/{name}": values for name, values in self.encoding.moved.items()},
+        }
+        return encode(_State(self.number, {name: Array.of(values) for name, values in arrays.items()}))
+
+    def resumed(self, state: bytes) -> Course:
+        """Return the course of the same job at `state`.
+
+        Raises:
+            ProtocolError: the state is another job's.
+        """
+        other, told = self.fork(), decode(state, _State, max_bytes=len(state))
+        arrays = {name: values.numpy("float64", (None,)) for name, values in told.arrays.items()}
+        shapes = {name: values.shape for name, values in arrays.items()}
+        wanted = {"parameters", "averaged", *(f"encoding/{name}" for name in self.encoding.moved)}
+        of_encoding = {name for name in shapes if name.startswith("encoding/")}
+        if not wanted <= set(shapes) or not of_encoding <= wanted or shapes["parameters"] != self.parameters.shape:
+            raise ProtocolError("Expected the state of a course of this job")
+        other.number, other.parameters, other._averaged = told.number, arrays["parameters"], arrays["averaged"]
+        other._optimiser.resumed(_below(arrays, "optimiser/"))
+        other.encoding.resumed(_below(arrays, "encoding/"))
+        other.model_hash = parameters_hash(other.encoding.broadcast(other.parameters))
+        return other
+
     def fork(self) -> Course:
         """Return a course that goes on from here by itself; no array is ever changed in place."""
         other = copy(self)
         other.encoding, other._optimiser = copy(self.encoding), copy(self._optimiser)
         return other
+
+
+class _State(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    number: int
+    arrays: dict[str, Array]
+
+
+def _below(arrays: Mapping[str, Matrix], prefix: str) -> dict[str, Matrix]:
+    return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
 # --- what the server announces ----------------------------------------------------------------------------------------
@@ -179,6 +217,19 @@ class Follower:
         approve(course.parameters, start_hash)
         self.course, self._me, self._cohort, self._store = course, me, cohort, store
         self._heard = -1  # the number of the last announcement
+
+    @property
+    def heard(self) -> int:
+        """Return the number of the last announcement that was followed; -1 before the first."""
+        return self._heard
+
+    def resume(self, state: bytes, heard: int) -> None:
+        """Go on from what `course.state()` and `heard` were before the process ended.
+
+        Raises:
+            ProtocolError: the state is another job's.
+        """
+        self.course, self._heard = self.course.resumed(state), heard
 
     def hear(self, shared: Shared | None = None) -> Party:
         """Return the party that waits for the server's announcements and follows them."""

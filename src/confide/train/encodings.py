@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -31,6 +32,9 @@ Vector = NDArray[np.int64]
 
 #: Where a silo keeps its control variate.
 _CONTROL = "scaffold/control"
+
+#: Where a silo counts how often it let a sum with its noise be opened.
+_RELEASED = "dp/released"
 
 #: A silo may hold this many times the expected number of records.
 _LARGEST_WEIGHT = 16.0
@@ -97,9 +101,26 @@ class Encoding(ABC):
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         """Return the change of the parameters, shape (parameters,), that the sum over `members` silos stands for."""
 
+    @property
+    def moved(self) -> Mapping[str, Matrix]:
+        """Return what the sums have moved of this encoding, by name."""
+        return {}
+
+    def resumed(self, moved: Mapping[str, Matrix]) -> None:
+        """Go on from what `moved` returned."""
+        return
+
     def epsilon(self, releases: int) -> float | None:
         """Return what `releases` sums have spent, or None without differential privacy."""
         return None
+
+    def charge(self, store: Store) -> Mapping[str, bytes | None]:
+        """Return what a silo commits to its `store` before the first message that opens a sum with its vector."""
+        return {}
+
+    def charged(self, store: Store) -> int:
+        """Return how often `charge` was committed to this `store`."""
+        return 0
 
 
 class _Scale:
@@ -191,6 +212,14 @@ class WeightedUpdates(Encoding):
             started.append(np.frombuffer(hashlib.sha256(repr(self._map).encode()).digest(), "<u4").astype(np.float64))
         return np.concatenate(started)
 
+    @property
+    def moved(self) -> Mapping[str, Matrix]:
+        return {"clip_norm": np.array([self.clip.norm])} if self.clip.follows else {}
+
+    def resumed(self, moved: Mapping[str, Matrix]) -> None:
+        if self.clip.follows:
+            self.clip = self.clip.at(float(moved["clip_norm"][0]))
+
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         weight = self._scale.weight(silo)
         change = self._scale.bounded(self._change(parameters, silo, number, store))
@@ -254,6 +283,13 @@ class Scaffold(Encoding):
     def kept(self) -> tuple[str, ...]:
         return (_CONTROL, *self.learner.kept)
 
+    @property
+    def moved(self) -> Mapping[str, Matrix]:
+        return {"control": self.control}
+
+    def resumed(self, moved: Mapping[str, Matrix]) -> None:
+        self.control = moved["control"]
+
     def broadcast(self, parameters: Matrix) -> Matrix:
         return np.append(parameters, self.control)
 
@@ -274,24 +310,33 @@ class Scaffold(Encoding):
         return change
 
 
+def _released(store: Store) -> int:
+    return int(store.get(_RELEASED) or 0)
+
+
 class PrivateGradients(Encoding):
     """Noisy gradient descent: the clipped sum of the records' gradients plus the silo's share of the noise.
 
-    Every attempt spends a release of the plan, so a run that repeats a round ends with fewer steps, never with more
-    epsilon.
+    Every attempt whose sum may have been opened spends a release of the plan, so a run that repeats such a round ends
+    with fewer steps, never with more epsilon. Each silo counts in its own store and does not rely on the server.
     """
 
     def __init__(self, learner: GraphLearner, plan: PrivacyPlan, train: TrainSection) -> None:
         self.learner, self._gradients = learner, learner.record_gradients
         self._plan, self._train = plan, train
-        self._releases: dict[str, Releases] = {}  # each silo's own count: it does not rely on the server to stop
         self.length = plan.length
         self.bound = plan.bound
         self.releases = plan.rounds
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         clipped = self._plan.clipped_sum(self._gradients(parameters, silo))
-        return self._releases.setdefault(silo.name, Releases(self._plan)).release(clipped, rng)
+        return Releases(self._plan, done=_released(store)).release(clipped, rng)
+
+    def charge(self, store: Store) -> Mapping[str, bytes | None]:
+        return {_RELEASED: str(_released(store) + 1).encode()}
+
+    def charged(self, store: Store) -> int:
+        return _released(store)
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         mean = self._plan.decode(sums) / self._plan.expected_records

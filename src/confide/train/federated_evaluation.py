@@ -63,7 +63,7 @@ def tally_of(job: Job, graph: Graph, parties: int) -> Tally:
     return Tally(classes, NOISY_BINS, largest, plan)
 
 
-def session_of(tally: Tally, graph: Graph, cohort: Cohort, run_id: str, *, attempt: int = 0) -> Session:
+def evaluation_session(tally: Tally, graph: Graph, cohort: Cohort, run_id: str, *, attempt: int = 0) -> Session:
     """Return what the sum is about: everybody derives the same from run, model and job.
 
     Args:
@@ -142,7 +142,7 @@ def evaluate(
     aggregator.check(cohort)
     tally = tally_of(job, graph, len(names))
     run_id = job.job.name
-    parties = SingleSum(aggregator, session_of(tally, graph, cohort, run_id), rng)
+    parties = SingleSum(aggregator, evaluation_session(tally, graph, cohort, run_id), rng)
     vectors = {silo.name: contribution(tally, graph, silo, rng.branch()) for silo in held}
     epsilon = None if tally.plan is None else max(tally.plan.spent(1), spent or 0.0)
     attempts = 1 if tally.plan else job.train.attempts
@@ -150,7 +150,7 @@ def evaluate(
     for attempt in range(attempts):
         if ledger is not None and epsilon is not None:  # before it leaves, as for a round
             ledger.append("release", {"of": "evaluation", "attempt": attempt + 1, "epsilon": epsilon})
-        session = session_of(tally, graph, cohort, run_id, attempt=attempt)
+        session = evaluation_session(tally, graph, cohort, run_id, attempt=attempt)
         done = parties.take(session, vectors, fault=fault)
         reason = done.failures.get(cohort.server)
         if reason is None:

@@ -1,7 +1,7 @@
 """A training job: one TOML file, read into frozen objects and printed back as it was understood.
 
     [job]      name, seed
-    [data]     schema and tables, or a shipped set and how it is split; the test table
+    [data]     schema and tables or nodes, or a shipped set and how it is split; the test table
     [model]    kind, hidden units
     [train]    aggregate, rounds, learning rate ...
     [privacy]  epsilon, delta ...            leave the table out for a job without differential privacy
@@ -13,15 +13,13 @@ Every key has its default and its meaning in `confide.train.sections`.
 from __future__ import annotations
 
 import re
-import tomllib
-import types
-from collections.abc import Collection, Iterator, Mapping, Sized
+from collections.abc import Iterator, Mapping, Sized
 from pathlib import Path
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast
 
 import msgspec
 
-from confide.errors import JobError, nearest
+from confide.errors import JobError
 from confide.train.contradictions import (
     ADAPTIVE,
     COMPRESSED_BY,
@@ -31,10 +29,16 @@ from confide.train.contradictions import (
     check_compression,
     check_readers,
 )
-from confide.train.sections import DataSection, Job, Section, TrainSection, default_quorum, group_size
-
-_LARGEST_JOB_BYTES = 1 << 20
-
+from confide.train.keys import Ranges, faults, load_tables, sections_of, table_faults, toml_value
+from confide.train.sections import (
+    MOST_NODES,
+    DataSection,
+    Job,
+    TrainSection,
+    default_quorum,
+    group_size,
+    is_node_name,
+)
 
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
@@ -52,7 +56,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
 _COMPRESSION_DEFAULTS: Mapping[str, Mapping[str, float]] = {"rotate": {"clip_norm": 1.0, "clip_quantile": 0.9}}
 
 #: (section, key): lowest, highest, lowest excluded, highest excluded
-_RANGES: Mapping[tuple[str, str], tuple[float, float, bool, bool]] = {
+_RANGES: Ranges = {
     ("job", "seed"): (-(2**63), 2**63 - 1, False, False),
     ("data", "parties"): (2, 1000, False, False),
     ("data", "alpha"): (0, 1e6, True, False),
@@ -96,16 +100,7 @@ def load(path: Path) -> Job:
     Raises:
         JobError: the file is absent or is no TOML; or as in `parse`.
     """
-    try:
-        with path.open("rb") as file:
-            text = file.read(_LARGEST_JOB_BYTES + 1)
-        if len(text) > _LARGEST_JOB_BYTES:
-            raise JobError(f"Expected a job file of at most {_LARGEST_JOB_BYTES} bytes at {path}")
-        return parse(tomllib.loads(text.decode()), base=path.parent)
-    except OSError as error:
-        raise JobError(f"Expected a readable job file at {path}; {error.strerror}") from None
-    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, numbers or nesting without end
-        raise JobError(f"Expected TOML in {path}; {error}") from None
+    return parse(load_tables(path, "job file", JobError), base=path.parent)
 
 
 def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
@@ -133,7 +128,7 @@ def train_section(**given: Any) -> TrainSection:
     Raises:
         JobError: with every unknown key, wrong type and value out of range, one in a line.
     """
-    if problems := [*_faults("train", TrainSection, given), *_faults_of_hash(given)]:
+    if problems := [*faults("train", TrainSection, given, _RANGES, "job file"), *_faults_of_hash(given)]:
         raise JobError("\n".join(problems))
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     compressed = _COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})
@@ -145,43 +140,21 @@ def train_section(**given: Any) -> TrainSection:
 
 
 def _problems(table: dict[str, Any]) -> Iterator[str]:
-    sections = {key: kind for key, kind in get_type_hints(Job).items() if key != "base"}
-    yield from (_unknown(key, sections, "a job has the tables") for key in table if key not in sections)
+    sections = sections_of(Job)
+    yield from table_faults(table, sections, "a job")
     for name, kind in sections.items():
         section = table.get(name, {})
         if not isinstance(section, dict):
-            yield f"Expected [{name}] to be a table, got {name} = {section!r}; write [{name}] and its keys below it"
             continue
         section = cast("dict[str, Any]", section)
-        faults = list(_faults(name, _section_type(kind), section))
-        yield from faults
+        found = list(faults(name, kind, section, _RANGES, "job file"))
+        yield from found
         if name == "train":
             yield from _faults_of_hash(section)
         if name == "data":
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
-            yield from _contradictions_in_privacy(section, usable=not faults)
-
-
-def _faults(name: str, kind: type[Section], section: dict[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with each key of a section by itself."""
-    hints = get_type_hints(kind)
-    for key, value in section.items():
-        if key not in hints:
-            yield _unknown(key, hints, f"[{name}] has the keys", f"{name}.")
-            continue
-        try:
-            msgspec.convert(value, hints[key])
-        except msgspec.ValidationError:
-            close = nearest(str(value), _choices(hints[key]))
-            wanted = _readable(hints[key])
-            yield f"Expected {name}.{key} to be {wanted}, got {value!r}{close}; change it in the job file"
-            continue
-        texts = cast("list[Any]", [*value, *value.values()] if isinstance(value, dict) else [value])
-        if any(isinstance(text, str) and "\0" in text for text in texts):
-            yield f"Expected {name}.{key} without the character NUL, which no path can hold; remove it"
-        if (name, key) in _RANGES:
-            yield from _out_of_range(name, key, cast("float", value))
+            yield from _contradictions_in_privacy(section, usable=not found)
 
 
 def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:
@@ -192,23 +165,37 @@ def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:
         )
 
 
-def _out_of_range(name: str, key: str, value: float) -> Iterator[str]:
-    low, high, open_low, open_high = _RANGES[name, key]
-    if not ((low < value if open_low else low <= value) and (value < high if open_high else value <= high)):
-        bounds = f"{'above' if open_low else 'at least'} {low:g} and {'below' if open_high else 'at most'} {high:g}"
-        yield f"Expected {name}.{key}={value} to be {bounds}; change it in the job file"
-
-
-def _unknown(key: str, known: Collection[str], what: str, where: str = "") -> str:
-    return f'Unknown key "{where}{key}"{nearest(key, known)}; {what} {", ".join(known)}'
-
-
 def _contradictions_in_data(data: dict[str, Any]) -> Iterator[str]:
     if ("set" in data) == ("schema" in data):
         yield 'Expected either data.set or data.schema with data.tables; for a trial: set = "breast-cancer"'
-    elif "schema" in data and isinstance(tables := data.get("tables", {}), dict) and len(cast("Sized", tables)) < 2:
+    elif "set" in data:
+        if "nodes" in data:
+            yield "Expected no data.nodes with data.set; nodes bring tables of their own, so name their data.schema"
+    elif "tables" in data and "nodes" in data:
+        yield "Expected either data.tables, which are read here, or data.nodes, which keep their own; leave one out"
+    elif "nodes" in data:
+        yield from _faults_of_nodes(data)
+    elif isinstance(tables := data.get("tables", {}), dict) and len(cast("Sized", tables)) < 2:
         parties = len(cast("Sized", tables))
         yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's CSV file"
+
+
+def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
+    try:
+        nodes = msgspec.convert(data["nodes"], list[str])
+    except msgspec.ValidationError:
+        return  # named already
+    if not 2 <= len(nodes) <= MOST_NODES:
+        yield f"Expected 2 to {MOST_NODES} names in data.nodes, got {len(nodes)}; name each node that takes part"
+    yield from (
+        f"Expected names of letters, digits, '-', '_' and '.' in data.nodes, at most 64, got {name!r}; rename that node"
+        for name in nodes
+        if not is_node_name(name)
+    )
+    twice = sorted({name for name in nodes if nodes.count(name) > 1})
+    yield from (f"Expected different names in data.nodes, got {name!r} twice; each node has its own" for name in twice)
+    if "test" in data:
+        yield "Expected no data.test with data.nodes; nodes set aside data.test_fraction of their own records"
 
 
 def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iterator[str]:
@@ -226,7 +213,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     """Return `table` with the defaults that depend on other keys, so that what is printed is what runs."""
     data: dict[str, Any] = table.get("data", {})
     model: dict[str, Any] = table.get("model", {})
-    parties = len(data["tables"]) if "schema" in data else data.get("parties", DataSection().parties)
+    tables: Sized = data["nodes"] if "nodes" in data else data.get("tables", ())
+    parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
@@ -243,28 +231,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     return resolved
 
 
-def _section_type(kind: Any) -> type[Section]:
-    return next(part for part in (*get_args(kind), kind) if isinstance(part, type) and issubclass(part, Section))
-
-
-def _choices(kind: Any) -> tuple[str, ...]:
-    return get_args(kind) if get_origin(kind) is Literal else ()
-
-
-def _readable(kind: Any) -> str:
-    """Return a type as a person would say it."""
-    if get_origin(kind) is Literal:
-        return " or ".join(f'"{choice}"' for choice in get_args(kind))
-    if get_origin(kind) in (Union, types.UnionType):
-        return " or ".join(_readable(part) for part in get_args(kind) if part is not type(None))
-    words = {str: "text", bool: "true or false", int: "a whole number", float: "a number", dict: "a table"}
-    return words.get(get_origin(kind) or kind, str(kind))
-
-
-def describe(job: Job) -> str:
-    """Return the job as TOML with every default filled in: what will run."""
+def describe(job: Job, *, output: bool = True) -> str:
+    """Return the job as TOML with every default filled in: what will run; without [output] if told so."""
     lines: list[str] = []
-    for name in ("job", "data", "model", "train", "privacy", "output"):
+    for name in ("job", "data", "model", "train", "privacy", *(["output"] if output else [])):
         section = getattr(job, name)
         if section is None:
             lines.append("# no [privacy]: no differential privacy\n")
@@ -274,10 +244,10 @@ def describe(job: Job) -> str:
             if (name, key) in _not_used(job):
                 continue
             if isinstance(value, dict):
-                pairs = ", ".join(f"{_toml(k)} = {_toml(v)}" for k, v in sorted(value.items()))  # type: ignore[misc]
+                pairs = ", ".join(f"{toml_value(k)} = {toml_value(v)}" for k, v in sorted(value.items()))  # type: ignore[misc]
                 lines += [f"{key} = {{ {pairs} }}"] if value else []
-            elif value is not None:
-                lines.append(f"{key} = {_toml(value)}")
+            elif value is not None and value != ():
+                lines.append(f"{key} = {toml_value(value)}")
         lines.append("")
     return "\n".join(lines)
 
@@ -289,7 +259,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}
-
+    if job.train.aggregate not in ("shares", "he"):
+        unused.add(("train", "helper"))
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
@@ -298,8 +269,3 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     elif job.data.split == "even":
         unused.add(("data", "alpha"))
     return unused
-
-
-def _toml(value: object) -> str:
-    """Return a scalar as TOML; JSON's strings are TOML's basic strings."""
-    return msgspec.json.encode(value).decode()

@@ -20,6 +20,15 @@ Matrix = NDArray[np.float64]
 class Optimiser(Protocol):
     """The server's state between rounds."""
 
+    @property
+    def moved(self) -> Mapping[str, Matrix]:
+        """Return what the rounds have moved, by name; empty before the first."""
+        ...
+
+    def resumed(self, moved: Mapping[str, Matrix]) -> None:
+        """Go on from what `moved` returned."""
+        ...
+
     def step(self, change: Matrix) -> Matrix:
         """Return what to add to the parameters for the mean `change` of a round, shape (parameters,)."""
         ...
@@ -31,6 +40,13 @@ class HeavyBall:
     def __init__(self, *, learning_rate: float, momentum: float) -> None:
         self._learning_rate, self._momentum = learning_rate, momentum
         self._velocity: Matrix | float = 0.0
+
+    @property
+    def moved(self) -> Mapping[str, Matrix]:
+        return {"velocity": self._velocity} if isinstance(self._velocity, np.ndarray) else {}
+
+    def resumed(self, moved: Mapping[str, Matrix]) -> None:
+        self._velocity = moved.get("velocity", 0.0)
 
     def step(self, change: Matrix) -> Matrix:
         self._velocity = self._momentum * self._velocity + change
@@ -68,6 +84,15 @@ class Adaptive:
         self._beta2, self._adaptivity = second_moment, adaptivity
         self._mean: Matrix | float = 0.0
         self._square: Matrix | None = None
+
+    @property
+    def moved(self) -> Mapping[str, Matrix]:
+        if self._square is None or not isinstance(self._mean, np.ndarray):
+            return {}
+        return {"mean": self._mean, "square": self._square}
+
+    def resumed(self, moved: Mapping[str, Matrix]) -> None:
+        self._mean, self._square = moved.get("mean", 0.0), moved.get("square")
 
     def step(self, change: Matrix) -> Matrix:
         if self._square is None:

@@ -7,9 +7,9 @@ what on the way is the aggregator's guarantee. The loop knows neither.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic
+from typing import Any, Generic, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from confide.train.learner import Model
 from confide.train.ledger import Ledger, Value
 from confide.train.local import Silo
 from confide.train.sections import TrainSection, default_quorum
-from confide.wire import Fault, MemoryStore, Party, Store, Transcript, run
+from confide.wire import Fault, MemoryStore, Party, Step, Store, Transcript, run
 
 Matrix = NDArray[np.float64]
 
@@ -59,8 +59,60 @@ class Round(Generic[Model]):
     origin: str
 
 
-class _Federation:
-    """The parties of one run with their stores; one `sum` is one attempt, and `announce` follows every sum.
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What one attempt at a sum gave.
+
+    Args:
+        sums: None if there is none; then `reason` says why.
+        bytes_up, seconds: of each party, as far as this process can know.
+    """
+
+    sums: Sums | None
+    reason: str
+    bytes_up: Mapping[str, int]
+    seconds: Mapping[str, float]
+
+
+class Parties(Protocol):
+    """Who takes the sums of a run: silos in this process, or nodes over a network.
+
+    Its attributes: `course`, moved by the loop alone; `cohort`; `origin` of the secret randomness; `releases`, the sums
+    that may have been opened so far, which `sum` counts.
+    """
+
+    course: Course
+    cohort: Cohort
+    origin: str
+    releases: int
+
+    def begin(self) -> int:
+        """Get everybody ready for the round after `course.number`; return which attempt at it comes first, from 0."""
+        ...
+
+    def sum(self, number: int, attempt: int, charge: Callable[[], None]) -> Taken:
+        """Take one attempt at the sum of round `number`.
+
+        Args:
+            charge: called once, before the first message leaves without which the sum cannot be opened; it counts
+                `releases`, and is not called again for an attempt that goes on after a crash.
+        """
+        ...
+
+    def released(self, sums: Sums, entry: Mapping[str, Value]) -> None:
+        """Tell everybody what was released and where the course, which has moved on by it, is now.
+
+        Args:
+            entry: the ledger's line of this round, which the loop appends after this.
+
+        Raises:
+            ProtocolError: a silo refuses the server's claim.
+        """
+        ...
+
+
+class _InProcess:
+    """Silos of one process with their stores.
 
     The server's course reads the encoding that was given; the silos' courses are their own.
     """
@@ -68,6 +120,7 @@ class _Federation:
     def __init__(
         self,
         aggregator: Aggregator,
+        silos: Sequence[Silo],
         cohort: Cohort,
         course: Course,
         run_id: str,
@@ -76,10 +129,9 @@ class _Federation:
         stores: Mapping[str, Store] | None,
         start_hash: str | None,
     ) -> None:
-        self.aggregator, self.cohort, self.course = aggregator, cohort, course
-        self.run_id, self.rng, self.fault = run_id, rng, fault
-        # apart from what the protocol draws: with a fixed seed every aggregator is given the same vectors to sum
-        self.own = {name: rng.branch() for name in cohort.clients}
+        self.aggregator, self.silos, self.cohort, self.course = aggregator, silos, cohort, course
+        self.run_id, self.rng, self.fault, self.origin = run_id, rng, fault, rng.origin
+        self.own = own_randomness(rng, cohort)
         self.roles = cohort.parties(aggregator.roles)
         self.stores: dict[str, Store] = {name: MemoryStore() for name in self.roles}
         self.stores |= stores or {}
@@ -89,21 +141,25 @@ class _Federation:
             name: Follower(name, cohort, own, self.stores[name], start_hash=start_hash) for name in cohort.clients
         }
         self.unheard: dict[str, tuple[Announcement, ...]] = dict.fromkeys(cohort.clients, ())
+
+    def begin(self) -> int:
         done = run(
-            {me: aggregator.setup(role, me, cohort, self.stores[me], rng) for me, role in self.roles.items()},
+            {
+                me: self.aggregator.setup(role, me, self.cohort, self.stores[me], self.rng)
+                for me, role in self.roles.items()
+            },
             stores=self.stores,
         )
         for name in self.roles:
             done.output(name)
+        self._announce(None)
+        return 0
 
-    def announce(self, sums: Sums | None) -> None:
-        """Tell every silo what was released and which model the server claims.
+    def released(self, sums: Sums, entry: Mapping[str, Value]) -> None:
+        self._announce(sums)
 
-        A silo that the network keeps it from sits out until it hears the rest.
-
-        Raises:
-            ProtocolError: a silo refuses the server's claim.
-        """
+    def _announce(self, sums: Sums | None) -> None:
+        """Tell every silo what was released; one that the network keeps it from sits out until it hears the rest."""
         said = announcement(self.course, sums)
         self.unheard = {name: (*missed, said) for name, missed in self.unheard.items()}
         shared: Shared = {}
@@ -114,20 +170,10 @@ class _Federation:
                 done.output(name)
                 self.unheard[name] = ()
 
-    def sum(self, silos: Sequence[Silo], number: int, attempt: int) -> Transcript:
+    def sum(self, number: int, attempt: int, charge: Callable[[], None]) -> Taken:
         """Take one attempt among the silos that have heard everything; each takes the model from its own course."""
-        encoding = self.course.encoding
-        session = Session(
-            run=self.run_id,
-            round=number,
-            attempt=attempt,
-            cohort=self.cohort,
-            length=encoding.length,
-            bound=encoding.bound,
-            model_hash=self.course.model_hash,
-        )
-        self.releases += 1
-        vectors = {silo.name: self._contribution(silo, number) for silo in silos if not self.unheard[silo.name]}
+        session = session_of(self.run_id, self.cohort, self.course, number, attempt)
+        vectors = {silo.name: self._contribution(silo, number) for silo in self.silos if not self.unheard[silo.name]}
         parties: dict[str, Party] = {}
         for me, role in self.roles.items():
             if role == "client":
@@ -137,11 +183,63 @@ class _Federation:
             else:
                 own = session
             parties[me] = self.aggregator.party(role, me, own, vectors.get(me), self.stores[me], self.rng)
-        return run(parties, stores=self.stores, fault=self.fault, keep_bodies=False)
+        leaving = self._charging(charge)
+        done = run(parties, stores=self.stores, fault=self.fault, keep_bodies=False, leaving=leaving)
+        failure, figures = done.failures.get(self.cohort.server), _figures(done, self.roles)
+        if failure:
+            return Taken(None, str(failure), *figures)
+        return Taken(done.output(self.cohort.server), "", *figures)
+
+    def _charging(self, charge: Callable[[], None]) -> Callable[[str, Step], None]:
+        """Return what charges the run and each silo once, before what opens the sum leaves."""
+        charged: set[str] = set()
+
+        def leaving(name: str, step: Step) -> None:
+            opens = opens_at_server if name == self.cohort.server else opens_at_client
+            if name in charged or not opens(self.aggregator, step):
+                return
+            charged.add(name)
+            if name == self.cohort.server:
+                charge()
+            elif name in self.followers:
+                self.stores[name].commit(self.course.encoding.charge(self.stores[name]))
+
+        return leaving
 
     def _contribution(self, silo: Silo, number: int) -> Vector:
         own = self.followers[silo.name].course
         return own.encoding.contribution(own.parameters, silo, number, self.own[silo.name], self.stores[silo.name])
+
+
+def own_randomness(rng: Randomness, cohort: Cohort) -> dict[str, Randomness]:
+    """Return each client's own source, apart from what the protocol draws.
+
+    With a fixed seed every aggregator is then given the same vectors to sum, under every driver.
+    """
+    return {name: rng.branch() for name in cohort.clients}
+
+
+def session_of(run_id: str, cohort: Cohort, course: Course, number: int, attempt: int) -> Session:
+    """Return what an attempt at the sum of round `number` is about, for whoever's course it is."""
+    return Session(
+        run=run_id,
+        round=number,
+        attempt=attempt,
+        cohort=cohort,
+        length=course.encoding.length,
+        bound=course.encoding.bound,
+        model_hash=course.model_hash,
+    )
+
+
+def opens_at_server(aggregator: Aggregator, step: Step) -> bool:
+    """Return whether the server's step asks for what opens the sum."""
+    return bool(step.wait_for) and step.await_tag.startswith(aggregator.opening)
+
+
+def opens_at_client(aggregator: Aggregator, step: Step) -> bool:
+    """Return whether a client's step sends what opens the sum."""
+    return any(message.tag.startswith(aggregator.opening) for message in step.send)
 
 
 def federate(
@@ -157,7 +255,7 @@ def federate(
     stores: Mapping[str, Store] | None = None,
     start_hash: str | None = None,
 ) -> Iterator[Round[Any]]:
-    """Train over `silos`, yielding after every round.
+    """Train over `silos` in this process, yielding after every round.
 
     Args:
         silos: the parties; none is left out of a round on purpose.
@@ -178,55 +276,67 @@ def federate(
     """
     names = tuple(silo.name for silo in silos)
     cohort = Cohort(names, train.quorum or default_quorum(len(names)))
-    course = Course(encoding, train)
-    federation = _Federation(aggregator, cohort, course, run_id, rng, fault, stores, start_hash)
-    federation.announce(None)
-    for number in range(1, train.rounds + 1):
-        done, attempts = _completed(federation, silos, number, train.attempts, ledger)
-        if done is None:
+    parties = _InProcess(aggregator, silos, cohort, Course(encoding, train), run_id, rng, fault, stores, start_hash)
+    yield from conduct(parties, train, aggregator=aggregator.name, ledger=ledger)
+
+
+def conduct(
+    parties: Parties, train: TrainSection, *, aggregator: str, ledger: Ledger | None = None
+) -> Iterator[Round[Any]]:
+    """Take the sums of a training from wherever its course is, yielding after every round.
+
+    Raises:
+        Aborted: a round lost its quorum in each of its attempts.
+        ProtocolError: a silo refuses the model that the server claims.
+    """
+    first = parties.begin()  # which may bring the course to where an earlier process was
+    course, cohort, encoding = parties.course, parties.cohort, parties.course.encoding
+    while course.number < train.rounds:
+        taken, attempts = _completed(parties, first, train.attempts, ledger)
+        if taken is None:
             return  # the privacy plan is spent; the last round's model stands
-        sums: Sums = done.output(cohort.server)
-        course.advance(sums)
-        federation.announce(sums)
-        members = frozenset[str]().union(*sums.members)
+        assert taken.sums is not None
+        course.advance(taken.sums)
+        members = frozenset[str]().union(*taken.sums.members)
         result = Round(
-            number=number,
+            number=course.number,
             attempts=attempts,
             model=encoding.learner.model(course.kept),
             parameters=course.kept,
             members=members,
-            smallest=min(map(len, sums.members)),
-            missing=frozenset(names) - members,
-            **_figures(done, federation.roles),
-            epsilon=encoding.epsilon(federation.releases),
-            origin=rng.origin,
+            smallest=min(map(len, taken.sums.members)),
+            missing=frozenset(cohort.clients) - members,
+            bytes_up=taken.bytes_up,
+            seconds=taken.seconds,
+            epsilon=encoding.epsilon(parties.releases),
+            origin=parties.origin,
         )
+        entry = round_fields(result, aggregator, cohort, encoding)
+        parties.released(taken.sums, entry)
         if ledger is not None:
-            ledger.append("round", round_fields(result, aggregator.name, cohort, encoding))
+            ledger.append("round", entry)
+        first = 0
         yield result
 
 
-def _completed(
-    federation: _Federation,
-    silos: Sequence[Silo],
-    number: int,
-    attempts: int,
-    ledger: Ledger | None,
-) -> tuple[Transcript | None, int]:
-    """Return the transcript of the first attempt that gave a sum, and which it was; None when no release is left."""
-    reason = ""
-    for attempt in range(attempts):
-        if federation.releases >= federation.course.encoding.releases:
+def _completed(parties: Parties, first: int, attempts: int, ledger: Ledger | None) -> tuple[Taken | None, int]:
+    """Return the first attempt that gave a sum, and which it was; None when no release is left."""
+    course, reason = parties.course, ""
+    encoding, number = course.encoding, course.number + 1
+    for attempt in range(first, max(attempts, first + 1)):
+        if parties.releases >= encoding.releases:
             return None, attempt
-        spent = federation.course.encoding.epsilon(federation.releases + 1)
-        if ledger is not None and spent is not None:  # before it leaves: a crash must not hide what was spent
-            ledger.append("release", {"round": number, "attempt": attempt + 1, "epsilon": spent})
-        done = federation.sum(silos, number, attempt)
-        server = federation.cohort.server
-        failure = done.failures.get(server)
-        reason = str(failure) if failure else _too_few(done.output(server), federation.course.fewest)
+
+        def charge(attempt: int = attempt) -> None:
+            parties.releases += 1
+            spent = encoding.epsilon(parties.releases)
+            if ledger is not None and spent is not None:  # before it leaves: a crash must not hide what was spent
+                ledger.append("release", {"round": number, "attempt": attempt + 1, "epsilon": spent})
+
+        taken = parties.sum(number, attempt, charge)
+        reason = taken.reason if taken.sums is None else _too_few(taken.sums, course.fewest)
         if not reason:
-            return done, attempt + 1
+            return taken, attempt + 1
     raise Aborted(f"Round {number} failed {attempts} times; {reason}")
 
 
@@ -239,14 +349,14 @@ def _too_few(sums: Sums, fewest: int) -> str:
     return f"Expected at least {fewest} groups to outvote the liars, got {len(sums.values)}; {reasons}"
 
 
-def _figures(done: Transcript, parties: Iterable[str]) -> dict[str, Any]:
+def _figures(done: Transcript, parties: Iterable[str]) -> tuple[dict[str, int], dict[str, float]]:
     """Return `Transcript.bytes_sent` and `seconds` of every party, in one pass however many there are."""
     bytes_up, seconds = dict.fromkeys(parties, 0), dict.fromkeys(parties, 0.0)
     for message, size in zip(done.messages, done.sizes, strict=True):
         bytes_up[message.src] += size
     for event in done.events:
         seconds[event.party] += event.seconds
-    return {"bytes_up": bytes_up, "seconds": seconds}
+    return bytes_up, seconds
 
 
 def round_fields(done: Round[Any], aggregator: str, cohort: Cohort, encoding: Encoding) -> dict[str, Value]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import numpy as np
@@ -75,6 +75,22 @@ class Prepared:
     start: Graph
     held: tuple[Silo, ...] = ()
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the parties' names in their order."""
+        return tuple(silo.name for silo in self.silos)
+
+
+class Trained(Protocol):
+    """What a label and a saved model say about a training, beside its rounds: `Prepared`, or a federation's setting."""
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def preprocess(self) -> Preprocess: ...
+    @property
+    def start(self) -> Graph: ...
+
 
 def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
     """Read what `job` names and prepare it; nothing is written.
@@ -88,6 +104,11 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         JobError: the job contradicts itself (a quorum above the parties ...).
     """
     seed = job.job.seed
+    if job.data.nodes:
+        raise JobError(
+            "Expected data.tables, got data.nodes; their tables stay with the nodes: run this job as `confide "
+            "coordinator`, or name a table for each party"
+        )
     if job.data.set is not None:
         schema, table = load_set(job.data.set)
         train_part, test = holdout(table, fraction=job.data.test_fraction, seed=seed)
@@ -125,7 +146,7 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         preprocess=preprocess,
         silos=tuple(silo(name, table) for name, table in tables.items()),
         test=silo("test", test),
-        start=_start(job, preprocess.features, schema.label.classes),
+        start=start_of(job, preprocess.features, schema.label.classes),
         held=tuple(silo(name, table) for name, table in held.items()),
     )
 
@@ -139,7 +160,8 @@ def set_aside(job: Job, table: Table) -> tuple[Table, Table]:
     return apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
 
 
-def _start(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
+def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
+    """Return the public starting point of a job's model: a function of the job and the schema alone."""
     outputs = 1 if len(classes) <= 2 else len(classes)
     if job.model.kind == "mlp":
         return mlp(features, job.model.hidden, outputs, seed=job.job.seed, classes=classes)
@@ -177,11 +199,7 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
     if job.privacy is None:
         return None
     quorum = _quorum(job, parties)
-    if quorum <= job.privacy.colluding:
-        raise JobError(
-            f"Expected privacy.colluding={job.privacy.colluding} below the quorum of {quorum}; "
-            "the other parties of the quorum carry the noise"
-        )
+    _check_noise(job, quorum)
     return PrivacyPlan.calibrate(
         epsilon=job.privacy.epsilon,
         delta=job.privacy.delta,
@@ -194,6 +212,14 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
         expected_records=job.privacy.expected_records,
         max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
     )
+
+
+def _check_noise(job: Job, quorum: int) -> None:
+    if job.privacy is not None and quorum <= job.privacy.colluding:
+        raise JobError(
+            f"Expected privacy.colluding={job.privacy.colluding} below the quorum of {quorum}; "
+            "the other parties of the quorum carry the noise"
+        )
 
 
 def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
@@ -210,6 +236,40 @@ def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
     if job.train.aggregate == "masked" and job.privacy is not None:
         return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
     return aggregator
+
+
+def checked_aggregator(job: Job, names: tuple[str, ...]) -> Aggregator:
+    """Return the aggregator of a job after checking that it makes sums over parties with these `names`.
+
+    Raises:
+        JobError: the quorum is above the parties, nobody honest is left to carry the noise, or the server would see
+            single noisy updates.
+        UsageError: as `Aggregator.check` says.
+    """
+    aggregator = aggregator_of(job)
+    quorum = _checked_quorum(job, len(names))
+    _check_noise(job, quorum)
+    if job.privacy is not None and not aggregator.guarantee.hides("update", "server"):
+        raise JobError(
+            f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
+            'would see each party with its own share of the noise only: take "masked"'
+        )
+    aggregator.check(Cohort(names, quorum))
+    return aggregator
+
+
+def encoding_of(job: Job, start: Graph, parties: int) -> Encoding:
+    """Return what the parties of a job contribute, from its starting point.
+
+    Raises:
+        JobError: nobody honest is left to carry the noise.
+        PrivacyError: no noise keeps what [privacy] promises.
+    """
+    learner = GraphLearner(start, job.train)
+    plan = plan_of(job, start.parameters, parties)
+    if plan is None:
+        return _encoding_of(learner, job.train, parties, seed=job.job.seed)
+    return PrivateGradients(learner, plan, job.train)
 
 
 def _aggregator_named(
@@ -328,25 +388,13 @@ def train(
         IntegrityError: the starting parameters are not those of train.start_hash.
         Aborted: a round lost its quorum in each of its attempts.
     """
-    aggregator = aggregator_of(job)
-    quorum = _checked_quorum(job, len(data.silos))
-    plan = plan_of(job, data.start.parameters, len(data.silos))
-    if plan and not aggregator.guarantee.hides("update", "server"):
-        raise JobError(
-            f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
-            'would see each party with its own share of the noise only: take "masked"'
-        )
-    aggregator.check(Cohort(tuple(silo.name for silo in data.silos), quorum))  # before a ledger says there is a run
-    learner = GraphLearner(data.start, job.train)
-    approve(learner.start, job.train.start_hash)
-    encoding = (
-        _encoding_of(learner, job.train, len(data.silos), seed=job.job.seed)
-        if plan is None
-        else PrivateGradients(learner, plan, job.train)
-    )
+    names = data.names
+    aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
+    encoding = encoding_of(job, data.start, len(names))
+    approve(encoding.learner.start, job.train.start_hash)
     if ledger is not None:
-        fields = {"run": job.job.name, "job": describe(job), "parties": [silo.name for silo in data.silos]}
-        ledger.append("job", fields | {"start": parameters_hash(learner.start).hex()})
+        fields = {"run": job.job.name, "job": describe(job), "parties": list(names)}
+        ledger.append("job", fields | {"start": parameters_hash(encoding.learner.start).hex()})
     return federate(
         data.silos,
         encoding,
@@ -377,7 +425,7 @@ def local_models(job: Job, data: Prepared) -> dict[str, Graph]:
     return {silo.name: trained_alone(job.train, data.start, silo.x, silo.y) for silo in data.silos}
 
 
-def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
+def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
     """Return the privacy label of the model after `done`.
 
     Args:
@@ -388,7 +436,7 @@ def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") ->
     """
     if (job.privacy is None) != (done.epsilon is None):
         raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
-    parties = tuple(silo.name for silo in data.silos)
+    parties = data.names
     plan = plan_of(job, data.start.parameters, len(parties))
     return PrivacyLabel(
         aggregator=job.train.aggregate,
@@ -398,17 +446,33 @@ def label_of(job: Job, data: Prepared, done: Round[Graph], *, head: str = "") ->
         rounds=done.number,
         seed=done.origin,
         ledger=head,
-        hidden_among=_hidden_among(job, len(parties)),
+        hidden_among=hidden_among(job, len(parties)),
         **(plan.label_fields() if plan else {}),
     )
 
 
-def _hidden_among(job: Job, parties: int) -> int | None:
+def hidden_among(job: Job, parties: int) -> int | None:
     """Return the fewest parties in any sum that the server sees; None where it sees their vectors."""
     aggregator, quorum = aggregator_of(job), _quorum(job, parties)
     if not aggregator.guarantee.hides("update", "server"):
         return None
     return aggregator.fewest(parties, quorum) if isinstance(aggregator, Groups) else quorum
+
+
+def labelled(job: Job, data: Trained, done: Round[Graph], ledger: Ledger) -> Artifact:
+    """Return the model after `done` with its label.
+
+    The ledger's last entry names the model's parameters; the label names the ledger's last entry.
+
+    Raises:
+        PrivacyError: as in `label_of`, before anything is written.
+    """
+    label_of(job, data, done)
+    fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
+    label = label_of(job, data, done, head=ledger.append("model", fields))
+    return Artifact(
+        done.model, data.preprocess, label, {"job": job.job.name, "data": str(job.data.set or job.data.schema)}
+    )
 
 
 class Output:
@@ -445,17 +509,9 @@ class Output:
         self.ledger = Ledger(places.get("ledger"))
         self.written = tuple(place for name, place in places.items() if name != "signing_key")
 
-    def save(self, data: Prepared, done: Round[Graph]) -> Artifact:
-        """Return the labelled model after `done`; write it, signed, if the job names a file.
-
-        The ledger's last entry names the model's parameters; the label names the ledger's last entry.
-        """
-        label_of(self._job, data, done)  # refused before anything is written
-        fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
-        head = self.ledger.append("model", fields)
-        label = label_of(self._job, data, done, head=head)
-        metadata = {"job": self._job.job.name, "data": str(self._job.data.set or self._job.data.schema)}
-        artifact = Artifact(done.model, data.preprocess, label, metadata)
+    def save(self, data: Trained, done: Round[Graph]) -> Artifact:
+        """Return the labelled model after `done`; write it, signed, if the job names a file."""
+        artifact = labelled(self._job, data, done, self.ledger)
         if self._model is None or self._key_file is None:
             return artifact
         if self._key is None:

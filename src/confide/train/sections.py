@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
 from confide.train.robust import fewest
+
+#: Most nodes of one job.
+MOST_NODES = 1000
+
+#: What no node may be called: the other parties of a sum, and what a path means by it.
+RESERVED_NAMES = (".", "..", "server", "helper", "test")
 
 
 class Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -25,11 +32,12 @@ class JobSection(Section, frozen=True, kw_only=True):
 
 
 class DataSection(Section, frozen=True, kw_only=True):
-    """[data]: either `schema` + `tables` (+ `test`), or `set` + `parties` + `split`.
+    """[data]: `schema` + `tables` (+ `test`), or `schema` + `nodes`, or `set` + `parties` + `split`.
 
     Args:
         schema: the schema file, relative to the job file.
         tables: CSV file of each party, by the party's name.
+        nodes: names of the organisations that keep their tables, in place of `tables`: for a federation over machines.
         test: CSV file with the test records; without it `test_fraction` of every party's records are set aside.
         set: a shipped data set instead of files.
         parties: into how many parties the set is split.
@@ -44,6 +52,7 @@ class DataSection(Section, frozen=True, kw_only=True):
 
     schema: str | None = None
     tables: dict[str, str] = {}
+    nodes: tuple[str, ...] = ()
     test: str | None = None
     set: str | None = None
     parties: int = 4
@@ -71,6 +80,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     Args:
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
+        helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
@@ -108,6 +118,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     """
 
     aggregate: str = "masked"
+    helper: str = "helper"
     algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"] = "fedavg"
     quorum: int = 0
     rounds: int = 30
@@ -187,9 +198,19 @@ def default_quorum(parties: int) -> int:
     return min(parties, max(3, parties // 2 + 1))
 
 
+def nodes_of(job: Job) -> tuple[str, ...]:
+    """Return the parties' names in the order of the job; of a shipped set there are none."""
+    return job.data.nodes or tuple(job.data.tables)
+
+
 def parties_of(job: Job) -> int:
     """Return how many parties a job names."""
-    return len(job.data.tables) if job.data.set is None else job.data.parties
+    return len(nodes_of(job)) if job.data.set is None else job.data.parties
+
+
+def is_node_name(name: str) -> bool:
+    """Return whether `name` can be a node's: it stands in certificates, messages and file names."""
+    return re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", name) is not None and name not in RESERVED_NAMES
 
 
 def group_size(train: TrainSection, parties: int) -> int:

@@ -1,0 +1,80 @@
+"""Seconds of sums over a real Flower on this machine: three SuperNodes, TLS, node authentication.
+
+    python bench/flower.py [--rounds 5] [--length 100000] [--json FILE]
+
+The SuperLink, the SuperNodes, the processes that Flower starts for every message and the nodes share this machine's
+cores, where a real federation has a machine for each. It needs bench/peers/flower/.venv (`make setup-flower`); without
+it nothing is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the federation that the tests start
+
+from confide.net.batch import Member
+from confide.net.flower import FlowerHost
+from net import parties
+from net.flower_federation import FLOWER, Federation
+
+NAMES = ("north", "south", "west")
+AGGREGATORS = ("plain", "amortised", "masked")
+
+
+def measure(coordinator: parties.Coordinator, link: FlowerHost, aggregator: str, args: argparse.Namespace) -> dict:
+    """Return the median seconds of a sum, and the Flower messages that one node gets for it."""
+    terms = parties.rounds(aggregator, NAMES, quorum=3, sums=args.rounds, length=args.length)
+    expected = parties.in_one_process(terms)
+    coordinator.sum(terms[0])
+    seconds: list[float] = []
+    asked = link.requests
+    for each, theirs in zip(terms[1:], expected[1:], strict=True):
+        begin = time.perf_counter()
+        have = coordinator.sum(each)
+        seconds.append(time.perf_counter() - begin)
+        np.testing.assert_array_equal(have.values, theirs.values)
+    messages = (link.requests - asked) / args.rounds / len(NAMES)
+    each = statistics.median(seconds)
+    return {"aggregator": aggregator, "seconds": each, "messages": messages, "seconds_per_message": each / messages}
+
+
+def line(one: dict) -> str:
+    """Return one measurement for people."""
+    each = f"{one['messages']:.0f} messages a node, {one['seconds_per_message']:.1f} s each"
+    return f"{one['aggregator']:10} {one['seconds']:6.1f} s a sum, {each}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--length", type=int, default=100_000)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    found: list[dict] = []
+    if not FLOWER.is_dir():
+        print("Flower is not here: make setup-flower")
+    else:
+        with tempfile.TemporaryDirectory() as folder, Federation(Path(folder), NAMES) as federation:
+            members = {name: Member("node", parties.key_of(name).public) for name in NAMES}
+            link = FlowerHost(federation.folder / "coordinator.sock", parties.key_of("server"), members)
+            coordinator = parties.Coordinator(link.send, lambda: link.receive(1.0))
+            coordinator.wait_for(set(NAMES))
+            for aggregator in AGGREGATORS:
+                found.append(measure(coordinator, link, aggregator, args))
+                print(line(found[-1]))
+            link.close()
+    if args.json:
+        args.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,254 @@
+"""The connecting side of `stream`, inside its loop: attempts, the waits between them, and one enrolment."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+
+from websockets.client import ClientProtocol
+from websockets.uri import parse_uri
+
+from confide.crypto.random import Randomness
+from confide.errors import ProtocolError, UsageError
+from confide.net.connection import SILENT, Connection, Owner
+from confide.net.dial import Address, Proxy, dial, why
+from confide.net.ending import Code, Ending
+from confide.net.exchange import Envelope
+from confide.net.frames import LARGEST_FRAME_BYTES
+from confide.net.limits import Limits
+from confide.net.link import Arrived, Joined, Left
+from confide.net.loop import Mailbox
+from confide.net.tls import Tls, read_peer
+
+_SCRATCH_BYTES = 256 << 10
+_TICK_SECONDS = 0.5
+#: A connection that lived this long was a good one: the waits begin anew.
+_GOOD_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """The waits between attempts: they double from first to longest, each spread between half and one and a half."""
+
+    first_seconds: float
+    longest_seconds: float
+    rng: Randomness
+
+    def after(self, failures: int) -> float:
+        """Return the seconds to wait after so many attempts in a row have failed."""
+        seconds = min(self.longest_seconds, self.first_seconds * 2.0 ** min(failures, 30))
+        return seconds * (0.5 + self.rng.below(1 << 16) / (1 << 16))
+
+
+@dataclass(frozen=True, slots=True)
+class Coordinator:
+    """Where the coordinator is, through which proxy, and what it is called here."""
+
+    address: Address
+    proxy: Proxy | None
+    name: str
+
+
+def _connection(owner: Owner, to: Coordinator, context: ssl.SSLContext, scratch: bytearray) -> Connection:
+    websocket = ClientProtocol(parse_uri(to.address.url), max_size=LARGEST_FRAME_BYTES, logger=SILENT)
+    return Connection(owner, Tls(context, host=to.address.host), websocket, scratch)
+
+
+async def _dial(connection: Connection, to: Coordinator, limits: Limits) -> None:
+    """Give a connection its socket, or end it with the reason why there is none."""
+    try:
+        async with asyncio.timeout(limits.handshake_seconds):
+            await dial(connection, to.address, to.proxy)
+    except (OSError, ProtocolError) as error:  # a TimeoutError is an OSError
+        place = f"{to.address.host}:{to.address.port}"
+        connection.give_up(Ending(why(error, place)))
+
+
+def _check_coordinator(connection: Connection, certificate: bytes | None) -> None:
+    """End a connection at whose other end is no coordinator."""
+    try:
+        connection.peer = None if certificate is None else read_peer(certificate)
+    except ProtocolError:
+        connection.peer = None
+    if connection.peer is None or connection.peer.role != "coordinator":
+        connection.give_up(Ending("its certificate is not that of a coordinator", certificate=True))
+
+
+class Caller:
+    """Keeps one connection; everything but the constructor runs in the loop's thread.
+
+    Args:
+        to: where to connect.
+        context: what this side shows and trusts.
+        limits: what the coordinator may do.
+        waits: between attempts.
+        mail: where events go.
+    """
+
+    def __init__(self, to: Coordinator, context: ssl.SSLContext, limits: Limits, waits: Waits, mail: Mailbox) -> None:
+        self.limits = limits
+        #: Why no further attempt is made, or None; the other thread reads it.
+        self.given_up: str | None = None
+        self._to, self._context, self._waits, self._mail = to, context, waits, mail
+        self._scratch = bytearray(_SCRATCH_BYTES)
+        self._connection: Connection | None = None
+        self._sockets: set[Connection] = set()
+        self._over: asyncio.Future[Ending] | None = None
+        self._opened_at = 0.0
+        self._proven = False
+        self._told = ""
+        self._wake: asyncio.Event | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    # --- what Join asks -----------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Begin to connect."""
+        self._wake = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._keep_connected())
+
+    async def stop(self) -> None:
+        """End the connection and every attempt; the coordinator is told."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        for connection in list(self._sockets):
+            connection.close(Code.DONE, "this member stops")
+        for _ in range(100):
+            if not self._sockets:
+                return
+            await asyncio.sleep(0.005)
+        while self._sockets:
+            for connection in list(self._sockets):
+                connection.abort()
+            await asyncio.sleep(0.005)
+
+    def deliver(self, peer: str, envelope: Envelope) -> None:
+        """Send an envelope if there is a connection."""
+        if self._connection is not None:
+            self._connection.send(envelope)
+
+    def renewed(self, context: ssl.SSLContext, reconnect: bool) -> None:
+        """Use `context` from the next connection on."""
+        self._context, self._proven = context, False
+        connected = self._connection is not None and self._connection.is_open
+        if self._wake is not None and (reconnect or not connected):
+            self._wake.set()
+        if reconnect and self._connection is not None:
+            self._connection.close(Code.DONE, "this member shows another certificate")
+
+    # --- what a connection tells --------------------------------------------------------------------------------------
+
+    def made(self, connection: Connection) -> bool:
+        self._sockets.add(connection)
+        return True
+
+    def secured(self, connection: Connection, certificate: bytes | None) -> int:
+        _check_coordinator(connection, certificate)
+        return LARGEST_FRAME_BYTES
+
+    def opened(self, connection: Connection) -> None:
+        connection.keep_identity()
+        self._opened_at = asyncio.get_running_loop().time()
+        self._proven, self._told = True, ""
+        self._mail.put(Joined(self._to.name, "coordinator"))
+
+    def message(self, connection: Connection, data: bytes | bytearray) -> None:
+        envelope = connection.assembly.put(data)
+        if envelope is not None:
+            connection.count(envelope)
+            self._mail.put(Arrived(self._to.name, envelope), connection.account)
+
+    def ended(self, connection: Connection, ending: Ending) -> None:
+        if self._over is not None and connection is self._connection:
+            self._connection = None
+            if connection.is_open or ending.reason != self._told:
+                self._told = ending.reason
+                self._mail.put(Left(self._to.name, ending.reason))
+            self._over.set_result(ending)
+
+    def lost(self, connection: Connection) -> None:
+        self._sockets.discard(connection)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    async def _keep_connected(self) -> None:
+        loop = asyncio.get_running_loop()
+        assert self._wake is not None
+        failures = 0
+        while True:
+            self._wake.clear()
+            ending = await self._attempt()
+            good = self._opened_at and loop.time() - self._opened_at > _GOOD_SECONDS
+            failures = 0 if good else failures + 1
+            seconds: float | None = self._waits.after(failures - 1 if failures else 0)
+            if ending.final or (ending.certificate and not self._proven):
+                self.given_up = ending.reason
+                seconds, failures = None, 0
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), seconds)
+            self.given_up = None
+
+    async def _attempt(self) -> Ending:
+        loop = asyncio.get_running_loop()
+        self._opened_at = 0.0
+        self._over = loop.create_future()
+        connection = self._connection = _connection(self, self._to, self._context, self._scratch)
+        await _dial(connection, self._to, self.limits)
+        while not self._over.done():
+            await asyncio.wait([self._over], timeout=_TICK_SECONDS)
+            connection.tick(loop.time())
+        return self._over.result()
+
+
+class _Knocker:
+    """One enrolment: sends one message, and waits for its answer."""
+
+    def __init__(self, body: bytes, limits: Limits) -> None:
+        self.limits, self._body = limits, body
+        self.answer: asyncio.Future[bytes | Ending] = asyncio.get_running_loop().create_future()
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def made(self, connection: Connection) -> bool:
+        return True
+
+    def secured(self, connection: Connection, certificate: bytes | None) -> int:
+        _check_coordinator(connection, certificate)
+        return LARGEST_FRAME_BYTES
+
+    def opened(self, connection: Connection) -> None:
+        connection.reply(self._body)
+
+    def message(self, connection: Connection, data: bytes | bytearray) -> None:
+        if not self.answer.done():
+            self.answer.set_result(bytes(data))
+        connection.close(Code.DONE, "")
+
+    def ended(self, connection: Connection, ending: Ending) -> None:
+        if not self.answer.done():
+            self.answer.set_result(ending)
+
+    def lost(self, connection: Connection) -> None:
+        self.gone.set_result(None)
+
+
+async def knock(to: Coordinator, context: ssl.SSLContext, body: bytes, limits: Limits) -> bytes:
+    """Send one message over a connection of its own, without a certificate, and return the answer.
+
+    Raises:
+        UsageError: nobody answers, or the coordinator refuses; the text says why.
+    """
+    owner = _Knocker(body, limits)
+    connection = _connection(owner, to, context, bytearray(_SCRATCH_BYTES))
+    await _dial(connection, to, limits)
+    answer = await owner.answer
+    if connection.has_socket:
+        await asyncio.wait([owner.gone], timeout=1.0)
+    if connection.has_socket:
+        connection.abort()
+        await owner.gone
+    if isinstance(answer, Ending):
+        raise UsageError(f"Expected an answer from {to.address.url}; {answer.reason}")
+    return answer

@@ -1,0 +1,385 @@
+"""One organisation's side of a federation: it takes part in what its own policy allows, and in nothing else.
+
+A node runs the code that is installed on it. It is offered a job as text, reads it with its own code, asks its gate
+(policy, people, budget), and from then on follows the course of the training by itself: the model of each round is what
+the released sums give under its own copy of the job. Sans I/O: a driver calls `handle` and sends what `take` returns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Protocol
+
+from confide.cohort.roster import IDENTITY, ROSTER, Roster
+from confide.crypto.random import Randomness, SystemRandomness
+from confide.data.schema import Schema
+from confide.data.split import aside, holdout
+from confide.data.table import read_table
+from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, UsageError
+from confide.ideal import Aggregator
+from confide.net.exchange import Envelope, Exchange
+from confide.net.link import Arrived, Event, Joined, Left
+from confide.train import control
+from confide.train.control import MAX_CONTROL_BYTES, MAX_REASON, Answer, End, Open, Ready, Reason, session_id
+from confide.train.course import Follower, parameters_hash
+from confide.train.local import Silo
+from confide.train.offer import Offer, job_hash, read
+from confide.train.rounds import opens_at_client, own_randomness, session_of
+from confide.train.setting import Setting
+from confide.wire import Party, Step, Store, decode
+
+#: Where a run's course lies in the node's store, and the last sum that was charged.
+_COURSE, _HEARD, _CHARGED = "course", "heard", "charged"
+
+#: A model file in an end is smaller than this.
+_LARGEST_END_BYTES = 1 << 28
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What the gate says to an offer: "accepted", "pending" or "refused", and why."""
+
+    state: str
+    reason: str = ""
+
+
+class Gate(Protocol):
+    """What decides for the organisation: its policy, its people, its budget."""
+
+    def decide(self, offer: Offer, setting: Setting) -> Decision:
+        """Return whether the node takes part; asked again while it is pending, and after every reconnection."""
+        ...
+
+    def charge(
+        self, offer: Offer, *, number: int, attempt: int, epsilon: float, delta: float
+    ) -> Mapping[str, bytes | None]:
+        """Return what to commit before a sum can be opened that brings the job's epsilon to `epsilon`.
+
+        Raises:
+            PrivacyError: it would go beyond the organisation's budget; nothing leaves.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Who a node is.
+
+    Args:
+        name: as in its certificate.
+        role: "node", or "helper" for a second server or keyholder.
+        identity: 32-byte seed of its Ed25519 identity.
+    """
+
+    name: str
+    role: str
+    identity: bytes
+
+    def __repr__(self) -> str:
+        return f"Member({self.name!r}, {self.role!r})"
+
+
+class _Run:
+    """What a node knows of one run that it takes part in."""
+
+    def __init__(
+        self, member: Member, offer: Offer, setting: Setting, view: Callable[[str], Store], rng: Randomness
+    ) -> None:
+        self.offer, self.setting, self.role = offer, setting, _role(member, setting)
+        self.prefix = f"run/{offer.run}/"
+        self._view = view
+        self.store = view(self.prefix)
+        self.aggregators: dict[int, Aggregator] = {}
+        self.silo: Silo | None = None
+        self.test: Silo | None = None
+        self.orders: dict[str, Open] = {}
+        course = setting.course()
+        self.follower = Follower(member.name, setting.cohort, course, self.store)
+        state, heard = self.store.get(_COURSE), self.store.get(_HEARD)
+        if state is not None and heard is not None:
+            self.follower.resume(state, int(heard))
+        self.own = own_randomness(rng, setting.cohort).get(member.name, rng)
+        # under test seeds the members start from one stream, and no two may draw the same keys
+        others = {name: rng.branch() for name in (*setting.cohort.clients, setting.cohort.helper)}
+        self.rng = others[member.name]
+
+    def load(self, me: str, data: Path, schema: Schema) -> None:
+        """Read the node's table, and set its test records aside as a job in one process would."""
+        job, table = self.setting.job, read_table(data, schema)
+        apart = aside if job.privacy else holdout  # under a privacy plan a record may not decide where others go
+        kept, test = apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
+        prepare = self.setting.preprocess
+        self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
+        self.test = Silo(me, prepare.apply(test.columns), test.labels)
+
+    def keys(self, number: int) -> tuple[Aggregator, str, Store]:
+        """Return the aggregator of a set-up, where its keys lie in the node's store, and the store from there on."""
+        prefix = f"{self.prefix}keys-{number}/"
+        return self.aggregators.setdefault(number, self.setting.aggregator()), prefix, self._view(prefix)
+
+
+def _role(member: Member, setting: Setting) -> str:
+    """Return which role of the aggregator the member has in this job.
+
+    Raises:
+        UsageError: none.
+    """
+    roles = setting.cohort.parties(setting.aggregator().roles)
+    role = roles.get(member.name)
+    if role is None or (role == "client") != (member.role == "node"):
+        raise UsageError(f"Expected a job with a place for {member.name}, whose certificate says {member.role}")
+    return role
+
+
+class Node:
+    """One member of a federation, a node or a helper.
+
+    Args:
+        member: who it is.
+        data: its table; None for a helper.
+        gate: decides.
+        store: its own, durable; `confide.store.Patient` where it may be gone for a while.
+        rng: secret randomness; the operating system's if None. A fixed seed voids every privacy claim, and is reported.
+        say: told in one line what happens, for people.
+        release: given the model file at a run's end, after the node has checked it against its own course.
+
+    **Guarantees**: nothing computed from records leaves before the gate has accepted the very job that it is computed
+    for; a model that the job and the released sums do not give is refused; what a sum spends is committed before the
+    sum can be opened.
+    """
+
+    def __init__(
+        self,
+        member: Member,
+        data: Path | None,
+        gate: Gate,
+        store: Store,
+        *,
+        rng: Randomness | None = None,
+        say: Callable[[str], None] = lambda text: None,
+        release: Callable[[Offer, bytes], None] = lambda offer, model: None,
+    ) -> None:
+        self.member, self._data, self._gate = member, data, gate
+        self._rng, self._say, self._release = rng or SystemRandomness(), say, release
+        self.exchange = Exchange(store, on_step=self._on_step)
+        self._out: list[Envelope] = []
+        self._offered: bytes | None = None
+        self._run: _Run | None = None
+        self._last: Answer | None = None
+        self.ended: End | None = None
+
+    # --- the driver's side --------------------------------------------------------------------------------------------
+
+    def handle(self, event: Event | None) -> None:
+        """Take one event in; None lets time pass, for what waits for a person."""
+        match event:
+            case Arrived(_, envelope):
+                try:
+                    self._arrived(envelope)
+                except StoreError:
+                    raise  # what the node knows is not safe: it must end, and go on from its store
+                except ConfideError as error:
+                    self._refuse(envelope, error)
+            case Left(_, reason):
+                self._say(f"not connected: {reason}")
+            case Joined():
+                self._say("connected")
+            case None:
+                if self._last is not None and self._last.state == "pending":
+                    self._answer(repeat=False)
+
+    def take(self) -> list[Envelope]:
+        """Commit, then return what leaves."""
+        for session in self.exchange.ended():
+            try:
+                output = self.exchange.output(session)
+            except ConfideError as error:
+                self._unable(session, error)
+            else:
+                self._ended_well(session, output)
+        outgoing = [*self.exchange.take(), *self._out]
+        self._out = []
+        return outgoing
+
+    def _ended_well(self, session: str, output: object) -> None:
+        run = self._run
+        if run and session in run.orders and run.orders[session].kind == "setup":
+            self._send(control.READY, Ready(str(output)), session=session)
+
+    # --- control ------------------------------------------------------------------------------------------------------
+
+    def _arrived(self, envelope: Envelope) -> None:
+        message = envelope.message
+        match message.tag:
+            case control.OFFER:
+                self._offered = message.body
+                self._answer(repeat=True)
+            case control.NEWS:
+                self._follow(message.body)
+            case control.OPEN:
+                self._open(envelope.session, decode(message.body, Open, max_bytes=MAX_CONTROL_BYTES))
+            case control.CLOSE:
+                self.exchange.forget(envelope.session)
+            case control.END:
+                self._end(decode(message.body, End, max_bytes=_LARGEST_END_BYTES))
+            case _:
+                self.exchange.put(envelope)
+
+    def _refuse(self, envelope: Envelope, error: ConfideError) -> None:
+        """Say why something that arrived is not followed; protocol sessions have ended by themselves."""
+        tag = envelope.message.tag
+        if tag == control.OPEN:
+            self._unable(envelope.session, error)
+        elif tag in (control.NEWS, control.OFFER, control.END):
+            self._refuse_run(str(error))
+
+    def _refuse_run(self, reason: str) -> None:
+        self._say(f"refused: {reason}")
+        run = self._run.offer.run if self._run else self._last.run if self._last else ""
+        self._run = None
+        self._send(control.ANSWER, Answer(run, "refused", reason[:MAX_REASON], version=_version()))
+
+    def _unable(self, session: str, error: ConfideError) -> None:
+        self._say(f"left out of {session}: {error}")
+        self._send(control.UNABLE, Reason(str(error)[:MAX_REASON]), session=session)
+
+    def _send(self, tag: str, body: Answer | Ready | Reason, *, session: str = "") -> None:
+        if isinstance(body, Answer):
+            self._last = body
+        self._out.append(control.control(self.member.name, "server", tag, body, session=session))
+
+    def _answer(self, *, repeat: bool) -> None:
+        """Decide about the offer, and say so if it is new or `repeat`."""
+        assert self._offered is not None
+        run = ""
+        try:
+            offer = decode(self._offered, Offer, max_bytes=MAX_CONTROL_BYTES)
+            run = offer.run
+            answer = self._decided(offer)
+        except ConfideError as error:
+            answer = Answer(run, "refused", str(error)[:MAX_REASON], version=_version())
+        if repeat or answer != self._last:
+            if answer != self._last:
+                self._say(f"job {run}: {answer.state}{f': {answer.reason}' if answer.reason else ''}")
+            self._send(control.ANSWER, answer)
+
+    def _decided(self, offer: Offer) -> Answer:
+        job, schema = read(offer)
+        setting = Setting.of(job, schema, tuple(name for name, _ in offer.members))
+        current = self._run if self._run and self._run.offer == offer else None
+        role = _role(self.member, setting)
+        decision = self._gate.decide(offer, setting)
+        if decision.state != "accepted":
+            self._run = None
+            return Answer(offer.run, decision.state, decision.reason[:MAX_REASON], version=_version())  # type: ignore[arg-type]
+        if current is None:
+            for session in (*self.exchange.open_sessions,):
+                self.exchange.forget(session)
+            current = _Run(self.member, offer, setting, self.exchange.view, self._rng)
+            if role == "client":
+                if self._data is None:
+                    raise UsageError("Expected --data at a node that trains; name its table")
+                current.load(self.member.name, self._data, schema)
+            self._run = current
+        return Answer(offer.run, "accepted", heard=current.follower.heard, origin=self._rng.origin, version=_version())
+
+    # --- a run --------------------------------------------------------------------------------------------------------
+
+    def _accepted(self) -> _Run:
+        if self._run is None:
+            raise Aborted("Expected a job that this node has accepted")
+        return self._run
+
+    def _follow(self, body: bytes) -> None:
+        run = self._accepted()
+        run.follower.follow(body)
+        kept = {_COURSE: run.follower.course.state(), _HEARD: str(run.follower.heard).encode()}
+        if run.follower.course.encoding.kept:  # before anything is staged for the next round
+            run.store.commit(kept)
+        else:
+            self.exchange.change({run.prefix + key: value for key, value in kept.items()})
+
+    def _open(self, session: str, order: Open) -> None:
+        run = self._accepted()
+        if session != session_id(run.offer.run, order):
+            raise ProtocolError("Expected a session of the accepted run")
+        if self.exchange.knows(session):  # the coordinator came back, or the connection did
+            self._out += self.exchange.sent(session, "server")
+            if not self.exchange.is_open(session):
+                self._ended_well(session, self.exchange.output(session))
+            return
+        run.orders[session] = order
+        _, prefix, _ = run.keys(order.keys)
+        party = self._setup(run, order) if order.kind == "setup" else self._sum(run, order)
+        self.exchange.open(session, party, me=self.member.name, prefix=prefix)
+
+    def _setup(self, run: _Run, order: Open) -> Party:
+        (aggregator, _, store), roster = run.keys(order.keys), Roster(run.offer.members)
+        store.commit({IDENTITY: self.member.identity, ROSTER: roster.encode()})  # pinned before the server's word
+        return aggregator.setup(run.role, self.member.name, run.setting.cohort, store, run.rng)
+
+    def _sum(self, run: _Run, order: Open) -> Party:
+        aggregator, _, store = run.keys(order.keys)
+        follower, me = run.follower, self.member.name
+        vector = None
+        if run.role == "client":
+            if follower.heard != order.number - 1:
+                raise Aborted(f"Expected round={follower.heard + 1}, after the releases that this node has followed")
+            assert run.silo is not None
+            course = follower.course
+            vector = course.encoding.contribution(course.parameters, run.silo, order.number, run.own, run.store)
+        session = session_of(run.offer.run, run.setting.cohort, follower.course, order.number, order.attempt)
+        return aggregator.party(run.role, me, session, vector, store, run.rng)
+
+    def _on_step(self, session: str, step: Step) -> Mapping[str, bytes | None]:
+        """Charge what opens a sum: in the commit before it leaves, once for each attempt."""
+        run = self._run
+        order = run.orders.get(session) if run else None
+        if run is None or order is None or order.kind == "setup" or run.role != "client":
+            return {}
+        aggregator, _, _ = run.keys(order.keys)
+        place = f"{order.number}/{order.attempt}".encode()
+        if not opens_at_client(aggregator, step) or run.store.get(_CHARGED) == place:
+            return {}
+        encoding = run.follower.course.encoding
+        changes = dict(encoding.charge(run.store)) | {_CHARGED: place}
+        charged = {run.prefix + key: value for key, value in changes.items()}
+        epsilon = encoding.epsilon(encoding.charged(run.store) + 1)
+        if epsilon is None or run.setting.plan is None:
+            return charged
+        delta = run.setting.plan.delta
+        return charged | dict(
+            self._gate.charge(run.offer, number=order.number, attempt=order.attempt, epsilon=epsilon, delta=delta)
+        )
+
+    def _end(self, end: End) -> None:
+        run = self._accepted()
+        if end.run != run.offer.run:
+            raise ProtocolError("Expected the end of the accepted run")
+        if end.model:
+            self._check_release(run, end.model)
+            self._release(run.offer, end.model)
+        self._send(control.ANSWER, Answer(end.run, "accepted", heard=run.follower.heard, version=_version()))
+        self._say(f"job {end.run} has ended{f': {end.reason}' if end.reason else ''}")
+        self.ended = end
+
+    def _check_release(self, run: _Run, model: bytes) -> None:
+        """Refuse a model that the node's own course does not come to."""
+        from confide.model.artifact import decode as decode_artifact
+        from confide.train.local import flatten
+
+        artifact = decode_artifact(model, trust=run.offer.signer or None, where="the released model")
+        if parameters_hash(flatten(artifact.graph)) != parameters_hash(run.follower.course.kept):
+            raise ProtocolError("Expected the model that the released sums give, the coordinator released another")
+
+
+def job_fingerprint(offer: Offer) -> str:
+    """Return the hex hash that people approve."""
+    return job_hash(offer)
+
+
+def _version() -> str:
+    return metadata.version("confide")

@@ -1,0 +1,173 @@
+"""A coordinator and a node at work: folder, certificates, host or connection, store, ledger, and the loop between them.
+
+`confide.train.coordinator` and `confide.train.node` know no files and no network; this is where they get theirs.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from confide.cohort.roster import Roster
+from confide.crypto.random import SystemRandomness
+from confide.errors import ConfideError, JobError, UsageError
+from confide.model.artifact import create_signing_key, read_signing_key
+from confide.net.asking import asking
+from confide.net.certificates import read_member
+from confide.net.contexts import client_context, server_context
+from confide.net.founding import refresh
+from confide.net.link import Left, Link
+from confide.net.membership import Membership, membership, renew, renewal_due, trusted
+from confide.net.registrar import Registrar
+from confide.net.stream import Host, Join
+from confide.net.tls import Peer
+from confide.train.node import Node
+
+#: How often a coordinator looks whether somebody was revoked, and how often certificates are looked at.
+_RECHECK_SECONDS, _RENEW_SECONDS = 1.0, 600.0
+
+
+# --- the coordinator --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def hosting(
+    folder: Path, *, address: str, port: int, say: Callable[[str], None] = lambda text: None
+) -> Generator[tuple[Host, Registrar]]:
+    """Listen as the coordinator of a federation, until the block ends.
+
+    Revocations take effect within a second; the coordinator's own certificate is renewed before it expires, without a
+    stop.
+
+    Args:
+        folder: made by `confide federation init`.
+        address, port: where to listen; port 0 takes a free one.
+        say: told in one line what happens.
+    """
+    registrar = Registrar(folder)
+    refresh(folder)
+    tls = server_context(folder)
+
+    def admit(peer: Peer) -> str | None:
+        try:
+            registrar.admit(read_member(peer.certificate))
+        except ConfideError as error:
+            return str(error)
+        return None
+
+    with Host(address, port, tls.context, admit=admit, enrol=registrar.answer) as host:
+        ended = threading.Event()
+
+        def keep_house() -> None:
+            renewed = time.monotonic()
+            while not ended.wait(_RECHECK_SECONDS):
+                host.recheck()
+                if time.monotonic() - renewed > _RENEW_SECONDS:
+                    renewed = time.monotonic()
+                    try:
+                        if refresh(folder):
+                            say("the coordinator's certificate was renewed")
+                    except ConfideError as error:
+                        say(f"the coordinator's certificate could not be renewed: {error}")
+
+        keeper = threading.Thread(target=keep_house, name="confide housekeeping", daemon=True)
+        keeper.start()
+        try:
+            yield host, registrar
+        finally:
+            ended.set()
+            keeper.join()
+
+
+def roster_of(registrar: Registrar, nodes: Sequence[str], helper: str | None) -> tuple[Roster, bytes]:
+    """Return the roster of a job's nodes in its order, and the helper's identity, or b"" without one.
+
+    Raises:
+        JobError: somebody is no member.
+    """
+    members = dict(registrar.roster())
+    if missing := [name for name in nodes if name not in members]:
+        raise JobError(
+            f"Expected nodes that are members of the federation, missing: {', '.join(missing)}; "
+            f"`confide federation invite {missing[0]}` lets one in"
+        )
+    if helper is None:
+        return Roster(tuple((name, members[name]) for name in nodes)), b""
+    helpers = dict(registrar.roster(("helper",)))
+    if helper not in helpers:
+        raise JobError(
+            f'Expected train.helper="{helper}" to be a member with the role helper; `confide federation invite '
+            f"{helper} --role helper` lets it in"
+        )
+    return Roster(tuple((name, members[name]) for name in nodes)), helpers[helper]
+
+
+def signing_key(path: Path):
+    """Return the key that signs models, made on first use."""
+    return read_signing_key(path) if path.exists() else create_signing_key(path, SystemRandomness())
+
+
+# --- the node ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def joining(folder: Path, *, url: str | None = None, proxy: str | None = None) -> Generator[tuple[Join, Membership]]:
+    """Keep a connection to the coordinator, until the block ends.
+
+    Args:
+        folder: made by `confide federation join`.
+        url: of the coordinator, in place of what the folder says.
+        proxy: "http://host:port" of an HTTP proxy on the way.
+    """
+    said = membership(folder)
+    with Join(url or said.coordinator, client_context(folder), proxy=proxy) as join:
+        yield join, said
+
+
+def take_part(
+    node: Node,
+    join: Join,
+    folder: Path,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+    ended: Callable[[], bool] = lambda: False,
+) -> None:
+    """Run a node until `ended`, or until the coordinator refuses it for good.
+
+    Raises:
+        UsageError: refused; the text says why.
+        StoreError: the node's store is gone; start again when it is back.
+    """
+    looked = float("-inf")
+    while not ended():
+        if time.monotonic() - looked > _RENEW_SECONDS:
+            looked = time.monotonic()
+            _renew(join, folder, say)
+        event = join.receive(1.0)
+        if isinstance(event, Left) and join.given_up:
+            raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+        node.handle(event)
+        send(node, join)
+
+
+def send(node: Node, link: Link) -> None:
+    """Send what a node has to say."""
+    for envelope in node.take():
+        link.send("server", envelope)
+
+
+def _renew(join: Join, folder: Path, say: Callable[[str], None]) -> None:
+    """Take a new certificate when a third of the time is left, without a stop."""
+    if not renewal_due(folder):
+        return
+    said = membership(folder)
+    try:
+        renew(folder, asking(said.coordinator, trusted(folder), bytes.fromhex(said.coordinator_identity)))
+    except ConfideError as error:
+        say(f"the certificate could not be renewed: {error}")
+        return
+    join.renewed(client_context(folder), reconnect=True)
+    say("the certificate was renewed")

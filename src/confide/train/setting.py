@@ -1,0 +1,76 @@
+"""What a job stands for at every party alike: computed from the job and the schema, never from records."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from confide.data.schema import Schema
+from confide.dp.plan import PrivacyPlan
+from confide.errors import JobError
+from confide.ideal import Aggregator, Cohort
+from confide.model.graph import Graph
+from confide.model.preprocess import Preprocess
+from confide.train.course import Course, approve
+from confide.train.encodings import Encoding
+from confide.train.run import aggregator_of, checked_aggregator, encoding_of, plan_of, preprocess_of, start_of
+from confide.train.sections import Job, default_quorum
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A job with everything that follows from it.
+
+    Args:
+        job: as it was read.
+        cohort: the nodes in the job's order, the quorum, the helper if the aggregator has one.
+        plan: under [privacy].
+        preprocess, start: public, from the schema.
+    """
+
+    job: Job
+    cohort: Cohort
+    plan: PrivacyPlan | None
+    preprocess: Preprocess
+    start: Graph
+
+    @classmethod
+    def of(cls, job: Job, schema: Schema, nodes: tuple[str, ...]) -> Setting:
+        """Return what `job` stands for over `nodes`.
+
+        Raises:
+            JobError, UsageError: the job contradicts itself, or is none for a network.
+        """
+        if job.data.standardise:
+            raise JobError(
+                "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
+            )
+        preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
+        start = start_of(job, preprocess.features, schema.label.classes)
+        cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
+        checked_aggregator(job, nodes)
+        setting = cls(job, cohort, plan_of(job, start.parameters, len(nodes)), preprocess, start)
+        setting.course()  # the approved start
+        return setting
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Return the nodes' names in their order."""
+        return self.cohort.clients
+
+    def aggregator(self) -> Aggregator:
+        """Return a new aggregator: some remember what they agreed on, so each set-up gets its own."""
+        return aggregator_of(self.job)
+
+    def encoding(self) -> Encoding:
+        """Return what a node contributes."""
+        return encoding_of(self.job, self.start, len(self.cohort.clients))
+
+    def course(self) -> Course:
+        """Return the course from its beginning.
+
+        Raises:
+            IntegrityError: it starts from other parameters than the job approves.
+        """
+        course = Course(self.encoding(), self.job.train)
+        approve(course.parameters, self.job.train.start_hash)
+        return course

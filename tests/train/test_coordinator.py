@@ -1,0 +1,350 @@
+"""A federation against the loop in one process: the same model bit for bit, whoever vanishes, restarts or lies."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+
+import msgspec
+import pytest
+
+from confide.crypto.keys import SigningKey
+from confide.crypto.random import SeededRandomness, SystemRandomness
+from confide.data.schema import Schema
+from confide.errors import Aborted, PrivacyError
+from confide.ideal import PlainSum
+from confide.secagg.masked_terms import Survivors
+from confide.train import load_data, train
+from confide.train.control import ANSWER, NEWS, UNABLE
+from confide.train.course import Announcements
+from confide.train.ledger import Ledger, verify
+from confide.train.run import AGGREGATORS, labelled
+from confide.train.setting import Setting
+from confide.wire import Array, MemoryStore, decode, encode
+from train.federation import HELPER, NAMES, Federation, Killed, Mortal, Open, job_of, tables
+
+
+def in_process(job, seed=None):
+    """The oracle: the same job in one process."""
+    rng = SeededRandomness(seed) if seed else None
+    return list(train(job, load_data(job, rng=rng), rng=rng))
+
+
+@pytest.mark.parametrize("aggregate", AGGREGATORS)
+def test_a_federation_trains_the_model_of_one_process_bit_for_bit(tmp_path, aggregate):
+    tables(tmp_path)
+    more = {"helper": HELPER} if aggregate in ("shares", "he") else {}
+    more |= {"rule": "mean", "group_size": 3} if aggregate == "groups" else {}
+    job = job_of(tmp_path, train={"aggregate": aggregate} | more)
+    with Federation(tmp_path, job) as federation:
+        for name in (*NAMES, *((HELPER,) if "helper" in more else ())):
+            federation.start(name)
+        done = list(federation.coordinator().rounds())
+    expected = in_process(job)
+    assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
+    assert len(done) == 4
+    assert all(one.members == frozenset(NAMES) and one.attempts == 1 for one in done)
+
+
+# --- whoever is killed, and whenever ----------------------------------------------------------------------------------
+
+
+class MortalLedger(Ledger):
+    """A ledger whose process dies at its line number `at`, before or after it is written."""
+
+    def __init__(self, path, at: int, *, after: bool) -> None:
+        super().__init__(path)
+        self.left, self.after = at, after
+
+    def append(self, event, fields):
+        self.left -= 1
+        if self.left == 0 and not self.after:
+            raise Killed
+        digest = super().append(event, fields)
+        if self.left == 0:
+            raise Killed
+        return digest
+
+
+def over_members(job, done):
+    """The oracle of a run in which nodes were missing: plain sums over each round's members, in one place."""
+    data = load_data(job)
+    setting = setting_of(job, data)
+    course, silos = setting.course(), {silo.name: silo for silo in data.silos}
+    models = []
+    for one in done:
+        encoding = course.encoding
+        vectors = {
+            name: encoding.contribution(course.parameters, silos[name], one.number, SystemRandomness(), MemoryStore())
+            for name in one.members
+        }
+        course.advance(PlainSum().ideal(vectors))
+        models.append(course.kept.tobytes())
+    return models
+
+
+def setting_of(job, data):
+    return Setting.of(job, Schema.load(job.path(job.data.schema)), tuple(silo.name for silo in data.silos))
+
+
+def until_done(federation, first, deaths):
+    """Run a coordinator; whenever it is killed start the next one. Return the one that came to the end."""
+    build = first
+    while True:
+        try:
+            coordinator = build()
+            for _ in coordinator.rounds():
+                pass
+            return coordinator
+        except Killed:
+            deaths.append(True)
+            federation.wire.restart_host()
+            build = federation.coordinator
+
+
+def lines_of(federation, event):
+    entries = [json.loads(line) for line in federation.ledger_path.read_text().splitlines()]
+    return [entry for entry in entries if entry["event"] == event]
+
+
+PRIVATE = {"epsilon": 1.0, "expected_records": 200}
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("private", [False, True])
+def test_a_coordinator_killed_at_any_commit_or_line_loses_no_finished_round(tmp_path, after, private):
+    tables(tmp_path)
+    extra = {"privacy": PRIVATE} if private else {}
+    job = job_of(tmp_path, train={"rounds": 2, "aggregate": "amortised"}, **extra)
+    expected = None if private else [one.parameters.tobytes() for one in in_process(job)]
+    at = 0
+    while True:
+        at += 1
+        deaths = []
+        folder = tmp_path / f"{at}"
+        folder.mkdir()
+        for path in (*tmp_path.glob("*.csv"), tmp_path / "schema.toml"):
+            (folder / path.name).write_bytes(path.read_bytes())
+        with Federation(folder, job) as federation:
+            for name in NAMES:
+                federation.start(name)
+            store = Mortal(federation.stores["server"], at, after=after)
+            coordinator = until_done(federation, partial(federation.coordinator, store=store), deaths)
+            rounds = lines_of(federation, "round")
+            assert [entry["round"] for entry in rounds] == [1, 2]
+            assert coordinator.course.number == 2
+            if expected:
+                assert coordinator.course.kept.tobytes() == expected[-1]
+            if private:  # nothing uncharged, nothing charged twice for one attempt
+                charged = {(entry["round"], entry["attempt"]) for entry in lines_of(federation, "release")}
+                assert len(charged) == len(lines_of(federation, "release"))
+                assert charged == {(number, attempt + 1) for number, attempt, _ in federation.gates["north"].charges}
+            verify(federation.ledger_path)
+        if not deaths:
+            break
+    assert at > 6  # it did die, at many places
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("aggregate", ["masked", "amortised"])
+def test_a_node_killed_at_any_commit_comes_back_and_every_sum_is_over_whom_it_says(tmp_path, aggregate, after):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3, "aggregate": aggregate})
+    at, left_out = 0, 0
+    while True:
+        at += 1
+        with Federation(tmp_path, job) as federation:
+            federation.ledger_path = tmp_path / f"{at}.jsonl"
+            for name in NAMES[1:]:
+                federation.start(name)
+            store = Mortal(federation.stores["north"], at, after=after)
+            federation.start("north", store=store)
+            done = list(federation.coordinator().rounds())
+            assert [one.number for one in done] == [1, 2, 3]
+            assert [one.parameters.tobytes() for one in done] == over_members(job, done)
+            left_out += sum(len(one.members) < len(NAMES) for one in done)
+            assert all(len(one.members) >= 3 for one in done)
+            verify(federation.ledger_path)
+        if store.left > 0:
+            break
+    assert at > 8
+    assert left_out or aggregate == "amortised"  # which goes on from its store; masks for one round die with their node
+
+
+def test_a_node_that_is_away_misses_rounds_and_takes_part_again(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 6, "aggregate": "amortised", "algorithm": "scaffold", "local_steps": 2})
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        done = []
+        for one in federation.coordinator().rounds():
+            done.append(one)
+            if one.number == 1:
+                federation.kill("east")
+            if one.number == 4:
+                federation.start("east")
+                time.sleep(0.2)
+        assert [len(one.members) for one in done] == [4, 3, 3, 3, 4, 4]
+        assert done[1].missing == {"east"}
+
+
+def test_a_round_below_its_quorum_is_repeated_when_enough_are_back_and_never_reported(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3, "aggregate": "masked"})
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        lost = []
+
+        def fault(peer, envelope, up):
+            if (
+                up
+                and envelope.message.tag == "masked/vector"
+                and "/round/0/2/0" in envelope.session
+                and peer in NAMES[:2]
+            ):
+                lost.append(peer)
+                threading.Thread(target=federation.wire.cut, args=(peer,)).start()
+                threading.Timer(1.0, federation.wire.join, args=(peer,)).start()
+                return []
+            return [envelope]
+
+        federation.wire.fault = fault
+        done = list(federation.coordinator().rounds())
+    assert sorted(lost) == sorted(NAMES[:2])
+    assert [(one.number, one.attempts) for one in done] == [(1, 1), (2, 2), (3, 1)]
+    assert [one.parameters.tobytes() for one in done] == over_members(job, done)
+    assert [entry["round"] for entry in lines_of(federation, "round")] == [1, 2, 3]
+
+
+# --- a coordinator that lies ------------------------------------------------------------------------------------------
+
+
+def lie(federation, tag, edit, *, to=NAMES):
+    """Let the coordinator send something else under `tag`; return what the nodes send after the first lie."""
+    sent = []
+
+    def fault(peer, envelope, up):
+        if up:
+            sent.append((peer, envelope.message.tag))
+        elif envelope.message.tag == tag and peer in to:
+            changed = edit(envelope)
+            if changed != envelope.message.body:
+                sent.clear()
+            message = replace(envelope.message, body=changed)
+            return [replace(envelope, message=message)]
+        return [envelope]
+
+    federation.wire.fault = fault
+    return sent
+
+
+def other_model(envelope):
+    told = decode(envelope.message.body, Announcements, max_bytes=1 << 20)
+    *_, last = told.missed
+    if last.number == 0:
+        return envelope.message.body
+    return encode(Announcements((*told.missed[:-1], msgspec.structs.replace(last, model_hash=bytes(32)))))
+
+
+def other_sums(envelope):
+    told = decode(envelope.message.body, Announcements, max_bytes=1 << 20)
+    *_, last = told.missed
+    if last.sums is None:
+        return envelope.message.body
+    moved = Array.of(last.sums.numpy("int64", (None, None)) + 1)
+    return encode(Announcements((*told.missed[:-1], msgspec.structs.replace(last, sums=moved))))
+
+
+@pytest.mark.parametrize("edit", [other_model, other_sums])
+def test_a_model_that_the_released_sums_do_not_give_is_refused_and_nothing_more_leaves(tmp_path, edit):
+    tables(tmp_path)
+    job = job_of(tmp_path)
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        sent = lie(federation, NEWS, edit)
+        with pytest.raises(Aborted, match="north: Round 2 is refused by north"):
+            list(federation.coordinator().rounds())
+    assert {tag for _, tag in sent} <= {ANSWER, UNABLE}
+
+
+def test_a_coordinator_that_tells_two_survivor_lists_learns_no_share(tmp_path):
+    """Of masked's lies those that the wire can show: half the nodes hear of other survivors than the other half."""
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"attempts": 1})
+
+    def fewer(envelope):
+        told = decode(envelope.message.body, Survivors, max_bytes=1 << 16)
+        return encode(msgspec.structs.replace(told, members=bytes([0b0111])))
+
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        sent = lie(federation, "masked/survivors", fewer, to=NAMES[:2])
+        with pytest.raises(Aborted):
+            list(federation.coordinator().rounds())
+    assert "masked/unmask" not in {tag for _, tag in sent}
+
+
+def test_a_release_that_is_not_the_model_of_the_sums_is_not_kept(tmp_path):
+    tables(tmp_path)
+    job, key = job_of(tmp_path), SigningKey(bytes(32))
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        coordinator = federation.coordinator(signer=key.public)
+        list(coordinator.rounds())
+        done = coordinator.final()
+        honest = labelled(job, coordinator.setting, done, Ledger()).encode(key)
+        other = replace(done, model=coordinator.setting.start)
+        coordinator.finish(model=labelled(job, coordinator.setting, other, Ledger()).encode(key))
+        assert federation.models == {}
+        assert any("released another" in text for text in federation.said)
+    with Federation(tmp_path, job) as federation:  # the control: the same with the honest file
+        for name in NAMES:
+            federation.start(name)
+        coordinator = federation.coordinator(signer=key.public)
+        list(coordinator.rounds())
+        coordinator.finish(model=honest)
+        assert federation.models == dict.fromkeys(NAMES, honest)
+
+
+def test_a_node_beyond_its_budget_leaves_the_sum_and_lets_nothing_open_it(tmp_path):
+    class Poor(Open):
+        def charge(self, offer, *, number, attempt, epsilon, delta):
+            if number > 1:
+                raise PrivacyError("Expected a budget")
+            return super().charge(offer, number=number, attempt=attempt, epsilon=epsilon, delta=delta)
+
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3}, privacy=PRIVATE)
+    with Federation(tmp_path, job) as federation:
+        federation.gates["west"] = Poor()
+        for name in NAMES:
+            federation.start(name)
+        sent = lie(federation, "", lambda envelope: envelope.message.body)
+        done = list(federation.coordinator().rounds())
+    opened = [peer for peer, tag in sent if tag == "masked/unmask"]
+    assert opened.count("west") == 1
+    assert opened.count("north") == 3
+    assert len(done) == 3
+    assert [number for number, _, _ in federation.gates["north"].charges] == [1, 2, 3]
+    assert federation.gates["north"].charges[-1][2] == pytest.approx(done[-1].epsilon)
+
+
+def test_a_private_job_under_test_seeds_gives_the_same_noise_under_both_drivers(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3}, privacy=PRIVATE)
+    with Federation(tmp_path, job, seed="same") as federation:
+        for name in NAMES:
+            federation.start(name)
+        done = list(federation.coordinator().rounds())
+    expected = in_process(job, "same")
+    assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
+    assert [one.epsilon for one in done] == [one.epsilon for one in expected]
+    assert "no privacy claim" in done[-1].origin
