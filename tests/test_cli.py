@@ -267,3 +267,20 @@ def test_help_and_usage_errors():
         assert "confide" in shown.stdout
     assert cli("trian").returncode == 2
     assert cli("serve", "m", "--port", "99999").returncode == 2
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_an_evaluation_in_one_more_sum(tmp_path, private):
+    job = '[data]\nset = "breast-cancer"\nevaluate = "federated"\n[train]\nrounds = 3\n'
+    job += "[privacy]\nexpected_records = 455\n" if private else ""
+    job += '[output]\nledger = "l.jsonl"\nmodel = "m.confide"\nsigning_key = "k.pem"\n'
+    (tmp_path / "job.toml").write_text(job)
+    done = cli("train", "job.toml", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held-out records of 4 parties, counted in one sum:" in done.stdout
+    assert "AUC " in done.stdout
+    assert "in the clear" not in done.stdout
+    assert "party-1" not in done.stdout  # nobody's own figures
+    found = cli("ledger", "verify", "l.jsonl", "--model", "m.confide", folder=tmp_path)
+    assert found.returncode == 0
+    assert ("epsilon of all runs together, for records that took part in each: 1\n" in found.stdout) == private

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.data.split import by_label, even, holdout
+from confide.data.split import alike, by_label, even, holdout
 from confide.data.table import Table
 from confide.errors import DataError
 
@@ -143,3 +143,26 @@ def test_tables_and_parties_that_cannot_work_are_refused():
             even(table_of([0, 1]), parties, seed=1)
     with pytest.raises(DataError, match="at_least=0"):
         by_label(table_of([0, 1]), ("a",), alpha=1, seed=1, at_least=0)
+
+
+@given(labels, labels, st.integers(1, 6), seeds)
+def test_records_are_shared_out_as_their_class_is(values, held, count, seed):
+    parts = {name: table_of(values[number::count]) for number, name in enumerate(names(count))}
+    table = table_of(held)
+    found = alike(table, parts, seed=seed)
+    assert list(found) == list(parts)
+    assert is_partition(table, found.values())
+    for label in set(held):
+        holding = sum((part.labels == label).sum() for part in parts.values())
+        for name, part in found.items():
+            if holding:
+                share = (parts[name].labels == label).sum() / holding
+                assert abs((part.labels == label).sum() - share * held.count(label)) <= 1
+
+
+def test_sharing_out_repeats_under_its_seed():
+    parts = {name: table_of([0, 1] * 10) for name in names(2)}
+    table = table_of([0, 1] * 20)
+    one, same, other = (alike(table, parts, seed=seed) for seed in (1, 1, 2))
+    assert [ids(part) for part in one.values()] == [ids(part) for part in same.values()]
+    assert [ids(part) for part in one.values()] != [ids(part) for part in other.values()]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from confide.dp.mechanisms import LARGEST_GRID, clipped_sum, default_grid
+from confide.dp.mechanisms import LARGEST_GRID, clipped_sum, count_step, counted, default_grid
 from confide.errors import UsageError
 
 CLIP = 0.5
@@ -168,3 +168,44 @@ def test_a_rows_integers_do_not_depend_on_the_number_of_rows(length):
         for ulp in range(-10, 11):
             entry = low + ulp * np.spacing(low)
             assert (rows(2, entry) == 2 * rows(1, entry)).all()
+
+
+@given(st.integers(1, 6), st.integers(0, 30))
+def test_all_marks_of_a_record_together_have_norm_at_most_the_grid_exactly(marks, exponent):
+    grid = max(marks, 2**exponent)
+    step = count_step(marks, grid)
+    assert marks * step**2 <= grid**2 < marks * (step + 1) ** 2
+
+
+@given(st.lists(st.permutations(range(5)), max_size=20), st.permutations(range(5)), st.integers(1, 4))
+def test_counting_moves_by_the_marks_of_one_record(records, one, marks):
+    def cells(rows):
+        return np.array(rows, np.int64).reshape(-1, 5)[:, :marks].copy()
+
+    less = counted(cells(records), length=5, grid=512)
+    more = counted(cells([*records, one]), length=5, grid=512)
+    step = count_step(marks, 512)
+    expected = [step * sum(cell in row[:marks] for row in records) for cell in range(5)]
+    assert less.total.tolist() == expected
+    moved = (more.total - less.total).tolist()
+    assert moved == [step if cell in one[:marks] else 0 for cell in range(5)]
+    assert (less.sensitivity, less.clip_norm) == (512, 512 / step)
+
+
+@pytest.mark.parametrize(
+    ("cells", "grid", "text"),
+    [
+        ([[1, 1]], 64, "different cells from 0 to 4"),  # twice one cell would move it by twice the step
+        ([[0, 5]], 64, "different cells"),
+        ([[-1, 0]], 64, "different cells"),
+        ([[0, 1]], 1, "grid=1 from sqrt"),
+        ([[0, 1]], 2**32, r"to 2\^30"),
+        ([0, 1], 64, r"of shape \(n, marks\)"),
+        ([[], []], 64, r"of shape \(n, marks\)"),
+        ([[0.0, 1.0]], 64, "int64 cells"),
+    ],
+)
+def test_cells_that_cannot_be_counted_are_refused(cells, grid, text):
+    found = np.array(cells)
+    with pytest.raises(UsageError, match=text):
+        counted(found.astype(np.int64) if found.dtype.kind != "f" or not found.size else found, length=5, grid=grid)

@@ -9,8 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confide.cohort.roster import Roster
+from confide.crypto.keys import SigningKey
 from confide.errors import IntegrityError, UsageError
 from confide.train.ledger import GENESIS, Ledger, verify
+from confide.train.ledger_lines import roster_field
 
 
 @pytest.fixture
@@ -102,7 +105,7 @@ def test_a_line_that_was_never_finished_is_dropped_by_the_next_run(written):
     path, head = written
     with path.open("ab") as file:
         file.write(b'{"event": "round", "prev')
-    with pytest.raises(IntegrityError, match="Line 6"):
+    with pytest.raises(IntegrityError, match="Line 6 of the ledger, its last, is torn.*the 5 lines before it hold"):
         verify(path)
     again = Ledger(path)
     assert (again.entries, again.head) == (5, head)
@@ -131,6 +134,35 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     assert path.read_bytes().endswith(b"\n")
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_a_writer_that_is_killed_leaves_whole_lines_and_its_successor_goes_on(tmp_path, signed):
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from confide.crypto.keys import SigningKey\n"
+        "from confide.train.ledger import Ledger\n"
+        "ledger = Ledger(Path(sys.argv[1]), signer=SigningKey(bytes(32)) if sys.argv[2] else None)\n"
+        "ledger.append('job', {'run': 'r'})\n"
+        "while True: ledger.append('round', {'round': ledger.entries}); print(ledger.head, flush=True)\n"
+    )
+    path, acknowledged = tmp_path / "l.jsonl", GENESIS
+    for _ in range(3):
+        with subprocess.Popen(
+            [sys.executable, "-c", code, str(path), "yes" if signed else ""], stdout=subprocess.PIPE, text=True
+        ) as writer:
+            for _ in range(20):
+                acknowledged = writer.stdout.readline().strip()
+            writer.kill()
+            rest = writer.stdout.read().splitlines()
+        acknowledged = next((line for line in reversed(rest) if len(line) == 64), acknowledged)
+        ledger = Ledger(path, signer=SigningKey(bytes(32)) if signed else None)  # drops a torn line, if there is one
+        found = verify(path, head=acknowledged)  # what was acknowledged is there
+        assert found.later <= 1
+        assert found.signed == (found.entries if signed else 0)
+        assert ledger.head == found.head
+    assert found.entries >= 63
+
+
 def test_what_runs_spent_adds_up(tmp_path):
     ledger = Ledger(tmp_path / "l.jsonl")
     for _ in range(2):
@@ -142,3 +174,81 @@ def test_what_runs_spent_adds_up(tmp_path):
     found = verify(tmp_path / "l.jsonl")
     assert (found.runs, found.epsilon) == (3, pytest.approx(2.25))
     assert Ledger(tmp_path / "l.jsonl").spent == pytest.approx(2.25)
+
+
+def test_a_model_does_not_hide_what_failed_rounds_spent_after_it(tmp_path):
+    ledger = Ledger(tmp_path / "l.jsonl")
+    ledger.append("job", {})
+    ledger.append("release", {"round": 1, "epsilon": 0.5})
+    ledger.append("release", {"round": 2, "epsilon": 0.9})  # it never ended
+    ledger.append("model", {"epsilon": 0.5})
+    assert verify(tmp_path / "l.jsonl").epsilon == 0.9
+
+
+@pytest.mark.parametrize("signer", [None, SigningKey(bytes(32))])
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_the_last_line_is_not_added_again(tmp_path, signer, on_disk):
+    """A coordinator that was killed after an append does the same append again."""
+    path = tmp_path / "l.jsonl" if on_disk else None
+    ledger = Ledger(path, signer=signer)
+    roster = roster_field(Roster((("a", bytes(32)), ("b", bytes(range(32))))))
+    fields = {"run": "r", "parties": ["a", "b"], "roster": roster}
+    first = ledger.append("job", fields)
+    if on_disk:
+        ledger = Ledger(path, signer=signer)
+    assert ledger.append("job", fields) == first
+    assert (ledger.entries, ledger.head) == (1, first)
+    assert ledger.append("job", fields | {"run": "other"}) != first
+    assert ledger.append("job", fields) != first  # no longer the last
+    less = {key: value for key, value in fields.items() if key != "parties"}
+    assert ledger.append("job", less) == ledger.head
+    assert ledger.entries == 4
+
+
+@pytest.mark.parametrize("on_disk", [True, False])
+def test_lines_are_found_and_sent_again(tmp_path, on_disk):
+    ledger = Ledger(tmp_path / "l.jsonl" if on_disk else None)
+    heads = [ledger.append("job", {"run": "one"}), ledger.append("round", {"round": 1, "epsilon": 0.5})]
+    heads.append(ledger.append("job", {"run": "two"}))
+    heads += [ledger.append("round", {"round": number, "members": ["a"]}) for number in (1, 2)]
+    sent = [json.loads(line)["hash"] for line in ledger.lines_after()]
+    assert sent == heads == [json.loads(line)["hash"] for line in ledger.lines_after(GENESIS)]
+    assert [json.loads(line)["hash"] for line in ledger.lines_after(heads[2])] == heads[3:]
+    assert not list(ledger.lines_after(heads[-1]))
+    assert [json.loads(line)["hash"] for line in ledger.run_lines()] == heads[2:]
+    if on_disk:
+        assert b"".join(ledger.lines_after()) == (tmp_path / "l.jsonl").read_bytes()
+    with pytest.raises(UsageError, match="it keeps another one"):
+        list(ledger.lines_after("ab" * 32))
+    assert ledger.find("round", round=2).hash == heads[4]
+    assert ledger.find("round").hash == heads[4]
+    assert ledger.find("round", round=1, members=["a"]).entry["members"] == ["a"]
+    assert ledger.find("job", run="two").hash == heads[2]
+    assert ledger.find("job", run="one") is None  # of an earlier run
+    assert ledger.find("round", epsilon=0.5) is None
+    assert ledger.find("round", absent=None) is None
+
+
+def test_a_run_is_gone_on_with_by_its_signer_alone(tmp_path):
+    path, mine = tmp_path / "l.jsonl", SigningKey(bytes(32))
+    with pytest.raises(IntegrityError, match="the signer who began this run"):
+        Ledger(path, signer=mine).append("round", {"round": 1})
+    assert not path.exists()
+    Ledger(path, signer=mine).append("job", {"run": "r"})
+    for other in (None, SigningKey(bytes(31) + b"1")):
+        ledger = Ledger(path, signer=other)
+        with pytest.raises(IntegrityError, match="the signer who began this run"):
+            ledger.append("round", {"round": 1})
+    Ledger(path, signer=mine).append("round", {"round": 1})
+    Ledger(path).append("job", {"run": "unsigned"})
+    found = verify(path)
+    assert (found.entries, found.signed, found.signer, found.runs) == (3, 2, None, 2)
+
+
+def test_a_line_that_cannot_be_written_is_not(tmp_path):
+    ledger = Ledger(tmp_path / "l.jsonl")
+    for fields in ({"epsilon": float("nan")}, {"hash": "x"}, {"signature": "x"}):
+        with pytest.raises(ValueError, match="JSON|called hash or signature"):
+            ledger.append("round", fields)
+    assert ledger.entries == 0
+    assert not (tmp_path / "l.jsonl").exists()

@@ -6,9 +6,7 @@ import csv
 import re
 import sys
 import tomllib
-import warnings
-from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -21,12 +19,12 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import console, federation
-from confide.cli.console import progress_bars
+from confide.cli import console, federation, ledger
+from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
-from confide.cli.split import split
 from confide.cli.node import node_app
-from confide.errors import ConfideError, MissingExtra, UsageError
+from confide.cli.split import split
+from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -36,8 +34,7 @@ app = typer.Typer(
     help="Train on data that nobody may see, serve on inputs that nobody may see, and measure the choice.",
     epilog="Start with: confide demo. Each command has a page in docs/.",
 )
-ledger_app = typer.Typer(no_args_is_help=True, help="The hash-chained record of a training run.")
-app.add_typer(ledger_app, name="ledger")
+app.add_typer(ledger.app, name="ledger")
 app.add_typer(federation.app, name="federation")
 app.command()(split)
 app.command()(coordinator)
@@ -148,17 +145,42 @@ def train(
             bars.update(task, completed=last.number, description=f"rounds ({len(last.members)} parties{missing})")
     if last is None:
         raise UsageError("Expected at least one round; every release of the privacy plan went to rounds that failed")
+    if job.data.evaluate == "federated":
+        _evaluate_together(job, data, last, output)
     artifact = output.save(data, last)
-    share, majority = accuracy(last.model, data.test.x, data.test.y), np.bincount(data.test.y).max() / len(data.test.y)
-    console.out.print(
-        f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
-        f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
-    )
+    if job.data.evaluate == "none":
+        share = accuracy(last.model, data.test.x, data.test.y)
+        majority = np.bincount(data.test.y).max() / len(data.test.y)
+        console.out.print(
+            f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
+            f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
+        )
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")
     if artifact.signer:
         console.out.print(f"signed by {artifact.signer}")
+
+
+def _evaluate_together(job: Any, data: Any, last: Any, output: Any) -> None:
+    """Print the figures of one more sum; a sum that fails leaves the model as it is."""
+    from confide.train.federated_evaluation import evaluate
+    from confide.train.run import aggregator_of
+
+    try:
+        found = evaluate(
+            job,
+            last.model,
+            data.held,
+            aggregator=aggregator_of(job, of_updates=False),
+            spent=last.epsilon,
+            ledger=output.ledger,
+        )
+    except Aborted as error:
+        console.err.print(f"warning: no evaluation: {one_line(str(error))}")
+        return
+    for line in found.sentences():
+        console.out.print(line)
 
 
 @app.command()
@@ -206,7 +228,7 @@ def serve(
     from confide.serve.served import Model
     from confide.serve.server import create_app
 
-    with _warnings_as_lines():
+    with warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
     if query_quota is not None and store is None:
         raise UsageError(
@@ -378,39 +400,6 @@ def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
         writer.writerow([*(f"{value:.6f}" for value in row), *([classes[place]] if classes else [])])
 
 
-@ledger_app.command("verify")
-def ledger_verify(
-    ledger: Annotated[Path, typer.Argument(metavar="LEDGER.jsonl", help="The ledger that `confide train` wrote.")],
-    model: Annotated[
-        Path | None, typer.Option(help="The model of that run: shows that no last line was cut off.")
-    ] = None,
-    trust: Annotated[
-        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
-    ] = None,
-) -> None:
-    """Check every link of a ledger; with --model also that it ends where the model's label says.
-
-    confide ledger verify ledger.jsonl --model model.confide
-    """
-    from confide.train.ledger import verify
-
-    head = None
-    if model is not None:
-        from confide.model.artifact import load, read_public_key
-
-        with _warnings_as_lines():
-            head = load(model, trust=read_public_key(trust) if trust else None).label.ledger
-    found = verify(ledger, head=head)
-    console.out.print(f"{found.entries} entries hold, the last is {found.head}")
-    console.out.print(f"runs: {found.runs}")
-    if found.epsilon is not None:
-        console.out.print(f"epsilon of all runs together, for records that took part in each: {found.epsilon:.3g}")
-    if model is None:
-        console.out.print("whether last lines were cut off needs the model: --model MODEL.confide")
-    elif found.later:
-        console.out.print(f"{found.later} entries follow that model's: later runs")
-
-
 @app.command()
 def inspect(
     model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
@@ -424,7 +413,7 @@ def inspect(
     """
     from confide.model.artifact import load, read_public_key
 
-    with _warnings_as_lines():
+    with warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
     console.out.print(artifact.label.sentence())
     console.out.print(f"layers: {', '.join(map(str, artifact.graph.layers))}")
@@ -437,16 +426,6 @@ def inspect(
         console.out.print(f"{name}: {value}")
     console.out.print(f"signer: {artifact.signer}")
     console.out.print(f"fingerprint: {artifact.fingerprint}")
-
-
-@contextmanager
-def _warnings_as_lines() -> Generator[None]:
-    """Print warnings as one line each, without the source line that Python adds."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    for warning in caught:
-        console.err.print(f"warning: {_one_line(str(warning.message))}")
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:
@@ -465,17 +444,6 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     sys.exit(0)
 
 
-#: Python arguments that are options here, where a text names one.
-_ARGUMENTS = r"\b(api_keys|ca_file|insecure_plain_http|kit_sha256|private_key|query_quota|trust)\b(?=[= ,;:]|$)"
-
-
-def _one_line(text: str) -> str:
-    """Return a text as one line that speaks of options instead of Python's arguments."""
-    lines = [line.strip().rstrip(";") for line in text.splitlines()]
-    line = "; ".join(line for line in lines if line).replace(":;", ":")
-    return re.sub(_ARGUMENTS, lambda found: f"--{found[1].replace('_', '-')}", line)
-
-
 def _fail(text: str) -> NoReturn:
-    console.err.print(f"confide: {_one_line(text)}")
+    console.err.print(f"confide: {one_line(text)}")
     sys.exit(2)

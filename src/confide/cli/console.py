@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import re
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -26,3 +31,24 @@ def progress_bars() -> Progress:
         TimeRemainingColumn(),
     )
     return Progress(*columns, console=err)
+
+
+@contextmanager
+def warnings_as_lines() -> Generator[None]:
+    """Print warnings as one line each, without the source line that Python adds."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for warning in caught:
+        err.print(f"warning: {one_line(str(warning.message))}")
+
+
+#: Python arguments that are options here, where a text names one.
+_ARGUMENTS = r"\b(api_keys|ca_file|insecure_plain_http|kit_sha256|private_key|query_quota|trust)\b(?=[= ,;:]|$)"
+
+
+def one_line(text: str) -> str:
+    """Return a text as one line that speaks of options instead of Python's arguments."""
+    lines = [line.strip().rstrip(";") for line in text.splitlines()]
+    line = "; ".join(line for line in lines if line).replace(":;", ":")
+    return re.sub(_ARGUMENTS, lambda found: f"--{found[1].replace('_', '-')}", line)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -68,6 +68,27 @@ def by_label(
         largest = max(parts, key=len)
         smallest.append(largest.pop(int(stream.integers(len(largest)))))
     return _parts(table, parties, [stream.permutation(np.array(part, np.int64)) for part in parts])
+
+
+def alike(table: Table, parts: Mapping[str, Table], *, seed: int | str) -> dict[str, Table]:
+    """Return each record to one party, so that every class is shared out as it is in `parts`.
+
+    For the held-out records of a simulation: each party's have a mix of classes like its own. A party may get none.
+
+    Args:
+        table: the records to share out.
+        parts: what the parties hold, by name.
+        seed: of the public choice.
+    """
+    stream = public_stream(seed, "split alike")
+    given: dict[str, list[int]] = {name: [] for name in parts}
+    for members in _classes(table.labels):
+        label = table.labels[members[0]]
+        held = np.cumsum([np.count_nonzero(part.labels == label) for part in parts.values()])
+        cuts = np.rint(held[:-1] / max(held[-1], 1) * len(members)).astype(np.int64)
+        for indices, chosen in zip(given.values(), np.split(stream.permutation(members), cuts), strict=True):
+            indices.extend(chosen.tolist())
+    return {name: table.take(np.sort(np.array(indices, np.int64))) for name, indices in given.items()}
 
 
 def holdout(table: Table, *, fraction: float, seed: int | str) -> tuple[Table, Table]:

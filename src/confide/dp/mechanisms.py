@@ -100,3 +100,35 @@ def _to_grid(rows: Matrix, clip_norm: float, grid: int) -> tuple[Vector, int]:
     integers = np.rint(direction * (share * (radius * _SHRINK))[:, None]).astype(np.int64)
     beyond = np.einsum("ij,ij->i", integers, integers) > grid * grid  # never, by the margin; never again by this line
     return np.where(beyond[:, None], 0, integers), int(usable.sum())
+
+
+def count_step(marks: int, grid: int) -> int:
+    """Return what each of a record's `marks` adds to its cell, in grid steps: marks * step^2 <= grid^2, exactly."""
+    return math.isqrt(grid * grid // marks)
+
+
+def counted(cells: Vector, *, length: int, grid: int) -> Clipped:
+    """Return how many records have marked each cell, as multiples of `count_step`.
+
+    Args:
+        cells: int64, shape (n, marks), n >= 0: the cells that each record marks, below `length`; those of one record
+            differ.
+        length: d, how many cells there are.
+        grid: s, the norm of one record's marks together, in grid steps.
+
+    Raises:
+        UsageError: shape, dtype or grid do not fit, or a record marks no cell, or one twice.
+
+    **Guarantees** that `total` of any two data sets that differ by one record differ by an L2 norm of at most s: a
+    record adds `step` to `marks` cells, whatever the others are, in integers throughout.
+    """
+    if cells.ndim != 2 or not cells.shape[1] or cells.dtype != np.int64:
+        raise UsageError(f"Expected int64 cells of shape (n, marks), got {cells.dtype} {cells.shape}")
+    step = count_step(cells.shape[1], grid)
+    if not 1 <= step <= LARGEST_GRID:
+        raise UsageError(f"Expected grid={grid} from sqrt({cells.shape[1]}) to 2^30")
+    ordered = np.sort(cells, axis=1)
+    if (np.diff(ordered, axis=1) == 0).any() or (cells < 0).any() or (cells >= length).any():
+        raise UsageError(f"Expected different cells from 0 to {length - 1} for each record")
+    total = np.bincount(cells.ravel(), minlength=length).astype(np.int64) * step
+    return Clipped(total, grid, grid / step, 0)

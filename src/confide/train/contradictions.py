@@ -47,6 +47,11 @@ def check_combinations(job: Job, given: Mapping[str, Any]) -> None:
     check_compression(job.train, given, private=job.privacy is not None)
     if job.train.aggregate == "groups":
         check_groups(job.train, parties_of(job), private=job.privacy is not None)
+    if job.data.evaluate == "federated" and job.data.test is not None:
+        raise JobError(
+            'Expected no data.test with data.evaluate="federated"; each party evaluates on records of its own. Leave '
+            "data.test out, so that data.test_fraction sets them aside"
+        )
     if job.privacy is not None and job.data.standardise:
         raise JobError(
             "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "

@@ -273,7 +273,9 @@ class Coordinator:
         if charged is not None:
             self.releases = decode(charged, Charged, max_bytes=len(charged)).releases
         if line is not None:  # the round was durable, whether its line was is for the ledger to know
-            self._ledger.append("round", decode(line, RoundLine, max_bytes=len(line)).entry)
+            entry = decode(line, RoundLine, max_bytes=len(line)).entry
+            if self._ledger.find("round", round=entry["round"]) is None:  # other lines may follow it already
+                self._ledger.append("round", entry)
 
     def _on_step(self, session: str, step: Step) -> Mapping[str, bytes | None]:
         """Charge an attempt in the commit before the message leaves that asks for what opens its sum."""

@@ -1,80 +1,147 @@
-"""The record of a run: JSON lines, each carrying the hash of the line before it.
+"""The record of a run: JSON lines, each carrying the hash of the line before it and, if somebody signs, a signature.
 
-    {"previous": hex, "event": "round", ..., "hash": SHA-256(canonical JSON of everything but "hash")}
+Whoever holds the last hash (the saved model's label carries it, nodes keep it) can tell whether any earlier line was
+changed, removed, added or reordered. A chain alone does not stop its own author, who can write another one: nodes
+countersign its lines (`confide.train.witness`), and the author appends what they signed. `confide.train.ledger_check`
+reads all of it back.
 
-Whoever holds the last hash (the saved model's label carries it) can tell whether any earlier line was changed, removed,
-added or reordered. A ledger holds names, counts of parties, bytes, hashes and epsilons; never a value computed from
-records without noise.
+A ledger holds names, counts of parties, bytes, seconds, hashes and epsilons; never a value computed from records
+without the protection that the job asked for.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from confide.crypto.keys import SigningKey
 from confide.errors import IntegrityError, UsageError
+from confide.train.ledger_check import verify
+from confide.train.ledger_lines import BEGINS, COUNTERSIGNED, GENESIS, Line, Value, read_line, write_line
 
-Value = str | int | float | bool | None | list[str] | dict[str, float]
-
-#: What the first line of every ledger names as its predecessor.
-GENESIS = "0" * 64
-
-#: A line longer than this was not written by confide.
-MAX_LINE_BYTES = 1 << 20
-
-
-def _digest(entry: Mapping[str, Value]) -> str:
-    """Return SHA-256 over the entry as JSON with sorted keys and no spaces."""
-    text = json.dumps(entry, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+__all__ = ["GENESIS", "Ledger", "Value", "verify"]
 
 
 class Ledger:
-    """An append-only chain, in memory and, if a path is given, on disk before `append` returns.
+    """An append-only chain, in memory or, if a path is given, on disk before `append` returns.
 
     Args:
         path: the file to write, or None. An existing file is verified and continued; a last line without its end was
             never acknowledged (a full disk, a crash) and is dropped.
+        signer: signs every line; the first line of a run names its public key. Nobody signs if None.
 
-    Raises:
-        IntegrityError: the existing file's chain does not hold.
-        UsageError: the file cannot be read or written to.
+    Its attributes: `head`, the last line's hash; `entries`, lines; `spent`, the epsilon of the runs that were in the
+    file already.
 
     **Guarantees**: an entry is on disk, whole, when `append` returns, or not there at all; of two runs that write to
     one file, the later writer is refused.
+
+    Raises:
+        IntegrityError: the existing file does not hold.
+        UsageError: the file cannot be read or written to.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None = None, *, signer: SigningKey | None = None) -> None:
+        self._path, self._signer = path, signer
+        self._kept: list[bytes] = []  # in memory only where there is no file: a run of months would fill it
         self._size_bytes = 0
+        self._last: Line | None = None
+        self._author: bytes | None = None  # who must sign the next line, unless it begins a run
         self.head = GENESIS
         self.entries = 0
-        self.spent: float | None = None  # by runs that are in the file already
+        self.spent: float | None = None
         if path is not None and path.exists():
             self._size_bytes = _without_torn_line(path)
             before = verify(path)
             self.entries, self.head, self.spent = before.entries, before.head, before.epsilon
+            self._author, self._last = before.signer, before.last
 
     def append(self, event: str, fields: Mapping[str, Value]) -> str:
-        """Add one entry and return its hash.
+        """Add one entry and return its hash; an entry that is the last one already is not added again.
 
         Raises:
+            IntegrityError: the run was begun by another signer, and only a new run may change that.
             UsageError: another run wrote to the file, or there is no room for the entry; the file is as it was.
         """
-        entry: dict[str, Value] = {"previous": self.head, "event": event, **fields}
-        digest = _digest(entry)
+        if event in BEGINS and self._signer is not None:
+            fields = {**fields, "signer": self._signer.public.hex()}
+        if self._last is not None and self._last.says(event, fields) and len(self._last.entry) == len(fields) + 2:
+            return self.head
+        mine = self._signer.public if self._signer else None
+        if event not in BEGINS and mine != self._author:
+            raise IntegrityError(
+                f"Expected the signer who began this run; a line {' or '.join(BEGINS)} begins one for another key"
+            )
+        line, digest = write_line(self.head, event, fields, self._signer)
         if self._path is not None:
-            line = json.dumps(entry | {"hash": digest}, sort_keys=True, allow_nan=False) + "\n"
-            self._size_bytes = _append_whole(self._path, line.encode(), self._size_bytes)
+            self._size_bytes = _append_whole(self._path, line, self._size_bytes)
+        else:
+            self._kept.append(line)
+        self._last, self._author = read_line(line), mine
         self.head = digest
         self.entries += 1
         return digest
+
+    def countersigned(self, line: str, by: Mapping[str, bytes]) -> str:
+        """Add the signatures that nodes gave for an earlier line, and return the new entry's hash.
+
+        Args:
+            line: the hash of the line that they signed.
+            by: signatures of 64 bytes by node, from `Witness.see`.
+        """
+        return self.append(COUNTERSIGNED, {"line": line, "by": {name: by[name].hex() for name in sorted(by)}})
+
+    def lines_after(self, head: str | None = None) -> Iterator[bytes]:
+        """Yield the lines after the one with the hash `head`, whole and in order, as a `Witness` reads them.
+
+        Args:
+            head: the last line that somebody has seen; None or GENESIS starts at the first.
+
+        Raises:
+            UsageError: no line has that hash, or the file cannot be read.
+        """
+        known = head in (None, GENESIS)
+        for body in self._lines():
+            if known:
+                yield body
+            known = known or (str(head).encode() in body and read_line(body).hash == head)
+        if not known:
+            raise UsageError(f"Expected a line with the hash {str(head)[:16]}... in the ledger; it keeps another one")
+
+    def run_lines(self) -> list[bytes]:
+        """Return the lines of the latest run, from its first: what a node without a head is sent."""
+        found: list[bytes] = []
+        for body in self._lines():
+            if read_line(body).begins:
+                found = []
+            found.append(body)
+        return found
+
+    def find(self, event: str, **fields: Value) -> Line | None:
+        """Return the last line of the latest run that records `event` with these fields, or None."""
+        found = None
+        for body in self._lines():
+            line = read_line(body)
+            if line.begins:
+                found = None
+            if line.says(event, fields):
+                found = line
+        return found
+
+    def _lines(self) -> Iterator[bytes]:
+        if self._path is None:
+            yield from self._kept
+            return
+        try:
+            if self.entries:
+                with self._path.open("rb") as file:
+                    for _ in range(self.entries):
+                        yield file.readline()
+        except OSError as error:
+            raise UsageError(f"Expected a readable ledger at {self._path}; {error.strerror}") from None
 
 
 def _without_torn_line(path: Path) -> int:
@@ -105,73 +172,16 @@ def _append_whole(path: Path, line: bytes, size_bytes: int) -> int:
             except OSError:
                 file.truncate(size_bytes)
                 raise
+        if not size_bytes:
+            _sync_folder(path.parent)  # that there is such a file must outlive a crash as well
     except OSError as error:
         raise UsageError(f"Expected to add a line to the ledger {path}; {error.strerror}") from None
     return size_bytes + len(line)
 
 
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """A ledger whose chain holds.
-
-    Args:
-        entries: lines.
-        head: hash of the last line.
-        later: lines after the one that was asked for, of later runs; 0 if none was asked for.
-        runs: trainings that were begun.
-        epsilon: of all runs together by basic composition, as far as they share records; None without any.
-    """
-
-    entries: int
-    head: str
-    later: int
-    runs: int
-    epsilon: float | None
-
-
-def verify(path: Path, *, head: str | None = None) -> Verified:
-    """Check a ledger from its first line to its last.
-
-    Args:
-        path: the file.
-        head: the hash of a line that must be there (from a model's label), if known. Without it a ledger whose last
-            lines were cut off still verifies; with it, every line up to that model's is there.
-
-    Raises:
-        UsageError: the file is absent or unreadable.
-        IntegrityError: naming the first line that does not hold.
-    """
-    previous, count, found, runs = GENESIS, 0, None, 0
-    spent: dict[int, float] = {}  # by run: what its last round had spent, also if it never ended
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with path.open("rb") as file:
-            while line := file.readline(MAX_LINE_BYTES + 1):
-                count += 1
-                entry = _verified(line, count, previous)
-                previous = str(entry["hash"])
-                found = count if previous == head else found
-                runs += entry.get("event") == "job"
-                epsilon = entry.get("epsilon")
-                if isinstance(epsilon, float | int):
-                    spent[runs] = float(epsilon)
-    except OSError as error:
-        raise UsageError(f"Expected a readable ledger at {path}; {error.strerror}") from None
-    if head is not None and found is None:
-        raise IntegrityError(f"Expected a line with the hash {head[:16]}... in the ledger; its last lines were cut off")
-    return Verified(count, previous, count - found if found else 0, runs, sum(spent.values()) if spent else None)
-
-
-def _verified(line: bytes, number: int, previous: str) -> dict[str, object]:
-    """Return one line after checking it against its hash and its predecessor."""
-    try:
-        if len(line) > MAX_LINE_BYTES or not line.endswith(b"\n"):
-            raise ValueError
-        entry = json.loads(line)
-        stated = entry.pop("hash")
-        if entry["previous"] != previous or _digest(entry) != stated:
-            raise ValueError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise IntegrityError(
-            f"Line {number} of the ledger does not hold: it was changed, removed or reordered"
-        ) from None
-    return entry | {"hash": stated}
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -138,6 +138,25 @@ def _passes(graph: Graph, x: Matrix, y: Labels, *, by_record: bool) -> list[tupl
     return passes[::-1]
 
 
+def scores_by_record(graph: Graph, x: Matrix) -> Matrix:
+    """Return predictions like `Graph.apply`, shape (n, outputs), each row from its record alone.
+
+    **Guarantees** that a row is bit for bit the same whatever the other rows are, so that one record more or less moves
+    no other record's score over an edge; a score beyond float64 is NaN, and no warning depends on a record.
+    """
+    value = x
+    with np.errstate(all="ignore"):
+        for layer in graph.layers:
+            match layer:
+                case Linear(weight, bias):
+                    value = _product_by_record(value, weight.T) + bias
+                case Square():
+                    value = value * value
+                case Sigmoid():
+                    value = _sigmoid_by_record(value)
+    return value
+
+
 def gradient_sum(graph: Graph, x: Matrix, y: Labels) -> Matrix:
     """Return the sum over records of the loss gradient, shape (parameters,)."""
     parts: list[Matrix] = []

@@ -17,7 +17,6 @@ from confide.cohort.roster import IDENTITY, ROSTER
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
-from confide.data.split import aside, holdout
 from confide.data.table import read_table
 from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, UsageError
 from confide.ideal import Aggregator
@@ -29,6 +28,7 @@ from confide.train.course import Follower, parameters_hash
 from confide.train.local import Silo
 from confide.train.offer import Offer, read, require_member
 from confide.train.rounds import opens_at_client, own_randomness, session_of
+from confide.train.run import set_aside
 from confide.train.setting import Setting
 from confide.wire import Party, Step, Store, decode
 
@@ -111,9 +111,7 @@ class _Run:
 
     def load(self, me: str, data: Path, schema: Schema) -> None:
         """Read the node's table, and set its test records aside as a job in one process would."""
-        job, table = self.setting.job, read_table(data, schema)
-        apart = aside if job.privacy else holdout  # under a privacy plan a record may not decide where others go
-        kept, test = apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
+        kept, test = set_aside(self.setting.job, read_table(data, schema))
         prepare = self.setting.preprocess
         self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
         self.test = Silo(me, prepare.apply(test.columns), test.labels)

@@ -311,7 +311,7 @@ def conduct(
             epsilon=encoding.epsilon(parties.releases),
             origin=parties.origin,
         )
-        entry = _entry(result, aggregator)
+        entry = round_fields(result, aggregator, cohort, encoding)
         parties.released(taken.sums, entry)
         if ledger is not None:
             ledger.append("round", entry)
@@ -359,15 +359,21 @@ def _figures(done: Transcript, parties: Iterable[str]) -> tuple[dict[str, int], 
     return bytes_up, seconds
 
 
-def _entry(done: Round[Any], aggregator: str) -> dict[str, Value]:
+def round_fields(done: Round[Any], aggregator: str, cohort: Cohort, encoding: Encoding) -> dict[str, Value]:
+    """Return what a ledger's line says about a round: who, under which protocol and parameters, what it cost."""
     return {
         "round": done.number,
         "attempts": done.attempts,
         "aggregator": aggregator,
+        "quorum": cohort.quorum,
+        "length": encoding.length,
+        "bound": encoding.bound,
+        "cohort": sorted(cohort.clients),
         "members": sorted(done.members),
         "missing": sorted(done.missing),
         "smallest": done.smallest,
         "bytes_up": {name: float(count) for name, count in sorted(done.bytes_up.items())},
+        "seconds": {name: round(taken, 6) for name, taken in sorted(done.seconds.items())},
         "epsilon": done.epsilon,
         "model": parameters_hash(done.parameters).hex(),
     }

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Category, Number, Schema
 from confide.data.sets import load_set
-from confide.data.split import aside, by_label, even, holdout
+from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, PrivacyError, nearest
@@ -34,9 +34,10 @@ from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_boun
 from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.job import describe
+from confide.train.joining import trained_alone
 from confide.train.learner import GraphLearner, Learner, Model
 from confide.train.ledger import Ledger
-from confide.train.local import Silo, descend, flatten
+from confide.train.local import Silo, flatten
 from confide.train.rounds import Round, federate
 from confide.train.sections import Job, TrainSection, default_quorum, group_size, parties_of
 from confide.train.standardise import standardised
@@ -65,12 +66,14 @@ class Prepared:
         silos: the parties with their training records.
         test: records that no party trains on.
         start: the public starting point.
+        held: the parties with the records of `test` that are theirs; none if data.test names a table of nobody's.
     """
 
     preprocess: Preprocess
     silos: tuple[Silo, ...]
     test: Silo
     start: Graph
+    held: tuple[Silo, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -114,15 +117,16 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
             tables = even(train_part, names, seed=seed)
         else:
             tables = by_label(train_part, names, alpha=job.data.alpha, seed=seed)
+        held = alike(test, tables, seed=seed)
     else:
         schema = Schema.load(job.path(str(job.data.schema)))
         tables = {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
         if job.data.test is not None:
-            test = read_table(job.path(job.data.test), schema)
+            test, held = read_table(job.path(job.data.test), schema), {}
         else:
             parts = {name: set_aside(job, table) for name, table in tables.items()}
-            tables = {name: kept for name, (kept, _) in parts.items()}
-            test = Table.concatenate([tested for _, tested in parts.values()])
+            tables, held = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
+            test = Table.concatenate(list(held.values()))
     preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
     if job.data.standardise:
         preprocess = standardised(
@@ -134,22 +138,24 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
             rng=rng or SystemRandomness(),
             run_id=job.job.name,
         )
-    silos = tuple(Silo(name, preprocess.apply(table.columns), table.labels) for name, table in tables.items())
+
+    def silo(name: str, table: Table) -> Silo:
+        return Silo(name, preprocess.apply(table.columns), table.labels)
+
     return Prepared(
         preprocess=preprocess,
-        silos=silos,
-        test=Silo("test", preprocess.apply(test.columns), test.labels),
+        silos=tuple(silo(name, table) for name, table in tables.items()),
+        test=silo("test", test),
         start=start_of(job, preprocess.features, schema.label.classes),
+        held=tuple(silo(name, table) for name, table in held.items()),
     )
 
 
 def set_aside(job: Job, table: Table) -> tuple[Table, Table]:
-    """Return (training records, test records) of one party, data.test_fraction of them for testing.
+    """Return a party's (training records, held-out records) as a job splits them.
 
-    Raises:
-        DataError: there are too few records.
+    Under a privacy plan each record goes to its side by its own content: it may not decide where others go.
     """
-    # under a privacy plan a record may not decide where other records go
     apart = aside if job.privacy else holdout
     return apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
 
@@ -345,7 +351,7 @@ def fit(
     names = tuple(silo.name for silo in silos)
     aggregator.check(Cohort(names, train.quorum or default_quorum(len(names))))
     if ledger is not None:
-        fields = {"train": msgspec.json.encode(train).decode(), "parties": [silo.name for silo in silos]}
+        fields = {"run": run_id, "train": msgspec.json.encode(train).decode(), "parties": list(names)}
         ledger.append("fit", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         silos,
@@ -387,7 +393,7 @@ def train(
     encoding = encoding_of(job, data.start, len(names))
     approve(encoding.learner.start, job.train.start_hash)
     if ledger is not None:
-        fields = {"job": describe(job), "parties": list(names)}
+        fields = {"run": job.job.name, "job": describe(job), "parties": list(names)}
         ledger.append("job", fields | {"start": parameters_hash(encoding.learner.start).hex()})
     return federate(
         data.silos,
@@ -411,25 +417,12 @@ def pooled_model(job: Job, data: Prepared) -> Graph:
     """Return the model of all training records in one place: the non-private ceiling."""
     x = np.concatenate([silo.x for silo in data.silos])
     y = np.concatenate([silo.y for silo in data.silos])
-    return _descend(job, data.start, x, y)
+    return trained_alone(job.train, data.start, x, y)
 
 
 def local_models(job: Job, data: Prepared) -> dict[str, Graph]:
     """Return the model of each party alone: the fall-back that a federation must beat."""
-    return {silo.name: _descend(job, data.start, silo.x, silo.y) for silo in data.silos}
-
-
-def _descend(job: Job, start: Graph, x: Matrix, y: Labels) -> Graph:
-    return descend(
-        start,
-        x,
-        y,
-        steps=job.train.rounds * job.train.local_steps,
-        learning_rate=job.train.learning_rate,
-        momentum=job.train.momentum,
-        weight_decay=job.train.weight_decay,
-        average=job.train.average,
-    )
+    return {silo.name: trained_alone(job.train, data.start, silo.x, silo.y) for silo in data.silos}
 
 
 def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> PrivacyLabel:

@@ -46,6 +46,8 @@ class DataSection(Section, frozen=True, kw_only=True):
         test_fraction: share of records set aside for testing, 0 < share < 1.
         standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
             of the schema's bounds; both become public with the model.
+        evaluate: "federated" evaluates the model on the parties' held-out records in one more sum, and shows no party's
+            figures; "none" leaves the test records to whoever has them all.
     """
 
     schema: str | None = None
@@ -58,6 +60,7 @@ class DataSection(Section, frozen=True, kw_only=True):
     alpha: float = 1.0
     test_fraction: float = 0.2
     standardise: bool = False
+    evaluate: Literal["none", "federated"] = "none"
 
 
 class ModelSection(Section, frozen=True, kw_only=True):

@@ -20,7 +20,7 @@ from confide.crypto.random import Randomness
 from confide.errors import DataError
 from confide.ideal import Aggregator, Cohort, Session, Sums
 from confide.model.preprocess import Columns, Preprocess, Scale
-from confide.wire import MemoryStore, Store, run
+from confide.train.single_sum import SingleSum
 
 #: A variance is a difference of two means, so it needs more bits than an update.
 _FRACTION_BITS = 40
@@ -74,7 +74,8 @@ def standardised(
     vectors = {
         name: fixed.encode(_moments(name, scales, columns, expected_records)) for name, columns in parties.items()
     }
-    values = fixed.decode(_sum(aggregator, session, vectors, rng).values.sum(axis=0))  # of all groups
+    sums: Sums = SingleSum(aggregator, session, rng).take(session, vectors).output(cohort.server)
+    values = fixed.decode(sums.values.sum(axis=0))  # of all groups
     means, squares = np.split(values[1:] / values[0], 2)
     deviations = np.sqrt(np.maximum(squares - means * means, 0.0))
     found = dict(
@@ -103,19 +104,3 @@ def _with(rule: Scale, mean: float, deviation: float) -> Scale:
         return rule
     half = (rule.high - rule.low) / 2.0
     return msgspec.structs.replace(rule, standard=(rule.low + half * (1.0 + mean), half * deviation))
-
-
-def _sum(aggregator: Aggregator, session: Session, vectors: Mapping[str, NDArray[np.int64]], rng: Randomness) -> Sums:
-    roles = session.cohort.parties(aggregator.roles)
-    stores: dict[str, Store] = {name: MemoryStore() for name in roles}
-    ready = run(
-        {me: aggregator.setup(role, me, session.cohort, stores[me], rng) for me, role in roles.items()}, stores=stores
-    )
-    for name in roles:
-        ready.output(name)
-    done = run(
-        {me: aggregator.party(role, me, session, vectors.get(me), stores[me], rng) for me, role in roles.items()},
-        stores=stores,
-        keep_bodies=False,
-    )
-    return done.output(session.cohort.server)
