@@ -269,7 +269,7 @@ class Federation:
             helper=SigningKey(self.keys[HELPER]).public if self.job.train.aggregate in ("shares", "he") else b"",
             link=HostLink(self.wire),
             store=store or self.stores["server"],
-            ledger=Ledger(self.ledger_path),
+            ledger=Ledger(self.ledger_path, signer=COORDINATOR),
             patience=patience,
             rng=self.rng(),
             say=lambda text: self.said.append(f"server: {text}"),

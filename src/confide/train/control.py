@@ -6,6 +6,8 @@
     coordinator -> node    federation/open       take part in one session: set-up, or an attempt at a sum
     node -> coordinator    federation/unable     not in this session, and why
     node -> coordinator    federation/ready      the node's part of a set-up is complete and durable
+    coordinator -> node    federation/lines      the ledger's lines since those that the node has seen
+    node -> coordinator    federation/witnessed  its signatures on them
     coordinator -> node    federation/close      the session is over here; forget it
     coordinator -> node    federation/end        the run is over: the released model, or why there is none
 
@@ -29,6 +31,7 @@ from confide.wire import Message, encode
 OFFER, ANSWER, NEWS = "federation/offer", "federation/answer", "federation/news"
 OPEN, UNABLE, READY = "federation/open", "federation/unable", "federation/ready"
 CLOSE, END = "federation/close", "federation/end"
+LINES, WITNESSED = "federation/lines", "federation/witnessed"
 
 #: A control message, news and end apart, is smaller than this.
 MAX_CONTROL_BYTES = 1 << 22
@@ -44,6 +47,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         run: which.
         state: "pending" waits for a person at the node.
         reason: for people; empty if accepted.
+        head: hash of the last line of the run's ledger that the node has seen; empty before any.
         heard: the last round whose release the node has followed; -1 before the start.
         origin: where the node's secret randomness comes from.
         version: of its confide.
@@ -53,6 +57,7 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: Literal["accepted", "pending", "refused"]
     reason: str = ""
     heard: int = -1
+    head: str = ""
     origin: str = ""
     version: str = ""
 
@@ -76,6 +81,18 @@ class Ready(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A set-up is complete at a node; `fingerprint` is the same at all."""
 
     fingerprint: str
+
+
+class Lines(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lines of the ledger, byte for byte, in order."""
+
+    lines: tuple[bytes, ...]
+
+
+class Witnessed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A node's countersignatures: (hash of the line in hex, number of the line in the run, 64 bytes) each."""
+
+    signatures: tuple[tuple[str, int, bytes], ...]
 
 
 class Reason(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

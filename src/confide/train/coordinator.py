@@ -28,28 +28,35 @@ from confide.train.control import (
     ANSWER,
     CLOSE,
     END,
+    LINES,
     MAX_CONTROL_BYTES,
     NEWS,
     OFFER,
     OPEN,
     READY,
     UNABLE,
+    WITNESSED,
     Answer,
     End,
     Open,
     Ready,
     Reason,
+    Witnessed,
     control,
     session_id,
 )
 from confide.train.course import Announcement, Announcements, announcement, parameters_hash
+from confide.train.federated_evaluation import evaluation_fields, evaluation_of
+from confide.train.figures import Evaluation
 from confide.train.ledger import Ledger, Value
+from confide.train.ledger_lines import roster_field
 from confide.train.offer import Offer, job_hash
 from confide.train.rounds import Round, Taken, conduct, opens_at_server, session_of
 from confide.train.run_journal import CURRENT, Charged, RoundLine, current_run
 from confide.train.sections import Job
-from confide.train.setting import Setting
+from confide.train.setting import Setting, evaluation_of_run
 from confide.train.status import Phase, Status
+from confide.train.witnesses import Witnesses
 from confide.wire import Party, Step, Store, decode, encode
 
 #: News that a node has missed go out in bodies of about this size.
@@ -121,6 +128,8 @@ class Coordinator:
         self._roster = roster
         self._last: Round[Graph] | None = None
         self._wall = wall
+        self._witnesses = Witnesses(ledger, self.run_id, roster.keys())
+        self._maybe_charged = True  # until this process has begun an attempt of its own
         self.board = Board(
             Status.start(
                 run=self.run_id,
@@ -138,6 +147,23 @@ class Coordinator:
             )
         )
 
+    def _begin_ledger(self) -> None:
+        """Write the run's first line, unless it is there already."""
+        if self._ledger.find("job", run=self.run_id) is not None:
+            return
+        parties: list[str] = list(self.cohort.clients)
+        self._ledger.append(
+            "job",
+            {
+                "run": self.run_id,
+                "job": self.offer.job,
+                "job_hash": self.offer.job_hash,
+                "parties": parties,
+                "roster": roster_field(self._roster),
+                "start": self.offer.start_hash,
+            },
+        )
+
     def rounds(self) -> Iterator[Round[Graph]]:
         """Train, yielding after every round that this process finished; see `conduct`.
 
@@ -152,6 +178,7 @@ class Coordinator:
 
     def begin(self) -> int:
         """Take up the run where the store says that it is; the set-up first."""
+        self._begin_ledger()
         self._resume_course()
         saved = self._store.get("keys")
         if saved is None:
@@ -167,6 +194,7 @@ class Coordinator:
     def sum(self, number: int, attempt: int, charge: Callable[[], None]) -> Taken:
         """Take one attempt over the network, or go on with it."""
         self._gather()
+        self._witnesses.write()
         order = Open("round", self._keys, number, attempt)
         self._store.commit({"attempt": encode(order), "line": None})
         self._charge, self._begun = charge, self._clock()
@@ -210,6 +238,40 @@ class Coordinator:
         if self._live:
             self._close(self._live[1])
         self._flush()
+        self._maybe_charged = False
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the final model on the nodes' held-out records: one more sum, which shows no node's figures.
+
+        Raises:
+            Aborted: the quorum was lost: in each attempt without a privacy plan, at once under one.
+        """
+        self._phase(Phase.EVALUATING)
+        setting, tally = self.setting, self.setting.tally()
+        epsilon = setting.evaluation_epsilon(self.course.encoding.epsilon(self.releases))
+        reason = ""
+        for attempt in range(1 if tally.plan else self.job.train.attempts):
+            self._gather()
+            self._witnesses.write()
+            order = Open("evaluate", self._keys, self.course.number + 1, attempt)
+            session = evaluation_of_run(self.run_id, setting, self.course, order)
+            if epsilon is not None:  # before it leaves, as for a round
+                self._ledger.append("release", {"of": "evaluation", "attempt": attempt + 1, "epsilon": epsilon})
+            server = self.cohort.server
+            party = self._aggregator.party("server", server, session, None, self._place(), self._rng)
+            try:
+                found = evaluation_of(tally, self._session(order, party, journal=True))
+            except ProtocolError as error:
+                self._close(order)
+                reason = str(error)
+                continue
+            bytes_up, _ = self._figures(order)
+            fields = evaluation_fields(found, session, self._aggregator.name, bytes_up, epsilon)
+            self._close(order)
+            self._ledger.append("evaluation", fields)
+            self.board.evaluated(self.course.number, accuracy=found.accuracy.value, at_seconds=self._wall())
+            return found
+        raise Aborted(f"The evaluation failed; {reason}")
 
     def final(self) -> Round[Graph] | None:
         """Return the last finished round, whichever process finished it; None before the first."""
@@ -245,6 +307,7 @@ class Coordinator:
             for name, peer in self.peers.items():
                 if peer.ready and name not in told:
                     self._send_news(name, self.course.number)
+                    self._send_lines(name)
                     self._link.send(name, control(self.cohort.server, name, END, end))
                     told.add(name)
             return (
@@ -287,7 +350,11 @@ class Coordinator:
         if (order.number, order.attempt) <= (last.number, last.attempt) or self._charge is None:
             return {}
         charge, self._charge = self._charge, None
-        charge()
+        written = {"round": order.number, "attempt": order.attempt + 1}
+        if self._maybe_charged and self._ledger.find("release", **written) is not None:
+            self.releases += 1  # the line was written, and the process ended before the store knew
+        else:
+            charge()
         spent = self.course.encoding.epsilon(self.releases)
         if spent is not None:
             self.board.charged(epsilon=spent, at_seconds=self._wall())
@@ -429,6 +496,7 @@ class Coordinator:
         session, order = self._live
         if order.kind != "setup":
             self._send_news(name, self.course.number)
+            self._send_lines(name)
         self.peers[name].unable.pop(session, None)
         self._link.send(name, control(self.cohort.server, name, OPEN, order, session=session))
         for envelope in self.exchange.sent(session, name):
@@ -446,6 +514,11 @@ class Coordinator:
                 news = control(self.cohort.server, name, NEWS, Announcements(tuple(missed)))
                 self._link.send(name, news)
                 missed, size = [], 0
+
+    def _send_lines(self, name: str) -> None:
+        if name in self.cohort.clients:
+            for lines in self._witnesses.lines_for(name):
+                self._link.send(name, control(self.cohort.server, name, LINES, lines))
 
     def _close(self, order: Open) -> None:
         session = session_id(self.run_id, order)
@@ -499,6 +572,8 @@ class Coordinator:
             reason = decode(message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason
             peer.unable[envelope.session] = reason
             self._say(f"{name} is out of {envelope.session}: {reason}")
+        elif message.tag == WITNESSED:
+            self._witnesses.signed(name, decode(message.body, Witnessed, max_bytes=MAX_CONTROL_BYTES))
         elif message.tag == READY:
             peer.done[envelope.session] = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
         elif self.exchange.knows(envelope.session) or not envelope.session.startswith(f"{self.run_id}/"):
@@ -517,6 +592,8 @@ class Coordinator:
         if answer.state != "accepted":
             self._say(f"{name} {'waits for a person' if answer.state == 'pending' else 'refuses'}: {answer.reason}")
             return
+        if name in self.cohort.clients:
+            self._witnesses.rejoined(name, answer.head)
         if answer.origin != SystemRandomness.origin:
             self.origin = answer.origin
         self._bring_in(name)

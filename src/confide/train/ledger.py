@@ -111,6 +111,35 @@ class Ledger:
         if not known:
             raise UsageError(f"Expected a line with the hash {str(head)[:16]}... in the ledger; it keeps another one")
 
+    def lines_from(self, place: int) -> tuple[list[bytes], int]:
+        """Return the lines from `place` on and the place after them; 0 is the first line's.
+
+        Raises:
+            UsageError: the file cannot be read.
+        """
+        if self._path is None:
+            return self._kept[place:], len(self._kept)
+        try:
+            with self._path.open("rb") as file:
+                file.seek(place)
+                body = file.read(self._size_bytes - place)
+        except OSError as error:
+            raise UsageError(f"Expected a readable ledger at {self._path}; {error.strerror}") from None
+        return body.splitlines(keepends=True), place + len(body)
+
+    def width(self, body: bytes) -> int:
+        """Return how far the place after a line is from its own."""
+        return 1 if self._path is None else len(body)
+
+    def run_place(self) -> int:
+        """Return the place of the latest run's first line, for `lines_from`."""
+        place = found = 0
+        for body in self._lines():
+            if read_line(body).begins:
+                found = place
+            place += self.width(body)
+        return found
+
     def run_lines(self) -> list[bytes]:
         """Return the lines of the latest run, from its first: what a node without a head is sent."""
         found: list[bytes] = []

@@ -19,21 +19,43 @@ from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.data.table import read_table
 from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, UsageError
-from confide.ideal import Aggregator
+from confide.ideal import Aggregator, Session, Vector
 from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
+from confide.store import Staged
 from confide.train import control
-from confide.train.control import MAX_CONTROL_BYTES, MAX_REASON, Answer, End, Open, Ready, Reason, session_id
-from confide.train.course import Follower, parameters_hash
+from confide.train.control import (
+    MAX_CONTROL_BYTES,
+    MAX_REASON,
+    Answer,
+    End,
+    Lines,
+    Open,
+    Ready,
+    Reason,
+    Witnessed,
+    session_id,
+)
+from confide.train.course import Announcements, Follower, parameters_hash
+from confide.train.federated_evaluation import contribution
+from confide.train.ledger import Value
+from confide.train.ledger_lines import read_line
 from confide.train.local import Silo
 from confide.train.offer import Offer, read, require_member
 from confide.train.rounds import opens_at_client, own_randomness, session_of
 from confide.train.run import set_aside
-from confide.train.setting import Setting
+from confide.train.setting import Setting, evaluation_of_run
+from confide.train.witness import Witness
 from confide.wire import Party, Step, Store, decode
+
+#: How many rounds a node remembers to compare the ledger with.
+_NOTED = 64
 
 #: Where a run's course lies in the node's store, and the last sum that was charged.
 _COURSE, _HEARD, _CHARGED = "course", "heard", "charged"
+
+#: Lines of a ledger come in bodies smaller than this.
+_LARGEST_LINES_BYTES = 1 << 26
 
 #: A model file in an end is smaller than this.
 _LARGEST_END_BYTES = 1 << 28
@@ -99,6 +121,7 @@ class _Run:
         self.silo: Silo | None = None
         self.test: Silo | None = None
         self.orders: dict[str, Open] = {}
+        self._key, self._released = SigningKey(member.identity), dict[int, list[str]]()
         course = setting.course()
         self.follower = Follower(member.name, setting.cohort, course, self.store)
         state, heard = self.store.get(_COURSE), self.store.get(_HEARD)
@@ -115,6 +138,45 @@ class _Run:
         prepare = self.setting.preprocess
         self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
         self.test = Silo(me, prepare.apply(test.columns), test.labels)
+
+    def session(self, order: Open) -> Session:
+        """Return what a sum is about, by the node's own course."""
+        course, cohort = self.follower.course, self.setting.cohort
+        if order.kind == "evaluate":
+            return evaluation_of_run(self.offer.run, self.setting, course, order)
+        return session_of(self.offer.run, cohort, course, order.number, order.attempt)
+
+    def vector(self, order: Open) -> Vector:
+        """Return what the node's records add to a sum."""
+        assert self.silo is not None
+        assert self.test is not None
+        course = self.follower.course
+        if order.kind == "evaluate":
+            graph = course.encoding.learner.model(course.kept)
+            return contribution(self.setting.tally(), graph, self.test, self.own)
+        return course.encoding.contribution(course.parameters, self.silo, order.number, self.own, self.store)
+
+    def witness(self, store: Store) -> Witness:
+        """Return the node's eye on the run's ledger."""
+        return Witness(self.offer.run, key=self._key, signer=self.offer.coordinator, store=store)
+
+    def note(self, news: bytes) -> None:
+        """Remember what the news just followed say, to compare the ledger's lines with."""
+        for said in decode(news, Announcements, max_bytes=len(news)).missed:
+            self._released[said.number] = sorted(name for row in said.members for name in row)
+        self._released = dict(list(self._released.items())[-_NOTED:])
+
+    def expected(self, line: bytes) -> dict[str, Value]:
+        """Return which fields a line of the ledger must have, as far as the node knows them by itself."""
+        entry = read_line(line).entry
+        number = entry.get("round")
+        if entry["event"] != "round" or not isinstance(number, int) or number not in self._released:
+            return {}
+        known: dict[str, Value] = {"members": self._released[number]}
+        course = self.follower.course
+        if number == course.number:
+            known["model"] = parameters_hash(course.kept).hex()
+        return known
 
     def keys(self, number: int) -> tuple[Aggregator, str, Store]:
         """Return the aggregator of a set-up, where its keys lie in the node's store, and the store from there on."""
@@ -220,6 +282,8 @@ class Node:
                 self._answer(repeat=True)
             case control.NEWS:
                 self._follow(message.body)
+            case control.LINES:
+                self._see(decode(message.body, Lines, max_bytes=_LARGEST_LINES_BYTES))
             case control.OPEN:
                 self._open(envelope.session, decode(message.body, Open, max_bytes=MAX_CONTROL_BYTES))
             case control.CLOSE:
@@ -234,10 +298,12 @@ class Node:
         tag = envelope.message.tag
         if tag == control.OPEN:
             self._unable(envelope.session, error)
-        elif tag in (control.NEWS, control.OFFER, control.END):
+        elif tag in (control.NEWS, control.OFFER, control.END, control.LINES):
             self._refuse_run(str(error))
 
     def _refuse_run(self, reason: str) -> None:
+        if self._run is None and self._last is not None and self._last.state == "refused":
+            return  # the coordinator has the first reason
         self._say(f"refused: {reason}")
         run = self._run.offer.run if self._run else self._last.run if self._last else ""
         self._run = None
@@ -247,7 +313,7 @@ class Node:
         self._say(f"left out of {session}: {error}")
         self._send(control.UNABLE, Reason(str(error)[:MAX_REASON]), session=session)
 
-    def _send(self, tag: str, body: Answer | Ready | Reason, *, session: str = "") -> None:
+    def _send(self, tag: str, body: Answer | Ready | Reason | Witnessed, *, session: str = "") -> None:
         if isinstance(body, Answer):
             self._last = body
         self._out.append(control.control(self.member.name, "server", tag, body, session=session))
@@ -290,7 +356,14 @@ class Node:
                     raise UsageError("Expected --data at a node that trains; name its table")
                 current.load(self.member.name, self._data, schema)
             self._run = current
-        return Answer(offer.run, "accepted", heard=current.follower.heard, origin=self._rng.origin, version=_version())
+        return Answer(
+            offer.run,
+            "accepted",
+            heard=current.follower.heard,
+            head=current.witness(current.store).head or "",
+            origin=self._rng.origin,
+            version=_version(),
+        )
 
     # --- a run --------------------------------------------------------------------------------------------------------
 
@@ -302,11 +375,26 @@ class Node:
     def _follow(self, body: bytes) -> None:
         run = self._accepted()
         run.follower.follow(body)
+        run.note(body)
         kept = {_COURSE: run.follower.course.state(), _HEARD: str(run.follower.heard).encode()}
         if run.follower.course.encoding.kept:  # before anything is staged for the next round
             run.store.commit(kept)
         else:
             self.exchange.change({run.prefix + key: value for key, value in kept.items()})
+
+    def _see(self, told: Lines) -> None:
+        """Look at new lines of the ledger, keep the head, and countersign what agrees with what the node has seen."""
+        run = self._accepted()
+        staged = Staged(run.store)
+        witness = run.witness(staged)
+        signed: list[tuple[str, int, bytes]] = []
+        for body in told.lines:
+            signature = witness.see(body, run.expected(body))
+            if signature is not None and witness.head is not None:
+                signed.append((witness.head, witness.number, signature))
+        self.exchange.change({run.prefix + key: value for key, value in staged.changes.items()})
+        if signed:
+            self._send(control.WITNESSED, Witnessed(tuple(signed)))
 
     def _open(self, session: str, order: Open) -> None:
         run = self._accepted()
@@ -335,9 +423,8 @@ class Node:
             if follower.heard != order.number - 1:
                 raise Aborted(f"Expected round={follower.heard + 1}, after the releases that this node has followed")
             assert run.silo is not None
-            course = follower.course
-            vector = course.encoding.contribution(course.parameters, run.silo, order.number, run.own, run.store)
-        session = session_of(run.offer.run, run.setting.cohort, follower.course, order.number, order.attempt)
+            vector = run.vector(order)
+        session = run.session(order)
         return aggregator.party(run.role, me, session, vector, store, run.rng)
 
     def _on_step(self, session: str, step: Step) -> Mapping[str, bytes | None]:
@@ -351,9 +438,14 @@ class Node:
         if not opens_at_client(aggregator, step) or run.store.get(_CHARGED) == place:
             return {}
         encoding = run.follower.course.encoding
-        changes = dict(encoding.charge(run.store)) | {_CHARGED: place}
+        count = encoding.charged(run.store)
+        changes: dict[str, bytes | None] = {_CHARGED: place}
+        if order.kind == "round":
+            changes |= encoding.charge(run.store)
+            epsilon = encoding.epsilon(count + 1)
+        else:
+            epsilon = run.setting.evaluation_epsilon(encoding.epsilon(count))
         charged = {run.prefix + key: value for key, value in changes.items()}
-        epsilon = encoding.epsilon(encoding.charged(run.store) + 1)
         delta = run.setting.plan.delta if run.setting.plan else 0.0
         return charged | dict(
             self._gate.charge(run.offer, number=order.number, attempt=order.attempt, epsilon=epsilon, delta=delta)

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from confide.data.schema import Schema
 from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError
-from confide.ideal import Aggregator, Cohort
+from confide.ideal import Aggregator, Cohort, Session
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess
-from confide.train.course import Course, approve
+from confide.train.control import Open
+from confide.train.course import Course, approve, parameters_hash
 from confide.train.encodings import Encoding
+from confide.train.federated_evaluation import tally_of
 from confide.train.run import aggregator_of, checked_aggregator, encoding_of, plan_of, preprocess_of, start_of
 from confide.train.sections import Job, default_quorum, nodes_of
+from confide.train.tally import Tally
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,3 +78,29 @@ class Setting:
         course = Course(self.encoding(), self.job.train)
         approve(course.parameters, self.job.train.start_hash)
         return course
+
+    def tally(self) -> Tally:
+        """Return how the nodes count their held-out records."""
+        return tally_of(self.job, self.start, len(self.cohort.clients))
+
+    def evaluation_epsilon(self, spent: float | None) -> float | None:
+        """Return what the run has spent once the evaluation is released, after `spent` for the training.
+
+        A record is either trained on or held out, so the two do not add up.
+        """
+        plan = self.tally().plan
+        return None if plan is None else max(plan.spent(1), spent or 0.0)
+
+
+def evaluation_of_run(run: str, setting: Setting, course: Course, order: Open) -> Session:
+    """Return what the evaluation after a run's last round is about: the next sum of the run, over its final model."""
+    tally = setting.tally()
+    return Session(
+        run=run,
+        round=order.number,
+        attempt=order.attempt,
+        cohort=setting.cohort,
+        length=tally.length,
+        bound=tally.bound,
+        model_hash=parameters_hash(course.kept),
+    )
