@@ -113,6 +113,24 @@ def test_every_chart_is_drawn_and_tells_its_last_value(tab):
         assert tab.evaluate("document.querySelectorAll('.read')[1].textContent") == "round 1: 0.1"
 
 
+def test_a_large_federation_and_a_long_run_stay_readable(tab):
+    board = begun(rounds=2000)
+    for number in range(100):
+        board.node_joined(f"n{number:03}", role="node", at_seconds=101.0)
+    board.node_refused("n077", reason="no", at_seconds=102.0)
+    for number in range(1, 700):
+        take_round(board, number, at_seconds=110.0 + 10 * number)
+    with StatusPage(board.json) as page:
+        tab.open(page.url)
+        tab.wait_for("document.querySelectorAll('.chart svg').length === 3")
+        names = [row[0] for row in rows(tab, "node-rows")]
+        assert names.index("n077") < names.index("n000")  # who needs somebody comes first
+        assert (
+            tab.evaluate("document.querySelectorAll('.column').length") == 0
+        )  # lines, where columns would run together
+        assert tab.evaluate("document.getElementById('nodes').clientHeight") < 700
+
+
 def test_a_job_without_privacy_says_so(tab):
     board = gathered(epsilon_budget=None)
     with StatusPage(board.json) as page:

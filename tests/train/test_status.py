@@ -161,7 +161,11 @@ def test_a_long_run_keeps_a_bounded_history():
     board = gathered(rounds=5000)
     for number in range(1, 3001):
         take_round(board, number, at_seconds=120.0 + 10 * number)
+        if number % 100 == 0:
+            board.evaluated(number, accuracy=number / 3000, at_seconds=120.0 + 10 * number)
     numbers = [one.number for one in board.snapshot().history]
+    evaluated = [one.number for one in board.snapshot().history if one.accuracy is not None]
+    assert evaluated == list(range(100, 3001, 100))  # what is rare is kept
     assert len(numbers) <= HISTORY_KEPT
     assert numbers == sorted(set(numbers))
     assert numbers[0] == 1

@@ -27,6 +27,7 @@ from confide.train.status import (
 HISTORY_KEPT = 600
 
 _RECENT_KEPT = 200  # of these, the last ones, without gaps
+_OLD_KEPT = 300  # and at most as many of the others, after they were thinned
 _PACE_ROUNDS = 20  # over which the time that is left is estimated
 _MISSING_NAMED = 20
 
@@ -172,13 +173,18 @@ def run_failed(status: Status, *, reason: str, at_seconds: float) -> Status:
 
 def _find(status: Status, name: str, at_seconds: float = 0.0) -> Node:
     """Return the member of that name, a new one if there is none."""
-    found = (node for node in status.nodes if node.name == name_of(name))
-    return next(found, None) or Node(name=name_of(name), since_seconds=at_seconds)
+    clean = name_of(name)
+    found = (node for node in status.nodes if node.name == clean)
+    return next(found, None) or Node(name=clean, since_seconds=at_seconds)
 
 
 def _put(status: Status, node: Node, at_seconds: float) -> Status:
-    others = (other for other in status.nodes if other.name != node.name)
-    return replace(status, nodes=in_order((*others, node)), updated_seconds=at_seconds)
+    place = next((place for place, one in enumerate(status.nodes) if one.name == node.name), None)
+    if place is not None and status.nodes[place].role == node.role:
+        nodes = (*status.nodes[:place], node, *status.nodes[place + 1 :])
+    else:
+        nodes = in_order((*(one for one in status.nodes if one.name != node.name), node))
+    return replace(status, nodes=nodes, updated_seconds=at_seconds)
 
 
 def _in_state(node: Node, state: NodeState, at_seconds: float, reason: str = "") -> Node:
@@ -207,10 +213,23 @@ def _at_rest(status: Status, at_seconds: float) -> Status:
 
 
 def _thinned(history: tuple[Finished, ...]) -> tuple[Finished, ...]:
-    """Return at most `HISTORY_KEPT` rounds: the first, the last ones without gaps, every second of the others."""
+    """Return at most `HISTORY_KEPT` rounds: the last ones without gaps, the others at even distances.
+
+    One round stands for 2, 4, 8 ... of the older ones, the first that was evaluated if there is one: accuracy may be
+    known of few.
+    """
     if len(history) <= HISTORY_KEPT:
         return history
-    return history[:-_RECENT_KEPT:2] + history[-_RECENT_KEPT:]
+    old, recent = history[:-_RECENT_KEPT], history[-_RECENT_KEPT:]
+    stride = 1
+    while old[-1].number > stride * _OLD_KEPT:
+        stride *= 2
+    kept: dict[int, Finished] = {}
+    for one in old:
+        there = kept.setdefault((one.number - 1) // stride, one)
+        if there.accuracy is None and one.accuracy is not None:
+            kept[(one.number - 1) // stride] = one
+    return (*kept.values(), *recent)
 
 
 def _expected_end(status: Status) -> float | None:
