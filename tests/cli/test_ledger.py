@@ -1,10 +1,10 @@
 """`confide ledger verify` as people call it: what it prints when all is well, and the one line when it is not."""
 
 import pytest
-from confide.store import open_store
 
 from confide.cli import main
 from confide.crypto.keys import SigningKey
+from confide.store import open_store
 from confide.train.ledger import Ledger
 from confide.train.witness import Witness
 from train.countersigned import COORDINATOR, KEYS, NODES, ROSTER, Countersigned
