@@ -110,6 +110,7 @@ class Coordinator:
         self.job, self.setting = job, Setting.of(job, Schema.read(schema_text, where="the schema"))
         self.cohort, self.course = self.setting.cohort, self.setting.course()
         self.origin, self.releases = (rng or SystemRandomness()).origin, 0
+        self.charged = (0, 0)
         self._rng, self._link, self._ledger = rng or SystemRandomness(), link, ledger
         self._patience, self._say, self._clock = patience or Patience(), say, clock
         self._current, self.resumed = current_run(store, job.job.name, job_hash(job, schema_text), roster)
@@ -334,7 +335,8 @@ class Coordinator:
             self.course = self.course.resumed(state)
             self._say(f"going on after round {self.course.number}")
         if charged is not None:
-            self.releases = decode(charged, Charged, max_bytes=len(charged)).releases
+            last = decode(charged, Charged, max_bytes=len(charged))
+            self.releases, self.charged = last.releases, (last.number, last.attempt)
         if line is not None:  # the round was durable, whether its line was is for the ledger to know
             entry = decode(line, RoundLine, max_bytes=len(line)).entry
             if self._ledger.find("round", round=entry["round"]) is None:  # other lines may follow it already
@@ -352,7 +354,8 @@ class Coordinator:
         charge, self._charge = self._charge, None
         written = {"round": order.number, "attempt": order.attempt + 1}
         if self._maybe_charged and self._ledger.find("release", **written) is not None:
-            self.releases += 1  # the line was written, and the process ended before the store knew
+            # the line was written, and the process ended before the store knew
+            self.releases, self.charged = self.releases + 1, (order.number, order.attempt)
         else:
             charge()
         spent = self.course.encoding.epsilon(self.releases)

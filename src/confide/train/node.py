@@ -20,6 +20,7 @@ from confide.data.schema import Schema
 from confide.data.table import read_table
 from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, UsageError
 from confide.ideal import Aggregator, Session, Vector
+from confide.model.artifact import decode as decode_artifact
 from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.store import Staged
@@ -40,7 +41,7 @@ from confide.train.course import Announcements, Follower, parameters_hash
 from confide.train.federated_evaluation import contribution
 from confide.train.ledger import Value
 from confide.train.ledger_lines import read_line
-from confide.train.local import Silo
+from confide.train.local import Silo, flatten
 from confide.train.offer import Offer, read, require_member
 from confide.train.rounds import opens_at_client, own_randomness, session_of
 from confide.train.run import set_aside
@@ -360,7 +361,7 @@ class Node:
             offer.run,
             "accepted",
             heard=current.follower.heard,
-            head=current.witness(current.store).head or "",
+            head=current.witness(self.exchange.view()).head or "",
             origin=self._rng.origin,
             version=_version(),
         )
@@ -385,14 +386,14 @@ class Node:
     def _see(self, told: Lines) -> None:
         """Look at new lines of the ledger, keep the head, and countersign what agrees with what the node has seen."""
         run = self._accepted()
-        staged = Staged(run.store)
+        staged = Staged(self.exchange.view())
         witness = run.witness(staged)
         signed: list[tuple[str, int, bytes]] = []
         for body in told.lines:
             signature = witness.see(body, run.expected(body))
             if signature is not None and witness.head is not None:
                 signed.append((witness.head, witness.number, signature))
-        self.exchange.change({run.prefix + key: value for key, value in staged.changes.items()})
+        self.exchange.change(staged.changes)
         if signed:
             self._send(control.WITNESSED, Witnessed(tuple(signed)))
 
@@ -464,9 +465,6 @@ class Node:
 
     def _check_release(self, run: _Run, model: bytes) -> None:
         """Refuse a model that the node's own course does not come to."""
-        from confide.model.artifact import decode as decode_artifact
-        from confide.train.local import flatten
-
         artifact = decode_artifact(model, trust=run.offer.coordinator, where="the released model")
         if parameters_hash(flatten(artifact.graph)) != parameters_hash(run.follower.course.kept):
             raise ProtocolError("Expected the model that the released sums give, the coordinator released another")

@@ -78,13 +78,14 @@ class Parties(Protocol):
     """Who takes the sums of a run: silos in this process, or nodes over a network.
 
     Its attributes: `course`, moved by the loop alone; `cohort`; `origin` of the secret randomness; `releases`, the sums
-    that may have been opened so far, which `sum` counts.
+    that may have been opened so far, which `sum` counts; `charged`, the (round, attempt) of the last of them.
     """
 
     course: Course
     cohort: Cohort
     origin: str
     releases: int
+    charged: tuple[int, int]
 
     def begin(self) -> int:
         """Get everybody ready for the round after `course.number`; return which attempt at it comes first, from 0."""
@@ -135,7 +136,7 @@ class _InProcess:
         self.roles = cohort.parties(aggregator.roles)
         self.stores: dict[str, Store] = {name: MemoryStore() for name in self.roles}
         self.stores |= stores or {}
-        self.releases = 0
+        self.releases, self.charged = 0, (0, 0)
         own = course.fork()
         self.followers = {
             name: Follower(name, cohort, own, self.stores[name], start_hash=start_hash) for name in cohort.clients
@@ -324,11 +325,11 @@ def _completed(parties: Parties, first: int, attempts: int, ledger: Ledger | Non
     course, reason = parties.course, ""
     encoding, number = course.encoding, course.number + 1
     for attempt in range(first, max(attempts, first + 1)):
-        if parties.releases >= encoding.releases:
+        if parties.releases >= encoding.releases and (number, attempt) != parties.charged:  # else it goes on
             return None, attempt
 
         def charge(attempt: int = attempt) -> None:
-            parties.releases += 1
+            parties.releases, parties.charged = parties.releases + 1, (number, attempt)
             spent = encoding.epsilon(parties.releases)
             if ledger is not None and spent is not None:  # before it leaves: a crash must not hide what was spent
                 ledger.append("release", {"round": number, "attempt": attempt + 1, "epsilon": spent})
