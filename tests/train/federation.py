@@ -260,7 +260,9 @@ class Federation:
         self.threads.pop(name).stop()
         self.wire.cut(name)
 
-    def coordinator(self, *, store: Store | None = None, patience: Patience = QUICK, **more) -> Coordinator:
+    def coordinator(
+        self, *, store: Store | None = None, patience: Patience = QUICK, ledger: Ledger | None = None, **more
+    ) -> Coordinator:
         return Coordinator(
             self.job,
             SCHEMA,
@@ -269,7 +271,7 @@ class Federation:
             helper=SigningKey(self.keys[HELPER]).public if self.job.train.aggregate in ("shares", "he") else b"",
             link=HostLink(self.wire),
             store=store or self.stores["server"],
-            ledger=Ledger(self.ledger_path, signer=COORDINATOR),
+            ledger=ledger or Ledger(self.ledger_path, signer=COORDINATOR),
             patience=patience,
             rng=self.rng(),
             say=lambda text: self.said.append(f"server: {text}"),

@@ -13,15 +13,17 @@ import pytest
 
 from confide.crypto.random import SeededRandomness, SystemRandomness
 from confide.data.schema import Schema
-from confide.errors import Aborted, PrivacyError
+from confide.errors import Aborted, IntegrityError, PrivacyError
 from confide.ideal import PlainSum
 from confide.secagg.masked_terms import Survivors
 from confide.train import load_data, train
 from confide.train.control import ANSWER, NEWS, UNABLE, WITNESSED
 from confide.train.course import Announcements
+from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
 from confide.train.run import AGGREGATORS, labelled
 from confide.train.setting import Setting
+from confide.train.witness import seen as seen_by
 from confide.wire import Array, MemoryStore, decode, encode
 from train.federation import COORDINATOR, HELPER, NAMES, Federation, Killed, Mortal, Open, job_of, tables
 
@@ -55,7 +57,7 @@ class MortalLedger(Ledger):
     """A ledger whose process dies at its line number `at`, before or after it is written."""
 
     def __init__(self, path, at: int, *, after: bool) -> None:
-        super().__init__(path)
+        super().__init__(path, signer=COORDINATOR)
         self.left, self.after = at, after
 
     def append(self, event, fields):
@@ -343,3 +345,88 @@ def test_a_private_job_under_test_seeds_gives_the_same_noise_under_both_drivers(
     assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
     assert [one.epsilon for one in done] == [one.epsilon for one in expected]
     assert "no privacy claim" in done[-1].origin
+
+
+# --- the ledger and the evaluation ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_coordinator_killed_at_any_line_of_the_ledger_writes_each_round_and_release_once(tmp_path, after):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 2, "aggregate": "amortised"}, privacy=PRIVATE)
+    at = 0
+    while True:
+        at += 1
+        deaths = []
+        with Federation(tmp_path, job) as federation:
+            federation.ledger_path = tmp_path / f"{at}.jsonl"
+            for name in NAMES:
+                federation.start(name)
+
+            def mortal(federation=federation, at=at):
+                ledger = MortalLedger(federation.ledger_path, at, after=after)
+                return federation.coordinator(ledger=ledger)
+
+            coordinator = until_done(federation, mortal, deaths)
+            assert coordinator.course.number == 2
+            for event, count in (("job", 1), ("round", 2), ("release", 2)):
+                assert len(lines_of(federation, event)) == count, (at, event)
+            assert verify(federation.ledger_path).signer == COORDINATOR.public
+        if not deaths:
+            break
+    assert at > 5
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_nodes_countersign_evaluate_together_and_remember_the_head(tmp_path, private):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3, "aggregate": "amortised"}, **({"privacy": PRIVATE} if private else {}))
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        coordinator = federation.coordinator()
+        list(coordinator.rounds())
+        found = coordinator.evaluate()
+        done = coordinator.final()
+        model = labelled(job, coordinator.setting, done, coordinator._ledger)
+        coordinator.finish(model=model.encode(COORDINATOR))
+    assert set(federation.models) == set(NAMES)
+    whole = verify(federation.ledger_path, roster=federation.roster)
+    assert set(whole.countersigned) == set(NAMES)
+    assert {one.up_to for one in whole.countersigned.values()} == {whole.entries - 1}  # all but the line that says so
+    heads = [seen for name in NAMES for seen in seen_by(federation.stores[name])]
+    assert len(heads) == len(NAMES)
+    verify(federation.ledger_path, seen=heads)
+    if not private:  # the oracle: everybody's held-out records in one place
+        test = load_data(job).test
+        assert found.records.value == len(test.y)
+        assert found.accuracy.value == pytest.approx(accuracy(done.model, test.x, test.y), abs=1e-12)
+    else:
+        spent = [entry["epsilon"] for entry in lines_of(federation, "release")]
+        assert spent[-1] == max(spent)
+        assert max(charge[2] for charge in federation.gates["north"].charges) == pytest.approx(spent[-1])
+    lines = federation.ledger_path.read_bytes().splitlines(keepends=True)
+    cut = next(place for place, line in enumerate(lines) if b'"event": "model"' in line or b'"event":"model"' in line)
+    federation.ledger_path.write_bytes(
+        b"".join(lines[:cut])
+    )  # its author cuts the end off: the chain alone still holds
+    verify(federation.ledger_path)
+    with pytest.raises(IntegrityError):
+        verify(federation.ledger_path, seen=heads)
+
+
+def test_a_node_does_not_sign_a_line_that_says_something_else_than_it_saw(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path, train={"rounds": 3})
+
+    class Liar(Ledger):
+        def append(self, event, fields):
+            if event == "round" and fields["round"] == 2:
+                fields = {**fields, "members": sorted(NAMES)[:3]}
+            return super().append(event, fields)
+
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        with pytest.raises(Aborted, match="says the same members"):
+            list(federation.coordinator(ledger=Liar(federation.ledger_path, signer=COORDINATOR)).rounds())

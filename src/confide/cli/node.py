@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from confide.errors import ConfideError, DataError, UsageError
 if TYPE_CHECKING:
     from confide.train.approval import Approvals, Asked
     from confide.train.dry_run import DryRun, JobCheck
+    from confide.train.offer import Offer
 
 node_app = typer.Typer(
     invoke_without_command=True,
@@ -47,6 +49,7 @@ def run(
     data: Annotated[Path | None, typer.Option(help="This organisation's table: CSV or .npz.")] = None,
     policy: Annotated[Path | None, typer.Option(help="What this organisation allows; docs/policy.md.")] = None,
     proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the released model; in the folder if left out.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
 ) -> None:
     """Run a node: one outbound connection, this organisation's table, its policy.
@@ -55,13 +58,94 @@ def run(
     """
     context.obj = identity
     if context.invoked_subcommand is not None:
-        if any((coordinator, data, policy, proxy, once)):
+        if any((coordinator, data, policy, proxy, out, once)):
             raise UsageError(
                 f"Expected only --identity before {context.invoked_subcommand}, which runs no node; put its options "
                 "behind it"
             )
         return
-    raise UsageError("Expected one of check, pending, show, approve and refuse; nodes are not run by this version")
+    if policy is None:
+        raise UsageError("Expected --policy, what this organisation allows; docs/policy.md has one to start from")
+    _run(identity or Path(), data, policy, coordinator, proxy, out, once=once)
+
+
+def _run(
+    identity: Path, data: Path | None, policy: Path, url: str | None, proxy: str | None, out: Path | None, *, once: bool
+) -> None:
+    from confide.cli.progress import NodeView, node_display
+    from confide.crypto.random import SystemRandomness
+    from confide.model.artifact import write_whole
+    from confide.net.folders import identity_seed
+    from confide.net.membership import own
+    from confide.store import Patient, open_store
+    from confide.train.approval import Approvals
+    from confide.train.gate import PolicyGate
+    from confide.train.node import Member, Node
+    from confide.train.operate import joining, take_part
+    from confide.train.policy import load_policy
+
+    rules, me = load_policy(policy), own(identity)
+    if me.role == "node" and data is None:
+        raise UsageError("Expected --data, this organisation's table; `confide node check` looks at it first")
+    place = out or identity / "model.confide"
+    with ExitStack() as stack:
+        store = open_store(identity / "node.db")
+        stack.callback(store.close)
+        stack.enter_context(store.exclusive("node"))
+        kept = Patient(store, say=console.err.print)
+        join, said = stack.enter_context(joining(identity, url=url, proxy=proxy))
+        gate = PolicyGate(rules, kept, Approvals(identity), data, coordinator=said.coordinator_identity)
+
+        def release(offer: Offer, model: bytes) -> None:
+            write_whole(place, model)
+            lines = [f"job {_name_of(offer)}: wrote {place}"]
+            if (found := node.joining()) is not None:
+                lines += found.sentences()
+            for line in lines:
+                console.out.print(_plain(line))
+
+        node = Node(
+            Member(me.name, me.role, identity_seed(identity)),
+            data if me.role == "node" else None,
+            gate,
+            kept,
+            rng=SystemRandomness(),
+            say=lambda text: console.err.print(_plain(text)),
+            release=release,
+        )
+        display = stack.enter_context(node_display())
+
+        def show() -> None:
+            now, budget = node.standing, gate.budget
+            phase = {
+                "": "waiting for the coordinator",
+                "pending": f"waiting for a person: {now.reason}",
+                "refused": f"refused: {now.reason}",
+                "accepted": "in the run",
+            }[now.state]
+            display.show(
+                NodeView(
+                    name=me.name,
+                    coordinator=said.coordinator,
+                    job=now.job,
+                    phase=_plain(phase if node.ended is None else "done"),
+                    round=now.round,
+                    rounds=now.rounds,
+                    taken=now.taken,
+                    epsilon=budget.spent().epsilon,
+                    epsilon_budget=budget.greatest_epsilon,
+                )
+            )
+
+        take_part(
+            node, join, identity, say=console.err.print, ended=lambda: once and node.ended is not None, shown=show
+        )
+
+
+def _name_of(offer: Offer) -> str:
+    from confide.train.offer import read
+
+    return read(offer)[0].job.name
 
 
 # --- what people decide -----------------------------------------------------------------------------------------------

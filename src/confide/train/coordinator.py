@@ -321,6 +321,7 @@ class Coordinator:
 
         while not done():
             self._pump(0.2)
+        self._witnesses.write()
         finished = {CURRENT: encode(msgspec.structs.replace(self._current, finished=True))}
         self._root.commit(finished | dict.fromkeys(self._root.keys(self._prefix)))
 

@@ -39,6 +39,7 @@ from confide.train.control import (
 )
 from confide.train.course import Announcements, Follower, parameters_hash
 from confide.train.federated_evaluation import contribution
+from confide.train.joining import Joining, compare, trained_alone
 from confide.train.ledger import Value
 from confide.train.ledger_lines import read_line
 from confide.train.local import Silo, flatten
@@ -108,6 +109,26 @@ class Member:
         return f"Member({self.name!r}, {self.role!r})"
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a node is, for its own people.
+
+    Args:
+        job: the job's name; empty before there is one.
+        state: of its answer: "accepted", "pending" or "refused"; empty before there is one.
+        reason: for that.
+        round, rounds: the last round that it followed, of how many.
+        taken: sums that it was in, since this process began.
+    """
+
+    job: str = ""
+    state: str = ""
+    reason: str = ""
+    round: int = 0
+    rounds: int = 0
+    taken: int = 0
+
+
 class _Run:
     """What a node knows of one run that it takes part in."""
 
@@ -122,6 +143,7 @@ class _Run:
         self.silo: Silo | None = None
         self.test: Silo | None = None
         self.orders: dict[str, Open] = {}
+        self._me, self.taken = member.name, 0
         self._key, self._released = SigningKey(member.identity), dict[int, list[str]]()
         course = setting.course()
         self.follower = Follower(member.name, setting.cohort, course, self.store)
@@ -165,6 +187,7 @@ class _Run:
         """Remember what the news just followed say, to compare the ledger's lines with."""
         for said in decode(news, Announcements, max_bytes=len(news)).missed:
             self._released[said.number] = sorted(name for row in said.members for name in row)
+            self.taken += self._me in self._released[said.number]
         self._released = dict(list(self._released.items())[-_NOTED:])
 
     def expected(self, line: bytes) -> dict[str, Value]:
@@ -267,6 +290,29 @@ class Node:
         outgoing = [*self.exchange.take(), *self._out]
         self._out = []
         return outgoing
+
+    @property
+    def standing(self) -> Standing:
+        """Return where the node is."""
+        run, said = self._run, self._last
+        if said is None:
+            return Standing()
+        if run is None:
+            return Standing(state=said.state, reason=said.reason)
+        heard = max(0, run.follower.heard)
+        return Standing(run.setting.job.job.name, said.state, said.reason, heard, run.follower.course.rounds, run.taken)
+
+    def joining(self) -> Joining | None:
+        """Return whether taking part helped this node: the run's model beside one of its own records alone.
+
+        Computed here, from here, and told to nobody. None without a finished run, or without held-out records.
+        """
+        run = self._run
+        if run is None or run.silo is None or run.test is None or not len(run.test.y):
+            return None
+        course, setting = run.follower.course, run.setting
+        alone = trained_alone(setting.job.train, setting.start, run.silo.x, run.silo.y)
+        return compare(course.encoding.learner.model(course.kept), alone, run.test)
 
     def _ended_well(self, session: str, output: object) -> None:
         run = self._run

@@ -171,6 +171,9 @@ def run_job(
         for done in coordinator.rounds():
             desk.progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
         done = coordinator.final()
+        if done is not None and job.data.evaluate == "federated":
+            for line in coordinator.evaluate().sentences():
+                say(line)
         if done is None:
             raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
         artifact = labelled(job, coordinator.setting, done, ledger)
@@ -242,6 +245,7 @@ def take_part(
     *,
     say: Callable[[str], None] = lambda text: None,
     ended: Callable[[], bool] = lambda: False,
+    shown: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a node until `ended`, or until the coordinator refuses it for good.
 
@@ -259,6 +263,7 @@ def take_part(
             raise UsageError(f"The coordinator is not to be had: {join.given_up}")
         node.handle(event)
         send(node, join)
+        shown()
 
 
 def send(node: Node, link: Link) -> None:
