@@ -118,12 +118,12 @@ class Sums:
 class Aggregator(ABC):
     """Realises `sum`: clients hold integer vectors, the server learns their sum and what `guarantee.leaks` says.
 
-    `opening` begins the tags of the clients' messages without which no sum can be opened: until the first of them
-    leaves, an attempt has revealed nothing, so that is what a privacy budget is charged before.
+    `upload` is the tag under which a client's vector leaves, protected or not. From then on others may open a sum with
+    it, whatever the client does; so that is what a privacy budget is charged before.
     """
 
     name: ClassVar[str]
-    opening: str
+    upload: str
     guarantee: Guarantee  # a class attribute, or set by __init__ where it depends on settings
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
 
@@ -162,7 +162,7 @@ class PlainSum(Aggregator):
     """The baseline: every client sends its vector in the clear, the server adds."""
 
     name = "plain"
-    opening = _PLAIN
+    upload = _PLAIN
     guarantee = nothing_hidden(
         "The server sees every client's update; from a linear model's update it can often read records. " + SUM_REVEALS
     )

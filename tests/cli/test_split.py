@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from confide.cli import main
 from confide.data.schema import Schema
@@ -68,7 +69,8 @@ def test_every_record_is_in_exactly_one_file(trial):
 
 def test_it_is_the_split_that_a_job_over_the_set_makes(trial):
     """The oracle: the job that names the set; what its parties hold is the same, bit for bit."""
-    there = load_data(load(trial / "job.toml"))
+    job = load(trial / "job.toml")
+    there = load_data(replace(job, data=replace(job.data, test="test.csv", evaluate="none")))
     here = load_data(parse({"data": {"set": "breast-cancer", "parties": 3, "split": "by-label", "alpha": 1.0}}))
     assert [silo.name for silo in there.silos] == ["north", "south", "west"]
     for one, other in zip((*there.silos, there.test), (*here.silos, here.test), strict=True):

@@ -104,6 +104,18 @@ def test_many_rounds_and_attempts_follow_each_other(aggregator: Aggregator) -> N
 
 
 @every_aggregator
+def test_the_upload_is_what_no_sum_is_made_without(aggregator: Aggregator) -> None:
+    """What a budget is charged before: each client sends it once, and without it there is nothing to sum."""
+    federation = Federation(aggregator)
+    done, members = outcome(federation, None)
+    assert members == frozenset(federation.cohort.clients)
+    for name in federation.cohort.clients:
+        assert sum(message.src == name and message.tag == aggregator.upload for message in done.messages) == 1
+    _, members = outcome(Federation(aggregator), drop(tag=aggregator.upload))
+    assert members is None
+
+
+@every_aggregator
 def test_any_client_may_leave_before_any_of_its_messages(aggregator: Aggregator) -> None:
     federation = Federation(aggregator)
     pairs = product(federation.cohort.clients, federation.client_tags())

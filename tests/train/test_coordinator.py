@@ -311,7 +311,7 @@ def test_a_release_that_is_not_the_model_of_the_sums_is_not_kept(tmp_path):
         assert federation.models == dict.fromkeys(NAMES, honest)
 
 
-def test_a_node_beyond_its_budget_leaves_the_sum_and_lets_nothing_open_it(tmp_path):
+def test_a_node_beyond_its_budget_leaves_the_sum_before_its_vector_does(tmp_path):
     class Poor(Open):
         def charge(self, offer, *, number, attempt, epsilon, delta):
             if number > 1:
@@ -326,9 +326,9 @@ def test_a_node_beyond_its_budget_leaves_the_sum_and_lets_nothing_open_it(tmp_pa
             federation.start(name)
         sent = lie(federation, "", lambda envelope: envelope.message.body)
         done = list(federation.coordinator().rounds())
-    opened = [peer for peer, tag in sent if tag == "masked/unmask"]
-    assert opened.count("west") == 1
-    assert opened.count("north") == 3
+    vectors = [peer for peer, tag in sent if tag == "masked/vector"]
+    assert vectors.count("west") == 1
+    assert vectors.count("north") == 3
     assert len(done) == 3
     assert [number for number, _, _ in federation.gates["north"].charges] == [1, 2, 3]
     assert federation.gates["north"].charges[-1][2] == pytest.approx(done[-1].epsilon)

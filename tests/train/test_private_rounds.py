@@ -115,9 +115,9 @@ def test_a_silo_refuses_more_rounds_than_the_plan_has():
         encoding.contribution(encoding.learner.start, EMPTY[0], 1, rng, store)
 
 
-def test_an_attempt_that_nobody_could_open_is_not_charged(tmp_path):
-    """Masked vectors that no unmask share followed have revealed nothing; those after which one left are charged."""
-    for tag, charged in (("masked/vector", 0), ("masked/unmask", 1)):
+def test_an_attempt_is_charged_from_the_moment_when_vectors_leave(tmp_path):
+    """From then on enough of the others can open the sum; before it there is nothing to open."""
+    for tag, charged in (("masked/shares", 0), ("masked/vector", 1)):
         lost = []
 
         def first_attempt(message, tag=tag, lost=lost):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from confide.cli import console
-from confide.cli.progress import coordinator_display
+from confide.cli.progress import Display, coordinator_display
 from confide.errors import ConfideError, JobError, UsageError
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from confide.train.board import Board
     from confide.train.control import Release, Submission
     from confide.train.sections import Job
+    from confide.train.status import Status
 
 _SHOW_SECONDS = 0.25
 _POLL_SECONDS = 1.0
@@ -55,7 +56,9 @@ def coordinator(
 
         confide coordinator job.toml --federation federation --status-port 8081
     """
+    from confide.crypto.keys import SigningKey
     from confide.model.artifact import write_whole
+    from confide.net.folders import identity_seed
     from confide.net.founding import read_settings
     from confide.net.page import StatusPage
     from confide.store import Patient, open_store
@@ -72,7 +75,7 @@ def coordinator(
         stack.callback(opened.close)
         stack.enter_context(opened.exclusive("coordinator"))
         kept = Patient(opened, say=_note)
-        ledger = Ledger(federation / "ledger.jsonl")
+        ledger = Ledger(federation / "ledger.jsonl", signer=SigningKey(identity_seed(federation)))
         host, registrar = stack.enter_context(hosting(federation, address=address, port=port, say=_note))
         desk = Desk(host, kept, say=_note)
         console.out.print(f"listening on {address}:{host.port}")
@@ -92,6 +95,7 @@ def coordinator(
         )
         if job is not None:
             artifact, body = run(job, _schema_text(job))
+            shown.update()
             place = out or (job.path(job.output.model) if job.output.model else federation / "model.confide")
             write_whole(place, body)
             console.out.print(artifact.label.sentence())
@@ -125,8 +129,17 @@ class _Shown:
             )
         )
 
+        self._idle, self._lock = self.board, threading.Lock()
+        self.display: Display[Status] | None = None
+
     def show(self, board: Board) -> None:
         self.board = board
+
+    def update(self) -> None:
+        """Bring the terminal up to date."""
+        with self._lock:
+            if self.display is not None and self.board is not self._idle:
+                self.display.show(self.board.snapshot())
 
     def json(self) -> bytes:
         return self.board.json()
@@ -139,14 +152,13 @@ class _Shown:
 def _shown() -> Generator[_Shown]:
     """Show the board as it changes, until the block ends."""
     shown, ended = _Shown(), threading.Event()
-    idle = shown.board
 
     def follow() -> None:
         while not ended.wait(_SHOW_SECONDS):
-            if shown.board is not idle:
-                display.show(shown.board.snapshot())
+            shown.update()
 
     with coordinator_display() as display:
+        shown.display = display
         thread = threading.Thread(target=follow, name="display", daemon=True)
         thread.start()
         try:
@@ -154,8 +166,7 @@ def _shown() -> Generator[_Shown]:
         finally:
             ended.set()
             thread.join()
-            if shown.board is not idle:
-                display.show(shown.board.snapshot())
+            shown.update()
 
 
 def _worked_off(submission: Submission, run: Callable[[Job, str], tuple[Artifact, bytes]], ledger: Path) -> Release:

@@ -104,7 +104,7 @@ class EncryptedSum(Aggregator):
     """
 
     name = "he"
-    opening = UPLOAD
+    upload = UPLOAD
     roles = ("server", "keyholder", "client")
     guarantee = Guarantee(
         claims=frozenset(

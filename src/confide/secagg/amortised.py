@@ -29,7 +29,7 @@ from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import amortised_client, amortised_keys
 from confide.secagg.amortised_keys import Secret
 from confide.secagg.amortised_server import Server
-from confide.secagg.amortised_terms import ANSWERS, AmortisedTerms
+from confide.secagg.amortised_terms import VECTOR, AmortisedTerms
 from confide.wire import Party, Store, encode
 
 _LEAKS = (
@@ -82,7 +82,7 @@ class Amortised(Aggregator):
     """
 
     name = "amortised"
-    opening = ANSWERS
+    upload = VECTOR
     guarantee = _guarantee(hybrid=True)
 
     def __init__(

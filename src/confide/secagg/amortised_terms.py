@@ -26,13 +26,9 @@ def survivors_tag(stage: int) -> str:
     return f"amortised/survivors/{stage}"
 
 
-#: What the tags of answers begin with.
-ANSWERS = "amortised/answer/"
-
-
 def answer_tag(stage: int) -> str:
     """Return the tag of the answer to list number `stage`."""
-    return f"{ANSWERS}{stage}"
+    return f"amortised/answer/{stage}"
 
 
 class Parcel(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

@@ -132,7 +132,7 @@ class Groups(Aggregator):
         self._inner = inner or Masked(neighbours=max(2, 2 * size))  # complete: no group has more than 2 size - 1
         if size < SMALLEST_GROUP or sorted(self._inner.roles) != ["client", "server"]:
             raise UsageError(f"Expected size={size} >= {SMALLEST_GROUP}, and an inner aggregator with one server")
-        self.opening = self._inner.opening
+        self.upload = self._inner.upload
         inside = self._inner.guarantee
         hidden = ("all clients of its group but the group's quorum - 1",)
         self.guarantee = Guarantee(

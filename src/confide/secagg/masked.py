@@ -25,7 +25,7 @@ from confide.errors import UsageError
 from confide.guarantee import RECORDED_X25519, SUM_REVEALS, Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Vector
 from confide.secagg import masked_client, masked_server
-from confide.secagg.masked_terms import UNMASK, Terms
+from confide.secagg.masked_terms import VECTOR, Terms
 from confide.secagg.neighbours import Neighbours, degree_for
 from confide.wire import Party, Store
 
@@ -79,7 +79,7 @@ class Masked(Aggregator):
     """
 
     name = "masked"
-    opening = UNMASK
+    upload = VECTOR
     guarantee = _guarantee(0, unsafe_quorum=False)
 
     def __init__(self, *, colluding: int = 0, neighbours: int | None = None, unsafe_quorum: bool = False) -> None:

@@ -94,7 +94,7 @@ class Shares(Aggregator):
     """
 
     name = "shares"
-    opening = UPLOAD
+    upload = UPLOAD
     roles = ("server", "helper", "client")
     guarantee = _guarantee(None)
 

@@ -33,7 +33,7 @@ Vector = NDArray[np.int64]
 #: Where a silo keeps its control variate.
 _CONTROL = "scaffold/control"
 
-#: Where a silo counts how often it let a sum with its noise be opened.
+#: Where a silo counts the noisy vectors that have left it.
 _RELEASED = "dp/released"
 
 #: A silo may hold this many times the expected number of records.
@@ -115,7 +115,7 @@ class Encoding(ABC):
         return None
 
     def charge(self, store: Store) -> Mapping[str, bytes | None]:
-        """Return what a silo commits to its `store` before the first message that opens a sum with its vector."""
+        """Return what a silo commits to its `store` before a vector leaves."""
         return {}
 
     def charged(self, store: Store) -> int:
@@ -317,7 +317,7 @@ def _released(store: Store) -> int:
 class PrivateGradients(Encoding):
     """Noisy gradient descent: the clipped sum of the records' gradients plus the silo's share of the noise.
 
-    Every attempt whose sum may have been opened spends a release of the plan, so a run that repeats such a round ends
+    Every attempt for which vectors left spends a release of the plan, so a run that repeats such a round ends
     with fewer steps, never with more epsilon. Each silo counts in its own store and does not rely on the server.
     """
 

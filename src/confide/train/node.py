@@ -44,7 +44,7 @@ from confide.train.ledger import Value
 from confide.train.ledger_lines import read_line
 from confide.train.local import Silo, flatten
 from confide.train.offer import Offer, read, require_member
-from confide.train.rounds import opens_at_client, own_randomness, session_of
+from confide.train.rounds import own_randomness, sends_vector, session_of
 from confide.train.run import set_aside
 from confide.train.setting import Setting, evaluation_of_run
 from confide.train.witness import Witness
@@ -81,7 +81,7 @@ class Gate(Protocol):
     def charge(
         self, offer: Offer, *, number: int, attempt: int, epsilon: float | None, delta: float
     ) -> Mapping[str, bytes | None]:
-        """Return what to commit before a sum can be opened that brings the run's epsilon to `epsilon`.
+        """Return what to commit before a vector leaves that brings the run's epsilon to `epsilon`.
 
         Without differential privacy it is None.
 
@@ -235,7 +235,7 @@ class Node:
 
     **Guarantees**: nothing computed from records leaves before the gate has accepted the very job that it is computed
     for; a model that the job and the released sums do not give is refused; what a sum spends is committed before the
-    sum can be opened.
+    node's vector leaves for it.
     """
 
     def __init__(
@@ -402,6 +402,9 @@ class Node:
                 if self._data is None:
                     raise UsageError("Expected --data at a node that trains; name its table")
                 current.load(self.member.name, self._data, schema)
+                again = self._gate.decide(offer, setting)  # the table that was read is the one that was decided on
+                if again.state != "accepted":
+                    raise Aborted("Expected a table that does not change while it is read")
             self._run = current
         return Answer(
             offer.run,
@@ -475,14 +478,17 @@ class Node:
         return aggregator.party(run.role, me, session, vector, store, run.rng)
 
     def _on_step(self, session: str, step: Step) -> Mapping[str, bytes | None]:
-        """Charge what opens a sum: in the commit before it leaves, once for each attempt."""
+        """Charge a vector in the commit before it leaves, once for each attempt.
+
+        From then on others may open a sum with it, so that whether this node goes on changes nothing.
+        """
         run = self._run
         order = run.orders.get(session) if run else None
         if run is None or order is None or order.kind == "setup" or run.role != "client":
             return {}
         aggregator, _, _ = run.keys(order.keys)
         place = f"{order.number}/{order.attempt}".encode()
-        if not opens_at_client(aggregator, step) or run.store.get(_CHARGED) == place:
+        if not sends_vector(aggregator, step) or run.store.get(_CHARGED) == place:
             return {}
         encoding = run.follower.course.encoding
         count = encoding.charged(run.store)

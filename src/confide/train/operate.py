@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -98,26 +98,38 @@ def hosting(
 
 
 def roster_of(registrar: Registrar, nodes: Sequence[str], helper: str | None) -> tuple[Roster, bytes]:
-    """Return the roster of a job's nodes in its order, and the helper's identity, or b"" without one.
-
-    Raises:
-        JobError: somebody is no member.
-    """
+    """Return the roster of a job's nodes in its order, and the helper's identity, or b"" without one."""
     members = dict(registrar.roster())
-    if missing := [name for name in nodes if name not in members]:
-        raise JobError(
-            f"Expected nodes that are members of the federation, missing: {', '.join(missing)}; "
-            f"`confide federation invite {missing[0]}` lets one in"
-        )
     if helper is None:
         return Roster(tuple((name, members[name]) for name in nodes)), b""
     helpers = dict(registrar.roster(("helper",)))
-    if helper not in helpers:
-        raise JobError(
-            f'Expected train.helper="{helper}" to be a member with the role helper; `confide federation invite '
-            f"{helper} --role helper` lets it in"
-        )
     return Roster(tuple((name, members[name]) for name in nodes)), helpers[helper]
+
+
+def _await_members(registrar: Registrar, wanted: Mapping[str, str], desk: Desk, say: Callable[[str], None]) -> None:
+    """Wait for members of a job who were invited and have not joined yet.
+
+    Args:
+        wanted: role by name.
+
+    Raises:
+        JobError: somebody was never invited.
+    """
+    told: list[str] = []
+    while True:
+        missing = [name for name, role in wanted.items() if name not in dict(registrar.roster((role,)))]
+        if not missing:
+            return
+        invited = {one.name for one in registrar.invitations()}
+        if strangers := [name for name in missing if name not in invited]:
+            raise JobError(
+                f"Expected the job's nodes to be members of the federation or invited, missing: "
+                f"{', '.join(strangers)}; `confide federation invite {strangers[0]} --role {wanted[strangers[0]]}`"
+            )
+        if missing != told:
+            say(f"waiting for {', '.join(missing)} to join with their invitations")
+            told = missing
+        desk.receive(1.0)
 
 
 def run_job(
@@ -152,6 +164,8 @@ def run_job(
     key = SigningKey(identity_seed(registrar.folder))
     roles = aggregator_of(job).roles
     helper = job.train.helper if {"helper", "keyholder"} & set(roles) else None
+    wanted = {**dict.fromkeys(nodes_of(job), "node"), **({helper: "helper"} if helper else {})}
+    _await_members(registrar, wanted, desk, say)
     roster, helping = roster_of(registrar, nodes_of(job), helper)
     coordinator = Coordinator(
         job,

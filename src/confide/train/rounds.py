@@ -95,7 +95,7 @@ class Parties(Protocol):
         """Take one attempt at the sum of round `number`.
 
         Args:
-            charge: called once, before the first message leaves without which the sum cannot be opened; it counts
+            charge: called once, before vectors are asked for, from which on the sum may be opened; it counts
                 `releases`, and is not called again for an attempt that goes on after a crash.
         """
         ...
@@ -192,12 +192,12 @@ class _InProcess:
         return Taken(done.output(self.cohort.server), "", *figures)
 
     def _charging(self, charge: Callable[[], None]) -> Callable[[str, Step], None]:
-        """Return what charges the run and each silo once, before what opens the sum leaves."""
+        """Return what charges the run before it asks for vectors, and each silo before its own leaves."""
         charged: set[str] = set()
 
         def leaving(name: str, step: Step) -> None:
-            opens = opens_at_server if name == self.cohort.server else opens_at_client
-            if name in charged or not opens(self.aggregator, step):
+            due = asks_for_vectors if name == self.cohort.server else sends_vector
+            if name in charged or not due(self.aggregator, step):
                 return
             charged.add(name)
             if name == self.cohort.server:
@@ -233,14 +233,14 @@ def session_of(run_id: str, cohort: Cohort, course: Course, number: int, attempt
     )
 
 
-def opens_at_server(aggregator: Aggregator, step: Step) -> bool:
-    """Return whether the server's step asks for what opens the sum."""
-    return bool(step.wait_for) and step.await_tag.startswith(aggregator.opening)
+def asks_for_vectors(aggregator: Aggregator, step: Step) -> bool:
+    """Return whether the server's step asks clients for their vectors."""
+    return bool(step.wait_for) and step.await_tag == aggregator.upload
 
 
-def opens_at_client(aggregator: Aggregator, step: Step) -> bool:
-    """Return whether a client's step sends what opens the sum."""
-    return any(message.tag.startswith(aggregator.opening) for message in step.send)
+def sends_vector(aggregator: Aggregator, step: Step) -> bool:
+    """Return whether a client's step sends its vector."""
+    return any(message.tag == aggregator.upload for message in step.send)
 
 
 def federate(
