@@ -232,6 +232,7 @@ class Meeting:
         return bytes_up, {server: figures.seconds}
 
     def pump(self, seconds: float) -> None:
+        """Deal with the next thing that happens, if anything does within the time."""
         event = self._link.receive(seconds)
         if event is not None:
             self._handle(event)
