@@ -13,6 +13,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from websockets.sync.client import connect
 
 from confide.net.link import Event, Joined, Link
 from confide.net.stream import Host, Join
@@ -118,6 +119,15 @@ class Authority:
     def stranger_context(self) -> ssl.SSLContext:
         """Return what somebody without a certificate connects with."""
         return join_context(None, None, self.path)
+
+
+def ask(url: str, context: ssl.SSLContext, body: bytes) -> bytes:
+    """Send the one message of somebody without a certificate, by another implementation, and return the answer."""
+    with connect(url, ssl=context, proxy=None, max_size=1 << 20, close_timeout=5) as connection:
+        connection.send(body)
+        answer = connection.recv(PATIENCE_SECONDS)
+    assert isinstance(answer, bytes)
+    return answer
 
 
 class Federation:

@@ -17,13 +17,13 @@ import ssl
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import UsageError
-from confide.net.caller import Caller, Coordinator, Waits, knock
+from confide.net.caller import Caller, Coordinator, Waits
 from confide.net.dial import Address, Proxy
 from confide.net.ending import Code
 from confide.net.exchange import Envelope
 from confide.net.limits import Limits
 from confide.net.link import Event
-from confide.net.listener import LARGEST_ENROLMENT_BYTES, Admit, Enrol, Listener, Refusal
+from confide.net.listener import Admit, Enrol, Listener, Refusal
 from confide.net.loop import LoopThread, Mailbox, Sender
 
 
@@ -173,31 +173,3 @@ class Join:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def ask_enrolment(
-    url: str, context: ssl.SSLContext, body: bytes, *, proxy: str | None = None, limits: Limits | None = None
-) -> bytes:
-    """Send an enrolment to a coordinator and return what its `enrol` answers.
-
-    Args:
-        url: the coordinator's address, "wss://host:port".
-        context: with the federation's authority and no certificate.
-        body: at most `LARGEST_ENROLMENT_BYTES`.
-        proxy: "http://host:port" of an HTTP proxy on the way, or None.
-        limits: `handshake_seconds` is the longest wait, for the connection and for the answer each.
-
-    Raises:
-        UsageError: nobody answers, or the coordinator refuses; the text says why.
-    """
-    if len(body) > LARGEST_ENROLMENT_BYTES:
-        raise UsageError(f"Expected an enrolment of at most {LARGEST_ENROLMENT_BYTES} bytes, got {len(body)}")
-    to = Coordinator(Address.parse(url), None if proxy is None else Proxy.parse(proxy), "server")
-    broken: list[BaseException] = []
-    thread = LoopThread("confide enrol", broken.append)
-    try:
-        return thread.call(knock(to, context, body, limits or Limits()))
-    finally:
-        thread.close(None)
-        if broken:
-            raise broken[0]
