@@ -20,7 +20,7 @@ from confide.net.asking import asking
 from confide.net.contexts import client_context, server_context
 from confide.net.folders import identity_seed
 from confide.net.founding import refresh
-from confide.net.link import Arrived, Joined, Left, Link
+from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.net.membership import Membership, membership, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.stream import Host, Join
@@ -220,12 +220,12 @@ def submit(
     """
     asked = control(me, "server", SUBMIT, Submission(job_text, schema_text))
     while True:
-        match join.receive(1.0):
+        event = join.receive(1.0)
+        _require_hope(join, event)
+        match event:
             case Joined():
                 join.send("server", asked)
             case Left(_, reason):
-                if join.given_up:
-                    raise UsageError(f"The coordinator is not to be had: {join.given_up}")
                 say(f"not connected: {reason}")
             case Arrived(_, envelope) if envelope.message.tag == PROGRESS:
                 say(decode(envelope.message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
@@ -267,17 +267,25 @@ def take_part(
         UsageError: refused; the text says why.
         StoreError: the node's store is gone; start again when it is back.
     """
-    looked = float("-inf")
+    looked, idle = float("-inf"), time.monotonic()
     while not ended():
         if time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
             _renew(join, folder, say)
         event = join.receive(1.0)
-        if isinstance(event, Left) and join.given_up:
-            raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+        _require_hope(join, event)
         node.handle(event)
+        if event is not None and time.monotonic() - idle > 1.0:
+            node.handle(None)  # a run of others never lets the line be quiet
+            idle = time.monotonic()
         send(node, join)
         shown()
+
+
+def _require_hope(join: Join, event: Event | None) -> None:
+    """Raise UsageError once the link has given up; that may be a moment after its `Left`."""
+    if join.given_up and (event is None or isinstance(event, Left)):
+        raise UsageError(f"The coordinator is not to be had: {join.given_up}")
 
 
 def send(node: Node, link: Link) -> None:
