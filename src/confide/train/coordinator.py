@@ -250,7 +250,7 @@ class Coordinator:
         for attempt in range(1 if tally.plan else self.job.train.attempts):
             self.meeting.gather()
             self._witnesses.write()
-            order = Open("evaluate", self._keys, self.course.number + 1, attempt)
+            order = Open("evaluate", self._keys, self.course.rounds + 1, attempt)
             session = evaluation_of_run(self.run_id, setting, self.course, order)
             if epsilon is not None:  # before it leaves, as for a round
                 self._ledger.append("release", {"of": "evaluation", "attempt": attempt + 1, "epsilon": epsilon})
