@@ -3,12 +3,12 @@
     python bench/federation.py [--nodes 8] [--rounds 25] [--with-flower] [--json FILE]
 
 `amortised`, an mlp of 100,401 parameters, few records at each node. A round lasts from the end of the round before to
-its own: news of the last sums to every node, the ledger's lines and countersignatures, local training, upload, survivors
-and answers, the model, journal and ledger on disk. All processes share this machine's cores and its disk, where a real
-federation has a machine for each; the relay delays and limits each node's connection by itself. Local training is
-measured beside, as the seconds of one node's own thread, and subtracted.
+its own: news of the last sums to every node, the ledger's lines and countersignatures, local training, upload,
+survivors and answers, the model, journal and ledger on disk. All processes share this machine's cores and its disk,
+where a real federation has a machine for each (so numpy takes one thread in each); the relay delays and limits each
+node's connection by itself. Local training is measured beside, as the seconds of one node's own thread, and subtracted.
 
-The peer is Flower's deployment for a sum of as many values (bench/flower.py, with three SuperNodes), if it is asked for.
+The peer is Flower's deployment for a sum of as many values (bench/flower.py, three SuperNodes), if it is asked for.
 """
 
 from __future__ import annotations
@@ -50,6 +50,12 @@ class Figure:
     met: bool | None
 
 
+def one_thread_each() -> None:
+    """Let numpy take one thread in each process that is started from here."""
+    for library in ("OPENBLAS", "OMP", "MKL"):
+        os.environ[f"{library}_NUM_THREADS"] = "1"
+
+
 def job_text(rounds: int, nodes: int, aggregate: str = "amortised", hidden: int = HIDDEN) -> str:
     model = f'kind = "mlp"\nhidden = {hidden}' if hidden else 'kind = "logistic"'
     return f"""
@@ -66,9 +72,7 @@ learning_rate = 0.01
 
 def measure(folder: Path, nodes: int, rounds: int, *, shaped: bool) -> tuple[list[float], list[float], list[float]]:
     """Return the seconds of each round after the first ones, and one node's seconds of training: own, on the wall."""
-    made = Deployment.make(
-        folder, nodes, features=FEATURES, records=RECORDS, job=job_text(rounds + WARM_UP, nodes)
-    )
+    made = Deployment.make(folder, nodes, features=FEATURES, records=RECORDS, job=job_text(rounds + WARM_UP, nodes))
     running: list[Nodes] = []
     relay = None
     if shaped:
@@ -80,7 +84,7 @@ def measure(folder: Path, nodes: int, rounds: int, *, shaped: bool) -> tuple[lis
         coordinator.join()
         if coordinator.exitcode:
             raise SystemExit(f"the coordinator ended with {coordinator.exitcode}; see {made.folder}")
-        training = [pair for one in running for pair in one.tell("figures")["training"][WARM_UP:rounds + WARM_UP]]
+        training = [pair for one in running for pair in one.tell("figures")["training"][WARM_UP : rounds + WARM_UP]]
     finally:
         for one in running:
             one.end()
@@ -116,6 +120,7 @@ def main() -> None:
     parser.add_argument("--with-flower", action="store_true", help="measure Flower's deployment in the same run")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
+    one_thread_each()
     print(f"{os.cpu_count()} cores, load {' '.join(f'{load:.2f}' for load in os.getloadavg())} before")
     peer = flower(3) if options.with_flower else None
     beside = "Flower, three SuperNodes" if peer else None
@@ -132,7 +137,9 @@ def main() -> None:
         besides = whole - trained
         name = link if link == "loopback" else "relay, 20 ms, 200 Mbit/s"
         flowers = f"{1e3 * peer:11.0f}" if peer else f"{'-':>11}"
-        print(f"{name:28}{whole:10.0f}{spread(seconds):>26}{trained:13.1f}{besides:12.0f}{bar:7.0f}{flowers}", flush=True)
+        print(
+            f"{name:28}{whole:10.0f}{spread(seconds):>26}{trained:13.1f}{besides:12.0f}{bar:7.0f}{flowers}", flush=True
+        )
         title = f"amortised round, {options.nodes} nodes, 100k values, {name}"
         theirs = 1e3 * peer if peer else None
         figures += [

@@ -135,7 +135,9 @@ def _write_table(path: Path, columns: list[str], rng: np.random.Generator, slope
     with path.open("w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow([*columns, "ill"])
-        rows.writerows([*(f"{value:.3f}" for value in row), ("no", "yes")[int(sick)]] for row, sick in zip(x, ill))
+        rows.writerows(
+            [*(f"{value:.3f}" for value in row), ("no", "yes")[int(sick)]] for row, sick in zip(x, ill, strict=True)
+        )
 
 
 def resident_bytes() -> int:

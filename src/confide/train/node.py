@@ -13,6 +13,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
+
 from confide.cohort.roster import IDENTITY, ROSTER
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
@@ -48,13 +50,16 @@ from confide.train.rounds import own_randomness, sends_vector, session_of
 from confide.train.run import set_aside
 from confide.train.setting import Setting, evaluation_of_run
 from confide.train.witness import Witness
-from confide.wire import Party, Step, Store, decode
+from confide.wire import Party, Step, Store, decode, encode
 
 #: How many rounds a node remembers to compare the ledger with.
 _NOTED = 64
 
-#: Where a run's course lies in the node's store, and the last sum that was charged.
+#: Where a run's course lies in the node's store, how far it has come since, and the last sum that was charged.
 _COURSE, _HEARD, _CHARGED = "course", "heard", "charged"
+
+#: After so many rounds the course is written again; a node that starts again hears those after it once more.
+_COURSE_ROUNDS = 16
 
 #: Lines of a ledger come in bodies smaller than this.
 _LARGEST_LINES_BYTES = 1 << 26
@@ -129,6 +134,13 @@ class Standing:
     taken: int = 0
 
 
+class _Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last news that were followed, and the hash of the model after them."""
+
+    number: int
+    model_hash: bytes
+
+
 class _Run:
     """What a node knows of one run that it takes part in."""
 
@@ -147,9 +159,10 @@ class _Run:
         self._key, self._released = SigningKey(member.identity), dict[int, list[str]]()
         course = setting.course()
         self.follower = Follower(member.name, setting.cohort, course, self.store)
-        state, heard = self.store.get(_COURSE), self.store.get(_HEARD)
-        if state is not None and heard is not None:
-            self.follower.resume(state, int(heard))
+        if heard := self.store.get(_HEARD):
+            known = decode(heard, _Heard, max_bytes=len(heard))
+            self.follower.resume(self.store.get(_COURSE), (known.number, known.model_hash))
+        self._written = self.follower.heard
         self.own = own_randomness(rng, setting.cohort).get(member.name, rng)
         # under test seeds the members start from one stream, and no two may draw the same keys
         others = {name: rng.branch() for name in (*setting.cohort.clients, setting.cohort.helper)}
@@ -189,6 +202,14 @@ class _Run:
             self._released[said.number] = sorted(name for row in said.members for name in row)
             self.taken += self._me in self._released[said.number]
         self._released = dict(list(self._released.items())[-_NOTED:])
+
+    def followed(self) -> dict[str, bytes]:
+        """Return what of the course to commit after news: a few bytes, and now and then all of it."""
+        course = self.follower.course
+        changes = {_HEARD: encode(_Heard(course.number, course.model_hash))}
+        if course.encoding.kept or course.number - self._written >= _COURSE_ROUNDS:
+            changes[_COURSE], self._written = course.state(), course.number
+        return changes
 
     def expected(self, line: bytes) -> dict[str, Value]:
         """Return which fields a line of the ledger must have, as far as the node knows them by itself."""
@@ -279,7 +300,7 @@ class Node:
                     self._answer(repeat=False)
 
     def take(self) -> list[Envelope]:
-        """Commit, then return what leaves."""
+        """Commit, then return what leaves; while nothing does, what was heard need not last: it is told again."""
         for session in self.exchange.ended():
             try:
                 output = self.exchange.output(session)
@@ -287,6 +308,8 @@ class Node:
                 self._unable(session, error)
             else:
                 self._ended_well(session, output)
+        if not self._out and not self.exchange.pending:
+            return []
         outgoing = [*self.exchange.take(), *self._out]
         self._out = []
         return outgoing
@@ -334,7 +357,7 @@ class Node:
             case control.OPEN:
                 self._open(envelope.session, decode(message.body, Open, max_bytes=MAX_CONTROL_BYTES))
             case control.CLOSE:
-                self.exchange.forget(envelope.session)
+                self._close(envelope.session)
             case control.END:
                 self._end(decode(message.body, End, max_bytes=_LARGEST_END_BYTES))
             case _:
@@ -426,7 +449,7 @@ class Node:
         run = self._accepted()
         run.follower.follow(body)
         run.note(body)
-        kept = {_COURSE: run.follower.course.state(), _HEARD: str(run.follower.heard).encode()}
+        kept = run.followed()
         if run.follower.course.encoding.kept:  # before anything is staged for the next round
             run.store.commit(kept)
         else:
@@ -455,10 +478,17 @@ class Node:
             if not self.exchange.is_open(session):
                 self._ended_well(session, self.exchange.output(session))
             return
+        for other in list(run.orders):  # there is one at a time, and its end may have been lost with a connection
+            self._close(other)
         run.orders[session] = order
         _, prefix, _ = run.keys(order.keys)
         party = self._setup(run, order) if order.kind == "setup" else self._sum(run, order)
         self.exchange.open(session, party, me=self.member.name, prefix=prefix)
+
+    def _close(self, session: str) -> None:
+        self.exchange.forget(session)
+        if self._run is not None:
+            self._run.orders.pop(session, None)
 
     def _setup(self, run: _Run, order: Open) -> Party:
         (aggregator, _, store), roster = run.keys(order.keys), run.offer.roster
