@@ -38,7 +38,7 @@ from confide.train.control import (
 from confide.train.course import parameters_hash
 from confide.train.joining import Joining, compare, trained_alone
 from confide.train.local import flatten
-from confide.train.node_run import CHARGED, COURSE, ENDED, HEARD, Member, Part, role_of
+from confide.train.node_run import CHARGED, ENDED, Member, Part, role_of
 from confide.train.offer import Offer, read, require_member
 from confide.train.rounds import sends_vector
 from confide.train.setting import Setting
@@ -166,7 +166,7 @@ class Node:
                     self._answer(repeat=False)
 
     def take(self) -> list[Envelope]:
-        """Commit, then return what leaves."""
+        """Commit, then return what leaves; while nothing does, what was heard need not last: it is told again."""
         for session in self.exchange.ended():
             if not self.exchange.knows(session):
                 continue  # forgotten since
@@ -176,6 +176,8 @@ class Node:
                 self._unable(session, error)
             else:
                 self._ended_well(session, output)
+        if not self._out and not self.exchange.pending:
+            return []
         outgoing = [*self.exchange.take(), *self._out]
         self._out = []
         return outgoing
@@ -338,7 +340,7 @@ class Node:
         run = self._accepted()
         run.follower.follow(body)
         run.note(body)
-        kept = {COURSE: run.follower.course.state(), HEARD: str(run.follower.heard).encode()}
+        kept = run.followed()
         if run.follower.course.encoding.kept:  # before anything is staged for the next round
             run.store.commit(kept)
         else:
