@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -32,6 +33,9 @@ class Organisation(threading.Thread):
         self.world, self.me, self.store, self.deaths, self.ended = world, name, store, 0, False
         self.start()
 
+    def release(self, offer: object, model: bytes) -> None:
+        self.world.federation.models[self.me] = model
+
     def run(self) -> None:
         while not self.ended:
             federation, role = self.world.federation, "helper" if self.me == HELPER else "node"
@@ -45,7 +49,7 @@ class Organisation(threading.Thread):
                 federation.gates[self.me],
                 self.store,
                 rng=federation.rng(),
-                release=lambda offer, model: federation.models.__setitem__(self.me, model),
+                release=self.release,
             )
             try:
                 take_part(node, link, federation.folder, ended=lambda node=node: self.ended or node.ended is not None)
@@ -99,8 +103,8 @@ class World:
 class Counted(Ledger):
     """A ledger that notes how many Flower messages there had been at each line of a kind."""
 
-    def __init__(self, path: Path, host: FlowerHost) -> None:
-        super().__init__(path, signer=COORDINATOR)
+    def __init__(self, path: Path, host: FlowerHost, *, signer: SigningKey = COORDINATOR) -> None:
+        super().__init__(path, signer=signer)
         self.host, self.at = host, dict[str, list[int]]()
 
     def append(self, event, fields):
@@ -148,7 +152,7 @@ def test_a_round_takes_no_flower_message_but_those_of_its_sum(tmp_path, begin, a
     expected = in_process(job)
     assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
     ends = [*ledger.at["round"], *ledger.at["evaluation"]]
-    assert [after - earlier for earlier, after in zip(ends, ends[1:], strict=False)] == [MESSAGES[aggregate]] * 4
+    assert [after - earlier for earlier, after in itertools.pairwise(ends)] == [MESSAGES[aggregate]] * 4
     assert host.requests - before == len(world.nodes)  # the end, with the last lines of the ledger
     assert world.grid.pushed == host.requests
     world.run.join(10)
