@@ -72,7 +72,8 @@ def job_of(folder: Path, names: tuple[str, ...] = NAMES, **sections: Mapping[str
     """Return a job over the tables in `folder`."""
     table = {
         "job": {"name": "trial"},
-        "data": {"schema": "schema.toml", "tables": {name: f"{name}.csv" for name in names}},
+        "data": {"schema": "schema.toml", "tables": {name: f"{name}.csv" for name in names}}
+        | dict(sections.get("data", {})),
         "train": {"rounds": 4, "aggregate": "masked", "quorum": 3, "expected_records": 60}
         | dict(sections.get("train", {})),
     }

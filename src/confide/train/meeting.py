@@ -232,6 +232,7 @@ class Meeting:
         return bytes_up, {server: figures.seconds}
 
     def pump(self, seconds: float) -> None:
+        """Deal with the next thing that happens, if anything does within the time."""
         event = self._link.receive(seconds)
         if event is not None:
             self._handle(event)
@@ -262,12 +263,15 @@ class Meeting:
             self._answered(name, peer, decode(message.body, Answer, max_bytes=MAX_CONTROL_BYTES))
         elif message.tag == UNABLE:
             reason = decode(message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason
-            peer.unable[envelope.session] = reason
-            self._say(f"{name} is out of {envelope.session}: {reason}")
+            if self.live and envelope.session == self.live[0]:
+                peer.unable[envelope.session] = reason
+                self._say(f"{name} is out of {envelope.session}: {reason}")
         elif message.tag == WITNESSED:
             self._chair.witnessed(name, decode(message.body, Witnessed, max_bytes=MAX_CONTROL_BYTES))
         elif message.tag == READY:
-            peer.done[envelope.session] = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
+            fingerprint = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
+            if self.live and envelope.session == self.live[0]:
+                peer.done[envelope.session] = fingerprint
         elif self.exchange.knows(envelope.session) or not envelope.session.startswith(f"{self._run}/"):
             self.exchange.put(envelope)  # else it comes late to a session that is over
 

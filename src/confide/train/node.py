@@ -7,11 +7,14 @@ the released sums give under its own copy of the job. Sans I/O: a driver calls `
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Protocol
+
+import msgspec
 
 from confide.cohort.roster import IDENTITY, ROSTER
 from confide.crypto.keys import SigningKey
@@ -48,7 +51,10 @@ from confide.train.rounds import own_randomness, sends_vector, session_of
 from confide.train.run import set_aside
 from confide.train.setting import Setting, evaluation_of_run
 from confide.train.witness import Witness
-from confide.wire import Party, Step, Store, decode
+from confide.wire import Party, Step, Store, decode, encode
+
+#: Where a node keeps what it once began of a run, and whether it has ended.
+_KNOWN = "runs/"
 
 #: How many rounds a node remembers to compare the ledger with.
 _NOTED = 64
@@ -129,6 +135,17 @@ class Standing:
     taken: int = 0
 
 
+class _Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A run that was begun here: never under another offer, and never again once it has ended.
+
+    Its charges are counted by its id, so an id that could stand for something else would release for nothing.
+    """
+
+    offer: str
+    ended: bool = False
+    heard: int = -1
+
+
 class _Run:
     """What a node knows of one run that it takes part in."""
 
@@ -161,6 +178,34 @@ class _Run:
         prepare = self.setting.preprocess
         self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
         self.test = Silo(me, prepare.apply(test.columns), test.labels)
+
+    def check(self, order: Open) -> None:
+        """Refuse a sum that an honest coordinator would not ask for, above all a second vector that costs nothing.
+
+        Rounds and attempts only go forward, an attempt belongs to one set-up, the evaluation comes once and last.
+
+        Raises:
+            Aborted: it is one of those.
+        """
+        train, heard = self.setting.job.train, self.follower.heard
+        private = self.setting.plan is not None
+        if not 0 <= order.attempt < (1 if private and order.kind == "evaluate" else train.attempts):
+            raise Aborted(f"Expected one of {train.attempts} attempts at a round, and one at a private evaluation")
+        if order.kind == "round" and not 1 <= order.number == heard + 1 <= train.rounds:
+            raise Aborted(
+                f"Expected round={heard + 1} of {train.rounds}, after the releases that this node has followed"
+            )
+        if order.kind == "evaluate" and (self.setting.job.data.evaluate, order.number) != (
+            "federated",
+            train.rounds + 1,
+        ):
+            raise Aborted("Expected an evaluation only where the job says so, as the sum after its last round")
+        saved = self.store.get(_CHARGED)
+        last = decode(saved, Open, max_bytes=len(saved)) if saved else None
+        if last is not None and order != last and (order.number, order.attempt) <= (last.number, last.attempt):
+            raise Aborted(
+                f"Expected a sum after round={last.number}, attempt={last.attempt}, to which a vector has left"
+            )
 
     def session(self, order: Open) -> Session:
         """Return what a sum is about, by the node's own course."""
@@ -250,6 +295,7 @@ class Node:
         release: Callable[[Offer, bytes], None] = lambda offer, model: None,
     ) -> None:
         self.member, self._data, self._gate = member, data, gate
+        self._store = store
         self._rng, self._say, self._release = rng or SystemRandomness(), say, release
         self.exchange = Exchange(store, on_step=self._on_step)
         self._out: list[Envelope] = []
@@ -390,6 +436,9 @@ class Node:
             require_member(offer, self.member.name, own)
         elif offer.helper != own:
             raise ProtocolError("Expected an offer that shows this helper's own identity")
+        known = self._known(offer)
+        if known.ended:
+            return Answer(offer.run, "accepted", heard=known.heard, version=_version())
         decision = self._gate.decide(offer, setting)
         if decision.state != "accepted":
             self._run = None
@@ -405,7 +454,8 @@ class Node:
                 again = self._gate.decide(offer, setting)  # the table that was read is the one that was decided on
                 if again.state != "accepted":
                     raise Aborted("Expected a table that does not change while it is read")
-            self._run = current
+            self._store.commit({_KNOWN + offer.run: encode(known)})
+            self._run, self.ended = current, None
         return Answer(
             offer.run,
             "accepted",
@@ -415,11 +465,23 @@ class Node:
             version=_version(),
         )
 
+    def _known(self, offer: Offer) -> _Known:
+        """Return what is known of the offer's run.
+
+        Raises:
+            ProtocolError: it was begun under another offer.
+        """
+        digest, saved = hashlib.sha256(offer.encode()).hexdigest(), self._store.get(_KNOWN + offer.run)
+        known = _Known(digest) if saved is None else decode(saved, _Known, max_bytes=len(saved))
+        if known.offer != digest:
+            raise ProtocolError(f"Expected the offer that run {offer.run} began with; another job is another run")
+        return known
+
     # --- a run --------------------------------------------------------------------------------------------------------
 
     def _accepted(self) -> _Run:
-        if self._run is None:
-            raise Aborted("Expected a job that this node has accepted")
+        if self._run is None or self.ended is not None:
+            raise Aborted("Expected a job that this node has accepted, and that has not ended")
         return self._run
 
     def _follow(self, body: bytes) -> None:
@@ -467,12 +529,10 @@ class Node:
 
     def _sum(self, run: _Run, order: Open) -> Party:
         aggregator, _, store = run.keys(order.keys)
-        follower, me = run.follower, self.member.name
+        me = self.member.name
         vector = None
         if run.role == "client":
-            if follower.heard != order.number - 1:
-                raise Aborted(f"Expected round={follower.heard + 1}, after the releases that this node has followed")
-            assert run.silo is not None
+            run.check(order)
             vector = run.vector(order)
         session = run.session(order)
         return aggregator.party(run.role, me, session, vector, store, run.rng)
@@ -487,7 +547,7 @@ class Node:
         if run is None or order is None or order.kind == "setup" or run.role != "client":
             return {}
         aggregator, _, _ = run.keys(order.keys)
-        place = f"{order.number}/{order.attempt}".encode()
+        place = encode(order)
         if not sends_vector(aggregator, step) or run.store.get(_CHARGED) == place:
             return {}
         encoding = run.follower.course.encoding
@@ -511,7 +571,11 @@ class Node:
         if end.model:
             self._check_release(run, end.model)
             self._release(run.offer, end.model)
-        self._send(control.ANSWER, Answer(end.run, "accepted", heard=run.follower.heard, version=_version()))
+        heard = run.follower.heard
+        known = msgspec.structs.replace(self._known(run.offer), ended=True, heard=heard)
+        # whatever could open a recorded vector goes with the run; its charges and the ledger's head stay
+        self.exchange.change(dict.fromkeys(self._store.keys(run.prefix)) | {_KNOWN + end.run: encode(known)})
+        self._send(control.ANSWER, Answer(end.run, "accepted", heard=heard, version=_version()))
         self._say(f"job {end.run} has ended{f': {end.reason}' if end.reason else ''}")
         self.ended = end
 

@@ -244,7 +244,11 @@ def run_job(
             desk.progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
         done = coordinator.final()
         if done is not None and job.data.evaluate == "federated":
-            for line in coordinator.evaluate().sentences():
+            try:
+                lines = coordinator.evaluate().sentences()
+            except Aborted as error:  # the model is there, and is released without figures
+                lines = [str(error)]
+            for line in lines:
                 say(line)
         if done is None:
             raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
@@ -337,6 +341,7 @@ def take_part(
     say: Callable[[str], None] = lambda text: None,
     ended: Callable[[], bool] = lambda: False,
     shown: Callable[[], None] = lambda: None,
+    scrub: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a node until `ended`, or until the coordinator refuses it for good.
 
@@ -352,8 +357,11 @@ def take_part(
         event = join.receive(1.0)
         if isinstance(event, Left) and isinstance(join, Join) and join.given_up:
             raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+        before = node.ended
         node.handle(event)
         send(node, join)
+        if node.ended is not None and node.ended is not before:
+            scrub()  # the run's secrets were deleted; now nothing of them is left in the file
         shown()
 
 
