@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,9 @@ from confide.cli import console
 from confide.errors import ConfideError, DataError, UsageError
 
 if TYPE_CHECKING:
+    from confide.net.flower import FlowerJoin
+    from confide.net.membership import Membership
+    from confide.net.stream import Join
     from confide.train.approval import Approvals, Asked
     from confide.train.dry_run import DryRun, JobCheck
     from confide.train.offer import Offer
@@ -33,6 +36,9 @@ node_app = typer.Typer(
 _Identity = Annotated[
     Path | None, typer.Option(help="The member's folder, as `confide federation join` made it; here if left out.")
 ]
+#: How the coordinator is met: over a connection of our own, or over Flower.
+_Meeting = AbstractContextManager[tuple["Join | FlowerJoin", "Membership"]]
+
 _By = Annotated[str | None, typer.Option("--by", help="Who decides; the name of the system's user if left out.")]
 _Hash = Annotated[
     str, typer.Argument(metavar="HASH", help="First digits of the offer's digest or of the job's hash, 6 at least.")
@@ -51,6 +57,15 @@ def run(
     proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
     out: Annotated[Path | None, typer.Option(help="File for the released model; in the folder if left out.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
+    flower: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOCKET", help="Over Flower: the socket on which its ClientApps call; nothing is dialled."
+        ),
+    ] = None,
+    flower_group: Annotated[
+        bool, typer.Option("--flower-group", help="The group of the socket may call too, for a SuperNode's own user.")
+    ] = False,
 ) -> None:
     """Run a node: one outbound connection, this organisation's table, its policy.
 
@@ -58,7 +73,7 @@ def run(
     """
     context.obj = identity
     if context.invoked_subcommand is not None:
-        if any((coordinator, data, policy, proxy, out, once)):
+        if any((coordinator, data, policy, proxy, out, once, flower, flower_group)):
             raise UsageError(
                 f"Expected only --identity before {context.invoked_subcommand}, which runs no node; put its options "
                 "behind it"
@@ -66,12 +81,21 @@ def run(
         return
     if policy is None:
         raise UsageError("Expected --policy, what this organisation allows; docs/policy.md has one to start from")
-    _run(identity or Path(), data, policy, coordinator, proxy, out, once=once)
+    if flower is not None and (coordinator is not None or proxy is not None):
+        raise UsageError("Expected --flower without --coordinator and --proxy: nothing is dialled; leave them out")
+    folder = identity or Path()
+    _run(folder, data, policy, _meeting(folder, coordinator, proxy, flower, group=flower_group), out, once=once)
 
 
-def _run(
-    identity: Path, data: Path | None, policy: Path, url: str | None, proxy: str | None, out: Path | None, *, once: bool
-) -> None:
+def _meeting(folder: Path, url: str | None, proxy: str | None, flower: Path | None, *, group: bool) -> _Meeting:
+    from confide.train.operate import joining, joining_over_flower
+
+    if flower is None:
+        return joining(folder, url=url, proxy=proxy)
+    return joining_over_flower(folder, flower, group=group)
+
+
+def _run(identity: Path, data: Path | None, policy: Path, meeting: _Meeting, out: Path | None, *, once: bool) -> None:
     from confide.cli.progress import NodeView, node_display
     from confide.crypto.random import SystemRandomness
     from confide.model.artifact import write_whole
@@ -81,7 +105,7 @@ def _run(
     from confide.train.approval import Approvals
     from confide.train.gate import PolicyGate
     from confide.train.node import Member, Node
-    from confide.train.operate import joining, take_part
+    from confide.train.operate import take_part
     from confide.train.policy import load_policy
 
     rules, me = load_policy(policy), own(identity)
@@ -93,7 +117,7 @@ def _run(
         stack.callback(store.close)
         stack.enter_context(store.exclusive("node"))
         kept = Patient(store, say=console.err.print)
-        join, said = stack.enter_context(joining(identity, url=url, proxy=proxy))
+        join, said = stack.enter_context(meeting)
         gate = PolicyGate(rules, kept, Approvals(identity), data, coordinator=said.coordinator_identity)
 
         def release(offer: Offer, model: bytes) -> None:

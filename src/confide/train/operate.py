@@ -17,11 +17,13 @@ from confide.errors import Aborted, ConfideError, JobError, StoreError, UsageErr
 from confide.model.artifact import Artifact
 from confide.model.artifact import decode as decode_artifact
 from confide.net.asking import asking
+from confide.net.batch import Member
 from confide.net.contexts import client_context, server_context
+from confide.net.flower import FlowerHost, FlowerJoin
 from confide.net.folders import identity_seed
 from confide.net.founding import refresh
 from confide.net.link import Arrived, Joined, Left, Link
-from confide.net.membership import Membership, membership, renew, renewal_due, trusted
+from confide.net.membership import Membership, membership, own, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.stream import Host, Join
 from confide.net.tls import Peer
@@ -47,6 +49,9 @@ from confide.wire import Store, decode
 
 #: How often a coordinator looks whether somebody was revoked, and how often certificates are looked at.
 _RECHECK_SECONDS, _RENEW_SECONDS = 1.0, 600.0
+
+#: Who may call a socket: this user, or the socket's group as well.
+_OWN_MODE, _GROUP_MODE = 0o600, 0o660
 
 
 # --- the coordinator --------------------------------------------------------------------------------------------------
@@ -95,6 +100,59 @@ def hosting(
         finally:
             ended.set()
             keeper.join()
+
+
+@contextmanager
+def hosting_over_flower(
+    folder: Path, socket: Path, *, group: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Generator[tuple[FlowerHost, Registrar]]:
+    """Be the coordinator of a federation over Flower, until the block ends: nothing listens but a Unix socket.
+
+    Who takes part is who signs with an identity that the folder has as a member's; a revocation takes effect within a
+    few seconds. The run at the SuperLink ends with the block if every node has been told the end, and else waits for
+    the next coordinator.
+
+    Args:
+        folder: made by `confide federation init`.
+        socket: on which the ServerApp calls.
+        group: the socket's group may call too.
+        say: told in one line what happens.
+    """
+    registrar = Registrar(folder)
+    key, mode = SigningKey(identity_seed(folder)), _GROUP_MODE if group else _OWN_MODE
+    host, over = FlowerHost(socket, key, _members(registrar, say), mode=mode, say=say), True
+    try:
+        yield host, registrar
+    except BaseException as error:
+        over = isinstance(error, ConfideError) and not isinstance(error, StoreError | JobError | UsageError)
+        raise
+    finally:
+        host.close(end_run=over)
+
+
+def _members(registrar: Registrar, say: Callable[[str], None]) -> Callable[[], Mapping[str, Member]]:
+    """Return what returns who is let in; while the folder cannot be read it is whoever was before."""
+    known: dict[str, Member] = {}
+    seen: object = None
+    told = ""
+
+    def members() -> Mapping[str, Member]:
+        nonlocal known, seen, told
+        try:
+            if (registry := registrar.registry()) is not seen:
+                known = {
+                    name: Member(role, identity)
+                    for role in ("node", "helper")
+                    for name, identity in registrar.roster((role,))
+                }
+                seen = registry
+        except ConfideError as error:
+            if told != str(error):
+                told = str(error)
+                say(f"the members could not be looked up: {told}")
+        return known
+
+    return members
 
 
 def roster_of(registrar: Registrar, nodes: Sequence[str], helper: str | None) -> tuple[Roster, bytes]:
@@ -256,9 +314,28 @@ def joining(folder: Path, *, url: str | None = None, proxy: str | None = None) -
         yield join, said
 
 
+@contextmanager
+def joining_over_flower(folder: Path, socket: Path, *, group: bool = False) -> Generator[tuple[FlowerJoin, Membership]]:
+    """Take part over Flower, until the block ends: nothing is dialled, a SuperNode's ClientApp calls on a Unix socket.
+
+    Args:
+        folder: made by `confide federation join`.
+        socket: on which it calls.
+        group: the socket's group may call too.
+    """
+    said, me = membership(folder), own(folder)
+    key, coordinator = SigningKey(identity_seed(folder)), bytes.fromhex(said.coordinator_identity)
+    mode = _GROUP_MODE if group else _OWN_MODE
+    join = FlowerJoin(socket, me.name, key, coordinator, role=me.role, mode=mode)
+    try:
+        yield join, said
+    finally:
+        join.close()
+
+
 def take_part(
     node: Node,
-    join: Join,
+    join: Join | FlowerJoin,
     folder: Path,
     *,
     say: Callable[[str], None] = lambda text: None,
@@ -274,11 +351,11 @@ def take_part(
     """
     looked = float("-inf")
     while not ended():
-        if time.monotonic() - looked > _RENEW_SECONDS:
+        if isinstance(join, Join) and time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
             _renew(join, folder, say)
         event = join.receive(1.0)
-        if isinstance(event, Left) and join.given_up:
+        if isinstance(event, Left) and isinstance(join, Join) and join.given_up:
             raise UsageError(f"The coordinator is not to be had: {join.given_up}")
         before = node.ended
         node.handle(event)
