@@ -379,7 +379,7 @@ def test_the_parameters_in_another_model_are_refused(folder):
         members = federation.threads["west"].node
         own = members._run
         members._check_release(own, made.encode(COORDINATOR))  # the control
-        prepare = replace(made.preprocess, unit_rows=not made.preprocess.unit_rows)
+        prepare = msgspec.structs.replace(made.preprocess, unit_rows=not made.preprocess.unit_rows)
         assert isinstance(prepare, Preprocess)
         graph = replace(made.graph, classes=tuple(reversed(made.graph.classes)))
         for forged in (file(preprocess=prepare), file(graph=graph)):
@@ -515,8 +515,8 @@ def test_no_text_of_a_run_holds_a_record_a_parameter_or_a_key(folder):
         stored = {
             value.hex()
             for name in NAMES
-            for key, value in ((key, federation.stores[name].get(key)) for key in federation.stores[name].keys())
-            if value is not None and 16 <= len(value) <= 64 and "keys-" in key
+            for key in federation.stores[name].keys("run/")
+            if (value := federation.stores[name].get(key)) and 16 <= len(value) <= 64 and "keys-" in key
         }
         weights = [f"{value:.6g}"[:7] for value in coordinator.course.kept if abs(value) > 1e-3]
     assert stored
