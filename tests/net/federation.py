@@ -13,13 +13,33 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from websockets.sync.client import connect
 
 from confide.net.link import Event, Joined, Link
 from confide.net.stream import Host, Join
-from confide.net.tls import host_context, join_context
 
 #: Nothing here takes longer, unless it hangs.
 PATIENCE_SECONDS = 30.0
+
+
+def host_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
+    """Return what the coordinator listens with."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.num_tickets = 0  # nobody resumes: every connection shows its certificate
+    return _loaded(context, certificate, key, authority)
+
+
+def join_context(certificate: Path | None, key: Path | None, authority: Path) -> ssl.SSLContext:
+    """Return what a member connects with; without certificate and key it can only enrol."""
+    return _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key, authority)
+
+
+def _loaded(context: ssl.SSLContext, certificate: Path | None, key: Path | None, authority: Path) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    context.load_verify_locations(cafile=authority)
+    if certificate is not None:
+        context.load_cert_chain(certificate, key)
+    return context
 
 
 class Authority:
@@ -99,6 +119,15 @@ class Authority:
     def stranger_context(self) -> ssl.SSLContext:
         """Return what somebody without a certificate connects with."""
         return join_context(None, None, self.path)
+
+
+def ask(url: str, context: ssl.SSLContext, body: bytes) -> bytes:
+    """Send the one message of somebody without a certificate, by another implementation, and return the answer."""
+    with connect(url, ssl=context, proxy=None, max_size=1 << 20, close_timeout=5) as connection:
+        connection.send(body)
+        answer = connection.recv(PATIENCE_SECONDS)
+    assert isinstance(answer, bytes)
+    return answer
 
 
 class Federation:

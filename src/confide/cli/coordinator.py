@@ -216,7 +216,8 @@ def _address(listen: str | None, url: str) -> tuple[str, int]:
 
 
 def _note(text: str) -> None:
-    console.err.print(text)
+    """Print what happens; a text may hold a node's words, which must not move anybody's cursor."""
+    console.err.print(console.plain(text))
 
 
 def submit(

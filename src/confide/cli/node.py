@@ -102,7 +102,7 @@ def _run(
             if (found := node.joining()) is not None:
                 lines += found.sentences()
             for line in lines:
-                console.out.print(_plain(line))
+                console.out.print(console.plain(line))
 
         node = Node(
             Member(me.name, me.role, identity_seed(identity)),
@@ -110,7 +110,7 @@ def _run(
             gate,
             kept,
             rng=SystemRandomness(),
-            say=lambda text: console.err.print(_plain(text)),
+            say=lambda text: console.err.print(console.plain(text)),
             release=release,
         )
         display = stack.enter_context(node_display())
@@ -128,7 +128,7 @@ def _run(
                     name=me.name,
                     coordinator=said.coordinator,
                     job=now.job,
-                    phase=_plain(phase if node.ended is None else "done"),
+                    phase=console.plain(phase if node.ended is None else "done"),
                     round=now.round,
                     rounds=now.rounds,
                     taken=now.taken,
@@ -138,7 +138,13 @@ def _run(
             )
 
         take_part(
-            node, join, identity, say=console.err.print, ended=lambda: once and node.ended is not None, shown=show
+            node,
+            join,
+            identity,
+            say=console.err.print,
+            ended=lambda: once and node.ended is not None,
+            shown=show,
+            scrub=store.scrub,
         )
 
 
@@ -160,7 +166,9 @@ def pending(context: typer.Context, identity: _Identity = None) -> None:
     approvals = _approvals(context, identity)
     for asked in approvals.waiting():
         offer = asked.offer
-        console.out.print(f"{offer.digest[:12]}  asked {_plain(asked.when)}  job {offer.job_hash[:12]}  {_name(asked)}")
+        console.out.print(
+            f"{offer.digest[:12]}  asked {console.plain(asked.when)}  job {offer.job_hash[:12]}  {_name(asked)}"
+        )
 
 
 @node_app.command()
@@ -177,8 +185,8 @@ def show(context: typer.Context, wanted: _Hash, identity: _Identity = None) -> N
     if decision is None:
         console.out.print(f"waiting for a person: confide node approve {asked.offer.digest[:12]}")
     else:
-        word = "approved" if decision.approved else f"refused ({_plain(decision.reason)})"
-        console.out.print(f"{word} by {_plain(decision.who)} at {_plain(decision.when)}")
+        word = "approved" if decision.approved else f"refused ({console.plain(decision.reason)})"
+        console.out.print(f"{word} by {console.plain(decision.who)} at {console.plain(decision.when)}")
 
 
 @node_app.command()
@@ -207,7 +215,9 @@ def approve(
         typer.confirm("Approve this job for this table?", abort=True)
     digest = data_digest(Path(asked.data))
     decision = approvals.approve(asked, data=digest, who=by or _user(), when=_now())
-    console.out.print(f"approved {asked.offer.digest[:12]} as {_plain(decision.who)} for the table {digest[:12]}")
+    console.out.print(
+        f"approved {asked.offer.digest[:12]} as {console.plain(decision.who)} for the table {digest[:12]}"
+    )
 
 
 @node_app.command()
@@ -225,7 +235,7 @@ def refuse(
     approvals = _approvals(context, identity)
     asked = approvals.find(wanted)
     decision = approvals.refuse(asked, reason=reason, who=by or _user(), when=_now())
-    console.out.print(f"refused {asked.offer.digest[:12]} as {_plain(decision.who)}")
+    console.out.print(f"refused {asked.offer.digest[:12]} as {console.plain(decision.who)}")
 
 
 def _approvals(context: typer.Context, identity: Path | None) -> Approvals:
@@ -248,7 +258,7 @@ def _name(asked: Asked) -> str:
     from confide.train.offer import read
 
     try:
-        return _plain(read(asked.offer)[0].job.name)
+        return console.plain(read(asked.offer)[0].job.name)
     except ConfideError:
         return "(asked before this version was installed, which understands it differently)"
 
@@ -261,9 +271,9 @@ def _shown(asked: Asked) -> Iterable[str]:
     offer = asked.offer
     job, schema = read(offer)  # again: what is shown is what this node's code makes of it
     guarantee = aggregator_of(job).guarantee
-    yield from (_plain(line) for line in offer.job.rstrip().splitlines())
-    yield f"columns: {_plain(', '.join(column.name for column in schema.columns))}"
-    yield f"predicts: {_plain(schema.label.name)} ({_plain(', '.join(schema.label.classes))})"
+    yield from (console.plain(line) for line in offer.job.rstrip().splitlines())
+    yield f"columns: {console.plain(', '.join(column.name for column in schema.columns))}"
+    yield f"predicts: {console.plain(schema.label.name)} ({console.plain(', '.join(schema.label.classes))})"
     yield f"guarantee: {'; '.join(guarantee.sentences())}"
     yield f"leaks: {guarantee.leaks}"
     if job.privacy is None:
@@ -287,13 +297,8 @@ def _shown(asked: Asked) -> Iterable[str]:
     yield f"starting model: {offer.start_hash}"
     yield f"job hash, for allow.jobs: {offer.job_hash}"
     yield f"digest of this offer: {offer.digest}"
-    yield f"table: {_plain(asked.data)}"
-    yield f"asked: {_plain(asked.when)}, by confide {offer.confide}, run {offer.run}"
-
-
-def _plain(text: str) -> str:
-    """Return a text of somebody else's without what could move a cursor, turn letters around or break the line."""
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
+    yield f"table: {console.plain(asked.data)}"
+    yield f"asked: {console.plain(asked.when)}, by confide {offer.confide}, run {offer.run}"
 
 
 def _user() -> str:
@@ -381,20 +386,20 @@ def _print_survey(found: DryRun) -> None:
     for column in seen.columns:
         share = f"{column.missing} ({100 * column.missing / max(1, seen.records):.1f} %)"
         cells = (column.name, column.kind, column.unit, share, column.wrong, column.outside)
-        table.add_row(*(_plain(str(cell)) for cell in cells))
+        table.add_row(*(console.plain(str(cell)) for cell in cells))
     Console(markup=False, highlight=False).print(table)
-    counts = ", ".join(f"{_plain(name)} {count}" for name, count in seen.classes.items())
+    counts = ", ".join(f"{console.plain(name)} {count}" for name, count in seen.classes.items())
     console.out.print(f"classes: {counts or 'none'}")
     if seen.ignored:
-        console.out.print(f"columns left out: {_plain(', '.join(seen.ignored))}")
+        console.out.print(f"columns left out: {console.plain(', '.join(seen.ignored))}")
     for one in found.findings:
-        where = f"{_plain(one.where)}: " if one.where else ""
+        where = f"{console.plain(one.where)}: " if one.where else ""
         count = f"{one.count} " if one.count and one.rows else ""
         rows = (
             f" (rows {', '.join(map(str, one.rows))}{' ...' if one.count > len(one.rows) else ''})" if one.rows else ""
         )
-        texts = "; ".join(f'"{_plain(text)}": {number}' for text, number in one.texts.items())
-        console.out.print(f"{one.level}: {where}{count}{_plain(one.text)}{rows}{f' [{texts}]' if texts else ''}")
+        texts = "; ".join(f'"{console.plain(text)}": {number}' for text, number in one.texts.items())
+        console.out.print(f"{one.level}: {where}{count}{console.plain(one.text)}{rows}{f' [{texts}]' if texts else ''}")
 
 
 def _print_job(job: JobCheck, *, defaults: bool) -> None:
@@ -407,7 +412,7 @@ def _print_job(job: JobCheck, *, defaults: bool) -> None:
             f"{job.step_seconds:.3g} s here"
         )
     for line in job.refusals:
-        console.out.print(f"refused by {'the default policy' if defaults else 'the policy'}: {_plain(line)}")
+        console.out.print(f"refused by {'the default policy' if defaults else 'the policy'}: {console.plain(line)}")
     if job.hash and not job.refusals:
         console.out.print(
             f"allowed by {'the default policy' if defaults else 'the policy'}, as far as it depends on the job; "

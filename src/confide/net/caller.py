@@ -11,7 +11,7 @@ from websockets.client import ClientProtocol
 from websockets.uri import parse_uri
 
 from confide.crypto.random import Randomness
-from confide.errors import ProtocolError, UsageError
+from confide.errors import ProtocolError
 from confide.net.connection import SILENT, Connection, Owner
 from confide.net.dial import Address, Proxy, dial, why
 from confide.net.ending import Code, Ending
@@ -206,54 +206,3 @@ class Caller:
             await asyncio.wait([self._over], timeout=_TICK_SECONDS)
             connection.tick(loop.time())
         return self._over.result()
-
-
-class _Knocker:
-    """One enrolment: sends one message, and waits for its answer."""
-
-    def __init__(self, body: bytes, limits: Limits) -> None:
-        self.limits, self._body = limits, body
-        self.answer: asyncio.Future[bytes | Ending] = asyncio.get_running_loop().create_future()
-        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-
-    def made(self, connection: Connection) -> bool:
-        return True
-
-    def secured(self, connection: Connection, certificate: bytes | None) -> int:
-        _check_coordinator(connection, certificate)
-        return LARGEST_FRAME_BYTES
-
-    def opened(self, connection: Connection) -> None:
-        connection.reply(self._body)
-
-    def message(self, connection: Connection, data: bytes | bytearray) -> None:
-        if not self.answer.done():
-            self.answer.set_result(bytes(data))
-        connection.close(Code.DONE, "")
-
-    def ended(self, connection: Connection, ending: Ending) -> None:
-        if not self.answer.done():
-            self.answer.set_result(ending)
-
-    def lost(self, connection: Connection) -> None:
-        self.gone.set_result(None)
-
-
-async def knock(to: Coordinator, context: ssl.SSLContext, body: bytes, limits: Limits) -> bytes:
-    """Send one message over a connection of its own, without a certificate, and return the answer.
-
-    Raises:
-        UsageError: nobody answers, or the coordinator refuses; the text says why.
-    """
-    owner = _Knocker(body, limits)
-    connection = _connection(owner, to, context, bytearray(_SCRATCH_BYTES))
-    await _dial(connection, to, limits)
-    answer = await owner.answer
-    if connection.has_socket:
-        await asyncio.wait([owner.gone], timeout=1.0)
-    if connection.has_socket:
-        connection.abort()
-        await owner.gone
-    if isinstance(answer, Ending):
-        raise UsageError(f"Expected an answer from {to.address.url}; {answer.reason}")
-    return answer

@@ -9,7 +9,6 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from confide.errors import ProtocolError
 from confide.net.connection import Connection
@@ -19,7 +18,7 @@ from confide.net.frames import LARGEST_FRAME_BYTES
 from confide.net.limits import Account, Limits
 from confide.net.link import Arrived, Joined, Left
 from confide.net.loop import Mailbox, reason_of
-from confide.net.tls import Peer, Tls, load_chain, read_peer
+from confide.net.tls import Peer, Tls, read_peer
 
 LARGEST_ENROLMENT_BYTES = 64 << 10
 _TICK_SECONDS = 0.5
@@ -101,10 +100,6 @@ class Listener:
                 connection.abort()
             await asyncio.sleep(0.005)
         await self._server.wait_closed()
-
-    async def reload(self, certificate: Path, key: Path) -> None:
-        """Show another certificate from the next handshake on."""
-        load_chain(self._context, certificate, key)
 
     def deliver(self, peer: str, envelope: Envelope) -> None:
         """Send an envelope if its peer is there."""

@@ -14,17 +14,16 @@ the others are served.
 from __future__ import annotations
 
 import ssl
-from pathlib import Path
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import UsageError
-from confide.net.caller import Caller, Coordinator, Waits, knock
+from confide.net.caller import Caller, Coordinator, Waits
 from confide.net.dial import Address, Proxy
 from confide.net.ending import Code
 from confide.net.exchange import Envelope
 from confide.net.limits import Limits
 from confide.net.link import Event
-from confide.net.listener import LARGEST_ENROLMENT_BYTES, Admit, Enrol, Listener, Refusal
+from confide.net.listener import Admit, Enrol, Listener, Refusal
 from confide.net.loop import LoopThread, Mailbox, Sender
 
 
@@ -34,8 +33,8 @@ class Host:
     Args:
         address: what to listen on, "127.0.0.1" or "0.0.0.0" for example.
         port: 0 takes a free one.
-        context: with the coordinator's certificate and the federation's authority (`tls.host_context`). It is set
-            to TLS 1.3, and to ask for certificates.
+        context: with the coordinator's certificate and the federation's authority (`contexts.server_context`). It is
+            set to TLS 1.3, and to ask for certificates.
         admit: says why a peer whose certificate holds may nevertheless not be here (revoked, unknown).
         enrol: answers the one message of a connection without a certificate; None lets nobody in without one. A
             ConfideError of it is told to the other side.
@@ -92,14 +91,6 @@ class Host:
         """Ask `admit` again about everybody who is there, and drop whom it refuses now."""
         self._thread.post(self._listener.recheck)
 
-    def renewed(self, certificate: Path, key: Path) -> None:
-        """Show another certificate from the next connection on; those that are open stay.
-
-        Raises:
-            UsageError: a file that is no certificate or key, or a key of another certificate.
-        """
-        self._thread.call(self._listener.reload(certificate, key))
-
     def refusals(self) -> tuple[Refusal, ...]:
         """Return the latest of those who were not let in, oldest first."""
         return tuple(self._listener.refused)
@@ -124,7 +115,7 @@ class Join:
 
     Args:
         url: the coordinator's address, "wss://host:port"; its certificate must be for that host.
-        context: with the member's certificate and the federation's authority (`tls.join_context`).
+        context: with the member's certificate and the federation's authority (`contexts.client_context`).
         proxy: "http://host:port" of an HTTP proxy on the way, or None.
         peer: what the coordinator is called in events and in `send`.
         limits: what the coordinator may do.
@@ -182,31 +173,3 @@ class Join:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def ask_enrolment(
-    url: str, context: ssl.SSLContext, body: bytes, *, proxy: str | None = None, limits: Limits | None = None
-) -> bytes:
-    """Send an enrolment to a coordinator and return what its `enrol` answers.
-
-    Args:
-        url: the coordinator's address, "wss://host:port".
-        context: with the federation's authority and no certificate.
-        body: at most `LARGEST_ENROLMENT_BYTES`.
-        proxy: "http://host:port" of an HTTP proxy on the way, or None.
-        limits: `handshake_seconds` is the longest wait, for the connection and for the answer each.
-
-    Raises:
-        UsageError: nobody answers, or the coordinator refuses; the text says why.
-    """
-    if len(body) > LARGEST_ENROLMENT_BYTES:
-        raise UsageError(f"Expected an enrolment of at most {LARGEST_ENROLMENT_BYTES} bytes, got {len(body)}")
-    to = Coordinator(Address.parse(url), None if proxy is None else Proxy.parse(proxy), "server")
-    broken: list[BaseException] = []
-    thread = LoopThread("confide enrol", broken.append)
-    try:
-        return thread.call(knock(to, context, body, limits or Limits()))
-    finally:
-        thread.close(None)
-        if broken:
-            raise broken[0]

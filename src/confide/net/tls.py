@@ -1,4 +1,4 @@
-"""TLS 1.3 between members of a federation, without I/O: contexts, one side of a connection, and who the peer is.
+"""TLS 1.3 between members of a federation, without I/O: one side of a connection, and who the peer is.
 
 The federation has its own authority, and no other is trusted. Certificates carry a name (CN) and a role (OU); the host
 asks every connection for one, and lets one without only enrol.
@@ -11,13 +11,12 @@ import ssl
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from confide.errors import ConfideError, ProtocolError, UsageError
+from confide.errors import ConfideError, ProtocolError
 
 ROLES = ("coordinator", "node", "helper", "analyst")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -71,51 +70,6 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"Peer({self.name!r}, {self.role!r}, {self.serial:x})"
-
-
-def host_context(certificate: Path, key: Path, authority: Path) -> ssl.SSLContext:
-    """Return what the coordinator listens with. Whether a certificate is asked of everybody is decided by `Host`.
-
-    Raises:
-        UsageError: a file that is no certificate or key, or a key of another certificate.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.num_tickets = 0  # nobody resumes: every connection shows its certificate
-    return _loaded(context, certificate, key, authority)
-
-
-def join_context(certificate: Path | None, key: Path | None, authority: Path) -> ssl.SSLContext:
-    """Return what a member connects with; without certificate and key it can only enrol.
-
-    Raises:
-        UsageError: a file that is no certificate or key, or a key of another certificate.
-    """
-    return _loaded(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), certificate, key, authority)
-
-
-def _loaded(context: ssl.SSLContext, certificate: Path | None, key: Path | None, authority: Path) -> ssl.SSLContext:
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    try:
-        context.load_verify_locations(cafile=authority)
-    except (OSError, ssl.SSLError):
-        raise UsageError(f"Expected certificates of an authority in {authority.name}") from None
-    if certificate is not None:
-        load_chain(context, certificate, key)
-    return context
-
-
-def load_chain(context: ssl.SSLContext, certificate: Path, key: Path | None) -> None:
-    """Put a certificate into a context; handshakes from now on use it.
-
-    Raises:
-        UsageError: a file that is no certificate or key, or a key of another certificate.
-    """
-    try:
-        # Without a password of its own OpenSSL would ask at the terminal for that of an encrypted key.
-        context.load_cert_chain(certificate, key, password=lambda: b"")
-    except (OSError, ssl.SSLError):
-        name = certificate.name if key is None else f"{certificate.name} and {key.name}"
-        raise UsageError(f"Expected a certificate and its private key, without a password, in {name}") from None
 
 
 def read_peer(der: bytes) -> Peer:

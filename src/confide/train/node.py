@@ -38,7 +38,7 @@ from confide.train.control import (
 from confide.train.course import parameters_hash
 from confide.train.joining import Joining, compare, trained_alone
 from confide.train.local import flatten
-from confide.train.node_run import CHARGED, COURSE, HEARD, Member, Part, role_of
+from confide.train.node_run import CHARGED, ENDED, Member, Part, role_of
 from confide.train.offer import Offer, read, require_member
 from confide.train.rounds import sends_vector
 from confide.train.setting import Setting
@@ -166,7 +166,7 @@ class Node:
                     self._answer(repeat=False)
 
     def take(self) -> list[Envelope]:
-        """Commit, then return what leaves."""
+        """Commit, then return what leaves; while nothing does, what was heard need not last: it is told again."""
         for session in self.exchange.ended():
             if not self.exchange.knows(session):
                 continue  # forgotten since
@@ -176,6 +176,8 @@ class Node:
                 self._unable(session, error)
             else:
                 self._ended_well(session, output)
+        if not self._out and not self.exchange.pending:
+            return []
         outgoing = [*self.exchange.take(), *self._out]
         self._out = []
         return outgoing
@@ -288,6 +290,9 @@ class Node:
             require_member(offer, self.member.name, own)
         elif offer.helper != own:
             raise ProtocolError("Expected an offer that shows this helper's own identity")
+        ended = self.exchange.view(f"run/{offer.run}/").get(ENDED)
+        if ended is not None:  # nothing is begun again under its id, but its coordinator may not have heard
+            return Answer(offer.run, "accepted", heard=int(ended), version=_version())
         decision = self._gate.decide(offer, setting)
         if decision.state != "accepted":
             self._leave()
@@ -303,7 +308,7 @@ class Node:
                 again = self._gate.decide(offer, setting)  # the table that was read is the one that was decided on
                 if again.state != "accepted":
                     raise Aborted("Expected a table that does not change while it is read")
-            self._run = current
+            self._run, self.ended = current, None
         return Answer(
             offer.run,
             "accepted",
@@ -327,15 +332,15 @@ class Node:
             self._run.orders.pop(session, None)
 
     def _accepted(self) -> Part:
-        if self._run is None:
-            raise Aborted("Expected a job that this node has accepted")
+        if self._run is None or self.ended is not None:
+            raise Aborted("Expected a job that this node has accepted, and that has not ended")
         return self._run
 
     def _follow(self, body: bytes) -> None:
         run = self._accepted()
         run.follower.follow(body)
         run.note(body)
-        kept = {COURSE: run.follower.course.state(), HEARD: str(run.follower.heard).encode()}
+        kept = run.followed()
         if run.follower.course.encoding.kept:  # before anything is staged for the next round
             run.store.commit(kept)
         else:
@@ -426,7 +431,9 @@ class Node:
         if end.model:
             self._check_release(run, end.model)
             self._release(run.offer, end.model)
-        self._send(control.ANSWER, Answer(end.run, "accepted", heard=run.follower.heard, version=_version()))
+        heard = run.follower.heard
+        self.exchange.change(run.wiped(heard))
+        self._send(control.ANSWER, Answer(end.run, "accepted", heard=heard, version=_version()))
         self._say(f"job {end.run} has ended{f': {end.reason}' if end.reason else ''}")
         self.ended = end
 

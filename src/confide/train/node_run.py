@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
+
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness
 from confide.data.schema import Schema
@@ -25,13 +27,19 @@ from confide.train.rounds import own_randomness, session_of
 from confide.train.run import set_aside
 from confide.train.setting import Setting, evaluation_of_run
 from confide.train.witness import Witness
-from confide.wire import Store, decode
+from confide.wire import Store, decode, encode
 
 #: How many rounds a node remembers to compare the ledger with.
 _NOTED = 64
 
 #: Where a run's course lies in the node's store, the newest sum that was charged, and what the run's id stands for.
 COURSE, HEARD, CHARGED, _OFFER = "course", "heard", "charged", "offer"
+
+#: After so many rounds the course is written again; a node that starts again hears those after it once more.
+_COURSE_ROUNDS = 16
+
+#: Kept for good, so that the run's id never releases again for nothing: that it has ended, and after which round.
+ENDED = "ended"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,13 @@ class Member:
         return f"Member({self.name!r}, {self.role!r})"
 
 
+class _Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The last news that were followed, and the hash of the model after them."""
+
+    number: int
+    model_hash: bytes
+
+
 class Part:
     """What a node knows of one run that it takes part in."""
 
@@ -70,9 +85,10 @@ class Part:
         self._key, self._released = SigningKey(member.identity), dict[int, list[str]]()
         course = setting.course()
         self.follower = Follower(member.name, setting.cohort, course, self.store)
-        state, heard = self.store.get(COURSE), self.store.get(HEARD)
-        if state is not None and heard is not None:
-            self.follower.resume(state, int(heard))
+        if heard := self.store.get(HEARD):
+            known = decode(heard, _Heard, max_bytes=len(heard))
+            self.follower.resume(self.store.get(COURSE), (known.number, known.model_hash))
+        self._written = self.follower.heard
         self.own = own_randomness(rng, setting.cohort).get(member.name, rng)
         # under test seeds the members start from one stream, and no two may draw the same keys
         others = {name: rng.branch() for name in (*setting.cohort.clients, setting.cohort.helper)}
@@ -85,6 +101,14 @@ class Part:
         self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
         self.test = Silo(me, prepare.apply(test.columns), test.labels)
 
+    def followed(self) -> dict[str, bytes]:
+        """Return what of the course to commit after news: a few bytes, and now and then all of it."""
+        course = self.follower.course
+        changes = {HEARD: encode(_Heard(course.number, course.model_hash))}
+        if course.encoding.kept or course.number - self._written >= _COURSE_ROUNDS:
+            changes[COURSE], self._written = course.state(), course.number
+        return changes
+
     def bind(self) -> None:
         """Let the run's id stand for this offer and no other: what was charged under it counts once.
 
@@ -95,6 +119,12 @@ class Part:
         if self.store.get(_OFFER) not in (None, digest):
             raise ProtocolError("Expected a run's id to stand for one job among the same members; take another id")
         self.store.commit({_OFFER: digest})
+
+    def wiped(self, heard: int) -> dict[str, bytes | None]:
+        """Return what to commit when the run has ended: whatever could open a recorded vector goes."""
+        kept = (_OFFER, CHARGED)
+        gone = {self.prefix + key: None for key in self.store.keys("") if key not in kept}
+        return gone | {self.prefix + ENDED: str(heard).encode()}
 
     def require_turn(self, order: Open) -> None:
         """Refuse a sum out of turn: of each attempt one vector leaves, and none after a later one's has left.

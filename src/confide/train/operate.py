@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from confide.net.asking import asking
 from confide.net.contexts import client_context, server_context
 from confide.net.folders import identity_seed
 from confide.net.founding import refresh
-from confide.net.link import Arrived, Joined, Left, Link
+from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.net.membership import Membership, membership, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.stream import Host, Join
@@ -47,6 +47,9 @@ from confide.wire import Store, decode
 
 #: How often a coordinator looks whether somebody was revoked, and how often certificates are looked at.
 _RECHECK_SECONDS, _RENEW_SECONDS = 1.0, 600.0
+
+#: Messages that a node takes in before it commits and sends.
+_AT_ONCE = 16
 
 
 # --- the coordinator --------------------------------------------------------------------------------------------------
@@ -186,7 +189,11 @@ def run_job(
             desk.progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
         done = coordinator.final()
         if done is not None and job.data.evaluate == "federated":
-            for line in coordinator.evaluate().sentences():
+            try:
+                lines = coordinator.evaluate().sentences()
+            except Aborted as error:  # the model is there, and is released without figures
+                lines = [str(error)]
+            for line in lines:
                 say(line)
         if done is None:
             raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
@@ -260,6 +267,7 @@ def take_part(
     say: Callable[[str], None] = lambda text: None,
     ended: Callable[[], bool] = lambda: False,
     shown: Callable[[], None] = lambda: None,
+    scrub: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a node until `ended`, or until the coordinator refuses it for good.
 
@@ -272,12 +280,25 @@ def take_part(
         if time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
             _renew(join, folder, say)
-        event = join.receive(1.0)
-        if isinstance(event, Left) and join.given_up:
-            raise UsageError(f"The coordinator is not to be had: {join.given_up}")
-        node.handle(event)
+        before = node.ended
+        for event in _arriving(join):
+            if isinstance(event, Left) and join.given_up:
+                raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+            node.handle(event)
         send(node, join)
+        if node.ended is not None and node.ended is not before:
+            scrub()  # the run's secrets were deleted; now nothing of them is left in the file
         shown()
+
+
+def _arriving(join: Join) -> Iterator[Event | None]:
+    """Yield the next event, or None after a second, and then those that came with it: one commit is for all."""
+    event = join.receive(1.0)
+    yield event
+    for _ in range(_AT_ONCE):
+        if event is None or (event := join.receive(0.0)) is None:
+            return
+        yield event
 
 
 def send(node: Node, link: Link) -> None:

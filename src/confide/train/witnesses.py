@@ -42,7 +42,7 @@ class Witnesses:
         place = self._first
         for body in self._ledger.lines_from(self._first)[0] if head else ():
             place += self._ledger.width(body)
-            if read_line(body).hash == head:
+            if head.encode() in body and read_line(body).hash == head:
                 self._told[name] = place
                 return
 
