@@ -144,8 +144,7 @@ class Part:
         if (saved := self.store.get(CHARGED)) is None:
             return
         newest = decode(saved, Open, max_bytes=len(saved))
-        private_again = order == newest and self.setting.plan is not None and self.setting.aggregator().name == "plain"
-        if private_again or (order != newest and (order.number, order.attempt) <= (newest.number, newest.attempt)):
+        if order != newest and (order.number, order.attempt) <= (newest.number, newest.attempt):
             raise ProtocolError(
                 f"Expected a sum after round={newest.number}, attempt={newest.attempt}, for which a vector has left"
             )
