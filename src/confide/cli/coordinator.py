@@ -17,6 +17,9 @@ from confide.errors import ConfideError, JobError, UsageError
 
 if TYPE_CHECKING:
     from confide.model.artifact import Artifact
+    from confide.net.link import Link
+    from confide.net.registrar import Registrar
+    from confide.train.attendance import Patience
     from confide.train.board import Board
     from confide.train.control import Release, Submission
     from confide.train.sections import Job
@@ -47,8 +50,18 @@ def coordinator(
         float, typer.Option(min=1, help="Longest wait for a connected node in one stage, its training included.")
     ] = 600.0,
     grace_seconds: Annotated[
-        float, typer.Option(min=0, help="How long a round waits for a node whose connection broke.")
-    ] = 5.0,
+        float | None,
+        typer.Option(
+            min=0, help="How long a round waits for a node whose connection broke; 5 if left out, 60 over Flower."
+        ),
+    ] = None,
+    flower: Annotated[
+        Path | None,
+        typer.Option(metavar="SOCKET", help="Over Flower: the socket on which its ServerApp calls; nothing listens."),
+    ] = None,
+    flower_group: Annotated[
+        bool, typer.Option("--flower-group", help="The group of the socket may call too, for a SuperLink's own user.")
+    ] = False,
 ) -> None:
     """Run a federation: wait for nodes and their approvals, train, release the signed model.
 
@@ -59,26 +72,26 @@ def coordinator(
     from confide.crypto.keys import SigningKey
     from confide.model.artifact import write_whole
     from confide.net.folders import identity_seed
-    from confide.net.founding import read_settings
     from confide.net.page import StatusPage
     from confide.store import Patient, open_store
-    from confide.train.attendance import Patience
     from confide.train.desk import Desk
     from confide.train.ledger import Ledger
-    from confide.train.operate import hosting, run_job
+    from confide.train.operate import run_job
 
+    if flower is not None and (job_file is None or listen is not None):
+        raise UsageError("Expected --flower with a JOB and without --listen: analysts cannot call over Flower")
     job = _job(job_file) if job_file else None
-    address, port = _address(listen, read_settings(federation).coordinator)
-    patience = Patience(stage_seconds=stage_seconds, grace_seconds=grace_seconds)
+    patience = _patience(stage_seconds, grace_seconds, over_flower=flower is not None)
     with ExitStack() as stack:
         opened = open_store(store or federation / "coordinator.db")
         stack.callback(opened.close)
         stack.enter_context(opened.exclusive("coordinator"))
         kept = Patient(opened, say=_note)
         ledger = Ledger(federation / "ledger.jsonl", signer=SigningKey(identity_seed(federation)))
-        host, registrar = stack.enter_context(hosting(federation, address=address, port=port, say=_note))
-        desk = Desk(host, kept, say=_note)
-        console.out.print(f"listening on {address}:{host.port}")
+        link, registrar = stack.enter_context(
+            _hosting(federation, listen) if flower is None else _over_flower(federation, flower, group=flower_group)
+        )
+        desk = Desk(link, kept, say=_note)
         shown = stack.enter_context(_shown())
         if status_port:
             page = stack.enter_context(StatusPage(shown.json, metrics=shown.metrics, port=status_port))
@@ -105,6 +118,36 @@ def coordinator(
             desk.receive(_POLL_SECONDS)
             if desk.next is not None:
                 desk.done(_worked_off(desk.next[1], run, federation / "ledger.jsonl"))
+
+
+@contextmanager
+def _hosting(federation: Path, listen: str | None) -> Generator[tuple[Link, Registrar]]:
+    from confide.net.founding import read_settings
+    from confide.train.operate import hosting
+
+    address, port = _address(listen, read_settings(federation).coordinator)
+    with hosting(federation, address=address, port=port, say=_note) as (host, registrar):
+        console.out.print(f"listening on {address}:{host.port}")
+        yield host, registrar
+
+
+@contextmanager
+def _over_flower(federation: Path, socket: Path, *, group: bool) -> Generator[tuple[Link, Registrar]]:
+    from confide.train.operate import hosting_over_flower
+
+    with hosting_over_flower(federation, socket, group=group, say=_note) as (host, registrar):
+        console.out.print(f"waiting for Flower's ServerApp on {socket}")
+        yield host, registrar
+    console.out.print(f"{host.requests} Flower messages")
+
+
+def _patience(stage_seconds: float, grace_seconds: float | None, *, over_flower: bool) -> Patience:
+    from confide.train.attendance import FLOWER_GATHER_SECONDS, FLOWER_GRACE_SECONDS, Patience
+
+    if over_flower:
+        grace = FLOWER_GRACE_SECONDS if grace_seconds is None else grace_seconds
+        return Patience(stage_seconds=stage_seconds, grace_seconds=grace, gather_seconds=FLOWER_GATHER_SECONDS)
+    return Patience(stage_seconds=stage_seconds, grace_seconds=5.0 if grace_seconds is None else grace_seconds)
 
 
 class _Shown:
@@ -216,7 +259,8 @@ def _address(listen: str | None, url: str) -> tuple[str, int]:
 
 
 def _note(text: str) -> None:
-    console.err.print(text)
+    """Print what happens; a text may hold a node's words, which must not move anybody's cursor."""
+    console.err.print(console.plain(text))
 
 
 def submit(

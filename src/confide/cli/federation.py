@@ -281,6 +281,24 @@ def roster(
     _print_authority(folder)
 
 
+@app.command("flower-app")
+def flower_app(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Is made; `flwr run` ships what is in it.")],
+) -> None:
+    """Write the app that carries a federation's messages over Flower: one file, without a key, for `flwr run`.
+
+    confide federation flower-app flower-app
+    """
+    from confide.net.flower import write_app
+
+    write_app(folder)
+    console.out.print(f"wrote {folder}")
+    console.err.print(
+        f"next, with Flower's own flwr: flwr run {folder} SUPERLINK --run-config 'confide-socket=\"/PATH/SOCKET\"'\n"
+        "and beside it: confide coordinator JOB.toml --federation FOLDER --flower /PATH/SOCKET"
+    )
+
+
 def _complete(folder: Path, certificate: Path) -> None:
     from confide.net.enrolment import unarmour
     from confide.net.folders import read

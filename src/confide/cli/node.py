@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +20,9 @@ from confide.cli import console
 from confide.errors import ConfideError, DataError, UsageError
 
 if TYPE_CHECKING:
+    from confide.net.flower import FlowerJoin
+    from confide.net.membership import Membership
+    from confide.net.stream import Join
     from confide.train.approval import Approvals, Asked
     from confide.train.dry_run import DryRun, JobCheck
     from confide.train.offer import Offer
@@ -33,6 +36,9 @@ node_app = typer.Typer(
 _Identity = Annotated[
     Path | None, typer.Option(help="The member's folder, as `confide federation join` made it; here if left out.")
 ]
+#: How the coordinator is met: over a connection of our own, or over Flower.
+_Meeting = AbstractContextManager[tuple["Join | FlowerJoin", "Membership"]]
+
 _By = Annotated[str | None, typer.Option("--by", help="Who decides; the name of the system's user if left out.")]
 _Hash = Annotated[
     str, typer.Argument(metavar="HASH", help="First digits of the offer's digest or of the job's hash, 6 at least.")
@@ -51,6 +57,15 @@ def run(
     proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
     out: Annotated[Path | None, typer.Option(help="File for the released model; in the folder if left out.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
+    flower: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOCKET", help="Over Flower: the socket on which its ClientApps call; nothing is dialled."
+        ),
+    ] = None,
+    flower_group: Annotated[
+        bool, typer.Option("--flower-group", help="The group of the socket may call too, for a SuperNode's own user.")
+    ] = False,
 ) -> None:
     """Run a node: one outbound connection, this organisation's table, its policy.
 
@@ -58,7 +73,7 @@ def run(
     """
     context.obj = identity
     if context.invoked_subcommand is not None:
-        if any((coordinator, data, policy, proxy, out, once)):
+        if any((coordinator, data, policy, proxy, out, once, flower, flower_group)):
             raise UsageError(
                 f"Expected only --identity before {context.invoked_subcommand}, which runs no node; put its options "
                 "behind it"
@@ -66,12 +81,21 @@ def run(
         return
     if policy is None:
         raise UsageError("Expected --policy, what this organisation allows; docs/policy.md has one to start from")
-    _run(identity or Path(), data, policy, coordinator, proxy, out, once=once)
+    if flower is not None and (coordinator is not None or proxy is not None):
+        raise UsageError("Expected --flower without --coordinator and --proxy: nothing is dialled; leave them out")
+    folder = identity or Path()
+    _run(folder, data, policy, _meeting(folder, coordinator, proxy, flower, group=flower_group), out, once=once)
 
 
-def _run(
-    identity: Path, data: Path | None, policy: Path, url: str | None, proxy: str | None, out: Path | None, *, once: bool
-) -> None:
+def _meeting(folder: Path, url: str | None, proxy: str | None, flower: Path | None, *, group: bool) -> _Meeting:
+    from confide.train.operate import joining, joining_over_flower
+
+    if flower is None:
+        return joining(folder, url=url, proxy=proxy)
+    return joining_over_flower(folder, flower, group=group)
+
+
+def _run(identity: Path, data: Path | None, policy: Path, meeting: _Meeting, out: Path | None, *, once: bool) -> None:
     from confide.cli.progress import NodeView, node_display
     from confide.crypto.random import SystemRandomness
     from confide.model.artifact import write_whole
@@ -81,7 +105,7 @@ def _run(
     from confide.train.approval import Approvals
     from confide.train.gate import PolicyGate
     from confide.train.node import Member, Node
-    from confide.train.operate import joining, take_part
+    from confide.train.operate import take_part
     from confide.train.policy import load_policy
 
     rules, me = load_policy(policy), own(identity)
@@ -93,7 +117,7 @@ def _run(
         stack.callback(store.close)
         stack.enter_context(store.exclusive("node"))
         kept = Patient(store, say=console.err.print)
-        join, said = stack.enter_context(joining(identity, url=url, proxy=proxy))
+        join, said = stack.enter_context(meeting)
         gate = PolicyGate(rules, kept, Approvals(identity), data, coordinator=said.coordinator_identity)
 
         def release(offer: Offer, model: bytes) -> None:
@@ -102,7 +126,7 @@ def _run(
             if (found := node.joining()) is not None:
                 lines += found.sentences()
             for line in lines:
-                console.out.print(_plain(line))
+                console.out.print(console.plain(line))
 
         node = Node(
             Member(me.name, me.role, identity_seed(identity)),
@@ -110,7 +134,7 @@ def _run(
             gate,
             kept,
             rng=SystemRandomness(),
-            say=lambda text: console.err.print(_plain(text)),
+            say=lambda text: console.err.print(console.plain(text)),
             release=release,
         )
         display = stack.enter_context(node_display())
@@ -128,7 +152,7 @@ def _run(
                     name=me.name,
                     coordinator=said.coordinator,
                     job=now.job,
-                    phase=_plain(phase if node.ended is None else "done"),
+                    phase=console.plain(phase if node.ended is None else "done"),
                     round=now.round,
                     rounds=now.rounds,
                     taken=now.taken,
@@ -138,7 +162,13 @@ def _run(
             )
 
         take_part(
-            node, join, identity, say=console.err.print, ended=lambda: once and node.ended is not None, shown=show
+            node,
+            join,
+            identity,
+            say=console.err.print,
+            ended=lambda: once and node.ended is not None,
+            shown=show,
+            scrub=store.scrub,
         )
 
 
@@ -160,7 +190,9 @@ def pending(context: typer.Context, identity: _Identity = None) -> None:
     approvals = _approvals(context, identity)
     for asked in approvals.waiting():
         offer = asked.offer
-        console.out.print(f"{offer.digest[:12]}  asked {_plain(asked.when)}  job {offer.job_hash[:12]}  {_name(asked)}")
+        console.out.print(
+            f"{offer.digest[:12]}  asked {console.plain(asked.when)}  job {offer.job_hash[:12]}  {_name(asked)}"
+        )
 
 
 @node_app.command()
@@ -177,8 +209,8 @@ def show(context: typer.Context, wanted: _Hash, identity: _Identity = None) -> N
     if decision is None:
         console.out.print(f"waiting for a person: confide node approve {asked.offer.digest[:12]}")
     else:
-        word = "approved" if decision.approved else f"refused ({_plain(decision.reason)})"
-        console.out.print(f"{word} by {_plain(decision.who)} at {_plain(decision.when)}")
+        word = "approved" if decision.approved else f"refused ({console.plain(decision.reason)})"
+        console.out.print(f"{word} by {console.plain(decision.who)} at {console.plain(decision.when)}")
 
 
 @node_app.command()
@@ -207,7 +239,9 @@ def approve(
         typer.confirm("Approve this job for this table?", abort=True)
     digest = data_digest(Path(asked.data))
     decision = approvals.approve(asked, data=digest, who=by or _user(), when=_now())
-    console.out.print(f"approved {asked.offer.digest[:12]} as {_plain(decision.who)} for the table {digest[:12]}")
+    console.out.print(
+        f"approved {asked.offer.digest[:12]} as {console.plain(decision.who)} for the table {digest[:12]}"
+    )
 
 
 @node_app.command()
@@ -225,7 +259,7 @@ def refuse(
     approvals = _approvals(context, identity)
     asked = approvals.find(wanted)
     decision = approvals.refuse(asked, reason=reason, who=by or _user(), when=_now())
-    console.out.print(f"refused {asked.offer.digest[:12]} as {_plain(decision.who)}")
+    console.out.print(f"refused {asked.offer.digest[:12]} as {console.plain(decision.who)}")
 
 
 def _approvals(context: typer.Context, identity: Path | None) -> Approvals:
@@ -248,7 +282,7 @@ def _name(asked: Asked) -> str:
     from confide.train.offer import read
 
     try:
-        return _plain(read(asked.offer)[0].job.name)
+        return console.plain(read(asked.offer)[0].job.name)
     except ConfideError:
         return "(asked before this version was installed, which understands it differently)"
 
@@ -261,9 +295,9 @@ def _shown(asked: Asked) -> Iterable[str]:
     offer = asked.offer
     job, schema = read(offer)  # again: what is shown is what this node's code makes of it
     guarantee = aggregator_of(job).guarantee
-    yield from (_plain(line) for line in offer.job.rstrip().splitlines())
-    yield f"columns: {_plain(', '.join(column.name for column in schema.columns))}"
-    yield f"predicts: {_plain(schema.label.name)} ({_plain(', '.join(schema.label.classes))})"
+    yield from (console.plain(line) for line in offer.job.rstrip().splitlines())
+    yield f"columns: {console.plain(', '.join(column.name for column in schema.columns))}"
+    yield f"predicts: {console.plain(schema.label.name)} ({console.plain(', '.join(schema.label.classes))})"
     yield f"guarantee: {'; '.join(guarantee.sentences())}"
     yield f"leaks: {guarantee.leaks}"
     if job.privacy is None:
@@ -287,13 +321,8 @@ def _shown(asked: Asked) -> Iterable[str]:
     yield f"starting model: {offer.start_hash}"
     yield f"job hash, for allow.jobs: {offer.job_hash}"
     yield f"digest of this offer: {offer.digest}"
-    yield f"table: {_plain(asked.data)}"
-    yield f"asked: {_plain(asked.when)}, by confide {offer.confide}, run {offer.run}"
-
-
-def _plain(text: str) -> str:
-    """Return a text of somebody else's without what could move a cursor, turn letters around or break the line."""
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
+    yield f"table: {console.plain(asked.data)}"
+    yield f"asked: {console.plain(asked.when)}, by confide {offer.confide}, run {offer.run}"
 
 
 def _user() -> str:
@@ -381,20 +410,20 @@ def _print_survey(found: DryRun) -> None:
     for column in seen.columns:
         share = f"{column.missing} ({100 * column.missing / max(1, seen.records):.1f} %)"
         cells = (column.name, column.kind, column.unit, share, column.wrong, column.outside)
-        table.add_row(*(_plain(str(cell)) for cell in cells))
+        table.add_row(*(console.plain(str(cell)) for cell in cells))
     Console(markup=False, highlight=False).print(table)
-    counts = ", ".join(f"{_plain(name)} {count}" for name, count in seen.classes.items())
+    counts = ", ".join(f"{console.plain(name)} {count}" for name, count in seen.classes.items())
     console.out.print(f"classes: {counts or 'none'}")
     if seen.ignored:
-        console.out.print(f"columns left out: {_plain(', '.join(seen.ignored))}")
+        console.out.print(f"columns left out: {console.plain(', '.join(seen.ignored))}")
     for one in found.findings:
-        where = f"{_plain(one.where)}: " if one.where else ""
+        where = f"{console.plain(one.where)}: " if one.where else ""
         count = f"{one.count} " if one.count and one.rows else ""
         rows = (
             f" (rows {', '.join(map(str, one.rows))}{' ...' if one.count > len(one.rows) else ''})" if one.rows else ""
         )
-        texts = "; ".join(f'"{_plain(text)}": {number}' for text, number in one.texts.items())
-        console.out.print(f"{one.level}: {where}{count}{_plain(one.text)}{rows}{f' [{texts}]' if texts else ''}")
+        texts = "; ".join(f'"{console.plain(text)}": {number}' for text, number in one.texts.items())
+        console.out.print(f"{one.level}: {where}{count}{console.plain(one.text)}{rows}{f' [{texts}]' if texts else ''}")
 
 
 def _print_job(job: JobCheck, *, defaults: bool) -> None:
@@ -407,7 +436,7 @@ def _print_job(job: JobCheck, *, defaults: bool) -> None:
             f"{job.step_seconds:.3g} s here"
         )
     for line in job.refusals:
-        console.out.print(f"refused by {'the default policy' if defaults else 'the policy'}: {_plain(line)}")
+        console.out.print(f"refused by {'the default policy' if defaults else 'the policy'}: {console.plain(line)}")
     if job.hash and not job.refusals:
         console.out.print(
             f"allowed by {'the default policy' if defaults else 'the policy'}, as far as it depends on the job; "

@@ -32,7 +32,7 @@ from confide.train.control import (
     Open,
     Witnessed,
 )
-from confide.train.course import Announcement, Announcements, announcement, parameters_hash
+from confide.train.course import Announcement, Announcements, announcement, parameters_hash, released_sums
 from confide.train.federated_evaluation import evaluation_fields, evaluation_of
 from confide.train.figures import Evaluation
 from confide.train.ledger import Ledger, Value
@@ -44,11 +44,15 @@ from confide.train.run_journal import CURRENT, Charged, RoundLine, current_run
 from confide.train.sections import Job
 from confide.train.setting import Setting, evaluation_of_run
 from confide.train.status import Phase, Status
+from confide.train.tally import Tally
 from confide.train.witnesses import Witnesses
-from confide.wire import Step, Store, decode, encode
+from confide.wire import Array, Step, Store, decode, encode
 
 #: News that a node has missed go out in bodies of about this size.
 _NEWS_BYTES = 1 << 25
+
+#: After so many rounds the course is written; between them it follows from the sums, which are written always.
+_COURSE_ROUNDS = 16
 
 #: How often a set-up is tried.
 _SETUPS = 5
@@ -116,6 +120,7 @@ class Coordinator:
         self._last: Round[Graph] | None = None
         self._wall = wall
         self._witnesses = Witnesses(ledger, self.run_id, roster.keys())
+        self._newest = -1, b""  # the last round that this process released, and its news
         self._maybe_charged = True  # until this process has begun an attempt of its own
         self.board = Board(
             Status.start(
@@ -194,7 +199,8 @@ class Coordinator:
         self.meeting.gather()
         self._witnesses.write()
         order = Open("round", self._keys, number, attempt)
-        self._store.commit({"attempt": encode(order), "line": None})
+        if attempt:  # the first needs no note: without one it is the first that goes on
+            self._store.commit({"attempt": encode(order)})
         self._charge, self._begun = charge, self._clock()
         self.board.round_begun(number, attempt=attempt + 1, asked=self.meeting.ready, at_seconds=self._wall())
         session = session_of(self.run_id, self.cohort, self.course, number, attempt)
@@ -214,10 +220,13 @@ class Coordinator:
         said = announcement(self.course, sums)
         changes = {
             f"sums/{said.number}": encode(said),
-            "course": self.course.state(),
+            "number": str(said.number).encode(),
             "line": encode(RoundLine(dict(entry))),
             "attempt": None,
         }
+        if said.number % _COURSE_ROUNDS == 0:
+            changes["course"] = self.course.state()
+        self._newest = said.number, encode(Announcements((said,)))
         self.exchange.change({self._prefix + key: value for key, value in changes.items()})
         members = frozenset[str]().union(*sums.members)
         figures = self.exchange.figures(self.meeting.live[0]) if self.meeting.live else Figures()
@@ -245,30 +254,43 @@ class Coordinator:
         """
         self._phase(Phase.EVALUATING)
         setting, tally = self.setting, self.setting.tally()
+        if (saved := self._store.get("evaluation")) is not None:
+            return self._evaluated(tally, decode(saved, Announcement, max_bytes=len(saved)))
         epsilon = setting.evaluation_epsilon(self.course.encoding.epsilon(self.releases))
         reason = ""
         for attempt in range(1 if tally.plan else self.job.train.attempts):
             self.meeting.gather()
             self._witnesses.write()
-            order = Open("evaluate", self._keys, self.course.number + 1, attempt)
+            order = Open("evaluate", self._keys, self.job.train.rounds + 1, attempt)
             session = evaluation_of_run(self.run_id, setting, self.course, order)
             if epsilon is not None:  # before it leaves, as for a round
                 self._ledger.append("release", {"of": "evaluation", "attempt": attempt + 1, "epsilon": epsilon})
             server = self.cohort.server
             party = self._aggregator.party("server", server, session, None, self._place(), self._rng)
             try:
-                found = evaluation_of(tally, self.meeting.session(order, party, journal=True))
+                sums: Sums = self.meeting.session(order, party, journal=True)
             except ProtocolError as error:
                 self.meeting.close(order)
                 reason = str(error)
                 continue
             bytes_up, _ = self.meeting.figures(order)
-            fields = evaluation_fields(found, session, self._aggregator.name, bytes_up, epsilon)
+            said = Announcement(order.number, session.model_hash, Array.of(sums.values), _names(sums))
+            self._store.commit({"evaluation": encode(said)})
             self.meeting.close(order)
-            self._ledger.append("evaluation", fields)
-            self.board.evaluated(self.course.number, accuracy=found.accuracy.value, at_seconds=self._wall())
+            found = self._evaluated(tally, said)
+            self._ledger.append(
+                "evaluation", evaluation_fields(found, session, self._aggregator.name, bytes_up, epsilon)
+            )
             return found
         raise Aborted(f"The evaluation failed; {reason}")
+
+    def _evaluated(self, tally: Tally, said: Announcement) -> Evaluation:
+        """Return what the sums of an evaluation say; they are kept, since a second one would be another release."""
+        assert said.sums is not None
+        values = said.sums.numpy("int64", (None, tally.length))
+        found = evaluation_of(tally, Sums(values, tuple(frozenset(row) for row in said.members)))
+        self.board.evaluated(self.course.number, accuracy=found.accuracy.value, at_seconds=self._wall())
+        return found
 
     def final(self) -> Round[Graph] | None:
         """Return the last finished round, whichever process finished it; None before the first."""
@@ -326,12 +348,16 @@ class Coordinator:
 
     def _resume_course(self) -> None:
         state, line, charged = self._store.get("course"), self._store.get("line"), self._store.get("charged")
-        if state is None:
+        number = int(self._store.get("number") or 0)
+        if not number:
             start = announcement(self.course, None)
             self._store.commit({"sums/0": encode(start)})
         else:
-            self.course = self.course.resumed(state)
-            self._say(f"going on after round {self.course.number}")
+            self.course = self.course if state is None else self.course.resumed(state)
+            while self.course.number < number:
+                said = self._released(self.course.number + 1)
+                self.course.advance(released_sums(said, self.course.encoding.length))
+            self._say(f"going on after round {number}")
         if charged is not None:
             last = decode(charged, Charged, max_bytes=len(charged))
             self.releases, self.charged = last.releases, (last.number, last.attempt)
@@ -397,7 +423,7 @@ class Coordinator:
     def accepted(self, name: str, answer: Answer) -> None:
         """Go on with a node from where it stands."""
         peer = self.meeting.peers[name]
-        peer.heard = min(answer.heard, self.course.number)
+        peer.heard = max(-1, min(answer.heard, self.course.number))
         if name in self.cohort.clients:
             self._witnesses.rejoined(name, answer.head)
         if answer.origin != SystemRandomness.origin:
@@ -415,16 +441,22 @@ class Coordinator:
 
     def _send_news(self, name: str, until: int) -> None:
         peer, missed, size = self.meeting.peers[name], list[Announcement](), 0
+        if (peer.heard + 1, until) == (self._newest[0], self._newest[0]):  # as at most nodes in most rounds
+            peer.heard = until
+            self.meeting.send(name, NEWS, self._newest[1])
         while peer.heard < until:
             peer.heard += 1
-            body = self._store.get(f"sums/{peer.heard}")
-            assert body is not None
-            missed.append(decode(body, Announcement, max_bytes=len(body)))
-            size += len(body)
+            missed.append(self._released(peer.heard))
+            size += 8 * self.course.encoding.length
             if size > _NEWS_BYTES or peer.heard == until:
                 news = Announcements(tuple(missed))
                 self.meeting.send(name, NEWS, news)
                 missed, size = [], 0
+
+    def _released(self, number: int) -> Announcement:
+        body = self._store.get(f"sums/{number}")
+        assert body is not None
+        return decode(body, Announcement, max_bytes=len(body))
 
     def _send_lines(self, name: str) -> None:
         if name in self.cohort.clients:
@@ -432,3 +464,7 @@ class Coordinator:
                 self.meeting.send(name, LINES, lines)
 
     # --- events -------------------------------------------------------------------------------------------------------
+
+
+def _names(sums: Sums) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(sorted(row)) for row in sums.members)
