@@ -28,7 +28,7 @@ from confide.data.schema import Schema
 from confide.ideal import PlainSum
 from confide.model.artifact import load as load_model
 from confide.net.folders import identity_seed
-from confide.net.founding import found
+from confide.net.founding import found, refresh
 from confide.net.membership import join
 from confide.net.registrar import Registrar
 from confide.net.relay import Relay
@@ -185,6 +185,7 @@ class Processes:
         self.folder, self.ages_days = folder, dict(ages_days or {})
         self.store, self.grace_seconds = store, grace_seconds
         self.running: dict[str, Running] = {}
+        folder.mkdir(exist_ok=True)
         verb("split", SET, "--nodes", ",".join(NAMES), "--into", folder / "data")
         self.job_file = self.write_job(
             "job.toml",
@@ -201,7 +202,8 @@ class Processes:
             self.port = int(listener.getsockname()[1])
         self.relay = None if delay_seconds is None else Relay("127.0.0.1", self.port, delay_seconds=delay_seconds)
         self.federation = folder / "federation"
-        found(self.federation, name="Four", address=f"127.0.0.1:{self.port}", now=self._clock("server"))
+        found(self.federation, name="Four", address=f"127.0.0.1:{self.port}", now=self._clock())
+        refresh(self.federation, force=True, now=self._clock("server"))
         for name in NAMES:
             self.enrol(name)
         if analyst:
@@ -218,8 +220,10 @@ class Processes:
         path.write_text(text)
         return path
 
-    def _clock(self, name: str) -> Callable[[], datetime]:
-        moment = datetime.now(UTC) - timedelta(days=self.ages_days.get(name, 0.0))
+    def _clock(self, name: str | None = None) -> Callable[[], datetime]:
+        """Return the clock of a member, or the authority's, which is the first of all."""
+        days = self.ages_days.get(name, 0.0) if name else max(0.0, *self.ages_days.values(), 0.0)
+        moment = datetime.now(UTC) - timedelta(days=days)
         return lambda: moment
 
     def enrol(self, name: str, role: str = "node") -> None:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
+import ssl
+import subprocess
 import time
+from contextlib import suppress
 
 import pytest
 
 from cli.federation_processes import NAMES, Processes, until, verb
+from confide.net.relay import Relay
 
 
 def test_the_control_nothing_goes_wrong(tmp_path):
@@ -227,3 +233,227 @@ def test_a_job_that_nodes_refuse_is_its_analysts_to_read_and_the_next_one_runs(t
         assert ana.ends() == 0
         assert not server.is_over
         four.check(model=out)
+
+
+# --- the network ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("aggregate", ["amortised", pytest.param("masked", marks=pytest.mark.slow)])
+def test_a_link_that_is_late_breaks_again_and_again_and_is_gone_for_some_rounds(tmp_path, aggregate):
+    with Processes(tmp_path, rounds=25, aggregate=aggregate, attempts=50, delay_seconds=0.02) as four:
+        server = four.coordinator()
+        for name in NAMES[1:]:
+            four.node(name)
+        with Relay("127.0.0.1", four.port, delay_seconds=0.01, jitter_seconds=0.05) as bad:
+            four.node("north", port=bad.port)
+            four.until_round(1)
+            for _ in range(8):
+                time.sleep(0.3)
+                bad.cut()
+            four.until_round(len(four.lines("round")) + 1)
+            bad.block()
+            bad.cut()
+            four.until_round(len(four.lines("round")) + 3)
+            bad.unblock()
+            assert server.ends() == 0
+            members = four.check()
+        assert any("north" not in one for one in members)
+        assert all(set(NAMES[1:]) <= one for one in members)
+
+
+def test_strangers_at_the_port_are_turned_away_and_the_run_goes_on(tmp_path):
+    with Processes(tmp_path, rounds=60, delay_seconds=0.03) as four:
+        server = four.start()
+        four.until_round(1)
+        anonymous = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        anonymous.check_hostname, anonymous.verify_mode = False, ssl.CERT_NONE
+        held = [socket.create_connection(("127.0.0.1", four.port)) for _ in range(20)]  # and never say a word
+        hello = bytes.fromhex("160301020001000001fc0303")  # the begin of a handshake
+        for body in (b"GET / HTTP/1.1\r\n\r\n", os.urandom(100_000), hello, b"\0" * 1_000_000):
+            with socket.create_connection(("127.0.0.1", four.port), timeout=0.5) as raw, suppress(OSError):
+                raw.sendall(body)
+            with (
+                socket.create_connection(("127.0.0.1", four.port), timeout=0.5) as raw,
+                suppress(OSError, ssl.SSLError),
+            ):
+                tls = anonymous.wrap_socket(raw)
+                tls.sendall(body)
+                tls.recv(1000)
+        upgrade = (
+            b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        for frame in (b"\x82\xff" + b"\xff" * 12, b"\x82\xfe\xff\xff" + bytes(70_000), os.urandom(5000)):
+            with (
+                socket.create_connection(("127.0.0.1", four.port), timeout=0.5) as raw,
+                suppress(OSError, ssl.SSLError),
+            ):
+                tls = anonymous.wrap_socket(raw)
+                tls.sendall(upgrade + frame)
+                while tls.recv(1000):
+                    pass
+        assert not server.is_over
+        assert server.ends() == 0
+        for one in held:
+            one.close()
+        assert four.check() == [set(NAMES)] * 60
+
+
+# --- certificates -----------------------------------------------------------------------------------------------------
+
+
+def test_certificates_that_are_expired_missing_or_of_another_federation(tmp_path):
+    with Processes(tmp_path / "one", rounds=3, ages_days={"west": 100.0}) as four, Processes(tmp_path / "two") as other:
+        west, folder = four.node("west"), tmp_path / "one"
+        assert west.ends() == 2
+        assert "expired" in west.text()
+        (folder / "south" / "tls.pem").rename(folder / "kept.pem")
+        south = four.node("south")
+        assert south.ends() == 2
+        server = four.coordinator()
+        server.says("listening")
+        stranger = other.node("east", port=four.port)
+        assert stranger.ends() == 2
+        assert "certificate is refused" in stranger.text()
+        forged = (folder / "east" / "authority.pem").read_bytes()  # the stranger believes in us: we do not in it
+        before = (tmp_path / "two" / "east" / "authority.pem").read_bytes()
+        (tmp_path / "two" / "east" / "authority.pem").write_bytes(forged)
+        stranger = other.node("east", port=four.port)
+        assert stranger.ends() == 2
+        (tmp_path / "two" / "east" / "authority.pem").write_bytes(before)
+        (folder / "kept.pem").rename(folder / "south" / "tls.pem")
+        verb("federation", "renew", folder / "west")  # also when it has expired
+        for name in NAMES:
+            four.node(name)
+        assert server.ends() == 0
+        assert four.check() == [set(NAMES)] * 3
+
+
+def test_certificates_are_renewed_in_the_middle_by_the_processes_and_by_people(tmp_path):
+    old = {"server": 70.0, "north": 70.0, "east": 70.0}  # of 90 days: less than a third is left
+    with Processes(tmp_path, rounds=40, ages_days=old, delay_seconds=0.03) as four:
+        before = {name: (tmp_path / name / "tls.pem").read_bytes() for name in ("federation", *NAMES)}
+        server = four.start()
+        four.running["north"].says("the certificate was renewed")
+        four.running["east"].says("the certificate was renewed")
+        four.until_round(2)
+        for _ in range(5):  # more often than the coordinator remembers old certificates
+            verb("federation", "renew", tmp_path / "south")
+        verb("federation", "renew", four.federation)
+        assert four.relay is not None
+        four.relay.cut()
+        rounds = len(four.lines("round"))
+        four.until_round(rounds + 2)
+        assert server.ends() == 0
+        for name in ("federation", "north", "east", "south"):
+            assert (tmp_path / name / "tls.pem").read_bytes() != before[name]
+        assert (tmp_path / "west" / "tls.pem").read_bytes() == before["west"]
+        assert four.check()[-1] == set(NAMES)
+
+
+@pytest.mark.parametrize("days", [-1.0, 1.0])
+def test_a_clock_that_is_wrong_by_a_day(tmp_path, days):
+    """A machine whose clock runs a day late has made its certificates a day ago, one that runs early tomorrow."""
+    with Processes(tmp_path, rounds=3, ages_days={"north": days}) as four:
+        server = four.start(*NAMES[1:])
+        north = four.node("north")
+        if days < 0:  # issued tomorrow: refused with a word about clocks, until they are right
+            assert north.ends() == 2
+            assert "clock" in north.text()
+            verb("federation", "renew", tmp_path / "north", code=0)
+            four.node("north")
+        assert server.ends() == 0
+        assert four.check() == [set(NAMES)] * 3
+
+
+# --- stores -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_coordinator_is_killed_over_postgresql(tmp_path, database):
+    with Processes(tmp_path, rounds=20, store=database) as four:
+        server = four.start()
+        for number in (1, 8):
+            four.until_round(number)
+            server.kill()
+            server = four.coordinator()
+        assert server.ends() == 0
+        four.check()
+
+
+def test_the_database_is_gone_and_comes_back(tmp_path, postgres, database):
+    with Processes(tmp_path, rounds=30, store=database, delay_seconds=0.02) as four:
+        server = four.start()
+        for crash in (False, True):
+            four.until_round(len(four.lines("round")) + 2)
+            postgres.stop(crash=crash)
+            try:
+                server.says("waiting for the store", times=1 + crash)
+            finally:
+                postgres.start()
+            server.says("the store is back", times=1 + crash)
+        assert server.ends() == 0
+        four.check()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own of 2 MB, and what fills and frees it."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip(f"a small disk needs root: {mounted.stderr.decode().strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", folder], check=True)
+
+
+def filled(folder):
+    """Fill a disk to its last byte, and return the file that does."""
+    ballast = folder / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+    return ballast
+
+
+def test_the_disk_of_the_journal_is_full_and_then_has_room(tmp_path, small_disk):
+    with Processes(tmp_path / "four", rounds=30, store=str(small_disk / "c.db"), delay_seconds=0.02) as four:
+        server = four.start()
+        four.until_round(2)
+        ballast = filled(small_disk)
+        server.says("waiting for the store")
+        ballast.unlink()
+        server.says("the store is back")
+        assert server.ends() == 0
+        four.check()
+
+
+def test_the_disk_of_the_ledger_is_full_and_then_has_room(tmp_path, small_disk):
+    with Processes(tmp_path / "four", rounds=30, delay_seconds=0.02, private=True) as four:
+        (small_disk / "ledger.jsonl").touch()
+        four.ledger.symlink_to(small_disk / "ledger.jsonl")
+        server = four.start()
+        four.until_round(2)
+        ballast = filled(small_disk)
+        server.says("waiting for the store: Expected to add a line to the ledger")
+        server.kill()  # whoever does not want to wait
+        ballast.unlink()
+        server = four.coordinator()
+        assert server.ends() == 0
+        assert len(four.check(private=True)) == 30
+
+
+def test_a_model_that_cannot_be_written_is_written_by_the_next_start(tmp_path):
+    with Processes(tmp_path, rounds=3, evaluate="federated") as four:
+        (four.federation / "model.confide").mkdir()
+        server = four.start()
+        assert server.ends() == 2
+        (four.federation / "model.confide").rmdir()
+        server = four.coordinator()
+        assert server.ends() == 0
+        assert four.check() == [set(NAMES)] * 3
+        assert len(four.lines("job")) == len(four.lines("evaluation")) == 1

@@ -456,6 +456,51 @@ def test_a_stranger_may_say_one_thing_and_a_short_one(tmp_path: Path) -> None:
         besieged.works()
 
 
+def masked(opcode: int, body: bytes = b"") -> bytes:
+    """Return a whole frame of a client, with a mask of zeros."""
+    return bytes([0x80 | opcode, 0x80 | len(body)]) + bytes(4) + body
+
+
+_UPGRADE = (
+    b"GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Version: 13\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+@pytest.mark.parametrize("who", [None, "mallory"])
+@pytest.mark.parametrize(
+    "last",
+    [masked(8, b"\x03\xe8"), masked(8), masked(3), masked(9) + masked(8), b"\x82\xff" * 8],
+    ids=["close with a code", "close", "no opcode", "ping and close", "too large"],
+)
+@pytest.mark.parametrize(
+    "message",
+    [b"", masked(2, b"hello"), masked(9), masked(2, b"a") + masked(2, b"b")],
+    ids=["nothing", "a message", "a ping", "two messages"],
+)
+def test_what_comes_in_one_piece_with_an_end(
+    tmp_path: Path, message: bytes, last: bytes, who: str | None, at_once: bool
+) -> None:
+    """The end is known before what came with it is looked at, and to answer then is no longer possible."""
+    with Besieged(tmp_path, enrol=lambda body: body) as besieged:
+        authority = besieged.authority
+        context = authority.join_context(who) if who else authority.stranger_context()
+        with (
+            socket.create_connection(("127.0.0.1", besieged.host.port), timeout=30) as raw,
+            context.wrap_socket(raw, server_hostname="127.0.0.1") as tls,
+            suppress(OSError),
+        ):
+            if at_once:
+                tls.sendall(_UPGRADE + message + last)
+            else:
+                upgrade(tls)
+                tls.sendall(message + last)
+            while tls.recv(4096):
+                pass
+        besieged.works()
+
+
 @pytest.mark.parametrize("limit", ["connections", "connections_per_address", "strangers", "strangers_per_address"])
 def test_a_crowd_is_kept_out(tmp_path: Path, limit: str) -> None:
     limits = Limits(**{limit: 40}, handshake_seconds=5.0)

@@ -118,14 +118,14 @@ def test_a_full_disk_leaves_whole_lines(tmp_path):
     code = (
         "import resource, signal, sys\n"
         "from pathlib import Path\n"
-        "from confide.errors import UsageError\n"
+        "from confide.errors import StoreError\n"
         "from confide.train.ledger import Ledger\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "ledger = Ledger(Path(sys.argv[1]))\n"
         "try:\n"
         "    while True: ledger.append('round', {'round': ledger.entries})\n"
-        "except UsageError as error: print(ledger.entries, error)\n"
+        "except StoreError as error: print(ledger.entries, error)\n"
     )
     path = tmp_path / "l.jsonl"
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)

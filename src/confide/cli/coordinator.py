@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from confide.net.registrar import Registrar
     from confide.train.attendance import Patience
     from confide.train.board import Board
-    from confide.train.control import Release, Submission
+    from confide.train.control import Release
+    from confide.train.desk import Desk
     from confide.train.sections import Job
     from confide.train.status import Status
 
@@ -87,7 +88,9 @@ def coordinator(
         stack.callback(opened.close)
         stack.enter_context(opened.exclusive("coordinator"))
         kept = Patient(opened, say=_note)
-        ledger = Ledger(federation / "ledger.jsonl", signer=SigningKey(identity_seed(federation)))
+        ledger = Ledger(
+            federation / "ledger.jsonl", signer=SigningKey(identity_seed(federation)), patiently=kept.patiently
+        )
         link, registrar = stack.enter_context(
             _hosting(federation, listen) if flower is None else _over_flower(federation, flower, group=flower_group)
         )
@@ -107,17 +110,16 @@ def coordinator(
             started=shown.show,
         )
         if job is not None:
-            artifact, body = run(job, _schema_text(job))
-            shown.update()
             place = out or (job.path(job.output.model) if job.output.model else federation / "model.confide")
-            write_whole(place, body)
+            artifact, _ = run(job, _schema_text(job), keep=lambda body: write_whole(place, body))
+            shown.update()
             console.out.print(artifact.label.sentence())
             console.out.print(f"wrote {place}")
             return
         while True:
             desk.receive(_POLL_SECONDS)
             if desk.next is not None:
-                desk.done(_worked_off(desk.next[1], run, federation / "ledger.jsonl"))
+                desk.done(_worked_off(desk, run, federation / "ledger.jsonl"))
 
 
 @contextmanager
@@ -212,17 +214,25 @@ def _shown() -> Generator[_Shown]:
             shown.update()
 
 
-def _worked_off(submission: Submission, run: Callable[[Job, str], tuple[Artifact, bytes]], ledger: Path) -> Release:
-    """Return what a submitted job came to; what is wrong with it is its analyst's to read."""
+def _worked_off(desk: Desk, run: Callable[..., tuple[Artifact, bytes]], ledger: Path) -> Release:
+    """Return what the job that waits longest came to; what is wrong with it is its analyst's to read."""
     from confide.data.toml_text import read_toml
     from confide.errors import StoreError
     from confide.train.control import Release
     from confide.train.job import parse
     from confide.train.offer import LARGEST_JOB_BYTES
 
+    assert desk.next is not None
+    _, submission = desk.next
+    if (kept := desk.kept) is not None:
+        return kept  # its run ended, and then the process did
     try:
         job = parse(read_toml(submission.job, max_bytes=LARGEST_JOB_BYTES))
-        _, body = run(job, submission.schema)
+
+        def keep(body: bytes) -> None:
+            desk.keep(Release(model=body, ledger=ledger.read_bytes()))
+
+        _, body = run(job, submission.schema, keep=keep)
     except StoreError:
         raise
     except (ConfideError, ValueError) as error:

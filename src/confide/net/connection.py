@@ -115,8 +115,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def reply(self, data: bytes) -> None:
         """Write one WebSocket message that is no frame of an envelope."""
-        if self.is_open and self.ending is None and self._websocket is not None:
-            self._websocket.send_binary(data)
+        if self.is_open and self.ending is None and (websocket := self._speaking) is not None:
+            websocket.send_binary(data)
             self._flush()
 
     def close(self, code: Code, reason: str, *, certificate: bool = False) -> None:
@@ -172,9 +172,9 @@ class Connection(asyncio.BufferedProtocol):
         silent, silence = now - self._heard, self.limits.silence_seconds
         if silent > silence or now - self._moved > silence:
             self._end(Ending(f"nothing moved for {silence:g} seconds"), Code.DROPPED)
-        elif silent > self.limits.ping_seconds and not self._pinged and self._websocket is not None:
+        elif silent > self.limits.ping_seconds and not self._pinged and (websocket := self._speaking) is not None:
             self._pinged = True
-            self._websocket.send_ping(b"")
+            websocket.send_ping(b"")
             self._flush()
 
     # --- what asyncio tells -------------------------------------------------------------------------------------------
@@ -230,6 +230,13 @@ class Connection(asyncio.BufferedProtocol):
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
+    @property
+    def _speaking(self) -> ClientProtocol | ServerProtocol | None:
+        """Return the WebSocket if it takes messages: what has come with a close frame is looked at after that frame."""
+        websocket = self._websocket
+        speaks = websocket is not None and websocket.state is State.OPEN and websocket.close_rcvd is None
+        return websocket if speaks else None
+
     def _guarded(self, work: Callable[[], None]) -> None:
         try:
             work()
@@ -283,6 +290,8 @@ class Connection(asyncio.BufferedProtocol):
             return
         if isinstance(event, Request):
             assert isinstance(websocket, ServerProtocol)
+            if websocket.state is not State.CONNECTING:  # frames came with it, the last of which ends it
+                return self._end(Ending(_NO_WEBSOCKET), None)
             refused = websocket.reject(HTTPStatus.FORBIDDEN, self.refusal) if self.refusal else None
             websocket.send_response(refused or websocket.accept(event))
         if websocket.state is State.OPEN:
@@ -304,7 +313,7 @@ class Connection(asyncio.BufferedProtocol):
         self._end(Ending(reason, final=close.code in FINAL, code=close.code), None)
 
     def _pump(self) -> None:
-        websocket = self._websocket
+        websocket = self._speaking
         for _ in range(_FRAMES_PER_TURN):
             if not self._writing or self.ending is not None or websocket is None:
                 return
@@ -335,8 +344,8 @@ class Connection(asyncio.BufferedProtocol):
         self.ending = ending
         self.keep_identity()
         self.owner.ended(self, ending)
-        if code is not None and self.is_open and self._websocket is not None and self._websocket.state is State.OPEN:
-            self._websocket.send_close(code, short(ending.reason))
+        if code is not None and self.is_open and (websocket := self._speaking) is not None:
+            websocket.send_close(code, short(ending.reason))
         self._flush()
         self.tls.close()
         self._flush()

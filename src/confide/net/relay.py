@@ -14,6 +14,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 from confide.crypto.random import Randomness, SystemRandomness
@@ -260,7 +261,8 @@ class _End(asyncio.Protocol):
         if self._transport is not None and data:
             self._transport.write(data)
         elif self._transport is not None:
-            self._transport.write_eof()
+            with suppress(OSError):  # reset from the other side, and the loop has not told us yet
+                self._transport.write_eof()
             self._said_all = True
             self._close_if_done()
 

@@ -36,16 +36,17 @@ class Patient:
         self._store, self._seconds, self._say, self._sleep = store, seconds, say, sleep
 
     def get(self, key: str) -> bytes | None:
-        return self._patiently(lambda: self._store.get(key))
+        return self.patiently(lambda: self._store.get(key))
 
     def keys(self, prefix: str = "") -> list[str]:
-        return self._patiently(lambda: self._store.keys(prefix))
+        return self.patiently(lambda: self._store.keys(prefix))
 
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         if changes:
-            self._patiently(lambda: self._store.commit(changes))
+            self.patiently(lambda: self._store.commit(changes))
 
-    def _patiently(self, call: Callable[[], _Found]) -> _Found:
+    def patiently(self, call: Callable[[], _Found]) -> _Found:
+        """Return what `call` does, which is tried again after a StoreError."""
         waited, pause = 0.0, 0.1
         while True:
             try:

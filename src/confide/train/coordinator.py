@@ -254,9 +254,14 @@ class Coordinator:
         """
         self._phase(Phase.EVALUATING)
         setting, tally = self.setting, self.setting.tally()
-        if (saved := self._store.get("evaluation")) is not None:
-            return self._evaluated(tally, decode(saved, Announcement, max_bytes=len(saved)))
         epsilon = setting.evaluation_epsilon(self.course.encoding.epsilon(self.releases))
+        if (saved := self._store.get("evaluation")) is not None:
+            found = self._evaluated(tally, decode(saved, Announcement, max_bytes=len(saved)))
+            if self._ledger.find("evaluation") is None:  # the process ended before it was written
+                session = evaluation_of_run(self.run_id, setting, self.course, Open("evaluate", self._keys))
+                fields = evaluation_fields(found, session, self._aggregator.name, {}, epsilon)
+                self._ledger.append("evaluation", fields)
+            return found
         reason = ""
         for attempt in range(1 if tally.plan else self.job.train.attempts):
             self.meeting.gather()

@@ -16,6 +16,7 @@ from confide.errors import ConfideError, ProtocolError
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.train.control import MAX_CONTROL_BYTES, PROGRESS, RELEASE, SUBMIT, Reason, Release, Submission, control
+from confide.train.run_journal import is_over
 from confide.wire import Store, decode, encode
 
 _QUEUE = "desk/queue"
@@ -87,6 +88,18 @@ class Desk:
             return None
         name, body = waiting[0]
         return name, decode(body, Submission, max_bytes=len(body))
+
+    @property
+    def kept(self) -> Release | None:
+        """Return what the job that waits longest came to, if its run is over and only the desk does not know yet."""
+        (name, body), *_ = self._queue().waiting
+        found = self._store.get(_place(name, body))
+        return decode(found, Release, max_bytes=len(found)) if found is not None and is_over(self._store) else None
+
+    def keep(self, release: Release) -> None:
+        """Keep what the job that waits longest came to, before its run is over: from then on nothing is run again."""
+        (name, body), *_ = self._queue().waiting
+        self._store.commit({_place(name, body): encode(release)})
 
     def progress(self, text: str) -> None:
         """Tell the analyst whose job is on its way what happens, if connected."""

@@ -14,11 +14,11 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from confide.crypto.keys import SigningKey
-from confide.errors import IntegrityError, UsageError
+from confide.errors import IntegrityError, StoreError, UsageError
 from confide.train.ledger_check import verify
 from confide.train.ledger_lines import BEGINS, COUNTERSIGNED, GENESIS, Line, Value, read_line, write_line
 
@@ -32,6 +32,7 @@ class Ledger:
         path: the file to write, or None. An existing file is verified and continued; a last line without its end was
             never acknowledged (a full disk, a crash) and is dropped.
         signer: signs every line; the first line of a run names its public key. Nobody signs if None.
+        patiently: calls what adds a line, again if it likes after a StoreError (`confide.store.Patient.patiently`).
 
     Its attributes: `head`, the last line's hash; `entries`, lines; `spent`, the epsilon of the runs that were in the
     file already.
@@ -44,8 +45,14 @@ class Ledger:
         UsageError: the file cannot be read or written to.
     """
 
-    def __init__(self, path: Path | None = None, *, signer: SigningKey | None = None) -> None:
-        self._path, self._signer = path, signer
+    def __init__(
+        self,
+        path: Path | None = None,
+        *,
+        signer: SigningKey | None = None,
+        patiently: Callable[[Callable[[], int]], int] = lambda call: call(),
+    ) -> None:
+        self._path, self._signer, self._patiently = path, signer, patiently
         self._kept: list[bytes] = []  # in memory only where there is no file: a run of months would fill it
         self._size_bytes = 0
         self._last: Line | None = None
@@ -64,7 +71,8 @@ class Ledger:
 
         Raises:
             IntegrityError: the run was begun by another signer, and only a new run may change that.
-            UsageError: another run wrote to the file, or there is no room for the entry; the file is as it was.
+            StoreError: there is no room for the entry, or no file; what is there is as it was.
+            UsageError: another run wrote to the file.
         """
         if event in BEGINS and self._signer is not None:
             fields = {**fields, "signer": self._signer.public.hex()}
@@ -77,7 +85,8 @@ class Ledger:
             )
         line, digest = write_line(self.head, event, fields, self._signer)
         if self._path is not None:
-            self._size_bytes = _append_whole(self._path, line, self._size_bytes)
+            path, size_bytes = self._path, self._size_bytes
+            self._size_bytes = self._patiently(lambda: _append_whole(path, line, size_bytes))
         else:
             self._kept.append(line)
         self._last, self._author = read_line(line), mine
@@ -204,7 +213,7 @@ def _append_whole(path: Path, line: bytes, size_bytes: int) -> int:
         if not size_bytes:
             _sync_folder(path.parent)  # that there is such a file must outlive a crash as well
     except OSError as error:
-        raise UsageError(f"Expected to add a line to the ledger {path}; {error.strerror}") from None
+        raise StoreError(f"Expected to add a line to the ledger {path}; {error.strerror}") from None
     return size_bytes + len(line)
 
 

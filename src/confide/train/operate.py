@@ -20,7 +20,7 @@ from confide.net.asking import asking
 from confide.net.batch import Member
 from confide.net.contexts import client_context, server_context
 from confide.net.flower import FlowerHost, FlowerJoin
-from confide.net.folders import identity_seed
+from confide.net.folders import TLS, identity_seed, stamp
 from confide.net.founding import refresh
 from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.net.membership import Membership, membership, own, renew, renewal_due, trusted
@@ -204,6 +204,7 @@ def run_job(
     patience: Patience,
     say: Callable[[str], None] = lambda text: None,
     started: Callable[[Board], None] = lambda board: None,
+    keep: Callable[[bytes], None] = lambda body: None,
 ) -> tuple[Artifact, bytes]:
     """Run one job, or go on with it, and return the model and its signed file, which every node has been told.
 
@@ -216,6 +217,7 @@ def run_job(
         patience: deadlines.
         say: told in one line what happens.
         started: given the board as soon as there is one.
+        keep: given the signed file before the run is over, to keep it; after its error the run can be gone on with.
 
     Raises:
         JobError, UsageError: the job is none for these members.
@@ -262,6 +264,7 @@ def run_job(
     except ConfideError as error:
         coordinator.finish(reason=str(error))
         raise
+    keep(body)
     coordinator.finish(model=body)
     return decode_artifact(body, trust=key.public), body
 
@@ -352,15 +355,20 @@ def take_part(
         UsageError: refused; the text says why.
         StoreError: the node's store is gone; start again when it is back.
     """
-    looked, idle = float("-inf"), time.monotonic()
+    looked, idle, shows = time.monotonic(), time.monotonic(), stamp(folder / TLS)
     while not ended():
         if isinstance(join, Join) and time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
-            _renew(join, folder, say)
+            _renew(folder, say)
+        if isinstance(join, Join) and stamp(folder / TLS) != shows:  # renewed here, or by people
+            shows = stamp(folder / TLS)
+            join.renewed(client_context(folder), reconnect=True)
         before = node.ended
         for event in _arriving(join):
             _require_hope(join, event)
             node.handle(event)
+            if isinstance(event, Joined):
+                looked = float("-inf")  # the coordinator is there to be asked
         if time.monotonic() - idle > 1.0:  # a run of others never lets the line be quiet
             idle = time.monotonic()
             node.handle(None)
@@ -395,8 +403,8 @@ def send(node: Node, link: Link) -> None:
         link.send("server", envelope)
 
 
-def _renew(join: Join, folder: Path, say: Callable[[str], None]) -> None:
-    """Take a new certificate when a third of the time is left, without a stop."""
+def _renew(folder: Path, say: Callable[[str], None]) -> None:
+    """Take a new certificate when a third of the time is left."""
     if not renewal_due(folder):
         return
     said = membership(folder)
@@ -405,5 +413,4 @@ def _renew(join: Join, folder: Path, say: Callable[[str], None]) -> None:
     except ConfideError as error:
         say(f"the certificate could not be renewed: {error}")
         return
-    join.renewed(client_context(folder), reconnect=True)
     say("the certificate was renewed")

@@ -44,6 +44,12 @@ class RoundLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entry: dict[str, Any]
 
 
+def is_over(store: Store) -> bool:
+    """Return whether the newest run of a coordinator's store has ended, for better or worse."""
+    saved = store.get(CURRENT)
+    return saved is None or decode(saved, Current, max_bytes=len(saved)).finished
+
+
 def current_run(store: Store, name: str, job: str, roster: Roster) -> tuple[Current, bool]:
     """Return the run that the store holds if it is this job's and not finished, else a new one; and whether it was."""
     saved = store.get(CURRENT)
