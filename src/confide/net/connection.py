@@ -287,7 +287,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise ProtocolError("Expected binary WebSocket messages in one piece")
             elif event.opcode is Opcode.BINARY:
                 self.owner.message(self, cast(bytes, event.data))
-            return
+            return None
         if isinstance(event, Request):
             assert isinstance(websocket, ServerProtocol)
             if websocket.state is not State.CONNECTING:  # frames came with it, the last of which ends it
