@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -231,6 +232,13 @@ class Processes:
         now = self._clock(name)
         registrar = Registrar(self.federation, now=now)
         join(self.folder / name, registrar.invite(name, role), registrar.answer, now=now)
+
+    def enrol_again(self, name: str) -> None:
+        """Revoke somebody, and let the name join anew with a clock that is right."""
+        Registrar(self.federation).revoke(name)
+        shutil.rmtree(self.folder / name)
+        self.ages_days.pop(name)
+        self.enrol(name)
 
     def __enter__(self) -> Processes:
         return self
