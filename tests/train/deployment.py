@@ -262,6 +262,7 @@ def take_parts(made: Deployment, names: Sequence[str], url: str | None, pipe: Co
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spent: list[tuple[float, float]] = []
     _timed(spent)
+    load(made.job)  # msgspec learns its types here: threads that do so at once can bring the process down
     playing = {name: Playing(made, name, url) for name in names}
     while True:
         what, *arguments = pipe.recv()
