@@ -17,15 +17,17 @@ import statistics
 import sys
 import tempfile
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the processes that the tests start
 
-from confide.train.attendance import Patience
 from federation import WARM_UP, Figure, job_text, one_thread_each
-from train.deployment import Deployment, Nodes, start_coordinator
+
+from confide.train.attendance import Patience
+from train.deployment import Deployment, Nodes, finished, start_coordinator
 
 FEATURES, PROCESSES = 30, 4
 PATIENCE = Patience(stage_seconds=120, grace_seconds=20, gather_seconds=60)
@@ -48,9 +50,7 @@ def measure(folder: Path, aggregate: str, nodes: int, rounds: int) -> list[dict]
     running: list[Nodes] = []
     try:
         running += [Nodes(made, made.names[number::PROCESSES]) for number in range(PROCESSES)]
-        coordinator.join()
-        if coordinator.exitcode:
-            raise SystemExit(f"the coordinator ended with {coordinator.exitcode}")
+        finished(coordinator, running)
     finally:
         for one in running:
             one.end()
@@ -71,7 +71,7 @@ def main() -> None:
     for aggregate in ("amortised", "masked"):
         with tempfile.TemporaryDirectory() as folder:
             lines = measure(Path(folder), aggregate, options.nodes, options.rounds)
-        cpu = [1e3 * (two["cpu"] - one["cpu"]) / options.nodes for one, two in zip(lines, lines[1:], strict=False)]
+        cpu = [1e3 * (two["cpu"] - one["cpu"]) / options.nodes for one, two in pairwise(lines)]
         kilobytes = [line["rss"] / 1e3 for line in lines[1:]]
         seconds = statistics.median(line["seconds"] for line in lines[1:])
         (more_cpu, cpu_error), (more, error) = slope(cpu), slope(kilobytes)
