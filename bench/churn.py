@@ -1,6 +1,6 @@
 """A federation for many rounds under faults: does anything grow, get lost, or come out otherwise?
 
-    python bench/soak.py [--rounds 1000] [--quick] [--seed 1] [--json FILE]
+    python bench/churn.py [--rounds 1000] [--quick] [--seed 1] [--json FILE]
 
 Eight nodes and a coordinator over TLS. On the way, by a seed: nodes leave and come back; the coordinator is killed with
 kill -9 once in 100 rounds and started again; nodes renew their certificates; the authority is replaced half way, every
@@ -248,7 +248,7 @@ def memory(made: Deployment, weather: Weather) -> list[tuple[str, float, float, 
     return [*found, (f"{NODES} nodes in one process", more / each, error / each, samples[-1][1] / 1e6)]
 
 
-def soak(folder: Path, rounds: int, seed: int, every: int, limit_seconds: float, *, private: bool) -> list[Figure]:
+def endured(folder: Path, rounds: int, seed: int, every: int, limit_seconds: float, *, private: bool) -> list[Figure]:
     """Run and check one federation, print what was found, and return the figures."""
     name, none = "private" if private else "open", [None] * 4
     job = job_text(rounds, private=private)
@@ -298,7 +298,7 @@ def main() -> None:
     for kind, count in ((False, rounds), (True, private)):
         with tempfile.TemporaryDirectory() as folder:
             limit = 120 + 3.0 * count
-            figures += soak(Path(folder), count, options.seed, min(every, count // 2), limit, private=kind)
+            figures += endured(Path(folder), count, options.seed, min(every, count // 2), limit, private=kind)
     print(f"load {' '.join(f'{load:.2f}' for load in os.getloadavg())} after")
     if options.json:
         options.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
