@@ -341,12 +341,22 @@ def take_part(
     join: Join | FlowerJoin,
     folder: Path,
     *,
+    url: str | None = None,
+    proxy: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     ended: Callable[[], bool] = lambda: False,
     shown: Callable[[], None] = lambda: None,
     scrub: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a node until `ended`, or until the coordinator refuses it for good.
+
+    Args:
+        node, join, folder: who, over which connection, as whom.
+        url, proxy: the way that certificates are renewed on, as for `joining`.
+        say: told in one line what happens.
+        ended: asked after every event.
+        shown: called after every event.
+        scrub: called after a run's end.
 
     Raises:
         UsageError: refused; the text says why.
@@ -356,7 +366,7 @@ def take_part(
     while not ended():
         if isinstance(join, Join) and time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
-            _renew(join, folder, say)
+            _renew(join, folder, url, proxy, say)
         before = node.ended
         for event in _arriving(join):
             if isinstance(event, Left) and isinstance(join, Join) and join.given_up:
@@ -387,13 +397,14 @@ def send(node: Node, link: Link) -> None:
         link.send("server", envelope)
 
 
-def _renew(join: Join, folder: Path, say: Callable[[str], None]) -> None:
+def _renew(join: Join, folder: Path, url: str | None, proxy: str | None, say: Callable[[str], None]) -> None:
     """Take a new certificate when a third of the time is left, without a stop."""
     if not renewal_due(folder):
         return
     said = membership(folder)
+    identity = bytes.fromhex(said.coordinator_identity)
     try:
-        renew(folder, asking(said.coordinator, trusted(folder), bytes.fromhex(said.coordinator_identity)))
+        renew(folder, asking(url or said.coordinator, trusted(folder), identity, proxy=proxy))
     except ConfideError as error:
         say(f"the certificate could not be renewed: {error}")
         return
