@@ -72,6 +72,8 @@ class Figure:
 
 
 class Soak:
+    """The processes of one federation, and what was seen of them."""
+
     def __init__(self, folder: Path, rounds: int) -> None:
         self.folder, self.rounds, self.random = folder, rounds, random.Random(4)
         with socket.socket() as free:
@@ -227,9 +229,8 @@ def main() -> None:
                 Figure(f"resident, {name}, slope within its longest life", slope(soak.resident[name]), "MiB/1000 s"),
             ]
     for one in figures:
-        print(
-            f"{one.figure:55} {one.value:10.3f} {one.unit:12} {'' if one.peer is None else f'{one.peer}: {one.peer_value:.3f}'}"
-        )
+        peer = "" if one.peer is None else f"{one.peer}: {one.peer_value:.3f}"
+        print(f"{one.figure:55} {one.value:10.3f} {one.unit:12} {peer}")
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in figures], indent=2))
 
