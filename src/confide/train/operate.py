@@ -288,7 +288,7 @@ def submit(
             case Left(_, reason):
                 if join.given_up:
                     raise UsageError(f"The coordinator is not to be had: {join.given_up}")
-                say(f"not connected: {reason}")
+                say(f"not connected, trying again: {reason}")
             case Arrived(_, envelope) if envelope.message.tag == PROGRESS:
                 say(decode(envelope.message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
             case Arrived(_, envelope) if envelope.message.tag == RELEASE:
