@@ -116,16 +116,47 @@ def test_a_course_resumed_in_every_round_takes_the_same_way(train_: TrainSection
     for body in network.told["h0"]:
         torn.follow(body)
         whole.follow(body)
-        heard, torn = torn.heard, follower(train_)
-        torn.resume(whole.course.fork().state(), heard)
+        known, torn = (torn.heard, torn.course.model_hash), follower(train_)
+        torn.resume(whole.course.fork().state(), known)
         assert torn.course.model_hash == whole.course.model_hash
         assert torn.course.kept.tobytes() == whole.course.kept.tobytes()
+
+
+@pytest.mark.parametrize("written", [None, 1])
+def test_a_course_resumed_from_an_earlier_state_hears_the_news_again_and_no_others(written: int | None) -> None:
+    train_ = settings("fedadam", average=0.8)
+    told, others = [], []
+    for seed, bodies in enumerate((told, others)):
+        network, encoding = Network(), encoding_of(train_)
+        list(federate(silos(seed), encoding, train_, aggregator=PlainSum(), rng=SystemRandomness(), fault=network))
+        bodies.extend(network.told["h0"])
+    whole, state = follower(train_), None
+    for body in told[:4]:
+        whole.follow(body)
+        state = whole.course.state() if whole.heard == written else state
+    again = follower(train_)
+    again.resume(state, (whole.heard, whole.course.model_hash))
+    assert again.heard == (-1 if written is None else written)
+    if written is None:  # the control: a whole course of other sums, which a silo that remembers nothing follows
+        lied_to, new = follower(train_), follower(train_)
+        lied_to.resume(None, (whole.heard, whole.course.model_hash))
+        for body in others[:3]:
+            lied_to.follow(body)
+        with pytest.raises(ProtocolError, match="followed before"):
+            lied_to.follow(others[3])
+        for body in others:
+            new.follow(body)
+    for body in told[again.heard + 1 :]:
+        again.follow(body)
+    for body in told[4:]:
+        whole.follow(body)
+    assert again.course.model_hash == whole.course.model_hash
 
 
 def test_the_state_of_another_job_s_course_is_refused() -> None:
     other = follower(settings("scaffold")).course.state()
     with pytest.raises(ProtocolError):
-        follower(settings("fedavg")).resume(other, 0)
+        follower(settings("fedavg")).resume(other, (0, b""))
     small = Course(
         WeightedUpdates(
             GraphLearner(Graph((Linear(np.zeros((1, 2)), np.zeros(1)), Sigmoid())), settings()), settings()
@@ -133,7 +164,7 @@ def test_the_state_of_another_job_s_course_is_refused() -> None:
         settings(),
     )
     with pytest.raises(ProtocolError):
-        follower(settings()).resume(small.state(), 0)
+        follower(settings()).resume(small.state(), (0, b""))
 
 
 # --- an honest server -------------------------------------------------------------------------------------------------

@@ -128,8 +128,9 @@ def begin(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch:
         world.end()
 
 
-#: Flower messages to all four nodes and the helper for one sum; docs/flower.md has them for each.
+#: Flower messages to all four nodes and the helper for one sum, and for the set-up; docs/flower.md has them for each.
 MESSAGES = {"plain": 4, "amortised": 8, "masked": 20, "shares": 6}
+SET_UP = {"plain": 4, "amortised": 16, "masked": 8, "shares": 14}
 
 
 @pytest.mark.parametrize("aggregate", MESSAGES)
@@ -151,9 +152,11 @@ def test_a_round_takes_no_flower_message_but_those_of_its_sum(tmp_path, begin, a
     host.close()
     expected = in_process(job)
     assert [one.parameters.tobytes() for one in done] == [one.parameters.tobytes() for one in expected]
+    everybody = len(world.nodes)
     ends = [*ledger.at["round"], *ledger.at["evaluation"]]
     assert [after - earlier for earlier, after in itertools.pairwise(ends)] == [MESSAGES[aggregate]] * 4
-    assert host.requests - before == len(world.nodes)  # the end, with the last lines of the ledger
+    assert ends[0] == 2 * everybody + SET_UP[aggregate] + MESSAGES[aggregate]  # each joins, and answers the offer
+    assert host.requests - before == everybody  # the end, with the last lines of the ledger
     assert world.grid.pushed == host.requests
     world.run.join(10)
     assert not world.run.is_alive()

@@ -140,6 +140,8 @@ class Budget:
         if key in self._charged:  # its changes may have been lost with the step that asked for them
             return {self._key: encode(_Book(self.accounts)), key: b""}
         earlier = self._accounts.get(run, Account(run, job, None if epsilon is None else 0.0, 0.0, 0))
+        if earlier.job != job:
+            raise UsageError("Expected one job under the id of a run; another was charged under it")
         _check(earlier, epsilon, delta)
         account = Account(run, job, epsilon, delta, earlier.releases + 1)
         accounts = {**self._accounts, run: account}

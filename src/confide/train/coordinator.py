@@ -32,7 +32,7 @@ from confide.train.control import (
     Open,
     Witnessed,
 )
-from confide.train.course import Announcement, Announcements, announcement, parameters_hash
+from confide.train.course import Announcement, Announcements, announcement, parameters_hash, released_sums
 from confide.train.federated_evaluation import evaluation_fields, evaluation_of
 from confide.train.figures import Evaluation
 from confide.train.ledger import Ledger, Value
@@ -50,6 +50,9 @@ from confide.wire import Array, Step, Store, decode, encode
 
 #: News that a node has missed go out in bodies of about this size.
 _NEWS_BYTES = 1 << 25
+
+#: After so many rounds the course is written; between them it follows from the sums, which are written always.
+_COURSE_ROUNDS = 16
 
 #: How often a set-up is tried.
 _SETUPS = 5
@@ -117,6 +120,7 @@ class Coordinator:
         self._last: Round[Graph] | None = None
         self._wall = wall
         self._witnesses = Witnesses(ledger, self.run_id, roster.keys())
+        self._newest = -1, b""  # the last round that this process released, and its news
         self._maybe_charged = True  # until this process has begun an attempt of its own
         self.board = Board(
             Status.start(
@@ -195,7 +199,8 @@ class Coordinator:
         self.meeting.gather()
         self._witnesses.write()
         order = Open("round", self._keys, number, attempt)
-        self._store.commit({"attempt": encode(order), "line": None})
+        if attempt:  # the first needs no note: without one it is the first that goes on
+            self._store.commit({"attempt": encode(order)})
         self._charge, self._begun = charge, self._clock()
         self.board.round_begun(number, attempt=attempt + 1, asked=self.meeting.ready, at_seconds=self._wall())
         session = session_of(self.run_id, self.cohort, self.course, number, attempt)
@@ -215,10 +220,13 @@ class Coordinator:
         said = announcement(self.course, sums)
         changes = {
             f"sums/{said.number}": encode(said),
-            "course": self.course.state(),
+            "number": str(said.number).encode(),
             "line": encode(RoundLine(dict(entry))),
             "attempt": None,
         }
+        if said.number % _COURSE_ROUNDS == 0:
+            changes["course"] = self.course.state()
+        self._newest = said.number, encode(Announcements((said,)))
         self.exchange.change({self._prefix + key: value for key, value in changes.items()})
         members = frozenset[str]().union(*sums.members)
         figures = self.exchange.figures(self.meeting.live[0]) if self.meeting.live else Figures()
@@ -339,12 +347,16 @@ class Coordinator:
 
     def _resume_course(self) -> None:
         state, line, charged = self._store.get("course"), self._store.get("line"), self._store.get("charged")
-        if state is None:
+        number = int(self._store.get("number") or 0)
+        if not number:
             start = announcement(self.course, None)
             self._store.commit({"sums/0": encode(start)})
         else:
-            self.course = self.course.resumed(state)
-            self._say(f"going on after round {self.course.number}")
+            self.course = self.course if state is None else self.course.resumed(state)
+            while self.course.number < number:
+                said = self._released(self.course.number + 1)
+                self.course.advance(released_sums(said, self.course.encoding.length))
+            self._say(f"going on after round {number}")
         if charged is not None:
             last = decode(charged, Charged, max_bytes=len(charged))
             self.releases, self.charged = last.releases, (last.number, last.attempt)
@@ -428,16 +440,22 @@ class Coordinator:
 
     def _send_news(self, name: str, until: int) -> None:
         peer, missed, size = self.meeting.peers[name], list[Announcement](), 0
+        if (peer.heard + 1, until) == (self._newest[0], self._newest[0]):  # as at most nodes in most rounds
+            peer.heard = until
+            self.meeting.send(name, NEWS, self._newest[1])
         while peer.heard < until:
             peer.heard += 1
-            body = self._store.get(f"sums/{peer.heard}")
-            assert body is not None
-            missed.append(decode(body, Announcement, max_bytes=len(body)))
-            size += len(body)
+            missed.append(self._released(peer.heard))
+            size += 8 * self.course.encoding.length
             if size > _NEWS_BYTES or peer.heard == until:
                 news = Announcements(tuple(missed))
                 self.meeting.send(name, NEWS, news)
                 missed, size = [], 0
+
+    def _released(self, number: int) -> Announcement:
+        body = self._store.get(f"sums/{number}")
+        assert body is not None
+        return decode(body, Announcement, max_bytes=len(body))
 
     def _send_lines(self, name: str) -> None:
         if name in self.cohort.clients:

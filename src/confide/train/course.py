@@ -181,6 +181,13 @@ def announcement(course: Course, sums: Sums | None) -> Announcement:
     return Announcement(course.number, course.model_hash, Array.of(sums.values), members)
 
 
+def released_sums(said: Announcement, length: int) -> Sums:
+    """Return what a round released, from what this server itself once said about it."""
+    if said.sums is None:
+        raise ProtocolError("Expected the announcement of a round")
+    return Sums(said.sums.numpy("int64", (len(said.members), length)), tuple(map(frozenset, said.members)))
+
+
 def announce(cohort: Cohort, unheard: Mapping[str, tuple[Announcement, ...]]) -> Party:
     """Return the server's party: everybody is told what it has not heard yet, by name."""
     bodies = {missed: encode(Announcements(missed)) for missed in set(unheard.values())}
@@ -217,19 +224,28 @@ class Follower:
         approve(course.parameters, start_hash)
         self.course, self._me, self._cohort, self._store = course, me, cohort, store
         self._heard = -1  # the number of the last announcement
+        self._known: tuple[int, bytes] | None = None  # an announcement that was followed before, and its model's hash
 
     @property
     def heard(self) -> int:
         """Return the number of the last announcement that was followed; -1 before the first."""
         return self._heard
 
-    def resume(self, state: bytes, heard: int) -> None:
-        """Go on from what `course.state()` and `heard` were before the process ended.
+    def resume(self, state: bytes | None, known: tuple[int, bytes]) -> None:
+        """Go on from where the course was before the process ended.
+
+        Args:
+            state: what `course.state()` was then, or after an earlier round; None before any.
+            known: the number of the last announcement that was followed, and the model's hash after it. What lies
+                between the state and it is heard once more, and must lead to the same model.
 
         Raises:
             ProtocolError: the state is another job's.
         """
-        self.course, self._heard = self.course.resumed(state), heard
+        if state is not None:
+            self.course = self.course.resumed(state)
+            self._heard = self.course.number
+        self._known = known
 
     def hear(self, shared: Shared | None = None) -> Party:
         """Return the party that waits for the server's announcements and follows them."""
@@ -275,6 +291,8 @@ class Follower:
                     "Expected the model that the released sums give, the server claims another; it does not follow "
                     "the job of this silo"
                 )
+            if self._known is not None and self._known[0] == number and self._known[1] != course.model_hash:
+                raise ProtocolError("Expected the news that this silo has followed before, the server tells others")
         return course, tuple(counted)
 
     def _sums(self, values: Array, members: tuple[tuple[str, ...], ...]) -> Sums:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from confide.errors import Aborted, ProtocolError
 from confide.ideal import Cohort
 from confide.net.exchange import Envelope, Exchange
@@ -31,6 +33,7 @@ from confide.train.control import (
     Reason,
     Witnessed,
     control,
+    plain,
     session_id,
 )
 from confide.train.offer import Offer
@@ -232,7 +235,7 @@ class Meeting:
         return bytes_up, {server: figures.seconds}
 
     def pump(self, seconds: float) -> None:
-        """Deal with the next thing that happens, if anything does within the time."""
+        """Take in the next event, if one comes within `seconds`."""
         event = self._link.receive(seconds)
         if event is not None:
             self._handle(event)
@@ -262,31 +265,38 @@ class Meeting:
         if message.tag == ANSWER:
             self._answered(name, peer, decode(message.body, Answer, max_bytes=MAX_CONTROL_BYTES))
         elif message.tag == UNABLE:
-            reason = decode(message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason
-            if self.live and envelope.session == self.live[0]:
+            reason = plain(decode(message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
+            if self._is_live(envelope) and envelope.session not in peer.unable:
                 peer.unable[envelope.session] = reason
                 self._say(f"{name} is out of {envelope.session}: {reason}")
         elif message.tag == WITNESSED:
             self._chair.witnessed(name, decode(message.body, Witnessed, max_bytes=MAX_CONTROL_BYTES))
         elif message.tag == READY:
-            fingerprint = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
-            if self.live and envelope.session == self.live[0]:
-                peer.done[envelope.session] = fingerprint
+            if self._is_live(envelope):
+                peer.done[envelope.session] = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
         elif self.exchange.knows(envelope.session) or not envelope.session.startswith(f"{self._run}/"):
             self.exchange.put(envelope)  # else it comes late to a session that is over
+
+    def _is_live(self, envelope: Envelope) -> bool:
+        """Return whether a message is about the session on its way: nothing is remembered of others."""
+        return self.live is not None and self.live[0] == envelope.session
 
     def _answered(self, name: str, peer: Peer, answer: Answer) -> None:
         if answer.run != self._run:
             raise ProtocolError("Expected an answer about the current run")
-        peer.answer, peer.heard = answer, answer.heard
+        before = peer.answer.state if peer.answer else "pending"
+        if before == "refused" or (before == "accepted" and answer.state == "pending"):
+            raise ProtocolError("Expected no other answer to an offer that was answered")
+        answer = msgspec.structs.replace(answer, reason=plain(answer.reason), origin=plain(answer.origin))
+        peer.answer = answer
         if answer.state == "pending":
             self.board.node_asks(name, reason=answer.reason, at_seconds=self._wall())
         elif answer.state == "refused":
             self.board.node_refused(name, reason=answer.reason, at_seconds=self._wall())
         else:
             self.board.node_approved(name, at_seconds=self._wall())
-        if answer.state != "accepted":
-            return
+        if answer.state != "accepted" or before == "accepted":
+            return  # once for each offer: what follows is larger than an answer
         self._chair.accepted(name, answer)
         self._bring_in(name)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from confide.net.contexts import client_context, server_context
 from confide.net.flower import FlowerHost, FlowerJoin
 from confide.net.folders import identity_seed
 from confide.net.founding import refresh
-from confide.net.link import Arrived, Joined, Left, Link
+from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.net.membership import Membership, membership, own, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.stream import Host, Join
@@ -49,6 +49,9 @@ from confide.wire import Store, decode
 
 #: How often a coordinator looks whether somebody was revoked, and how often certificates are looked at.
 _RECHECK_SECONDS, _RENEW_SECONDS = 1.0, 600.0
+
+#: Messages that a node takes in before it commits and sends.
+_AT_ONCE = 16
 
 #: Who may call a socket: this user, or the socket's group as well.
 _OWN_MODE, _GROUP_MODE = 0o600, 0o660
@@ -201,6 +204,7 @@ def run_job(
     patience: Patience,
     say: Callable[[str], None] = lambda text: None,
     started: Callable[[Board], None] = lambda board: None,
+    keep: Callable[[bytes], None] = lambda body: None,
 ) -> tuple[Artifact, bytes]:
     """Run one job, or go on with it, and return the model and its signed file, which every node has been told.
 
@@ -213,6 +217,7 @@ def run_job(
         patience: deadlines.
         say: told in one line what happens.
         started: given the board as soon as there is one.
+        keep: given the signed model's file before the run is over, so that no crash comes in between.
 
     Raises:
         JobError, UsageError: the job is none for these members.
@@ -259,6 +264,7 @@ def run_job(
     except ConfideError as error:
         coordinator.finish(reason=str(error))
         raise
+    keep(body)
     coordinator.finish(model=body)
     return decode_artifact(body, trust=key.public), body
 
@@ -364,15 +370,28 @@ def take_part(
         if isinstance(join, Join) and time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
             _renew(join, folder, url, proxy, say)
-        event = join.receive(1.0)
-        if isinstance(event, Left) and isinstance(join, Join) and join.given_up:
-            raise UsageError(f"The coordinator is not to be had: {join.given_up}")
         before = node.ended
-        node.handle(event)
+        for event in _arriving(join):
+            if isinstance(event, Left) and isinstance(join, Join) and join.given_up:
+                raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+            node.handle(event)
         send(node, join)
         if node.ended is not None and node.ended is not before:
             scrub()  # the run's secrets were deleted; now nothing of them is left in the file
         shown()
+
+
+def _arriving(join: Join | FlowerJoin) -> Iterator[Event | None]:
+    """Yield the next event, or None after a second, and then those that came with it: one commit is for all.
+
+    Over Flower one by one: the next `receive` is what sends the answer to this one.
+    """
+    event = join.receive(1.0)
+    yield event
+    for _ in range(_AT_ONCE if isinstance(join, Join) else 0):
+        if event is None or (event := join.receive(0.0)) is None:
+            return
+        yield event
 
 
 def send(node: Node, link: Link) -> None:

@@ -2,9 +2,10 @@
 
 federation/run             the newest run
 run/<id>/ keys             the set-up that is complete       keys-<k>/  what its parties keep
-attempt          the attempt that is on its way    charged    the last one charged, and how many
-course           where the model is                sums/<n>   what round n released
-line             the ledger's line of the last round, until the next attempt begins
+attempt          on its way, unless it is the first  charged    the last one charged, and how many
+course           the model after an earlier round    sums/<n>   what round n released
+number           of the last finished round
+line             the ledger's line of the last round
 """
 
 from __future__ import annotations

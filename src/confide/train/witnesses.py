@@ -42,7 +42,7 @@ class Witnesses:
         place = self._first
         for body in self._ledger.lines_from(self._first)[0] if head else ():
             place += self._ledger.width(body)
-            if read_line(body).hash == head:
+            if head.encode() in body and read_line(body).hash == head:
                 self._told[name] = place
                 return
 
@@ -67,6 +67,8 @@ class Witnesses:
         """
         if name not in self._identities:
             raise ProtocolError("Expected countersignatures of a node of the roster")
+        if len(told.signatures) > _NUMBERED:
+            raise ProtocolError(f"Expected at most {_NUMBERED} countersignatures at once")
         for digest, number, signature in told.signatures:
             if self._numbers.get(digest) != number:
                 continue  # of a line that was countersigned long ago
