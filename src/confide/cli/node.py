@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from confide.cli import console
+from confide.cli.proxies import Surroundings, proxy_for, surroundings
 from confide.errors import ConfideError, DataError, UsageError
 
 if TYPE_CHECKING:
+    from confide.net.flower import FlowerJoin
+    from confide.net.membership import Membership
+    from confide.net.stream import Join
     from confide.train.approval import Approvals, Asked
     from confide.train.dry_run import DryRun, JobCheck
     from confide.train.offer import Offer
@@ -39,6 +43,23 @@ _Hash = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How the coordinator is met: at a URL, through a proxy or not; or on a socket, over Flower."""
+
+    url: str
+    proxy: str | None
+    flower: Path | None
+    group: bool
+
+    def meeting(self, folder: Path) -> AbstractContextManager[tuple[Join | FlowerJoin, Membership]]:
+        from confide.train.operate import joining, joining_over_flower
+
+        if self.flower is None:
+            return joining(folder, url=self.url, proxy=self.proxy)
+        return joining_over_flower(folder, self.flower, group=self.group)
+
+
 @node_app.callback()
 def run(
     context: typer.Context,
@@ -48,9 +69,21 @@ def run(
     identity: _Identity = None,
     data: Annotated[Path | None, typer.Option(help="This organisation's table: CSV or .npz.")] = None,
     policy: Annotated[Path | None, typer.Option(help="What this organisation allows; docs/policy.md.")] = None,
-    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(help="http://HOST:PORT of a proxy, or direct; HTTPS_PROXY if left out."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the released model; in the folder if left out.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
+    flower: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOCKET", help="Over Flower: the socket on which its ClientApps call; nothing is dialled."
+        ),
+    ] = None,
+    flower_group: Annotated[
+        bool, typer.Option("--flower-group", help="The group of the socket may call too, for a SuperNode's own user.")
+    ] = False,
 ) -> None:
     """Run a node: one outbound connection, this organisation's table, its policy.
 
@@ -58,7 +91,7 @@ def run(
     """
     context.obj = identity
     if context.invoked_subcommand is not None:
-        if any((coordinator, data, policy, proxy, out, once)):
+        if any((coordinator, data, policy, proxy, out, once, flower, flower_group)):
             raise UsageError(
                 f"Expected only --identity before {context.invoked_subcommand}, which runs no node; put its options "
                 "behind it"
@@ -66,12 +99,24 @@ def run(
         return
     if policy is None:
         raise UsageError("Expected --policy, what this organisation allows; docs/policy.md has one to start from")
-    _run(identity or Path(), data, policy, coordinator, proxy, out, once=once)
+    if flower is not None and (coordinator is not None or proxy is not None):
+        raise UsageError("Expected --flower without --coordinator and --proxy: nothing is dialled; leave them out")
+    folder = identity or Path()
+    way = _way(folder, coordinator, proxy, flower, group=flower_group, said=surroundings(context))
+    _run(folder, data, policy, way, out, once=once)
 
 
-def _run(
-    identity: Path, data: Path | None, policy: Path, url: str | None, proxy: str | None, out: Path | None, *, once: bool
-) -> None:
+def _way(
+    folder: Path, url: str | None, proxy: str | None, flower: Path | None, *, group: bool, said: Surroundings
+) -> _Way:
+    from confide.net.membership import membership
+
+    # looked up before anything is written, so that a coordinator's folder is named as such and stays as it is
+    address = url or membership(folder).coordinator
+    return _Way(address, None if flower else proxy_for(address, proxy, said), flower, group)
+
+
+def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path | None, *, once: bool) -> None:
     from confide.cli.progress import NodeView, node_display
     from confide.crypto.random import SystemRandomness
     from confide.model.artifact import write_whole
@@ -81,7 +126,7 @@ def _run(
     from confide.train.approval import Approvals
     from confide.train.gate import PolicyGate
     from confide.train.node import Member, Node
-    from confide.train.operate import joining, take_part
+    from confide.train.operate import take_part
     from confide.train.policy import load_policy
 
     rules, me = load_policy(policy), own(identity)
@@ -93,7 +138,8 @@ def _run(
         stack.callback(store.close)
         stack.enter_context(store.exclusive("node"))
         kept = Patient(store, say=console.err.print)
-        join, said = stack.enter_context(joining(identity, url=url, proxy=proxy))
+        join, said = stack.enter_context(way.meeting(identity))
+        display = stack.enter_context(node_display())
         gate = PolicyGate(rules, kept, Approvals(identity), data, coordinator=said.coordinator_identity)
 
         def release(offer: Offer, model: bytes) -> None:
@@ -102,7 +148,7 @@ def _run(
             if (found := node.joining()) is not None:
                 lines += found.sentences()
             for line in lines:
-                console.out.print(console.plain(line))
+                display.tell(console.plain(line))
 
         node = Node(
             Member(me.name, me.role, identity_seed(identity)),
@@ -113,13 +159,12 @@ def _run(
             say=lambda text: console.err.print(console.plain(text)),
             release=release,
         )
-        display = stack.enter_context(node_display())
 
         def show() -> None:
             now, budget = node.standing, gate.budget
             phase = {
-                "": "waiting for the coordinator",
-                "pending": f"waiting for a person: {now.reason}",
+                "": "waiting for the coordinator and its job",
+                "pending": f"{now.reason} --identity {identity}",  # the reason ends with the command to run
                 "refused": f"refused: {now.reason}",
                 "accepted": "in the run",
             }[now.state]
@@ -137,10 +182,13 @@ def _run(
                 )
             )
 
+        show()
         take_part(
             node,
             join,
             identity,
+            url=way.url,
+            proxy=way.proxy,
             say=console.err.print,
             ended=lambda: once and node.ended is not None,
             shown=show,

@@ -278,9 +278,7 @@ class Node:
         except ConfideError as error:
             self._leave()
             answer = Answer(run, "refused", str(error)[:MAX_REASON], version=_version())
-        if repeat or answer != self._last:
-            if answer != self._last:
-                self._say(f"job {run}: {answer.state}{f': {answer.reason}' if answer.reason else ''}")
+        if repeat or answer != self._last:  # `standing` shows it to this node's people
             self._send(control.ANSWER, answer)
 
     def _decided(self, offer: Offer) -> Answer:
