@@ -111,10 +111,9 @@ def coordinator(
             started=shown.show,
         )
         if job is not None:
-            artifact, body = run(job, _schema_text(job))
-            shown.update()
             place = out or (job.path(job.output.model) if job.output.model else federation / "model.confide")
-            write_whole(place, body)
+            artifact, _ = run(job, _schema_text(job), keep=partial(write_whole, place))
+            shown.update()
             chain = federation / "ledger.jsonl"
             display.tell(artifact.label.sentence())
             display.tell(f"wrote {place}, signed by {artifact.signer}")

@@ -161,7 +161,7 @@ class Node:
                 except ConfideError as error:
                     self._refuse(envelope, error)
             case Left(_, reason):
-                self._say(f"not connected: {reason}")
+                self._say(f"not connected, trying again: {reason}")
             case Joined():
                 self._say("connected")
             case None:
