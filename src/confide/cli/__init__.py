@@ -434,6 +434,8 @@ def inspect(
     console.out.print(f"fingerprint: {artifact.fingerprint}")
 
 
+_INTERRUPTED = 130
+
 #: The smallest extra that brings a package; "all" for others.
 _EXTRAS: Mapping[str, str] = {"websockets": "federate", "psycopg": "postgres", "torch": "torch"}
 
@@ -449,9 +451,11 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except ModuleNotFoundError as error:
         package = (error.name or "a dependency").partition(".")[0]
         _fail(str(MissingExtra(package, _EXTRAS.get(package, "all"))))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit) as ended:  # the parser makes the first into the second
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+            raise
         console.err.print("interrupted")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     sys.exit(0)
 
 

@@ -111,10 +111,9 @@ def coordinator(
             started=shown.show,
         )
         if job is not None:
-            artifact, body = run(job, _schema_text(job))
-            shown.update()
             place = out or (job.path(job.output.model) if job.output.model else federation / "model.confide")
-            write_whole(place, body)
+            artifact, _ = run(job, _schema_text(job), keep=partial(write_whole, place))
+            shown.update()
             chain = federation / "ledger.jsonl"
             display.tell(artifact.label.sentence())
             display.tell(f"wrote {place}, signed by {artifact.signer}")
@@ -331,7 +330,7 @@ def submit(
     with joining(identity, url=address, proxy=proxy_for(address, proxy, surroundings(context))) as (join, said):
         release = hand_in(join, said.name, job_file.read_text(), _schema_text(job), say=_note)
     if release.reason:
-        raise UsageError(f"The job was not done: {release.reason}")
+        raise UsageError(f"The job was not done: {console.plain(release.reason)}")
     artifact = decode(release.model, trust=bytes.fromhex(said.coordinator_identity), where="the released model")
     write_whole(out, release.model)
     if ledger is not None:

@@ -112,7 +112,8 @@ def _way(
     from confide.net.membership import membership
 
     # looked up before anything is written, so that a coordinator's folder is named as such and stays as it is
-    address = url or membership(folder).coordinator
+    own_coordinator = membership(folder).coordinator
+    address = url or own_coordinator
     return _Way(address, None if flower else proxy_for(address, proxy, said), flower, group)
 
 

@@ -204,6 +204,7 @@ def run_job(
     patience: Patience,
     say: Callable[[str], None] = lambda text: None,
     started: Callable[[Board], None] = lambda board: None,
+    keep: Callable[[bytes], None] = lambda body: None,
 ) -> tuple[Artifact, bytes]:
     """Run one job, or go on with it, and return the model and its signed file, which every node has been told.
 
@@ -216,6 +217,7 @@ def run_job(
         patience: deadlines.
         say: told in one line what happens.
         started: given the board as soon as there is one.
+        keep: given the signed model's file before the run is over, so that no crash comes in between.
 
     Raises:
         JobError, UsageError: the job is none for these members.
@@ -262,6 +264,7 @@ def run_job(
     except ConfideError as error:
         coordinator.finish(reason=str(error))
         raise
+    keep(body)
     coordinator.finish(model=body)
     return decode_artifact(body, trust=key.public), body
 
@@ -291,7 +294,7 @@ def submit(
             case Joined():
                 join.send("server", asked)
             case Left(_, reason):
-                say(f"not connected: {reason}")
+                say(f"not connected, trying again: {reason}")
             case Arrived(_, envelope) if envelope.message.tag == PROGRESS:
                 say(decode(envelope.message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
             case Arrived(_, envelope) if envelope.message.tag == RELEASE:
