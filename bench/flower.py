@@ -65,7 +65,7 @@ def main() -> None:
     else:
         with tempfile.TemporaryDirectory() as folder, Federation(Path(folder), NAMES) as federation:
             members = {name: Member("node", parties.key_of(name).public) for name in NAMES}
-            link = FlowerHost(federation.folder / "coordinator.sock", parties.key_of("server"), members)
+            link = FlowerHost(federation.folder / "coordinator.sock", parties.key_of("server"), lambda: members)
             coordinator = parties.Coordinator(link.send, lambda: link.receive(1.0))
             coordinator.wait_for(set(NAMES))
             for aggregator in AGGREGATORS:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from confide.cli import main
-from confide.cli.node import _plain
+from confide.cli.console import plain
 from confide.train.approval import Approvals, data_digest
 from confide.train.budget import Spent
 from confide.train.job import load
@@ -171,7 +171,7 @@ def test_texts_of_the_coordinator_move_no_cursor(tmp_path, capsys):
         _, out, _ = runs(capsys, "node", *command, "--identity", tmp_path)
         assert all(letter.isprintable() or letter == "\n" for letter in out)
         assert r"\u202e" in out
-    assert _plain("a\nb") == r"a\u000ab"
+    assert plain("a\nb") == r"a\u000ab"
 
 
 # --- the dry run ------------------------------------------------------------------------------------------------------

@@ -1,87 +1,92 @@
-"""Three nodes behind three SuperNodes of a real Flower, with TLS and node authentication."""
+"""A whole training over a real Flower with TLS and node authentication: three organisations, each in its processes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
-import numpy as np
 import pytest
 
+from confide.crypto.keys import SigningKey
 from confide.net.batch import Member
-from confide.net.exchange import Envelope
 from confide.net.flower import FlowerHost
-from confide.net.link import Event, Left
-from net import parties
+from confide.net.folders import identity_seed
+from confide.net.registrar import Registrar
+from confide.store import open_store
+from confide.train import load, load_data, train
+from confide.train.attendance import Patience
+from confide.train.course import parameters_hash
+from confide.train.desk import Desk
+from confide.train.ledger import verify
+from confide.train.local import flatten
+from confide.train.operate import run_job
+from net.enrolled import coordinator_command, found, launched, node_command
 from net.flower_federation import FLOWER, Federation
-from net.parties import key_of
+from train.test_over_flower import Counted
 
 NAMES = ("north", "south", "west")
 
 pytestmark = pytest.mark.skipif(not FLOWER.is_dir(), reason="Flower has an environment of its own: make setup-flower")
 
 
+class Organisations(Federation):
+    """A real Flower whose nodes are those of `confide node`."""
+
+    def start_node(self, name: str) -> None:
+        self.launch(name, node_command(self.folder, name, self.folder / f"{name}.sock"))
+
+
 @pytest.fixture
-def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Federation]:
-    with Federation(tmp_path_factory.mktemp("f"), NAMES) as federation:
+def flower(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Organisations]:
+    folder = tmp_path_factory.mktemp("f")
+    found(folder, NAMES, rounds=2, aggregate="amortised", quorum=3)
+    with Organisations(folder, NAMES) as federation:
         yield federation
 
 
-class Host:
-    """A coordinator over Flower that gives up, with every log, where it would wait for ever."""
-
-    def __init__(self, federation: Federation, folder: Path, *, patience_seconds: float = 600) -> None:
-        self.federation = federation
-        self.deadline = time.monotonic() + patience_seconds
-        members = {name: Member("node", key_of(name).public) for name in NAMES}
-        self.link = FlowerHost(folder / "coordinator.sock", key_of("server"), members, retry_seconds=1.0)
-        self.left: list[Left] = []
-        self.coordinator = parties.Coordinator(self.send, self.receive)
-
-    def send(self, peer: str, envelope: Envelope) -> None:
-        self.link.send(peer, envelope)
-
-    def receive(self) -> Event | None:
-        assert time.monotonic() < self.deadline, self.federation.logs()
-        event = self.link.receive(0.5)
-        if isinstance(event, Left):
-            self.left.append(event)
-        return event
+def wait_until(flower: Federation, happened: Callable[[], bool], *, patience_seconds: float = 300) -> None:
+    end = time.monotonic() + patience_seconds
+    while not happened():
+        assert time.monotonic() < end, flower.logs()
+        time.sleep(0.2)
 
 
-def test_sums_over_three_supernodes_are_those_of_one_process(flower):
-    first = Host(flower, flower.folder)
-    first.coordinator.wait_for(set(NAMES))
-    assert first.link.requests == 3
-
-    terms = parties.rounds("plain", NAMES, quorum=3, sums=1, length=1000)[1]
-    have = first.coordinator.sum(terms)
-    np.testing.assert_array_equal(have.values, parties.in_one_process([terms])[0].values)
-    assert first.link.requests == 6
-    first.link.close(end_run=False)  # as a coordinator that dies; the run at the SuperLink goes on
-
-    second = Host(flower, flower.folder)
+def test_a_training_over_three_supernodes_has_the_model_of_one_process(flower):
+    folder, log = flower.folder, flower.folder / "coordinator.log"
+    socket = folder / "coordinator.sock"
+    with launched(coordinator_command(folder, socket), log) as first:
+        wait_until(flower, lambda: "\ntraining" in log.read_text() or first.poll() is not None)
+        assert first.poll() is None, flower.logs()
+        first.kill()
+        first.wait()
     flower.kill("west")
     flower.start_node("west")
-    second.coordinator.wait_for(set(NAMES))
-    asked = []
-    terms = parties.rounds("amortised", NAMES, quorum=3, sums=1, length=1000)
-    for each in terms:
-        before = second.link.requests
-        have = second.coordinator.sum(each)
-        asked.append(second.link.requests - before)
-    expected = parties.in_one_process(terms)[-1]
-    np.testing.assert_array_equal(have.values, expected.values)
-    assert have.members == expected.members
-    assert asked[1] == 2 * len(NAMES)
-    second.link.close()
-    wait_until_finished(flower)
 
-
-def wait_until_finished(flower: Federation) -> None:
-    for _ in range(60):
-        if '"finished:completed"' in (listed := flower.flwr("ls", "here", "--format", "json")):
-            return
-        time.sleep(1)
-    raise AssertionError(listed + flower.logs())
+    job = load(folder / "job.toml")
+    registrar, store = Registrar(folder / "federation"), open_store(folder / "federation" / "coordinator.db")
+    key = SigningKey(identity_seed(folder / "federation"))
+    members = {name: Member("node", identity) for name, identity in registrar.roster()}
+    host = FlowerHost(socket, key, lambda: members, retry_seconds=1.0, beat_seconds=600.0)
+    ledger = Counted(folder / "federation" / "ledger.jsonl", host, signer=key)
+    artifact, _ = run_job(
+        job,
+        (folder / "schema.toml").read_text(),
+        registrar=registrar,
+        desk=Desk(host, store),
+        store=store,
+        ledger=ledger,
+        patience=Patience(stage_seconds=300.0, grace_seconds=120.0, gather_seconds=120.0),
+    )
+    before = host.requests
+    host.close()
+    store.close()
+    assert host.requests == before  # the nodes had been told the end
+    first_round, second_round = ledger.at["round"]
+    assert second_round - first_round == 2 * len(NAMES)
+    assert before - second_round == len(NAMES)  # the model
+    *_, expected = train(job, load_data(job))
+    assert parameters_hash(flatten(artifact.graph)) == parameters_hash(expected.parameters)
+    whole = verify(folder / "federation" / "ledger.jsonl", signer=key.public)
+    assert set(whole.countersigned) == set(NAMES)
+    wait_until(flower, lambda: all((folder / name / "model.confide").exists() for name in NAMES))
+    wait_until(flower, lambda: '"finished:completed"' in flower.flwr("ls", "here", "--format", "json"))

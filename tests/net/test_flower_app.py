@@ -67,7 +67,9 @@ class World:
             self.grid.sockets[1 << 63 | NAMES.index(name)] = self.folder / f"{name}.sock"
 
     def host(self) -> FlowerHost:
-        return FlowerHost(self.folder / "host.sock", key_of("server"), MEMBERS, retry_seconds=0.1, beat_seconds=0.5)
+        return FlowerHost(
+            self.folder / "host.sock", key_of("server"), lambda: MEMBERS, retry_seconds=0.1, beat_seconds=0.5
+        )
 
     def end(self) -> None:
         if self.run.is_alive():  # a last coordinator, which waits until the app has called
@@ -161,7 +163,7 @@ def test_a_message_that_the_superlink_does_not_take_is_a_loss_and_no_more(world)
 
 def test_a_node_of_another_federation_is_refused_with_the_reason(world):
     world.start("north")
-    other = FlowerHost(world.folder / "host.sock", key_of("somebody"), MEMBERS, retry_seconds=0.1)
+    other = FlowerHost(world.folder / "host.sock", key_of("somebody"), lambda: MEMBERS, retry_seconds=0.1)
     assert until(other, lambda _: "signature" in "".join(other.strangers.values())) == []
     assert set(other.strangers) == set(world.grid.sockets)
     other.close(end_run=False)
@@ -192,7 +194,7 @@ def test_a_second_run_takes_over_and_noise_does_not(world):
 
 
 def test_nothing_within_the_time_is_none(tmp_path):
-    link = FlowerHost(tmp_path / "host.sock", key_of("server"), MEMBERS)
+    link = FlowerHost(tmp_path / "host.sock", key_of("server"), lambda: MEMBERS)
     node = FlowerJoin(tmp_path / "node.sock", "north", key_of("north"), key_of("server").public)
     node.send("south", Envelope("session", Message("north", "south", "tag", b"")))
     assert (link.receive(0), node.receive(0), link.receive(0.02), node.receive(0.02)) == (None, None, None, None)

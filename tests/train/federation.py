@@ -14,7 +14,7 @@ from confide.cohort.roster import Roster
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SeededRandomness
 from confide.net.exchange import Envelope
-from confide.net.link import Arrived, Event, Joined, Left
+from confide.net.link import Arrived, Event, Joined, Left, Link
 from confide.train.attendance import Patience
 from confide.train.coordinator import Coordinator
 from confide.train.job import parse
@@ -72,7 +72,8 @@ def job_of(folder: Path, names: tuple[str, ...] = NAMES, **sections: Mapping[str
     """Return a job over the tables in `folder`."""
     table = {
         "job": {"name": "trial"},
-        "data": {"schema": "schema.toml", "tables": {name: f"{name}.csv" for name in names}},
+        "data": {"schema": "schema.toml", "tables": {name: f"{name}.csv" for name in names}}
+        | dict(sections.get("data", {})),
         "train": {"rounds": 4, "aggregate": "masked", "quorum": 3, "expected_records": 60}
         | dict(sections.get("train", {})),
     }
@@ -263,7 +264,13 @@ class Federation:
         self.wire.cut(name)
 
     def coordinator(
-        self, *, store: Store | None = None, patience: Patience = QUICK, ledger: Ledger | None = None, **more
+        self,
+        *,
+        link: Link | None = None,
+        store: Store | None = None,
+        patience: Patience = QUICK,
+        ledger: Ledger | None = None,
+        **more,
     ) -> Coordinator:
         return Coordinator(
             self.job,
@@ -271,7 +278,7 @@ class Federation:
             roster=self.roster,
             identity=COORDINATOR.public,
             helper=SigningKey(self.keys[HELPER]).public if self.job.train.aggregate in ("shares", "he") else b"",
-            link=HostLink(self.wire),
+            link=link or HostLink(self.wire),
             store=store or self.stores["server"],
             ledger=ledger or Ledger(self.ledger_path, signer=COORDINATOR),
             patience=patience,

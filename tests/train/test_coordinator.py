@@ -380,7 +380,8 @@ def test_a_coordinator_killed_at_any_line_of_the_ledger_writes_each_round_and_re
 @pytest.mark.parametrize("private", [False, True])
 def test_nodes_countersign_evaluate_together_and_remember_the_head(tmp_path, private):
     tables(tmp_path)
-    job = job_of(tmp_path, train={"rounds": 3, "aggregate": "amortised"}, **({"privacy": PRIVATE} if private else {}))
+    more = {"privacy": PRIVATE} if private else {}
+    job = job_of(tmp_path, train={"rounds": 3, "aggregate": "amortised"}, data={"evaluate": "federated"}, **more)
     with Federation(tmp_path, job) as federation:
         for name in NAMES:
             federation.start(name)

@@ -52,3 +52,8 @@ def one_line(text: str) -> str:
     lines = [line.strip().rstrip(";") for line in text.splitlines()]
     line = "; ".join(line for line in lines if line).replace(":;", ":")
     return re.sub(_ARGUMENTS, lambda found: f"--{found[1].replace('_', '-')}", line)
+
+
+def plain(text: str) -> str:
+    """Return a text of somebody else's without what could move a cursor, turn letters around or break the line."""
+    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)

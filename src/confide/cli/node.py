@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import pwd
 from collections.abc import Iterable
-from contextlib import ExitStack
-from dataclasses import replace
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,9 +17,13 @@ from rich.console import Console
 from rich.table import Table
 
 from confide.cli import console
+from confide.cli.proxies import Surroundings, proxy_for, surroundings
 from confide.errors import ConfideError, DataError, UsageError
 
 if TYPE_CHECKING:
+    from confide.net.flower import FlowerJoin
+    from confide.net.membership import Membership
+    from confide.net.stream import Join
     from confide.train.approval import Approvals, Asked
     from confide.train.dry_run import DryRun, JobCheck
     from confide.train.offer import Offer
@@ -39,6 +43,23 @@ _Hash = Annotated[
 ]
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How the coordinator is met: at a URL, through a proxy or not; or on a socket, over Flower."""
+
+    url: str
+    proxy: str | None
+    flower: Path | None
+    group: bool
+
+    def meeting(self, folder: Path) -> AbstractContextManager[tuple[Join | FlowerJoin, Membership]]:
+        from confide.train.operate import joining, joining_over_flower
+
+        if self.flower is None:
+            return joining(folder, url=self.url, proxy=self.proxy)
+        return joining_over_flower(folder, self.flower, group=self.group)
+
+
 @node_app.callback()
 def run(
     context: typer.Context,
@@ -48,9 +69,21 @@ def run(
     identity: _Identity = None,
     data: Annotated[Path | None, typer.Option(help="This organisation's table: CSV or .npz.")] = None,
     policy: Annotated[Path | None, typer.Option(help="What this organisation allows; docs/policy.md.")] = None,
-    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(help="http://HOST:PORT of a proxy, or direct; HTTPS_PROXY if left out."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the released model; in the folder if left out.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
+    flower: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="SOCKET", help="Over Flower: the socket on which its ClientApps call; nothing is dialled."
+        ),
+    ] = None,
+    flower_group: Annotated[
+        bool, typer.Option("--flower-group", help="The group of the socket may call too, for a SuperNode's own user.")
+    ] = False,
 ) -> None:
     """Run a node: one outbound connection, this organisation's table, its policy.
 
@@ -58,7 +91,7 @@ def run(
     """
     context.obj = identity
     if context.invoked_subcommand is not None:
-        if any((coordinator, data, policy, proxy, out, once)):
+        if any((coordinator, data, policy, proxy, out, once, flower, flower_group)):
             raise UsageError(
                 f"Expected only --identity before {context.invoked_subcommand}, which runs no node; put its options "
                 "behind it"
@@ -66,12 +99,25 @@ def run(
         return
     if policy is None:
         raise UsageError("Expected --policy, what this organisation allows; docs/policy.md has one to start from")
-    _run(identity or Path(), data, policy, coordinator, proxy, out, once=once)
+    if flower is not None and (coordinator is not None or proxy is not None):
+        raise UsageError("Expected --flower without --coordinator and --proxy: nothing is dialled; leave them out")
+    folder = identity or Path()
+    way = _way(folder, coordinator, proxy, flower, group=flower_group, said=surroundings(context))
+    _run(folder, data, policy, way, out, once=once)
 
 
-def _run(
-    identity: Path, data: Path | None, policy: Path, url: str | None, proxy: str | None, out: Path | None, *, once: bool
-) -> None:
+def _way(
+    folder: Path, url: str | None, proxy: str | None, flower: Path | None, *, group: bool, said: Surroundings
+) -> _Way:
+    from confide.net.membership import membership
+
+    # looked up before anything is written, so that a coordinator's folder is named as such and stays as it is
+    own_coordinator = membership(folder).coordinator
+    address = url or own_coordinator
+    return _Way(address, None if flower else proxy_for(address, proxy, said), flower, group)
+
+
+def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path | None, *, once: bool) -> None:
     from confide.cli.progress import NodeView, node_display
     from confide.crypto.random import SystemRandomness
     from confide.model.artifact import write_whole
@@ -81,7 +127,7 @@ def _run(
     from confide.train.approval import Approvals
     from confide.train.gate import PolicyGate
     from confide.train.node import Member, Node
-    from confide.train.operate import joining, take_part
+    from confide.train.operate import take_part
     from confide.train.policy import load_policy
 
     rules, me = load_policy(policy), own(identity)
@@ -93,7 +139,8 @@ def _run(
         stack.callback(store.close)
         stack.enter_context(store.exclusive("node"))
         kept = Patient(store, say=console.err.print)
-        join, said = stack.enter_context(joining(identity, url=url, proxy=proxy))
+        join, said = stack.enter_context(way.meeting(identity))
+        display = stack.enter_context(node_display())
         gate = PolicyGate(rules, kept, Approvals(identity), data, coordinator=said.coordinator_identity)
 
         def release(offer: Offer, model: bytes) -> None:
@@ -102,7 +149,7 @@ def _run(
             if (found := node.joining()) is not None:
                 lines += found.sentences()
             for line in lines:
-                console.out.print(_plain(line))
+                display.tell(console.plain(line))
 
         node = Node(
             Member(me.name, me.role, identity_seed(identity)),
@@ -110,16 +157,15 @@ def _run(
             gate,
             kept,
             rng=SystemRandomness(),
-            say=lambda text: console.err.print(_plain(text)),
+            say=lambda text: console.err.print(console.plain(text)),
             release=release,
         )
-        display = stack.enter_context(node_display())
 
         def show() -> None:
             now, budget = node.standing, gate.budget
             phase = {
-                "": "waiting for the coordinator",
-                "pending": f"waiting for a person: {now.reason}",
+                "": "waiting for the coordinator and its job",
+                "pending": f"{now.reason} --identity {identity}",  # the reason ends with the command to run
                 "refused": f"refused: {now.reason}",
                 "accepted": "in the run",
             }[now.state]
@@ -128,7 +174,7 @@ def _run(
                     name=me.name,
                     coordinator=said.coordinator,
                     job=now.job,
-                    phase=_plain(phase if node.ended is None else "done"),
+                    phase=console.plain(phase if node.ended is None else "done"),
                     round=now.round,
                     rounds=now.rounds,
                     taken=now.taken,
@@ -137,8 +183,17 @@ def _run(
                 )
             )
 
+        show()
         take_part(
-            node, join, identity, say=console.err.print, ended=lambda: once and node.ended is not None, shown=show
+            node,
+            join,
+            identity,
+            url=way.url,
+            proxy=way.proxy,
+            say=console.err.print,
+            ended=lambda: once and node.ended is not None,
+            shown=show,
+            scrub=store.scrub,
         )
 
 
@@ -160,7 +215,9 @@ def pending(context: typer.Context, identity: _Identity = None) -> None:
     approvals = _approvals(context, identity)
     for asked in approvals.waiting():
         offer = asked.offer
-        console.out.print(f"{offer.digest[:12]}  asked {_plain(asked.when)}  job {offer.job_hash[:12]}  {_name(asked)}")
+        console.out.print(
+            f"{offer.digest[:12]}  asked {console.plain(asked.when)}  job {offer.job_hash[:12]}  {_name(asked)}"
+        )
 
 
 @node_app.command()
@@ -177,8 +234,8 @@ def show(context: typer.Context, wanted: _Hash, identity: _Identity = None) -> N
     if decision is None:
         console.out.print(f"waiting for a person: confide node approve {asked.offer.digest[:12]}")
     else:
-        word = "approved" if decision.approved else f"refused ({_plain(decision.reason)})"
-        console.out.print(f"{word} by {_plain(decision.who)} at {_plain(decision.when)}")
+        word = "approved" if decision.approved else f"refused ({console.plain(decision.reason)})"
+        console.out.print(f"{word} by {console.plain(decision.who)} at {console.plain(decision.when)}")
 
 
 @node_app.command()
@@ -207,7 +264,9 @@ def approve(
         typer.confirm("Approve this job for this table?", abort=True)
     digest = data_digest(Path(asked.data))
     decision = approvals.approve(asked, data=digest, who=by or _user(), when=_now())
-    console.out.print(f"approved {asked.offer.digest[:12]} as {_plain(decision.who)} for the table {digest[:12]}")
+    console.out.print(
+        f"approved {asked.offer.digest[:12]} as {console.plain(decision.who)} for the table {digest[:12]}"
+    )
 
 
 @node_app.command()
@@ -225,7 +284,7 @@ def refuse(
     approvals = _approvals(context, identity)
     asked = approvals.find(wanted)
     decision = approvals.refuse(asked, reason=reason, who=by or _user(), when=_now())
-    console.out.print(f"refused {asked.offer.digest[:12]} as {_plain(decision.who)}")
+    console.out.print(f"refused {asked.offer.digest[:12]} as {console.plain(decision.who)}")
 
 
 def _approvals(context: typer.Context, identity: Path | None) -> Approvals:
@@ -248,7 +307,7 @@ def _name(asked: Asked) -> str:
     from confide.train.offer import read
 
     try:
-        return _plain(read(asked.offer)[0].job.name)
+        return console.plain(read(asked.offer)[0].job.name)
     except ConfideError:
         return "(asked before this version was installed, which understands it differently)"
 
@@ -261,9 +320,9 @@ def _shown(asked: Asked) -> Iterable[str]:
     offer = asked.offer
     job, schema = read(offer)  # again: what is shown is what this node's code makes of it
     guarantee = aggregator_of(job).guarantee
-    yield from (_plain(line) for line in offer.job.rstrip().splitlines())
-    yield f"columns: {_plain(', '.join(column.name for column in schema.columns))}"
-    yield f"predicts: {_plain(schema.label.name)} ({_plain(', '.join(schema.label.classes))})"
+    yield from (console.plain(line) for line in offer.job.rstrip().splitlines())
+    yield f"columns: {console.plain(', '.join(column.name for column in schema.columns))}"
+    yield f"predicts: {console.plain(schema.label.name)} ({console.plain(', '.join(schema.label.classes))})"
     yield f"guarantee: {'; '.join(guarantee.sentences())}"
     yield f"leaks: {guarantee.leaks}"
     if job.privacy is None:
@@ -287,13 +346,8 @@ def _shown(asked: Asked) -> Iterable[str]:
     yield f"starting model: {offer.start_hash}"
     yield f"job hash, for allow.jobs: {offer.job_hash}"
     yield f"digest of this offer: {offer.digest}"
-    yield f"table: {_plain(asked.data)}"
-    yield f"asked: {_plain(asked.when)}, by confide {offer.confide}, run {offer.run}"
-
-
-def _plain(text: str) -> str:
-    """Return a text of somebody else's without what could move a cursor, turn letters around or break the line."""
-    return "".join(letter if letter.isprintable() else f"\\u{ord(letter):04x}" for letter in text)
+    yield f"table: {console.plain(asked.data)}"
+    yield f"asked: {console.plain(asked.when)}, by confide {offer.confide}, run {offer.run}"
 
 
 def _user() -> str:
@@ -381,20 +435,20 @@ def _print_survey(found: DryRun) -> None:
     for column in seen.columns:
         share = f"{column.missing} ({100 * column.missing / max(1, seen.records):.1f} %)"
         cells = (column.name, column.kind, column.unit, share, column.wrong, column.outside)
-        table.add_row(*(_plain(str(cell)) for cell in cells))
+        table.add_row(*(console.plain(str(cell)) for cell in cells))
     Console(markup=False, highlight=False).print(table)
-    counts = ", ".join(f"{_plain(name)} {count}" for name, count in seen.classes.items())
+    counts = ", ".join(f"{console.plain(name)} {count}" for name, count in seen.classes.items())
     console.out.print(f"classes: {counts or 'none'}")
     if seen.ignored:
-        console.out.print(f"columns left out: {_plain(', '.join(seen.ignored))}")
+        console.out.print(f"columns left out: {console.plain(', '.join(seen.ignored))}")
     for one in found.findings:
-        where = f"{_plain(one.where)}: " if one.where else ""
+        where = f"{console.plain(one.where)}: " if one.where else ""
         count = f"{one.count} " if one.count and one.rows else ""
         rows = (
             f" (rows {', '.join(map(str, one.rows))}{' ...' if one.count > len(one.rows) else ''})" if one.rows else ""
         )
-        texts = "; ".join(f'"{_plain(text)}": {number}' for text, number in one.texts.items())
-        console.out.print(f"{one.level}: {where}{count}{_plain(one.text)}{rows}{f' [{texts}]' if texts else ''}")
+        texts = "; ".join(f'"{console.plain(text)}": {number}' for text, number in one.texts.items())
+        console.out.print(f"{one.level}: {where}{count}{console.plain(one.text)}{rows}{f' [{texts}]' if texts else ''}")
 
 
 def _print_job(job: JobCheck, *, defaults: bool) -> None:
@@ -407,7 +461,7 @@ def _print_job(job: JobCheck, *, defaults: bool) -> None:
             f"{job.step_seconds:.3g} s here"
         )
     for line in job.refusals:
-        console.out.print(f"refused by {'the default policy' if defaults else 'the policy'}: {_plain(line)}")
+        console.out.print(f"refused by {'the default policy' if defaults else 'the policy'}: {console.plain(line)}")
     if job.hash and not job.refusals:
         console.out.print(
             f"allowed by {'the default policy' if defaults else 'the policy'}, as far as it depends on the job; "

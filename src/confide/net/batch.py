@@ -36,6 +36,9 @@ _NONCE_BYTES = 16
 
 _PURPOSE = "confide batch v1"
 
+#: Of a member.
+_LONGEST_NAME = 64
+
 #: Largest batch that either side takes apart: a model of a hundred million values in 8 bytes, and some more.
 MAX_BATCH_BYTES = 1 << 30
 
@@ -142,6 +145,13 @@ class HostBatches:
         for node_id in sorted(present - set(self._routes)):
             self._routes[node_id] = _Route()
 
+    def admit(self, members: Mapping[str, Member]) -> None:
+        """Say who may join from now on; whoever has joined and is not among them any more has left."""
+        before, self._members = self._members, dict(members)
+        for route in self._routes.values():
+            if route.name and self._members.get(route.name) != before.get(route.name):
+                self._leave(route, f"{route.name} is no member any more")
+
     def send(self, peer: str, envelope: Envelope) -> None:
         """Queue a message for the peer's next exchange; it is lost if the peer is not there."""
         if (queue := self._queues.get(peer)) is not None:
@@ -197,6 +207,11 @@ class HostBatches:
         return self._events.popleft() if self._events else None
 
     @property
+    def busy(self) -> bool:
+        """Return whether something waits for a member who has joined, or is on its way there or back."""
+        return any(self._queues.values()) or any(route.nonce for route in self._routes.values() if route.name)
+
+    @property
     def strangers(self) -> dict[int, str]:
         """Return why nobody has joined, by place, for people: a node without its process, another federation's."""
         return {node_id: route.reason for node_id, route in self._routes.items() if not route.name}
@@ -209,7 +224,8 @@ class HostBatches:
     def _check(self, batch: _Batch, signed: _Signed, route: _Route, expected: bytes) -> None:
         member = self._members.get(batch.src)
         if member is None:
-            raise ProtocolError("Expected a reply from a member of this federation")
+            who = batch.src if batch.src.isprintable() and len(batch.src) <= _LONGEST_NAME else "whoever is there"
+            raise ProtocolError(f"Expected a reply from a member of this federation, {who} is none or was revoked")
         verify(member.identity, label(_PURPOSE, signed.batch), signed.signature)
         if batch.dst != self._me or batch.answers != expected or len(batch.nonce) != _NONCE_BYTES:
             raise ProtocolError(f"Expected {batch.src} to answer the request that was made")

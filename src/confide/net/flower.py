@@ -13,7 +13,7 @@ inside Flower is one short file (flower_app.py), which carries batches between t
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,9 @@ from confide.net.local import Frame, Gone, Listener
 
 #: Few, since each may make us keep one batch: the app and one that replaces it, and one more at the coordinator.
 _APPS, _CLIENT_APPS = 3, 2
+
+#: How often a coordinator looks who its members are.
+_MEMBERS_SECONDS = 1.0
 
 #: The Flower app: one module and what Flower must know of it.
 _APP_MODULE = "flower_app"
@@ -96,11 +99,12 @@ class FlowerHost:
     Args:
         path: of the socket on which the ServerApp calls; its run config `confide-socket` says the same.
         key: the coordinator's identity.
-        members: who may join, by name.
+        members: returns who may join, by name; asked again about every second, so that a revocation takes effect.
         me: the coordinator's name.
         mode: of the socket: who may call.
         beat_seconds, retry_seconds, max_bytes: see `HostBatches`.
         rng: draws nonces.
+        say: told in one line why nobody has joined behind a SuperNode, once for each reason.
 
     Raises:
         UsageError: nobody can listen on `path`.
@@ -112,7 +116,7 @@ class FlowerHost:
         self,
         path: Path,
         key: SigningKey,
-        members: Mapping[str, Member],
+        members: Callable[[], Mapping[str, Member]],
         *,
         me: str = "server",
         mode: int = 0o600,
@@ -120,10 +124,13 @@ class FlowerHost:
         retry_seconds: float = 10.0,
         max_bytes: int = MAX_BATCH_BYTES,
         rng: Randomness | None = None,
+        say: Callable[[str], None] = lambda text: None,
     ) -> None:
+        self._members, self._asked_at, self._say = members, time.monotonic(), say
+        self._told: dict[int, str] = {}
         self._batches = HostBatches(
             key,
-            members,
+            members(),
             rng or SystemRandomness(),
             me=me,
             beat_seconds=beat_seconds,
@@ -154,25 +161,38 @@ class FlowerHost:
         """Return the next event, or None if there is none within the time."""
         end = time.monotonic() + timeout_seconds
         while (event := self._batches.next_event()) is None:
-            now = time.monotonic()
-            if self._app is not None:
-                for node, batch in self._batches.requests_due(now):
-                    self._listener.send(self._app, _json(_Order("ask", node)), batch)
-            for happened in self._listener.poll(max(0.0, min(end - now, self._batches.wait_seconds(now)))):
-                self._take(happened)
+            self._move(end)
             if time.monotonic() >= end:
                 return self._batches.next_event()
         return event
 
-    def close(self, *, end_run: bool = True) -> None:
+    def close(self, *, end_run: bool = True, linger_seconds: float = 60.0) -> None:
         """End every connection, and remove the socket.
 
         Args:
-            end_run: False leaves the run at the SuperLink, which waits for the next coordinator as after a crash.
+            end_run: what was sent leaves, is answered, and then the run at the SuperLink ends; False leaves it there,
+                waiting for the next coordinator, as after a crash.
+            linger_seconds: how long for answers.
         """
+        end = time.monotonic() + linger_seconds
+        while end_run and self._app is not None and self._batches.busy and time.monotonic() < end:
+            self._move(end)
         if self._app is not None and end_run:
             self._listener.send(self._app, _json(_Order("end")), b"")
         self._listener.close()
+
+    def _move(self, end: float) -> None:
+        """Send what is due, and take in what comes, until there is something or it is `end`."""
+        now = time.monotonic()
+        if now - self._asked_at >= _MEMBERS_SECONDS:
+            self._asked_at = now
+            self._batches.admit(self._members())
+        if self._app is not None:
+            for node, batch in self._batches.requests_due(now):
+                self._listener.send(self._app, _json(_Order("ask", node)), batch)
+        wait_seconds = min(end - now, _MEMBERS_SECONDS, self._batches.wait_seconds(now))
+        for happened in self._listener.poll(max(0.0, wait_seconds)):
+            self._take(happened)
 
     def _take(self, happened: Frame | Gone) -> None:
         if isinstance(happened, Gone):
@@ -196,6 +216,14 @@ class FlowerHost:
                 self._batches.replied(report.node, happened.body)
             else:
                 self._batches.failed(report.node, _line(report.reason))
+            self._tell(report.node)
+
+    def _tell(self, node: int) -> None:
+        """Say who is not taking part behind a SuperNode that has just been asked, unless it was said before."""
+        reason = self._batches.strangers.get(node, "")
+        if reason and reason != self._told.get(node):
+            self._say(f"nobody has joined behind SuperNode {node}: {reason}")
+        self._told[node] = reason
 
 
 class FlowerJoin:

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from confide.train.control import Answer
 
+#: Over Flower a node that has started again is asked within 10 s, and its answers take seconds each.
+FLOWER_GRACE_SECONDS, FLOWER_GATHER_SECONDS = 60.0, 60.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:

@@ -5,6 +5,10 @@ delta. Across runs they add up (basic composition: Dwork and Roth, The Algorithm
 theorem 3.16), which holds however the runs were chosen. A run is one coordinator's id, not a job's hash: the same job
 run twice releases twice.
 
+Within a run a record is either trained on or held out, so training and evaluation count as the larger of the two; this
+holds because one run has one split, by each record's content. Another run may have another seed or test_fraction and
+train on what the first held out: runs add up in full, whatever side a record was on.
+
 A release is charged in the commit that precedes the first message after which its sum can be opened. What is charged is
 never given back, whether or not the sum was opened.
 """
@@ -140,6 +144,8 @@ class Budget:
         if key in self._charged:  # its changes may have been lost with the step that asked for them
             return {self._key: encode(_Book(self.accounts)), key: b""}
         earlier = self._accounts.get(run, Account(run, job, None if epsilon is None else 0.0, 0.0, 0))
+        if earlier.job != job:
+            raise UsageError("Expected one job under the id of a run; another was charged under it")
         _check(earlier, epsilon, delta)
         account = Account(run, job, epsilon, delta, earlier.releases + 1)
         accounts = {**self._accounts, run: account}

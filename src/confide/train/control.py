@@ -39,6 +39,9 @@ MAX_CONTROL_BYTES = 1 << 22
 #: Reasons are one line for people.
 MAX_REASON = 2000
 
+#: Names of versions, hashes and sources of randomness are shorter.
+MAX_NAME = 200
+
 
 class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A node's answer to an offer.
@@ -60,6 +63,10 @@ class Answer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     head: str = ""
     origin: str = ""
     version: str = ""
+
+    def __post_init__(self) -> None:
+        if self.heard < -1 or max(map(len, (self.run, self.head, self.origin, self.version))) > MAX_NAME:
+            raise ValueError("Expected an answer as a node gives it")
 
 
 class Open(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -130,6 +137,14 @@ class Release(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reason: str = ""
     model: bytes = b""
     ledger: bytes = b""
+
+
+def plain(text: str) -> str:
+    """Return somebody else's text as one line of at most `MAX_REASON` letters, none of which moves a cursor."""
+    shown = "".join(
+        letter if letter.isprintable() else " " if letter.isspace() else "?" for letter in text[:MAX_REASON]
+    )
+    return " ".join(shown.split())
 
 
 def control(src: str, dst: str, tag: str, body: msgspec.Struct | bytes = b"", *, session: str = "") -> Envelope:

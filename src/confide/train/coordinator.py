@@ -44,8 +44,9 @@ from confide.train.run_journal import CURRENT, Charged, RoundLine, current_run
 from confide.train.sections import Job
 from confide.train.setting import Setting, evaluation_of_run
 from confide.train.status import Phase, Status
+from confide.train.tally import Tally
 from confide.train.witnesses import Witnesses
-from confide.wire import Step, Store, decode, encode
+from confide.wire import Array, Step, Store, decode, encode
 
 #: News that a node has missed go out in bodies of about this size.
 _NEWS_BYTES = 1 << 25
@@ -253,30 +254,43 @@ class Coordinator:
         """
         self._phase(Phase.EVALUATING)
         setting, tally = self.setting, self.setting.tally()
+        if (saved := self._store.get("evaluation")) is not None:
+            return self._evaluated(tally, decode(saved, Announcement, max_bytes=len(saved)))
         epsilon = setting.evaluation_epsilon(self.course.encoding.epsilon(self.releases))
         reason = ""
         for attempt in range(1 if tally.plan else self.job.train.attempts):
             self.meeting.gather()
             self._witnesses.write()
-            order = Open("evaluate", self._keys, self.course.number + 1, attempt)
+            order = Open("evaluate", self._keys, self.job.train.rounds + 1, attempt)
             session = evaluation_of_run(self.run_id, setting, self.course, order)
             if epsilon is not None:  # before it leaves, as for a round
                 self._ledger.append("release", {"of": "evaluation", "attempt": attempt + 1, "epsilon": epsilon})
             server = self.cohort.server
             party = self._aggregator.party("server", server, session, None, self._place(), self._rng)
             try:
-                found = evaluation_of(tally, self.meeting.session(order, party, journal=True))
+                sums: Sums = self.meeting.session(order, party, journal=True)
             except ProtocolError as error:
                 self.meeting.close(order)
                 reason = str(error)
                 continue
             bytes_up, _ = self.meeting.figures(order)
-            fields = evaluation_fields(found, session, self._aggregator.name, bytes_up, epsilon)
+            said = Announcement(order.number, session.model_hash, Array.of(sums.values), _names(sums))
+            self._store.commit({"evaluation": encode(said)})
             self.meeting.close(order)
-            self._ledger.append("evaluation", fields)
-            self.board.evaluated(self.course.number, accuracy=found.accuracy.value, at_seconds=self._wall())
+            found = self._evaluated(tally, said)
+            self._ledger.append(
+                "evaluation", evaluation_fields(found, session, self._aggregator.name, bytes_up, epsilon)
+            )
             return found
         raise Aborted(f"The evaluation failed; {reason}")
+
+    def _evaluated(self, tally: Tally, said: Announcement) -> Evaluation:
+        """Return what the sums of an evaluation say; they are kept, since a second one would be another release."""
+        assert said.sums is not None
+        values = said.sums.numpy("int64", (None, tally.length))
+        found = evaluation_of(tally, Sums(values, tuple(frozenset(row) for row in said.members)))
+        self.board.evaluated(self.course.number, accuracy=found.accuracy.value, at_seconds=self._wall())
+        return found
 
     def final(self) -> Round[Graph] | None:
         """Return the last finished round, whichever process finished it; None before the first."""
@@ -317,7 +331,8 @@ class Coordinator:
                     told.add(name)
             return (
                 all(
-                    name in told and peer.answer is not None and peer.answer.heard >= self.course.number
+                    (name in told and peer.answer is not None and peer.answer.heard >= self.course.number)
+                    or self.meeting.is_lost(name)
                     for name, peer in self.meeting.peers.items()
                 )
                 or self._clock() > deadline
@@ -408,7 +423,7 @@ class Coordinator:
     def accepted(self, name: str, answer: Answer) -> None:
         """Go on with a node from where it stands."""
         peer = self.meeting.peers[name]
-        peer.heard = min(answer.heard, self.course.number)
+        peer.heard = max(-1, min(answer.heard, self.course.number))
         if name in self.cohort.clients:
             self._witnesses.rejoined(name, answer.head)
         if answer.origin != SystemRandomness.origin:
@@ -449,3 +464,7 @@ class Coordinator:
                 self.meeting.send(name, LINES, lines)
 
     # --- events -------------------------------------------------------------------------------------------------------
+
+
+def _names(sums: Sums) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(sorted(row)) for row in sums.members)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from confide.errors import Aborted, ProtocolError
 from confide.ideal import Cohort
 from confide.net.exchange import Envelope, Exchange
@@ -31,6 +33,7 @@ from confide.train.control import (
     Reason,
     Witnessed,
     control,
+    plain,
     session_id,
 )
 from confide.train.offer import Offer
@@ -146,7 +149,7 @@ class Meeting:
                 reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
                 raise Aborted(f"Expected quorum={self.cohort.quorum} nodes that take part; {reasons}")
             patient = self._clock() - begin < self._patience.gather_seconds
-            hopeful = [name for name, peer in self.peers.items() if not peer.ready and not self._is_lost(name)]
+            hopeful = [name for name, peer in self.peers.items() if not peer.ready and not self.is_lost(name)]
             if enough and not (hopeful and patient):
                 return
             if not enough and not patient and not waiting:
@@ -155,11 +158,11 @@ class Meeting:
                 self._say(f"waiting for quorum={self.cohort.quorum} nodes; away: {away}")
             self.pump(0.2)
 
-    def _is_lost(self, name: str) -> bool:
-        """Return whether there is no use in waiting for a member now."""
+    def is_lost(self, name: str) -> bool:
+        """Return whether there is no use in waiting for a member now: away for long, refusing, or asking its people."""
         peer = self.peers[name]
         if peer.here:
-            return peer.refuses
+            return peer.answer is not None and not peer.ready
         return self._clock() - peer.since > self._patience.grace_seconds
 
     def confirm(self, order: Open, fingerprint: str) -> None:
@@ -202,7 +205,7 @@ class Meeting:
 
     def _is_out(self, name: str, session: str) -> bool:
         peer = self.peers[name]
-        return session in peer.unable or self._is_lost(name)
+        return session in peer.unable or self.is_lost(name)
 
     def _bring_in(self, name: str) -> None:
         """Tell a member of the live session: what it has not heard, the order, and what was sent to it already."""
@@ -232,7 +235,7 @@ class Meeting:
         return bytes_up, {server: figures.seconds}
 
     def pump(self, seconds: float) -> None:
-        """Deal with the next thing that happens, if anything does within the time."""
+        """Take in the next event, if one comes within `seconds`."""
         event = self._link.receive(seconds)
         if event is not None:
             self._handle(event)
@@ -262,28 +265,38 @@ class Meeting:
         if message.tag == ANSWER:
             self._answered(name, peer, decode(message.body, Answer, max_bytes=MAX_CONTROL_BYTES))
         elif message.tag == UNABLE:
-            reason = decode(message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason
-            peer.unable[envelope.session] = reason
-            self._say(f"{name} is out of {envelope.session}: {reason}")
+            reason = plain(decode(message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
+            if self._is_live(envelope) and envelope.session not in peer.unable:
+                peer.unable[envelope.session] = reason
+                self._say(f"{name} is out of {envelope.session}: {reason}")
         elif message.tag == WITNESSED:
             self._chair.witnessed(name, decode(message.body, Witnessed, max_bytes=MAX_CONTROL_BYTES))
         elif message.tag == READY:
-            peer.done[envelope.session] = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
+            if self._is_live(envelope):
+                peer.done[envelope.session] = decode(message.body, Ready, max_bytes=MAX_CONTROL_BYTES).fingerprint
         elif self.exchange.knows(envelope.session) or not envelope.session.startswith(f"{self._run}/"):
             self.exchange.put(envelope)  # else it comes late to a session that is over
+
+    def _is_live(self, envelope: Envelope) -> bool:
+        """Return whether a message is about the session on its way: nothing is remembered of others."""
+        return self.live is not None and self.live[0] == envelope.session
 
     def _answered(self, name: str, peer: Peer, answer: Answer) -> None:
         if answer.run != self._run:
             raise ProtocolError("Expected an answer about the current run")
-        peer.answer, peer.heard = answer, answer.heard
+        before = peer.answer.state if peer.answer else "pending"
+        if before == "refused" or (before == "accepted" and answer.state == "pending"):
+            raise ProtocolError("Expected no other answer to an offer that was answered")
+        answer = msgspec.structs.replace(answer, reason=plain(answer.reason), origin=plain(answer.origin))
+        peer.answer = answer
         if answer.state == "pending":
             self.board.node_asks(name, reason=answer.reason, at_seconds=self._wall())
         elif answer.state == "refused":
             self.board.node_refused(name, reason=answer.reason, at_seconds=self._wall())
         else:
             self.board.node_approved(name, at_seconds=self._wall())
-        if answer.state != "accepted":
-            return
+        if answer.state != "accepted" or before == "accepted":
+            return  # once for each offer: what follows is larger than an answer
         self._chair.accepted(name, answer)
         self._bring_in(name)
 

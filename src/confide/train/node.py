@@ -13,16 +13,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from confide.cohort.roster import IDENTITY, ROSTER
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.data.schema import Schema
-from confide.data.table import read_table
 from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, UsageError
-from confide.ideal import Aggregator, Session, Vector
 from confide.model.artifact import decode as decode_artifact
+from confide.model.graph import Graph, Linear
 from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.store import Staged
@@ -39,27 +35,20 @@ from confide.train.control import (
     Witnessed,
     session_id,
 )
-from confide.train.course import Announcements, Follower, parameters_hash
-from confide.train.federated_evaluation import contribution
+from confide.train.course import parameters_hash
 from confide.train.joining import Joining, compare, trained_alone
-from confide.train.ledger import Value
-from confide.train.ledger_lines import read_line
-from confide.train.local import Silo, flatten
+from confide.train.local import flatten
+from confide.train.node_run import CHARGED, ENDED, Member, Part, role_of
 from confide.train.offer import Offer, read, require_member
-from confide.train.rounds import own_randomness, sends_vector, session_of
-from confide.train.run import set_aside
-from confide.train.setting import Setting, evaluation_of_run
-from confide.train.witness import Witness
+from confide.train.rounds import sends_vector
+from confide.train.setting import Setting
 from confide.wire import Party, Step, Store, decode, encode
 
-#: How many rounds a node remembers to compare the ledger with.
-_NOTED = 64
+#: What tags of the coordinator's own words begin with.
+_CONTROL = "federation/"
 
-#: Where a run's course lies in the node's store, how far it has come since, and the last sum that was charged.
-_COURSE, _HEARD, _CHARGED = "course", "heard", "charged"
-
-#: After so many rounds the course is written again; a node that starts again hears those after it once more.
-_COURSE_ROUNDS = 16
+#: Set-ups of one run; each leaves keys in the node's store.
+_MOST_SETUPS = 100
 
 #: Lines of a ledger come in bodies smaller than this.
 _LARGEST_LINES_BYTES = 1 << 26
@@ -97,24 +86,6 @@ class Gate(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Member:
-    """Who a node is.
-
-    Args:
-        name: as in its certificate.
-        role: "node", or "helper" for a second server or keyholder.
-        identity: 32-byte seed of its Ed25519 identity.
-    """
-
-    name: str
-    role: str
-    identity: bytes
-
-    def __repr__(self) -> str:
-        return f"Member({self.name!r}, {self.role!r})"
-
-
-@dataclass(frozen=True, slots=True)
 class Standing:
     """Where a node is, for its own people.
 
@@ -134,114 +105,6 @@ class Standing:
     taken: int = 0
 
 
-class _Heard(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The last news that were followed, and the hash of the model after them."""
-
-    number: int
-    model_hash: bytes
-
-
-class _Run:
-    """What a node knows of one run that it takes part in."""
-
-    def __init__(
-        self, member: Member, offer: Offer, setting: Setting, view: Callable[[str], Store], rng: Randomness
-    ) -> None:
-        self.offer, self.setting, self.role = offer, setting, _role(member, setting)
-        self.prefix = f"run/{offer.run}/"
-        self._view = view
-        self.store = view(self.prefix)
-        self.aggregators: dict[int, Aggregator] = {}
-        self.silo: Silo | None = None
-        self.test: Silo | None = None
-        self.orders: dict[str, Open] = {}
-        self._me, self.taken = member.name, 0
-        self._key, self._released = SigningKey(member.identity), dict[int, list[str]]()
-        course = setting.course()
-        self.follower = Follower(member.name, setting.cohort, course, self.store)
-        if heard := self.store.get(_HEARD):
-            known = decode(heard, _Heard, max_bytes=len(heard))
-            self.follower.resume(self.store.get(_COURSE), (known.number, known.model_hash))
-        self._written = self.follower.heard
-        self.own = own_randomness(rng, setting.cohort).get(member.name, rng)
-        # under test seeds the members start from one stream, and no two may draw the same keys
-        others = {name: rng.branch() for name in (*setting.cohort.clients, setting.cohort.helper)}
-        self.rng = others[member.name]
-
-    def load(self, me: str, data: Path, schema: Schema) -> None:
-        """Read the node's table, and set its test records aside as a job in one process would."""
-        kept, test = set_aside(self.setting.job, read_table(data, schema))
-        prepare = self.setting.preprocess
-        self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
-        self.test = Silo(me, prepare.apply(test.columns), test.labels)
-
-    def session(self, order: Open) -> Session:
-        """Return what a sum is about, by the node's own course."""
-        course, cohort = self.follower.course, self.setting.cohort
-        if order.kind == "evaluate":
-            return evaluation_of_run(self.offer.run, self.setting, course, order)
-        return session_of(self.offer.run, cohort, course, order.number, order.attempt)
-
-    def vector(self, order: Open) -> Vector:
-        """Return what the node's records add to a sum."""
-        assert self.silo is not None
-        assert self.test is not None
-        course = self.follower.course
-        if order.kind == "evaluate":
-            graph = course.encoding.learner.model(course.kept)
-            return contribution(self.setting.tally(), graph, self.test, self.own)
-        return course.encoding.contribution(course.parameters, self.silo, order.number, self.own, self.store)
-
-    def witness(self, store: Store) -> Witness:
-        """Return the node's eye on the run's ledger."""
-        return Witness(self.offer.run, key=self._key, signer=self.offer.coordinator, store=store)
-
-    def note(self, news: bytes) -> None:
-        """Remember what the news just followed say, to compare the ledger's lines with."""
-        for said in decode(news, Announcements, max_bytes=len(news)).missed:
-            self._released[said.number] = sorted(name for row in said.members for name in row)
-            self.taken += self._me in self._released[said.number]
-        self._released = dict(list(self._released.items())[-_NOTED:])
-
-    def followed(self) -> dict[str, bytes]:
-        """Return what of the course to commit after news: a few bytes, and now and then all of it."""
-        course = self.follower.course
-        changes = {_HEARD: encode(_Heard(course.number, course.model_hash))}
-        if course.encoding.kept or course.number - self._written >= _COURSE_ROUNDS:
-            changes[_COURSE], self._written = course.state(), course.number
-        return changes
-
-    def expected(self, line: bytes) -> dict[str, Value]:
-        """Return which fields a line of the ledger must have, as far as the node knows them by itself."""
-        entry = read_line(line).entry
-        number = entry.get("round")
-        if entry["event"] != "round" or not isinstance(number, int) or number not in self._released:
-            return {}
-        known: dict[str, Value] = {"members": self._released[number]}
-        course = self.follower.course
-        if number == course.number:
-            known["model"] = parameters_hash(course.kept).hex()
-        return known
-
-    def keys(self, number: int) -> tuple[Aggregator, str, Store]:
-        """Return the aggregator of a set-up, where its keys lie in the node's store, and the store from there on."""
-        prefix = f"{self.prefix}keys-{number}/"
-        return self.aggregators.setdefault(number, self.setting.aggregator()), prefix, self._view(prefix)
-
-
-def _role(member: Member, setting: Setting) -> str:
-    """Return which role of the aggregator the member has in this job.
-
-    Raises:
-        UsageError: none.
-    """
-    roles = setting.cohort.parties(setting.aggregator().roles)
-    role = roles.get(member.name)
-    if role is None or (role == "client") != (member.role == "node"):
-        raise UsageError(f"Expected a job with a place for {member.name}, whose certificate says {member.role}")
-    return role
-
-
 class Node:
     """One member of a federation, a node or a helper.
 
@@ -256,7 +119,10 @@ class Node:
 
     **Guarantees**: nothing computed from records leaves before the gate has accepted the very job that it is computed
     for; a model that the job and the released sums do not give is refused; what a sum spends is committed before the
-    node's vector leaves for it.
+    node's vector leaves for it; of each (round, attempt) of a run one vector leaves, whatever is asked again.
+
+    Not hidden without [privacy]: what lies between two sums. A coordinator that lies about who was lost has a round
+    repeated without one node, or invents sums that bring an earlier model back; rounds * attempts bound how often.
     """
 
     def __init__(
@@ -275,7 +141,7 @@ class Node:
         self.exchange = Exchange(store, on_step=self._on_step)
         self._out: list[Envelope] = []
         self._offered: bytes | None = None
-        self._run: _Run | None = None
+        self._run: Part | None = None
         self._last: Answer | None = None
         self.ended: End | None = None
 
@@ -286,13 +152,16 @@ class Node:
         match event:
             case Arrived(_, envelope):
                 try:
-                    self._arrived(envelope)
+                    if envelope.message.dst != self.member.name or self._forged(envelope):
+                        self._say(f"not from the coordinator: {envelope.message.tag[:64]!r}")
+                    else:
+                        self._arrived(envelope)
                 except StoreError:
                     raise  # what the node knows is not safe: it must end, and go on from its store
                 except ConfideError as error:
                     self._refuse(envelope, error)
             case Left(_, reason):
-                self._say(f"not connected: {reason}")
+                self._say(f"not connected, trying again: {reason}")
             case Joined():
                 self._say("connected")
             case None:
@@ -302,6 +171,8 @@ class Node:
     def take(self) -> list[Envelope]:
         """Commit, then return what leaves; while nothing does, what was heard need not last: it is told again."""
         for session in self.exchange.ended():
+            if not self.exchange.knows(session):
+                continue  # forgotten since
             try:
                 output = self.exchange.output(session)
             except ConfideError as error:
@@ -344,6 +215,12 @@ class Node:
 
     # --- control ------------------------------------------------------------------------------------------------------
 
+    @staticmethod
+    def _forged(envelope: Envelope) -> bool:
+        """Return whether somebody else speaks as only the coordinator does: other members reach this node as well."""
+        message = envelope.message
+        return message.tag.startswith(_CONTROL) and message.src != "server"
+
     def _arrived(self, envelope: Envelope) -> None:
         message = envelope.message
         match message.tag:
@@ -376,7 +253,7 @@ class Node:
             return  # the coordinator has the first reason
         self._say(f"refused: {reason}")
         run = self._run.offer.run if self._run else self._last.run if self._last else ""
-        self._run = None
+        self._leave()
         self._send(control.ANSWER, Answer(run, "refused", reason[:MAX_REASON], version=_version()))
 
     def _unable(self, session: str, error: ConfideError) -> None:
@@ -396,31 +273,35 @@ class Node:
             offer = Offer.decode(self._offered)
             run = offer.run
             answer = self._decided(offer)
+        except StoreError:
+            raise
         except ConfideError as error:
+            self._leave()
             answer = Answer(run, "refused", str(error)[:MAX_REASON], version=_version())
-        if repeat or answer != self._last:
-            if answer != self._last:
-                self._say(f"job {run}: {answer.state}{f': {answer.reason}' if answer.reason else ''}")
+        if repeat or answer != self._last:  # `standing` shows it to this node's people
             self._send(control.ANSWER, answer)
 
     def _decided(self, offer: Offer) -> Answer:
         job, schema = read(offer)
         setting = Setting.of(job, schema)
         current = self._run if self._run and self._run.offer == offer else None
-        role = _role(self.member, setting)
+        role = role_of(self.member, setting)
         own = SigningKey(self.member.identity).public
         if role == "client":
             require_member(offer, self.member.name, own)
         elif offer.helper != own:
             raise ProtocolError("Expected an offer that shows this helper's own identity")
+        ended = self.exchange.view(f"run/{offer.run}/").get(ENDED)
+        if ended is not None:  # nothing is begun again under its id, but its coordinator may not have heard
+            return Answer(offer.run, "accepted", heard=int(ended), version=_version())
         decision = self._gate.decide(offer, setting)
         if decision.state != "accepted":
-            self._run = None
+            self._leave()
             return Answer(offer.run, decision.state, decision.reason[:MAX_REASON], version=_version())  # type: ignore[arg-type]
         if current is None:
-            for session in (*self.exchange.open_sessions,):
-                self.exchange.forget(session)
-            current = _Run(self.member, offer, setting, self.exchange.view, self._rng)
+            self._leave()
+            current = Part(self.member, offer, setting, self.exchange.view, self._rng)
+            current.bind()
             if role == "client":
                 if self._data is None:
                     raise UsageError("Expected --data at a node that trains; name its table")
@@ -428,7 +309,7 @@ class Node:
                 again = self._gate.decide(offer, setting)  # the table that was read is the one that was decided on
                 if again.state != "accepted":
                     raise Aborted("Expected a table that does not change while it is read")
-            self._run = current
+            self._run, self.ended = current, None
         return Answer(
             offer.run,
             "accepted",
@@ -440,9 +321,20 @@ class Node:
 
     # --- a run --------------------------------------------------------------------------------------------------------
 
-    def _accepted(self) -> _Run:
-        if self._run is None:
-            raise Aborted("Expected a job that this node has accepted")
+    def _leave(self) -> None:
+        """Take no part any more: without a run nothing is charged, so nothing may go on."""
+        for session in (*self.exchange.open_sessions, *(self._run.orders if self._run else ())):
+            self.exchange.forget(session)
+        self._run = None
+
+    def _close(self, session: str) -> None:
+        self.exchange.forget(session)
+        if self._run:
+            self._run.orders.pop(session, None)
+
+    def _accepted(self) -> Part:
+        if self._run is None or self.ended is not None:
+            raise Aborted("Expected a job that this node has accepted, and that has not ended")
         return self._run
 
     def _follow(self, body: bytes) -> None:
@@ -478,29 +370,28 @@ class Node:
             if not self.exchange.is_open(session):
                 self._ended_well(session, self.exchange.output(session))
             return
-        for other in list(run.orders):  # there is one at a time, and its end may have been lost with a connection
-            self._close(other)
+        if not 0 <= order.keys < _MOST_SETUPS:
+            raise ProtocolError(f"Expected fewer than {_MOST_SETUPS} set-ups of a run")
+        if order.kind != "setup" and run.role == "client":
+            run.require_turn(order)
+        for earlier in tuple(run.orders):  # one at a time; the word that it is over may have been lost
+            self._close(earlier)
         run.orders[session] = order
         _, prefix, _ = run.keys(order.keys)
         party = self._setup(run, order) if order.kind == "setup" else self._sum(run, order)
         self.exchange.open(session, party, me=self.member.name, prefix=prefix)
 
-    def _close(self, session: str) -> None:
-        self.exchange.forget(session)
-        if self._run is not None:
-            self._run.orders.pop(session, None)
-
-    def _setup(self, run: _Run, order: Open) -> Party:
+    def _setup(self, run: Part, order: Open) -> Party:
         (aggregator, _, store), roster = run.keys(order.keys), run.offer.roster
         store.commit({IDENTITY: self.member.identity, ROSTER: roster.encode()})  # pinned before the server's word
         return aggregator.setup(run.role, self.member.name, run.setting.cohort, store, run.rng)
 
-    def _sum(self, run: _Run, order: Open) -> Party:
+    def _sum(self, run: Part, order: Open) -> Party:
         aggregator, _, store = run.keys(order.keys)
         follower, me = run.follower, self.member.name
         vector = None
         if run.role == "client":
-            if follower.heard != order.number - 1:
+            if order.kind == "round" and follower.heard != order.number - 1:
                 raise Aborted(f"Expected round={follower.heard + 1}, after the releases that this node has followed")
             assert run.silo is not None
             vector = run.vector(order)
@@ -512,17 +403,17 @@ class Node:
 
         From then on others may open a sum with it, so that whether this node goes on changes nothing.
         """
-        run = self._run
-        order = run.orders.get(session) if run else None
-        if run is None or order is None or order.kind == "setup" or run.role != "client":
+        run = self._accepted()
+        order = run.orders[session]
+        if order.kind == "setup" or run.role != "client" or not sends_vector(run.keys(order.keys)[0], step):
             return {}
-        aggregator, _, _ = run.keys(order.keys)
-        place = f"{order.number}/{order.attempt}".encode()
-        if not sends_vector(aggregator, step) or run.store.get(_CHARGED) == place:
+        run.require_turn(order)
+        place = encode(order)
+        if run.store.get(CHARGED) == place:
             return {}
         encoding = run.follower.course.encoding
         count = encoding.charged(run.store)
-        changes: dict[str, bytes | None] = {_CHARGED: place}
+        changes: dict[str, bytes | None] = {CHARGED: place}
         if order.kind == "round":
             changes |= encoding.charge(run.store)
             epsilon = encoding.epsilon(count + 1)
@@ -541,15 +432,25 @@ class Node:
         if end.model:
             self._check_release(run, end.model)
             self._release(run.offer, end.model)
-        self._send(control.ANSWER, Answer(end.run, "accepted", heard=run.follower.heard, version=_version()))
+        heard = run.follower.heard
+        self.exchange.change(run.wiped(heard))
+        self._send(control.ANSWER, Answer(end.run, "accepted", heard=heard, version=_version()))
         self._say(f"job {end.run} has ended{f': {end.reason}' if end.reason else ''}")
         self.ended = end
 
-    def _check_release(self, run: _Run, model: bytes) -> None:
+    def _check_release(self, run: Part, model: bytes) -> None:
         """Refuse a model that the node's own course does not come to."""
         artifact = decode_artifact(model, trust=run.offer.coordinator, where="the released model")
-        if parameters_hash(flatten(artifact.graph)) != parameters_hash(run.follower.course.kept):
+        course = run.follower.course
+        own = course.encoding.learner.model(course.kept)
+        same = parameters_hash(flatten(artifact.graph)) == parameters_hash(course.kept)
+        if not same or _form(artifact.graph) != _form(own) or artifact.preprocess != run.setting.preprocess:
             raise ProtocolError("Expected the model that the released sums give, the coordinator released another")
+
+
+def _form(graph: Graph) -> tuple[object, ...]:
+    """Return all of a graph but its parameters: the same parameters in other layers are another model."""
+    return (graph.classes, *(one.weight.shape if isinstance(one, Linear) else one for one in graph.layers))
 
 
 def _version() -> str:

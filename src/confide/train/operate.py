@@ -17,11 +17,13 @@ from confide.errors import Aborted, ConfideError, JobError, StoreError, UsageErr
 from confide.model.artifact import Artifact
 from confide.model.artifact import decode as decode_artifact
 from confide.net.asking import asking
+from confide.net.batch import Member
 from confide.net.contexts import client_context, server_context
+from confide.net.flower import FlowerHost, FlowerJoin
 from confide.net.folders import identity_seed
 from confide.net.founding import refresh
 from confide.net.link import Arrived, Event, Joined, Left, Link
-from confide.net.membership import Membership, membership, renew, renewal_due, trusted
+from confide.net.membership import Membership, membership, own, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.stream import Host, Join
 from confide.net.tls import Peer
@@ -50,6 +52,9 @@ _RECHECK_SECONDS, _RENEW_SECONDS = 1.0, 600.0
 
 #: Messages that a node takes in before it commits and sends.
 _AT_ONCE = 16
+
+#: Who may call a socket: this user, or the socket's group as well.
+_OWN_MODE, _GROUP_MODE = 0o600, 0o660
 
 
 # --- the coordinator --------------------------------------------------------------------------------------------------
@@ -100,6 +105,59 @@ def hosting(
             keeper.join()
 
 
+@contextmanager
+def hosting_over_flower(
+    folder: Path, socket: Path, *, group: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Generator[tuple[FlowerHost, Registrar]]:
+    """Be the coordinator of a federation over Flower, until the block ends: nothing listens but a Unix socket.
+
+    Who takes part is who signs with an identity that the folder has as a member's; a revocation takes effect within a
+    few seconds. The run at the SuperLink ends with the block if every node has been told the end, and else waits for
+    the next coordinator.
+
+    Args:
+        folder: made by `confide federation init`.
+        socket: on which the ServerApp calls.
+        group: the socket's group may call too.
+        say: told in one line what happens.
+    """
+    registrar = Registrar(folder)
+    key, mode = SigningKey(identity_seed(folder)), _GROUP_MODE if group else _OWN_MODE
+    host, over = FlowerHost(socket, key, _members(registrar, say), mode=mode, say=say), True
+    try:
+        yield host, registrar
+    except BaseException as error:
+        over = isinstance(error, ConfideError) and not isinstance(error, StoreError | JobError | UsageError)
+        raise
+    finally:
+        host.close(end_run=over)
+
+
+def _members(registrar: Registrar, say: Callable[[str], None]) -> Callable[[], Mapping[str, Member]]:
+    """Return what returns who is let in; while the folder cannot be read it is whoever was before."""
+    known: dict[str, Member] = {}
+    seen: object = None
+    told = ""
+
+    def members() -> Mapping[str, Member]:
+        nonlocal known, seen, told
+        try:
+            if (registry := registrar.registry()) is not seen:
+                known = {
+                    name: Member(role, identity)
+                    for role in ("node", "helper")
+                    for name, identity in registrar.roster((role,))
+                }
+                seen = registry
+        except ConfideError as error:
+            if told != str(error):
+                told = str(error)
+                say(f"the members could not be looked up: {told}")
+        return known
+
+    return members
+
+
 def roster_of(registrar: Registrar, nodes: Sequence[str], helper: str | None) -> tuple[Roster, bytes]:
     """Return the roster of a job's nodes in its order, and the helper's identity, or b"" without one."""
     members = dict(registrar.roster())
@@ -146,6 +204,7 @@ def run_job(
     patience: Patience,
     say: Callable[[str], None] = lambda text: None,
     started: Callable[[Board], None] = lambda board: None,
+    keep: Callable[[bytes], None] = lambda body: None,
 ) -> tuple[Artifact, bytes]:
     """Run one job, or go on with it, and return the model and its signed file, which every node has been told.
 
@@ -158,6 +217,7 @@ def run_job(
         patience: deadlines.
         say: told in one line what happens.
         started: given the board as soon as there is one.
+        keep: given the signed model's file before the run is over, so that no crash comes in between.
 
     Raises:
         JobError, UsageError: the job is none for these members.
@@ -189,7 +249,11 @@ def run_job(
             desk.progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
         done = coordinator.final()
         if done is not None and job.data.evaluate == "federated":
-            for line in coordinator.evaluate().sentences():
+            try:
+                lines = coordinator.evaluate().sentences()
+            except Aborted as error:  # the model is there, and is released without figures
+                lines = [str(error)]
+            for line in lines:
                 say(line)
         if done is None:
             raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
@@ -200,6 +264,7 @@ def run_job(
     except ConfideError as error:
         coordinator.finish(reason=str(error))
         raise
+    keep(body)
     coordinator.finish(model=body)
     return decode_artifact(body, trust=key.public), body
 
@@ -223,13 +288,13 @@ def submit(
     """
     asked = control(me, "server", SUBMIT, Submission(job_text, schema_text))
     while True:
-        match join.receive(1.0):
+        event = join.receive(1.0)
+        _require_hope(join, event)
+        match event:
             case Joined():
                 join.send("server", asked)
             case Left(_, reason):
-                if join.given_up:
-                    raise UsageError(f"The coordinator is not to be had: {join.given_up}")
-                say(f"not connected: {reason}")
+                say(f"not connected, trying again: {reason}")
             case Arrived(_, envelope) if envelope.message.tag == PROGRESS:
                 say(decode(envelope.message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
             case Arrived(_, envelope) if envelope.message.tag == RELEASE:
@@ -255,39 +320,83 @@ def joining(folder: Path, *, url: str | None = None, proxy: str | None = None) -
         yield join, said
 
 
+@contextmanager
+def joining_over_flower(folder: Path, socket: Path, *, group: bool = False) -> Generator[tuple[FlowerJoin, Membership]]:
+    """Take part over Flower, until the block ends: nothing is dialled, a SuperNode's ClientApp calls on a Unix socket.
+
+    Args:
+        folder: made by `confide federation join`.
+        socket: on which it calls.
+        group: the socket's group may call too.
+    """
+    said, me = membership(folder), own(folder)
+    key, coordinator = SigningKey(identity_seed(folder)), bytes.fromhex(said.coordinator_identity)
+    mode = _GROUP_MODE if group else _OWN_MODE
+    join = FlowerJoin(socket, me.name, key, coordinator, role=me.role, mode=mode)
+    try:
+        yield join, said
+    finally:
+        join.close()
+
+
 def take_part(
     node: Node,
-    join: Join,
+    join: Join | FlowerJoin,
     folder: Path,
     *,
+    url: str | None = None,
+    proxy: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     ended: Callable[[], bool] = lambda: False,
     shown: Callable[[], None] = lambda: None,
+    scrub: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a node until `ended`, or until the coordinator refuses it for good.
+
+    Args:
+        node, join, folder: who, over which connection, as whom.
+        url, proxy: the way that certificates are renewed on, as for `joining`.
+        say: told in one line what happens.
+        ended: asked after every event.
+        shown: called after every event.
+        scrub: called after a run's end.
 
     Raises:
         UsageError: refused; the text says why.
         StoreError: the node's store is gone; start again when it is back.
     """
-    looked = float("-inf")
+    looked, idle = float("-inf"), time.monotonic()
     while not ended():
-        if time.monotonic() - looked > _RENEW_SECONDS:
+        if isinstance(join, Join) and time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
-            _renew(join, folder, say)
+            _renew(join, folder, url, proxy, say)
+        before = node.ended
         for event in _arriving(join):
-            if isinstance(event, Left) and join.given_up:
-                raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+            _require_hope(join, event)
             node.handle(event)
+        if time.monotonic() - idle > 1.0:  # a run of others never lets the line be quiet
+            idle = time.monotonic()
+            node.handle(None)
         send(node, join)
+        if node.ended is not None and node.ended is not before:
+            scrub()  # the run's secrets were deleted; now nothing of them is left in the file
         shown()
 
 
-def _arriving(join: Join) -> Iterator[Event | None]:
-    """Yield the next event, or None after a second, and then those that came with it: one commit is for all."""
+def _require_hope(join: Join | FlowerJoin, event: Event | None) -> None:
+    """Raise UsageError once the link has given up; that may be a moment after its `Left`."""
+    if isinstance(join, Join) and join.given_up and (event is None or isinstance(event, Left)):
+        raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+
+
+def _arriving(join: Join | FlowerJoin) -> Iterator[Event | None]:
+    """Yield the next event, or None after a second, and then those that came with it: one commit is for all.
+
+    Over Flower one by one: the next `receive` is what sends the answer to this one.
+    """
     event = join.receive(1.0)
     yield event
-    for _ in range(_AT_ONCE):
+    for _ in range(_AT_ONCE if isinstance(join, Join) else 0):
         if event is None or (event := join.receive(0.0)) is None:
             return
         yield event
@@ -299,13 +408,14 @@ def send(node: Node, link: Link) -> None:
         link.send("server", envelope)
 
 
-def _renew(join: Join, folder: Path, say: Callable[[str], None]) -> None:
+def _renew(join: Join, folder: Path, url: str | None, proxy: str | None, say: Callable[[str], None]) -> None:
     """Take a new certificate when a third of the time is left, without a stop."""
     if not renewal_due(folder):
         return
     said = membership(folder)
+    identity = bytes.fromhex(said.coordinator_identity)
     try:
-        renew(folder, asking(said.coordinator, trusted(folder), bytes.fromhex(said.coordinator_identity)))
+        renew(folder, asking(url or said.coordinator, trusted(folder), identity, proxy=proxy))
     except ConfideError as error:
         say(f"the certificate could not be renewed: {error}")
         return

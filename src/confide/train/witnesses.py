@@ -67,6 +67,8 @@ class Witnesses:
         """
         if name not in self._identities:
             raise ProtocolError("Expected countersignatures of a node of the roster")
+        if len(told.signatures) > _NUMBERED:
+            raise ProtocolError(f"Expected at most {_NUMBERED} countersignatures at once")
         for digest, number, signature in told.signatures:
             if self._numbers.get(digest) != number:
                 continue  # of a line that was countersigned long ago
