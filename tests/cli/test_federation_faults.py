@@ -32,7 +32,8 @@ def test_the_coordinator_is_killed_again_and_again(tmp_path, seed, private):
             server.kill()
             server = four.coordinator()
         assert server.ends() == 0
-        assert len(four.check(private=private)) == 30
+        # under a plan an attempt for which vectors had left, and that failed, took the release of a round
+        assert (27 if private else 30) <= len(four.check(private=private)) <= 30
 
 
 @pytest.mark.parametrize("private", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -47,7 +48,8 @@ def test_nodes_are_killed_again_and_again(tmp_path, private):
             four.running[name].kill()
             four.node(name)
         assert server.ends() == 0
-        assert len(four.check(private=private)) == 30
+        # under a plan an attempt for which vectors had left, and that failed, took the release of a round
+        assert (27 if private else 30) <= len(four.check(private=private)) <= 30
 
 
 @pytest.mark.slow
@@ -69,7 +71,7 @@ def test_everybody_is_killed_again_and_again(tmp_path, seed, aggregate):
                 else:
                     four.node(name)
         assert server.ends() == 0
-        assert len(four.check(private=bool(seed % 2))) == 40
+        assert (36 if seed % 2 else 40) <= len(four.check(private=bool(seed % 2))) <= 40
 
 
 def test_the_coordinator_is_killed_during_the_set_up(tmp_path):
@@ -114,7 +116,7 @@ def test_two_coordinators_for_one_run_and_two_processes_of_one_node(tmp_path):
         assert second.ends() == 2
         assert f"process {server.pid} does; stop it first" in second.text()
         north = four.node("north")
-        north.says("takes part|accepted")
+        north.says("takes part|accepted|in the run")
         data = ["--data", tmp_path / "data" / "north.csv", "--policy", tmp_path / "policy.toml"]
         second = four.run("second", "node", "--identity", tmp_path / "north", *data)
         assert second.ends() == 2
@@ -132,7 +134,7 @@ def test_everybody_approves_and_a_table_that_changed_waits_for_another_approval(
     with Processes(tmp_path, rounds=30, approval="person", delay_seconds=0.03) as four:
         server = four.start()
         for name in NAMES:
-            four.running[name].says("pending: Waiting for this node's people")
+            four.running[name].says("Waiting for this node's people")
         assert not server.is_over
         for name in NAMES:
             verb("node", "approve", "--yes", "--identity", tmp_path / name)
@@ -159,7 +161,7 @@ def test_people_who_refuse_end_the_run_with_their_reason(tmp_path):
     with Processes(tmp_path, approval="person") as four:
         server = four.start()
         for name in NAMES:
-            four.running[name].says("pending: Waiting for this node's people")
+            four.running[name].says("Waiting for this node's people")
         for name in NAMES[1:]:
             verb("node", "approve", "--yes", "--identity", tmp_path / name)
         digest = four.running["north"].text().rpartition("confide node show ")[2].split()[0]
@@ -192,14 +194,14 @@ def test_an_analyst_is_killed_asks_again_and_receives_the_release_of_each_of_two
         ana = four.run("ana", *asked[0], "--ledger", tmp_path / "copy.jsonl")
         ana.says("number 1 in the queue", times=2)
         for name in NAMES:
-            four.running[name].says("pending: Waiting for this node's people")
+            four.running[name].says("Waiting for this node's people")
             verb("node", "approve", "--yes", "--identity", tmp_path / name)
         assert ana.ends() == 0
         assert (tmp_path / "copy.jsonl").read_bytes() in four.ledger.read_bytes()
         server.kill()  # between two jobs, or in the second: neither it nor the first's release is lost
         server = four.coordinator(queue=True)
         for name in NAMES:
-            four.running[name].says("pending: Waiting for this node's people", times=2)
+            four.running[name].says("Waiting for this node's people", times=2)
             verb("node", "approve", "--yes", "--identity", tmp_path / name)
         ana = four.run("ana", *asked[1])
         assert ana.ends() == 0
