@@ -131,7 +131,7 @@ MISTAKES = [
     (("invite", "x", "--federation", "fed", "--role", "nodes"), 'did you mean "node"'),
     (("invite", "x", "--federation", "fed", "--valid-hours", "0"), "valid_hours=0 above 0"),
     (("invite", "x", "--federation", "fed", "--out", "no/where"), "No such file"),
-    (("invite", "x", "--federation", "absent"), "confide federation init or join"),
+    (("invite", "x", "--federation", "absent"), "confide federation init makes"),
     (("join",), "Expected INVITATION"),
     (("join", "absent"), "No such file"),
     (("join", "fed/federation.toml"), "Expected fed/federation.toml to hold federation, coordinator"),

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 import sys
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from io import StringIO
 from pathlib import Path
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import console, federation, ledger
+from confide.cli import console, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.node import node_app
@@ -44,12 +45,17 @@ app.add_typer(node_app, name="node")
 
 @app.callback(invoke_without_command=True)
 def root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
 ) -> None:
     """Options of the program itself."""
     if version:
         console.out.print(f"confide {metadata.version('confide')}")
         raise typer.Exit
+    context.meta[proxies.ENVIRONMENT] = proxies.Surroundings(
+        https_proxy=os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY"),
+        no_proxy=os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "",
+    )
 
 
 @app.command()
@@ -428,6 +434,12 @@ def inspect(
     console.out.print(f"fingerprint: {artifact.fingerprint}")
 
 
+_INTERRUPTED = 130
+
+#: The smallest extra that brings a package; "all" for others.
+_EXTRAS: Mapping[str, str] = {"websockets": "federate", "psycopg": "postgres", "torch": "torch"}
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Run the command line; the process ends here with 0, 2 for what a user can mend, 130 for an interrupt."""
     try:
@@ -437,10 +449,13 @@ def main(arguments: list[str] | None = None) -> NoReturn:
     except OSError as error:  # a full disk, a folder that may not be written to
         _fail(f"{error.strerror or type(error).__name__}{f': {error.filename}' if error.filename else ''}")
     except ModuleNotFoundError as error:
-        _fail(str(MissingExtra(error.name or "a dependency", "all")))
-    except KeyboardInterrupt:
+        package = (error.name or "a dependency").partition(".")[0]
+        _fail(str(MissingExtra(package, _EXTRAS.get(package, "all"))))
+    except (KeyboardInterrupt, SystemExit) as ended:  # the parser makes the first into the second
+        if isinstance(ended, SystemExit) and ended.code != _INTERRUPTED:
+            raise
         console.err.print("interrupted")
-        sys.exit(130)
+        sys.exit(_INTERRUPTED)
     sys.exit(0)
 
 

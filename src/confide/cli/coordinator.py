@@ -45,8 +45,12 @@ def coordinator(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The model file; [output] or the folder if left out.")] = None,
     status_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Of the status page on 127.0.0.1; 0 for none.")
+        int, typer.Option(min=0, max=65535, help="Of the status page, a port of this machine; 0 for none.")
     ] = 0,
+    status_host: Annotated[
+        str,
+        typer.Option(help="Where the status page listens; beyond loopback everybody who can reach it may look."),
+    ] = "127.0.0.1",
     stage_seconds: Annotated[
         float, typer.Option(min=1, help="Longest wait for a connected node in one stage, its training included.")
     ] = 600.0,
@@ -66,14 +70,14 @@ def coordinator(
 ) -> None:
     """Run a federation: wait for nodes and their approvals, train, release the signed model.
 
-    Reads no table. Started again after a crash, it goes on where it stopped.
+    Start it before members join: it is what answers them. It reads no table. Started again after a crash or an
+    interruption, with the same job, it goes on where it stopped.
 
         confide coordinator job.toml --federation federation --status-port 8081
     """
     from confide.crypto.keys import SigningKey
     from confide.model.artifact import write_whole
     from confide.net.folders import identity_seed
-    from confide.net.page import StatusPage
     from confide.store import Patient, open_store
     from confide.train.desk import Desk
     from confide.train.ledger import Ledger
@@ -95,10 +99,10 @@ def coordinator(
             _hosting(federation, listen) if flower is None else _over_flower(federation, flower, group=flower_group)
         )
         desk = Desk(link, kept, say=_note)
-        shown = stack.enter_context(_shown())
+        shown = _Shown()
         if status_port:
-            page = stack.enter_context(StatusPage(shown.json, metrics=shown.metrics, port=status_port))
-            console.out.print(f"status: {page.url}")
+            stack.enter_context(_status_page(shown, federation, status_host, status_port))
+        display = stack.enter_context(_shown_on(shown, idle="waiting for members" if job else "waiting for jobs"))
         run = partial(
             run_job,
             registrar=registrar,
@@ -111,15 +115,42 @@ def coordinator(
         )
         if job is not None:
             place = out or (job.path(job.output.model) if job.output.model else federation / "model.confide")
-            artifact, _ = run(job, _schema_text(job), keep=lambda body: write_whole(place, body))
+            artifact, _ = run(job, _schema_text(job), keep=partial(write_whole, place))
             shown.update()
-            console.out.print(artifact.label.sentence())
-            console.out.print(f"wrote {place}")
+            chain = federation / "ledger.jsonl"
+            display.tell(artifact.label.sentence())
+            display.tell(f"wrote {place}, signed by {artifact.signer}")
+            display.tell(f"wrote {chain}")
+            display.note(f"next: confide ledger verify {chain} --model {place}")
+            display.note(f"and:  confide serve {place} --trust {artifact.signer}")
             return
+        _note("waiting for jobs: an analyst hands one in with `confide submit`")
         while True:
             desk.receive(_POLL_SECONDS)
             if desk.next is not None:
-                desk.done(_worked_off(desk, run, federation / "ledger.jsonl"))
+                name, _ = desk.next
+                release = _worked_off(desk, run, federation / "ledger.jsonl")
+                desk.done(release)
+                shown.update()
+                display.note(f"the job of {name} was not done: {release.reason}" if release.reason else _handed(name))
+
+
+def _handed(analyst: str) -> str:
+    return f"the model is for {analyst}, who receives it by `confide submit`, now or later"
+
+
+@contextmanager
+def _status_page(shown: _Shown, federation: Path, host: str, port: int) -> Generator[None]:
+    from confide.net.founding import read_settings
+    from confide.net.http import is_loopback
+    from confide.net.page import StatusPage
+
+    names = tuple(read_settings(federation).hosts)
+    with StatusPage(shown.json, metrics=shown.metrics, host=host, port=port, names=names, open_to_network=True) as page:
+        console.out.print(f"status: {page.url}")
+        if not is_loopback(host):
+            _note("warning: the status page asks nobody who they are; everybody who can reach this address may look")
+        yield
 
 
 @contextmanager
@@ -194,20 +225,20 @@ class _Shown:
 
 
 @contextmanager
-def _shown() -> Generator[_Shown]:
+def _shown_on(shown: _Shown, *, idle: str) -> Generator[Display[Status]]:
     """Show the board as it changes, until the block ends."""
-    shown, ended = _Shown(), threading.Event()
+    ended = threading.Event()
 
     def follow() -> None:
         while not ended.wait(_SHOW_SECONDS):
             shown.update()
 
-    with coordinator_display() as display:
+    with coordinator_display(idle=idle) as display:
         shown.display = display
         thread = threading.Thread(target=follow, name="display", daemon=True)
         thread.start()
         try:
-            yield shown
+            yield display
         finally:
             ended.set()
             thread.join()
@@ -274,6 +305,7 @@ def _note(text: str) -> None:
 
 
 def submit(
+    context: typer.Context,
     job_file: Annotated[
         Path, typer.Argument(metavar="JOB.toml", help="The job; its schema lies where data.schema says.")
     ],
@@ -287,7 +319,10 @@ def submit(
     coordinator: Annotated[
         str | None, typer.Option(help="wss://HOST:PORT of the coordinator; the member's own if left out.")
     ] = None,
-    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(help="http://HOST:PORT of a proxy, or direct; HTTPS_PROXY if left out."),
+    ] = None,
 ) -> None:
     """Hand a job in as an analyst, wait for the nodes' approvals and the training, receive the model.
 
@@ -295,15 +330,18 @@ def submit(
 
         confide submit job.toml --identity analyst --out model.confide
     """
+    from confide.cli.proxies import proxy_for, surroundings
     from confide.model.artifact import decode, write_whole
+    from confide.net.membership import membership
     from confide.train.operate import joining
     from confide.train.operate import submit as hand_in
 
     job = _job(job_file)
-    with joining(identity, url=coordinator, proxy=proxy) as (join, said):
+    address = coordinator or membership(identity).coordinator
+    with joining(identity, url=address, proxy=proxy_for(address, proxy, surroundings(context))) as (join, said):
         release = hand_in(join, said.name, job_file.read_text(), _schema_text(job), say=_note)
     if release.reason:
-        raise UsageError(f"The job was not done: {release.reason}")
+        raise UsageError(f"The job was not done: {console.plain(release.reason)}")
     artifact = decode(release.model, trust=bytes.fromhex(said.coordinator_identity), where="the released model")
     write_whole(out, release.model)
     if ledger is not None:

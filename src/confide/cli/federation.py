@@ -21,7 +21,10 @@ Either = Annotated[Path, typer.Argument(metavar="FOLDER", help="A coordinator's 
 RequestOut = Annotated[
     Path | None, typer.Option(help="Write the request to this file instead of connecting; its reader can sign it.")
 ]
-ProxyThrough = Annotated[str | None, typer.Option("--proxy", help="HTTP proxy to go through, http://HOST:PORT.")]
+ProxyThrough = Annotated[
+    str | None,
+    typer.Option("--proxy", help="http://HOST:PORT of a proxy, or direct; HTTPS_PROXY if left out."),
+]
 CertificateIn = Annotated[
     Path | None, typer.Option(help="Complete with the file that `confide federation sign` wrote.")
 ]
@@ -48,7 +51,10 @@ def init(
     found(folder, name=name, address=address, also=also or ())
     console.out.print(f"wrote {folder}")
     _print_authority(folder)
-    console.err.print(f"next: confide federation invite NAME --federation {folder}")
+    console.err.print(
+        f"next: confide federation invite NAME --federation {folder} --out NAME.invitation, for each member;\n"
+        f"then: confide coordinator JOB.toml --federation {folder}, which answers those who join"
+    )
 
 
 @app.command()
@@ -79,13 +85,15 @@ def invite(
     console.err.print(
         f"Pass this on to {name}, over a channel that you both trust. There, until {day(invitation.expires)}, once:\n"
         f"  confide federation join {out.name if out else 'INVITATION'} --into {name}\n"
-        f"Then compare by telephone. The authority: {spoken(invitation.fingerprint)}\n"
+        f"It is answered while `confide coordinator --federation {federation}` runs. Then compare by telephone.\n"
+        f"The authority: {spoken(invitation.fingerprint)}\n"
         f"{name}'s identity: confide federation roster {federation}"
     )
 
 
 @app.command()
 def join(
+    context: typer.Context,
     invitation: Annotated[
         Path | None, typer.Argument(metavar="INVITATION", help="The file that the coordinator gave you.")
     ] = None,
@@ -101,6 +109,7 @@ def join(
 
         confide federation join north.invitation --into identity
     """
+    from confide.cli.proxies import proxy_for, surroundings
     from confide.net.enrolment import Invitation, armour
     from confide.net.folders import read
     from confide.net.membership import begin_join
@@ -121,7 +130,8 @@ def join(
         return
     from confide.net.asking import asking
 
-    join_over(into, invited, asking(invited.coordinator, invited.authorities, invited.identity, proxy=proxy))
+    through = proxy_for(invited.coordinator, proxy, surroundings(context))
+    join_over(into, invited, asking(invited.coordinator, invited.authorities, invited.identity, proxy=through))
     _print_member(into)
 
 
@@ -147,6 +157,7 @@ def sign(
 
 @app.command()
 def renew(
+    context: typer.Context,
     folder: Either = Path(),
     request: RequestOut = None,
     certificate: CertificateIn = None,
@@ -158,6 +169,7 @@ def renew(
 
         confide federation renew identity
     """
+    from confide.cli.proxies import proxy_for, surroundings
     from confide.net.enrolment import armour
     from confide.net.folders import FEDERATION
     from confide.net.founding import refresh
@@ -179,7 +191,8 @@ def renew(
 
         said = membership(folder)
         identity = bytes.fromhex(said.coordinator_identity)
-        renew_over(folder, asking(said.coordinator, trusted(folder), identity, proxy=proxy))
+        through = proxy_for(said.coordinator, proxy, surroundings(context))
+        renew_over(folder, asking(said.coordinator, trusted(folder), identity, proxy=through))
         _print_expiry(folder)
 
 

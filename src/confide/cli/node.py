@@ -6,7 +6,7 @@ import os
 import pwd
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from confide.cli import console
+from confide.cli.proxies import Surroundings, proxy_for, surroundings
 from confide.errors import ConfideError, DataError, UsageError
 
 if TYPE_CHECKING:
@@ -36,13 +37,27 @@ node_app = typer.Typer(
 _Identity = Annotated[
     Path | None, typer.Option(help="The member's folder, as `confide federation join` made it; here if left out.")
 ]
-#: How the coordinator is met: over a connection of our own, or over Flower.
-_Meeting = AbstractContextManager[tuple["Join | FlowerJoin", "Membership"]]
-
 _By = Annotated[str | None, typer.Option("--by", help="Who decides; the name of the system's user if left out.")]
 _Hash = Annotated[
     str, typer.Argument(metavar="HASH", help="First digits of the offer's digest or of the job's hash, 6 at least.")
 ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How the coordinator is met: at a URL, through a proxy or not; or on a socket, over Flower."""
+
+    url: str
+    proxy: str | None
+    flower: Path | None
+    group: bool
+
+    def meeting(self, folder: Path) -> AbstractContextManager[tuple[Join | FlowerJoin, Membership]]:
+        from confide.train.operate import joining, joining_over_flower
+
+        if self.flower is None:
+            return joining(folder, url=self.url, proxy=self.proxy)
+        return joining_over_flower(folder, self.flower, group=self.group)
 
 
 @node_app.callback()
@@ -54,7 +69,10 @@ def run(
     identity: _Identity = None,
     data: Annotated[Path | None, typer.Option(help="This organisation's table: CSV or .npz.")] = None,
     policy: Annotated[Path | None, typer.Option(help="What this organisation allows; docs/policy.md.")] = None,
-    proxy: Annotated[str | None, typer.Option(help="http://HOST:PORT of a proxy on the way out.")] = None,
+    proxy: Annotated[
+        str | None,
+        typer.Option(help="http://HOST:PORT of a proxy, or direct; HTTPS_PROXY if left out."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the released model; in the folder if left out.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
     flower: Annotated[
@@ -84,18 +102,22 @@ def run(
     if flower is not None and (coordinator is not None or proxy is not None):
         raise UsageError("Expected --flower without --coordinator and --proxy: nothing is dialled; leave them out")
     folder = identity or Path()
-    _run(folder, data, policy, _meeting(folder, coordinator, proxy, flower, group=flower_group), out, once=once)
+    way = _way(folder, coordinator, proxy, flower, group=flower_group, said=surroundings(context))
+    _run(folder, data, policy, way, out, once=once)
 
 
-def _meeting(folder: Path, url: str | None, proxy: str | None, flower: Path | None, *, group: bool) -> _Meeting:
-    from confide.train.operate import joining, joining_over_flower
+def _way(
+    folder: Path, url: str | None, proxy: str | None, flower: Path | None, *, group: bool, said: Surroundings
+) -> _Way:
+    from confide.net.membership import membership
 
-    if flower is None:
-        return joining(folder, url=url, proxy=proxy)
-    return joining_over_flower(folder, flower, group=group)
+    # looked up before anything is written, so that a coordinator's folder is named as such and stays as it is
+    own_coordinator = membership(folder).coordinator
+    address = url or own_coordinator
+    return _Way(address, None if flower else proxy_for(address, proxy, said), flower, group)
 
 
-def _run(identity: Path, data: Path | None, policy: Path, meeting: _Meeting, out: Path | None, *, once: bool) -> None:
+def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path | None, *, once: bool) -> None:
     from confide.cli.progress import NodeView, node_display
     from confide.crypto.random import SystemRandomness
     from confide.model.artifact import write_whole
@@ -117,7 +139,8 @@ def _run(identity: Path, data: Path | None, policy: Path, meeting: _Meeting, out
         stack.callback(store.close)
         stack.enter_context(store.exclusive("node"))
         kept = Patient(store, say=console.err.print)
-        join, said = stack.enter_context(meeting)
+        join, said = stack.enter_context(way.meeting(identity))
+        display = stack.enter_context(node_display())
         gate = PolicyGate(rules, kept, Approvals(identity), data, coordinator=said.coordinator_identity)
 
         def release(offer: Offer, model: bytes) -> None:
@@ -126,7 +149,7 @@ def _run(identity: Path, data: Path | None, policy: Path, meeting: _Meeting, out
             if (found := node.joining()) is not None:
                 lines += found.sentences()
             for line in lines:
-                console.out.print(console.plain(line))
+                display.tell(console.plain(line))
 
         node = Node(
             Member(me.name, me.role, identity_seed(identity)),
@@ -137,13 +160,12 @@ def _run(identity: Path, data: Path | None, policy: Path, meeting: _Meeting, out
             say=lambda text: console.err.print(console.plain(text)),
             release=release,
         )
-        display = stack.enter_context(node_display())
 
         def show() -> None:
             now, budget = node.standing, gate.budget
             phase = {
-                "": "waiting for the coordinator",
-                "pending": f"waiting for a person: {now.reason}",
+                "": "waiting for the coordinator and its job",
+                "pending": f"{now.reason} --identity {identity}",  # the reason ends with the command to run
                 "refused": f"refused: {now.reason}",
                 "accepted": "in the run",
             }[now.state]
@@ -161,10 +183,13 @@ def _run(identity: Path, data: Path | None, policy: Path, meeting: _Meeting, out
                 )
             )
 
+        show()
         take_part(
             node,
             join,
             identity,
+            url=way.url,
+            proxy=way.proxy,
             say=console.err.print,
             ended=lambda: once and node.ended is not None,
             shown=show,

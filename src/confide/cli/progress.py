@@ -46,6 +46,7 @@ class Display(Generic[_View]):
         picture: what a terminal shows of a view at a time (Unix seconds).
         lines: what has happened between two views, the first of which is None at the start.
         to: where to print; standard error if None.
+        idle: what a terminal shows before there is a view.
     """
 
     def __init__(
@@ -53,8 +54,10 @@ class Display(Generic[_View]):
         picture: Callable[[_View, float], RenderableType],
         lines: Callable[[_View | None, _View], Iterable[str]],
         to: Console | None = None,
+        *,
+        idle: str = "starting",
     ) -> None:
-        self._picture, self._lines = picture, lines
+        self._picture, self._lines, self._idle = picture, lines, idle
         self._console = to or console.err
         self._view: _View | None = None
         self._live: Live | None = None
@@ -65,6 +68,17 @@ class Display(Generic[_View]):
         if self._live is None:
             for line in self._lines(before, view):
                 self._console.print(line)
+
+    def note(self, text: str) -> None:
+        """Print a line for people, above the picture."""
+        self._console.print(text)
+
+    def tell(self, text: str) -> None:
+        """Print a line of data on standard output; above the picture where both are one terminal."""
+        if self._live is not None and console.out.is_terminal:
+            self._console.print(text)
+        else:
+            console.out.print(text)
 
     def __enter__(self) -> Display[_View]:
         if self._console.is_terminal:
@@ -84,15 +98,15 @@ class Display(Generic[_View]):
             self._live = None
 
     def _now(self) -> RenderableType:
-        return Text("starting") if self._view is None else self._picture(self._view, time.time())
+        return Text(self._idle) if self._view is None else self._picture(self._view, time.time())
 
 
 # --- the coordinator --------------------------------------------------------------------------------------------------
 
 
-def coordinator_display(to: Console | None = None) -> Display[Status]:
+def coordinator_display(to: Console | None = None, *, idle: str = "starting") -> Display[Status]:
     """Return the display of `confide coordinator`."""
-    return Display(_run_picture, run_lines, to)
+    return Display(_run_picture, run_lines, to, idle=idle)
 
 
 def run_lines(before: Status | None, after: Status) -> Iterator[str]:

@@ -54,7 +54,8 @@ def asking(url: str, authorities: Sequence[bytes], identity: bytes, *, proxy: st
             raise ProtocolError(f"The coordinator refused: {reason or 'it hung up'}") from None
         except OSError as error:
             raise UsageError(
-                f"No connection to {url}: {error.strerror or 'it was cut'}; check the address, the firewall, the proxy"
+                f"No connection to {url}: {error.strerror or 'it was cut'}; is a coordinator running there? Check "
+                "address, firewall and proxy, then try again"
             ) from None
         except (WebSocketException, ValueError) as error:  # ValueError: a proxy whose address is none
             raise UsageError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import os
 from dataclasses import dataclass
 from typing import cast
 from urllib.parse import unquote, urlsplit
@@ -143,4 +144,7 @@ def why(error: OSError | ProtocolError, place: str) -> str:
     """Return one line about a connection that did not come about."""
     if isinstance(error, ProtocolError):
         return str(error)
-    return f"nobody answers at {place}: {error.strerror or type(error).__name__}"
+    word = (
+        os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+    )  # asyncio's repeats the place
+    return f"nobody answers at {place} ({word or type(error).__name__})"

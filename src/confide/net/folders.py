@@ -113,12 +113,22 @@ def read(path: Path, *, secret: bool = False) -> bytes:
                 raise UsageError(f"Expected that only you can read {path}; run: chmod 600 {path}")
             body = file.read(_LARGEST_BYTES + 1)
     except OSError as error:
-        raise UsageError(
-            f"Expected {path.name} in {path.parent}: {error.strerror}; confide federation init or join makes a folder"
-        ) from None
+        raise UsageError(f"Expected {path.name} in {path.parent}: {error.strerror}; {_instead(path)}") from None
     if len(body) > _LARGEST_BYTES:
         raise UsageError(f"Expected at most {_LARGEST_BYTES} bytes in {path}; restore it from a backup")
     return body
+
+
+def _instead(path: Path) -> str:
+    """Return what to do about a file of a folder that cannot be read: often the folder is another one."""
+    folder = path.parent
+    if (folder / FEDERATION).exists() and path.name == MEMBER:
+        return "that is a coordinator's folder; name a member's, which confide federation join makes"
+    if (folder / MEMBER).exists() and path.name in (FEDERATION, ISSUER, REGISTRY, REVOKED):
+        return "that is a member's folder; name the coordinator's, which confide federation init made"
+    if (folder / PENDING).exists():
+        return "this member has not joined yet; run confide federation join again"
+    return "confide federation init makes a coordinator's folder, confide federation join a member's"
 
 
 def stamp(*paths: Path) -> tuple[Stamp | None, ...]:

@@ -119,7 +119,10 @@ class Node:
 
     **Guarantees**: nothing computed from records leaves before the gate has accepted the very job that it is computed
     for; a model that the job and the released sums do not give is refused; what a sum spends is committed before the
-    node's vector leaves for it.
+    node's vector leaves for it; of each (round, attempt) of a run one vector leaves, whatever is asked again.
+
+    Not hidden without [privacy]: what lies between two sums. A coordinator that lies about who was lost has a round
+    repeated without one node, or invents sums that bring an earlier model back; rounds * attempts bound how often.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class Node:
                 except ConfideError as error:
                     self._refuse(envelope, error)
             case Left(_, reason):
-                self._say(f"not connected: {reason}")
+                self._say(f"not connected, trying again: {reason}")
             case Joined():
                 self._say("connected")
             case None:
@@ -275,9 +278,7 @@ class Node:
         except ConfideError as error:
             self._leave()
             answer = Answer(run, "refused", str(error)[:MAX_REASON], version=_version())
-        if repeat or answer != self._last:
-            if answer != self._last:
-                self._say(f"job {run}: {answer.state}{f': {answer.reason}' if answer.reason else ''}")
+        if repeat or answer != self._last:  # `standing` shows it to this node's people
             self._send(control.ANSWER, answer)
 
     def _decided(self, offer: Offer) -> Answer:

@@ -217,7 +217,7 @@ def run_job(
         patience: deadlines.
         say: told in one line what happens.
         started: given the board as soon as there is one.
-        keep: given the signed file before the run is over, to keep it; after its error the run can be gone on with.
+        keep: given the signed model's file before the run is over, so that no crash comes in between.
 
     Raises:
         JobError, UsageError: the job is none for these members.
@@ -294,7 +294,7 @@ def submit(
             case Joined():
                 join.send("server", asked)
             case Left(_, reason):
-                say(f"not connected: {reason}")
+                say(f"not connected, trying again: {reason}")
             case Arrived(_, envelope) if envelope.message.tag == PROGRESS:
                 say(decode(envelope.message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
             case Arrived(_, envelope) if envelope.message.tag == RELEASE:
@@ -344,12 +344,22 @@ def take_part(
     join: Join | FlowerJoin,
     folder: Path,
     *,
+    url: str | None = None,
+    proxy: str | None = None,
     say: Callable[[str], None] = lambda text: None,
     ended: Callable[[], bool] = lambda: False,
     shown: Callable[[], None] = lambda: None,
     scrub: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a node until `ended`, or until the coordinator refuses it for good.
+
+    Args:
+        node, join, folder: who, over which connection, as whom.
+        url, proxy: the way that certificates are renewed on, as for `joining`.
+        say: told in one line what happens.
+        ended: asked after every event.
+        shown: called after every event.
+        scrub: called after a run's end.
 
     Raises:
         UsageError: refused; the text says why.
@@ -359,7 +369,7 @@ def take_part(
     while not ended():
         if isinstance(join, Join) and time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
-            _renew(folder, say)
+            _renew(folder, url, proxy, say)
         if isinstance(join, Join) and stamp(folder / TLS) != shows:  # renewed here, or by people
             shows = stamp(folder / TLS)
             join.renewed(client_context(folder), reconnect=True)
@@ -404,13 +414,14 @@ def send(node: Node, link: Link) -> None:
         link.send("server", envelope)
 
 
-def _renew(folder: Path, say: Callable[[str], None]) -> None:
+def _renew(folder: Path, url: str | None, proxy: str | None, say: Callable[[str], None]) -> None:
     """Take a new certificate when a third of the time is left."""
     if not renewal_due(folder):
         return
     said = membership(folder)
+    identity = bytes.fromhex(said.coordinator_identity)
     try:
-        renew(folder, asking(said.coordinator, trusted(folder), bytes.fromhex(said.coordinator_identity)))
+        renew(folder, asking(url or said.coordinator, trusted(folder), identity, proxy=proxy))
     except ConfideError as error:
         say(f"the certificate could not be renewed: {error}")
         return
