@@ -135,6 +135,7 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
         raise UsageError("Expected --data, this organisation's table; `confide node check` looks at it first")
     place = out or identity / "model.confide"
     with ExitStack() as stack:
+        stack.enter_context(console.stops_cleanly())
         store = open_store(identity / "node.db")
         stack.callback(store.close)
         stack.enter_context(store.exclusive("node"))
