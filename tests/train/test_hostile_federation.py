@@ -508,16 +508,16 @@ def test_no_text_of_a_run_holds_a_record_a_parameter_or_a_key(folder):
             federation.start(name)
         coordinator = federation.coordinator()
         list(coordinator.rounds())
-        model = labelled(job, coordinator.setting, coordinator.final(), coordinator._ledger)
-        coordinator.finish(model=model.encode(COORDINATOR))
-        texts = "\n".join([*federation.said, federation.ledger_path.read_text(), coordinator.board.json().decode()])
-        keys = [seed.hex() for seed in federation.keys.values()]
         stored = {
             value.hex()
             for name in NAMES
             for key in federation.stores[name].keys("run/")
             if (value := federation.stores[name].get(key)) and 16 <= len(value) <= 64 and "keys-" in key
         }
+        model = labelled(job, coordinator.setting, coordinator.final(), coordinator._ledger)
+        coordinator.finish(model=model.encode(COORDINATOR))
+        texts = "\n".join([*federation.said, federation.ledger_path.read_text(), coordinator.board.json().decode()])
+        keys = [seed.hex() for seed in federation.keys.values()]
         weights = [f"{value:.6g}"[:7] for value in coordinator.course.kept if abs(value) > 1e-3]
     assert stored
     assert weights

@@ -331,7 +331,8 @@ class Coordinator:
                     told.add(name)
             return (
                 all(
-                    name in told and peer.answer is not None and peer.answer.heard >= self.course.number
+                    (name in told and peer.answer is not None and peer.answer.heard >= self.course.number)
+                    or self.meeting.is_lost(name)
                     for name, peer in self.meeting.peers.items()
                 )
                 or self._clock() > deadline

@@ -149,7 +149,7 @@ class Meeting:
                 reasons = "; ".join(f"{name}: {reason}" for name, reason in refused.items())
                 raise Aborted(f"Expected quorum={self.cohort.quorum} nodes that take part; {reasons}")
             patient = self._clock() - begin < self._patience.gather_seconds
-            hopeful = [name for name, peer in self.peers.items() if not peer.ready and not self._is_lost(name)]
+            hopeful = [name for name, peer in self.peers.items() if not peer.ready and not self.is_lost(name)]
             if enough and not (hopeful and patient):
                 return
             if not enough and not patient and not waiting:
@@ -158,11 +158,11 @@ class Meeting:
                 self._say(f"waiting for quorum={self.cohort.quorum} nodes; away: {away}")
             self.pump(0.2)
 
-    def _is_lost(self, name: str) -> bool:
-        """Return whether there is no use in waiting for a member now."""
+    def is_lost(self, name: str) -> bool:
+        """Return whether there is no use in waiting for a member now: away for long, refusing, or asking its people."""
         peer = self.peers[name]
         if peer.here:
-            return peer.refuses
+            return peer.answer is not None and not peer.ready
         return self._clock() - peer.since > self._patience.grace_seconds
 
     def confirm(self, order: Open, fingerprint: str) -> None:
@@ -205,7 +205,7 @@ class Meeting:
 
     def _is_out(self, name: str, session: str) -> bool:
         peer = self.peers[name]
-        return session in peer.unable or self._is_lost(name)
+        return session in peer.unable or self.is_lost(name)
 
     def _bring_in(self, name: str) -> None:
         """Tell a member of the live session: what it has not heard, the order, and what was sent to it already."""

@@ -292,12 +292,12 @@ def submit(
     """
     asked = control(me, "server", SUBMIT, Submission(job_text, schema_text))
     while True:
-        match join.receive(1.0):
+        event = join.receive(1.0)
+        _require_hope(join, event)
+        match event:
             case Joined():
                 join.send("server", asked)
             case Left(_, reason):
-                if join.given_up:
-                    raise UsageError(f"The coordinator is not to be had: {join.given_up}")
                 say(f"not connected, trying again: {reason}")
             case Arrived(_, envelope) if envelope.message.tag == PROGRESS:
                 say(decode(envelope.message.body, Reason, max_bytes=MAX_CONTROL_BYTES).reason)
@@ -369,20 +369,28 @@ def take_part(
         UsageError: refused; the text says why.
         StoreError: the node's store is gone; start again when it is back.
     """
-    looked = float("-inf")
+    looked, idle = float("-inf"), time.monotonic()
     while not ended():
         if isinstance(join, Join) and time.monotonic() - looked > _RENEW_SECONDS:
             looked = time.monotonic()
             _renew(join, folder, url, proxy, say)
         before = node.ended
         for event in _arriving(join):
-            if isinstance(event, Left) and isinstance(join, Join) and join.given_up:
-                raise UsageError(f"The coordinator is not to be had: {join.given_up}")
+            _require_hope(join, event)
             node.handle(event)
+        if time.monotonic() - idle > 1.0:  # a run of others never lets the line be quiet
+            idle = time.monotonic()
+            node.handle(None)
         send(node, join)
         if node.ended is not None and node.ended is not before:
             scrub()  # the run's secrets were deleted; now nothing of them is left in the file
         shown()
+
+
+def _require_hope(join: Join | FlowerJoin, event: Event | None) -> None:
+    """Raise UsageError once the link has given up; that may be a moment after its `Left`."""
+    if isinstance(join, Join) and join.given_up and (event is None or isinstance(event, Left)):
+        raise UsageError(f"The coordinator is not to be had: {join.given_up}")
 
 
 def _arriving(join: Join | FlowerJoin) -> Iterator[Event | None]:
