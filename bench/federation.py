@@ -29,7 +29,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the processes th
 
 from confide.net.relay import Relay
 from confide.train.attendance import Patience
-from train.deployment import Deployment, Nodes, start_coordinator
+from train.deployment import Deployment, Nodes, finished, start_coordinator
 
 FEATURES, HIDDEN, RECORDS = 500, 200, 24
 WARM_UP = 4
@@ -81,9 +81,7 @@ def measure(folder: Path, nodes: int, rounds: int, *, shaped: bool) -> tuple[lis
     coordinator = start_coordinator(made, PATIENCE)
     try:
         running += [Nodes(made, [name], url) for name in made.names]
-        coordinator.join()
-        if coordinator.exitcode:
-            raise SystemExit(f"the coordinator ended with {coordinator.exitcode}; see {made.folder}")
+        finished(coordinator, running)
         training = [pair for one in running for pair in one.tell("figures")["training"][WARM_UP : rounds + WARM_UP]]
     finally:
         for one in running:

@@ -32,7 +32,8 @@ def test_the_coordinator_is_killed_again_and_again(tmp_path, seed, private):
             server.kill()
             server = four.coordinator()
         assert server.ends() == 0
-        assert len(four.check(private=private)) == 30
+        # under a plan an attempt for which vectors had left, and that failed, took the release of a round
+        assert (27 if private else 30) <= len(four.check(private=private)) <= 30
 
 
 @pytest.mark.parametrize("private", [False, pytest.param(True, marks=pytest.mark.slow)])
@@ -47,7 +48,8 @@ def test_nodes_are_killed_again_and_again(tmp_path, private):
             four.running[name].kill()
             four.node(name)
         assert server.ends() == 0
-        assert len(four.check(private=private)) == 30
+        # under a plan an attempt for which vectors had left, and that failed, took the release of a round
+        assert (27 if private else 30) <= len(four.check(private=private)) <= 30
 
 
 @pytest.mark.slow
@@ -69,7 +71,7 @@ def test_everybody_is_killed_again_and_again(tmp_path, seed, aggregate):
                 else:
                     four.node(name)
         assert server.ends() == 0
-        assert len(four.check(private=bool(seed % 2))) == 40
+        assert (36 if seed % 2 else 40) <= len(four.check(private=bool(seed % 2))) <= 40
 
 
 def test_the_coordinator_is_killed_during_the_set_up(tmp_path):
@@ -114,7 +116,7 @@ def test_two_coordinators_for_one_run_and_two_processes_of_one_node(tmp_path):
         assert second.ends() == 2
         assert f"process {server.pid} does; stop it first" in second.text()
         north = four.node("north")
-        north.says("in the run")
+        north.says("takes part|accepted|in the run")
         data = ["--data", tmp_path / "data" / "north.csv", "--policy", tmp_path / "policy.toml"]
         second = four.run("second", "node", "--identity", tmp_path / "north", *data)
         assert second.ends() == 2

@@ -188,3 +188,17 @@ def test_a_stage_that_is_closed_goes_on_with_whom_it_has_or_fails():
     waiting.close_stage("s")
     with pytest.raises(Aborted, match="answer"):
         waiting.output("s")
+
+
+def test_a_session_that_ended_and_was_forgotten_is_not_told_of():
+    exchange = Exchange()
+
+    def party():
+        return 7
+        yield Step()
+
+    for session in ("kept", "forgotten"):
+        exchange.open(session, party(), me="a")
+    exchange.forget("forgotten")
+    assert exchange.ended() == ["kept"]
+    assert exchange.output("kept") == 7

@@ -189,7 +189,7 @@ def test_damaged_folders_are_told(houses, tmp_path):
     (north / MEMBER).write_text("name = 1")
     with pytest.raises(UsageError, match=r"Expected .*member.toml to hold federation, coordinator, name"):
         membership.membership(north)
-    with pytest.raises(UsageError, match="confide federation init or join"):
+    with pytest.raises(UsageError, match="confide federation init makes"):
         membership.membership(tmp_path / "absent")
 
 

@@ -231,7 +231,10 @@ class Playing(threading.Thread):
                 self.renewing.clear()
                 told = membership(self.folder)
                 ask = asking(told.coordinator, trusted(self.folder), bytes.fromhex(told.coordinator_identity))
-                renew(self.folder, ask)
+                try:
+                    renew(self.folder, ask)
+                except ConfideError:
+                    return  # as `take_part`: the coordinator may be away
                 connection.renewed(client_context(self.folder), reconnect=True)
 
         take_part(
@@ -262,6 +265,7 @@ def take_parts(made: Deployment, names: Sequence[str], url: str | None, pipe: Co
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spent: list[tuple[float, float]] = []
     _timed(spent)
+    load(made.job)  # msgspec learns its types here: threads that do so at once can bring the process down
     playing = {name: Playing(made, name, url) for name in names}
     while True:
         what, *arguments = pipe.recv()
@@ -326,3 +330,17 @@ def start_coordinator(made: Deployment, patience: Patience) -> Any:
     process = multiprocessing.get_context("spawn").Process(target=coordinate, args=(made, patience))
     process.start()
     return process
+
+
+def finished(coordinator: Any, running: Sequence[Nodes]) -> None:
+    """Wait for a coordinator's end.
+
+    Raises:
+        SystemExit: it failed, or a process of nodes ended.
+    """
+    while coordinator.is_alive():
+        coordinator.join(1)
+        if ended := [one.names for one in running if not one.process.is_alive()]:
+            raise SystemExit(f"nodes ended before the run did: {ended}")
+    if coordinator.exitcode:
+        raise SystemExit(f"the coordinator ended with {coordinator.exitcode}")

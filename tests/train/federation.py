@@ -210,6 +210,8 @@ class Member_(threading.Thread):
                 except queue.Empty:
                     event = None
                 self.node.handle(event)
+                while event is not None and not self.wire.nodes[name].empty():  # as `take_part`: one commit for all
+                    self.node.handle(self.wire.nodes[name].get())
                 for envelope in self.node.take():
                     if self.stopping.is_set():
                         return

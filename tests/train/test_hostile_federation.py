@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from confide.cohort.journal import Journal
 from confide.crypto.keys import SigningKey
-from confide.errors import IntegrityError, ProtocolError, UsageError
+from confide.errors import Aborted, IntegrityError, ProtocolError, UsageError
 from confide.ideal import PlainSum
 from confide.model.preprocess import Preprocess
 from confide.net.exchange import Envelope
@@ -20,8 +20,9 @@ from confide.net.link import Arrived, Joined
 from confide.train import control
 from confide.train.approval import Approvals
 from confide.train.budget import Budget
-from confide.train.control import Answer, End, Open, Ready, Reason, Witnessed, session_id
+from confide.train.control import Answer, End, Open, Ready, Reason, Release, Submission, Witnessed, session_id
 from confide.train.course import Announcement, Announcements, announcement
+from confide.train.desk import Desk
 from confide.train.gate import PolicyGate
 from confide.train.ledger import Ledger
 from confide.train.node import Member, Node
@@ -229,7 +230,7 @@ def test_whatever_a_coordinator_asks_each_vector_is_charged_and_none_leaves_twic
     assert node.releases == len(vectors)
 
 
-# --- one id, one job --------------------------------------------------------------------------------------------------
+# --- one id, one job -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("one_message")
@@ -280,7 +281,7 @@ def test_a_budget_does_not_charge_another_job_to_a_run(folder):
         budget.charge(run="r", job="b" * 64, round=2, attempt=0, epsilon=0.5, delta=1e-6)
 
 
-# --- who may speak as the coordinator ---------------------------------------------------------------------------------
+# --- who may speak as the coordinator --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("src", ["east", HELPER, "north", ""])
@@ -304,7 +305,7 @@ def test_nobody_else_speaks_as_the_coordinator(folder, src):
     assert node.open(order) == 1  # the control
 
 
-# --- an offer that is swapped while a session runs --------------------------------------------------------------------
+# --- an offer that is swapped while a session runs -------------------------------------------------------------------
 
 
 def swaps(federation):
@@ -362,7 +363,7 @@ def test_a_session_ends_with_the_run_that_it_belongs_to(folder, swap):
     assert len(done) == 2
 
 
-# --- a model that is another one --------------------------------------------------------------------------------------
+# --- a model that is another one -------------------------------------------------------------------------------------
 
 
 def test_the_parameters_in_another_model_are_refused(folder):
@@ -389,7 +390,7 @@ def test_the_parameters_in_another_model_are_refused(folder):
             members._check_release(own, made.encode(SigningKey(bytes(32))))
 
 
-# --- a node that lies -------------------------------------------------------------------------------------------------
+# --- a node that lies ------------------------------------------------------------------------------------------------
 
 
 def lying(federation, name, edit):
@@ -494,7 +495,80 @@ def test_a_node_that_repeats_its_answer_is_brought_in_once(folder):
     assert sorted(down) == sorted(NAMES)
 
 
-# --- what stands in texts ---------------------------------------------------------------------------------------------
+# --- a ledger about something else -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("event", "field", "value"),
+    [("job", "job_hash", "0" * 64), ("job", "start", "0" * 64), ("job", "roster", []), ("job", "job", "")],
+)
+def test_a_node_signs_no_ledger_of_another_job(folder, event, field, value):
+    class Liar(Ledger):
+        def append(self, said, fields):
+            return super().append(said, {**fields, field: value} if said == event else fields)
+
+    with Federation(folder, job_of(folder, train={"rounds": 2})) as federation:
+        for name in NAMES:
+            federation.start(name)
+        with pytest.raises(Aborted, match=f"says the same {field}"):
+            list(federation.coordinator(ledger=Liar(federation.ledger_path, signer=COORDINATOR)).rounds())
+    assert lines_of(federation, "countersigned") == []
+
+
+# --- an analyst that fills the desk ----------------------------------------------------------------------------------
+
+
+class Counter:
+    """The link of a desk: what an analyst says, and what it hears."""
+
+    def __init__(self):
+        self.events, self.told = [Joined("ann", "analyst"), Joined("ben", "analyst")], []
+
+    def hand_in(self, name, body):
+        self.events.append(Arrived(name, Envelope("", Message(name, "server", control.SUBMIT, body))))
+
+    def receive(self, timeout_seconds):
+        return self.events.pop(0) if self.events else None
+
+    def send(self, peer, envelope):
+        kind = Release if envelope.message.tag == control.RELEASE else Reason
+        self.told.append((peer, msgspec.msgpack.decode(envelope.message.body, type=kind).reason))
+
+
+def submission(text):
+    return encode(Submission(text, SCHEMA))
+
+
+def test_one_analyst_neither_fills_the_queue_nor_the_store(folder):
+    link, store = Counter(), MemoryStore()
+    desk = Desk(link, store)
+    for number in range(50):
+        link.hand_in("ann", submission(f"a = {number}"))
+    link.hand_in("ann", submission("#" * (1 << 22)))
+    link.hand_in("ann", b"nonsense")
+    link.hand_in("ben", submission("b = 1"))
+    while link.events:
+        desk.receive(0)
+    accepted = [who for who, reason in link.told if "in the queue" in reason]
+    assert (accepted.count("ann"), accepted.count("ben")) == (10, 1)
+    while desk.next is not None:
+        desk.done(Release("no"))
+    for number in range(100, 160):
+        link.hand_in("ann", submission(f"a = {number}"))
+        desk.receive(0)
+        desk.done(Release("no"))
+    kept = store.keys("desk/release/")
+    assert len([key for key in kept if key.startswith("desk/release/ann/")]) == 20
+    assert len([key for key in kept if key.startswith("desk/release/ben/")]) == 1
+    link.told.clear()
+    link.hand_in("ben", submission("b = 1"))  # the control: what is kept is handed over again
+    link.hand_in("ben", submission("a = 159"))  # another analyst's job is a job of one's own
+    while link.events:
+        desk.receive(0)
+    assert [reason.split(" ")[0] for _, reason in link.told] == ["no", "number"]
+
+
+# --- what stands in texts --------------------------------------------------------------------------------------------
 
 
 def test_no_text_of_a_run_holds_a_record_a_parameter_or_a_key(folder):

@@ -68,6 +68,7 @@ class World:
         self.folder, self.federation = folder, federation
         self.grid = fake_flower.Grid(app, {})
         self.nodes: dict[str, Organisation] = {}
+        self.hosts: list[FlowerHost] = []
         config = {"confide-socket": str(folder / "host.sock"), "patience-seconds": 20.0, "answer-seconds": 60.0}
         self.run = threading.Thread(target=app.main, args=(self.grid, SimpleNamespace(run_config=config)))
         self.run.start()
@@ -82,9 +83,12 @@ class World:
             name: Place(role.get(name, "node"), SigningKey(seed).public) for name, seed in self.federation.keys.items()
         }
         settings = {"retry_seconds": 0.1, "beat_seconds": 600.0} | settings
-        return FlowerHost(self.folder / "host.sock", COORDINATOR, lambda: members, **settings)
+        self.hosts.append(FlowerHost(self.folder / "host.sock", COORDINATOR, lambda: members, **settings))
+        return self.hosts[-1]
 
     def end(self) -> None:
+        for host in self.hosts:  # those of a test that has failed
+            host.close(end_run=False)
         for node in self.nodes.values():
             node.ended = True
         for node in self.nodes.values():
@@ -138,7 +142,7 @@ def test_a_round_takes_no_flower_message_but_those_of_its_sum(tmp_path, begin, a
     """News, orders, the ledger's lines, countersignatures and ends of sessions travel with what must travel anyway."""
     helper = (HELPER,) if aggregate == "shares" else ()
     train = {"aggregate": aggregate, "quorum": 4} | ({"helper": HELPER} if helper else {})
-    job = job_of(tmp_path, train=train)
+    job = job_of(tmp_path, train=train, data={"evaluate": "federated"})
     world = begin(job)
     for name in (*NAMES, *helper):
         world.start(name)

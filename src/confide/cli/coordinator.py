@@ -331,7 +331,7 @@ def submit(
     with joining(identity, url=address, proxy=proxy_for(address, proxy, surroundings(context))) as (join, said):
         release = hand_in(join, said.name, job_file.read_text(), _schema_text(job), say=_note)
     if release.reason:
-        raise UsageError(f"The job was not done: {release.reason}")
+        raise UsageError(f"The job was not done: {console.plain(release.reason)}")
     artifact = decode(release.model, trust=bytes.fromhex(said.coordinator_identity), where="the released model")
     write_whole(out, release.model)
     if ledger is not None:

@@ -175,7 +175,9 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
                     name=me.name,
                     coordinator=said.coordinator,
                     job=now.job,
-                    phase=console.plain(phase if node.ended is None else "done"),
+                    phase=console.plain(
+                        "done" if node.ended and now.state == "accepted" else phase
+                    ),  # or the next job asks
                     round=now.round,
                     rounds=now.rounds,
                     taken=now.taken,

@@ -186,6 +186,7 @@ class Exchange:
             if self._changes.pop(journal_key(session, line), None) is None:  # it is in the store
                 self._changes[journal_key(session, line)] = None
         self._outgoing = [envelope for envelope in self._outgoing if envelope.session != session]
+        self._ended = [ended for ended in self._ended if ended != session]
 
     def change(self, changes: Mapping[str, bytes | None]) -> None:
         """Add to what the next `take` commits."""

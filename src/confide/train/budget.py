@@ -5,6 +5,10 @@ delta. Across runs they add up (basic composition: Dwork and Roth, The Algorithm
 theorem 3.16), which holds however the runs were chosen. A run is one coordinator's id, not a job's hash: the same job
 run twice releases twice.
 
+Within a run a record is either trained on or held out, so training and evaluation count as the larger of the two; this
+holds because one run has one split, by each record's content. Another run may have another seed or test_fraction and
+train on what the first held out: runs add up in full, whatever side a record was on.
+
 A release is charged in the commit that precedes the first message after which its sum can be opened. What is charged is
 never given back, whether or not the sum was opened.
 """

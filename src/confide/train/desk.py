@@ -12,20 +12,32 @@ from collections.abc import Callable
 
 import msgspec
 
+from confide.data.schema import LARGEST_SCHEMA_BYTES
 from confide.errors import ConfideError, ProtocolError
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Event, Joined, Left, Link
-from confide.train.control import MAX_CONTROL_BYTES, PROGRESS, RELEASE, SUBMIT, Reason, Release, Submission, control
+from confide.train.control import PROGRESS, RELEASE, SUBMIT, Reason, Release, Submission, control
+from confide.train.offer import LARGEST_JOB_BYTES
 from confide.wire import Store, decode, encode
 
 _QUEUE = "desk/queue"
 
-#: Jobs that wait at once.
-_MOST_WAITING = 100
+#: Jobs that wait at once, in all and of one analyst.
+_MOST_WAITING, _MOST_OF_ONE = 100, 10
+
+#: What finished jobs of one analyst came to is kept for so many of them, the newest.
+_MOST_KEPT = 20
+
+#: A job and its schema are smaller than this.
+_LARGEST_SUBMISSION_BYTES = LARGEST_JOB_BYTES + LARGEST_SCHEMA_BYTES + 1024
 
 
 class _Queue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     waiting: tuple[tuple[str, bytes], ...] = ()  # who handed it in, and the submission
+
+
+class _Kept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    places: tuple[str, ...] = ()  # of an analyst's releases, the oldest first
 
 
 class Desk:
@@ -96,7 +108,13 @@ class Desk:
     def done(self, release: Release) -> None:
         """End the job that waits longest: keep what it came to for its analyst, and hand it over if connected."""
         (name, body), *rest = self._queue().waiting
-        self._store.commit({_QUEUE: encode(_Queue(tuple(rest))), _place(name, body): encode(release)})
+        place, index = _place(name, body), f"desk/kept/{name}"
+        saved = self._store.get(index)
+        kept = decode(saved, _Kept, max_bytes=len(saved)).places if saved else ()
+        kept = (*(one for one in kept if one != place), place)
+        changes: dict[str, bytes | None] = dict.fromkeys(kept[:-_MOST_KEPT])
+        changes |= {index: encode(_Kept(kept[-_MOST_KEPT:])), place: encode(release)}
+        self._store.commit({_QUEUE: encode(_Queue(tuple(rest))), **changes})
         if self._here.get(name) == "analyst":
             self._tell(name, RELEASE, release)
 
@@ -104,15 +122,17 @@ class Desk:
         message = envelope.message
         if message.tag != SUBMIT:
             raise ProtocolError("Expected a job from an analyst")
-        decode(message.body, Submission, max_bytes=MAX_CONTROL_BYTES)
+        decode(message.body, Submission, max_bytes=_LARGEST_SUBMISSION_BYTES)
         kept = self._store.get(_place(name, message.body))
         waiting = self._queue().waiting
         if kept is not None:
             self._tell(name, RELEASE, decode(kept, Release, max_bytes=len(kept)))
         elif (name, message.body) in waiting:
             self._tell(name, PROGRESS, Reason(f"number {waiting.index((name, message.body)) + 1} in the queue"))
-        elif len(waiting) >= _MOST_WAITING:
-            raise ProtocolError(f"Expected fewer than {_MOST_WAITING} waiting jobs; try again later")
+        elif len(waiting) >= _MOST_WAITING or sum(who == name for who, _ in waiting) >= _MOST_OF_ONE:
+            raise ProtocolError(
+                f"Expected fewer than {_MOST_WAITING} waiting jobs, and {_MOST_OF_ONE} of one analyst; try again later"
+            )
         else:
             self._store.commit({_QUEUE: encode(_Queue((*waiting, (name, message.body))))})
             self._tell(name, PROGRESS, Reason(f"number {len(waiting) + 1} in the queue"))

@@ -119,7 +119,10 @@ class Node:
 
     **Guarantees**: nothing computed from records leaves before the gate has accepted the very job that it is computed
     for; a model that the job and the released sums do not give is refused; what a sum spends is committed before the
-    node's vector leaves for it.
+    node's vector leaves for it; of each (round, attempt) of a run one vector leaves, whatever is asked again.
+
+    Not hidden without [privacy]: what lies between two sums. A coordinator that lies about who was lost has a round
+    repeated without one node, or invents sums that bring an earlier model back; rounds * attempts bound how often.
     """
 
     def __init__(

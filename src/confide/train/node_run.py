@@ -20,7 +20,7 @@ from confide.train.control import (
 from confide.train.course import Announcements, Follower, parameters_hash
 from confide.train.federated_evaluation import contribution
 from confide.train.ledger import Value
-from confide.train.ledger_lines import read_line
+from confide.train.ledger_lines import read_line, roster_field
 from confide.train.local import Silo
 from confide.train.offer import Offer
 from confide.train.rounds import own_randomness, session_of
@@ -180,6 +180,17 @@ class Part:
     def expected(self, line: bytes) -> dict[str, Value]:
         """Return which fields a line of the ledger must have, as far as the node knows them by itself."""
         entry = read_line(line).entry
+        if entry["event"] == "job":
+            offer = self.offer
+            return {
+                "run": offer.run,
+                "job": offer.job,
+                "job_hash": offer.job_hash,
+                "roster": roster_field(offer.roster),
+                "start": offer.start_hash,
+            }
+        if entry["event"] == "model" and entry.get("rounds") == self.follower.course.number:
+            return {"model": parameters_hash(self.follower.course.kept).hex()}
         number = entry.get("round")
         if entry["event"] != "round" or not isinstance(number, int) or number not in self._released:
             return {}
