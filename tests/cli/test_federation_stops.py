@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from cli.federation_processes import Processes
+from cli.federation_processes import NAMES, Processes
 
 
 @pytest.mark.parametrize(
@@ -70,3 +70,21 @@ def test_without_websockets_the_extra_is_named(tmp_path, line):
         )
     assert done.returncode == 2
     assert done.stderr == "confide: Expected the package websockets; install it with: pip install 'confide[federate]'\n"
+
+
+def test_an_analyst_who_waits_hears_nothing_of_another_job(tmp_path):
+    with Processes(tmp_path, analyst=True) as four:
+        server = four.coordinator()
+        server.says("listening on")
+        ana = four.run(
+            "ana", "submit", four.job_file, "--identity", tmp_path / "ana", "--out", tmp_path / "ana.confide"
+        )
+        ana.says("number 1 in the queue")
+        for name in NAMES:
+            four.node(name)
+        assert server.ends() == 0
+        assert "wrote " in server.text()
+        assert "next: confide ledger verify" in server.text()
+        assert "round 4 of 4" in server.text()
+        assert "round" not in ana.text()
+        assert "offered" not in ana.text()
