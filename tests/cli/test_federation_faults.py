@@ -17,6 +17,10 @@ def test_the_control_nothing_goes_wrong(tmp_path):
         assert four.check() == [set(NAMES)] * 4
 
 
+#: Minutes of real processes: they are for `make test-all`; the same faults in memory are in tests/train.
+pytestmark = pytest.mark.slow
+
+
 # --- kill -9 ----------------------------------------------------------------------------------------------------------
 
 
