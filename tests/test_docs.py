@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import doctest
 import importlib
+import os
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -19,7 +21,7 @@ from confide.errors import MissingExtra
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "deploy").glob("*.md")), *sorted(DOCS.rglob("*.md"))]
 IDS = [page.relative_to(ROOT).as_posix() for page in PAGES]
 SOURCE = ROOT / "src"
 MODULES = [
@@ -105,6 +107,24 @@ def test_python_examples_run(page: Path, tmp_path, monkeypatch):
 def test_scripts_among_the_examples_run(script: Path, tmp_path):
     done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert done.stdout
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "examples").glob("*.sh")), ids=lambda script: script.name)
+def test_shell_scripts_among_the_examples_run(script: Path, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    program = Path(sys.executable).parent
+    done = subprocess.run(
+        ["sh", str(script), str(port)],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": f"{program}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout
 
 

@@ -264,3 +264,36 @@ def test_a_federation_without_budget_names_what_it_spent():
     with coordinator_display(to) as display:
         display.show(status)
     assert "no round yet, epsilon 0.25\n" in re.sub(r" +\n", "\n", shown(file))
+
+
+# --- lines beside the picture -----------------------------------------------------------------------------------------
+
+
+def test_data_stand_above_the_picture_where_both_are_one_terminal(monkeypatch):
+    """Printed past the picture they are drawn over: the control."""
+    err, file = terminal()
+    monkeypatch.setattr("confide.cli.console.out", Console(file=file, force_terminal=True, width=100))
+    board = begun()
+    with coordinator_display(err) as display:
+        display.show(board.snapshot())
+        display.tell("wrote model.confide")
+    assert "wrote model.confide\n" in shown(file).replace("\r", "")
+    assert shown(file).rindex("waiting for nodes") > shown(file).rindex("wrote model.confide")
+
+
+def test_data_go_to_standard_output_where_that_is_no_terminal(monkeypatch):
+    (err, file), (out, data) = terminal(), plain()
+    monkeypatch.setattr("confide.cli.console.out", out)
+    with node_display(err) as display:
+        display.tell("wrote model.confide")
+        display.note("connected")
+    assert data.getvalue() == "wrote model.confide\n"
+    assert "connected" in shown(file)
+    assert "wrote" not in shown(file)
+
+
+def test_a_terminal_says_what_is_waited_for_before_there_is_a_view():
+    console, file = terminal()
+    with coordinator_display(console, idle="waiting for jobs"):
+        pass
+    assert "waiting for jobs" in shown(file)

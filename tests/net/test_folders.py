@@ -117,3 +117,19 @@ def test_an_identity_comes_back_and_nothing_else_is_one(tmp_path):
     folders.write_secret(tmp_path / folders.IDENTITY, b"none")
     with pytest.raises(UsageError, match="Ed25519 private key"):
         folders.identity_seed(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lies_there", "wanted", "says"),
+    [
+        ("federation.toml", "member.toml", "a coordinator's folder; name a member's"),
+        ("member.toml", "federation.toml", "a member's folder; name the coordinator's"),
+        ("member.toml", "registry.json", "a member's folder; name the coordinator's"),
+        ("pending.bin", "member.toml", "run confide federation join again"),
+        ("notes.txt", "member.toml", "confide federation init makes"),
+    ],
+)
+def test_a_wrong_folder_is_named_for_what_it_is(tmp_path, lies_there, wanted, says):
+    (tmp_path / lies_there).write_text("")
+    with pytest.raises(UsageError, match=says):
+        folders.read(tmp_path / wanted)

@@ -340,3 +340,14 @@ def test_a_figure_that_is_none_breaks_no_reader(value):
     take_round(board, 1, at_seconds=121.0)
     board.evaluated(1, accuracy=value, at_seconds=130.0)
     assert json.loads(board.json())["history"][0]["accuracy"] is None
+
+
+def test_the_traffic_of_all_members_is_told_at_once():
+    board = begun()
+    before = board.snapshot()
+    names = [node.name for node in before.nodes]
+    board.traffic({names[0]: (1000, 500, 7.0), "stranger": (1, 1, 1.0), names[1]: (0, 20, 0.0)}, at_seconds=8.0)
+    first, second, *others = board.snapshot().nodes
+    assert (first.bytes_up, first.bytes_down, first.seen_seconds) == (1000, 500, 7.0)
+    assert (second.bytes_up, second.bytes_down, second.seen_seconds) == (0, 20, None)  # told something, never heard
+    assert others == list(before.nodes[2:])

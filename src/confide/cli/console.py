@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 import warnings
 from collections.abc import Generator
 from contextlib import contextmanager
 
+import typer
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -41,6 +44,21 @@ def warnings_as_lines() -> Generator[None]:
         yield
     for warning in caught:
         err.print(f"warning: {one_line(str(warning.message))}")
+
+
+@contextmanager
+def stops_cleanly() -> Generator[None]:
+    """Take SIGTERM, by which services are stopped, as Ctrl-C is taken: what is open is closed, and peers are told."""
+
+    def stop(number: int, _: object) -> None:
+        raise typer.Exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 #: Python arguments that are options here, where a text names one.

@@ -88,6 +88,7 @@ def coordinator(
     job = _job(job_file) if job_file else None
     patience = _patience(stage_seconds, grace_seconds, over_flower=flower is not None)
     with ExitStack() as stack:
+        stack.enter_context(console.stops_cleanly())
         opened = open_store(store or federation / "coordinator.db")
         stack.callback(opened.close)
         stack.enter_context(opened.exclusive("coordinator"))
@@ -129,7 +130,7 @@ def coordinator(
             desk.receive(_POLL_SECONDS)
             if desk.next is not None:
                 name, _ = desk.next
-                release = _worked_off(desk, run, federation / "ledger.jsonl")
+                release = _worked_off(desk, partial(run, progress=desk.progress), federation / "ledger.jsonl")
                 desk.done(release)
                 shown.update()
                 display.note(f"the job of {name} was not done: {release.reason}" if release.reason else _handed(name))
@@ -346,5 +347,7 @@ def submit(
     write_whole(out, release.model)
     if ledger is not None:
         write_whole(ledger, release.ledger)
+        console.out.print(f"wrote {ledger}")
     console.out.print(artifact.label.sentence())
-    console.out.print(f"wrote {out}")
+    console.out.print(f"wrote {out}, signed by {artifact.signer}")
+    console.err.print(f"next: confide serve {out} --trust {artifact.signer}")

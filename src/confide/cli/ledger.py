@@ -75,7 +75,7 @@ def verify(
             "--head"
         )
     elif found.later:
-        console.out.print(f"{found.later} entries follow that model's: later runs")
+        console.out.print(f"{found.later} lines come after that model's: countersignatures, or later runs")
 
 
 def _print(found: Verified) -> None:

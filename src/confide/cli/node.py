@@ -135,6 +135,7 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
         raise UsageError("Expected --data, this organisation's table; `confide node check` looks at it first")
     place = out or identity / "model.confide"
     with ExitStack() as stack:
+        stack.enter_context(console.stops_cleanly())
         store = open_store(identity / "node.db")
         stack.callback(store.close)
         stack.enter_context(store.exclusive("node"))
@@ -174,7 +175,9 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
                     name=me.name,
                     coordinator=said.coordinator,
                     job=now.job,
-                    phase=console.plain("done" if node.ended is not None and now.state == "accepted" else phase),
+                    phase=console.plain(
+                        "done" if node.ended and now.state == "accepted" else phase
+                    ),  # or the next job asks
                     round=now.round,
                     rounds=now.rounds,
                     taken=now.taken,

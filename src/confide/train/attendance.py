@@ -35,6 +35,8 @@ class Peer:
         answer: to the offer.
         heard: the last round whose release was sent to it.
         unable: the sessions in which it takes no part, and why.
+        bytes_up, bytes_down: bodies that came from it and went to it, in all.
+        seen: when the last one came, for people.
         done: the set-ups that are complete at it, with their fingerprints.
     """
 
@@ -42,6 +44,9 @@ class Peer:
     since: float = 0.0
     answer: Answer | None = None
     heard: int = -1
+    bytes_up: int = 0
+    bytes_down: int = 0
+    seen: float = 0.0
     unable: dict[str, str] = field(default_factory=dict[str, str])
     done: dict[str, str] = field(default_factory=dict[str, str])
 

@@ -48,6 +48,7 @@ class Board:
     node_joined = _posted(happenings.node_joined)
     node_left = _posted(happenings.node_left)
     node_seen = _posted(happenings.node_seen)
+    traffic = _posted(happenings.traffic)
     node_asks = _posted(happenings.node_asks)
     node_approved = _posted(happenings.node_approved)
     node_refused = _posted(happenings.node_refused)

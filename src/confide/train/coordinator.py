@@ -230,6 +230,7 @@ class Coordinator:
         self.exchange.change({self._prefix + key: value for key, value in changes.items()})
         members = frozenset[str]().union(*sums.members)
         figures = self.exchange.figures(self.meeting.live[0]) if self.meeting.live else Figures()
+        self.meeting.tell_traffic()
         self.board.round_done(
             members=members,
             missing=frozenset(self.cohort.clients) - members,

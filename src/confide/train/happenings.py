@@ -5,7 +5,7 @@ None raises and none reads a clock; `confide.train.board.Board` has a method of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from msgspec.structs import replace
 
@@ -50,6 +50,18 @@ def node_seen(status: Status, name: str, *, bytes_up: int, bytes_down: int, at_s
     """Something has arrived from a member; the bytes are its totals so far."""
     node = _find(status, name, at_seconds)
     return _put(status, replace(node, seen_seconds=at_seconds, bytes_up=bytes_up, bytes_down=bytes_down), at_seconds)
+
+
+def traffic(status: Status, totals: Mapping[str, tuple[int, int, float]], *, at_seconds: float) -> Status:
+    """Bytes from and to each member so far, and when something came last; all at once, since members may be many."""
+
+    def counted(node: Node) -> Node:
+        if node.name not in totals:
+            return node
+        up, down, seen = totals[node.name]
+        return replace(node, bytes_up=up, bytes_down=down, seen_seconds=max(seen, node.seen_seconds or 0.0) or None)
+
+    return _each(status, counted, at_seconds)
 
 
 def node_asks(status: Status, name: str, *, reason: str = "", at_seconds: float) -> Status:

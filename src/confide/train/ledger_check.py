@@ -64,7 +64,7 @@ class Verified:
     Args:
         entries: lines.
         head: hash of the last line.
-        later: lines after the one that was asked for, of later runs; 0 if none was asked for.
+        later: lines after the one that was asked for: countersignatures, later runs; 0 if none was asked for.
         runs: trainings that were begun.
         epsilon: of all runs together by basic composition, as far as they share records; None without any.
         signed: lines that carry their author's signature.

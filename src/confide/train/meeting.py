@@ -100,7 +100,16 @@ class Meeting:
 
     def send(self, name: str, tag: str, body: Any = b"", *, session: str = "") -> None:
         """Send a control message."""
-        self._link.send(name, control(self.cohort.server, name, tag, body, session=session))
+        self._post(name, control(self.cohort.server, name, tag, body, session=session))
+
+    def _post(self, name: str, envelope: Envelope) -> None:
+        self.peers[name].bytes_down += len(envelope.message.body)
+        self._link.send(name, envelope)
+
+    def tell_traffic(self) -> None:
+        """Bring the board's bytes and times of each member up to date."""
+        totals = {name: (peer.bytes_up, peer.bytes_down, peer.seen) for name, peer in self.peers.items()}
+        self.board.traffic(totals, at_seconds=self._wall())
 
     @property
     def ready(self) -> list[str]:
@@ -216,7 +225,7 @@ class Meeting:
         self.peers[name].unable.pop(session, None)
         self.send(name, OPEN, order, session=session)
         for envelope in self.exchange.sent(session, name):
-            self._link.send(name, envelope)
+            self._post(name, envelope)
 
     def close(self, order: Open) -> None:
         session = session_id(self._run, order)
@@ -253,6 +262,7 @@ class Meeting:
                 peer.here, peer.since = False, self._clock()
                 self.board.node_left(name, reason=reason, at_seconds=self._wall())
             case Arrived(name, envelope):
+                peer.bytes_up, peer.seen = peer.bytes_up + len(envelope.message.body), self._wall()
                 try:
                     self._arrived(name, peer, envelope)
                 except ProtocolError as error:
@@ -303,4 +313,4 @@ class Meeting:
     def flush(self) -> None:
         """Commit, then send."""
         for envelope in self.exchange.take():
-            self._link.send(envelope.message.dst, envelope)
+            self._post(envelope.message.dst, envelope)

@@ -205,6 +205,7 @@ def run_job(
     say: Callable[[str], None] = lambda text: None,
     started: Callable[[Board], None] = lambda board: None,
     keep: Callable[[bytes], None] = lambda body: None,
+    progress: Callable[[str], None] = lambda text: None,
 ) -> tuple[Artifact, bytes]:
     """Run one job, or go on with it, and return the model and its signed file, which every node has been told.
 
@@ -217,6 +218,7 @@ def run_job(
         patience: deadlines.
         say: told in one line what happens.
         started: given the board as soon as there is one.
+        progress: told what whoever handed the job in should hear.
         keep: given the signed model's file before the run is over, so that no crash comes in between.
 
     Raises:
@@ -244,9 +246,10 @@ def run_job(
     )
     started(coordinator.board)
     desk.begin_run()
+    progress(f"offered to {', '.join(nodes_of(job))}: it begins when all of them have agreed")
     try:
         for done in coordinator.rounds():
-            desk.progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
+            progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
         done = coordinator.final()
         if done is not None and job.data.evaluate == "federated":
             try:
@@ -255,6 +258,7 @@ def run_job(
                 lines = [str(error)]
             for line in lines:
                 say(line)
+                progress(line)
         if done is None:
             raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
         artifact = labelled(job, coordinator.setting, done, ledger)
