@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import Aborted, ConfideError, ProtocolError
+from confide.structs import known
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +153,7 @@ def decode(body: bytes, kind: type[_Body], *, max_bytes: int) -> _Body:
     if len(body) > max_bytes:
         raise ProtocolError(f"Expected a body of at most {max_bytes} bytes, got {len(body)}")
     try:
-        return msgspec.msgpack.decode(body, type=kind)
+        return msgspec.msgpack.decode(body, type=known(kind))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ProtocolError(f"Expected a well-formed {kind.__name__}") from None
 

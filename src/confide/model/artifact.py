@@ -41,6 +41,7 @@ from confide.guarantee import PrivacyLabel
 from confide.model import onnx
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess
+from confide.structs import known
 
 _MAGIC = b"CONFIDE\0"
 _FORMAT = 1
@@ -227,9 +228,9 @@ def _header_bytes(body: bytes, where: str) -> tuple[bytes, int]:
 
 def _header(body: bytes, where: str) -> _Header:
     try:
-        found = msgspec.msgpack.decode(body, type=_Format).format
+        found = msgspec.msgpack.decode(body, type=known(_Format)).format
         if found == _FORMAT:
-            return msgspec.msgpack.decode(body, type=_Header)
+            return msgspec.msgpack.decode(body, type=known(_Header))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise IntegrityError(f"Expected {where} to have a well-formed header; get the file again") from None
     mend = "update confide" if found > _FORMAT else "train the model again"

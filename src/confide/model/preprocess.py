@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError, nearest
+from confide.structs import known
 
 Matrix = NDArray[np.float64]
 Columns = Mapping[str, NDArray[Any]]
@@ -235,7 +236,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             ModelError: `body` is larger than 1 MiB or is no well-formed set of rules.
         """
         try:
-            return msgspec.msgpack.decode(_sized(body), type=Preprocess)
+            return msgspec.msgpack.decode(_sized(body), type=known(Preprocess))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise ModelError("Expected well-formed preprocessing rules; save the model again") from None
 

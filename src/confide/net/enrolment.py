@@ -26,6 +26,7 @@ from confide.errors import ProtocolError, UsageError
 from confide.net.certificates import COORDINATOR, INVITED_ROLES, check_name, day, fingerprint, to_pem
 from confide.net.exchange import Envelope
 from confide.net.folders import read_toml, toml
+from confide.structs import known
 from confide.wire import Message, encode
 
 ENROL_TAG, RENEW_TAG = "federation/enrol", "federation/renew"
@@ -104,7 +105,7 @@ def read_asked(body: bytes) -> Enrolment | Renewal:
     if len(body) > LARGEST_BODY_BYTES:
         raise ProtocolError(f"Expected a request of at most {LARGEST_BODY_BYTES} bytes, got {len(body)}")
     try:
-        asked = msgspec.msgpack.decode(body, type=Enrolment | Renewal)
+        asked = msgspec.msgpack.decode(body, type=known(Enrolment | Renewal))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise ProtocolError("Expected a well-formed request for a certificate") from None
     if isinstance(asked, Enrolment):
@@ -127,7 +128,7 @@ def read_answer(body: bytes) -> Granted:
     try:
         if len(body) > LARGEST_BODY_BYTES:
             raise ValueError
-        answer = msgspec.msgpack.decode(body, type=Granted | Refused)
+        answer = msgspec.msgpack.decode(body, type=known(Granted | Refused))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, ValueError):
         raise ProtocolError("Expected a well-formed answer of the coordinator") from None
     if isinstance(answer, Refused):

@@ -37,6 +37,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from confide.errors import UsageError
 from confide.model.artifact import write_whole
+from confide.structs import known
 
 TLS, AUTHORITY, IDENTITY = "tls.pem", "authority.pem", "identity.pem"
 MEMBER, PENDING = "member.toml", "pending.bin"
@@ -160,7 +161,7 @@ def read_toml(body: bytes, kind: type[_Settings], where: str) -> _Settings:
     """
     try:
         found: dict[str, Any] = tomllib.loads(body.decode())
-        return msgspec.convert(found, kind)
+        return msgspec.convert(found, known(kind))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, msgspec.MsgspecError, ValueError):
         fields = ", ".join(kind.__struct_fields__)
         raise UsageError(f"Expected {where} to hold {fields}, and nothing else; get it again, whole") from None

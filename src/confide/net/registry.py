@@ -17,6 +17,7 @@ from confide.errors import ProtocolError, UsageError
 from confide.net.authority import Authority, self_signed
 from confide.net.certificates import TlsKey, fingerprint, from_pem, read_member, to_pem
 from confide.net.folders import ISSUER, REGISTRY, read, write_secret
+from confide.structs import known
 
 _FORMAT = 1
 #: A member's certificates that are let in at the same time: the ones it renewed and may still hold, and the newest.
@@ -107,7 +108,7 @@ def load_registry(folder: Path) -> Registry:
     """
     body = read(folder / REGISTRY, secret=True)
     try:
-        found = msgspec.json.decode(body, type=Registry)
+        found = msgspec.json.decode(body, type=known(Registry))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         found = Registry(format=0)
     if found.format != _FORMAT:

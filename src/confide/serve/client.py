@@ -28,6 +28,7 @@ from confide.net import oip
 from confide.net.http import Reply, ask, is_loopback
 from confide.serve.protocol import MAX_KIT_BYTES, ClientKit, Refusal, digest
 from confide.serve.session import JSON_BYTES, Columns, Session
+from confide.structs import known
 from confide.wire import MemoryStore, Message, Store, Transcript
 
 Matrix = NDArray[np.float64]
@@ -256,7 +257,7 @@ class Client:
 
     def _only_model(self) -> str:
         try:
-            served = msgspec.json.decode(self._call("GET", "/v2", max_bytes=1 << 20).body, type=_Served)
+            served = msgspec.json.decode(self._call("GET", "/v2", max_bytes=1 << 20).body, type=known(_Served))
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise ProtocolError("Expected a confide server; check the URL") from None
         if len(served.models) != 1:

@@ -9,6 +9,7 @@ import msgspec
 
 from confide.errors import ProtocolError, ServiceError
 from confide.guarantee import Guarantee, PrivacyLabel
+from confide.structs import known
 from confide.wire import decode
 
 #: Version of the kit's format and of the endpoints `kit` and `keys`.
@@ -105,13 +106,13 @@ class Refusal(ServiceError):
         """Return the refusal in an answer with an error status; any body will do."""
         seconds = int(retry_after) if retry_after and re.fullmatch(r"\d{1,6}", retry_after) else None
         try:
-            wire = msgspec.json.decode(body, type=_Refusal)
+            wire = msgspec.json.decode(body, type=known(_Refusal))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return Refusal(status, "unknown", "no reason given", retry_after_seconds=seconds)
         text = re.sub(r"[^\x20-\x7e]", "?", wire.error)[:500]  # a server's words end up in a terminal
         code = wire.code if re.fullmatch(r"[a-z_]{1,40}", wire.code) else "unknown"
-        known = wire.request_id if re.fullmatch(r"[0-9a-f]{0,32}", wire.request_id) else ""
-        return Refusal(status, code, text, retry_after_seconds=seconds, request_id=known)
+        request_id = wire.request_id if re.fullmatch(r"[0-9a-f]{0,32}", wire.request_id) else ""
+        return Refusal(status, code, text, retry_after_seconds=seconds, request_id=request_id)
 
 
 class _Refusal(msgspec.Struct, frozen=True):

@@ -22,6 +22,7 @@ import msgspec
 
 from confide.errors import Aborted, DataError, ProtocolError, UsageError
 from confide.model.artifact import write_whole
+from confide.structs import known
 from confide.train.budget import Spent
 from confide.train.offer import LARGEST_OFFER_BYTES, Offer
 from confide.wire import decode, encode
@@ -223,7 +224,7 @@ class Approvals:
         try:
             if len(body) > _LARGEST_DECISION_BYTES:
                 raise msgspec.DecodeError
-            return msgspec.json.decode(body, type=Decision)
+            return msgspec.json.decode(body, type=known(Decision))
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise UsageError(f"Expected a decision in {self._place(digest)}; approve or refuse again") from None
 

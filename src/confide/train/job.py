@@ -20,6 +20,7 @@ from typing import Any, cast
 import msgspec
 
 from confide.errors import JobError
+from confide.structs import known
 from confide.train.contradictions import (
     ADAPTIVE,
     COMPRESSED_BY,
@@ -112,7 +113,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     if problems := list(_problems(table)):
         raise JobError("\n".join(problems))
     try:
-        job = msgspec.convert(_resolved(table) | {"base": str(base)}, Job)
+        job = msgspec.convert(_resolved(table) | {"base": str(base)}, known(Job))
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_combinations(job, table.get("train", {}))
@@ -133,7 +134,7 @@ def train_section(**given: Any) -> TrainSection:
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     compressed = _COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})
     outvoted = {"liars": 0} if given.get("rule") == "mean" else {}
-    train = msgspec.convert({**_OWN_MODEL, **own, **compressed, **outvoted, **given}, TrainSection)
+    train = msgspec.convert({**_OWN_MODEL, **own, **compressed, **outvoted, **given}, known(TrainSection))
     check_readers(train, given)
     check_compression(train, given)
     return train

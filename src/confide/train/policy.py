@@ -20,6 +20,7 @@ import msgspec
 
 from confide.errors import UsageError, nearest
 from confide.guarantee import Guarantee
+from confide.structs import known
 from confide.train.budget import Budget
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults
 from confide.train.offer import Offer
@@ -131,7 +132,7 @@ def parse_policy(table: Mapping[str, Any]) -> Policy:
     if problems := list(_problems(table)):
         raise UsageError("\n".join(problems))
     try:
-        return msgspec.convert(table, Policy)
+        return msgspec.convert(table, known(Policy))
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise UsageError(f"Expected a well-formed policy; {error}") from None
 
@@ -147,9 +148,9 @@ def _problems(table: Mapping[str, Any]) -> Iterator[str]:
         found = list(faults(name, kind, section, _RANGES, "policy"))
         yield from found
         if name == "allow" and not found:
-            yield from _wrong_names(msgspec.convert(section, AllowSection))
+            yield from _wrong_names(msgspec.convert(section, known(AllowSection)))
         if name == "data" and not found:
-            yield from _wrong_data_set(msgspec.convert(section, DataSetSection))
+            yield from _wrong_data_set(msgspec.convert(section, known(DataSetSection)))
 
 
 def _wrong_names(allow: AllowSection) -> Iterator[str]:
