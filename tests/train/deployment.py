@@ -10,6 +10,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import threading
@@ -34,13 +35,13 @@ from confide.net.membership import join, membership, own, renew, trusted
 from confide.net.registrar import Registrar
 from confide.store import Patient, open_store
 from confide.train import load
-from confide.train import node as node_module
 from confide.train.approval import Approvals
 from confide.train.attendance import Patience
 from confide.train.desk import Desk
 from confide.train.gate import PolicyGate
 from confide.train.ledger import Ledger
 from confide.train.node import Member, Node
+from confide.train.node_run import Part
 from confide.train.operate import hosting, joining, run_job, take_part
 from confide.train.policy import load_policy
 
@@ -154,17 +155,19 @@ class _Measured(Desk):
         self._file, self._begun, self._number = place.open("a", buffering=1), time.perf_counter(), 0
 
     def progress(self, text: str) -> None:
+        super().progress(text)
+        if (found := re.match(r"round (\d+) of", text)) is None:
+            return
         now = time.perf_counter()
         line = {
             "pid": os.getpid(),
-            "round": int(text.split()[1]),
+            "round": int(found[1]),
             "seconds": now - self._begun,
             "cpu": time.process_time(),
             "rss": resident_bytes(),
         }
         self._begun = now
         self._file.write(json.dumps(line) + "\n")
-        super().progress(text)
 
     def end_writing(self) -> None:
         self._file.close()
@@ -191,7 +194,15 @@ def coordinate(made: Deployment, patience: Patience, quiet: bool = True) -> None
         stack.callback(desk.end_writing)
         schema = (made.folder / "schema.toml").read_text()
         _, body = run_job(
-            job, schema, registrar=registrar, desk=desk, store=kept, ledger=ledger, patience=patience, say=say
+            job,
+            schema,
+            registrar=registrar,
+            desk=desk,
+            store=kept,
+            ledger=ledger,
+            patience=patience,
+            say=say,
+            progress=desk.progress,
         )
         write_whole(made.folder / "model.confide", body)
 
@@ -248,7 +259,7 @@ class Playing(threading.Thread):
 
 def _timed(spent: list[tuple[float, float]]) -> None:
     """Let every vector of this process note its seconds: on the wall, and of its own thread."""
-    plain: Callable[..., Any] = node_module._Run.vector
+    plain: Callable[..., Any] = Part.vector
 
     def vector(self: Any, order: Any) -> Any:
         wall, work = time.perf_counter(), time.thread_time()
@@ -257,7 +268,7 @@ def _timed(spent: list[tuple[float, float]]) -> None:
         finally:
             spent.append((time.perf_counter() - wall, time.thread_time() - work))
 
-    node_module._Run.vector = vector
+    Part.vector = vector
 
 
 def take_parts(made: Deployment, names: Sequence[str], url: str | None, pipe: Connection) -> None:
@@ -265,7 +276,6 @@ def take_parts(made: Deployment, names: Sequence[str], url: str | None, pipe: Co
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     spent: list[tuple[float, float]] = []
     _timed(spent)
-    load(made.job)  # msgspec learns its types here: threads that do so at once can bring the process down
     playing = {name: Playing(made, name, url) for name in names}
     while True:
         what, *arguments = pipe.recv()

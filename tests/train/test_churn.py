@@ -9,7 +9,34 @@ from pathlib import Path
 
 import pytest
 
+from confide.train.attendance import Patience
+from train.deployment import Deployment, Nodes, finished, start_coordinator
+
 CHURN = Path(__file__).parents[2] / "bench" / "churn.py"
+
+
+_JOB = """
+[train]
+aggregate = "amortised"
+rounds = 2
+quorum = 3
+expected_records = 30
+"""
+
+
+def test_what_the_measurements_stand_on_runs(tmp_path: Path) -> None:
+    """A coordinator and nodes in processes of their own, as every script in bench/ starts them."""
+    made = Deployment.make(tmp_path, 4, features=5, records=30, job=_JOB)
+    coordinator, nodes = start_coordinator(made, Patience()), Nodes(made, made.names)
+    try:
+        finished(coordinator, [nodes])
+        figures = nodes.tell("figures")
+    finally:
+        nodes.end()
+        coordinator.kill()
+    assert [line["round"] for line in made.lines()] == [1, 2]
+    assert len(figures["training"]) == 2 * len(made.names)
+    assert not figures["failures"]
 
 
 @pytest.mark.slow
