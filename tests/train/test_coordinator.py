@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import partial
 
 import msgspec
+import numpy as np
 import pytest
 
 from confide.crypto.random import SeededRandomness, SystemRandomness
@@ -21,6 +22,7 @@ from confide.train.control import ANSWER, NEWS, UNABLE, WITNESSED
 from confide.train.course import Announcements
 from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
+from confide.train.local import flatten
 from confide.train.run import AGGREGATORS, labelled
 from confide.train.setting import Setting
 from confide.train.witness import seen as seen_by
@@ -381,17 +383,28 @@ def test_a_coordinator_killed_at_any_line_of_the_ledger_writes_each_round_and_re
 def test_nodes_countersign_evaluate_together_and_remember_the_head(tmp_path, private):
     tables(tmp_path)
     more = {"privacy": PRIVATE} if private else {}
-    job = job_of(tmp_path, train={"rounds": 3, "aggregate": "amortised"}, data={"evaluate": "federated"}, **more)
+    job = job_of(
+        tmp_path,
+        train={"rounds": 3 if private else 40, "aggregate": "amortised"},
+        data={"evaluate": "federated"},
+        **more,
+    )
     with Federation(tmp_path, job) as federation:
-        for name in NAMES:
-            federation.start(name)
+        nodes = [federation.start(name) for name in NAMES]
         coordinator = federation.coordinator()
         list(coordinator.rounds())
         found = coordinator.evaluate()
         done = coordinator.final()
         model = labelled(job, coordinator.setting, done, coordinator._ledger)
         coordinator.finish(model=model.encode(COORDINATOR))
+        joined = nodes[0].joining()
     assert set(federation.models) == set(NAMES)
+    joining, alone = joined
+    assert joining.party == NAMES[0]
+    assert alone.label.parties == NAMES[:1]
+    assert alone.label.epsilon is None
+    assert alone.preprocess == model.preprocess
+    assert not np.array_equal(flatten(alone.graph), flatten(model.graph))
     whole = verify(federation.ledger_path, roster=federation.roster)
     assert set(whole.countersigned) == set(NAMES)
     assert {one.up_to for one in whole.countersigned.values()} == {whole.entries - 1}  # all but the line that says so

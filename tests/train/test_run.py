@@ -15,6 +15,7 @@ from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
 from confide.train.run import aggregator_of
 from confide.wire import drop
+from conformance.cases import Federation, assert_is_sum
 
 SCHEMA = """
 [label]
@@ -288,3 +289,14 @@ def test_a_large_cohort_withstands_the_colluding_parties_that_its_quorum_spares(
     aggregator.check(Cohort(tuple(map(str, range(parties))), job.train.quorum))
     (claim,) = (claim for claim in aggregator.guarantee.claims if claim.hidden_from == "server")
     assert f"colluding={colluding}" in claim.if_honest[0]
+
+
+@pytest.mark.parametrize("rounds", [1, 31, 32, 33, 5000])
+def test_the_keys_of_amortised_last_as_long_as_the_job(rounds):
+    """In a sum of the last round: before, a job of more than 2,047 rounds ended there."""
+    job = parse({"data": {"set": "breast-cancer"}, "train": {"aggregate": "amortised", "rounds": rounds}})
+    aggregator = aggregator_of(job)
+    federation = Federation(aggregator)
+    session = federation.session(rounds)
+    vectors = federation.vectors(session)
+    assert assert_is_sum(federation.sum(session, vectors).output("server"), aggregator, vectors) == set(vectors)

@@ -119,6 +119,7 @@ def _way(
 
 def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path | None, *, once: bool) -> None:
     from confide.cli.progress import NodeView, node_display
+    from confide.crypto.keys import SigningKey
     from confide.crypto.random import SystemRandomness
     from confide.model.artifact import write_whole
     from confide.net.folders import identity_seed
@@ -133,7 +134,7 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
     rules, me = load_policy(policy), own(identity)
     if me.role == "node" and data is None:
         raise UsageError("Expected --data, this organisation's table; `confide node check` looks at it first")
-    place = out or identity / "model.confide"
+    place, own_place = out or identity / "model.confide", identity / "own.confide"
     with ExitStack() as stack:
         stack.enter_context(console.stops_cleanly())
         store = open_store(identity / "node.db")
@@ -148,7 +149,10 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
             write_whole(place, model)
             lines = [f"job {_name_of(offer)}: wrote {place}"]
             if (found := node.joining()) is not None:
-                lines += found.sentences()
+                joining, alone = found
+                alone.save(own_place, SigningKey(identity_seed(identity)))
+                use = "use your own" if joining.fall_back else "your own, if you need to fall back"
+                lines += [*joining.sentences(), f"{use}: {own_place}, from your records alone and not to be passed on"]
             for line in lines:
                 display.tell(console.plain(line))
 
@@ -164,6 +168,7 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
 
         def show() -> None:
             now, budget = node.standing, gate.budget
+            over = node.ended and now.state == "accepted"  # else the next job asks
             phase = {
                 "": "waiting for the coordinator and its job",
                 "pending": f"{now.reason} --identity {identity}",  # the reason ends with the command to run
@@ -175,9 +180,7 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
                     name=me.name,
                     coordinator=said.coordinator,
                     job=now.job,
-                    phase=console.plain(
-                        "done" if node.ended and now.state == "accepted" else phase
-                    ),  # or the next job asks
+                    phase=console.plain("done" if over else phase),
                     round=now.round,
                     rounds=now.rounds,
                     taken=now.taken,

@@ -32,6 +32,9 @@ from confide.secagg.amortised_server import Server
 from confide.secagg.amortised_terms import VECTOR, AmortisedTerms
 from confide.wire import Party, Store, encode
 
+#: After how many rounds the static keys are replaced and erased, unless said otherwise.
+ROUNDS_PER_EPOCH = 32
+
 _LEAKS = (
     f"{SUM_REVEALS} Who dropped out, and when. Keys last an epoch: a stolen store opens its client's rounds of that "
     "epoch and later ones to the server, none before it."
@@ -86,7 +89,12 @@ class Amortised(Aggregator):
     guarantee = _guarantee(hybrid=True)
 
     def __init__(
-        self, *, rounds_per_epoch: int = 32, epochs: int = 64, hybrid: bool = True, unsafe_quorum: bool = False
+        self,
+        *,
+        rounds_per_epoch: int = ROUNDS_PER_EPOCH,
+        epochs: int = 64,
+        hybrid: bool = True,
+        unsafe_quorum: bool = False,
     ) -> None:
         if rounds_per_epoch < 1 or epochs < 1:
             raise UsageError(f"Expected rounds_per_epoch={rounds_per_epoch} and epochs={epochs} to be at least 1")

@@ -23,6 +23,7 @@ from confide.store.entries import check_changes, encode_key
 from confide.store.lease import Lease, check_name, lock_file, refusal
 
 _PAGE_BYTES = 16 << 10
+_CACHE_KILOBYTES = 512  # of memory: the entries that are asked for again are few
 _LOG_BYTES = 16 << 20  # size of the log at which it is written back into the file
 
 
@@ -226,6 +227,7 @@ def _open(path: Path | None, name: str, table: str, wait_seconds: float) -> sqli
         connection = sqlite3.connect(place, isolation_level=None, check_same_thread=False, timeout=wait_seconds)
         try:
             connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")  # of a new file; an old one keeps its own
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KILOBYTES}")
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = EXTRA")  # FULL, and also where a file system has no such log
             connection.execute("PRAGMA secure_delete = ON")

@@ -17,6 +17,8 @@ from confide.cohort.roster import IDENTITY, ROSTER
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import Aborted, ConfideError, ProtocolError, StoreError, UsageError
+from confide.guarantee import PrivacyLabel
+from confide.model.artifact import Artifact
 from confide.model.artifact import decode as decode_artifact
 from confide.model.graph import Graph, Linear
 from confide.net.exchange import Envelope, Exchange
@@ -196,17 +198,21 @@ class Node:
         heard = max(0, run.follower.heard)
         return Standing(run.setting.job.job.name, said.state, said.reason, heard, run.follower.course.rounds, run.taken)
 
-    def joining(self) -> Joining | None:
-        """Return whether taking part helped this node: the run's model beside one of its own records alone.
+    def joining(self) -> tuple[Joining, Artifact] | None:
+        """Return whether taking part helped this node, and the model of its own records alone: its fall-back.
 
-        Computed here, from here, and told to nobody. None without a finished run, or without held-out records.
+        Computed here, from here, and told to nobody: that model has no privacy, and is this node's to use, not to pass
+        on. None without a finished run, or without held-out records.
         """
         run = self._run
         if run is None or run.silo is None or run.test is None or not len(run.test.y):
             return None
         course, setting = run.follower.course, run.setting
         alone = trained_alone(setting.job.train, setting.start, run.silo.x, run.silo.y)
-        return compare(course.encoding.learner.model(course.kept), alone, run.test)
+        name = self.member.name
+        label = PrivacyLabel(aggregator="local", parties=(name,), quorum=1, colluding=0, rounds=0)
+        own = Artifact(alone, setting.preprocess, label, {"job": setting.job.job.name, "data": f"{name} alone"})
+        return compare(course.encoding.learner.model(course.kept), alone, run.test), own
 
     def _ended_well(self, session: str, output: object) -> None:
         run = self._run

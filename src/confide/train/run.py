@@ -25,7 +25,7 @@ from confide.model.graph import Graph
 from confide.model.onnx import require_onnx
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.model.zoo import logistic, mlp
-from confide.secagg.amortised import Amortised
+from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
@@ -289,6 +289,8 @@ def _aggregator_named(
     if name == "groups":
         check_groups(train, parties, private=private)
         return Groups(group_size(train, parties))
+    if name == "amortised":  # whose set-up prepares keys for as many rounds as there will be, from 0
+        return Amortised(epochs=train.rounds // ROUNDS_PER_EPOCH + 1)
     return AGGREGATORS[name]()
 
 
