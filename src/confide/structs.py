@@ -8,18 +8,21 @@ of its module goes through `known`.
 from __future__ import annotations
 
 import threading
+from functools import cache
 from typing import Any
 
 import msgspec
 
-_KNOWN: set[Any] = set()
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def known(kind: Any) -> Any:
     """Return `kind`, any type that msgspec decodes, once msgspec has worked it out."""
-    if kind not in _KNOWN:
-        with _ONE_AT_A_TIME:
-            msgspec.json.Decoder(kind)
-            _KNOWN.add(kind)
+    _work_out(kind)
     return kind
+
+
+@cache
+def _work_out(kind: Any) -> None:
+    with _ONE_AT_A_TIME:
+        msgspec.json.Decoder(kind)

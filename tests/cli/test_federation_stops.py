@@ -27,6 +27,32 @@ def test_both_sides_stop_when_asked_and_start_again(tmp_path, number, code, word
                 assert "Traceback" not in one.text()
 
 
+_SIGNAL_IN_A_FINALIZER = """
+import signal, sys, time
+from confide.cli.console import stops_cleanly
+
+class Deleted:
+    def __del__(self):
+        signal.raise_signal(int(sys.argv[1]))
+        time.sleep(0)
+
+with stops_cleanly():
+    Deleted()
+    time.sleep(20)
+    print("was not stopped")
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_python_drops_stops_all_the_same(number):
+    """As happens once in a hundred interrupts, in `ZipFile.__del__` after an import."""
+    command = [sys.executable, "-c", _SIGNAL_IN_A_FINALIZER, str(int(number))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode
+    assert "was not stopped" not in done.stdout
+    assert ("KeyboardInterrupt" if number == signal.SIGINT else "Exit") in done.stderr
+
+
 def test_a_node_waits_for_its_coordinator_and_says_so_once(tmp_path):
     with Processes(tmp_path) as four:
         north = four.node("north")

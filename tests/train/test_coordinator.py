@@ -27,7 +27,7 @@ from confide.train.run import AGGREGATORS, labelled
 from confide.train.setting import Setting
 from confide.train.witness import seen as seen_by
 from confide.wire import Array, MemoryStore, decode, encode
-from train.federation import COORDINATOR, HELPER, NAMES, Federation, Killed, Mortal, Open, job_of, tables
+from train.federation import COORDINATOR, HELPER, NAMES, QUICK, Federation, Killed, Mortal, Open, job_of, tables
 
 
 def in_process(job, seed=None):
@@ -427,6 +427,21 @@ def test_nodes_countersign_evaluate_together_and_remember_the_head(tmp_path, pri
     verify(federation.ledger_path)
     with pytest.raises(IntegrityError):
         verify(federation.ledger_path, seen=heads)
+
+
+def test_a_job_that_not_all_agree_to_ends_in_time_so_that_the_next_one_may_begin(tmp_path):
+    tables(tmp_path)
+    with Federation(tmp_path, job_of(tmp_path, train={"rounds": 3})) as federation:
+        federation.start(NAMES[0])
+        coordinator = federation.coordinator(patience=replace(QUICK, agree_seconds=1.0))
+        with pytest.raises(Aborted, match=f"accept the job within .* hours; waited for {NAMES[1]}"):
+            list(coordinator.rounds())
+        coordinator.finish(reason="not in time")
+        federation.kill(NAMES[0])
+        for name in NAMES:
+            federation.start(name)
+        later = federation.coordinator(patience=replace(QUICK, agree_seconds=30.0))
+        assert len(list(later.rounds())) == 3
 
 
 def test_a_node_does_not_sign_a_line_that_says_something_else_than_it_saw(tmp_path):

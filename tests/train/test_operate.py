@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from confide.net.link import Joined
 from confide.net.membership import Membership
 from confide.train import operate
 from confide.train.operate import take_part
@@ -22,7 +23,7 @@ def test_a_certificate_is_renewed_on_the_way_of_the_connection(monkeypatch):
             self.renewals = 0
 
         def receive(self, timeout_seconds: float):
-            return None
+            return arriving.pop() if arriving else None
 
         def renewed(self, context, *, reconnect: bool = False) -> None:
             self.renewals += 1
@@ -43,11 +44,13 @@ def test_a_certificate_is_renewed_on_the_way_of_the_connection(monkeypatch):
         "renewal_due": True,
         "membership": said,
         "trusted": (),
-        "renew": None,
         "client_context": None,
     }.items():
         monkeypatch.setattr(operate, name, lambda *_, value=value: value)
-    connection, turns = Connection(), iter([False, True])
+    arriving, renewed = [Joined("server", "coordinator")], list[str]()
+    monkeypatch.setattr(operate, "renew", lambda *_: renewed.append("a new file"))
+    monkeypatch.setattr(operate, "stamp", lambda path: len(renewed))
+    connection, turns = Connection(), iter([False, False, True])
     way = {"url": "wss://10.0.0.1:443", "proxy": "http://proxy:3128"}
     take_part(Node(), connection, Path(), **way, say=lines.append, ended=lambda: next(turns))
     assert ways == [("wss://10.0.0.1:443", "http://proxy:3128")]

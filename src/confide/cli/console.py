@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Generator
@@ -19,6 +21,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+_AGAIN_SECONDS = 0.05
 
 out = Console(soft_wrap=True, markup=False, highlight=False)
 err = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
@@ -48,17 +52,37 @@ def warnings_as_lines() -> Generator[None]:
 
 @contextmanager
 def stops_cleanly() -> Generator[None]:
-    """Take SIGTERM, by which services are stopped, as Ctrl-C is taken: what is open is closed, and peers are told."""
+    """Take SIGTERM, by which services are stopped, as Ctrl-C is taken: what is open is closed, and peers are told.
+
+    Python drops an exception that a signal raises while an object is deleted; here that signal is sent again.
+    """
 
     def stop(number: int, _: object) -> None:
         raise typer.Exit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop) if threading.current_thread() is threading.main_thread() else None
+    def dropped(what: sys.UnraisableHookArgs) -> None:
+        match what.exc_value:
+            case KeyboardInterrupt():
+                number = signal.SIGINT
+            case typer.Exit(exit_code=code) if code == 128 + signal.SIGTERM:
+                number = signal.SIGTERM
+            case _:
+                return hook(what)
+        again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+        return None
+
+    if threading.current_thread() is not threading.main_thread():  # signals are not this thread's
+        yield
+        return
+    before, hook = signal.signal(signal.SIGTERM, stop), sys.unraisablehook
+    sys.unraisablehook = dropped
     try:
         yield
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        sys.unraisablehook = hook
+        signal.signal(signal.SIGTERM, before)
 
 
 #: Python arguments that are options here, where a text names one.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     from confide.train.status import Status
 
 _SHOW_SECONDS = 0.25
-_POLL_SECONDS = 1.0
+_POLL_SECONDS, _AGREE_HOURS = 1.0, 168.0
 
 
 def coordinator(
@@ -60,6 +62,14 @@ def coordinator(
             min=0, help="How long a round waits for a node whose connection broke; 5 if left out, 60 over Flower."
         ),
     ] = None,
+    agree_hours: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="How long a job waits until every node has accepted; 168 if analysts submit jobs, since the next one "
+            "waits behind it, else for ever.",
+        ),
+    ] = None,
     flower: Annotated[
         Path | None,
         typer.Option(metavar="SOCKET", help="Over Flower: the socket on which its ServerApp calls; nothing listens."),
@@ -86,7 +96,9 @@ def coordinator(
     if flower is not None and (job_file is None or listen is not None):
         raise UsageError("Expected --flower with a JOB and without --listen: analysts cannot call over Flower")
     job = _job(job_file) if job_file else None
-    patience = _patience(stage_seconds, grace_seconds, over_flower=flower is not None)
+    if agree_hours is None:
+        agree_hours = math.inf if job else _AGREE_HOURS
+    patience = _patience(stage_seconds, grace_seconds, agree_hours, over_flower=flower is not None)
     with ExitStack() as stack:
         stack.enter_context(console.stops_cleanly())
         opened = open_store(store or federation / "coordinator.db")
@@ -175,13 +187,13 @@ def _over_flower(federation: Path, socket: Path, *, group: bool) -> Generator[tu
     console.out.print(f"{host.requests} Flower messages")
 
 
-def _patience(stage_seconds: float, grace_seconds: float | None, *, over_flower: bool) -> Patience:
+def _patience(stage_seconds: float, grace_seconds: float | None, agree_hours: float, *, over_flower: bool) -> Patience:
     from confide.train.attendance import FLOWER_GATHER_SECONDS, FLOWER_GRACE_SECONDS, Patience
 
+    found = Patience(stage_seconds=stage_seconds, agree_seconds=3600 * agree_hours)
     if over_flower:
-        grace = FLOWER_GRACE_SECONDS if grace_seconds is None else grace_seconds
-        return Patience(stage_seconds=stage_seconds, grace_seconds=grace, gather_seconds=FLOWER_GATHER_SECONDS)
-    return Patience(stage_seconds=stage_seconds, grace_seconds=5.0 if grace_seconds is None else grace_seconds)
+        found = replace(found, grace_seconds=FLOWER_GRACE_SECONDS, gather_seconds=FLOWER_GATHER_SECONDS)
+    return found if grace_seconds is None else replace(found, grace_seconds=grace_seconds)
 
 
 class _Shown:

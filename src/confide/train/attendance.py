@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from confide.train.control import Answer
@@ -18,11 +19,13 @@ class Patience:
         stage_seconds: for the slowest node that is connected, local training included.
         grace_seconds: for a node whose connection broke, before a stage goes on without it.
         gather_seconds: at the beginning of a round, for nodes beyond the quorum that are away.
+        agree_seconds: before the first round, for every node to accept; then the job ends undone.
     """
 
     stage_seconds: float = 600.0
     grace_seconds: float = 5.0
     gather_seconds: float = 15.0
+    agree_seconds: float = math.inf
 
 
 @dataclass(slots=True)

@@ -125,8 +125,9 @@ class Meeting:
         """Wait until every node has accepted.
 
         Raises:
-            Aborted: all have answered, and some refuse.
+            Aborted: all have answered, and some refuse; or some have not answered in time.
         """
+        begin, within_seconds = self._clock(), self._patience.agree_seconds
         while not all(peer.ready for peer in self.peers.values()):
             asks = any(peer.answer and peer.answer.state == "pending" for peer in self.peers.values())
             if self.board.snapshot().phase is not (phase := Phase.APPROVALS if asks else Phase.WAITING):
@@ -140,6 +141,11 @@ class Meeting:
                 ]
                 if refused:
                     raise Aborted(f"Expected every node to accept the job; {'; '.join(refused)}")
+            if self._clock() - begin > within_seconds:
+                silent = ", ".join(name for name, peer in self.peers.items() if not peer.ready)
+                raise Aborted(
+                    f"Expected every node to accept the job within {within_seconds / 3600:g} hours; waited for {silent}"
+                )
             self.pump(0.5)
 
     def gather(self) -> None:

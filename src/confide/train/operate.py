@@ -167,16 +167,18 @@ def roster_of(registrar: Registrar, nodes: Sequence[str], helper: str | None) ->
     return Roster(tuple((name, members[name]) for name in nodes)), helpers[helper]
 
 
-def _await_members(registrar: Registrar, wanted: Mapping[str, str], desk: Desk, say: Callable[[str], None]) -> None:
+def _await_members(
+    registrar: Registrar, wanted: Mapping[str, str], desk: Desk, say: Callable[[str], None], within_seconds: float
+) -> None:
     """Wait for members of a job who were invited and have not joined yet.
 
     Args:
         wanted: role by name.
 
     Raises:
-        JobError: somebody was never invited.
+        JobError: somebody was never invited, or has not joined in time.
     """
-    told: list[str] = []
+    told, begin = list[str](), time.monotonic()
     while True:
         missing = [name for name, role in wanted.items() if name not in dict(registrar.roster((role,)))]
         if not missing:
@@ -190,6 +192,8 @@ def _await_members(registrar: Registrar, wanted: Mapping[str, str], desk: Desk, 
         if missing != told:
             say(f"waiting for {', '.join(missing)} to join with their invitations")
             told = missing
+        if time.monotonic() - begin > within_seconds:
+            raise JobError(f"Expected {', '.join(missing)} to join within {within_seconds / 3600:g} hours")
         desk.receive(1.0)
 
 
@@ -230,7 +234,7 @@ def run_job(
     roles = aggregator_of(job).roles
     helper = job.train.helper if {"helper", "keyholder"} & set(roles) else None
     wanted = {**dict.fromkeys(nodes_of(job), "node"), **({helper: "helper"} if helper else {})}
-    _await_members(registrar, wanted, desk, say)
+    _await_members(registrar, wanted, desk, say, patience.agree_seconds)
     roster, helping = roster_of(registrar, nodes_of(job), helper)
     coordinator = Coordinator(
         job,

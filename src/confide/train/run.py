@@ -289,8 +289,8 @@ def _aggregator_named(
     if name == "groups":
         check_groups(train, parties, private=private)
         return Groups(group_size(train, parties))
-    if name == "amortised":  # whose set-up prepares keys for as many rounds as there will be, from 0
-        return Amortised(epochs=train.rounds // ROUNDS_PER_EPOCH + 1)
+    if name == "amortised":  # whose set-up prepares keys for every round, from 1, and for the evaluation after them
+        return Amortised(epochs=(train.rounds + 1) // ROUNDS_PER_EPOCH + 1)
     return AGGREGATORS[name]()
 
 
