@@ -152,7 +152,7 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
         privacy=job.privacy if private else None,
     )
     base = aggregator_of(chosen).guarantee
-    plan = plan_of(job, data.start.parameters, len(data.silos)) if private else None
+    plan = plan_of(job, data.start, len(data.silos)) if private else None
     if plan is None:
         return base
     noise = f"{plan.shares} honest survivors add their share of the noise"

@@ -77,13 +77,13 @@ def clipped_sum(per_record: Matrix, *, clip_norm: float, grid: int) -> Clipped:
     ignored = 0
     step = max(1, _BLOCK_VALUES // length)
     for start in range(0, len(per_record), step):
-        rows, usable = _to_grid(per_record[start : start + step], clip_norm, grid)
+        rows, usable = to_grid(per_record[start : start + step], clip_norm, grid)
         total += rows.sum(axis=0)
         ignored += len(rows) - usable
     return Clipped(total, grid, clip_norm, ignored)
 
 
-def _to_grid(rows: Matrix, clip_norm: float, grid: int) -> tuple[Vector, int]:
+def to_grid(rows: Matrix, clip_norm: float, grid: int) -> tuple[Vector, int]:
     """Return each row clipped and rounded, as integers of norm <= grid, and how many rows were neither zero nor wild.
 
     A row is g = peak * direction with the largest entry of `direction` 1, so no square over- or underflows.

@@ -31,6 +31,10 @@ from confide.errors import PrivacyError, UsageError
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
 
+#: What the label calls the mechanism.
+GRADIENTS = "full-batch gradient sums with discrete Gaussian noise"
+STATISTICS = "sufficient statistics with discrete Gaussian noise"
+
 _LARGEST_SUM = 1 << 62  # twice it is the ring of int64
 _LARGEST_SURCHARGE = 0.01  # of epsilon; above it a finer grid is the better buy
 
@@ -81,7 +85,7 @@ class PrivacyPlan:
     share_variance: float
     unit: str = "record"
     relation: str = "add or remove one"
-    mechanism: str = "full-batch gradient sums with discrete Gaussian noise"
+    mechanism: str = GRADIENTS
 
     def __post_init__(self) -> None:
         check_target(self.epsilon, self.delta)
@@ -119,6 +123,7 @@ class PrivacyPlan:
         max_records: int | None = None,
         grid: int | None = None,
         unit: str = "record",
+        mechanism: str = GRADIENTS,
     ) -> Self:
         """Return the plan with the least noise that keeps (epsilon, delta).
 
@@ -127,6 +132,7 @@ class PrivacyPlan:
             silos, quorum, colluding: the defaults are the central model, one holder who adds all the noise.
             max_records: None takes 4 * `expected_records`.
             grid: None takes the smallest power of two above 50 sqrt(length).
+            mechanism: what is released, for the label.
             unit: "record", or the column that groups records, if each group gives one vector.
             epsilon, clip_norm, rounds, length, expected_records: as in the class.
 
@@ -157,6 +163,7 @@ class PrivacyPlan:
                 epsilon, delta, grid=grid, shares=quorum - colluding, length=length, rounds=rounds
             ),
             unit=unit,
+            mechanism=mechanism,
         )
 
     @property

@@ -17,8 +17,15 @@ COMPRESSED_BY: Mapping[str, tuple[str, ...]] = {
     "compress_share": ("rand-k", "sketch"),
 }
 
+#: Algorithms that move a model step by step.
+STEPWISE = ("fedavg", "fedprox", *ADAPTIVE, "scaffold")
+
 #: Which algorithms read a key of [train]; all read those that are not here.
 READ_BY: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        ("learning_rate", "server_learning_rate", "momentum", "average", "update_bound", "fraction_bits"), STEPWISE
+    ),
+    "solver": ("statistics",),
     "proximal": ("fedprox",),
     "second_moment": ("fedadam", "fedyogi"),
     "adaptivity": ADAPTIVE,
@@ -39,10 +46,17 @@ def check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
             raise JobError(f'Expected no train.{key} with train.aggregate="{train.aggregate}"; it belongs to groups')
 
 
-def check_combinations(job: Job, given: Mapping[str, Any]) -> None:
-    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for."""
+def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:
+    """Refuse what [train] names and would be ignored, and what [privacy] cannot account for.
+
+    Args:
+        job: with every default in its place.
+        given, privacy: the keys that somebody wrote in [train] and [privacy].
+    """
     name, steps = job.train.algorithm, job.train.local_steps
     check_readers(job.train, given)
+    if name == "statistics":
+        _check_statistics(job, "clip_norm" in privacy)
     check_norm_bound(job.train, private=job.privacy is not None)
     check_compression(job.train, given, private=job.privacy is not None)
     if job.train.aggregate == "groups":
@@ -66,6 +80,31 @@ def check_combinations(job: Job, given: Mapping[str, Any]) -> None:
         raise JobError(
             f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
             'so take "fedavg", which then equals training on the pooled records'
+        )
+
+
+def _check_statistics(job: Job, has_norm: bool) -> None:
+    """Refuse what one sum over records cannot do."""
+    train = job.train
+    if job.model.kind != "logistic":
+        raise JobError(
+            f'Expected model.kind="logistic" with train.algorithm="statistics", got "{job.model.kind}"; only linear '
+            "models follow from sums over records. Take fedavg for this one"
+        )
+    if train.rounds != 1 or train.local_steps != 1:
+        raise JobError(
+            f'Expected train.rounds=1 and train.local_steps=1 with train.algorithm="statistics", got {train.rounds} '
+            f"and {train.local_steps}; one sum is all it takes. Leave them out"
+        )
+    if train.compress != "none" or train.clip_norm or train.norm_bound is not None:
+        raise JobError(
+            'Expected no train.compress, train.clip_norm or train.norm_bound with train.algorithm="statistics"; what '
+            "is summed is exact and bounded by the schema. Leave them out"
+        )
+    if job.privacy is not None and not job.model.unit_rows and not has_norm:
+        raise JobError(
+            'Expected privacy.clip_norm or model.unit_rows=true with train.algorithm="statistics"; the noise is scaled '
+            "to the largest norm that a record's features may have. unit_rows makes it 1"
         )
 
 

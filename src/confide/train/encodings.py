@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from confide.crypto.fixed import FixedPoint, RandomRounding
 from confide.crypto.random import Randomness
+from confide.dp.mechanisms import Clipped
 from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import DataError, ModelError
 from confide.train.clip import Clip
@@ -310,8 +311,19 @@ class Scaffold(Encoding):
         return change
 
 
-def _released(store: Store) -> int:
+def charges(store: Store) -> int:
+    """Return how many releases a silo has counted in its own store."""
     return int(store.get(_RELEASED) or 0)
+
+
+def charge(store: Store) -> Mapping[str, bytes | None]:
+    """Return what counts one more release."""
+    return {_RELEASED: str(charges(store) + 1).encode()}
+
+
+def release(plan: PrivacyPlan, clipped: Clipped, rng: Randomness, store: Store) -> Vector:
+    """Return a clipped sum with the silo's share of the noise, unless its own count says that the plan is spent."""
+    return Releases(plan, done=charges(store)).release(clipped, rng)
 
 
 class PrivateGradients(Encoding):
@@ -330,13 +342,13 @@ class PrivateGradients(Encoding):
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
         clipped = self._plan.clipped_sum(self._gradients(parameters, silo))
-        return Releases(self._plan, done=_released(store)).release(clipped, rng)
+        return release(self._plan, clipped, rng, store)
 
     def charge(self, store: Store) -> Mapping[str, bytes | None]:
-        return {_RELEASED: str(_released(store) + 1).encode()}
+        return charge(store)
 
     def charged(self, store: Store) -> int:
-        return _released(store)
+        return charges(store)
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         mean = self._plan.decode(sums) / self._plan.expected_records

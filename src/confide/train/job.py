@@ -51,6 +51,7 @@ _OWN_MODEL: Mapping[str, float] = {"learning_rate": 0.1, "momentum": 0.0, "weigh
 _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     **{name: {"server_learning_rate": 0.1, "momentum": 0.9} for name in ADAPTIVE},
     "scaffold": {"momentum": 0.0},
+    "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
 }
 
 #: The same for a compression.
@@ -116,7 +117,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         job = msgspec.convert(_resolved(table) | {"base": str(base)}, known(Job))
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
-    check_combinations(job, table.get("train", {}))
+    check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     return job
 
 
@@ -229,6 +230,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
+        if train.get("algorithm") == "statistics" and model.get("unit_rows"):
+            privacy.setdefault("clip_norm", 1.0)  # what unit rows have
         resolved["privacy"] = privacy
     return resolved
 

@@ -15,7 +15,7 @@ from confide.data.schema import Category, Number, Schema
 from confide.data.sets import load_set
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
-from confide.dp.plan import PrivacyPlan
+from confide.dp.plan import STATISTICS, PrivacyPlan
 from confide.errors import JobError, PrivacyError, nearest
 from confide.guarantee import PrivacyLabel
 from confide.he.aggregate import EncryptedSum
@@ -41,6 +41,7 @@ from confide.train.local import Silo, flatten
 from confide.train.rounds import Round, federate
 from confide.train.sections import Job, TrainSection, default_quorum, group_size, parties_of
 from confide.train.standardise import standardised
+from confide.train.statistics import Statistics, moments_of
 from confide.wire import Fault, Store
 
 Matrix = NDArray[np.float64]
@@ -190,8 +191,8 @@ def _checked_quorum(job: Job, parties: int) -> int:
     return _quorum(job, parties)
 
 
-def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
-    """Return the privacy plan of a job, calibrated; None without [privacy].
+def plan_of(job: Job, start: Graph, parties: int) -> PrivacyPlan | None:
+    """Return the privacy plan of a job from its starting point, calibrated; None without [privacy].
 
     Raises:
         JobError: nobody honest is left to carry the noise.
@@ -200,12 +201,21 @@ def plan_of(job: Job, parameters: int, parties: int) -> PrivacyPlan | None:
         return None
     quorum = _quorum(job, parties)
     _check_noise(job, quorum)
+    if job.train.algorithm == "statistics":
+        moments = moments_of(start, job.train, job.privacy)
+        vector: dict[str, Any] = {
+            "clip_norm": moments.clip_norm,
+            "length": moments.length,
+            "grid": moments.sensitivity,
+            "mechanism": STATISTICS,
+        }
+    else:
+        vector = {"clip_norm": job.privacy.clip_norm, "length": start.parameters}
     return PrivacyPlan.calibrate(
+        **vector,
         epsilon=job.privacy.epsilon,
         delta=job.privacy.delta,
-        clip_norm=job.privacy.clip_norm,
         rounds=job.train.rounds,
-        length=parameters,
         silos=parties,
         quorum=quorum,
         colluding=job.privacy.colluding,
@@ -266,7 +276,9 @@ def encoding_of(job: Job, start: Graph, parties: int) -> Encoding:
         PrivacyError: no noise keeps what [privacy] promises.
     """
     learner = GraphLearner(start, job.train)
-    plan = plan_of(job, start.parameters, parties)
+    plan = plan_of(job, start, parties)
+    if job.train.algorithm == "statistics":
+        return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
     if plan is None:
         return _encoding_of(learner, job.train, parties, seed=job.job.seed)
     return PrivateGradients(learner, plan, job.train)
@@ -439,7 +451,7 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
     if (job.privacy is None) != (done.epsilon is None):
         raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
     parties = data.names
-    plan = plan_of(job, data.start.parameters, len(parties))
+    plan = plan_of(job, data.start, len(parties))
     return PrivacyLabel(
         aggregator=job.train.aggregate,
         parties=parties,

@@ -79,7 +79,10 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
     Args:
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
-        algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM.
+        algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
+            "statistics" takes one sum over records, from which a logistic model's weights are solved.
+        solver: of statistics: "ridge", least squares with weight_decay as its ridge, or "discriminant", linear
+            discriminant analysis.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
@@ -119,7 +122,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
     aggregate: str = "masked"
     helper: str = "helper"
-    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold"] = "fedavg"
+    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics"] = "fedavg"
+    solver: Literal["ridge", "discriminant"] = "ridge"
     quorum: int = 0
     rounds: int = 30
     local_steps: int = 1
@@ -154,7 +158,8 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     Args:
         epsilon: total budget, > 0.
         delta: total failure probability, below 1 / expected_records.
-        clip_norm: largest L2 norm of one record's gradient, > 0.
+        clip_norm: largest L2 norm of one record's gradient, > 0; of statistics: of its features, which are scaled down
+            if they are longer; without the key 0.5, or 1 for statistics of unit rows.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
         expected_records: public size of the pooled data; the denominator of the mean gradient.
         max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.

@@ -52,7 +52,7 @@ class Setting:
         start = start_of(job, preprocess.features, schema.label.classes)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
         checked_aggregator(job, nodes)
-        setting = cls(job, cohort, plan_of(job, start.parameters, len(nodes)), preprocess, start)
+        setting = cls(job, cohort, plan_of(job, start, len(nodes)), preprocess, start)
         setting.course()  # the approved start
         return setting
 
