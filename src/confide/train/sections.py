@@ -81,8 +81,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
             "statistics" takes one sum over records, from which a logistic model's weights are solved.
-        solver: of statistics: "ridge", least squares with weight_decay as its ridge, or "discriminant", linear
-            discriminant analysis.
+        solver: of statistics: "discriminant", linear discriminant analysis, or "ridge", least squares; weight_decay is
+            the ridge of both, for each record.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
@@ -123,7 +123,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     aggregate: str = "masked"
     helper: str = "helper"
     algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics"] = "fedavg"
-    solver: Literal["ridge", "discriminant"] = "ridge"
+    solver: Literal["discriminant", "ridge"] = "discriminant"
     quorum: int = 0
     rounds: int = 30
     local_steps: int = 1

@@ -39,8 +39,10 @@ Vector = NDArray[np.int64]
 #: The feature that every record has, for the model's bias. Smaller than 1: it takes its share of a record's norm.
 CONSTANT = 0.5
 
-_CROSS_WEIGHT = 1.0
-_NOISE_RIDGE = 1.0  # times the noise's deviation times sqrt(features): about what noise does to an eigenvalue
+#: How far the targets may reach against the products of features: several classes have more of them.
+_CROSS_WEIGHT, _CROSS_WEIGHT_OF_SEVERAL = 1.0, 2.0
+
+_NOISE_RIDGE = 4.0  # times the noise's deviation times sqrt(features): twice what noise does to an eigenvalue
 _LEAST_RIDGE = 1e-9
 _GRID, _LARGEST_NOISY_GRID = 1 << 16, 1 << 13
 _MOST_TIMES = 16  # a party may hold this many times the expected number of records
@@ -109,8 +111,10 @@ def discriminant(gram: Matrix, cross: Matrix, *, ridge: float, constant: float) 
     within = gram[:-1, :-1].copy()
     for place, count in enumerate(counts.tolist()):
         within -= count * means[:, place, None] * means[None, :, place]
-    weights = ridge_regression(within, means * counts.sum(), ridge=ridge)
-    offsets = np.log(counts) - (means * weights).sum(axis=0) / 2
+    middle = (means * counts).sum(axis=1) / counts.sum()
+    apart = means - middle[:, None]  # from the middle: features that tell no classes apart get no weight
+    weights = ridge_regression(within, apart * counts.sum(), ridge=ridge)
+    offsets = np.log(counts) - ((apart / 2 + middle[:, None]) * weights).sum(axis=0)
     return np.concatenate([weights, offsets[None] / constant])
 
 
@@ -122,7 +126,7 @@ def moments_of(graph: Graph, train: TrainSection, privacy: PrivacySection | None
         targets=graph.outputs,
         norm=math.hypot(privacy.clip_norm, CONSTANT) if privacy else math.sqrt(graph.features + CONSTANT**2),
         grid=min(_LARGEST_NOISY_GRID, default_grid(features)) if privacy else _GRID,
-        cross_weight=_CROSS_WEIGHT,
+        cross_weight=_CROSS_WEIGHT if graph.outputs == 1 else _CROSS_WEIGHT_OF_SEVERAL,
     )
 
 
