@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from confide.data.schema import Category, Number, Schema
 from confide.errors import DataError
+from confide.train.run import preprocess_of
 
 GOOD = """
 name = "heart"
@@ -198,3 +199,27 @@ def test_the_documented_code_runs():
     page = (Path(__file__).parents[2] / "docs" / "schema.md").read_text()
     (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(example, "docs/schema.md", "exec"), {})
+
+
+_AGE = """
+[label]
+name = "ill"
+classes = ["no", "yes"]
+[columns.age]
+type = "number"
+low = 0
+high = 120
+bins = {bins}
+"""
+
+
+@pytest.mark.parametrize("bins", ["[0]", "[120]", "[20, 10]", "[30, 30]", '["a"]', "[nan]"])
+def test_bins_that_are_no_rising_numbers_between_the_bounds_are_refused(bins):
+    text = _AGE.format(bins=bins)
+    with pytest.raises(DataError, match=r"columns\.age\.bins"):
+        Schema.read(text)
+
+
+def test_bins_become_features_of_a_job():
+    text = _AGE.format(bins=[18, 65])
+    assert preprocess_of(Schema.read(text), unit_rows=False).names == ("age<18", "age>=18", "age>=65")

@@ -266,3 +266,37 @@ def test_the_light_client_needs_no_onnx():
     )
     source = Path(__file__).parents[2] / "src"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})
+
+
+# --- bins -------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    st.lists(st.floats(-100, 100), min_size=1, max_size=6, unique=True).map(sorted),
+    st.lists(st.floats(-150, 150), min_size=1, max_size=20),
+)
+def test_bins_mark_the_interval_that_a_value_lies_in(edges, values):
+    rule = Scale(name="age", low=-101, high=101, outside="clip", missing=edges[0], bins=tuple(edges))
+    found = rule.apply(np.array([*values, np.nan]))
+    assert found.shape == (len(values) + 1, len(edges) + 1) == (len(values) + 1, len(rule.features))
+    for value, row in zip([*values, edges[0]], found, strict=True):
+        below = sum(edge <= value for edge in edges)  # an edge belongs to the interval above it
+        assert row.tolist() == [float(place == below) for place in range(len(edges) + 1)]
+
+
+def test_bins_survive_the_model_file_and_name_their_intervals():
+    prepare = Preprocess((Scale(name="age", low=0, high=120, bins=(18, 65)), SEX))
+    assert prepare.names == ("age<18", "age>=18", "age>=65", "sex=f", "sex=m")
+    assert Preprocess.decode(prepare.encode()) == prepare
+    assert prepare.numbers == ("age",)
+
+
+@pytest.mark.parametrize("bins", [(0.0,), (120.0,), (5.0, 5.0), (9.0, 7.0), (np.nan,), (np.inf,)])
+def test_bins_that_are_no_rising_edges_within_the_bounds_are_refused(bins):
+    with pytest.raises(ModelError, match="rising bins"):
+        Scale(name="age", low=0, high=120, bins=bins)
+
+
+def test_bins_and_a_standard_scale_exclude_each_other():
+    with pytest.raises(ModelError):
+        Scale(name="age", low=0, high=120, bins=(18,), standard=(40.0, 9.0))

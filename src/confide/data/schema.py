@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
@@ -44,6 +45,7 @@ _KINDS: Mapping[Any, str] = {
     float: "a number",
     dict[str, Any]: "a table",
     list[str]: "a list of texts",
+    list[float]: "a list of numbers",
     list[str | dict[str, Any]]: 'a list of texts, or of { name = "...", values = ["..."] }',
 }
 
@@ -57,6 +59,7 @@ class Number:
         low, high: public bounds in that unit, low < high.
         missing: the public value that stands for a missing one, within the bounds; None refuses missing values.
         outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
+        bins: public edges within the bounds, rising: a feature for each interval between them; none for one feature.
     """
 
     name: str
@@ -65,6 +68,7 @@ class Number:
     high: float
     missing: float | None = None
     outside: Literal["refuse", "clip"] = "refuse"
+    bins: tuple[float, ...] = ()
     type: Literal["number"] = "number"
 
 
@@ -260,7 +264,7 @@ def _columns(read: _Reader, table: Mapping[str, Any]) -> tuple[Column, ...]:
 
 
 def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Number:
-    read.known(table, ("type", "unit", "low", "high", "missing", "outside"), where, "a number")
+    read.known(table, ("type", "unit", "low", "high", "missing", "outside", "bins"), where, "a number")
     low, high = read.number(table, "low", where), read.number(table, "high", where)
     if low >= high or math.isinf(high - low):
         read.problem(f"{where}low", f"is {low:g}, which is not below high = {high:g} at a finite distance")
@@ -273,6 +277,10 @@ def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> N
         words = ", ".join(map(_quoted, ("refuse", *_WORDS)))
         read.problem(f"{where}missing", f"is {missing!r}; take {words} or a number within the bounds")
         missing = None
+    bins = tuple(read.value(table, "bins", where, list[float], [], required=False))
+    if any(not one < other for one, other in pairwise((low, *bins, high))) and bins:
+        read.problem(f"{where}bins", "are no rising numbers between low and high")
+        bins = ()
     return Number(
         name=name,
         unit=read.value(table, "unit", where, str, "", required=False),
@@ -280,6 +288,7 @@ def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> N
         high=high,
         missing=None if missing is None else float(missing),
         outside="clip" if read.choice(table, "outside", where, ("refuse", "clip"), "refuse") == "clip" else "refuse",
+        bins=bins,
     )
 
 

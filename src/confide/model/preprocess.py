@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any, Literal
 
 import msgspec
@@ -47,6 +48,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
         standard: the mean and the deviation of the column, both public, deviation > 0: mean +- 4 deviations are mapped
             to [-1, 1] instead of the bounds, values further out count as that far.
+        bins: public edges within the bounds, rising: one feature for each interval instead, 1 for the one that holds. A
+            value on an edge belongs to the interval above it.
     """
 
     name: str
@@ -55,6 +58,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     missing: float | None = None
     outside: Literal["refuse", "clip"] = "refuse"
     standard: tuple[float, float] | None = None
+    bins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text(self.name)
@@ -71,14 +75,30 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             msgspec.structs.force_setattr(self, "standard", (mean, deviation))
             if not (self.low <= mean <= self.high and 0.0 < deviation < math.inf):
                 raise ModelError(f"Expected a mean within the bounds of column {self.name!r} and a deviation above 0")
+        msgspec.structs.force_setattr(self, "bins", tuple(map(float, self.bins)))
+        edges = (self.low, *self.bins, self.high)
+        if any(not one < other for one, other in pairwise(edges)) or (self.bins and self.standard is not None):
+            raise ModelError(f"Expected rising bins within the bounds of column {self.name!r}, and no mean beside them")
 
     @property
     def features(self) -> tuple[str, ...]:
-        """Return the name of the one feature this gives."""
-        return (self.name,)
+        """Return the names of the features this gives: one, or one for each interval."""
+        if not self.bins:
+            return (self.name,)
+        return (f"{self.name}<{self.bins[0]:g}", *(f"{self.name}>={edge:g}" for edge in self.bins))
 
     def apply(self, values: NDArray[Any]) -> Matrix:
-        """Return the feature, shape (n, 1), from raw numbers, shape (n,)."""
+        """Return the features, shape (n, 1) or (n, intervals), from raw numbers, shape (n,)."""
+        numbers = self._within(values)
+        if self.bins:
+            return np.eye(len(self.bins) + 1)[np.searchsorted(self.bins, numbers, side="right")]
+        if self.standard is not None:
+            mean, deviation = self.standard
+            return np.clip((numbers - mean) / deviation / DEVIATIONS, -1.0, 1.0)[:, None]
+        return (2.0 * ((numbers - self.low) / (self.high - self.low)) - 1.0)[:, None]
+
+    def _within(self, values: NDArray[Any]) -> Matrix:
+        """Return the numbers, filled in and within the bounds as the rule says."""
         numbers = _numbers(self.name, values)
         absent = np.isnan(numbers)
         if absent.any():
@@ -95,10 +115,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                     f'{_row(beyond)}; correct it, or state outside = "clip"'
                 )
             numbers = np.clip(numbers, self.low, self.high)
-        if self.standard is not None:
-            mean, deviation = self.standard
-            return np.clip((numbers - mean) / deviation / DEVIATIONS, -1.0, 1.0)[:, None]
-        return (2.0 * ((numbers - self.low) / (self.high - self.low)) - 1.0)[:, None]
+        return numbers
 
 
 class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="one-hot", tag_field="rule"):

@@ -174,8 +174,8 @@ def preprocess_of(schema: Schema, *, unit_rows: bool) -> Preprocess:
     rules: list[Scale | OneHot] = []
     for column in schema.columns:
         match column:
-            case Number(name=name, low=low, high=high, missing=missing, outside=outside):
-                rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside))
+            case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
+                rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins))
             case Category(name=name, categories=categories, missing=missing):
                 rules.append(OneHot(name=name, categories=categories, missing=missing))
     return Preprocess(tuple(rules), unit_rows)

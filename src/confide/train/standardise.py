@@ -58,7 +58,7 @@ def standardised(
 
     **Leaks**: mean and deviation of every number over all records, to everybody who holds the model.
     """
-    scales = [rule for rule in preprocess.rules if isinstance(rule, Scale)]
+    scales = [rule for rule in preprocess.rules if isinstance(rule, Scale) and not rule.bins]
     if not scales:
         return preprocess
     fixed = FixedPoint(fraction_bits=_FRACTION_BITS, bound=_LARGEST_WEIGHT)
@@ -83,7 +83,10 @@ def standardised(
     )
     return msgspec.structs.replace(
         preprocess,
-        rules=tuple(_with(rule, *found[rule.name]) if isinstance(rule, Scale) else rule for rule in preprocess.rules),
+        rules=tuple(
+            _with(rule, *found[rule.name]) if isinstance(rule, Scale) and rule.name in found else rule
+            for rule in preprocess.rules
+        ),
     )
 
 
