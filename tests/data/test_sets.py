@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_breast_cancer
+from sklearn.datasets import load_breast_cancer, load_digits
 
 from confide.data.schema import Number
 from confide.data.sets import SETS, load_set
@@ -52,3 +52,12 @@ def test_without_scikit_learn_the_install_line_is_given(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
     with pytest.raises(MissingExtra, match=r"scikit-learn; install it with: pip install"):
         load_set("breast-cancer")
+
+
+def test_digits_are_what_scikit_learn_ships():
+    schema, table = load_set("digits")
+    reference = load_digits()
+    found = np.stack([table.columns[column.name] for column in schema.columns], axis=1)
+    np.testing.assert_array_equal(found, reference.data)
+    np.testing.assert_array_equal(table.labels, reference.target)
+    assert {(column.low, column.high) for column in schema.columns} == {(0.0, 16.0)}

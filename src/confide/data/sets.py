@@ -58,5 +58,16 @@ def _breast_cancer() -> Columns:
     return columns | {"diagnosis": np.asarray(records.target_names)[records.target]}
 
 
+def _digits() -> Columns:
+    """Handwritten digits of UCI's optical recognition set: 1,797 images of 8 x 8 places, as scikit-learn has them."""
+    try:
+        from sklearn.datasets import load_digits  # pyright: ignore
+    except ImportError:
+        raise MissingExtra("scikit-learn", "compare") from None
+    records = cast("Any", load_digits())
+    columns: Columns = {f"p{place // 8}{place % 8}": records.data[:, place] for place in range(64)}
+    return columns | {"digit": records.target.astype(str)}
+
+
 #: The raw columns of each shipped set; its schema lies beside this file.
-SETS: Mapping[str, Callable[[], Columns]] = {"breast-cancer": _breast_cancer}
+SETS: Mapping[str, Callable[[], Columns]] = {"breast-cancer": _breast_cancer, "digits": _digits}
