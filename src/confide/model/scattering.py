@@ -42,6 +42,7 @@ MOST_ANGLES = 16
 
 _DEVIATION = 0.8  # of a wavelet of scale 0, in pixels
 _WAVE = 0.75 * math.pi  # its radians per pixel
+_SMALLEST_VARIANCE = 1e-6  # of a group: what is weaker stays weak
 _BLOCK_BYTES = 1 << 22  # of one intermediate array
 
 
@@ -54,6 +55,8 @@ class Scattering:
         scales: octaves, 1 to 5.
         angles: directions of each wavelet, 1 to 16.
         averaged: return each channel's mean over the image in place of a small map.
+        groups: 0, or into how many groups of neighbouring channels the coefficients of each image are parted; each
+            group is then centred and divided by its own deviation, so that weak channels count as much as strong ones.
 
     Example:
         >>> Scattering(28, 28).shape
@@ -61,9 +64,9 @@ class Scattering:
         >>> Scattering(28, 28, averaged=True).apply(np.ones((2, 28, 28))).shape
         (2, 81)
 
-    **Guarantees**: a row of features depends on its own image alone, bit by bit; an image of zeros gives zeros; for any
-    two images the features differ by no more than the images do once mirrored at their edges (L2), so by no more than
-    twice as much as the images themselves.
+    **Guarantees**: a row of features depends on its own image alone, bit by bit; an image of zeros gives zeros. Without
+    groups, the features of any two images differ by no more than the images do once mirrored at their edges (L2), so by
+    no more than twice as much as the images themselves. With groups, no row of features is longer than 1.
     """
 
     height: int
@@ -71,6 +74,7 @@ class Scattering:
     scales: int = 2
     angles: int = 8
     averaged: bool = False
+    groups: int = 0
 
     def __post_init__(self) -> None:
         if not (1 <= self.scales <= MOST_SCALES and 1 <= self.angles <= MOST_ANGLES):
@@ -82,6 +86,12 @@ class Scattering:
             raise ModelError(
                 f"Expected images from {2 ** (self.scales + 1)} (twice 2^scales) to {LARGEST_SIDE} pixels on a side, "
                 f"got {self.height} x {self.width}; take fewer scales or other images"
+            )
+
+        if self.groups < 0 or (self.groups and self.channels % self.groups):
+            raise ModelError(
+                f"Expected groups={self.groups} to divide the {self.channels} channels; 27 suits 81, 0 leaves the "
+                "coefficients as they are"
             )
 
     @property
@@ -105,7 +115,7 @@ class Scattering:
     @property
     def bound(self) -> float:
         """Return the largest L2 norm of the features of any image with pixels in [-1, 1]."""
-        return 2.0 * math.sqrt(self.height * self.width)
+        return 1.0 if self.groups else 2.0 * math.sqrt(self.height * self.width)
 
     @cached_property
     def filters(self) -> Filters:
@@ -140,7 +150,8 @@ class Scattering:
                 raise DataError("Expected finite pixels; correct the image that has others")
             found = self.filters.transform(block)
             found = found.mean(axis=(2, 3), dtype=np.float64) if self.averaged else found
-            out[start : start + step] = found.reshape(len(block), -1)
+            found = found.reshape(len(block), -1)
+            out[start : start + step] = _normalised(found, self.groups) if self.groups else found
         return out
 
     @property
@@ -286,6 +297,14 @@ def _energy(wavelets: Matrix) -> Matrix:
     power = (wavelets * wavelets).sum(axis=0)
     opposite = np.roll(power[::-1, ::-1], 1, axis=(0, 1))
     return 0.5 * (power + opposite)
+
+
+def _normalised(features: Array, groups: int) -> Matrix:
+    """Return each group of a row less its mean and over its deviation, divided so that the row has length 1 at most."""
+    parts = features.astype(np.float64).reshape(len(features), groups, -1)
+    parts -= parts.mean(axis=2, keepdims=True)
+    parts /= np.sqrt((parts * parts).mean(axis=2, keepdims=True) + _SMALLEST_VARIANCE)
+    return parts.reshape(features.shape) / math.sqrt(features.shape[1])
 
 
 def _cut(spectrum: Matrix, axis: int, scale: int) -> Matrix:
