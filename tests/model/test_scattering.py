@@ -211,3 +211,25 @@ def test_sizes_out_of_range_are_refused(size):
 def test_images_that_do_not_fit_are_refused(images):
     with pytest.raises(DataError):
         SMALL.apply(images)
+
+
+@given(seeds, st.floats(1e-3, 1.0))
+@settings(max_examples=20, deadline=None)
+def test_groups_are_centred_and_as_long_as_each_other_and_rows_no_longer_than_one(seed, strength):
+    images = strength * pictures(seed, 4)
+    plain, grouped = SMALL, Scattering(16, 12, scales=2, angles=4, groups=5)
+    found = grouped.apply(images).reshape(4, 5, -1)
+    raw = plain.apply(images).reshape(4, 5, -1)
+    variance = raw.var(axis=2, keepdims=True)
+    expected = (raw - raw.mean(axis=2, keepdims=True)) / np.sqrt(variance + 1e-6) / math.sqrt(plain.features)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert grouped.bound == 1.0
+    assert np.all(np.linalg.norm(grouped.apply(images), axis=1) <= 1.0)
+    alone = grouped.apply(images[2:3])[0]
+    assert np.array_equal(alone, grouped.apply(images)[2])
+
+
+def test_groups_that_do_not_divide_the_channels_are_refused():
+    for groups in (-1, 2, 26, 82):
+        with pytest.raises(ModelError, match="to divide the 81 channels"):
+            Scattering(28, 28, groups=groups)
