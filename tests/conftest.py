@@ -5,6 +5,7 @@ And the one draw that no seed reaches, made to come from one; and a database ser
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -19,6 +20,11 @@ from postgres import PostgresServer, programs
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("fuzz", max_examples=2000, deadline=None)
 settings.load_profile("same")
+
+# A shell lets what it starts in the background ignore Ctrl-C, and what ignores it here ignores it in every process that
+# a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

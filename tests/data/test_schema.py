@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from confide.data.schema import Category, Number, Schema
 from confide.errors import DataError
 from confide.train.run import preprocess_of
+from confide.train.sections import ModelSection
 
 GOOD = """
 name = "heart"
@@ -222,4 +223,4 @@ def test_bins_that_are_no_rising_numbers_between_the_bounds_are_refused(bins):
 
 def test_bins_become_features_of_a_job():
     text = _AGE.format(bins=[18, 65])
-    assert preprocess_of(Schema.read(text), unit_rows=False).names == ("age<18", "age>=18", "age>=65")
+    assert preprocess_of(Schema.read(text), ModelSection(), seed=1).names == ("age<18", "age>=18", "age>=65")

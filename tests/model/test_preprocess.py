@@ -12,7 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import DataError, ModelError
-from confide.model.preprocess import MISSING, OneHot, Preprocess, Scale
+from confide.model.preprocess import MISSING, OneHot, Pixels, Preprocess, Projection, Scale
+from confide.model.projection import RandomProjection
+from confide.model.scattering import Scattering
 
 AGE = Scale(name="age", low=0, high=120)
 SEX = OneHot(name="sex", categories=("f", "m"))
@@ -300,3 +302,102 @@ def test_bins_that_are_no_rising_edges_within_the_bounds_are_refused(bins):
 def test_bins_and_a_standard_scale_exclude_each_other():
     with pytest.raises(ModelError):
         Scale(name="age", low=0, high=120, bins=(18,), standard=(40.0, 9.0))
+
+
+# --- images and projections -------------------------------------------------------------------------------------------
+
+SCAN = {"name": "scan", "height": 16, "width": 12, "low": 0, "high": 255}
+
+
+@given(st.integers(0, 2**32), st.sampled_from([{}, {"scales": 2}, {"scales": 1, "averaged": True, "angles": 3}]))
+@settings(deadline=None, max_examples=20)
+def test_features_of_images_are_those_of_the_transform_within_minus_one_and_one(seed, form):
+    rule = Pixels(**SCAN, **form)
+    images = np.random.default_rng(seed).integers(0, 256, (3, 16, 12)).astype(np.uint8)
+    x = rule.apply(images)
+    assert x.shape == (3, rule.count) == (3, len(rule.features))
+    assert len(set(rule.features)) == rule.count
+    assert (np.abs(x) <= 1.0).all()
+    expected = images / 255.0
+    np.testing.assert_array_equal(x, Scattering(16, 12, **form).apply(expected) if form else expected.reshape(3, -1))
+
+
+def test_images_stand_beside_other_columns_and_are_projected_with_them():
+    rules = (AGE, Pixels(**SCAN), SEX)
+    columns = {"age": np.array([60.0]), "scan": np.full((1, 16, 12), 51), "sex": np.array(["m"])}
+    x = Preprocess(rules).apply(columns)
+    np.testing.assert_allclose(x, [[0.0, *[0.2] * 192, 0.0, 1.0]])
+    fewer = Preprocess(rules, projection=Projection(outputs=20, seed=3))
+    assert (fewer.features, len(fewer.names), fewer.images) == (20, 20, ("scan",))
+    np.testing.assert_array_equal(fewer.apply(columns), np.clip(RandomProjection(195, 20, 3).apply(x), -1, 1))
+    unit = msgspec.structs.replace(fewer, unit_rows=True).apply(columns)
+    assert abs(np.linalg.norm(unit) - 1.0) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("scan", "text"),
+    [
+        (np.zeros((1, 12, 16)), "'scan' with one value of 16 x 12 pixels for each row"),
+        (np.zeros((2, 16, 12)), "'scan' with one value of 16 x 12 pixels for each row"),
+        (np.zeros(1), "'scan' with one value of 16 x 12 pixels for each row"),
+        (np.full((1, 16, 12), np.nan), "pixels of 'scan' from 0 to 255, row 1 has others"),
+        (np.full((1, 16, 12), 256), "row 1 has others"),
+        (np.full((1, 16, 12), "0"), "numbers in column 'scan'"),
+        (np.full((1, 16, 12), 1j), "numbers in column 'scan'"),
+        (np.full((1, 16, 12), None), "numbers in column 'scan'"),
+    ],
+    ids=str,
+)
+def test_images_that_do_not_fit_are_refused(scan, text):
+    with pytest.raises(DataError, match=text):
+        Preprocess((AGE, Pixels(**SCAN, scales=2))).apply({"age": np.zeros(1), "scan": scan})
+
+
+def test_rules_with_images_survive_their_bytes():
+    prepare = Preprocess((AGE, Pixels(**SCAN, scales=2, groups=27)), projection=Projection(outputs=9, seed=-5))
+    assert Preprocess.decode(prepare.encode()) == prepare
+    assert prepare.encode() == Preprocess.decode(prepare.encode()).encode()
+
+
+def test_rules_that_were_saved_before_there_were_projections_still_open():
+    old = msgspec.to_builtins(Preprocess((AGE, SEX)))
+    del old["projection"]
+    assert Preprocess.decode(msgspec.msgpack.encode(old)) == Preprocess((AGE, SEX))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"height": 0},
+        {"height": 10**9, "width": 10**9},
+        {"height": -16},
+        {"height": 256, "width": 256, "scales": 1, "angles": 16},  # more features than a model may have
+        {"scales": 6},
+        {"scales": -1},
+        {"scales": 10**18},
+        {"scales": 2, "angles": 0},
+        {"scales": 2, "angles": 10**18},
+        {"scales": 2, "groups": 26},
+        {"scales": 2, "groups": -1},
+        {"low": 255},
+        {"low": float("nan")},
+        {"high": float("inf")},
+        {"name": ""},
+        {"unknown": 1},
+    ],
+    ids=str,
+)
+def test_hostile_rules_of_images_are_refused_before_anything_is_made(changes):
+    good = msgspec.to_builtins(Preprocess((Pixels(**SCAN),)))
+    assert Preprocess.decode(msgspec.msgpack.encode(good)).features == 192
+    good["rules"] = [good["rules"][0] | changes]
+    with pytest.raises(ModelError):
+        Preprocess.decode(msgspec.msgpack.encode(good))
+
+
+@pytest.mark.parametrize("projection", [(0, 1), (193, 1), (-1, 1), (10**12, 1), (5, 2**63)], ids=str)
+def test_hostile_projections_are_refused(projection):
+    good = msgspec.to_builtins(Preprocess((Pixels(**SCAN),)))
+    good["projection"] = {"outputs": projection[0], "seed": projection[1]}
+    with pytest.raises(ModelError):
+        Preprocess.decode(msgspec.msgpack.encode(good))

@@ -352,7 +352,6 @@ def predict(
 
         confide predict http://127.0.0.1:8080 patients.csv --out predictions.csv
     """
-    from confide.data.table import read_columns
     from confide.serve.client import Client
     from confide.store import SqliteStore
 
@@ -372,8 +371,7 @@ def predict(
             raise UsageError(
                 f"Expected a model that names its columns; {client.model} takes bare features, ask it from Python"
             )
-        texts = [name for name in prepare.columns if name not in prepare.numbers]
-        answers = client.predict(read_columns(table, numbers=prepare.numbers, texts=texts))
+        answers = client.predict(_columns(table, prepare))
         classes = client.classes
         console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
         console.err.print(client.label.sentence())
@@ -393,6 +391,17 @@ def _api_key(path: Path) -> str:
     if found is None:
         raise UsageError(f"Expected an API key in {path}: confide- and 64 hex digits, as `confide api-key` printed it")
     return found[0]
+
+
+def _columns(table: Path, prepare: Any) -> Mapping[str, Any]:
+    """Return the columns of a table that a model's preparation names."""
+    from confide.data.table import read_arrays, read_columns, refuse_images
+
+    if table.suffix == ".npz":
+        return read_arrays(table, prepare.columns, images=prepare.images)
+    refuse_images(table, prepare.images)
+    texts = [name for name in prepare.columns if name not in prepare.numbers]
+    return read_columns(table, numbers=prepare.numbers, texts=texts)
 
 
 def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:

@@ -10,6 +10,7 @@
     [columns]
     age = { type = "number", unit = "years", low = 0, high = 120 }
     chest_pain = { type = "category", categories = ["typical", "atypical", "none"], missing = "level" }
+    scan = { type = "image", height = 28, width = 28, low = 0, high = 255 }
 
 Bounds and categories are the only thing that preparation may use, so they must not be computed from the data: a minimum
 that is published is a record that is published. `docs/schema.md` lists every key.
@@ -38,11 +39,15 @@ _T = TypeVar("_T")
 #: Of the file.
 LARGEST_SCHEMA_BYTES = 1 << 20
 
+#: Of an image, in pixels.
+LARGEST_SIDE = 256
+
 _WORDS: Mapping[str, float] = {"low": 0.0, "middle": 0.5, "high": 1.0}
 _MARKED = f"{', '.join(map(repr, MISSING_MARKERS))} stand for missing values"
 _KINDS: Mapping[Any, str] = {
     str: "a text",
     float: "a number",
+    int: "a whole number",
     dict[str, Any]: "a table",
     list[str]: "a list of texts",
     list[float]: "a list of numbers",
@@ -88,7 +93,25 @@ class Category:
     type: Literal["category"] = "category"
 
 
-Column = Number | Category
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Image:
+    """A column of grey images of one size; only an archive (.npz) can hold them.
+
+    Args:
+        name: as the parties know it.
+        height, width: in pixels, 1 to 256.
+        low, high: public bounds of a pixel, low < high.
+    """
+
+    name: str
+    height: int
+    width: int
+    low: float = 0.0
+    high: float = 255.0
+    type: Literal["image"] = "image"
+
+
+Column = Number | Category | Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,11 +278,13 @@ def _columns(read: _Reader, table: Mapping[str, Any]) -> tuple[Column, ...]:
         column = read.value(table, name, "columns.", dict[str, Any], {})
         if not name.strip():
             read.problem("columns", "names a column with an empty name")
-        kind = read.choice(column, "type", where, ("number", "category"), "")
+        kind = read.choice(column, "type", where, ("number", "category", "image"), "")
         if kind == "number":
             columns.append(_number(read, name, column, where))
         elif kind == "category":
             columns.append(_category(read, name, column, where))
+        elif kind == "image":
+            columns.append(_image(read, name, column, where))
     return tuple(columns)
 
 
@@ -302,6 +327,19 @@ def _category(read: _Reader, name: str, table: Mapping[str, Any], where: str) ->
         categories=read.texts(categories, f"{where}categories", set()),
         missing="level" if read.choice(table, "missing", where, ("refuse", "level"), "refuse") == "level" else "refuse",
     )
+
+
+def _image(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Image:
+    read.known(table, ("type", "height", "width", "low", "high"), where, "an image")
+    sides = {key: read.value(table, key, where, int, 0) for key in ("height", "width")}
+    for key, side in sides.items():
+        if isinstance(table.get(key), int) and not 1 <= side <= LARGEST_SIDE:
+            read.problem(f"{where}{key}", f"is {side}; state 1 to {LARGEST_SIDE} pixels, and scale larger images down")
+    bounds = {"low": 0.0, "high": 255.0, **table}
+    low, high = read.number(bounds, "low", where), read.number(bounds, "high", where)
+    if low >= high or math.isinf(high - low):
+        read.problem(f"{where}low", f"is {low:g}, which is not below high = {high:g} at a finite distance")
+    return Image(name=name, height=sides["height"], width=sides["width"], low=low, high=high)
 
 
 def _label(read: _Reader, table: Mapping[str, Any]) -> Label:

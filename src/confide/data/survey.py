@@ -21,8 +21,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.data.schema import MISSING_MARKERS, Category, Label, Number, Schema
-from confide.data.table import read_arrays, read_cells, to_number
+from confide.data.schema import MISSING_MARKERS, Category, Image, Label, Number, Schema
+from confide.data.table import checked_images, images_of, outside, read_arrays, read_cells, refuse_images, to_number
 from confide.errors import DataError, nearest
 
 #: Rows and texts that a finding names.
@@ -92,10 +92,10 @@ class ColumnCount:
 
     Args:
         name, unit: as the schema has them.
-        kind: "number", "category" or "label".
+        kind: "number", "category", "image" or "label".
         missing: cells without a value.
         wrong: cells that are no number, no known category, or no known class.
-        outside: numbers beyond the bounds.
+        outside: numbers, and images with pixels, beyond the bounds.
     """
 
     name: str
@@ -136,13 +136,18 @@ def survey(path: Path, schema: Schema) -> Survey:
     **Guarantees**: there are problems exactly where `read_table` refuses the table.
     """
     try:
-        columns, records, ragged = _columns_of(path, schema)
+        columns, images, records, ragged = _columns_of(path, schema)
     except DataError as error:
         return Survey(0, (), {}, (), (Finding("problem", "", str(error)),))
     findings: list[Finding] = []
     counts: list[ColumnCount] = []
     classes: dict[str, int] = {}
     for column in (*schema.columns, schema.label):
+        if isinstance(column, Image):
+            count, found = _image(column, images[column.name], records)
+            counts.append(count)
+            findings += found
+            continue
         if column.name not in columns:
             close = nearest(column.name, columns)
             findings.append(Finding("problem", column.name, f"there is no such column{close}; add or rename it"))
@@ -166,20 +171,23 @@ def survey(path: Path, schema: Schema) -> Survey:
     return Survey(records, tuple(counts), classes, ignored, tuple(findings))
 
 
-def _columns_of(path: Path, schema: Schema) -> tuple[dict[str, list[str]], int, list[int]]:
-    """Return the cells of each column, the number of records, and which records have cells too many or too few."""
+def _columns_of(path: Path, schema: Schema) -> tuple[dict[str, list[str]], dict[str, NDArray[Any]], int, list[int]]:
+    """Return the cells of each column, the images, the number of records, and which have cells too many or too few."""
+    images = images_of(schema)
     if path.suffix == ".npz":
         names = [*(column.name for column in schema.columns), schema.label.name]
         texts = {column.name for column in schema.columns if isinstance(column, Category)} | {schema.label.name}
-        arrays = read_arrays(path, names)
+        arrays = read_arrays(path, names, images=images)
+        pictures = {name: arrays.pop(name) for name in images}
         cells = {name: _cells(values, name, text=name in texts) for name, values in arrays.items()}
         if not cells[schema.label.name]:
             raise DataError(f"Expected at least one record in {path}; its columns are empty")
-        return cells, len(cells[schema.label.name]), []
+        return cells, pictures, len(cells[schema.label.name]), []
+    refuse_images(path, images)
     header, rows = read_cells(path)
     whole = [row for row in rows if len(row) == len(header)]
     ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
-    return {name: [row[place] for row in whole] for place, name in enumerate(header)}, len(rows), ragged
+    return {name: [row[place] for row in whole] for place, name in enumerate(header)}, {}, len(rows), ragged
 
 
 def _cells(values: NDArray[Any], name: str, *, text: bool) -> list[str]:
@@ -251,6 +259,22 @@ def _category(column: Category, cells: Sequence[str]) -> tuple[ColumnCount, list
     )
     findings += _constant(column.name, [cell for cell in cells if cell not in MISSING_MARKERS])
     return ColumnCount(column.name, "", "category", missing, wrong), findings
+
+
+def _image(column: Image, values: NDArray[Any], records: int) -> tuple[ColumnCount, list[Finding]]:
+    findings, beyond = list[Finding](), list[int]()
+    if values.dtype.kind in "fiub" and values.ndim == 3:
+        beyond = [row + 1 for row in np.flatnonzero(outside(values, column)).tolist()]
+    if beyond:
+        text = f"images have pixels outside of {column.low:g} to {column.high:g}; correct them, or widen the bounds"
+        findings.append(_counted("problem", column.name, text, beyond))
+    else:
+        try:
+            checked_images(values, column, (records,), f"column {column.name!r}")
+            findings += _constant(column.name, [image.tobytes() for image in values])
+        except DataError as error:  # the size or the type of all of them: no pixel is in the text
+            findings.append(Finding("problem", column.name, str(error)))
+    return ColumnCount(column.name, "", "image", 0, 0, len(beyond)), findings
 
 
 def _label(label: Label, cells: Sequence[str]) -> tuple[ColumnCount, list[Finding], dict[str, int]]:

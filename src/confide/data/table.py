@@ -19,7 +19,7 @@ import numpy as np
 from numpy.lib.format import read_array_header_1_0, read_array_header_2_0, read_magic
 from numpy.typing import NDArray
 
-from confide.data.schema import MISSING_MARKERS, Category, Label, Number, Schema
+from confide.data.schema import MISSING_MARKERS, Category, Image, Label, Number, Schema
 from confide.errors import DataError, nearest
 
 #: Most bytes that the columns of an archive may fill once they are unpacked; 33 million values.
@@ -37,8 +37,8 @@ class Table:
     """Records that keep to a schema.
 
     Args:
-        columns: raw values by column, each of shape (n,): float64 for numbers with NaN where missing, text (object)
-            for categories with "" where missing.
+        columns: raw values by column: float64 of shape (n,) for numbers with NaN where missing, text (object) of shape
+            (n,) for categories with "" where missing, the file's numbers of shape (n, height, width) for images.
         labels: int64 class indices, shape (n,).
     """
 
@@ -75,6 +75,7 @@ def read_csv(path: Path, schema: Schema) -> Table:
     Raises:
         DataError: the file is absent, empty or no such CSV; a column is missing; or a value breaks the schema.
     """
+    refuse_images(path, images_of(schema))
     numbers = [column.name for column in schema.columns if isinstance(column, Number)]
     texts = [column.name for column in schema.columns if isinstance(column, Category)]
     raw = read_columns(path, numbers=numbers, texts=[*texts, schema.label.name])
@@ -82,18 +83,36 @@ def read_csv(path: Path, schema: Schema) -> Table:
 
 
 def read_npz(path: Path, schema: Schema) -> Table:
-    """Read a numpy archive with one array of shape (n,) for each column; arrays of objects (pickles) are refused.
+    """Read a numpy archive with one array for each column; arrays of objects (pickles) are refused.
+
+    An array has shape (n,), that of a column of images (n, height, width).
 
     Raises:
         DataError: the file is absent or no such archive; it unpacks to more than 1 GiB; a column is missing; or a value
             breaks the schema.
     """
     names = [column.name for column in schema.columns] + [schema.label.name]
-    return check(read_arrays(path, names), schema, where=str(path))
+    return check(read_arrays(path, names, images=images_of(schema)), schema, where=str(path))
 
 
-def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+def images_of(schema: Schema) -> tuple[str, ...]:
+    """Return the names of the columns that hold images."""
+    return tuple(column.name for column in schema.columns if isinstance(column, Image))
+
+
+def refuse_images(path: Path, images: Sequence[str]) -> None:
+    """Refuse to look for columns of images in a CSV file."""
+    if images:
+        raise DataError(f"Expected a numpy archive (.npz) for the images of column {images[0]!r}, got {path}")
+
+
+def read_arrays(path: Path, names: Sequence[str], *, images: Collection[str] = ()) -> dict[str, NDArray[Any]]:
     """Return the arrays of these names in a numpy archive, as they are; the last name's gives the number of records.
+
+    Args:
+        path: the archive.
+        names: of arrays of shape (n,), but for `images`, whose arrays have three axes.
+        images: names that hold images.
 
     Raises:
         DataError: as `read_npz` says of the file itself.
@@ -101,7 +120,7 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             _present(names, archive.files, str(path))
-            _bounded(archive.zip, names, str(path))
+            _bounded(archive.zip, names, str(path), images)
             return {name: archive[name] for name in names}
     except DataError:
         raise
@@ -137,7 +156,7 @@ def check(raw: Columns, schema: Schema, *, where: str) -> Table:
     """Return the table in raw columns.
 
     Args:
-        raw: at least the schema's columns and its label, each of shape (n,).
+        raw: at least the schema's columns and its label, each of shape (n,), images (n, height, width).
         schema: what they must keep to.
         where: what the texts call the table.
 
@@ -149,9 +168,12 @@ def check(raw: Columns, schema: Schema, *, where: str) -> Table:
     columns: dict[str, NDArray[Any]] = {}
     for column in schema.columns:
         values = raw[column.name]
+        place = f"{where}, column {column.name!r}"
+        if isinstance(column, Image):
+            columns[column.name] = checked_images(values, column, shape, place)
+            continue
         if values.shape != shape or values.ndim != 1 or not len(values):
             raise DataError(f"Expected column {column.name!r} of {where} to have one value for each of its records")
-        place = f"{where}, column {column.name!r}"
         columns[column.name] = (
             _checked_numbers(values, column, place)
             if isinstance(column, Number)
@@ -198,17 +220,19 @@ def read_cells(path: Path) -> tuple[list[str], list[list[str]]]:
     return header, rows
 
 
-def _bounded(archive: zipfile.ZipFile, names: Sequence[str], where: str) -> None:
+def _bounded(archive: zipfile.ZipFile, names: Sequence[str], where: str, images: Collection[str]) -> None:
     """Refuse, by the headers alone, arrays that are large once unpacked or that are no columns of one table."""
     size, members = 0, archive.namelist()
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         with archive.open(f"{name}.npy" if f"{name}.npy" in members else name) as member:
             shapes[name], _, dtype = _HEADERS[read_magic(member)](member)
-        size += math.prod(shapes[name]) * max(dtype.itemsize, _LEAST_VALUE_BYTES)
-    records = shapes[names[-1]]  # the label's
+        size += math.prod(shapes[name]) * (
+            dtype.itemsize if name in images else max(dtype.itemsize, _LEAST_VALUE_BYTES)
+        )
+    records = shapes[names[-1]][:1]  # the label's
     for name, shape in shapes.items():
-        if shape != records or len(shape) != 1:
+        if shape[:1] != records or len(shape) != (3 if name in images else 1):
             raise DataError(f"Expected column {name!r} of {where} to have one value for each of its records")
     if size > LARGEST_UNPACKED_BYTES:
         raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes, got {size}; split it")
@@ -265,6 +289,34 @@ def _checked_numbers(values: NDArray[Any], column: Number, where: str) -> NDArra
             f'{numbers[row]:g}; correct it, widen the bounds, or set outside = "clip" in the schema'
         )
     return numbers
+
+
+def checked_images(values: NDArray[Any], column: Image, records: tuple[int, ...], where: str) -> NDArray[Any]:
+    """Return images as they are, if they are those that a schema expects.
+
+    Raises:
+        DataError: another shape, no numbers, no records, or a pixel beyond the bounds.
+    """
+    if values.shape != (*records, column.height, column.width) or not len(values):
+        raise DataError(
+            f"Expected images of {column.height} x {column.width} pixels in {where}, one for each record, got an array "
+            f"of shape {values.shape}; scale or cut them to this size"
+        )
+    if values.dtype.kind not in "fiub":
+        raise DataError(f"Expected numbers in {where}, got {values.dtype}; store pixels as numbers")
+    wrong = outside(values, column)
+    if wrong.any():
+        raise DataError(
+            f"Expected pixels from {column.low:g} to {column.high:g} in {where}, row {int(np.argmax(wrong)) + 1} has "
+            "others; correct that image, or widen the bounds in the schema of every party"
+        )
+    return values
+
+
+def outside(images: NDArray[Any], column: Image) -> NDArray[np.bool_]:
+    """Return which images, shape (n, height, width), have a pixel that is beyond the bounds or no number."""
+    fits = (images >= column.low) & (images <= column.high)  # NaN does neither
+    return np.logical_not(fits.reshape(len(images), -1).all(axis=1))
 
 
 def _checked_texts(values: NDArray[Any], column: Category, where: str) -> NDArray[Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import math
+from pathlib import Path
 
 from confide.data.schema import Schema
-from confide.data.table import Table
+from confide.data.table import Table, images_of, refuse_images
 
 
 def csv_text(table: Table, schema: Schema) -> str:
@@ -15,6 +16,9 @@ def csv_text(table: Table, schema: Schema) -> str:
 
     Numbers have as many digits as tell them apart from every other float64; a missing value is an empty cell; a class
     is the first of the texts that stand for it.
+
+    Raises:
+        DataError: the table has images, which no CSV file can hold.
 
     Example:
         >>> from confide.data.table import check
@@ -27,6 +31,7 @@ def csv_text(table: Table, schema: Schema) -> str:
         >>> csv_text(check(raw, schema, where="here"), schema)
         'age,ill\n60.5,1\n'
     """
+    refuse_images(Path("a CSV file"), images_of(schema))
     names = [column.name for column in schema.columns]
     classes = [values[0] for values in schema.label.values.values()]
     text = io.StringIO()

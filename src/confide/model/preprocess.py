@@ -7,7 +7,7 @@ records, from one sum, are part of it and public with it. Every feature lies in
 rely on 1.
 
 Raw columns are `{name: array}`: float64 for numbers with NaN where missing, text for categories with "" or None where
-missing.
+missing, numbers of shape (n, height, width) for images.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError, nearest
+from confide.model.projection import RandomProjection
+from confide.model.scattering import LARGEST_SIDE, Scattering
 from confide.structs import known
 
 Matrix = NDArray[np.float64]
@@ -79,6 +81,16 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         edges = (self.low, *self.bins, self.high)
         if any(not one < other for one, other in pairwise(edges)) or (self.bins and self.standard is not None):
             raise ModelError(f"Expected rising bins within the bounds of column {self.name!r}, and no mean beside them")
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Return the shape of one raw value."""
+        return ()
+
+    @property
+    def count(self) -> int:
+        """Return the number of features this gives."""
+        return 1
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -139,6 +151,16 @@ class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise ModelError(f"Expected different categories for column {self.name!r}, none named {MISSING}")
 
     @property
+    def sides(self) -> tuple[int, ...]:
+        """Return the shape of one raw value."""
+        return ()
+
+    @property
+    def count(self) -> int:
+        """Return the number of features this gives."""
+        return len(self.categories) + (self.missing == "level")
+
+    @property
     def features(self) -> tuple[str, ...]:
         """Return the names of the features this gives."""
         own = (MISSING,) if self.missing == "level" else ()
@@ -164,6 +186,83 @@ class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
 
+class Pixels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pixels", tag_field="rule"):
+    """A grey image, mapped linearly from [low, high] to [0, 1], then as it is or through a scattering transform.
+
+    Args:
+        name: the raw column.
+        height, width: of every image, in pixels, 1 to 256.
+        low, high: public bounds of a pixel, low < high; one beyond them is refused.
+        scales, angles, averaged, groups: of `Scattering`; scales = 0 takes the pixels as they are.
+    """
+
+    name: str
+    height: int
+    width: int
+    low: float
+    high: float
+    scales: int = 0
+    angles: int = 8
+    averaged: bool = False
+    groups: int = 0
+
+    def __post_init__(self) -> None:
+        _check_text(self.name)
+        for field in ("low", "high"):
+            msgspec.structs.force_setattr(self, field, float(getattr(self, field)))
+        if not (self.low < self.high and math.isfinite(self.high - self.low)):
+            raise ModelError(f"Expected low={self.low} below high={self.high} for column {self.name!r}")
+        if not (1 <= self.height <= LARGEST_SIDE and 1 <= self.width <= LARGEST_SIDE):
+            raise ModelError(f"Expected images of 1 to {LARGEST_SIDE} pixels on a side in column {self.name!r}")
+        if self.scales:
+            self._scattering()  # refuses sizes that do not fit
+
+    @property
+    def sides(self) -> tuple[int, ...]:
+        """Return the shape of one raw value."""
+        return (self.height, self.width)
+
+    @property
+    def count(self) -> int:
+        """Return the number of features this gives."""
+        return self._scattering().features if self.scales else self.height * self.width
+
+    @property
+    def features(self) -> tuple[str, ...]:
+        """Return the names of the features this gives: column, channel if there are channels, row and column of it."""
+        shape = self._scattering().shape if self.scales else self.sides
+        return tuple(f"{self.name}[{','.join(map(str, place))}]" for place in np.ndindex(*shape))
+
+    def apply(self, values: NDArray[Any]) -> Matrix:
+        """Return the features, shape (n, count), from raw images, shape (n, height, width)."""
+        if values.dtype.kind not in "fiub":
+            raise DataError(f"Expected numbers in column {self.name!r}, got {values.dtype}; store pixels as numbers")
+        fits = (values >= self.low) & (values <= self.high)  # NaN does neither
+        wrong = np.logical_not(fits.reshape(len(values), -1).all(axis=1))
+        if wrong.any():
+            raise DataError(
+                f"Expected pixels of {self.name!r} from {self.low:g} to {self.high:g}, {_row(wrong)} has others; "
+                "correct that image"
+            )
+        x = (values - self.low) / (self.high - self.low)
+        return np.clip(self._scattering().apply(x), -1.0, 1.0) if self.scales else x.reshape(len(x), -1)
+
+    def _scattering(self) -> Scattering:
+        return Scattering(self.height, self.width, self.scales, self.angles, self.averaged, self.groups)
+
+
+class Projection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A public random projection of all features to fewer.
+
+    Args:
+        outputs: features that are left, at least 1 and at most as many as there are.
+        seed: of the public choice, 64 bits.
+    """
+
+    outputs: int
+    seed: int
+
+
 class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Every column's rule, in the order of the features.
 
@@ -172,6 +271,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         unit_rows: scale each row to L2 norm 1 after the rules (a row of zeros stays zero). It bounds a record's
             gradient for differential privacy without clipping and needs no statistic of the data, but gives up the
             length of the row as information.
+        projection: of the features of all rules to fewer, before `unit_rows`; the few that leave [-1, 1] are cut to it.
 
     Example:
         >>> import numpy as np
@@ -185,14 +285,27 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is the same whatever data it was applied to.
     """
 
-    rules: tuple[Scale | OneHot, ...]
+    rules: tuple[Scale | OneHot | Pixels, ...]
     unit_rows: bool = False
+    projection: Projection | None = None
 
     def __post_init__(self) -> None:
         if not self.rules or len(set(self.columns)) != len(self.rules):
             raise ModelError("Expected at least one rule and one rule for each column")
-        if self.features > _MOST_FEATURES:
-            raise ModelError(f"Expected at most {_MOST_FEATURES} features, got {self.features}")
+        if self._inner > _MOST_FEATURES:
+            raise ModelError(
+                f"Expected at most {_MOST_FEATURES} features, got {self._inner}; take smaller images or more scales"
+            )
+        self._projected()  # refuses sizes that do not fit
+
+    @property
+    def _inner(self) -> int:
+        """The number of features before they are projected."""
+        return sum(rule.count for rule in self.rules)
+
+    def _projected(self) -> RandomProjection | None:
+        found = self.projection
+        return None if found is None else RandomProjection(self._inner, found.outputs, found.seed)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -201,8 +314,13 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def numbers(self) -> tuple[str, ...]:
-        """Return the names of the raw columns that hold numbers; the others hold text."""
+        """Return the names of the raw columns that hold numbers; the others hold text or images."""
         return tuple(rule.name for rule in self.rules if isinstance(rule, Scale))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        """Return the names of the raw columns that hold images."""
+        return tuple(rule.name for rule in self.rules if isinstance(rule, Pixels))
 
     def categories(self, column: str) -> tuple[str, ...]:
         """Return the known categories of a raw column that holds text; () for any other."""
@@ -212,29 +330,36 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def names(self) -> tuple[str, ...]:
         """Return the names of the features, in order."""
+        if self.projection is not None:
+            return tuple(f"projection {place}" for place in range(self.projection.outputs))
         return tuple(name for rule in self.rules for name in rule.features)
 
     @property
     def features(self) -> int:
         """Return the number of features."""
-        return sum(len(rule.features) for rule in self.rules)
+        return self._inner if self.projection is None else self.projection.outputs
 
     def apply(self, columns: Columns) -> Matrix:
         """Return the feature matrix, float64, shape (n, features), within [-1, 1].
 
         Args:
-            columns: the raw columns, each of shape (n,); columns without a rule are ignored.
+            columns: the raw columns, each of shape (n,), images (n, height, width); columns without a rule are ignored.
 
         Raises:
             DataError: a column is absent, lengths differ, or a value breaks its rule. The text names column, row and
                 value: it is for the owner of the data, where this runs.
         """
-        for name in self.columns:
-            if name not in columns:
-                raise DataError(f"Expected a column {name!r}{nearest(name, columns)}; add it")
-            if columns[name].shape != columns[self.columns[0]].shape or columns[name].ndim != 1:
-                raise DataError(f"Expected column {name!r} with one value for each row, like the others")
-        x = np.concatenate([rule.apply(columns[rule.name]) for rule in self.rules], axis=1)
+        for rule in self.rules:
+            if rule.name not in columns:
+                raise DataError(f"Expected a column {rule.name!r}{nearest(rule.name, columns)}; add it")
+            rows = columns[self.columns[0]].shape[:1]
+            if columns[rule.name].shape != (*rows, *rule.sides) or not rows:
+                size = f" of {rule.sides[0]} x {rule.sides[1]} pixels" if rule.sides else ""
+                raise DataError(f"Expected column {rule.name!r} with one value{size} for each row, like the others")
+        parts = [rule.apply(columns[rule.name]) for rule in self.rules]
+        x = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]  # images are large
+        if (projection := self._projected()) is not None:
+            x = np.clip(projection.apply(x), -1.0, 1.0)
         return _unit(x) if self.unit_rows else x
 
     def encode(self) -> bytes:

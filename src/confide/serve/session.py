@@ -143,11 +143,15 @@ def _category(value: Any, known: tuple[str, ...]) -> Any:
 
 
 def _columns(preprocess: Preprocess, raw: Mapping[Any, Any]) -> dict[str, NDArray[Any]]:
-    """Return raw columns as arrays: numbers as float64 with NaN where missing, categories as text."""
+    """Return raw columns as arrays: float64 numbers with NaN where missing, categories as text, images as they are."""
     columns: dict[str, NDArray[Any]] = {}
     for name in preprocess.columns:
         if name not in raw:
             continue  # apply() names it, with the nearest one that is there
+        if name in preprocess.images:
+            images = np.asarray(raw[name])
+            columns[name] = images[None] if images.ndim == 2 else images
+            continue
         values = np.atleast_1d(np.asarray(raw[name], object))
         if name not in preprocess.numbers:
             known = preprocess.categories(name)

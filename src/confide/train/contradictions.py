@@ -7,7 +7,7 @@ from typing import Any
 
 from confide.errors import JobError
 from confide.train.robust import fewest
-from confide.train.sections import Job, TrainSection, group_size, parties_of
+from confide.train.sections import Job, ModelSection, TrainSection, group_size, parties_of
 
 ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 
@@ -34,6 +34,9 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
 #: The keys of [train] that only "groups" reads.
 OF_GROUPS = ("group_size", "rule", "liars")
 
+#: The keys of [model] that only a scattering transform reads.
+OF_SCATTERING = ("scales", "angles", "channel_groups")
+
 
 def check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
     """Refuse what [train] names and would be ignored."""
@@ -44,6 +47,13 @@ def check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
     for key in OF_GROUPS:
         if key in given and train.aggregate != "groups":
             raise JobError(f'Expected no train.{key} with train.aggregate="{train.aggregate}"; it belongs to groups')
+
+
+def check_features(model: ModelSection, given: Mapping[str, Any]) -> None:
+    """Refuse what [model] names and would be ignored."""
+    for key in OF_SCATTERING:
+        if key in given and model.features == "columns":
+            raise JobError(f'Expected no model.{key} with model.features="columns"; it belongs to "scattering"')
 
 
 def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:

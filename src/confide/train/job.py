@@ -25,9 +25,11 @@ from confide.train.contradictions import (
     ADAPTIVE,
     COMPRESSED_BY,
     OF_GROUPS,
+    OF_SCATTERING,
     READ_BY,
     check_combinations,
     check_compression,
+    check_features,
     check_readers,
 )
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
@@ -64,6 +66,10 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("data", "alpha"): (0, 1e6, True, False),
     ("data", "test_fraction"): (0, 1, True, True),
     ("model", "hidden"): (1, 4096, False, False),
+    ("model", "scales"): (1, 5, False, False),
+    ("model", "angles"): (1, 16, False, False),
+    ("model", "channel_groups"): (0, 4096, False, False),
+    ("model", "project"): (0, 65_536, False, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),
     ("train", "local_steps"): (1, 10_000, False, False),
@@ -117,6 +123,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         job = msgspec.convert(_resolved(table) | {"base": str(base)}, known(Job))
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
+    check_features(job.model, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     return job
 
@@ -261,6 +268,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     """Return the (section, key) pairs that say nothing about this job."""
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
+    if job.model.features == "columns":
+        unused |= {("model", key) for key in OF_SCATTERING}
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}

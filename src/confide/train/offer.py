@@ -231,7 +231,7 @@ def _schema(text: str) -> Schema:
 def _start(job: Job, schema: Schema) -> Graph:
     """Return the starting point of a job after checking that it can run from there."""
     try:
-        features = preprocess_of(schema, unit_rows=job.model.unit_rows).features
+        features = preprocess_of(schema, job.model, seed=job.job.seed).features
         outputs = 1 if len(schema.label.classes) <= 2 else len(schema.label.classes)
         width = job.model.hidden if job.model.kind == "mlp" else outputs
         if (features + 1) * width + (width + 1) * outputs > MOST_PARAMETERS:

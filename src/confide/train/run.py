@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.data.schema import Category, Number, Schema
+from confide.data.schema import Category, Image, Number, Schema
 from confide.data.sets import load_set
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
@@ -23,7 +23,7 @@ from confide.ideal import Aggregator, Cohort, PlainSum
 from confide.model.artifact import Artifact, create_signing_key, read_signing_key
 from confide.model.graph import Graph
 from confide.model.onnx import require_onnx
-from confide.model.preprocess import OneHot, Preprocess, Scale
+from confide.model.preprocess import OneHot, Pixels, Preprocess, Projection, Scale
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
@@ -39,7 +39,7 @@ from confide.train.learner import GraphLearner, Learner, Model
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.rounds import Round, federate
-from confide.train.sections import Job, TrainSection, default_quorum, group_size, parties_of
+from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, parties_of
 from confide.train.standardise import standardised
 from confide.train.statistics import Statistics, moments_of
 from confide.wire import Fault, Store
@@ -128,7 +128,7 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
             parts = {name: set_aside(job, table) for name, table in tables.items()}
             tables, held = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
             test = Table.concatenate(list(held.values()))
-    preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
+    preprocess = preprocess_of(schema, job.model, seed=seed)
     if job.data.standardise:
         preprocess = standardised(
             preprocess,
@@ -169,16 +169,40 @@ def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
     return logistic(features, outputs, classes=classes)
 
 
-def preprocess_of(schema: Schema, *, unit_rows: bool) -> Preprocess:
-    """Return the public preprocessing that a schema's bounds and categories give."""
-    rules: list[Scale | OneHot] = []
+def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preprocess:
+    """Return the public preprocessing that a schema's bounds and categories give, with what [model] does to features.
+
+    Args:
+        seed: of the public choice of a projection.
+
+    Raises:
+        JobError: [model] asks for features of images, and the schema has none.
+        ModelError: images too small, or features too many or too few, for what [model] asks.
+    """
+    rules: list[Scale | OneHot | Pixels] = []
+    transform: dict[str, Any] = {}
+    if model.features != "columns":
+        transform = {
+            "scales": model.scales,
+            "angles": model.angles,
+            "averaged": model.features == "scattering-mean",
+            "groups": model.channel_groups,
+        }
     for column in schema.columns:
         match column:
             case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
                 rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins))
             case Category(name=name, categories=categories, missing=missing):
                 rules.append(OneHot(name=name, categories=categories, missing=missing))
-    return Preprocess(tuple(rules), unit_rows)
+            case Image(name=name, height=height, width=width, low=low, high=high):
+                rules.append(Pixels(name=name, height=height, width=width, low=low, high=high, **transform))
+    if transform and not any(isinstance(rule, Pixels) for rule in rules):
+        raise JobError(
+            f'Expected a column of images in the schema for model.features="{model.features}"; take "columns", which '
+            "uses every column as the schema bounds it"
+        )
+    projection = Projection(outputs=model.project, seed=seed) if model.project else None
+    return Preprocess(tuple(rules), model.unit_rows, projection)
 
 
 def _quorum(job: Job, parties: int) -> int:

@@ -66,11 +66,23 @@ class DataSection(Section, frozen=True, kw_only=True):
 class ModelSection(Section, frozen=True, kw_only=True):
     """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best).
 
-    `unit_rows` scales every row of features to length 1, which bounds gradients for differential privacy.
+    Args:
+        features: "columns" takes every column as the schema bounds it, images as their pixels; "scattering" puts images
+            through a scattering transform, which is fixed in advance, and "scattering-mean" keeps each channel's mean.
+        scales, angles: of the scattering transform.
+        channel_groups: into how many groups the channels of the scattering transform are parted; each group is
+            normalised image by image. It divides their number, and 0 leaves the coefficients as they are.
+        project: how many features are left by a public random projection, drawn from job.seed; 0 leaves them all.
+        unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
 
     kind: Literal["logistic", "mlp"] = "logistic"
     hidden: int = 16
+    features: Literal["columns", "scattering", "scattering-mean"] = "columns"
+    scales: int = 2
+    angles: int = 8
+    channel_groups: int = 0
+    project: int = 0
     unit_rows: bool = False
 
 

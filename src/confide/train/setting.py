@@ -48,7 +48,7 @@ class Setting:
                 "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
             )
         nodes = nodes_of(job)
-        preprocess = preprocess_of(schema, unit_rows=job.model.unit_rows)
+        preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
         start = start_of(job, preprocess.features, schema.label.classes)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
         checked_aggregator(job, nodes)
