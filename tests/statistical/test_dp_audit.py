@@ -1,8 +1,8 @@
 """Mechanism audit with 20,000 canaries: the real gradients, clipping, noise and secure sum, measured from outside.
 
 Canaries are training records whose gradients have full norm and are orthogonal. A fair coin puts each in or leaves it
-out for all rounds of a job; its one score is its projection of the sums that the server opened. Scores are N(mu, 1) or
-N(0, 1) up to scale with mu = sqrt(rounds) * sensitivity / deviation, and the bounds of `confide.dp.audit` turn them into
+out for all rounds of a job; its one score is its projection of what the server opened. Scores are N(mu, 1) or N(0, 1)
+up to scale with mu = sqrt(rounds) * sensitivity / deviation, and the bounds of `confide.dp.audit` turn them into
 an epsilon that must not exceed the claim. A low bound says "no gross bug", never "guaranteed".
 
 The auditor knows what a colluding silo knows: it takes that silo's own noise away. A second silo drops out, so that two
