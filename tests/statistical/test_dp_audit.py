@@ -19,12 +19,14 @@ import pytest
 
 from confide.crypto.random import SeededRandomness
 from confide.dp.audit import Scores, draw_coins, gaussian_bound, threshold_bound
+from confide.dp.plan import PrivacyPlan
 from confide.model.zoo import logistic
 from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked
 from confide.train.encodings import PrivateGradients
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo
+from confide.train.rounds import federate
 from confide.train.sections import TrainSection
 from statistical.federation import (
     CLIENTS,
@@ -104,3 +106,43 @@ def test_without_assuming_a_law_only_gross_lacks_of_noise_are_detected():
     """The price of assuming nothing: half of the noise is beyond what 20,000 canaries can show."""
     assert threshold_bound(audit(hardly_any_noise, "amortised"), delta=DELTA, confidence=SURE).refutes(CLAIM)
     assert not threshold_bound(audit(half_noise, "masked"), delta=DELTA, confidence=SURE).refutes(CLAIM)
+
+
+# --- whole trainings --------------------------------------------------------------------------------------------------
+
+RUNS, RETRAINED = 400, TrainSection(rounds=4, learning_rate=1e-6, momentum=0.0, average=0.0, weight_decay=0.0, quorum=3)
+
+
+class HalfTheNoise(PrivateGradients):
+    """Private training with noise half as wide."""
+
+    def contribution(self, parameters, silo, number, rng, store):
+        clipped = self._plan.clipped_sum(self._gradients(parameters, silo)).total
+        return clipped + (super().contribution(parameters, silo, number, rng, store) - clipped) // 2
+
+
+def retrained(kind: type[PrivateGradients], plan) -> Scores:
+    """Return how far each run's final model lies on the side to which one record of full norm pulls it."""
+    empty = np.zeros((0, 2)), np.zeros(0, np.int64)
+    canary = np.array([[-1e6, 0.0]]), np.ones(1, np.int64)
+    coins, moved = draw_coins(RUNS, SeededRandomness("runs")), []
+    for number, coin in enumerate(coins):
+        silos = [Silo(name, *(canary if coin and name == "north" else empty)) for name in CLIENTS]
+        encoding = kind(GraphLearner(logistic(2), RETRAINED), plan, RETRAINED)
+        *_, last = federate(silos, encoding, RETRAINED, aggregator=Masked(), rng=SeededRandomness(f"run {number}"))
+        moved.append(-float(last.parameters[0]))
+    return Scores(np.array(moved), coins)
+
+
+@pytest.mark.slow
+def test_whole_trainings_with_and_without_a_record_stay_within_the_claim():
+    """Rounds, retries, the server's steps and averaging included: epsilon of those who see the final model alone."""
+    plan = PrivacyPlan.calibrate(
+        epsilon=8.0, delta=DELTA, clip_norm=0.5, rounds=RETRAINED.rounds, length=3, grid=1024,
+        silos=4, quorum=4, colluding=0, expected_records=455,
+    )  # fmt: skip
+    honest_bound, wrong_bound = (
+        gaussian_bound(retrained(kind, plan), delta=DELTA) for kind in (PrivateGradients, HalfTheNoise)
+    )
+    assert plan.epsilon / 2 < honest_bound.epsilon <= plan.epsilon
+    assert wrong_bound.refutes(plan.epsilon)
