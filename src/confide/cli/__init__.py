@@ -23,6 +23,7 @@ from rich.table import Table
 from confide.cli import console, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
+from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.split import split
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(federation.app, name="federation")
 app.command()(split)
+app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
 app.add_typer(node_app, name="node")

@@ -17,12 +17,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.crypto.noise import MAX_DEVIATION, discrete_gaussian, largest_draw
+from confide.crypto.noise import MAX_DEVIATION, REACH, TAIL, discrete_gaussian, largest_draw
 from confide.crypto.random import Randomness
 from confide.dp.accountant import ACCOUNTANT, LEAST_SHARE_VARIANCE, NoisySums, check_target, gaussian_mu
 from confide.dp.mechanisms import LARGEST_GRID, Clipped, clipped_sum, default_grid
@@ -258,6 +259,7 @@ class PrivacyPlan:
             "epsilon": self.epsilon,
             "delta": self.delta,
             "epsilon_outsiders": self.epsilon_outsiders,
+            "epsilon_party": self.event(self.quorum - 1).epsilon(self.delta) if self.quorum > 1 else None,
             "mu": event.mu,
             "mechanism": (
                 f"{self.mechanism}: {self.rounds} full-batch releases, {self.grid} grid steps per clip norm, "
@@ -265,7 +267,12 @@ class PrivacyPlan:
             ),
             "clip_norm": self.clip_norm,
             "noise_multiplier": self.noise_multiplier,
-            "accountant": ACCOUNTANT,
+            "sampling": "full batch: every record is in every release; no amplification is claimed",
+            "noise": (
+                "integers from record to sum: exact discrete Gaussian, cut at "
+                f"{REACH} deviations (below {TAIL:.1g} of its mass, charged to delta)"
+            ),
+            "accountant": f"confide {metadata.version('confide')}: {ACCOUNTANT}",
         }
 
 

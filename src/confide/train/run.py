@@ -32,6 +32,7 @@ from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
 from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_bound
 from confide.train.course import approve, parameters_hash
+from confide.train.disclosure import disclosed
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.job import describe
 from confide.train.joining import trained_alone
@@ -440,6 +441,7 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
         raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
     parties = data.names
     plan = plan_of(job, data.start.parameters, len(parties))
+    among = hidden_among(job, len(parties))
     return PrivacyLabel(
         aggregator=job.train.aggregate,
         parties=parties,
@@ -448,7 +450,8 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
         rounds=done.number,
         seed=done.origin,
         ledger=head,
-        hidden_among=hidden_among(job, len(parties)),
+        hidden_among=among,
+        **disclosed(job, hidden_among=among),
         **(plan.label_fields() if plan else {}),
     )
 
