@@ -131,6 +131,7 @@ def train(
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
     from confide.train.evaluate import accuracy
+    from confide.train.reasons import reasons
 
     job = load(job_file)
     data = load_data(job)
@@ -142,6 +143,8 @@ def train(
         )
     rounds = rounds_of(job, data, ledger=output.ledger)
     console.out.print(describe(job))
+    for reason in reasons(job):
+        console.out.print(reason)
     console.out.print(
         f"starting model: {start_hash(data)} (parties compare it, or put it into their jobs as train.start_hash)"
     )

@@ -36,6 +36,11 @@ _LARGEST_SUM = 1 << 62  # twice it is the ring of int64
 _LARGEST_SURCHARGE = 0.01  # of epsilon; above it a finer grid is the better buy
 
 
+def default_delta(expected_records: int) -> float:
+    """Return `expected_records` ** -1.1, below one over the records: there a mechanism may publish a whole record."""
+    return math.pow(max(2, expected_records), -1.1)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrivacyPlan:
     """What is promised and everything that keeps the promise. Made by `calibrate`.
@@ -136,7 +141,7 @@ class PrivacyPlan:
             PrivacyError: nobody honest would carry noise, the grid is too coarse for the claim, or sums overflow.
         """
         quorum = silos if quorum is None else quorum
-        delta = math.pow(max(2, expected_records), -1.1) if delta is None else delta
+        delta = default_delta(expected_records) if delta is None else delta
         grid = default_grid(max(1, length)) if grid is None else grid
         max_records = 4 * expected_records if max_records is None else max_records
         check_target(epsilon, delta)

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
+from confide.dp.plan import default_delta
 from confide.errors import JobError
 from confide.structs import known
 from confide.train.contradictions import (
@@ -87,7 +88,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("train", "clip_quantile"): (0, 1, False, True),
     ("train", "clip_rate"): (0, 10, True, False),
     ("privacy", "epsilon"): (0, 32, True, False),
-    ("privacy", "delta"): (0, 1, True, True),
+    ("privacy", "delta"): (0, 1, False, True),
     ("privacy", "clip_norm"): (0, 1e6, True, False),
     ("privacy", "colluding"): (0, 999, False, False),
     ("privacy", "expected_records"): (1, 1e9, False, False),
@@ -201,13 +202,13 @@ def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
 
 
 def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iterator[str]:
-    delta = privacy.get("delta", 1e-5)
+    delta = privacy.get("delta", 0.0)
     if "expected_records" not in privacy:
         yield "Expected privacy.expected_records: the public size of the pooled data, which divides the noisy sum"
     elif usable and delta * privacy["expected_records"] >= 1:
         yield (
             f"Expected privacy.delta={delta} below 1 / expected_records; at that delta a mechanism may publish whole "
-            "records"
+            "records. Leave it out for expected_records ** -1.1"
         )
 
 
@@ -229,6 +230,7 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
+        privacy["delta"] = privacy.get("delta") or default_delta(privacy["expected_records"])
         resolved["privacy"] = privacy
     return resolved
 

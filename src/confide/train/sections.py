@@ -153,7 +153,7 @@ class PrivacySection(Section, frozen=True, kw_only=True):
 
     Args:
         epsilon: total budget, > 0.
-        delta: total failure probability, below 1 / expected_records.
+        delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
         clip_norm: largest L2 norm of one record's gradient, > 0.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
         expected_records: public size of the pooled data; the denominator of the mean gradient.
@@ -161,7 +161,7 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     """
 
     epsilon: float = 1.0
-    delta: float = 1e-5
+    delta: float = 0.0
     unit: Literal["record"] = "record"
     clip_norm: float = 0.5
     colluding: int = 1
