@@ -134,8 +134,8 @@ def train(
     from confide.train.reasons import reasons
 
     job = load(job_file)
-    data = load_data(job)
     output = Output(job)
+    data = load_data(job, ledger=output.ledger)
     if output.ledger.spent is not None:
         console.err.print(
             f"warning: earlier runs in this ledger spent epsilon={output.ledger.spent:.3g} together; on the same "

@@ -152,7 +152,8 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
         privacy=job.privacy if private else None,
     )
     base = aggregator_of(chosen).guarantee
-    plan = plan_of(job, data.start.parameters, len(data.silos)) if private else None
+    numbers = len(data.preprocess.numbers)
+    plan = plan_of(job, data.start.parameters, len(data.silos), numbers=numbers) if private else None
     if plan is None:
         return base
     noise = f"{plan.shares} honest survivors add their share of the noise"

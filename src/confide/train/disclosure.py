@@ -15,13 +15,16 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
         hidden_among: fewest parties in any sum that the server sees; None where it sees their vectors.
     """
     noisy = "noisy " if job.privacy else ""
+    before = f"; before them one {noisy}sum of moments" if job.data.standardise else ""
+    exact = job.data.standardise and not job.privacy
     each = "every party's own vector" if hidden_among is None else f"{noisy}sums over {hidden_among} or more parties"
     return {
-        "server_sees": f"{each}, each round, and every round's model",
-        "parties_see": f"every round's {noisy}sum and model, and what is their own",
+        "server_sees": f"{each}, each round, and every round's model{before}",
+        "parties_see": f"every round's {noisy}sum and model, and what is their own{before}",
         "outsiders_see": "this file: the last model, its preparation, this label; the ledger if published",
         "metrics": _metrics(job),
         "public_data": "none",
+        **({"preprocessing": "mean and deviation of every number, from one sum without noise"} if exact else {}),
     }
 
 

@@ -93,6 +93,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("privacy", "colluding"): (0, 999, False, False),
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
+    ("privacy", "preprocessing_share"): (0, 1, True, True),
 }
 
 
@@ -157,6 +158,13 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
             yield from _contradictions_in_privacy(section, usable=not found)
+            if "preprocessing_share" in section and not _standardises(table):
+                yield "Expected no privacy.preprocessing_share without data.standardise = true; it would go to nothing"
+
+
+def _standardises(table: Mapping[str, Any]) -> bool:
+    data = table.get("data", {})
+    return isinstance(data, dict) and cast("dict[str, Any]", data).get("standardise") is True
 
 
 def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:
@@ -268,6 +276,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
+    if not job.data.standardise:
+        unused.add(("privacy", "preprocessing_share"))
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

@@ -30,6 +30,12 @@ def reasons(job: Job) -> Iterator[str]:
         f"may fail altogether; at 1 / expected_records = {1 / asked.expected_records:.3g} a mechanism may publish a "
         "whole record, so it is below"
     )
+    if job.data.standardise:
+        share, default = asked.preprocessing_share, asked.preprocessing_share == usual.preprocessing_share
+        yield (
+            f"privacy.preprocessing_share = {share:g}{_default(default)}: of mu^2 for means and deviations; it makes "
+            f"the training's noise {100 * (1 / (1 - share) ** 0.5 - 1):.1f} % larger, and is part of epsilon"
+        )
     yield f'privacy.unit = "{asked.unit}": each row counts for itself; k rows of one person have k times the epsilon'
 
 
