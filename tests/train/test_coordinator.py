@@ -110,7 +110,7 @@ def lines_of(federation, event):
     return [entry for entry in entries if entry["event"] == event]
 
 
-PRIVATE = {"epsilon": 1.0, "expected_records": 200}
+PRIVATE = {"epsilon": 1.0, "delta": 1e-5, "expected_records": 200}
 
 
 @pytest.mark.parametrize("after", [False, True])

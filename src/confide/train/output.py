@@ -16,6 +16,7 @@ from confide.train.ledger import Ledger
 from confide.train.rounds import Round
 from confide.train.run import Trained, hidden_among, plan_of
 from confide.train.sections import Job, default_quorum
+from confide.train.standardise import scales_of
 
 
 def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
@@ -30,7 +31,7 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
     if (job.privacy is None) != (done.epsilon is None):
         raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
     parties = data.names
-    plan = plan_of(job, data.start.parameters, len(parties), numbers=len(data.preprocess.numbers))
+    plan = plan_of(job, data.start.parameters, len(parties), numbers=len(scales_of(data.preprocess)))
     among = hidden_among(job, len(parties))
     return PrivacyLabel(
         aggregator=job.train.aggregate,

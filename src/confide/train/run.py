@@ -38,7 +38,7 @@ from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.rounds import Round, federate
 from confide.train.sections import Job, TrainSection, default_quorum, group_size, parties_of
-from confide.train.standardise import standardised
+from confide.train.standardise import scales_of, standardised
 from confide.train.standardise_privately import portion_of, standardised_privately
 from confide.wire import Fault, Store
 
@@ -170,7 +170,7 @@ def _standardised_privately(
     ledger: Ledger | None,
 ) -> tuple[Preprocess, PrivacyPlan | None]:
     """Return the preparation after its noisy sum and the plan that the sum is a part of; None if there is no number."""
-    names, numbers = tuple(columns), len(preprocess.numbers)
+    names, numbers = tuple(columns), len(scales_of(preprocess))
     checked_aggregator(job, names)
     plan = plan_of(job, start.parameters, len(names), numbers=numbers)
     if plan is None or plan.preparation is None:
@@ -239,7 +239,7 @@ def plan_of(job: Job, parameters: int, parties: int, *, numbers: int | None = No
     """Return the privacy plan of a job, calibrated; None without [privacy].
 
     Args:
-        numbers: how many columns hold numbers; needed if the job standardises.
+        numbers: how many columns are standardised (`scales_of`); needed if the job standardises.
 
     Raises:
         PrivacyError: the job standardises, and `numbers` is not given: its release would not be accounted.
@@ -450,7 +450,7 @@ def train(
     """
     names = data.names
     aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
-    encoding = encoding_of(job, data.start, len(names), numbers=len(data.preprocess.numbers))
+    encoding = encoding_of(job, data.start, len(names), numbers=len(scales_of(data.preprocess)))
     approve(encoding.learner.start, job.train.start_hash)
     _check_prepared(job, data)
     if ledger is not None and not (data.begun and ledger.head == data.begun):  # else the run has begun
@@ -476,7 +476,7 @@ def _check_prepared(job: Job, data: Prepared) -> None:
     Raises:
         PrivacyError: the job has a [privacy], and `load_data` did not prepare the data under it.
     """
-    plan = plan_of(job, data.start.parameters, len(data.names), numbers=len(data.preprocess.numbers))
+    plan = plan_of(job, data.start.parameters, len(data.names), numbers=len(scales_of(data.preprocess)))
     if plan is None:
         return
     charged = plan if plan.preparation is not None else None

@@ -32,6 +32,11 @@ _LARGEST_WEIGHT = 16.0
 _SMALLEST_DEVIATION = 1e-4
 
 
+def scales_of(preprocess: Preprocess) -> list[Scale]:
+    """Return the rules of the numbers that standardisation moves, in order."""
+    return [rule for rule in preprocess.rules if isinstance(rule, Scale)]
+
+
 def standardised(
     preprocess: Preprocess,
     parties: Mapping[str, Columns],
@@ -58,7 +63,7 @@ def standardised(
 
     **Leaks**: mean and deviation of every number over all records, to everybody who holds the model.
     """
-    scales = [rule for rule in preprocess.rules if isinstance(rule, Scale)]
+    scales = scales_of(preprocess)
     if not scales:
         return preprocess
     fixed = FixedPoint(fraction_bits=_FRACTION_BITS, bound=_LARGEST_WEIGHT)

@@ -28,7 +28,7 @@ from confide.ideal import Aggregator, Cohort, Session, Sums
 from confide.model.preprocess import Columns, Preprocess, Scale
 from confide.train.ledger import Ledger, Value
 from confide.train.single_sum import SingleSum
-from confide.train.standardise import with_standard
+from confide.train.standardise import scales_of, with_standard
 from confide.wire import Fault
 
 Matrix = NDArray[np.float64]
@@ -82,7 +82,7 @@ def standardised_privately(
     **Guarantees**: what it returns is post-processing of the plan's release before the training.
     **Leaks**: that release, to everybody who holds the model; who was in the sum.
     """
-    scales = [rule for rule in preprocess.rules if isinstance(rule, Scale)]
+    scales = scales_of(preprocess)
     kind = plan.preparation
     if kind is None or kind.length != 2 * len(scales) + 1:
         raise PrivacyError(f"Expected a plan with a release for {len(scales)} numbers; make it with portion_of")
