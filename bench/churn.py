@@ -54,7 +54,7 @@ CLOSE = 0.02
 
 
 def job_text(rounds: int, *, private: bool) -> str:
-    privacy = f"[privacy]\nepsilon = 2.0\nexpected_records = {NODES * RECORDS}\n" if private else ""
+    privacy = f"[privacy]\nepsilon = 2.0\ndelta = 1e-5\nexpected_records = {NODES * RECORDS}\n" if private else ""
     return f"""
 [train]
 aggregate = "amortised"

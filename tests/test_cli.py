@@ -1,6 +1,7 @@
 """The command line as a user meets it: the whole life of a model in processes, and one line for every mistake."""
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -215,6 +216,21 @@ def test_api_keys_open_the_server_for_their_holders(trained, tmp_path):
     assert "429" in spent.stderr
 
 
+def test_label_is_a_page_for_people_and_json_for_programs(trained):
+    shown = cli("label", "model.confide", "--trust", "signing.pem.pub", folder=trained)
+    assert shown.returncode == 0
+    page = " ".join(shown.stdout.split())
+    assert page.startswith("PRIVACY LABEL What is promised epsilon 1 (strong) delta 1e-05")
+    assert "full batch: every record is in every release" in page
+    assert "accuracy on the test records may be printed in the clear" in page
+    told = json.loads(cli("label", "model.confide", "--json", "--trust", "signing.pem.pub", folder=trained).stdout)
+    assert told["label"]["epsilon"] == 1.0
+    assert 0.01 < told["worst_true_positive_rate_at_1_percent"] < 0.03
+    assert told["file"]["signer_pinned"] is True
+    unpinned = cli("label", "model.confide", folder=trained)
+    assert "without a pinned key" in unpinned.stderr
+
+
 def test_inspect_shows_the_label_and_no_weight(trained, tmp_path):
     shown = cli("inspect", "model.confide", "--trust", "signing.pem.pub", folder=trained)
     assert shown.returncode == 0
@@ -261,6 +277,7 @@ def test_help_and_usage_errors():
         ("ledger", "verify"),
         ("api-key",),
         ("inspect",),
+        ("label",),
     ):
         shown = cli(*verb, "--help")
         assert shown.returncode == 0

@@ -8,8 +8,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import NormalDist
+from typing import Literal
 
 import msgspec
+
+#: What `seed` says when the noise came from the operating system; anything else voids the claims.
+NOISE_FROM_SYSTEM = "operating system"
+
+#: The rate of false alarms at which the label states how often an attacker is right.
+FALSE_POSITIVE_RATE = 0.01
 
 #: What every sum without noise leaks, and what every technique does whose secrets rest on X25519 alone.
 SUM_REVEALS = (
@@ -94,6 +102,20 @@ class Guarantee:
         return sorted(str(claim) for claim in self.claims) or ["nothing is hidden"]
 
 
+class UtilityLost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What privacy cost in quality. The type admits no figure from private records that was not paid for.
+
+    Args:
+        points: the model without privacy minus this one, in points of `figure`.
+        figure: what was measured ("accuracy in %, 20 splits").
+        measured_on: "public data", or "charged release" if its epsilon is part of the label's.
+    """
+
+    points: float
+    figure: str
+    measured_on: Literal["public data", "charged release"]
+
+
 class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model's training promised, carried inside its file and shown wherever the model is served.
 
@@ -109,14 +131,22 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         relation: the neighbouring relation ("add or remove one").
         epsilon, delta: the guarantee against the server together with `colluding` parties.
         epsilon_outsiders: the guarantee against whoever sees only the released model; not larger than `epsilon`.
-        mu: the Gaussian-DP parameter, when the mechanism is Gaussian.
+        epsilon_party: the guarantee against one party by itself, which knows its own share of the noise.
+        mu: the Gaussian-DP parameter against the same as `epsilon`, when the mechanism is Gaussian.
         mechanism: name and constants of the mechanism, printable.
         clip_norm: largest L2 norm of one record's contribution.
         noise_multiplier: noise standard deviation of one release over its L2 sensitivity.
+        sampling: how records were drawn for a release, as implemented, and what is claimed for it.
+        noise: law and precision of the noise; `seed` says where its random bytes came from.
         accountant: what computed epsilon, with its version.
+        server_sees, parties_see, outsiders_see: everything that each of them learns.
         released: what left the training: "every round's model" or "the final model".
+        metrics: figures about the model that were computed from records, and whether epsilon covers them.
         preprocessing: where scaling and bounds came from ("public bounds of the schema").
+        preprocessing_epsilon: what that would cost alone, at the same delta; part of `epsilon`, not beside it.
         tuning: how the hyper-parameters were chosen and what that cost.
+        public_data: what was used beside the parties' records, such as a pretrained encoder.
+        utility_lost: what privacy cost; None if nobody measured it in a way that may be told.
         seed: "operating system", or the sentence that voids every claim.
         ledger: hex SHA-256 of the ledger's last line; empty if none was kept.
         hidden_among: fewest parties in any sum that the server saw; None if it saw single vectors, or was not told.
@@ -132,17 +162,50 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     epsilon: float | None = None
     delta: float | None = None
     epsilon_outsiders: float | None = None
+    epsilon_party: float | None = None
     mu: float | None = None
     mechanism: str | None = None
     clip_norm: float | None = None
     noise_multiplier: float | None = None
+    sampling: str | None = None
+    noise: str | None = None
     accountant: str | None = None
+    server_sees: str | None = None
+    parties_see: str | None = None
+    outsiders_see: str | None = None
     released: str = "every round's model"
+    metrics: str | None = None
     preprocessing: str = "public bounds of the schema"
+    preprocessing_epsilon: float | None = None
     tuning: str = "taken as fixed in advance; a search over private records would cost more"
-    seed: str = "operating system"
+    public_data: str | None = None
+    utility_lost: UtilityLost | None = None
+    seed: str = NOISE_FROM_SYSTEM
     ledger: str = ""
     hidden_among: int | None = None
+
+    @property
+    def voided(self) -> bool:
+        """Return whether a claim is made and does not hold: the noise was not secret."""
+        return self.epsilon is not None and self.seed != NOISE_FROM_SYSTEM
+
+    def worst_true_positive_rate(self, false_positive_rate: float = FALSE_POSITIVE_RATE) -> float | None:
+        """Return how often the best attacker recognises a record of the training; None without `mu`.
+
+        The attacker sees all that `epsilon` covers, knows every other record, and raises a false alarm about a record
+        that took no part at `false_positive_rate`, 0 < it < 1.
+
+        Source: Phi(Phi^-1(a) + mu), the trade-off of a Gaussian mechanism (Dong, Roth, Su, arXiv 1905.02383, eq. 6).
+        """
+        if self.mu is None:
+            return None
+        normal = NormalDist()
+        return normal.cdf(normal.inv_cdf(false_positive_rate) + self.mu)
+
+    @property
+    def advantage(self) -> float | None:
+        """Return the best attacker's true minus false positive rate, 2 Phi(mu / 2) - 1; 0 is guessing, 1 is certain."""
+        return None if self.mu is None else 2 * NormalDist().cdf(self.mu / 2) - 1
 
     def sentence(self) -> str:
         """Return the label in one line, for a terminal, a page or a response header."""

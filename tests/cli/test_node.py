@@ -23,6 +23,7 @@ nodes = ["north", "south", "west"]
 [train]
 rounds = 5
 [privacy]
+delta = 1e-5
 expected_records = 150
 """
 

@@ -225,13 +225,27 @@ def test_signed_headers_that_lie_are_refused(change):
 
 
 @pytest.mark.parametrize(
-    ("found", "mend"), [(2, "update confide"), (999, "update confide"), (0, "train the model again")]
+    ("found", "mend"), [(3, "update confide"), (999, "update confide"), (0, "train the model again")]
 )
 def test_other_formats_say_what_to_do(found, mend):
     body = with_header(lambda header: header.update(format=found, new="field"))
     for trust in (KEY.public, None):
-        with pytest.raises(ModelError, match=f"in format 1, got format {found}; {mend}"):
+        with pytest.raises(ModelError, match=f"in format 2, got format {found}; {mend}"):
             decode(body, trust=trust)
+
+
+def test_a_file_of_the_first_format_opens_and_does_not_state_what_its_label_had_no_field_for():
+    later = ("sampling", "noise", "server_sees", "parties_see", "outsiders_see", "metrics", "public_data")
+
+    def older(header):
+        header["format"] = 1
+        for name in (*later, "epsilon_party", "preprocessing_epsilon", "utility_lost"):
+            del header["label"][name]
+
+    opened = decode(with_header(older), trust=KEY.public)
+    assert (opened.label.epsilon, opened.label.parties) == (LABEL.epsilon, LABEL.parties)
+    assert [getattr(opened.label, name) for name in later] == [None] * len(later)
+    assert msgspec.msgpack.decode(BODY[12:HEADER_END])["format"] == 2
 
 
 def test_a_signed_file_whose_graph_cannot_run_is_refused():

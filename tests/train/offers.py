@@ -28,7 +28,7 @@ JOB = {
     "job": {"name": "heart"},
     "data": {"schema": "heart.schema.toml", "nodes": list(NODES)},
     "train": {"rounds": 5, "expected_records": 50},
-    "privacy": {"expected_records": 150, "epsilon": 1.0},
+    "privacy": {"expected_records": 150, "epsilon": 1.0, "delta": 1e-5},
     "output": {"model": "heart.confide", "signing_key": "signing.pem"},
 }
 

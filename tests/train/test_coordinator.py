@@ -23,7 +23,8 @@ from confide.train.course import Announcements
 from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
 from confide.train.local import flatten
-from confide.train.run import AGGREGATORS, labelled
+from confide.train.output import labelled
+from confide.train.run import AGGREGATORS
 from confide.train.setting import Setting
 from confide.train.witness import seen as seen_by
 from confide.wire import Array, MemoryStore, decode, encode
@@ -109,7 +110,7 @@ def lines_of(federation, event):
     return [entry for entry in entries if entry["event"] == event]
 
 
-PRIVATE = {"epsilon": 1.0, "expected_records": 200}
+PRIVATE = {"epsilon": 1.0, "delta": 1e-5, "expected_records": 200}
 
 
 @pytest.mark.parametrize("after", [False, True])

@@ -78,8 +78,13 @@ def test_a_broken_table_is_surveyed_and_the_job_is_judged_all_the_same(tmp_path)
     ("changes", "records", "level", "text"),
     [
         ({"privacy": {"expected_records": 30, "max_records": 40, "delta": 1e-5}}, 60, "warning", "max_records=40"),
-        ({"privacy": {"expected_records": 30}}, 60, "warning", "expected_records=30 says of all parties"),
-        ({"privacy": {"expected_records": 9000}}, 60, "warning", "few training records"),
+        (
+            {"privacy": {"expected_records": 30, "delta": 1e-5}},
+            60,
+            "warning",
+            "expected_records=30 says of all",
+        ),
+        ({"privacy": {"expected_records": 9000, "delta": 1e-5}}, 60, "warning", "few training records"),
         ({"privacy": None, "train": {"expected_records": 2}}, 60, "problem", "train.expected_records=2"),
         ({}, 2, "problem", "more records for a test share"),
     ],

@@ -25,8 +25,9 @@ from confide.train.evaluate import accuracy
 from confide.train.learner import GraphLearner
 from confide.train.ledger import verify
 from confide.train.local import Silo, descend, flatten
+from confide.train.output import label_of
 from confide.train.rounds import Round, federate
-from confide.train.run import Prepared, aggregator_of, label_of
+from confide.train.run import Prepared, aggregator_of
 from confide.train.sections import Job
 from confide.wire import MemoryStore, Message, decode, drop, encode
 

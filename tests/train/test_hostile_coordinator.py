@@ -18,7 +18,7 @@ from confide.wire import MemoryStore, Message, decode
 from train.federation import COORDINATOR, NAMES, SCHEMA, Federation, job_of, tables
 from train.federation import Open as Gate
 
-PRIVATE = {"epsilon": 1.0, "expected_records": 200}
+PRIVATE = {"epsilon": 1.0, "delta": 1e-5, "expected_records": 200}
 
 
 class Victim:

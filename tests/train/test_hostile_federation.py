@@ -27,8 +27,8 @@ from confide.train.gate import PolicyGate
 from confide.train.ledger import Ledger
 from confide.train.node import Member, Node
 from confide.train.offer import Offer
+from confide.train.output import labelled
 from confide.train.policy import parse_policy
-from confide.train.run import labelled
 from confide.train.setting import Setting
 from confide.wire import Array, MemoryStore, Message, Step, encode
 from train.federation import COORDINATOR, HELPER, NAMES, SCHEMA, Federation, job_of, tables

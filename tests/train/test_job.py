@@ -1,15 +1,19 @@
 """A job file: defaults, the printed form, and one clear line for everything that can be wrong with it."""
 
+import math
 import re
 import tomllib
 from pathlib import Path
 
 import pytest
+from dp_accounting import get_sigma_gaussian
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from confide.errors import JobError
 from confide.train.job import describe, load, parse, train_section
+from confide.train.reasons import reasons
 from confide.train.sections import DataSection, JobSection, ModelSection, OutputSection, PrivacySection, TrainSection
 
 GOOD = {"data": {"set": "breast-cancer"}, "privacy": {"epsilon": 1.0, "expected_records": 455}}
@@ -37,7 +41,8 @@ def test_the_printed_job_is_the_job():
         ({"model": {"kind": "forest"}}, r'model.kind to be "logistic" or "mlp", got \'forest\''),
         ({"privacy": {"epsilon": 1.0}}, r"privacy.expected_records"),
         ({"privacy": {"epsilon": -1.0, "expected_records": 9}}, r"privacy.epsilon=-1.0 to be above 0"),
-        ({"privacy": {"delta": 0, "expected_records": 9}}, r"privacy.delta=0 to be above 0"),
+        ({"privacy": {"delta": -0.1, "expected_records": 9}}, r"privacy.delta=-0.1 to be at least 0"),
+        ({"privacy": {"delta": 0.002198, "expected_records": 455}}, r"privacy.delta=0.002198 below 1 / expected_rec"),
         ({"data": {}}, r"either data.set"),
         ({"data": {"schema": "s", "set": "x"}}, r"either data.set"),
         ({"data": {"schema": "s", "tables": {"a": "a.csv"}}}, r"at least 2 parties"),
@@ -220,6 +225,26 @@ def test_compressions_have_their_own_defaults_and_print_what_they_read():
     fixed = parse(data | {"train": {"compress": "rotate", "clip_quantile": 0}})
     assert parse(tomllib.loads(describe(fixed))) == fixed
     assert "clip_rate" not in describe(fixed)
+
+
+def test_delta_follows_the_public_size_and_every_choice_has_its_reason():
+    for said in ({}, {"delta": 0}, {"delta": 0.0}):
+        job = parse({"data": GOOD["data"], "privacy": {"expected_records": 455, **said}})
+        assert job.privacy.delta == pytest.approx(math.exp(-1.1 * math.log(455)), rel=1e-12)
+        assert parse(tomllib.loads(describe(job))) == job
+    assert job.privacy.epsilon == 1.0
+    said = list(reasons(job))
+    assert said[0].startswith("privacy.epsilon = 1 (the default): up to 1 a promise is called strong")
+    assert said[1].startswith("privacy.delta = 0.00119 (the default, expected_records ** -1.1)")
+    assert "1 / expected_records = 0.0022 " in said[1]
+    rate = norm.cdf(norm.ppf(0.01) + 1 / get_sigma_gaussian(1.0, job.privacy.delta))
+    assert f"at most {100 * rate:.2f} % of the records" in said[0]
+    chosen = parse({"data": GOOD["data"], "privacy": {"expected_records": 455, "epsilon": 2.0, "delta": 1e-5}})
+    assert "default" not in "".join(reasons(chosen))
+    assert not list(reasons(parse({"data": GOOD["data"]})))
+    for size in (1, 2, 3, 10, 10**9):  # the default always keeps what is asked of delta
+        small = parse({"data": GOOD["data"], "privacy": {"expected_records": size}})
+        assert small.privacy.delta < 1 / size
 
 
 def test_the_page_lists_every_key():

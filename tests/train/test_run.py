@@ -100,7 +100,7 @@ def test_the_label_states_the_privacy_that_was_kept(folder):
     privacy = {"epsilon": 2.0, "expected_records": 150, "colluding": 0}
     label = finish(job_of(folder, privacy=privacy))[2].label
     assert (label.epsilon, label.unit, label.quorum, label.colluding) == (2.0, "record", 3, 0)
-    assert label.delta == 1e-5
+    assert label.delta == pytest.approx(150**-1.1)
     assert label.epsilon_outsiders <= label.epsilon
     assert label.seed == "operating system"
 

@@ -117,8 +117,6 @@ def test_a_job_with_two_servers_standardises_too():
     assert shares.preprocess == masked.preprocess
 
 
-def test_privacy_refuses_it():
-    with pytest.raises(JobError, match=r"no data.standardise with \[privacy\]; .* not charged"):
-        parse({"data": {"set": "breast-cancer", "standardise": True}, "privacy": {"expected_records": 455}})
+def test_a_quorum_above_the_parties_is_refused():
     with pytest.raises(JobError, match="train.quorum=9"):
         load_data(parse({"data": {"set": "breast-cancer", "standardise": True}, "train": {"quorum": 9}}))

@@ -23,6 +23,7 @@ from rich.table import Table
 from confide.cli import console, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
+from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.split import split
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
@@ -38,6 +39,7 @@ app = typer.Typer(
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(federation.app, name="federation")
 app.command()(split)
+app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
 app.add_typer(node_app, name="node")
@@ -129,10 +131,11 @@ def train(
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
     from confide.train.evaluate import accuracy
+    from confide.train.reasons import reasons
 
     job = load(job_file)
-    data = load_data(job)
     output = Output(job)
+    data = load_data(job, ledger=output.ledger)
     if output.ledger.spent is not None:
         console.err.print(
             f"warning: earlier runs in this ledger spent epsilon={output.ledger.spent:.3g} together; on the same "
@@ -140,6 +143,8 @@ def train(
         )
     rounds = rounds_of(job, data, ledger=output.ledger)
     console.out.print(describe(job))
+    for reason in reasons(job):
+        console.out.print(reason)
     console.out.print(
         f"starting model: {start_hash(data)} (parties compare it, or put it into their jobs as train.start_hash)"
     )

@@ -131,6 +131,7 @@ def _name(asked: Asked) -> str:
 def _shown(asked: Asked) -> Iterable[str]:
     """Yield what a person must know of a job; every text of the coordinator's without what could move a cursor."""
     from confide.train.offer import read
+    from confide.train.reasons import reasons
     from confide.train.run import aggregator_of, hidden_among
 
     offer = asked.offer
@@ -148,6 +149,7 @@ def _shown(asked: Asked) -> Iterable[str]:
             f"privacy: epsilon={job.privacy.epsilon:g} at delta={job.privacy.delta:g} per {job.privacy.unit}, against "
             f"the coordinator with {job.privacy.colluding} of the others"
         )
+        yield from (f"  {reason}" for reason in reasons(job))
     yield (
         f"budget: epsilon={asked.epsilon:.6g} of {asked.greatest_epsilon:g} and delta={asked.delta:.3g} of "
         f"{asked.greatest_delta:g} were spent when the node last looked; left: "

@@ -31,7 +31,8 @@ from confide.model.graph import Graph
 from confide.serve.client import Client
 from confide.store import SqliteStore
 from confide.train.job import parse
-from confide.train.run import Output, Prepared, load_data, train
+from confide.train.output import Output
+from confide.train.run import Prepared, load_data, train
 from confide.train.sections import Job
 from confide.wire import MemoryStore
 
@@ -160,7 +161,8 @@ def _model(folder: Path) -> _Served:
     """
     output = {"model": "model.confide", "ledger": "ledger.jsonl", "signing_key": "signing.pem"}
     job = parse({**JOB, "output": output}, base=folder)
-    data, files = load_data(job), Output(job)
+    files = Output(job)
+    data = load_data(job, ledger=files.ledger)
     last = list(train(job, data, ledger=files.ledger))[-1]
     artifact = files.save(data, last)
     return _Served(job.path(output["model"]), last.model, artifact.label.sentence(), data.test.x)

@@ -142,10 +142,54 @@ class NoisySums:
 
     def delta(self, epsilon: float) -> float:
         """Return a delta at which the releases are (epsilon, delta)-private together (theorem 1)."""
+        return Composition((self,)).delta(epsilon)
+
+    def epsilon(self, delta: float) -> float:
+        """Return the smallest epsilon at which `delta` suffices, rounded up; inf if there is none up to 32."""
+        return Composition((self,)).epsilon(delta)
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """Several kinds of releases about the same records, each chosen in view of all before it: one event.
+
+    Gaussian mechanisms compose exactly, by adding mu^2; surcharges and tails add up (theorem 2 of
+    docs/protocols/dp-gradient.md).
+
+    Args:
+        parts: at least one.
+
+    Example:
+        >>> first = NoisySums(sensitivity=512, share_variance=1e8, shares=2, length=3, rounds=1)
+        >>> then = NoisySums(sensitivity=512, share_variance=1e8, shares=2, length=31, rounds=19)
+        >>> round(Composition((first, then)).epsilon(1e-5), 3)
+        0.576
+    """
+
+    parts: tuple[NoisySums, ...]
+
+    def __post_init__(self) -> None:
+        if not self.parts:
+            raise UsageError("Expected at least one kind of release to account for")
+
+    @property
+    def mu(self) -> float:
+        """Return the GDP parameter of the Gaussian mechanisms behind, all together, rounded up."""
+        return math.hypot(*(part.mu for part in self.parts)) * (1 + 2.0**-48 if len(self.parts) > 1 else 1)
+
+    @property
+    def surcharge(self) -> float:
+        """Return what integers add to epsilon."""
+        return math.fsum(part.surcharge for part in self.parts)
+
+    def delta(self, epsilon: float) -> float:
+        """Return a delta at which the releases are (epsilon, delta)-private together."""
         surcharge = self.surcharge
         if epsilon < surcharge or epsilon > _LARGEST_EPSILON:
             return 1.0
-        tail = TAIL * self.rounds * self.length * (1 + self.shares * (1 + math.exp(epsilon)))
+        tail = TAIL * math.fsum(
+            part.rounds * part.length * (1 + part.shares * (1 + math.exp(epsilon))) for part in self.parts
+        )
         return min(1.0, (1 + 2.0**-48) * (math.exp(surcharge) * gaussian_delta(self.mu, epsilon - surcharge) + tail))
 
     def epsilon(self, delta: float) -> float:

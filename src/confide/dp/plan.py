@@ -9,6 +9,9 @@ A released sum contains at least `quorum` silos, of which at most `colluding` te
 the other h = quorum - colluding is what the claim rests on. Silos beyond the quorum only add noise. The denominator of
 the mean and every bound are public constants, never computed from records.
 
+A plan may keep a portion of its mu^2 for one release before the training, of the sums that means and deviations follow
+from. It is the same object, so the two cannot disagree: each knows its own noise, and epsilon is that of both together.
+
 Proof: docs/protocols/dp-gradient.md. Full batch, so no sampling is claimed; `add or remove one`, so the distance of
 neighbours is one clip norm.
 """
@@ -17,15 +20,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from importlib import metadata
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.crypto.noise import MAX_DEVIATION, discrete_gaussian, largest_draw
+from confide.crypto.noise import REACH, TAIL
 from confide.crypto.random import Randomness
-from confide.dp.accountant import ACCOUNTANT, LEAST_SHARE_VARIANCE, NoisySums, check_target, gaussian_mu
-from confide.dp.mechanisms import LARGEST_GRID, Clipped, clipped_sum, default_grid
+from confide.dp.accountant import ACCOUNTANT, Composition, NoisySums, check_target
+from confide.dp.mechanisms import LARGEST_GRID, Clipped, default_grid
+from confide.dp.release import Asked, Portion, SumRelease, least_variances
 from confide.errors import PrivacyError, UsageError
 
 Matrix = NDArray[np.float64]
@@ -36,7 +41,11 @@ GRADIENTS = "full-batch gradient sums with discrete Gaussian noise"
 STATISTICS = "sufficient statistics with discrete Gaussian noise"
 
 _LARGEST_SUM = 1 << 62  # twice it is the ring of int64
-_LARGEST_SURCHARGE = 0.01  # of epsilon; above it a finer grid is the better buy
+
+
+def default_delta(expected_records: int) -> float:
+    """Return `expected_records` ** -1.1, below one over the records: there a mechanism may publish a whole record."""
+    return math.pow(max(2, expected_records), -1.1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +62,7 @@ class PrivacyPlan:
         max_records: public cap on a silo's records; a silo's sum is cut to what that many records can reach.
         grid: integer steps s per clip norm.
         share_variance: variance of one silo's noise in grid steps squared.
+        preparation: the release before the training, if there is one; it counts from the start, and within epsilon.
         unit, relation, mechanism: what the label says.
 
     Example:
@@ -83,6 +93,7 @@ class PrivacyPlan:
     max_records: int
     grid: int
     share_variance: float
+    preparation: SumRelease | None = None
     unit: str = "record"
     relation: str = "add or remove one"
     mechanism: str = GRADIENTS
@@ -96,16 +107,12 @@ class PrivacyPlan:
                 f"Expected noise for epsilon={self.epsilon}, share_variance={self.share_variance:.6g} gives "
                 f"{self.epsilon_server:.6g}; use PrivacyPlan.calibrate"
             )
-        if self.share_variance > MAX_DEVIATION**2:
-            raise PrivacyError(
-                f"Expected noise of at most 2^40 grid steps; take a coarser grid than {self.grid}, fewer rounds than "
-                f"{self.rounds} or a larger epsilon"
-            )
-        if 2 * self.silos * self.bound >= _LARGEST_SUM:
-            raise PrivacyError(
-                f"Expected sums below 2^62, a silo may submit {self.bound}; lower max_records={self.max_records}, "
-                f"grid={self.grid} or rounds={self.rounds}"
-            )
+        for kind in (self.training, *self._before):
+            if 2 * self.silos * kind.bound >= _LARGEST_SUM:
+                raise PrivacyError(
+                    f"Expected sums below 2^62, a silo may submit {kind.bound}; lower max_records={self.max_records}, "
+                    f"grid={kind.grid} or rounds={self.rounds}"
+                )
 
     @classmethod
     def calibrate(
@@ -122,6 +129,7 @@ class PrivacyPlan:
         expected_records: int,
         max_records: int | None = None,
         grid: int | None = None,
+        preparation: Portion | None = None,
         unit: str = "record",
         mechanism: str = GRADIENTS,
     ) -> Self:
@@ -133,6 +141,7 @@ class PrivacyPlan:
             max_records: None takes 4 * `expected_records`.
             grid: None takes the smallest power of two above 50 sqrt(length).
             mechanism: what is released, for the label.
+            preparation: what to keep for one release before the training; None keeps nothing.
             unit: "record", or the column that groups records, if each group gives one vector.
             epsilon, clip_norm, rounds, length, expected_records: as in the class.
 
@@ -141,12 +150,17 @@ class PrivacyPlan:
             PrivacyError: nobody honest would carry noise, the grid is too coarse for the claim, or sums overflow.
         """
         quorum = silos if quorum is None else quorum
-        delta = math.pow(max(2, expected_records), -1.1) if delta is None else delta
+        delta = default_delta(expected_records) if delta is None else delta
         grid = default_grid(max(1, length)) if grid is None else grid
         max_records = 4 * expected_records if max_records is None else max_records
         check_target(epsilon, delta)
         _check_parties(silos, quorum, colluding)
         _check_sizes(clip_norm, rounds, length, grid, expected_records, max_records)
+        kinds = [Asked(share=1 - preparation.share if preparation else 1.0, grid=grid, length=length, rounds=rounds)]
+        if preparation:
+            first = default_grid(preparation.length)
+            kinds.append(Asked(share=preparation.share, grid=first, length=preparation.length, rounds=1))
+        variance, *before = least_variances(epsilon, delta, shares=quorum - colluding, kinds=kinds)
         return cls(
             epsilon=epsilon,
             delta=delta,
@@ -159,9 +173,16 @@ class PrivacyPlan:
             expected_records=expected_records,
             max_records=max_records,
             grid=grid,
-            share_variance=_least_share_variance(
-                epsilon, delta, grid=grid, shares=quorum - colluding, length=length, rounds=rounds
-            ),
+            share_variance=variance,
+            preparation=SumRelease(
+                length=preparation.length,
+                clip_norm=preparation.clip_norm,
+                grid=kinds[-1].grid,
+                share_variance=before[0],
+                max_records=max_records,
+            )
+            if preparation
+            else None,
             unit=unit,
             mechanism=mechanism,
         )
@@ -172,9 +193,25 @@ class PrivacyPlan:
         return self.quorum - self.colluding
 
     @property
+    def training(self) -> SumRelease:
+        """Return the releases of the rounds."""
+        return SumRelease(
+            length=self.length,
+            clip_norm=self.clip_norm,
+            grid=self.grid,
+            share_variance=self.share_variance,
+            max_records=self.max_records,
+            rounds=self.rounds,
+        )
+
+    @property
+    def _before(self) -> tuple[SumRelease, ...]:
+        return () if self.preparation is None else (self.preparation,)
+
+    @property
     def bound(self) -> int:
         """Return the largest absolute value that a silo may submit: `max_records` records and the noise's reach."""
-        return self.max_records * self.grid + largest_draw(self.share_variance)
+        return self.training.bound
 
     @property
     def noise_multiplier(self) -> float:
@@ -184,37 +221,40 @@ class PrivacyPlan:
     @property
     def epsilon_server(self) -> float:
         """Return epsilon against the server with `colluding` silos, who know all but h shares of the noise."""
-        return self.event(self.shares).epsilon(self.delta)
+        return self.composition(self.shares).epsilon(self.delta)
 
     @property
     def epsilon_outsiders(self) -> float:
         """Return epsilon against those who see only the released sums and models, at the same delta."""
-        return self.event(self.quorum).epsilon(self.delta)
+        return self.composition(self.quorum).epsilon(self.delta)
 
     def event(self, shares: int, *, releases: int | None = None) -> NoisySums:
-        """Return what is accounted against an adversary who does not know `shares` shares of the noise.
+        """Return what is accounted of the rounds against an adversary who does not know `shares` shares of the noise.
 
         Args:
             shares: 1 to silos.
             releases: None stands for all `rounds`.
         """
-        return NoisySums(
-            sensitivity=self.grid,
-            share_variance=self.share_variance,
-            shares=shares,
-            length=self.length,
-            rounds=self.rounds if releases is None else releases,
-        )
+        return self.training.event(shares, releases=releases)
+
+    def composition(self, shares: int, *, releases: int | None = None) -> Composition:
+        """Return what is accounted in all, the release before the training included; see `event`."""
+        before = tuple(kind.event(shares) for kind in self._before)
+        return Composition(before if releases == 0 else (*before, self.event(shares, releases=releases)))
 
     def spent(self, releases: int) -> float:
-        """Return the epsilon that `releases` releases have spent against the server with `colluding` silos.
+        """Return the epsilon that `releases` of the rounds have spent against the server with `colluding` silos.
+
+        The release before the training comes first, so it is always counted: `spent(0)` is what it costs alone.
 
         Raises:
             PrivacyError: more releases than the plan has rounds.
         """
         if not 0 <= releases <= self.rounds:
             raise PrivacyError(f"Expected at most rounds={self.rounds} releases, got {releases}; make a new plan")
-        return self.event(self.shares, releases=releases).epsilon(self.delta) if releases else 0.0
+        if not releases and not self._before:
+            return 0.0
+        return self.composition(self.shares, releases=releases).epsilon(self.delta)
 
     def clipped_sum(self, per_record: Matrix) -> Clipped:
         """Return the sum of a silo's records, each clipped and rounded to the grid: what `release` takes.
@@ -222,13 +262,11 @@ class PrivacyPlan:
         Args:
             per_record: float64, shape (n, length): one gradient for each record, n >= 0.
         """
-        if per_record.ndim != 2 or per_record.shape[1] != self.length:
-            raise UsageError(f"Expected rows of length={self.length}, got shape {per_record.shape}")
-        return clipped_sum(per_record, clip_norm=self.clip_norm, grid=self.grid)
+        return self.training.clipped_sum(per_record)
 
     def noise(self, rng: Randomness) -> Vector:
         """Return one silo's share of the noise for one release: int64, shape (length,). Draw it afresh every time."""
-        return discrete_gaussian(self.share_variance, self.length, rng)
+        return self.training.noise(rng)
 
     def release(self, clipped: Clipped, rng: Randomness) -> Vector:
         """Return what a silo submits to the aggregation: its clipped sum plus its share of the noise.
@@ -246,33 +284,46 @@ class PrivacyPlan:
         Raises:
             PrivacyError: `clipped` is anything but this plan's clipped sum.
         """
-        mine = (self.grid, self.clip_norm, (self.length,))
-        if type(clipped) is not Clipped or (clipped.sensitivity, clipped.clip_norm, clipped.total.shape) != mine:
-            raise PrivacyError("Expected what clipped_sum of this plan returned; nothing else has a known sensitivity")
-        reach = self.max_records * self.grid
-        return np.clip(clipped.total, -reach, reach) + self.noise(rng)
+        return self.training.release(clipped, rng)
 
     def decode(self, total: Vector) -> Matrix:
         """Return the noisy gradient sum, float64, from the sum of what the silos released."""
-        return total.astype(np.float64) * (self.clip_norm / self.grid)
+        return self.training.decode(total)
 
     def label_fields(self) -> dict[str, Any]:
         """Return this plan's fields of `guarantee.PrivacyLabel`."""
-        event = self.event(self.shares)
+        charged: dict[str, Any] = {}
+        if self.preparation is not None:
+            event = self.preparation.event(self.shares)
+            charged = {
+                "preprocessing": (
+                    f"mean and deviation of every number from one noisy sum ({self.preparation.length} numbers, clip "
+                    f"norm {self.preparation.clip_norm:.4g}) before the training; charged: it is part of epsilon and "
+                    f"took {100 * (event.mu / self.composition(self.shares).mu) ** 2:.3g} % of mu^2"
+                ),
+                "preprocessing_epsilon": event.epsilon(self.delta),
+            }
         return {
             "unit": self.unit,
             "relation": self.relation,
             "epsilon": self.epsilon,
             "delta": self.delta,
             "epsilon_outsiders": self.epsilon_outsiders,
-            "mu": event.mu,
+            "epsilon_party": self.composition(self.quorum - 1).epsilon(self.delta) if self.quorum > 1 else None,
+            "mu": self.composition(self.shares).mu,
             "mechanism": (
                 f"{self.mechanism}: {self.rounds} full-batch releases, {self.grid} grid steps per clip norm, "
                 f"share variance {self.share_variance:.6g}, {self.shares} of {self.silos} shares counted"
             ),
             "clip_norm": self.clip_norm,
             "noise_multiplier": self.noise_multiplier,
-            "accountant": ACCOUNTANT,
+            "sampling": "full batch: every record is in every release; no amplification is claimed",
+            "noise": (
+                "integers from record to sum: exact discrete Gaussian, cut at "
+                f"{REACH} deviations (below {TAIL:.1g} of its mass, charged to delta)"
+            ),
+            "accountant": f"confide {metadata.version('confide')}: {ACCOUNTANT}",
+            **charged,
         }
 
 
@@ -282,12 +333,25 @@ class Releases:
     Args:
         plan: the plan.
         done: releases before this object was made, from the silo's store.
+        prepared: whether the release before the training was made.
     """
 
-    def __init__(self, plan: PrivacyPlan, *, done: int = 0) -> None:
+    def __init__(self, plan: PrivacyPlan, *, done: int = 0, prepared: bool = False) -> None:
         plan.spent(done)
         self._plan = plan
-        self.done = done
+        self.done, self.prepared = done, prepared
+
+    def prepare(self, clipped: Clipped, rng: Randomness) -> Vector:
+        """Count the release before the training, then return it.
+
+        Raises:
+            PrivacyError: it was made, the training has begun, or the plan has none; or as `SumRelease.release`.
+        """
+        kind = self._plan.preparation
+        if kind is None or self.prepared or self.done:
+            raise PrivacyError("Expected one release before the training at most, and a plan that has it; make a plan")
+        self.prepared = True
+        return kind.release(clipped, rng)
 
     def release(self, clipped: Clipped, rng: Randomness) -> Vector:
         """Count a release, then return it.
@@ -322,29 +386,3 @@ def _check_sizes(
         raise UsageError(
             f"Expected grid={grid} from sqrt(length) to 2^30; {default_grid(length)} costs 1 % of the clip"
         )
-
-
-def _least_share_variance(epsilon: float, delta: float, *, grid: int, shares: int, length: int, rounds: int) -> float:
-    """Return the smallest variance of a share that keeps (epsilon, delta), rounded up.
-
-    Raises:
-        PrivacyError: the grid is too coarse for theorem 1, or so coarse that its surcharge counts; or too fine to draw.
-    """
-
-    def event(variance: float) -> NoisySums:
-        return NoisySums(sensitivity=grid, share_variance=variance, shares=shares, length=length, rounds=rounds)
-
-    goal = epsilon * (1 - 1e-12)  # so that epsilon as bisected from the variance found does not round above the target
-    # A continuous Gaussian's variance: the sum of integers needs at least this, and hardly more.
-    low = rounds * (grid / gaussian_mu(epsilon, delta)) ** 2 / shares
-    high = 1.1 * low
-    if low < LEAST_SHARE_VARIANCE or event(low).surcharge > _LARGEST_SURCHARGE * epsilon:
-        raise PrivacyError(
-            f"Expected a finer grid than {grid} steps per clip norm; at epsilon={epsilon} take 16 times it"
-        )
-    if event(high).delta(goal) > delta:
-        raise PrivacyError(f"Expected a larger delta than {delta}; the tail of integer noise alone may exceed it")
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (low, middle) if event(middle).delta(goal) <= delta else (middle, high)
-    return high

@@ -44,7 +44,8 @@ from confide.model.preprocess import Preprocess
 from confide.structs import known
 
 _MAGIC = b"CONFIDE\0"
-_FORMAT = 1
+_FORMAT = 2  # 1 had a label with fewer fields: they read as not stated
+_READABLE = (1, _FORMAT)
 _LENGTH_BYTES = 4
 _PREFIX_BYTES = len(_MAGIC) + _LENGTH_BYTES
 _LARGEST_HEADER_BYTES = 1 << 20
@@ -229,7 +230,7 @@ def _header_bytes(body: bytes, where: str) -> tuple[bytes, int]:
 def _header(body: bytes, where: str) -> _Header:
     try:
         found = msgspec.msgpack.decode(body, type=known(_Format)).format
-        if found == _FORMAT:
+        if found in _READABLE:
             return msgspec.msgpack.decode(body, type=known(_Header))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise IntegrityError(f"Expected {where} to have a well-formed header; get the file again") from None

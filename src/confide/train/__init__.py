@@ -11,10 +11,10 @@ from confide.train.ditto import Ditto
 from confide.train.job import describe, load, parse, train_section
 from confide.train.learner import Learner, personal_models
 from confide.train.local import Silo
+from confide.train.output import Output
 from confide.train.rounds import Round
 from confide.train.run import (
     AGGREGATORS,
-    Output,
     Prepared,
     fit,
     load_data,

@@ -76,11 +76,6 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
             'Expected no data.test with data.evaluate="federated"; each party evaluates on records of its own. Leave '
             "data.test out, so that data.test_fraction sets them aside"
         )
-    if job.privacy is not None and job.data.standardise:
-        raise JobError(
-            "Expected no data.standardise with [privacy]; the means and deviations are computed from records and are "
-            "not charged to epsilon. Leave it out: the schema's bounds scale every number"
-        )
     if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
         raise JobError(
             f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '

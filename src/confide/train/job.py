@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
+from confide.dp.plan import default_delta
 from confide.errors import JobError
 from confide.structs import known
 from confide.train.contradictions import (
@@ -94,11 +95,12 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("train", "clip_quantile"): (0, 1, False, True),
     ("train", "clip_rate"): (0, 10, True, False),
     ("privacy", "epsilon"): (0, 32, True, False),
-    ("privacy", "delta"): (0, 1, True, True),
+    ("privacy", "delta"): (0, 1, False, True),
     ("privacy", "clip_norm"): (0, 1e6, True, False),
     ("privacy", "colluding"): (0, 999, False, False),
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
+    ("privacy", "preprocessing_share"): (0, 1, True, True),
 }
 
 
@@ -164,6 +166,13 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
             yield from _contradictions_in_privacy(section, usable=not found)
+            if "preprocessing_share" in section and not _standardises(table):
+                yield "Expected no privacy.preprocessing_share without data.standardise = true; it would go to nothing"
+
+
+def _standardises(table: Mapping[str, Any]) -> bool:
+    data = table.get("data", {})
+    return isinstance(data, dict) and cast("dict[str, Any]", data).get("standardise") is True
 
 
 def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:
@@ -209,13 +218,13 @@ def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
 
 
 def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iterator[str]:
-    delta = privacy.get("delta", 1e-5)
+    delta = privacy.get("delta", 0.0)
     if "expected_records" not in privacy:
         yield "Expected privacy.expected_records: the public size of the pooled data, which divides the noisy sum"
     elif usable and delta * privacy["expected_records"] >= 1:
         yield (
             f"Expected privacy.delta={delta} below 1 / expected_records; at that delta a mechanism may publish whole "
-            "records"
+            "records. Leave it out for expected_records ** -1.1"
         )
 
 
@@ -239,6 +248,7 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
+        privacy["delta"] = privacy.get("delta") or default_delta(privacy["expected_records"])
         resolved["privacy"] = privacy
     return resolved
 
@@ -278,6 +288,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
+    if not job.data.standardise:
+        unused.add(("privacy", "preprocessing_share"))
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

@@ -16,14 +16,12 @@ from confide.data.sets import load_set
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.plan import STATISTICS, PrivacyPlan
+from confide.dp.release import Portion
 from confide.errors import JobError, PrivacyError, nearest
-from confide.guarantee import PrivacyLabel
 from confide.he.aggregate import EncryptedSum
 from confide.ideal import Aggregator, Cohort, PlainSum
-from confide.model.artifact import Artifact, create_signing_key, read_signing_key
 from confide.model.graph import Graph
-from confide.model.onnx import require_onnx
-from confide.model.preprocess import OneHot, Pixels, Preprocess, Projection, Scale
+from confide.model.preprocess import Columns, OneHot, Pixels, Preprocess, Projection, Scale
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
@@ -40,7 +38,8 @@ from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.rounds import Round, federate
 from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, parties_of
-from confide.train.standardise import standardised
+from confide.train.standardise import scales_of, standardised
+from confide.train.standardise_privately import portion_of, standardised_privately
 from confide.train.statistics import Statistics, moments_of
 from confide.wire import Fault, Store
 
@@ -68,6 +67,8 @@ class Prepared:
         test: records that no party trains on.
         start: the public starting point.
         held: the parties with the records of `test` that are theirs; none if data.test names a table of nobody's.
+        plan: under which it was standardised, if it was under one.
+        begun: the last line of the ledger that says so.
     """
 
     preprocess: Preprocess
@@ -75,6 +76,8 @@ class Prepared:
     test: Silo
     start: Graph
     held: tuple[Silo, ...] = ()
+    plan: PrivacyPlan | None = None
+    begun: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -93,12 +96,13 @@ class Trained(Protocol):
     def start(self) -> Graph: ...
 
 
-def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
-    """Read what `job` names and prepare it; nothing is written.
+def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None = None) -> Prepared:
+    """Read what `job` names and prepare it.
 
     Args:
         job: what to read; with data.standardise the parties take one sum here.
         rng: secret randomness of that sum; the operating system's if None.
+        ledger: gets the job and that sum, before it is taken, if it has noise; nothing is written otherwise.
 
     Raises:
         DataError: a schema or table does not hold, or a party has no records.
@@ -129,7 +133,11 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
             tables, held = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
             test = Table.concatenate(list(held.values()))
     preprocess = preprocess_of(schema, job.model, seed=seed)
-    if job.data.standardise:
+    start, plan = start_of(job, preprocess.features, schema.label.classes), None
+    if job.data.standardise and job.privacy:
+        columns = {name: table.columns for name, table in tables.items()}
+        preprocess, plan = _standardised_privately(job, preprocess, columns, start, rng, ledger)
+    elif job.data.standardise:
         preprocess = standardised(
             preprocess,
             {name: table.columns for name, table in tables.items()},
@@ -147,9 +155,46 @@ def load_data(job: Job, *, rng: Randomness | None = None) -> Prepared:
         preprocess=preprocess,
         silos=tuple(silo(name, table) for name, table in tables.items()),
         test=silo("test", test),
-        start=start_of(job, preprocess.features, schema.label.classes),
+        start=start,
         held=tuple(silo(name, table) for name, table in held.items()),
+        plan=plan,
+        begun=ledger.head if ledger is not None and plan is not None else None,
     )
+
+
+def _standardised_privately(
+    job: Job,
+    preprocess: Preprocess,
+    columns: Mapping[str, Columns],
+    start: Graph,
+    rng: Randomness | None,
+    ledger: Ledger | None,
+) -> tuple[Preprocess, PrivacyPlan | None]:
+    """Return the preparation after its noisy sum and the plan that the sum is a part of; None if there is no number."""
+    names, numbers = tuple(columns), len(scales_of(preprocess))
+    checked_aggregator(job, names)
+    plan = plan_of(job, start, len(names), numbers=numbers)
+    if plan is None or plan.preparation is None:
+        return preprocess, None
+    approve(encoding_of(job, start, len(names), numbers=numbers).learner.start, job.train.start_hash)
+    _begin(job, names, start, ledger)
+    done = standardised_privately(
+        preprocess,
+        columns,
+        plan=plan,
+        aggregator=aggregator_of(job, of_updates=False),
+        quorum=plan.quorum,
+        rng=rng or SystemRandomness(),
+        run_id=job.job.name,
+        ledger=ledger,
+    )
+    return done, plan
+
+
+def _begin(job: Job, names: tuple[str, ...], start: Graph, ledger: Ledger | None) -> None:
+    if ledger is not None:
+        fields = {"run": job.job.name, "job": describe(job), "parties": list(names)}
+        ledger.append("job", fields | {"start": parameters_hash(flatten(start)).hex()})
 
 
 def set_aside(job: Job, table: Table) -> tuple[Table, Table]:
@@ -215,10 +260,14 @@ def _checked_quorum(job: Job, parties: int) -> int:
     return _quorum(job, parties)
 
 
-def plan_of(job: Job, start: Graph, parties: int) -> PrivacyPlan | None:
+def plan_of(job: Job, start: Graph, parties: int, *, numbers: int | None = None) -> PrivacyPlan | None:
     """Return the privacy plan of a job from its starting point, calibrated; None without [privacy].
 
+    Args:
+        numbers: how many columns are standardised (`scales_of`); needed if the job standardises.
+
     Raises:
+        PrivacyError: the job standardises, and `numbers` is not given: its release would not be accounted.
         JobError: nobody honest is left to carry the noise.
     """
     if job.privacy is None:
@@ -245,7 +294,16 @@ def plan_of(job: Job, start: Graph, parties: int) -> PrivacyPlan | None:
         colluding=job.privacy.colluding,
         expected_records=job.privacy.expected_records,
         max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
+        preparation=_portion(job, job.privacy.preprocessing_share, numbers),
     )
+
+
+def _portion(job: Job, share: float, numbers: int | None) -> Portion | None:
+    if not job.data.standardise:
+        return None
+    if numbers is None:
+        raise PrivacyError("Expected how many columns are standardised; without it that release is not accounted")
+    return portion_of(numbers, share) if numbers else None
 
 
 def _check_noise(job: Job, quorum: int) -> None:
@@ -292,15 +350,15 @@ def checked_aggregator(job: Job, names: tuple[str, ...]) -> Aggregator:
     return aggregator
 
 
-def encoding_of(job: Job, start: Graph, parties: int) -> Encoding:
-    """Return what the parties of a job contribute, from its starting point.
+def encoding_of(job: Job, start: Graph, parties: int, *, numbers: int | None = None) -> Encoding:
+    """Return what the parties of a job contribute, from its starting point; `numbers` as in `plan_of`.
 
     Raises:
         JobError: nobody honest is left to carry the noise.
         PrivacyError: no noise keeps what [privacy] promises.
     """
     learner = GraphLearner(start, job.train)
-    plan = plan_of(job, start, parties)
+    plan = plan_of(job, start, parties, numbers=numbers)
     if job.train.algorithm == "statistics":
         return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
     if plan is None:
@@ -428,11 +486,13 @@ def train(
     """
     names = data.names
     aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
-    encoding = encoding_of(job, data.start, len(names))
+    encoding = encoding_of(job, data.start, len(names), numbers=len(scales_of(data.preprocess)))
     approve(encoding.learner.start, job.train.start_hash)
-    if ledger is not None:
-        fields = {"run": job.job.name, "job": describe(job), "parties": list(names)}
-        ledger.append("job", fields | {"start": parameters_hash(encoding.learner.start).hex()})
+    _check_prepared(job, data)
+    if ledger is not None and not (data.begun and ledger.head == data.begun):  # else the run has begun
+        _begin(job, names, data.start, ledger)
+        if data.plan is not None:
+            ledger.append("release", {"of": "preparation", "attempt": 1, "epsilon": data.plan.spent(0)})
     return federate(
         data.silos,
         encoding,
@@ -444,6 +504,24 @@ def train(
         fault=fault,
         start_hash=job.train.start_hash,
     )
+
+
+def _check_prepared(job: Job, data: Prepared) -> None:
+    """Refuse data whose preparation was computed from records and is not accounted together with this training.
+
+    Raises:
+        PrivacyError: the job has a [privacy], and `load_data` did not prepare the data under it.
+    """
+    plan = plan_of(job, data.start, len(data.names), numbers=len(scales_of(data.preprocess)))
+    if plan is None:
+        return
+    charged = plan if plan.preparation is not None else None
+    from_records = any(isinstance(rule, Scale) and rule.standard is not None for rule in data.preprocess.rules)
+    if data.plan != charged or (from_records and charged is None):
+        raise PrivacyError(
+            "Expected data that load_data has prepared under this job's [privacy] and data.standardise; means and "
+            "deviations of records are accounted together with the training"
+        )
 
 
 def start_hash(data: Prepared) -> str:
@@ -463,95 +541,9 @@ def local_models(job: Job, data: Prepared) -> dict[str, Graph]:
     return {silo.name: trained_alone(job.train, data.start, silo.x, silo.y) for silo in data.silos}
 
 
-def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
-    """Return the privacy label of the model after `done`.
-
-    Args:
-        head: the ledger's last hash.
-
-    Raises:
-        PrivacyError: the rounds ran without the privacy that the job states, or the other way round.
-    """
-    if (job.privacy is None) != (done.epsilon is None):
-        raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
-    parties = data.names
-    plan = plan_of(job, data.start, len(parties))
-    return PrivacyLabel(
-        aggregator=job.train.aggregate,
-        parties=parties,
-        quorum=_quorum(job, len(parties)),
-        colluding=job.privacy.colluding if job.privacy else 0,
-        rounds=done.number,
-        seed=done.origin,
-        ledger=head,
-        hidden_among=hidden_among(job, len(parties)),
-        **(plan.label_fields() if plan else {}),
-    )
-
-
 def hidden_among(job: Job, parties: int) -> int | None:
     """Return the fewest parties in any sum that the server sees; None where it sees their vectors."""
     aggregator, quorum = aggregator_of(job), _quorum(job, parties)
     if not aggregator.guarantee.hides("update", "server"):
         return None
     return aggregator.fewest(parties, quorum) if isinstance(aggregator, Groups) else quorum
-
-
-def labelled(job: Job, data: Trained, done: Round[Graph], ledger: Ledger) -> Artifact:
-    """Return the model after `done` with its label.
-
-    The ledger's last entry names the model's parameters; the label names the ledger's last entry.
-
-    Raises:
-        PrivacyError: as in `label_of`, before anything is written.
-    """
-    label_of(job, data, done)
-    fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
-    label = label_of(job, data, done, head=ledger.append("model", fields))
-    return Artifact(
-        done.model, data.preprocess, label, {"job": job.job.name, "data": str(job.data.set or job.data.schema)}
-    )
-
-
-class Output:
-    """Where a run's files go: known to work before the run, written whole after it.
-
-    Args:
-        job: with its [output].
-
-    Raises:
-        JobError: a folder is absent, a path is a folder, or a model is asked for without a signing key.
-        IntegrityError: the ledger exists and does not hold.
-        ModelError: the signing key exists and cannot be used.
-    """
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        places = {name: job.path(value) for name, value in msgspec.structs.asdict(job.output).items() if value}
-        for name, place in places.items():
-            if not place.parent.is_dir() or place.is_dir():
-                raise JobError(
-                    f"Expected output.{name}={place} to be a file in a folder that exists; make the folder first"
-                )
-        if len(set(places.values())) < len(places):
-            raise JobError("Expected different files for output.model, output.ledger and output.signing_key")
-        if "model" in places and "signing_key" not in places:
-            raise JobError(
-                'Expected output.signing_key beside output.model; a new one is made there: signing_key = "signing.pem"'
-            )
-        self._model = places.get("model")
-        if self._model is not None:
-            require_onnx()  # now, not after the training
-        self._key_file = places.get("signing_key")
-        self._key = read_signing_key(self._key_file) if self._key_file and self._key_file.exists() else None
-        self.ledger = Ledger(places.get("ledger"))
-        self.written = tuple(place for name, place in places.items() if name != "signing_key")
-
-    def save(self, data: Trained, done: Round[Graph]) -> Artifact:
-        """Return the labelled model after `done`; write it, signed, if the job names a file."""
-        artifact = labelled(self._job, data, done, self.ledger)
-        if self._model is None or self._key_file is None:
-            return artifact
-        if self._key is None:
-            self._key = create_signing_key(self._key_file, SystemRandomness())
-        return artifact.save(self._model, self._key)

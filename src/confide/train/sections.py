@@ -45,7 +45,7 @@ class DataSection(Section, frozen=True, kw_only=True):
         alpha: the smaller, the more the parties differ, > 0.
         test_fraction: share of records set aside for testing, 0 < share < 1.
         standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
-            of the schema's bounds; both become public with the model.
+            of the schema's bounds; both become public with the model. Under [privacy] it has noise and is charged.
         evaluate: "federated" evaluates the model on the parties' held-out records in one more sum, and shows no party's
             figures; "none" leaves the test records to whoever has them all.
     """
@@ -169,21 +169,23 @@ class PrivacySection(Section, frozen=True, kw_only=True):
 
     Args:
         epsilon: total budget, > 0.
-        delta: total failure probability, below 1 / expected_records.
+        delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
         clip_norm: largest L2 norm of one record's gradient, > 0; of statistics: of its features, which are scaled down
             if they are longer; without the key 0.5, or 1 for statistics of unit rows.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
         expected_records: public size of the pooled data; the denominator of the mean gradient.
         max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.
+        preprocessing_share: of mu^2 that data.standardise gets, 0 < share < 1; the training gets the rest.
     """
 
     epsilon: float = 1.0
-    delta: float = 1e-5
+    delta: float = 0.0
     unit: Literal["record"] = "record"
     clip_norm: float = 0.5
     colluding: int = 1
     expected_records: int
     max_records: int = 0
+    preprocessing_share: float = 0.1
 
 
 class OutputSection(Section, frozen=True, kw_only=True):

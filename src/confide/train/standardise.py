@@ -2,8 +2,8 @@
 
 Each party contributes (n, sum u, sum u^2) of its numbers u, scaled by the schema's bounds into [-1, 1], through the
 same aggregator as the updates. What comes out is public and becomes part of the model's preparation, so whoever asks
-for a prediction applies it. A mean and a deviation are computed from records: under differential privacy they would
-have to be charged, so a job with [privacy] is refused.
+for a prediction applies it. Nothing here is private: under [privacy] `standardise_privately` takes the
+same sum with noise.
 """
 
 from __future__ import annotations
@@ -32,6 +32,11 @@ _LARGEST_WEIGHT = 16.0
 _SMALLEST_DEVIATION = 1e-4
 
 
+def scales_of(preprocess: Preprocess) -> list[Scale]:
+    """Return the rules of the numbers that standardisation moves, in order."""
+    return [rule for rule in preprocess.rules if isinstance(rule, Scale) and not rule.bins]
+
+
 def standardised(
     preprocess: Preprocess,
     parties: Mapping[str, Columns],
@@ -58,7 +63,7 @@ def standardised(
 
     **Leaks**: mean and deviation of every number over all records, to everybody who holds the model.
     """
-    scales = [rule for rule in preprocess.rules if isinstance(rule, Scale) and not rule.bins]
+    scales = scales_of(preprocess)
     if not scales:
         return preprocess
     fixed = FixedPoint(fraction_bits=_FRACTION_BITS, bound=_LARGEST_WEIGHT)
@@ -84,7 +89,7 @@ def standardised(
     return msgspec.structs.replace(
         preprocess,
         rules=tuple(
-            _with(rule, *found[rule.name]) if isinstance(rule, Scale) and rule.name in found else rule
+            with_standard(rule, *found[rule.name]) if isinstance(rule, Scale) and rule.name in found else rule
             for rule in preprocess.rules
         ),
     )
@@ -101,7 +106,7 @@ def _moments(name: str, scales: list[Scale], columns: Columns, expected_records:
     return np.concatenate([[len(u)], u.sum(axis=0), (u * u).sum(axis=0)]) / expected_records
 
 
-def _with(rule: Scale, mean: float, deviation: float) -> Scale:
+def with_standard(rule: Scale, mean: float, deviation: float) -> Scale:
     """Return `rule` standardised by a mean and a deviation in [-1, 1], which go back to the column's own unit."""
     if deviation < _SMALLEST_DEVIATION:
         return rule

@@ -1,0 +1,43 @@
+"""What a job lets out and to whom, in the words of its privacy label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from confide.train.sections import Job
+
+
+def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
+    """Return the fields of `guarantee.PrivacyLabel` that say who sees what, and which figures leave.
+
+    Args:
+        job: with every default in its place.
+        hidden_among: fewest parties in any sum that the server sees; None where it sees their vectors.
+    """
+    noisy = "noisy " if job.privacy else ""
+    before = f"; before them one {noisy}sum of moments" if job.data.standardise else ""
+    exact = job.data.standardise and not job.privacy
+    each = "every party's own vector" if hidden_among is None else f"{noisy}sums over {hidden_among} or more parties"
+    return {
+        "server_sees": f"{each}, each round, and every round's model{before}",
+        "parties_see": f"every round's {noisy}sum and model, and what is their own{before}",
+        "outsiders_see": "this file: the last model, its preparation, this label; the ledger if published",
+        "metrics": _metrics(job),
+        "public_data": "none",
+        **({"preprocessing": "mean and deviation of every number, from one sum without noise"} if exact else {}),
+    }
+
+
+def _metrics(job: Job) -> str:
+    if job.data.evaluate == "federated" and job.privacy:
+        charged = (
+            "figures on held-out records from one noisy sum with the same epsilon and delta; charged: a record is "
+            "either trained on or held out, so the larger of the two holds, not their sum"
+        )
+        shuffled = "; not so strictly here, where a shipped data set was split by a shuffle of all records"
+        return charged + (shuffled if job.data.set else "")
+    if job.data.evaluate == "federated":
+        return "figures on held-out records from one sum without noise; no epsilon covers them"
+    if job.data.nodes:
+        return "none are released by the training"
+    return "accuracy on the test records may be printed in the clear where the job runs; no epsilon covers it"

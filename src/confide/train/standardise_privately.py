@@ -1,0 +1,160 @@
+"""Federated standardisation under a privacy plan: one noisy sum before the training, charged to the same budget.
+
+Each record gives (1, u, u^2) of its p numbers u, scaled by the schema's bounds into [-1, 1]. The vector is clipped to
+C = sqrt(1 + p / 2), the norm that numbers spread evenly over their bounds about have (E u^2 + E u^4 = 8/15), rounded to
+the grid and summed; each party adds its share of the plan's integer noise, and the job's aggregator adds the parties.
+Clipping scales the whole vector, its 1 included: a record far out weighs less in the count and in both moments alike,
+so what comes out is a weighted mean and deviation, without a bias towards 0.
+
+The noise's law is public, so what it may have made of a variance is known: a column whose variance is not clearly above
+its noise keeps the schema's scale. All of that is post-processing of one release.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.crypto.random import Randomness
+from confide.dp.plan import PrivacyPlan, Releases
+from confide.dp.release import Portion, SumRelease
+from confide.errors import PrivacyError
+from confide.ideal import Aggregator, Cohort, Session, Sums
+from confide.model.preprocess import Columns, Preprocess, Scale
+from confide.train.ledger import Ledger, Value
+from confide.train.single_sum import SingleSum
+from confide.train.standardise import scales_of, with_standard
+from confide.wire import Fault
+
+Matrix = NDArray[np.float64]
+
+#: A variance and a count below this many deviations of their noise count as noise.
+_CLEAR = 2.0
+
+
+def portion_of(numbers: int, share: float) -> Portion:
+    """Return what standardising `numbers` columns, >= 1, takes out of a plan: `share` of its mu^2."""
+    return Portion(share=share, length=2 * numbers + 1, clip_norm=math.sqrt(1 + numbers / 2))
+
+
+def moments_by_record(scales: list[Scale], columns: Columns) -> Matrix:
+    """Return (1, u, u^2) of each record, shape (n, 2 * len(scales) + 1); missing numbers are filled by their rule.
+
+    Each row depends on its record alone, bit for bit: nothing here but operations on single elements.
+    """
+    u = Preprocess(tuple(scales)).apply(columns)
+    return np.concatenate([np.ones((len(u), 1)), u, u * u], axis=1)
+
+
+def standardised_privately(
+    preprocess: Preprocess,
+    parties: Mapping[str, Columns],
+    *,
+    plan: PrivacyPlan,
+    aggregator: Aggregator,
+    quorum: int,
+    rng: Randomness,
+    run_id: str = "run",
+    ledger: Ledger | None = None,
+    fault: Fault | None = None,
+) -> Preprocess:
+    """Return `preprocess` with its numbers standardised by noisy common moments, where the noise leaves them clear.
+
+    Args:
+        preprocess: from the schema alone; missing values are filled as it says before they count.
+        parties: the raw columns of each party, none or more records.
+        plan: with the release that `portion_of` asked for; every later release is accounted together with this one.
+        aggregator: who sums; it hides single vectors from the server.
+        quorum: smallest number of parties in the sum, that of the plan.
+        rng: secret randomness of the parties.
+        ledger: gets what the release spends before it is made, and one entry for it.
+        fault: what the simulated network does to messages.
+
+    Raises:
+        PrivacyError: the plan has no such release.
+        Aborted: the quorum was lost. The release counts as made: there is no second attempt.
+
+    **Guarantees**: what it returns is post-processing of the plan's release before the training.
+    **Leaks**: that release, to everybody who holds the model; who was in the sum.
+    """
+    scales = scales_of(preprocess)
+    kind = plan.preparation
+    if kind is None or kind.length != 2 * len(scales) + 1:
+        raise PrivacyError(f"Expected a plan with a release for {len(scales)} numbers; make it with portion_of")
+    cohort = Cohort(tuple(parties), quorum)
+    session = Session(
+        run=f"{run_id}/standardise",
+        round=0,
+        cohort=cohort,
+        length=kind.length,
+        bound=kind.bound,
+        model_hash=hashlib.sha256(preprocess.encode()).digest(),
+    )
+    sums = SingleSum(aggregator, session, rng)
+    vectors = {
+        name: Releases(plan).prepare(kind.clipped_sum(moments_by_record(scales, columns)), rng.branch())
+        for name, columns in parties.items()
+    }
+    epsilon = plan.spent(0)
+    if ledger is not None:  # before it leaves: a crash must not hide what was spent
+        ledger.append("release", {"of": "preparation", "attempt": 1, "epsilon": epsilon})
+    taken = sums.take(session, vectors, fault=fault)
+    found: Sums = taken.output(cohort.server)
+    members = frozenset[str]().union(*found.members)
+    done = _read(preprocess, scales, kind, found, len(members))
+    if ledger is not None:
+        bytes_up = {name: float(taken.bytes_sent(name)) for name in sums.roles}
+        ledger.append("preparation", _fields(session, aggregator.name, members, bytes_up, epsilon, done))
+    return done
+
+
+def _read(preprocess: Preprocess, scales: list[Scale], kind: SumRelease, sums: Sums, members: int) -> Preprocess:
+    """Return the preparation that a noisy sum over `members` parties stands for."""
+    values = kind.decode(sums.values.sum(axis=0))
+    noise, count = kind.deviation(members), float(values[0])
+    if count <= _CLEAR * noise:  # nothing is known about a mean
+        return preprocess
+    first, second = np.split(values[1:] / count, 2)
+    means = np.clip(first, -1.0, 1.0)
+    variances = np.minimum(second, 1.0) - means * means
+    floors = _CLEAR * noise / count * np.sqrt(1 + 4 * means * means)  # the noise of second - mean^2, to first order
+    clear = variances > floors
+    standards = {
+        rule.name: (mean, math.sqrt(variance))
+        for rule, mean, variance, keep in zip(scales, means.tolist(), variances.tolist(), clear.tolist(), strict=True)
+        if keep
+    }
+    rules = tuple(
+        with_standard(rule, *standards[rule.name]) if isinstance(rule, Scale) and rule.name in standards else rule
+        for rule in preprocess.rules
+    )
+    return msgspec.structs.replace(preprocess, rules=rules)
+
+
+def _fields(
+    session: Session,
+    aggregator: str,
+    members: frozenset[str],
+    bytes_up: Mapping[str, float],
+    epsilon: float,
+    done: Preprocess,
+) -> dict[str, Value]:
+    """Return what a ledger's line says about the release; the moments are in the model, not here."""
+    cohort = session.cohort
+    return {
+        "aggregator": aggregator,
+        "quorum": cohort.quorum,
+        "length": session.length,
+        "bound": session.bound,
+        "cohort": sorted(cohort.clients),
+        "members": sorted(members),
+        "missing": sorted(set(cohort.clients) - members),
+        "bytes_up": dict(sorted(bytes_up.items())),
+        "epsilon": epsilon,
+        "preprocess": hashlib.sha256(done.encode()).hexdigest(),
+    }
