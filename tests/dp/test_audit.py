@@ -6,6 +6,7 @@ Seeded, so nothing flakes. False-alarm budget, had the seeds been drawn afresh: 
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import dp_accounting
 import numpy as np
@@ -50,6 +51,7 @@ def too_often(failures, draws, share=0.05):
     return failures > stats.binom.isf(ALARM, draws, share)
 
 
+@cache
 def true_epsilon(mu):
     return dp_accounting.get_epsilon_gaussian(1 / mu, DELTA)
 

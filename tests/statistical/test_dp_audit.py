@@ -41,7 +41,7 @@ from statistical.federation import (
 )
 
 CANARIES = 20_000
-FEATURES = 2000  # canaries of one job, each with a direction of its own
+FEATURES = 1000  # canaries of one job, each with a direction of its own
 ROUNDS = 2
 CLAIM, DELTA = 1.0, 1e-5
 SURE = 1 - 1e-6
