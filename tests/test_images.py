@@ -98,6 +98,10 @@ def test_pixels_alone_do_not_tell_and_scattering_does(folder):
 def test_a_client_gets_the_model_s_own_answer_for_raw_images(folder, model, features):
     artifact, _ = trained(folder, **model)
     assert artifact.preprocess.features == artifact.graph.features == features
+    said = artifact.label.preprocessing
+    assert said.startswith("public bounds of the schema")
+    assert ("fixed in advance" in said) == ("features" in model)
+    assert ("public random projection" in said) == ("project" in model)
     images, _ = stripes(9, 5)
     raw = {"scan": images, "age": np.full(5, 50.0)}
     expected = artifact.graph.apply(artifact.preprocess.apply(raw))

@@ -473,8 +473,20 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
         seed=done.origin,
         ledger=head,
         hidden_among=hidden_among(job, len(parties)),
+        preprocessing="; ".join(_preparation(job)),
         **(plan.label_fields() if plan else {}),
     )
+
+
+def _preparation(job: Job) -> Iterator[str]:
+    """Yield where everything that prepares the inputs came from, as a label states it."""
+    yield "public bounds of the schema"
+    if job.data.standardise:
+        yield "means and deviations from a sum over the parties"
+    if job.model.features != "columns":
+        yield f"{job.model.features} fixed in advance"
+    if job.model.project:
+        yield f"public random projection to {job.model.project} features"
 
 
 def hidden_among(job: Job, parties: int) -> int | None:
