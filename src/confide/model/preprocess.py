@@ -228,7 +228,10 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 "correct that image"
             )
         x = (values - self.low) / (self.high - self.low)
-        return np.clip(self._scattering().apply(x), -1.0, 1.0) if self.scales else x.reshape(len(x), -1)
+        if not self.scales:
+            return x.reshape(len(x), -1)
+        found = self._scattering().apply(x)
+        return np.clip(found, -1.0, 1.0, out=found)  # rounding, and the rare coefficient that is larger
 
     def _scattering(self) -> Scattering:
         return Scattering(self.height, self.width, self.scales, self.angles, self.averaged, self.groups)
