@@ -221,7 +221,7 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if values.dtype.kind not in "fiub":
             raise DataError(f"Expected numbers in column {self.name!r}, got {values.dtype}; store pixels as numbers")
         fits = (values >= self.low) & (values <= self.high)  # NaN does neither
-        wrong = np.logical_not(fits.reshape(len(values), -1).all(axis=1))
+        wrong = np.logical_not(fits.reshape(len(values), self.height * self.width).all(axis=1))
         if wrong.any():
             raise DataError(
                 f"Expected pixels of {self.name!r} from {self.low:g} to {self.high:g}, {_row(wrong)} has others; "
@@ -229,7 +229,7 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         x = (values - self.low) / (self.high - self.low)
         if not self.scales:
-            return x.reshape(len(x), -1)
+            return x.reshape(len(x), self.height * self.width)
         found = self._scattering().apply(x)
         return np.clip(found, -1.0, 1.0, out=found)  # rounding, and the rare coefficient that is larger
 
