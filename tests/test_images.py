@@ -11,6 +11,7 @@ import pytest
 import confide
 from confide.compare.hosted import hosted
 from confide.crypto.random import SeededRandomness
+from confide.data.schema import Schema
 from confide.errors import DataError, JobError, ModelError
 from confide.model.artifact import load, read_public_key
 from confide.net.http import InProcess
@@ -18,8 +19,10 @@ from confide.serve import load_backend
 from confide.serve.served import Model
 from confide.serve.server import create_app
 from confide.train import Output, load_data, parse, train
+from confide.train.dry_run import dry_run
 from confide.train.evaluate import accuracy
 from confide.train.job import describe
+from confide.train.setting import Setting
 
 SCHEMA = """
 [label]
@@ -98,6 +101,10 @@ def test_pixels_alone_do_not_tell_and_scattering_does(folder):
 def test_a_client_gets_the_model_s_own_answer_for_raw_images(folder, model, features):
     artifact, _ = trained(folder, **model)
     assert artifact.preprocess.features == artifact.graph.features == features
+    said = artifact.label.preprocessing
+    assert said.startswith("public bounds of the schema")
+    assert ("fixed in advance" in said) == ("features" in model)
+    assert ("public random projection" in said) == ("project" in model)
     images, _ = stripes(9, 5)
     raw = {"scan": images, "age": np.full(5, 50.0)}
     expected = artifact.graph.apply(artifact.preprocess.apply(raw))
@@ -175,3 +182,17 @@ def test_keys_that_nobody_would_read_are_refused_and_not_printed(key):
         parse(data | {"model": {key: 1}})
     assert key not in describe(parse(data))
     assert key in describe(parse(data | {"model": {"features": "scattering"}}))
+
+
+def test_a_node_prepares_the_same_features_and_its_dry_run_passes(folder):
+    """What nodes compute from job and schema is what training in one process computes."""
+    model = {"features": "scattering-mean", "project": 30, "unit_rows": True}
+    schema = Schema.read(SCHEMA)
+    sections = {"model": model, "train": {"quorum": 3, "rounds": 2}}
+    job = parse({"data": {"schema": "schema.toml", "nodes": list(PARTIES)}, **sections}, base=folder)
+    assert Setting.of(job, schema).preprocess == load_data(job_of(folder, **model)).preprocess
+    found = dry_run(folder / "north.npz", SCHEMA, job=job)
+    assert found.survey.problems == ()
+    assert found.job is not None
+    assert found.job.training + found.job.testing == PARTIES["north"]
+    assert found.job.step_seconds > 0

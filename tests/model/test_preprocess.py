@@ -322,6 +322,12 @@ def test_features_of_images_are_those_of_the_transform_within_minus_one_and_one(
     np.testing.assert_array_equal(x, Scattering(16, 12, **form).apply(expected) if form else expected.reshape(3, -1))
 
 
+@pytest.mark.parametrize("form", [{}, {"scales": 2}, {"scales": 2, "groups": 27, "averaged": True}], ids=str)
+def test_no_images_give_no_rows(form):
+    prepare = Preprocess((Pixels(**SCAN, **form),), unit_rows=True, projection=Projection(outputs=7, seed=1))
+    assert prepare.apply({"scan": np.zeros((0, 16, 12), np.uint8)}).shape == (0, 7)
+
+
 def test_images_stand_beside_other_columns_and_are_projected_with_them():
     rules = (AGE, Pixels(**SCAN), SEX)
     columns = {"age": np.array([60.0]), "scan": np.full((1, 16, 12), 51), "sex": np.array(["m"])}

@@ -238,14 +238,17 @@ class Pixels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if values.dtype.kind not in "fiub":
             raise DataError(f"Expected numbers in column {self.name!r}, got {values.dtype}; store pixels as numbers")
         fits = (values >= self.low) & (values <= self.high)  # NaN does neither
-        wrong = np.logical_not(fits.reshape(len(values), -1).all(axis=1))
+        wrong = np.logical_not(fits.reshape(len(values), self.height * self.width).all(axis=1))
         if wrong.any():
             raise DataError(
                 f"Expected pixels of {self.name!r} from {self.low:g} to {self.high:g}, {_row(wrong)} has others; "
                 "correct that image"
             )
         x = (values - self.low) / (self.high - self.low)
-        return np.clip(self._scattering().apply(x), -1.0, 1.0) if self.scales else x.reshape(len(x), -1)
+        if not self.scales:
+            return x.reshape(len(x), self.height * self.width)
+        found = self._scattering().apply(x)
+        return np.clip(found, -1.0, 1.0, out=found)  # rounding, and the rare coefficient that is larger
 
     def _scattering(self) -> Scattering:
         return Scattering(self.height, self.width, self.scales, self.angles, self.averaged, self.groups)

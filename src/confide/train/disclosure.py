@@ -6,6 +6,9 @@ from typing import Any
 
 from confide.train.sections import Job
 
+#: Where scales and categories come from if nothing else is said.
+SCHEMA_BOUNDS = "public bounds of the schema"
+
 
 def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
     """Return the fields of `guarantee.PrivacyLabel` that say who sees what, and which figures leave.
@@ -26,6 +29,16 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
         "public_data": "none",
         **({"preprocessing": "mean and deviation of every number, from one sum without noise"} if exact else {}),
     }
+
+
+def fixed_in_advance(job: Job) -> list[str]:
+    """Return what a job's [model] makes of the inputs without looking at a record, as a label states it."""
+    said: list[str] = []
+    if job.model.features != "columns":
+        said.append(f"{job.model.features} fixed in advance")
+    if job.model.project:
+        said.append(f"public random projection to {job.model.project} features")
+    return said
 
 
 def _metrics(job: Job) -> str:

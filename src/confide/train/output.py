@@ -11,7 +11,7 @@ from confide.model.artifact import Artifact, create_signing_key, read_signing_ke
 from confide.model.graph import Graph
 from confide.model.onnx import require_onnx
 from confide.train.course import parameters_hash
-from confide.train.disclosure import disclosed
+from confide.train.disclosure import SCHEMA_BOUNDS, disclosed, fixed_in_advance
 from confide.train.ledger import Ledger
 from confide.train.rounds import Round
 from confide.train.run import Trained, hidden_among, plan_of
@@ -33,6 +33,8 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
     parties = data.names
     plan = plan_of(job, data.start, len(parties), numbers=len(scales_of(data.preprocess)))
     among = hidden_among(job, len(parties))
+    said = {**disclosed(job, hidden_among=among), **(plan.label_fields() if plan else {})}
+    said["preprocessing"] = "; ".join((said.get("preprocessing", SCHEMA_BOUNDS), *fixed_in_advance(job)))
     return PrivacyLabel(
         aggregator=job.train.aggregate,
         parties=parties,
@@ -42,7 +44,7 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
         seed=done.origin,
         ledger=head,
         hidden_among=among,
-        **{**disclosed(job, hidden_among=among), **(plan.label_fields() if plan else {})},
+        **said,
     )
 
 
