@@ -64,18 +64,6 @@ def check_combinations(job: Job, given: Mapping[str, Any]) -> None:
         )
 
 
-def check_for_nodes(job: Job) -> None:
-    """Refuse what parties of one process can do and nodes cannot.
-
-    Raises:
-        JobError: with what to take instead.
-    """
-    if job.data.standardise:
-        raise JobError(
-            "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
-        )
-
-
 def check_norm_bound(train: TrainSection, *, private: bool = False) -> None:
     """Refuse a bound on norms that nobody would check.
 
@@ -99,6 +87,18 @@ def check_norm_bound(train: TrainSection, *, private: bool = False) -> None:
         raise JobError(
             f"Expected train.norm_bound={train.norm_bound} to be at least one step of the grid, 2^-"
             f"{train.fraction_bits} (train.fraction_bits); raise it above a party's records / train.expected_records"
+        )
+
+
+def check_for_nodes(job: Job) -> None:
+    """Refuse what parties of one process can do and nodes cannot.
+
+    Raises:
+        JobError: with what to take instead.
+    """
+    if job.data.standardise:
+        raise JobError(
+            "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
         )
 
 
