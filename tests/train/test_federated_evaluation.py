@@ -169,7 +169,7 @@ def test_the_noise_is_what_one_release_needs(trained, epsilon, quorum, colluding
         return norm.cdf(mu / 2 - epsilon / mu) - math.exp(epsilon) * norm.cdf(-mu / 2 - epsilon / mu)
 
     assert plan.rounds == 1
-    assert delta(1) <= 1e-5 < delta(0.98)
+    assert delta(1) <= job.privacy.delta < delta(0.98)
     assert plan.epsilon_server <= epsilon
 
 

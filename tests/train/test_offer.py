@@ -14,7 +14,7 @@ from confide.cohort.roster import Roster
 from confide.data.schema import Schema
 from confide.errors import ConfideError, JobError, ProtocolError
 from confide.train.job import parse
-from confide.train.offer import LARGEST_OFFER_BYTES, Offer, hash_of, job_hash, read, require_member
+from confide.train.offer import LARGEST_OFFER_BYTES, Offer, hash_of, job_hash, offered, read, require_member
 from confide.wire import encode
 from train.offers import JOB, KEYS, NODES, ROSTER, SCHEMA, changed, job_of, offer_of
 
@@ -238,3 +238,11 @@ def test_a_node_must_stand_there_as_itself():
     for name, key in (("north", KEYS["other"]), ("east", KEYS["north"]), ("south", KEYS["north"])):
         with pytest.raises(ProtocolError, match="own identity"):
             require_member(OFFER, name, key)
+
+
+def test_nodes_do_not_standardise_and_the_refusal_says_so():
+    for privacy in (None, {"expected_records": 90, "delta": 1e-5}):
+        sections = {"data": {"schema": "s", "nodes": ["a", "b", "c"], "standardise": True}}
+        job = parse(sections | ({"privacy": privacy} if privacy else {}))
+        with pytest.raises(JobError, match="data.standardise = false in a job for nodes"):
+            offered(job)

@@ -139,6 +139,18 @@ def check_norm_bound(train: TrainSection, *, private: bool = False) -> None:
         )
 
 
+def check_for_nodes(job: Job) -> None:
+    """Refuse what parties of one process can do and nodes cannot.
+
+    Raises:
+        JobError: with what to take instead.
+    """
+    if job.data.standardise:
+        raise JobError(
+            "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
+        )
+
+
 def check_groups(train: TrainSection, parties: int, *, private: bool = False) -> None:
     """Refuse a [train] whose groups cannot keep what `aggregate = "groups"` is for.
 

@@ -25,6 +25,7 @@ from confide.data.schema import LARGEST_SCHEMA_BYTES, Schema
 from confide.data.toml_text import read_toml
 from confide.errors import DataError, JobError, ModelError, PrivacyError, ProtocolError, UsageError
 from confide.model.graph import Graph
+from confide.train.contradictions import check_for_nodes
 from confide.train.course import parameters_hash
 from confide.train.job import describe, parse
 from confide.train.local import flatten
@@ -131,7 +132,7 @@ def offered(job: Job) -> Job:
     """Return what of a job is offered: nothing that only the coordinator's machine knows, nodes by their names.
 
     Raises:
-        JobError: the job names a shipped set or a test table, which no node has.
+        JobError: the job names a shipped set or a test table, which no node has, or standardises.
     """
     if job.data.set is not None:
         raise JobError("Expected data.schema with data.nodes, got data.set; a shipped set has no organisations")
@@ -140,6 +141,7 @@ def offered(job: Job) -> Job:
             "Expected no data.test in a job for nodes; each sets aside data.test_fraction of its own records, so leave "
             "it out"
         )
+    check_for_nodes(job)
     names = nodes_of(job)
     data = msgspec.structs.replace(job.data, schema=_SCHEMA, tables={}, nodes=names)
     train = msgspec.structs.replace(job.train, quorum=job.train.quorum or default_quorum(len(names)))

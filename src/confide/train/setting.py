@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from confide.data.schema import Schema
 from confide.dp.plan import PrivacyPlan
-from confide.errors import JobError
 from confide.ideal import Aggregator, Cohort, Session
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess
+from confide.train.contradictions import check_for_nodes
 from confide.train.control import Open
 from confide.train.course import Course, approve, parameters_hash
 from confide.train.encodings import Encoding
@@ -43,10 +43,7 @@ class Setting:
         Raises:
             JobError, UsageError: the job contradicts itself, or is none for a network.
         """
-        if job.data.standardise:
-            raise JobError(
-                "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
-            )
+        check_for_nodes(job)
         nodes = nodes_of(job)
         preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
         start = start_of(job, preprocess.features, schema.label.classes)
