@@ -123,7 +123,7 @@ def runs(place: Path, seeds: int) -> Iterator[tuple[float, float, float]]:
             open_job = parse(open_table, base=place.parent)
             open_data = load_data(open_job, rng=rng)
             same = accuracy(pooled_model(open_job, open_data), open_data.test.x, open_data.test.y)
-            plain = {**open_table, "data": {**table["data"], "centre": False}, "model": {}}
+            plain = {**open_table, "data": {**table["data"], "standardise": False}, "model": {}}
             best = best_of(load_data(parse(plain, base=place.parent), rng=rng))
         yield accuracy(done.model, data.test.x, data.test.y), same, best
 

@@ -20,12 +20,13 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import Aborted, JobError, PrivacyError
 from confide.model.label import page
 from confide.model.preprocess import OneHot, Preprocess, Scale
+from confide.model.zoo import logistic
 from confide.secagg.masked import Masked
 from confide.train import Output, load_data, parse, train
 from confide.train.ledger import Ledger, verify
 from confide.train.output import label_of
 from confide.train.run import plan_of
-from confide.train.standardise_privately import moments_by_record, portion_of, standardised_privately
+from confide.train.standardise_privately import counted_rows, portion_of, standardised_privately
 from confide.wire import drop
 
 SCALES = [
@@ -34,6 +35,11 @@ SCALES = [
 ]
 RULES = Preprocess((*SCALES, OneHot(name="sex", categories=("f", "m"))))
 SHARE = 0.1
+
+
+def numbers_of(count):
+    """Rules of so many numbers."""
+    return Preprocess(tuple(Scale(name=f"c{place}", low=-1, high=1) for place in range(count)))
 
 
 def plan_for(numbers, *, epsilon=1.0, records=600, **changes):
@@ -48,7 +54,7 @@ def plan_for(numbers, *, epsilon=1.0, records=600, **changes):
             "quorum": 3,
             "colluding": 1,
             "expected_records": records,
-            "preparation": portion_of(numbers, SHARE),
+            "preparation": portion_of(numbers_of(numbers), SHARE, centre=False),
         }
         | changes
     )
@@ -67,26 +73,32 @@ tables = st.integers(1, 30).flatmap(
 )
 
 
+CENTRED = plan_for(2, preparation=portion_of(RULES, SHARE, centre=True))
+
+
+@pytest.mark.parametrize(("plan", "centre"), [(PLAN, False), (CENTRED, True)])
 @settings(max_examples=200)
-@given(tables, st.integers(0, 29))
-def test_neighbours_differ_by_the_sensitivity_at_most(table, place):
+@given(table=tables, place=st.integers(0, 29))
+def test_neighbours_differ_by_the_sensitivity_at_most(plan, centre, table, place):
     """With a record left out anywhere, NaN that a rule fills and values beyond the bounds included."""
     age, dose = table
     place %= len(age)
-    kind = PLAN.preparation
-    whole = kind.clipped_sum(moments_by_record(SCALES, {"age": age, "dose": dose}))
-    less = kind.clipped_sum(moments_by_record(SCALES, {"age": np.delete(age, place), "dose": np.delete(dose, place)}))
+    kind = plan.preparation
+    columns = {"age": age, "dose": dose, "sex": np.resize(["f", "m"], len(age))}
+    others = {name: np.delete(values, place) for name, values in columns.items()}
+    whole = kind.clipped_sum(counted_rows(RULES, columns, centre=centre))
+    less = kind.clipped_sum(counted_rows(RULES, others, centre=centre))
     distance = math.sqrt(float(((whole.total - less.total) ** 2).sum()))
-    assert distance <= kind.grid == PLAN.composition(2).parts[0].sensitivity
+    assert distance <= kind.grid == plan.composition(2).parts[0].sensitivity
     assert distance > 0  # the 1 of a record counts, whatever its numbers are
 
 
 def test_a_sum_that_is_not_clipped_would_be_caught():
     """The negative control: the same rows, rounded to the same grid without a clip, move by more than the grid."""
     kind, corner = PLAN.preparation, {"age": np.array([120.0]), "dose": np.array([1e9])}
-    bare = np.rint(moments_by_record(SCALES, corner) * kind.grid / kind.clip_norm)
+    bare = np.rint(counted_rows(Preprocess(tuple(SCALES)), corner, centre=False) * kind.grid / kind.clip_norm)
     assert np.linalg.norm(bare) > 1.5 * kind.grid
-    clipped = kind.clipped_sum(moments_by_record(SCALES, corner)).total
+    clipped = kind.clipped_sum(counted_rows(Preprocess(tuple(SCALES)), corner, centre=False)).total
     assert 0.98 * kind.grid < np.linalg.norm(clipped) <= kind.grid
 
 
@@ -143,7 +155,7 @@ def noisy_sums(monkeypatch, *, repeats, silos=4, fault=None):
     numbers = 30
     plan, seen = plan_for(numbers), []
 
-    def read(preprocess, scales, kind, sums, members):
+    def read(preprocess, kind, sums, members, *, centre):
         seen.append(kind.decode(sums.values.sum(axis=0)))
         return preprocess
 
@@ -333,9 +345,39 @@ def test_data_that_were_prepared_otherwise_are_refused(job):
 
 def test_the_release_cannot_be_left_out_of_the_account(job):
     with pytest.raises(PrivacyError, match="not accounted"):
-        plan_of(job, 31, 4)
-    assert plan_of(job, 31, 4, numbers=0).preparation is None
-    assert plan_of(job, 31, 4, numbers=30).preparation.length == 61
+        plan_of(job, logistic(30), 4)
+    none = Preprocess((OneHot(name="sex", categories=("f", "m")),))
+    assert plan_of(job, logistic(30), 4, preprocess=none).preparation is None
+    assert plan_of(job, logistic(30), 4, preprocess=numbers_of(30)).preparation.length == 61
+    centred = msgspec.structs.replace(job, data=msgspec.structs.replace(job.data, standardise="centre"))
+    assert plan_of(centred, logistic(2), 4, preprocess=none).preparation.length == 3
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_a_centre_is_the_mean_of_every_feature_over_all_parties(job, private):
+    """Without noise exactly, with it as far off as its own law says; and the model subtracts it wherever it goes."""
+    centred = msgspec.structs.replace(
+        job,
+        data=msgspec.structs.replace(job.data, standardise="centre"),
+        privacy=job.privacy if private else None,
+        model=msgspec.structs.replace(job.model, unit_rows=True),
+    )
+    plain = msgspec.structs.replace(
+        job, data=msgspec.structs.replace(job.data, standardise=False), model=job.model, privacy=centred.privacy
+    )
+    data, before = load_data(centred), load_data(plain)
+    x = np.concatenate([silo.x for silo in before.silos])
+    found = np.array(data.preprocess.centre)
+    if private:
+        kind = data.plan.preparation
+        assert np.abs(found - x.mean(axis=0)).max() < 6 * kind.deviation(4) / len(x) + 0.05  # and far rows weigh less
+        assert np.abs(found - x.mean(axis=0)).max() > 1e-4
+    else:
+        np.testing.assert_allclose(found, x.mean(axis=0), atol=1e-6)
+    apart = x - found
+    rows = apart / np.linalg.norm(apart, axis=1, keepdims=True)
+    np.testing.assert_allclose(np.concatenate([silo.x for silo in data.silos]), rows, atol=1e-12)
+    assert Preprocess.decode(data.preprocess.encode()) == data.preprocess
 
 
 def test_a_label_without_privacy_says_where_the_moments_came_from(job):

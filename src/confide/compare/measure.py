@@ -30,7 +30,6 @@ from confide.train.run import (
     train,
 )
 from confide.train.sections import Job, parties_of
-from confide.train.standardise import scales_of
 
 Matrix = NDArray[np.float64]
 
@@ -153,8 +152,7 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
         privacy=job.privacy if private else None,
     )
     base = aggregator_of(chosen).guarantee
-    numbers = len(scales_of(data.preprocess))
-    plan = plan_of(job, data.start, len(data.silos), numbers=numbers) if private else None
+    plan = plan_of(job, data.start, len(data.silos), preprocess=data.preprocess) if private else None
     if plan is None:
         return base
     noise = f"{plan.shares} honest survivors add their share of the noise"

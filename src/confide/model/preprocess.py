@@ -90,7 +90,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def count(self) -> int:
         """Return the number of features this gives."""
-        return 1
+        return len(self.bins) + 1 if self.bins else 1
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -275,6 +275,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             gradient for differential privacy without clipping and needs no statistic of the data, but gives up the
             length of the row as information.
         projection: of the features of all rules to fewer, before `unit_rows`; the few that leave [-1, 1] are cut to it.
+        centre: what is subtracted from each feature after that, within [-1, 1], before the result is halved and
+            `unit_rows` applies; empty subtracts nothing. It may have been computed from records, and is public.
 
     Example:
         >>> import numpy as np
@@ -291,6 +293,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rules: tuple[Scale | OneHot | Pixels, ...]
     unit_rows: bool = False
     projection: Projection | None = None
+    centre: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.rules or len(set(self.columns)) != len(self.rules):
@@ -300,6 +303,10 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"Expected at most {_MOST_FEATURES} features, got {self._inner}; take smaller images or more scales"
             )
         self._projected()  # refuses sizes that do not fit
+        if self.centre and (
+            len(self.centre) != self.features or not all(-1.0 <= value <= 1.0 for value in self.centre)
+        ):
+            raise ModelError(f"Expected a centre of {self.features} features within [-1, 1]")
 
     @property
     def _inner(self) -> int:
@@ -363,6 +370,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         x = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]  # images are large
         if (projection := self._projected()) is not None:
             x = np.clip(projection.apply(x), -1.0, 1.0)
+        if self.centre:
+            x = (x - np.array(self.centre)) / 2.0
         return _unit(x) if self.unit_rows else x
 
     def encode(self) -> bytes:

@@ -20,6 +20,7 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
     noisy = "noisy " if job.privacy else ""
     before = f"; before them one {noisy}sum of moments" if job.data.standardise else ""
     exact = job.data.standardise and not job.privacy
+    what = "mean of every feature" if job.data.standardise == "centre" else "mean and deviation of every number"
     each = "every party's own vector" if hidden_among is None else f"{noisy}sums over {hidden_among} or more parties"
     return {
         "server_sees": f"{each}, each round, and every round's model{before}",
@@ -27,7 +28,7 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
         "outsiders_see": "this file: the last model, its preparation, this label; the ledger if published",
         "metrics": _metrics(job),
         "public_data": "none",
-        **({"preprocessing": "mean and deviation of every number, from one sum without noise"} if exact else {}),
+        **({"preprocessing": f"{what}, from one sum without noise"} if exact else {}),
     }
 
 

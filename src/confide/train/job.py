@@ -172,7 +172,7 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
 
 def _standardises(table: Mapping[str, Any]) -> bool:
     data = table.get("data", {})
-    return isinstance(data, dict) and cast("dict[str, Any]", data).get("standardise") is True
+    return isinstance(data, dict) and cast("dict[str, Any]", data).get("standardise") in (True, "centre")
 
 
 def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:

@@ -16,7 +16,6 @@ from confide.train.ledger import Ledger
 from confide.train.rounds import Round
 from confide.train.run import Trained, hidden_among, plan_of
 from confide.train.sections import Job, default_quorum
-from confide.train.standardise import scales_of
 
 
 def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> PrivacyLabel:
@@ -31,7 +30,7 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
     if (job.privacy is None) != (done.epsilon is None):
         raise PrivacyError("Expected the job that the rounds ran under; their [privacy] differs, so no label fits")
     parties = data.names
-    plan = plan_of(job, data.start, len(parties), numbers=len(scales_of(data.preprocess)))
+    plan = plan_of(job, data.start, len(parties), preprocess=data.preprocess)
     among = hidden_among(job, len(parties))
     said = {**disclosed(job, hidden_among=among), **(plan.label_fields() if plan else {})}
     said["preprocessing"] = "; ".join((said.get("preprocessing", SCHEMA_BOUNDS), *fixed_in_advance(job)))

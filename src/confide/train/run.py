@@ -38,7 +38,7 @@ from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.rounds import Round, federate
 from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, parties_of
-from confide.train.standardise import scales_of, standardised
+from confide.train.standardise import standardised
 from confide.train.standardise_privately import portion_of, standardised_privately
 from confide.train.statistics import Statistics, moments_of
 from confide.wire import Fault, Store
@@ -134,6 +134,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             test = Table.concatenate(list(held.values()))
     preprocess = preprocess_of(schema, job.model, seed=seed)
     start, plan = start_of(job, preprocess.features, schema.label.classes), None
+    centre = job.data.standardise == "centre"
     if job.data.standardise and job.privacy:
         columns = {name: table.columns for name, table in tables.items()}
         preprocess, plan = _standardised_privately(job, preprocess, columns, start, rng, ledger)
@@ -141,6 +142,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         preprocess = standardised(
             preprocess,
             {name: table.columns for name, table in tables.items()},
+            centre=centre,
             aggregator=aggregator_of(job, of_updates=False),
             quorum=_checked_quorum(job, len(tables)),
             expected_records=job.train.expected_records,
@@ -171,17 +173,18 @@ def _standardised_privately(
     ledger: Ledger | None,
 ) -> tuple[Preprocess, PrivacyPlan | None]:
     """Return the preparation after its noisy sum and the plan that the sum is a part of; None if there is no number."""
-    names, numbers = tuple(columns), len(scales_of(preprocess))
+    names = tuple(columns)
     checked_aggregator(job, names)
-    plan = plan_of(job, start, len(names), numbers=numbers)
+    plan = plan_of(job, start, len(names), preprocess=preprocess)
     if plan is None or plan.preparation is None:
         return preprocess, None
-    approve(encoding_of(job, start, len(names), numbers=numbers).learner.start, job.train.start_hash)
+    approve(encoding_of(job, start, len(names), preprocess=preprocess).learner.start, job.train.start_hash)
     _begin(job, names, start, ledger)
     done = standardised_privately(
         preprocess,
         columns,
         plan=plan,
+        centre=job.data.standardise == "centre",
         aggregator=aggregator_of(job, of_updates=False),
         quorum=plan.quorum,
         rng=rng or SystemRandomness(),
@@ -260,14 +263,14 @@ def _checked_quorum(job: Job, parties: int) -> int:
     return _quorum(job, parties)
 
 
-def plan_of(job: Job, start: Graph, parties: int, *, numbers: int | None = None) -> PrivacyPlan | None:
+def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None) -> PrivacyPlan | None:
     """Return the privacy plan of a job from its starting point, calibrated; None without [privacy].
 
     Args:
-        numbers: how many columns are standardised (`scales_of`); needed if the job standardises.
+        preprocess: what is standardised; needed if the job standardises.
 
     Raises:
-        PrivacyError: the job standardises, and `numbers` is not given: its release would not be accounted.
+        PrivacyError: the job standardises, and `preprocess` is not given: its release would not be accounted.
         JobError: nobody honest is left to carry the noise.
     """
     if job.privacy is None:
@@ -294,16 +297,16 @@ def plan_of(job: Job, start: Graph, parties: int, *, numbers: int | None = None)
         colluding=job.privacy.colluding,
         expected_records=job.privacy.expected_records,
         max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
-        preparation=_portion(job, job.privacy.preprocessing_share, numbers),
+        preparation=_portion(job, job.privacy.preprocessing_share, preprocess),
     )
 
 
-def _portion(job: Job, share: float, numbers: int | None) -> Portion | None:
+def _portion(job: Job, share: float, preprocess: Preprocess | None) -> Portion | None:
     if not job.data.standardise:
         return None
-    if numbers is None:
-        raise PrivacyError("Expected how many columns are standardised; without it that release is not accounted")
-    return portion_of(numbers, share) if numbers else None
+    if preprocess is None:
+        raise PrivacyError("Expected what is standardised; without it that release is not accounted")
+    return portion_of(preprocess, share, centre=job.data.standardise == "centre")
 
 
 def _check_noise(job: Job, quorum: int) -> None:
@@ -350,15 +353,15 @@ def checked_aggregator(job: Job, names: tuple[str, ...]) -> Aggregator:
     return aggregator
 
 
-def encoding_of(job: Job, start: Graph, parties: int, *, numbers: int | None = None) -> Encoding:
-    """Return what the parties of a job contribute, from its starting point; `numbers` as in `plan_of`.
+def encoding_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None) -> Encoding:
+    """Return what the parties of a job contribute, from its starting point; `preprocess` as in `plan_of`.
 
     Raises:
         JobError: nobody honest is left to carry the noise.
         PrivacyError: no noise keeps what [privacy] promises.
     """
     learner = GraphLearner(start, job.train)
-    plan = plan_of(job, start, parties, numbers=numbers)
+    plan = plan_of(job, start, parties, preprocess=preprocess)
     if job.train.algorithm == "statistics":
         return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
     if plan is None:
@@ -486,7 +489,7 @@ def train(
     """
     names = data.names
     aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
-    encoding = encoding_of(job, data.start, len(names), numbers=len(scales_of(data.preprocess)))
+    encoding = encoding_of(job, data.start, len(names), preprocess=data.preprocess)
     approve(encoding.learner.start, job.train.start_hash)
     _check_prepared(job, data)
     if ledger is not None and not (data.begun and ledger.head == data.begun):  # else the run has begun
@@ -512,7 +515,7 @@ def _check_prepared(job: Job, data: Prepared) -> None:
     Raises:
         PrivacyError: the job has a [privacy], and `load_data` did not prepare the data under it.
     """
-    plan = plan_of(job, data.start, len(data.names), numbers=len(scales_of(data.preprocess)))
+    plan = plan_of(job, data.start, len(data.names), preprocess=data.preprocess)
     if plan is None:
         return
     charged = plan if plan.preparation is not None else None

@@ -45,7 +45,8 @@ class DataSection(Section, frozen=True, kw_only=True):
         alpha: the smaller, the more the parties differ, > 0.
         test_fraction: share of records set aside for testing, 0 < share < 1.
         standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
-            of the schema's bounds; both become public with the model. Under [privacy] it has noise and is charged.
+            of the schema's bounds; both become public with the model. "centre"
+            subtracts the mean of every feature instead. Under [privacy] the sum has noise and is charged.
         evaluate: "federated" evaluates the model on the parties' held-out records in one more sum, and shows no party's
             figures; "none" leaves the test records to whoever has them all.
     """
@@ -59,7 +60,7 @@ class DataSection(Section, frozen=True, kw_only=True):
     split: Literal["even", "by-label"] = "by-label"
     alpha: float = 1.0
     test_fraction: float = 0.2
-    standardise: bool = False
+    standardise: bool | Literal["centre"] = False
     evaluate: Literal["none", "federated"] = "none"
 
 

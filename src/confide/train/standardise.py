@@ -37,10 +37,27 @@ def scales_of(preprocess: Preprocess) -> list[Scale]:
     return [rule for rule in preprocess.rules if isinstance(rule, Scale) and not rule.bins]
 
 
+def rows_of(preprocess: Preprocess, columns: Columns, *, centre: bool) -> NDArray[np.float64]:
+    """Return what is averaged of each record: its features, or the numbers u of `scales_of` and their squares.
+
+    Each row depends on its record alone, bit for bit: nothing here but operations on single elements.
+    """
+    if centre:
+        return msgspec.structs.replace(preprocess, centre=(), unit_rows=False).apply(columns)
+    u = Preprocess(tuple(scales_of(preprocess))).apply(columns)
+    return np.concatenate([u, u * u], axis=1)
+
+
+def with_centre(preprocess: Preprocess, means: NDArray[np.float64]) -> Preprocess:
+    """Return `preprocess` that subtracts these means of its features, cut to [-1, 1]."""
+    return msgspec.structs.replace(preprocess, centre=tuple(np.clip(means, -1.0, 1.0).tolist()))
+
+
 def standardised(
     preprocess: Preprocess,
     parties: Mapping[str, Columns],
     *,
+    centre: bool = False,
     aggregator: Aggregator,
     quorum: int,
     expected_records: int,
@@ -50,6 +67,7 @@ def standardised(
     """Return `preprocess` with every number standardised by the parties' common mean and deviation.
 
     Args:
+        centre: subtract the mean of every feature instead.
         preprocess: from the schema alone; missing values are filled as it says before they count.
         parties: the raw columns of each party.
         aggregator: who sums.
@@ -64,7 +82,7 @@ def standardised(
     **Leaks**: mean and deviation of every number over all records, to everybody who holds the model.
     """
     scales = scales_of(preprocess)
-    if not scales:
+    if not scales and not centre:
         return preprocess
     fixed = FixedPoint(fraction_bits=_FRACTION_BITS, bound=_LARGEST_WEIGHT)
     cohort = Cohort(tuple(parties), quorum)
@@ -72,15 +90,18 @@ def standardised(
         run=f"{run_id}/standardise",
         round=0,
         cohort=cohort,
-        length=2 * len(scales) + 1,
+        length=1 + (preprocess.features if centre else 2 * len(scales)),
         bound=fixed.largest,
         model_hash=hashlib.sha256(preprocess.encode()).digest(),
     )
     vectors = {
-        name: fixed.encode(_moments(name, scales, columns, expected_records)) for name, columns in parties.items()
+        name: fixed.encode(_sums(name, rows_of(preprocess, columns, centre=centre), expected_records))
+        for name, columns in parties.items()
     }
     sums: Sums = SingleSum(aggregator, session, rng).take(session, vectors).output(cohort.server)
     values = fixed.decode(sums.values.sum(axis=0))  # of all groups
+    if centre:
+        return with_centre(preprocess, values[1:] / values[0])
     means, squares = np.split(values[1:] / values[0], 2)
     deviations = np.sqrt(np.maximum(squares - means * means, 0.0))
     found = dict(
@@ -95,15 +116,14 @@ def standardised(
     )
 
 
-def _moments(name: str, scales: list[Scale], columns: Columns, expected_records: int) -> NDArray[np.float64]:
-    """Return (n, sum u, sum u^2) over the public `expected_records`."""
-    u = Preprocess(tuple(scales)).apply(columns)
-    if not 0 < len(u) <= _LARGEST_WEIGHT * expected_records:
+def _sums(name: str, rows: NDArray[np.float64], expected_records: int) -> NDArray[np.float64]:
+    """Return (n, sum of the rows) over the public `expected_records`."""
+    if not 0 < len(rows) <= _LARGEST_WEIGHT * expected_records:
         raise DataError(
             f"Expected between 1 and {_LARGEST_WEIGHT:.0f} * train.expected_records={expected_records} records at "
             f"{name}; set train.expected_records to the public order of magnitude"
         )
-    return np.concatenate([[len(u)], u.sum(axis=0), (u * u).sum(axis=0)]) / expected_records
+    return np.concatenate([[len(rows)], rows.sum(axis=0)]) / expected_records
 
 
 def with_standard(rule: Scale, mean: float, deviation: float) -> Scale:

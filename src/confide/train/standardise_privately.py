@@ -25,10 +25,10 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.dp.release import Portion, SumRelease
 from confide.errors import PrivacyError
 from confide.ideal import Aggregator, Cohort, Session, Sums
-from confide.model.preprocess import Columns, Preprocess, Scale
+from confide.model.preprocess import Columns, Pixels, Preprocess, Scale
 from confide.train.ledger import Ledger, Value
 from confide.train.single_sum import SingleSum
-from confide.train.standardise import scales_of, with_standard
+from confide.train.standardise import rows_of, scales_of, with_centre, with_standard
 from confide.wire import Fault
 
 Matrix = NDArray[np.float64]
@@ -37,18 +37,38 @@ Matrix = NDArray[np.float64]
 _CLEAR = 2.0
 
 
-def portion_of(numbers: int, share: float) -> Portion:
-    """Return what standardising `numbers` columns, >= 1, takes out of a plan: `share` of its mu^2."""
-    return Portion(share=share, length=2 * numbers + 1, clip_norm=math.sqrt(1 + numbers / 2))
+def portion_of(preprocess: Preprocess, share: float, *, centre: bool) -> Portion | None:
+    """Return what preparing the features takes out of a plan, `share` of its mu^2; None if there is nothing."""
+    numbers = len(scales_of(preprocess))
+    if centre:
+        return Portion(share=share, length=preprocess.features + 1, clip_norm=math.sqrt(1 + _usual_square(preprocess)))
+    return Portion(share=share, length=2 * numbers + 1, clip_norm=math.sqrt(1 + numbers / 2)) if numbers else None
 
 
-def moments_by_record(scales: list[Scale], columns: Columns) -> Matrix:
-    """Return (1, u, u^2) of each record, shape (n, 2 * len(scales) + 1); missing numbers are filled by their rule.
+def _usual_square(preprocess: Preprocess) -> float:
+    """Return about what the squared norm of a row of features is, from the rules alone.
 
-    Each row depends on its record alone, bit for bit: nothing here but operations on single elements.
+    A number spread over its bounds has 1/3 to 1/2, a category 1, an image's normalised coefficients 1 together.
     """
-    u = Preprocess(tuple(scales)).apply(columns)
-    return np.concatenate([np.ones((len(u), 1)), u, u * u], axis=1)
+    found = 0.0
+    for rule in preprocess.rules:
+        match rule:
+            case Scale(bins=()):
+                found += 0.5
+            case Pixels(groups=0):
+                found += rule.count / 4
+            case _:
+                found += 1.0
+    kept = (
+        1.0 if preprocess.projection is None else min(1.0, preprocess.features / sum(r.count for r in preprocess.rules))
+    )
+    return found * kept
+
+
+def counted_rows(preprocess: Preprocess, columns: Columns, *, centre: bool) -> Matrix:
+    """Return (1, what is averaged) of each record; missing numbers are filled by their rule."""
+    rows = rows_of(preprocess, columns, centre=centre)
+    return np.concatenate([np.ones((len(rows), 1)), rows], axis=1)
 
 
 def standardised_privately(
@@ -56,6 +76,7 @@ def standardised_privately(
     parties: Mapping[str, Columns],
     *,
     plan: PrivacyPlan,
+    centre: bool = False,
     aggregator: Aggregator,
     quorum: int,
     rng: Randomness,
@@ -68,6 +89,7 @@ def standardised_privately(
     Args:
         preprocess: from the schema alone; missing values are filled as it says before they count.
         parties: the raw columns of each party, none or more records.
+        centre: subtract the noisy mean of every feature instead.
         plan: with the release that `portion_of` asked for; every later release is accounted together with this one.
         aggregator: who sums; it hides single vectors from the server.
         quorum: smallest number of parties in the sum, that of the plan.
@@ -82,10 +104,9 @@ def standardised_privately(
     **Guarantees**: what it returns is post-processing of the plan's release before the training.
     **Leaks**: that release, to everybody who holds the model; who was in the sum.
     """
-    scales = scales_of(preprocess)
-    kind = plan.preparation
-    if kind is None or kind.length != 2 * len(scales) + 1:
-        raise PrivacyError(f"Expected a plan with a release for {len(scales)} numbers; make it with portion_of")
+    kind, wanted = plan.preparation, portion_of(preprocess, 0.5, centre=centre)
+    if kind is None or wanted is None or kind.length != wanted.length:
+        raise PrivacyError("Expected a plan with a release for these features; make it with portion_of")
     cohort = Cohort(tuple(parties), quorum)
     session = Session(
         run=f"{run_id}/standardise",
@@ -97,7 +118,7 @@ def standardised_privately(
     )
     sums = SingleSum(aggregator, session, rng)
     vectors = {
-        name: Releases(plan).prepare(kind.clipped_sum(moments_by_record(scales, columns)), rng.branch())
+        name: Releases(plan).prepare(kind.clipped_sum(counted_rows(preprocess, columns, centre=centre)), rng.branch())
         for name, columns in parties.items()
     }
     epsilon = plan.spent(0)
@@ -106,19 +127,22 @@ def standardised_privately(
     taken = sums.take(session, vectors, fault=fault)
     found: Sums = taken.output(cohort.server)
     members = frozenset[str]().union(*found.members)
-    done = _read(preprocess, scales, kind, found, len(members))
+    done = _read(preprocess, kind, found, len(members), centre=centre)
     if ledger is not None:
         bytes_up = {name: float(taken.bytes_sent(name)) for name in sums.roles}
         ledger.append("preparation", _fields(session, aggregator.name, members, bytes_up, epsilon, done))
     return done
 
 
-def _read(preprocess: Preprocess, scales: list[Scale], kind: SumRelease, sums: Sums, members: int) -> Preprocess:
+def _read(preprocess: Preprocess, kind: SumRelease, sums: Sums, members: int, *, centre: bool) -> Preprocess:
     """Return the preparation that a noisy sum over `members` parties stands for."""
     values = kind.decode(sums.values.sum(axis=0))
     noise, count = kind.deviation(members), float(values[0])
     if count <= _CLEAR * noise:  # nothing is known about a mean
         return preprocess
+    if centre:
+        return with_centre(preprocess, values[1:] / count)
+    scales = scales_of(preprocess)
     first, second = np.split(values[1:] / count, 2)
     means = np.clip(first, -1.0, 1.0)
     variances = np.minimum(second, 1.0) - means * means
