@@ -20,11 +20,12 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import Aborted, JobError, PrivacyError
 from confide.model.label import page
 from confide.model.preprocess import OneHot, Preprocess, Scale
+from confide.model.zoo import logistic
 from confide.secagg.masked import Masked
 from confide.train import Output, load_data, parse, train
 from confide.train.ledger import Ledger, verify
 from confide.train.output import label_of
-from confide.train.run import plan_of
+from confide.train.run import encoding_of
 from confide.train.standardise_privately import moments_by_record, portion_of, standardised_privately
 from confide.wire import drop
 
@@ -332,10 +333,11 @@ def test_data_that_were_prepared_otherwise_are_refused(job):
 
 
 def test_the_release_cannot_be_left_out_of_the_account(job):
+    start = logistic(30)
     with pytest.raises(PrivacyError, match="not accounted"):
-        plan_of(job, 31, 4)
-    assert plan_of(job, 31, 4, numbers=0).preparation is None
-    assert plan_of(job, 31, 4, numbers=30).preparation.length == 61
+        encoding_of(job, start, 4)
+    assert encoding_of(job, start, 4, numbers=0).epsilon(0) == 0.0
+    assert encoding_of(job, start, 4, numbers=30).epsilon(0) > 0.3
 
 
 def test_a_label_without_privacy_says_where_the_moments_came_from(job):
