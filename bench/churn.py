@@ -9,7 +9,7 @@ which memory has the time to show whether it grows. At the end, each a check tha
 
 * every round is there once, in order, over a quorum of nodes of the roster at least;
 * the ledger holds, with the nodes' countersignatures and what each node's store remembers;
-* accuracy is that of the same job in one process without faults, within 2 percentage points;
+* accuracy is that of the same job in one process without faults, at most 3 percentage points below it;
 * of each private sum that a node is in, its own budget has the charge, and so has the coordinator's ledger;
 * memory of the coordinator (each of its lives apart) and of the nodes: slope per round with its 95 % interval.
 
@@ -50,7 +50,7 @@ from train.deployment import Deployment, Nodes, start_coordinator
 
 NODES, QUORUM, FEATURES, RECORDS = 8, 4, 10, 60
 PATIENCE = Patience(stage_seconds=60, grace_seconds=0.3, gather_seconds=2)
-CLOSE = 0.02
+CLOSE = 0.03  # three of the 96 test records
 
 
 def job_text(rounds: int, *, private: bool) -> str:
@@ -284,7 +284,7 @@ def endured(folder: Path, name: str, rounds: int, seed: int, every: int) -> list
     elif name == "open":
         ours, alone = accuracies(made, rounds)
         print(f"    accuracy {ours:.3f}, without faults {alone:.3f}")
-        assert abs(ours - alone) <= CLOSE, "the faults cost accuracy"
+        assert ours >= alone - CLOSE, "the faults cost accuracy"
         figures.append(Figure(f"{name}, accuracy", ours, "share", "one process, no faults", alone, None, None))
     return figures
 
