@@ -13,6 +13,8 @@ from typing import Literal
 
 import msgspec
 
+from confide.errors import UsageError
+
 #: What `seed` says when the noise came from the operating system; anything else voids the claims.
 NOISE_FROM_SYSTEM = "operating system"
 
@@ -116,6 +118,27 @@ class UtilityLost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     measured_on: Literal["public data", "charged release"]
 
 
+def worst_true_positive_rate(mu: float, false_positive_rate: float) -> float:
+    """Return the largest true-positive rate that any membership test has against a mu-GDP mechanism.
+
+    Args:
+        mu: parameter of Gaussian differential privacy, >= 0.
+        false_positive_rate: of the test, 0 <= rate <= 1.
+
+    Paper: Dong, Roth, Su (arXiv 1905.02383), the trade-off function G_mu: Phi(Phi^-1(rate) + mu).
+
+    Example:
+        >>> round(worst_true_positive_rate(0.268, 0.01), 4)  # epsilon = 1 at delta = 1e-5
+        0.0198
+    """
+    if not (mu >= 0 and 0 <= false_positive_rate <= 1):
+        raise UsageError(f"Expected mu={mu} of at least 0 and false_positive_rate={false_positive_rate} from 0 to 1")
+    if false_positive_rate in (0.0, 1.0):
+        return false_positive_rate
+    normal = NormalDist()
+    return normal.cdf(normal.inv_cdf(false_positive_rate) + mu)
+
+
 class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a model's training promised, carried inside its file and shown wherever the model is served.
 
@@ -197,10 +220,7 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
         Source: Phi(Phi^-1(a) + mu), the trade-off of a Gaussian mechanism (Dong, Roth, Su, arXiv 1905.02383, eq. 6).
         """
-        if self.mu is None:
-            return None
-        normal = NormalDist()
-        return normal.cdf(normal.inv_cdf(false_positive_rate) + self.mu)
+        return None if self.mu is None else worst_true_positive_rate(self.mu, false_positive_rate)
 
     @property
     def advantage(self) -> float | None:

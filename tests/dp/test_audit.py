@@ -23,9 +23,9 @@ from confide.dp.audit import (
     gaussian_bound,
     one_run_bound,
     threshold_bound,
-    worst_true_positive_rate,
 )
 from confide.errors import UsageError
+from confide.guarantee import worst_true_positive_rate
 
 ALARM = 1e-6
 DELTA = 1e-5

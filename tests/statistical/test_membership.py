@@ -20,8 +20,9 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 from confide.crypto.random import SeededRandomness
-from confide.dp.audit import Scores, draw_coins, threshold_bound, worst_true_positive_rate
+from confide.dp.audit import Scores, draw_coins, threshold_bound
 from confide.dp.plan import PrivacyPlan
+from confide.guarantee import worst_true_positive_rate
 from confide.model.graph import Graph
 from confide.model.zoo import logistic
 from confide.train.encodings import PrivateGradients

@@ -202,6 +202,8 @@ JOBS = {
     "logistic": {},
     "rows of length 1": {"model": {"unit_rows": True}},
     "mlp": {"model": {"kind": "mlp", "hidden": 4}},
+    "statistics": {"model": {"unit_rows": True}, "train": {"algorithm": "statistics"}},
+    "projected": {"model": {"unit_rows": True, "project": 10}},
 }
 
 

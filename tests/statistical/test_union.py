@@ -15,8 +15,8 @@ from dp_accounting import pld, rdp
 from scipy import stats
 
 from confide.crypto.random import SeededRandomness
-from confide.dp.audit import worst_true_positive_rate
 from confide.dp.plan import PrivacyPlan
+from confide.guarantee import worst_true_positive_rate
 from confide.ideal import Aggregator
 from confide.secagg.amortised import Amortised
 from confide.secagg.masked import Masked

@@ -133,26 +133,6 @@ def draw_coins(count: int, rng: Randomness) -> Coins:
     return bits[:count].astype(np.bool_)
 
 
-def worst_true_positive_rate(mu: float, false_positive_rate: float) -> float:
-    """Return the largest true-positive rate that any membership test has against a mu-GDP mechanism.
-
-    Args:
-        mu: parameter of Gaussian differential privacy, >= 0.
-        false_positive_rate: of the test, 0 <= rate <= 1.
-
-    Paper: Dong, Roth, Su (arXiv 1905.02383), the trade-off function G_mu: Phi(Phi^-1(rate) + mu).
-
-    Example:
-        >>> round(worst_true_positive_rate(0.268, 0.01), 4)  # epsilon = 1 at delta = 1e-5
-        0.0198
-    """
-    if not (mu >= 0 and 0 <= false_positive_rate <= 1):
-        raise UsageError(f"Expected mu={mu} of at least 0 and false_positive_rate={false_positive_rate} from 0 to 1")
-    if false_positive_rate in (0.0, 1.0):
-        return false_positive_rate
-    return _normal_cdf(NormalDist().inv_cdf(false_positive_rate) + mu)
-
-
 def gaussian_bound(
     scores: Scores, *, delta: float, confidence: float = 0.95, deviation: float | None = None
 ) -> LowerBound:
