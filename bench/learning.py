@@ -157,7 +157,7 @@ def measure(name: str, place: Path, seeds: int) -> list[Figure]:
         flush=True,
     )
     return [
-        Figure(f"{name}, accuracy at epsilon 1", private, "%", "the same without privacy", same),
+        Figure(f"{name}, accuracy at epsilon 1", float(private), "%", "the same without privacy", float(same)),
         Figure(
             f"{name}, lost against the same", lost.mean(), "points", None, None, bars.same, lost.mean() <= bars.same
         ),
@@ -168,7 +168,7 @@ def measure(name: str, place: Path, seeds: int) -> list[Figure]:
             "best",
             best,
             bars.best,
-            further.mean() <= bars.best,
+            bool(further.mean() <= bars.best),
         ),
         Figure(f"{name}, half of the 95 % interval of the loss", interval(lost), "points"),
     ]
