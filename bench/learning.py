@@ -156,20 +156,11 @@ def measure(name: str, place: Path, seeds: int) -> list[Figure]:
         f"{further.mean():9.2f} (bar {bars.best:g})",
         flush=True,
     )
+    less, more = float(lost.mean()), float(further.mean())
     return [
         Figure(f"{name}, accuracy at epsilon 1", float(private), "%", "the same without privacy", float(same)),
-        Figure(
-            f"{name}, lost against the same", lost.mean(), "points", None, None, bars.same, lost.mean() <= bars.same
-        ),
-        Figure(
-            f"{name}, lost against the best",
-            further.mean(),
-            "points",
-            "best",
-            best,
-            bars.best,
-            bool(further.mean() <= bars.best),
-        ),
+        Figure(f"{name}, lost against the same", less, "points", None, None, bars.same, less <= bars.same),
+        Figure(f"{name}, lost against the best", more, "points", "best", float(best), bars.best, more <= bars.best),
         Figure(f"{name}, half of the 95 % interval of the loss", interval(lost), "points"),
     ]
 
