@@ -460,3 +460,19 @@ def test_a_node_does_not_sign_a_line_that_says_something_else_than_it_saw(tmp_pa
             federation.start(name)
         with pytest.raises(Aborted, match="says the same members"):
             list(federation.coordinator(ledger=Liar(federation.ledger_path, signer=COORDINATOR)).rounds())
+
+
+@pytest.mark.parametrize("private", [False, True])
+def test_one_sum_over_records_is_a_federations_whole_training(tmp_path, private):
+    tables(tmp_path)
+    more = {"privacy": PRIVATE | {"clip_norm": 2.0}} if private else {}
+    job = job_of(tmp_path, train={"algorithm": "statistics", "rounds": 1}, **more)
+    with Federation(tmp_path, job, seed="one sum" if private else None) as federation:
+        for name in NAMES:
+            federation.start(name)
+        (done,) = federation.coordinator().rounds()
+    if not private:
+        np.testing.assert_array_equal(flatten(done.model), flatten(in_process(job)[0].model))
+    else:
+        assert done.epsilon <= PRIVATE["epsilon"]
+        assert {charge[:2] for charge in federation.gates["north"].charges} == {(1, 0)}
