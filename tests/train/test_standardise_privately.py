@@ -350,7 +350,9 @@ def test_the_release_cannot_be_left_out_of_the_account(job):
     assert plan_of(job, logistic(30), 4, preprocess=none).preparation is None
     assert plan_of(job, logistic(30), 4, preprocess=numbers_of(30)).preparation.length == 61
     centred = msgspec.structs.replace(job, data=msgspec.structs.replace(job.data, standardise="centre"))
-    assert plan_of(centred, logistic(2), 4, preprocess=none).preparation.length == 3
+    plan = plan_of(centred, logistic(2), 4, preprocess=none)
+    assert plan.preparation.length == 3
+    assert plan.label_fields()["preprocessing"].startswith("mean of every feature from one noisy sum (3 numbers")
 
 
 @pytest.mark.parametrize("private", [False, True])

@@ -180,6 +180,7 @@ class PrivacyPlan:
                 grid=kinds[-1].grid,
                 share_variance=before[0],
                 max_records=max_records,
+                of=preparation.of,
             )
             if preparation
             else None,
@@ -297,7 +298,7 @@ class PrivacyPlan:
             event = self.preparation.event(self.shares)
             charged = {
                 "preprocessing": (
-                    f"mean and deviation of every number from one noisy sum ({self.preparation.length} numbers, clip "
+                    f"{self.preparation.of} from one noisy sum ({self.preparation.length} numbers, clip "
                     f"norm {self.preparation.clip_norm:.4g}) before the training; charged: it is part of epsilon and "
                     f"took {100 * (event.mu / self.composition(self.shares).mu) ** 2:.3g} % of mu^2"
                 ),

@@ -33,11 +33,13 @@ class Portion:
         share: of the plan's mu^2, 0 < share < 1.
         length: numbers in the vector, >= 1.
         clip_norm: largest L2 norm of one record's vector, > 0.
+        of: what it is released for, for the label.
     """
 
     share: float
     length: int
     clip_norm: float
+    of: str = "mean and deviation of every number"
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -55,6 +57,7 @@ class SumRelease:
         share_variance: variance of one silo's noise in grid steps squared.
         max_records: public cap on a silo's records; a silo's sum is cut to what that many records can reach.
         rounds: how many releases of this kind there are.
+        of: what it is released for, for the label.
     """
 
     length: int
@@ -63,6 +66,7 @@ class SumRelease:
     share_variance: float
     max_records: int
     rounds: int = 1
+    of: str = ""
 
     def __post_init__(self) -> None:
         if self.share_variance > MAX_DEVIATION**2:

@@ -41,7 +41,8 @@ def portion_of(preprocess: Preprocess, share: float, *, centre: bool) -> Portion
     """Return what preparing the features takes out of a plan, `share` of its mu^2; None if there is nothing."""
     numbers = len(scales_of(preprocess))
     if centre:
-        return Portion(share=share, length=preprocess.features + 1, clip_norm=math.sqrt(1 + _usual_square(preprocess)))
+        norm = math.sqrt(1 + _usual_square(preprocess))
+        return Portion(share=share, length=preprocess.features + 1, clip_norm=norm, of="mean of every feature")
     return Portion(share=share, length=2 * numbers + 1, clip_norm=math.sqrt(1 + numbers / 2)) if numbers else None
 
 
