@@ -34,7 +34,8 @@ def reasons(job: Job) -> Iterator[str]:
         share, default = asked.preprocessing_share, asked.preprocessing_share == usual.preprocessing_share
         yield (
             f"privacy.preprocessing_share = {share:g}{_default(default)}: of mu^2 for the sum that prepares the "
-            f"features; it makes the training's noise {100 * (1 / (1 - share) ** 0.5 - 1):.1f} % larger, and is part of epsilon"
+            f"features; it makes the training's noise {100 * (1 / (1 - share) ** 0.5 - 1):.1f} % larger, and is part "
+            "of epsilon"
         )
     yield f'privacy.unit = "{asked.unit}": each row counts for itself; k rows of one person have k times the epsilon'
 
