@@ -9,7 +9,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
 
 from confide.crypto.random import SeededRandomness
-from confide.errors import DataError, JobError, PrivacyError
+from confide.errors import DataError, JobError, ModelError, PrivacyError
 from confide.model.zoo import logistic
 from confide.train import AGGREGATORS, load_data, parse, train
 from confide.train.encodings import charge
@@ -50,6 +50,13 @@ def test_the_solver_agrees_with_another(size):
     np.testing.assert_allclose(solve(matrix, right), np.linalg.solve(matrix, right), rtol=1e-8, atol=1e-10)
     with pytest.raises(np.linalg.LinAlgError):
         solve(matrix - 2 * np.linalg.eigvalsh(matrix).max() * np.eye(size), right)
+
+
+def test_sums_that_nothing_can_be_solved_from_end_in_a_refusal():
+    """A server may invent sums; whoever follows them must come to an end."""
+    assert np.isfinite(ridge_regression(-1e19 * np.ones((5, 5)), np.ones((5, 1)), ridge=1e-9)).all()
+    with pytest.raises(ModelError, match="not finite"):
+        ridge_regression(np.full((5, 5), np.nan), np.ones((5, 1)), ridge=1e-9)
 
 
 def test_least_squares_is_scikit_learns():

@@ -7,8 +7,8 @@ records, up to the grid, and there is nothing to tune by trial.
 Solving is public post-processing that every party repeats (`confide.train.course`), so it is written in operations on
 single elements in one order: a library's solver rounds otherwise on every machine.
 
-    ridge    W = (G + r I)^-1 B on targets of +-1: least squares with a ridge r
-    lda      linear discriminant analysis: class means, one covariance, so that outputs are log odds
+    ridge           W = (G + r I)^-1 B on targets of +-1: least squares with a ridge r
+    discriminant    linear discriminant analysis: class means, one covariance, so that outputs are log odds
 
 Source: Hastie, Tibshirani, Friedman, The Elements of Statistical Learning (2nd ed.), sections 3.4 and 4.3.
 """
@@ -25,7 +25,7 @@ from confide.crypto.random import Randomness
 from confide.dp.mechanisms import Clipped, default_grid
 from confide.dp.moments import Moments
 from confide.dp.plan import PrivacyPlan
-from confide.errors import DataError
+from confide.errors import DataError, ModelError
 from confide.model.graph import Graph
 from confide.train.encodings import Encoding, charge, charges, release
 from confide.train.learner import GraphLearner
@@ -86,13 +86,17 @@ def ridge_regression(gram: Matrix, cross: Matrix, *, ridge: float) -> Matrix:
         gram: sum of x x^T, symmetric, shape (d, d).
         cross: sum of x y^T, shape (d, k).
         ridge: what is added to the diagonal, > 0; where noise has made `gram` indefinite it is doubled until it is not.
+
+    Raises:
+        ModelError: no ridge helps, as where sums are not finite.
     """
     unit = np.eye(len(gram))
-    while True:
+    while math.isfinite(ridge):
         try:
             return solve(gram + ridge * unit, cross)
         except np.linalg.LinAlgError:
             ridge *= 2.0
+    raise ModelError("Expected sums over records that a linear model can be solved from; they are not finite")
 
 
 def discriminant(gram: Matrix, cross: Matrix, *, ridge: float, constant: float) -> Matrix:
