@@ -540,8 +540,10 @@ def test_a_preparation_under_privacy_survives_a_kill_at_any_commit(tmp_path, kin
         assert {attempt for _, attempt, _ in charges} == {0}
         by_number = {number: epsilon for number, _, epsilon in charges}
         assert by_number.pop(1, plan.spent(0)) == plan.spent(0)
-        own = sorted(by_number)  # it may have been away for a round; the preparation is counted all the same
-        assert [by_number[number] for number in own] == [plan.spent(made) for made in range(1, len(own) + 1)]
+        spent = [by_number[number] for number in sorted(by_number)]
+        steps = [plan.spent(made) for made in range(1, len(spent) + 1)]
+        # it may have been away for a round, or have died before a charge was safe and its vector left
+        assert spent == steps or (not after and spent == [steps[0], *steps[:-1]])
 
 
 def test_a_preparation_that_loses_its_quorum_is_not_repeated_under_privacy(tmp_path):
