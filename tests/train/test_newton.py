@@ -304,7 +304,6 @@ def test_auto_is_a_job_that_names_what_it_chose(records, more, algorithm):
     text = describe(job)
     assert parse(tomllib.loads(text)) == job
     assert "auto" not in text
-    named = parse(
-        changed(sections, data={"standardise": False}, model={"unit_rows": False}, train={"algorithm": "fedavg"})
-    )
+    bare = {"data": {"standardise": False}, "model": {"unit_rows": False}, "train": {"algorithm": "fedavg"}}
+    named = parse(changed(sections, **bare))
     assert (named.data.standardise, named.model.unit_rows) == (False, False)
