@@ -21,7 +21,9 @@ from confide.errors import JobError, PrivacyError, nearest
 from confide.he.aggregate import EncryptedSum
 from confide.ideal import Aggregator, Cohort, PlainSum
 from confide.model.graph import Graph
-from confide.model.preprocess import Columns, OneHot, Pixels, Preprocess, Projection, Scale
+from confide.model.pixels import Pixels
+from confide.model.preprocess import Columns, OneHot, Preprocess, Projection, Scale
+from confide.model.whitening import Whitening
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
@@ -235,6 +237,7 @@ def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preproce
             "angles": model.angles,
             "averaged": model.features == "scattering-mean",
             "groups": model.channel_groups,
+            "frequencies": model.frequencies,
         }
     for column in schema.columns:
         match column:
@@ -243,7 +246,9 @@ def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preproce
             case Category(name=name, categories=categories, missing=missing):
                 rules.append(OneHot(name=name, categories=categories, missing=missing))
             case Image(name=name, height=height, width=width, low=low, high=high):
-                rules.append(Pixels(name=name, height=height, width=width, low=low, high=high, **transform))
+                whitening = None if model.whiten == "none" else Whitening.usual(model.whiten, height, width)
+                sides = {"height": height, "width": width}
+                rules.append(Pixels(name=name, **sides, low=low, high=high, **transform, whitening=whitening))
     if transform and not any(isinstance(rule, Pixels) for rule in rules):
         raise JobError(
             f'Expected a column of images in the schema for model.features="{model.features}"; take "columns", which '

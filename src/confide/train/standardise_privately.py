@@ -25,7 +25,8 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.dp.release import Portion, SumRelease
 from confide.errors import PrivacyError
 from confide.ideal import Aggregator, Cohort, Session, Sums
-from confide.model.preprocess import Columns, Pixels, Preprocess, Scale
+from confide.model.pixels import Pixels
+from confide.model.preprocess import Columns, Preprocess, Scale
 from confide.train.ledger import Ledger, Value
 from confide.train.single_sum import SingleSum
 from confide.train.standardise import rows_of, scales_of, with_centre, with_standard
@@ -49,14 +50,15 @@ def portion_of(preprocess: Preprocess, share: float, *, centre: bool) -> Portion
 def _usual_square(preprocess: Preprocess) -> float:
     """Return about what the squared norm of a row of features is, from the rules alone.
 
-    A number spread over its bounds has 1/3 to 1/2, a category 1, an image's normalised coefficients 1 together.
+    A number spread over its bounds has 1/3 to 1/2, a category 1, an image's normalised or whitened coefficients 1
+    together.
     """
     found = 0.0
     for rule in preprocess.rules:
         match rule:
             case Scale(bins=()):
                 found += 0.5
-            case Pixels(groups=0):
+            case Pixels(groups=0, whitening=None):
                 found += rule.count / 4
             case _:
                 found += 1.0
