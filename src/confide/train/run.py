@@ -23,7 +23,6 @@ from confide.ideal import Aggregator, Cohort, PlainSum
 from confide.model.graph import Graph
 from confide.model.pixels import Pixels
 from confide.model.preprocess import Columns, OneHot, Preprocess, Projection, Scale
-from confide.model.whitening import Whitening
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
@@ -33,6 +32,7 @@ from confide.secagg.shares import Shares
 from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_bound
 from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
+from confide.train.image_features import pixels_of
 from confide.train.job import describe
 from confide.train.joining import trained_alone
 from confide.train.learner import GraphLearner, Learner, Model
@@ -230,26 +230,15 @@ def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preproce
         ModelError: images too small, or features too many or too few, for what [model] asks.
     """
     rules: list[Scale | OneHot | Pixels] = []
-    transform: dict[str, Any] = {}
-    if model.features != "columns":
-        transform = {
-            "scales": model.scales,
-            "angles": model.angles,
-            "averaged": model.features == "scattering-mean",
-            "groups": model.channel_groups,
-            "frequencies": model.frequencies,
-        }
     for column in schema.columns:
         match column:
             case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
                 rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins))
             case Category(name=name, categories=categories, missing=missing):
                 rules.append(OneHot(name=name, categories=categories, missing=missing))
-            case Image(name=name, height=height, width=width, low=low, high=high):
-                whitening = None if model.whiten == "none" else Whitening.usual(model.whiten, height, width)
-                sides = {"height": height, "width": width}
-                rules.append(Pixels(name=name, **sides, low=low, high=high, **transform, whitening=whitening))
-    if transform and not any(isinstance(rule, Pixels) for rule in rules):
+            case Image():
+                rules.append(pixels_of(column, model))
+    if model.features != "columns" and not any(isinstance(rule, Pixels) for rule in rules):
         raise JobError(
             f'Expected a column of images in the schema for model.features="{model.features}"; take "columns", which '
             "uses every column as the schema bounds it"
