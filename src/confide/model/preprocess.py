@@ -292,6 +292,14 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             DataError: a column is absent, lengths differ, or a value breaks its rule. The text names column, row and
                 value: it is for the owner of the data, where this runs.
         """
+        return self.finished(self.fixed(columns))
+
+    def fixed(self, columns: Columns) -> Matrix:
+        """Return the features before `centre` and `unit_rows`, arguments and errors as of `apply`.
+
+        That is all that takes time, and it depends on public values alone: whoever computes a centre from it can go on
+        with `finished` instead of starting again.
+        """
         for rule in self.rules:
             if rule.name not in columns:
                 raise DataError(f"Expected a column {rule.name!r}{nearest(rule.name, columns)}; add it")
@@ -303,7 +311,11 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         x = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]  # images are large
         if (projection := self._projected()) is not None:
             x = np.clip(projection.apply(x), -1.0, 1.0)
-        if self.centre:  # in place: images are large
+        return x
+
+    def finished(self, x: Matrix) -> Matrix:
+        """Return what `centre` and `unit_rows` make of features from `fixed`, which are overwritten: images are large."""
+        if self.centre:
             x -= np.array(self.centre)
             x /= 2.0
         return _unit(x) if self.unit_rows else x
