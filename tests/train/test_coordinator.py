@@ -24,7 +24,7 @@ from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
 from confide.train.local import flatten
 from confide.train.output import labelled
-from confide.train.run import AGGREGATORS
+from confide.train.parts import AGGREGATORS
 from confide.train.setting import Setting
 from confide.train.witness import seen as seen_by
 from confide.wire import Array, MemoryStore, decode, encode

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from confide.train.standardise import standardised
 from sklearn.preprocessing import StandardScaler
 
 from confide.crypto.random import SystemRandomness
@@ -9,8 +10,7 @@ from confide.errors import Aborted, DataError, JobError, ModelError
 from confide.ideal import PlainSum
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.train import load_data, parse, train
-from confide.train.run import AGGREGATORS
-from confide.train.standardise import standardised
+from confide.train.parts import AGGREGATORS
 
 RULES = Preprocess((
     Scale(name="age", low=0, high=120),

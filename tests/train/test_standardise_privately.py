@@ -10,6 +10,7 @@ import dp_accounting
 import msgspec
 import numpy as np
 import pytest
+from confide.train.standardise_privately import counted_rows, portion_of, standardised_privately
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
@@ -25,8 +26,7 @@ from confide.secagg.masked import Masked
 from confide.train import Output, load_data, parse, train
 from confide.train.ledger import Ledger, verify
 from confide.train.output import label_of
-from confide.train.run import plan_of
-from confide.train.standardise_privately import counted_rows, portion_of, standardised_privately
+from confide.train.parts import plan_of
 from confide.wire import drop
 
 SCALES = [

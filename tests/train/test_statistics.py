@@ -17,7 +17,8 @@ from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.output import labelled
-from confide.train.run import encoding_of, plan_of, pooled_model
+from confide.train.parts import encoding_of, plan_of
+from confide.train.run import pooled_model
 from confide.train.sections import TrainSection
 from confide.train.statistics import CONSTANT, discriminant, ridge_regression, solve, solved
 from confide.wire import MemoryStore

@@ -14,8 +14,9 @@ from confide.errors import ConfideError, DataError, JobError
 from confide.train.budget import Budget
 from confide.train.local import Silo
 from confide.train.offer import job_hash, offered
+from confide.train.parts import aggregator_of, encoding_of, preprocess_of, start_of
 from confide.train.policy import Policy, refusals_of_job
-from confide.train.run import aggregator_of, encoding_of, preprocess_of, set_aside, start_of
+from confide.train.run import set_aside
 from confide.train.sections import Job, parties_of
 from confide.wire import MemoryStore
 

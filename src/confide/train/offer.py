@@ -29,7 +29,7 @@ from confide.train.contradictions import check_for_nodes
 from confide.train.course import parameters_hash
 from confide.train.job import describe, parse
 from confide.train.local import flatten
-from confide.train.run import checked_aggregator, encoding_of, preprocess_of, start_of
+from confide.train.parts import checked_aggregator, encoding_of, preprocess_of, start_of
 from confide.train.sections import Job, OutputSection, default_quorum, nodes_of
 from confide.wire import decode, encode
 

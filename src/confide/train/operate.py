@@ -44,7 +44,7 @@ from confide.train.desk import Desk
 from confide.train.ledger import Ledger
 from confide.train.node import Node
 from confide.train.output import labelled
-from confide.train.run import aggregator_of
+from confide.train.parts import aggregator_of
 from confide.train.sections import Job, nodes_of
 from confide.wire import Store, decode
 

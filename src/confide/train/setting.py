@@ -14,7 +14,7 @@ from confide.train.control import Open
 from confide.train.course import Course, approve, parameters_hash
 from confide.train.encodings import Encoding
 from confide.train.federated_evaluation import tally_of
-from confide.train.run import aggregator_of, checked_aggregator, encoding_of, plan_of, preprocess_of, start_of
+from confide.train.parts import aggregator_of, checked_aggregator, encoding_of, plan_of, preprocess_of, start_of
 from confide.train.sections import Job, default_quorum, nodes_of
 from confide.train.tally import Tally
 
