@@ -314,7 +314,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return x
 
     def finished(self, x: Matrix) -> Matrix:
-        """Return what `centre` and `unit_rows` make of features from `fixed`, which are overwritten: images are large."""
+        """Return what `centre` and `unit_rows` make of features from `fixed`, in their place: images are large."""
         if self.centre:
             x -= np.array(self.centre)
             x /= 2.0

@@ -130,7 +130,7 @@ class Preparing:
         """Return what is summed of each record, shape (n, length)."""
         parts = [np.ones((len(labels), 1))]
         if self.features == "centre":
-            parts.append(msgspec.structs.replace(self.preprocess, centre=(), unit_rows=False).apply(columns))
+            parts.append(self.preprocess.fixed(columns))
         elif self.features == "standardise":
             u = Preprocess(tuple(self._scales)).apply(columns)
             parts += [u, u * u]
