@@ -158,9 +158,10 @@ def _prepared(
     preparing = preparing_of(job, preprocess, classes_of(start))
     if preparing is None:
         return Preparation(preprocess), None
+    if job.privacy is not None:
+        checked_aggregator(job, names)
     plan = plan_of(job, start, len(names), preprocess=preprocess)
     if plan is not None:
-        checked_aggregator(job, names)
         approve(flatten(start), job.train.start_hash)
         _begin(job, names, start, ledger)
     done = prepared(
