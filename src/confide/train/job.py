@@ -76,6 +76,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "scales"): (1, 5, False, False),
     ("model", "angles"): (1, 16, False, False),
     ("model", "channel_groups"): (0, 4096, False, False),
+    ("model", "frequencies"): (0, 128, False, False),
     ("model", "project"): (0, 65_536, False, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),

@@ -73,6 +73,10 @@ class ModelSection(Section, frozen=True, kw_only=True):
         scales, angles: of the scattering transform.
         channel_groups: into how many groups the channels of the scattering transform are parted; each group is
             normalised image by image. It divides their number, and 0 leaves the coefficients as they are.
+        frequencies: with "scattering": k, each channel keeps the k (k + 1) / 2 slowest waves of its map in place of
+            the map; 0 keeps the map.
+        whiten: bring the features of images to one scale, and free them of their common directions, by what synthetic
+            images say, which no record is in: "natural" suits photographs and scans, "strokes" writing and drawings.
         project: how many features are left by a public random projection, drawn from job.seed; 0 leaves them all.
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
@@ -83,6 +87,8 @@ class ModelSection(Section, frozen=True, kw_only=True):
     scales: int = 2
     angles: int = 8
     channel_groups: int = 0
+    frequencies: int = 0
+    whiten: Literal["none", "natural", "strokes"] = "none"
     project: int = 0
     unit_rows: bool = False
 
