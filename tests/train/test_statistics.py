@@ -153,7 +153,7 @@ def test_a_second_release_is_refused_by_the_silos_own_count():
     data = load_data(job)
     encoding, store = encoding_of(job, data.start, 4), MemoryStore()
     store.commit(charge(store))
-    with pytest.raises(PrivacyError, match="at most rounds=1 releases"):
+    with pytest.raises(PrivacyError, match="at most releases=1, got 2"):
         encoding.contribution(flatten(data.start), data.silos[0], 1, SeededRandomness("again"), store)
 
 

@@ -175,9 +175,10 @@ def check_for_nodes(job: Job) -> None:
     Raises:
         JobError: with what to take instead.
     """
-    if job.data.standardise:
+    if (job.data.standardise or job.train.class_weights != "none") and job.train.aggregate == "groups":
         raise JobError(
-            "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
+            'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '
+            "each group's sum would say something else. Leave them out, or take another aggregator"
         )
 
 

@@ -98,7 +98,8 @@ class Course:
             ]
         )
         rule = self._train.rule if self._grouped else "mean"
-        self.parameters = self.parameters + self._optimiser.step(combine(rule, changes, liars=self._train.liars))
+        if self.number > self.encoding.before:
+            self.parameters = self.parameters + self._optimiser.step(combine(rule, changes, liars=self._train.liars))
         if self.number > self._since:
             self._averaged = self._averaged + (self.parameters - self._averaged) / (self.number - self._since)
         self.model_hash = parameters_hash(self.encoding.broadcast(self.parameters))

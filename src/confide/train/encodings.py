@@ -110,6 +110,10 @@ class Encoding(ABC):
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         """Return the change of the parameters, shape (parameters,), that the sum over `members` silos stands for."""
 
+    def left(self, number: int, releases: int) -> bool:
+        """Return whether a sum of round `number` may be taken after `releases` that may have been opened."""
+        return releases < self.releases
+
     @property
     def moved(self) -> Mapping[str, Matrix]:
         """Return what the sums have moved of this encoding, by name."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError
 from confide.model.graph import Graph, Linear, Sigmoid, Square, sigmoid
+from confide.model.preprocess import Columns
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -38,11 +39,13 @@ class Silo:
         name: the party.
         x: numbers, shape (n, ...): float64 (n, features) for a graph, what the module takes for torch.
         y: int64 class indices, shape (n,); for a loss that wants others, numbers of shape (n, ...).
+        columns: the raw columns behind x, for a party whose preparation is still to come.
     """
 
     name: str
     x: NDArray[Any]
     y: NDArray[Any]
+    columns: Columns | None = None
 
     def __post_init__(self) -> None:
         for values in (cast("object", self.x), cast("object", self.y)):

@@ -62,7 +62,7 @@ class Newton(Encoding):
     ) -> None:
         self.learner, self._train, self._first, self._head, self._plan = learner, train, first, head, plan
         self._most_records = MOST_TIMES * train.expected_records
-        self._gram, self._ridge = np.zeros((head.sums.columns, head.sums.columns)), np.zeros(1)
+        self._gram, self._ridge = np.zeros(head.sums.columns**2), np.zeros(1)  # flat, as `moved` has arrays
         self.releases = plan.releases if plan else train.rounds * train.attempts
         self._enter()
 
@@ -100,6 +100,10 @@ class Newton(Encoding):
             raise DataError(f"Expected at most {self._most_records} records at {silo.name}")  # named in round 1
         return clipped.total
 
+    def left(self, number: int, releases: int) -> bool:
+        first_alone = self._plan is not None and number == 1  # there is one release of statistics
+        return releases == 0 if first_alone else super().left(number, releases)
+
     def charge(self, store: Store) -> Mapping[str, bytes | None]:
         return charge(store) if self._plan else {}
 
@@ -111,15 +115,16 @@ class Newton(Encoding):
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         if not self._started:
-            self._gram, _, ridge = self._first.read(sums)
-            self._ridge = np.array([ridge])
+            gram, _, ridge = self._first.read(sums)
+            self._gram, self._ridge = gram.ravel(), np.array([ridge])
             self._enter()
             return self._first.update(parameters, sums, members, number)
         outer = self._head.sums
         gradient = (sums.astype(np.float64) * (outer.clip_norm / outer.grid)).reshape(outer.rows, outer.columns)
-        pull = self._train.weight_decay * max(1.0, self._gram[-1, -1] / CONSTANT**2)  # the ridge's own Hessian
+        gram = self._gram.reshape(outer.columns, outer.columns)
+        pull = self._train.weight_decay * max(1.0, gram[-1, -1] / CONSTANT**2)  # the ridge's own Hessian
         ridge = float(self._ridge[0]) - pull + pull / _CURVATURE
-        step = ridge_regression(self._gram, (gradient + pull * self._head.rows(parameters)).T, ridge=ridge)
+        step = ridge_regression(gram, (gradient + pull * self._head.rows(parameters)).T, ridge=ridge)
         return -self._train.learning_rate / _CURVATURE * self._head.gradient(step.T)
 
 

@@ -32,7 +32,8 @@ from confide.train.image_features import pixels_of
 from confide.train.learner import GraphLearner, Learner
 from confide.train.linear_head import LinearHead, is_head
 from confide.train.newton import newton_of
-from confide.train.preparing import preparing_of
+from confide.train.prepared_rounds import PreparedRounds
+from confide.train.preparing import Preparation, PreparingSum, preparing_of
 from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, parties_of
 from confide.train.statistics import Statistics, moments_of
 
@@ -250,6 +251,23 @@ def encoding_of(
     return PrivateGradients(learner, plan, job.train, head=head)
 
 
+def rounds_of(job: Job, start: Graph, parties: int, preprocess: Preprocess) -> Encoding:
+    """Return what nodes contribute: a job's preparation first, if it has one, then what `encoding_of` says.
+
+    Args:
+        preprocess: from the schema alone.
+    """
+    preparing = preparing_of(job, preprocess, classes_of(start))
+    if preparing is None:
+        return encoding_of(job, start, parties, preprocess=preprocess)
+
+    def then(done: Preparation) -> Encoding:
+        return encoding_of(job, start, parties, preprocess=preprocess, class_weights=done.class_weights)
+
+    asked = PreparingSum(preparing, job.train.expected_records, plan_of(job, start, parties, preprocess=preprocess))
+    return PreparedRounds(asked, then)
+
+
 def aggregator_named(
     train: TrainSection, parties: int, *, private: bool = False, of_updates: bool = True
 ) -> Aggregator:
@@ -274,7 +292,7 @@ def aggregator_named(
         check_groups(train, parties, private=private)
         return Groups(group_size(train, parties))
     if name == "amortised":  # whose set-up prepares keys for every round, from 1, and for the evaluation after them
-        return Amortised(epochs=(train.rounds + 1) // ROUNDS_PER_EPOCH + 1)
+        return Amortised(epochs=(train.rounds + 2) // ROUNDS_PER_EPOCH + 1)  # and perhaps a preparation
     return AGGREGATORS[name]()
 
 

@@ -290,13 +290,18 @@ class PreparingSum:
             )
         return self._fixed.encode(rows.sum(axis=0) / self.expected_records)
 
+    def decoded(self, total: Vector, members: int) -> tuple[Matrix, float]:
+        """Return what a released sum over so many parties stands for, and its noise's deviation on each number."""
+        if self.plan is None or self.plan.preparation is None:
+            return self._fixed.decode(total), 0.0
+        kind = self.plan.preparation
+        return kind.decode(total), kind.deviation(members)
+
     def read(self, sums: Sums) -> Preparation:
         """Return what the released sums, of all groups together, stand for."""
-        total, members = sums.values.sum(axis=0), len(frozenset[str]().union(*sums.members))
-        if self.plan is None or self.plan.preparation is None:
-            return self.preparing.read(self._fixed.decode(total))
-        kind = self.plan.preparation
-        return self.preparing.read(kind.decode(total), noise=kind.deviation(members))
+        members = len(frozenset[str]().union(*sums.members))
+        values, noise = self.decoded(sums.values.sum(axis=0), members)
+        return self.preparing.read(values, noise=noise)
 
 
 def prepared(

@@ -326,7 +326,7 @@ def _completed(parties: Parties, first: int, attempts: int, ledger: Ledger | Non
     course, reason = parties.course, ""
     encoding, number = course.encoding, course.number + 1
     for attempt in range(first, max(attempts, first + 1)):
-        if parties.releases >= encoding.releases and (number, attempt) != parties.charged:  # else it goes on
+        if not encoding.left(number, parties.releases) and (number, attempt) != parties.charged:  # else it goes on
             return None, attempt
 
         def charge(attempt: int = attempt) -> None:

@@ -193,6 +193,8 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     Args:
         epsilon: total budget, > 0.
         delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
+        mechanism: "auto" chooses train.algorithm, centres the features and gives them unit rows, unless the job names
+            them; "as-given" takes what it names.
         clip_norm: largest L2 norm of one record's gradient, > 0; of statistics: of its features, which are scaled down
             if they are longer; without the key 0.5, or 1 for statistics of unit rows.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
@@ -207,6 +209,7 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     epsilon: float = 1.0
     delta: float = 0.0
     unit: Literal["record"] = "record"
+    mechanism: Literal["as-given", "auto"] = "as-given"
     clip_norm: float = 0.5
     colluding: int = 1
     expected_records: int
