@@ -282,6 +282,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
+    if model.get("features") == "encoder":
+        resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
@@ -333,6 +335,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
+    elif job.model.features == "encoder":
+        unused |= {("model", key) for key in OF_SCATTERING if key != "whiten"}
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}
