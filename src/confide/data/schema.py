@@ -163,12 +163,21 @@ class Schema:
         Raises:
             DataError: the file is absent, too large or no TOML; or as in `parse`.
         """
+        return Schema.read(Schema.text(path), where=str(path))
+
+    @staticmethod
+    def text(path: Path) -> str:
+        """Return the text of a schema file.
+
+        Raises:
+            DataError: the file is absent, too large or no text.
+        """
         try:
             with path.open("rb") as file:
                 body = file.read(LARGEST_SCHEMA_BYTES + 1)
             if len(body) > LARGEST_SCHEMA_BYTES:
                 raise DataError(f"Expected a schema of at most {LARGEST_SCHEMA_BYTES} bytes at {path}")
-            return Schema.read(body.decode(), where=str(path))
+            return body.decode()
         except OSError as error:
             raise DataError(f"Expected a readable schema at {path}; {error.strerror}") from None
         except ValueError as error:  # no UTF-8, or no path

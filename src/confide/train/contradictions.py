@@ -76,6 +76,11 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
             'Expected no data.test with data.evaluate="federated"; each party evaluates on records of its own. Leave '
             "data.test out, so that data.test_fraction sets them aside"
         )
+    if job.data.budget is not None and (job.privacy is None or job.data.nodes):
+        raise JobError(
+            "Expected [privacy], and data.tables or data.set, with data.budget; no budget bounds a job without noise, "
+            "and nodes keep budgets of their own by their policies"
+        )
     if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
         raise JobError(
             f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '

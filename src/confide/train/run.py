@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Category, Image, Number, Schema
-from confide.data.sets import load_set
+from confide.data.sets import load_set, schema_text
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.plan import STATISTICS, PrivacyPlan
@@ -30,7 +31,9 @@ from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
 from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_bound
 from confide.train.course import approve, parameters_hash
+from confide.train.data_budget import JobBudget, name_of, schema_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
+from confide.train.federated_evaluation import tally_of
 from confide.train.job import describe
 from confide.train.joining import trained_alone
 from confide.train.learner import GraphLearner, Learner, Model
@@ -69,6 +72,7 @@ class Prepared:
         held: the parties with the records of `test` that are theirs; none if data.test names a table of nobody's.
         plan: under which it was standardised, if it was under one.
         begun: the last line of the ledger that says so.
+        budget: that every training is charged to, if the job names one.
     """
 
     preprocess: Preprocess
@@ -78,6 +82,7 @@ class Prepared:
     held: tuple[Silo, ...] = ()
     plan: PrivacyPlan | None = None
     begun: str | None = None
+    budget: JobBudget | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -107,6 +112,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     Raises:
         DataError: a schema or table does not hold, or a party has no records.
         JobError: the job contradicts itself (a quorum above the parties ...).
+        PrivacyError: the job does not fit into its data set's budget; no row was read.
     """
     seed = job.job.seed
     if job.data.nodes:
@@ -114,6 +120,9 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             "Expected data.tables, got data.nodes; their tables stay with the nodes: run this job as `confide "
             "coordinator`, or name a table for each party"
         )
+    budget = budget_of(job)
+    if budget is not None:
+        budget.check()
     if job.data.set is not None:
         schema, table = load_set(job.data.set)
         train_part, test = holdout(table, fraction=job.data.test_fraction, seed=seed)
@@ -137,6 +146,8 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     centre = job.data.standardise == "centre"
     if job.data.standardise and job.privacy:
         columns = {name: table.columns for name, table in tables.items()}
+        if budget is not None:
+            budget.charge()
         preprocess, plan = _standardised_privately(job, preprocess, columns, start, rng, ledger)
     elif job.data.standardise:
         preprocess = standardised(
@@ -161,7 +172,28 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         held=tuple(silo(name, table) for name, table in held.items()),
         plan=plan,
         begun=ledger.head if ledger is not None and plan is not None else None,
+        budget=budget,
     )
+
+
+def budget_of(job: Job) -> JobBudget | None:
+    """Return the account that a job is charged to, from its schema alone; None without data.budget.
+
+    Raises:
+        DataError: the schema does not hold.
+        JobError: it has no name that a budget can be kept by.
+    """
+    if job.data.budget is None:
+        return None
+    where = job.data.set or str(job.path(str(job.data.schema)))
+    text = schema_text(job.data.set) if job.data.set else Schema.text(Path(where))
+    schema, parties = Schema.read(text, where=where), parties_of(job)
+    preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
+    start = start_of(job, preprocess.features, schema.label.classes)
+    plans = [plan_of(job, start, parties, preprocess=preprocess)]
+    if job.data.evaluate == "federated":
+        plans.append(tally_of(job, start, parties).plan)
+    return JobBudget(job, name_of(job, schema.name), schema_hash(text), [plan for plan in plans if plan is not None])
 
 
 def _standardised_privately(
@@ -486,12 +518,15 @@ def train(
         JobError: the job contradicts itself.
         IntegrityError: the starting parameters are not those of train.start_hash.
         Aborted: a round lost its quorum in each of its attempts.
+        PrivacyError: the job does not fit into its data set's budget.
     """
     names = data.names
     aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
     encoding = encoding_of(job, data.start, len(names), preprocess=data.preprocess)
     approve(encoding.learner.start, job.train.start_hash)
     _check_prepared(job, data)
+    if data.budget is not None:
+        data.budget.begin()
     if ledger is not None and not (data.begun and ledger.head == data.begun):  # else the run has begun
         _begin(job, names, data.start, ledger)
         if data.plan is not None:

@@ -49,6 +49,8 @@ class DataSection(Section, frozen=True, kw_only=True):
             subtracts the mean of every feature instead. Under [privacy] the sum has noise and is charged.
         evaluate: "federated" evaluates the model on the parties' held-out records in one more sum, and shows no party's
             figures; "none" leaves the test records to whoever has them all.
+        budget: the SQLite file with the budget of this data set, relative to the job file; a job beyond it is refused
+            before a row is read. `confide budget set` makes it.
     """
 
     schema: str | None = None
@@ -62,6 +64,7 @@ class DataSection(Section, frozen=True, kw_only=True):
     test_fraction: float = 0.2
     standardise: bool | Literal["centre"] = False
     evaluate: Literal["none", "federated"] = "none"
+    budget: str | None = None
 
 
 class ModelSection(Section, frozen=True, kw_only=True):
