@@ -44,6 +44,9 @@ def set_(
     rule: Annotated[
         str, typer.Option(help='How runs add up: "sum" takes every job, "gaussian" allows more of Gaussian ones.')
     ] = "sum",
+    unit: Annotated[str, typer.Option(help='Whose presence it is about: "record", or an identifier of the schema.')] = (
+        "record"
+    ),
     data_set: Annotated[str | None, typer.Option(help="Its name, if a budget file is named.")] = None,
     raising: Annotated[bool, typer.Option("--raise", help="Allow more than was set before; it is noted.")] = False,
 ) -> None:
@@ -66,7 +69,7 @@ def set_(
         raise UsageError(f'Expected --rule sum or gaussian, got "{rule}"')
     store = SqliteStore(place)
     try:
-        set_limit(store, name, epsilon=epsilon, delta=delta, rule=rule, raising=raising)
+        set_limit(store, name, epsilon=epsilon, delta=delta, rule=rule, unit=unit, raising=raising)
         _print(standing(store, name))
     finally:
         store.close()
@@ -130,7 +133,7 @@ def _print(found: Standing) -> None:
         limit = found.limit
         console.out.print(
             f"  limit: epsilon={limit.epsilon:g}, delta={limit.delta:.3g} of all runs together, set {limit.set_on}, "
-            f"runs add up by rule: {limit.rule}"
+            f"runs add up by rule: {limit.rule}, unit: {limit.unit}"
         )
     if found.accounts:
         table = Table("when", "run", "job", "epsilon", "delta", "mu", "mechanism", "schema")

@@ -37,6 +37,7 @@ class Told(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
         schema: hex hash of the schema that the run read by.
         mu: of the Gaussian mechanisms behind, all its releases together; None if they are others.
         surcharge, tail: what integers add to epsilon and to delta (`accountant.Composition`).
+        unit: whose presence epsilon is about.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Told(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=T
     mu: float | None = None
     surcharge: float = 0.0
     tail: float = 0.0
+    unit: str = "record"
 
 
 class Account(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):

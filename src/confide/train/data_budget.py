@@ -56,12 +56,14 @@ class Limit(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=
         epsilon, delta: of all runs together.
         rule: how runs add up.
         set_on: UTC, ISO 8601.
+        unit: whose presence epsilon is about: "record", or an identifier of the schema.
     """
 
     epsilon: float
     delta: float
     rule: Rule
     set_on: str
+    unit: str = "record"
 
     @property
     def mu(self) -> float:
@@ -120,6 +122,7 @@ def set_limit(
     epsilon: float,
     delta: float,
     rule: Rule = "sum",
+    unit: str = "record",
     raising: bool = False,
 ) -> Limit:
     """Set what a data set may spend over its lifetime. What was set before is kept beside it, with its date.
@@ -127,23 +130,26 @@ def set_limit(
     Args:
         epsilon, delta: of all runs together, those that were charged already included.
         rule: how runs add up; it stays.
+        unit: whose presence it is about; it stays.
         raising: allow more than before. Every earlier promise was made under the lower limit.
 
     Raises:
-        UsageError: a number is out of its range, the rule differs from the one before, or the limit would rise.
+        UsageError: a number is out of its range, rule or unit differ from those before, or the limit would rise.
     """
     check_target(epsilon, delta)
     with alone(store):
         earlier = limits_of(store, data_set)
-        if earlier and earlier[-1].rule != rule:
-            raise UsageError(f'Expected the rule "{earlier[-1].rule}", which this budget has from its start')
+        if earlier and (earlier[-1].rule, earlier[-1].unit) != (rule, unit):
+            raise UsageError(
+                f'Expected rule "{earlier[-1].rule}" and unit "{earlier[-1].unit}", as this budget has from its start'
+            )
         if earlier and not raising and (epsilon > earlier[-1].epsilon or delta > earlier[-1].delta):
             raise UsageError(
                 f"Expected at most epsilon={earlier[-1].epsilon:g} and delta={earlier[-1].delta:g}, which were set on "
                 f"{earlier[-1].set_on}; a budget that grows promised too much before. If its owner wants that, say "
                 "--raise: it is noted"
             )
-        limit = Limit(float(epsilon), float(delta), rule, now())
+        limit = Limit(float(epsilon), float(delta), rule, now(), unit)
         Budget(store, data_set)  # refuses a name that none can have
         store.commit({_LIMIT + data_set: encode(_Limits((*earlier, limit)))})
     return limit
@@ -219,6 +225,11 @@ class Standing:
             )
         if self.spent.without:
             raise PrivacyError(f"Expected only runs with [privacy] on {self.data_set}; no budget bounds another")
+        if any(account.told and account.told.unit != limit.unit for account in self.accounts):
+            raise PrivacyError(
+                f'Expected privacy.unit="{limit.unit}" for the data set {self.data_set}, whose budget counts these; '
+                "epsilons of other units do not add up with it"
+            )
         if limit.rule == "sum":
             fits = self.spent.epsilon <= limit.epsilon and self.spent.delta <= limit.delta
         else:
@@ -269,6 +280,7 @@ class JobBudget:
             mu=max(one.mu for one in counted),
             surcharge=max(one.surcharge for one in counted),
             tail=max(one.tail(_LARGEST_EPSILON) for one in counted),
+            unit=plans[0].unit,
         )
         self._charged = self._begun = False
 
@@ -333,7 +345,7 @@ class JobBudget:
         try:
             Standing(self.data_set, before.limits, after.accounts).require()
         except PrivacyError as error:
-            if before.limit is None:
+            if before.limit is None or before.limit.unit != self._told.unit:
                 raise
             epsilon, delta = before.left
             raise PrivacyError(

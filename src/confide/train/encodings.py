@@ -341,7 +341,7 @@ class PrivateGradients(Encoding):
         self.releases = plan.rounds
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
-        clipped = self._plan.clipped_sum(self._gradients(parameters, silo))
+        clipped = self._plan.clipped_sum(self._gradients(parameters, silo), silo.units)
         return release(self._plan, clipped, rng, store)
 
     def charge(self, store: Store) -> Mapping[str, bytes | None]:

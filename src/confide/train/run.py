@@ -44,6 +44,7 @@ from confide.train.sections import Job, ModelSection, TrainSection, default_quor
 from confide.train.standardise import standardised
 from confide.train.standardise_privately import portion_of, standardised_privately
 from confide.train.statistics import Statistics, moments_of
+from confide.train.units import require_unit, silo_of, unit_of
 from confide.wire import Fault, Store
 
 Matrix = NDArray[np.float64]
@@ -134,6 +135,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         held = alike(test, tables, seed=seed)
     else:
         schema = Schema.load(job.path(str(job.data.schema)))
+        require_unit(job, schema)
         tables = {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
         if job.data.test is not None:
             test, held = read_table(job.path(job.data.test), schema), {}
@@ -162,7 +164,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         )
 
     def silo(name: str, table: Table) -> Silo:
-        return Silo(name, preprocess.apply(table.columns), table.labels)
+        return silo_of(job, name, preprocess, table)
 
     return Prepared(
         preprocess=preprocess,
@@ -188,6 +190,7 @@ def budget_of(job: Job) -> JobBudget | None:
     where = job.data.set or str(job.path(str(job.data.schema)))
     text = schema_text(job.data.set) if job.data.set else Schema.text(Path(where))
     schema, parties = Schema.read(text, where=where), parties_of(job)
+    require_unit(job, schema)
     preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
     start = start_of(job, preprocess.features, schema.label.classes)
     plans = [plan_of(job, start, parties, preprocess=preprocess)]
@@ -235,10 +238,12 @@ def _begin(job: Job, names: tuple[str, ...], start: Graph, ledger: Ledger | None
 def set_aside(job: Job, table: Table) -> tuple[Table, Table]:
     """Return a party's (training records, held-out records) as a job splits them.
 
-    Under a privacy plan each record goes to its side by its own content: it may not decide where others go.
+    Under a privacy plan each record goes to its side by its own content: it may not decide where others go. Where a
+    unit is more than a record, all of its records go to one side, at every party the same.
     """
-    apart = aside if job.privacy else holdout
-    return apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
+    if job.privacy is None:
+        return holdout(table, fraction=job.data.test_fraction, seed=job.job.seed)
+    return aside(table, fraction=job.data.test_fraction, seed=job.job.seed, unit=unit_of(job))
 
 
 def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
@@ -330,6 +335,8 @@ def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | No
         expected_records=job.privacy.expected_records,
         max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
         preparation=_portion(job, job.privacy.preprocessing_share, preprocess),
+        unit=job.privacy.unit,
+        parties_per_unit=job.privacy.parties_per_unit,
     )
 
 

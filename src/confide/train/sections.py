@@ -169,12 +169,16 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
 
 class PrivacySection(Section, frozen=True, kw_only=True):
-    """[privacy]: record-level differential privacy of everything that is released.
+    """[privacy]: differential privacy of everything that is released.
 
     Args:
         epsilon: total budget, > 0.
         delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
-        clip_norm: largest L2 norm of one record's gradient, > 0; of statistics: of its features, which are scaled down
+        unit: whose presence is hidden: "record", or an identifier of the schema, for all records of one patient or
+            customer together.
+        parties_per_unit: the most parties that hold records of one unit: each of them clips to an equal part. Nobody
+            can check it.
+        clip_norm: largest L2 norm of one unit's gradient, > 0; of statistics: of its features, which are scaled down
             if they are longer; without the key 0.5, or 1 for statistics of unit rows.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
         expected_records: public size of the pooled data; the denominator of the mean gradient.
@@ -184,7 +188,8 @@ class PrivacySection(Section, frozen=True, kw_only=True):
 
     epsilon: float = 1.0
     delta: float = 0.0
-    unit: Literal["record"] = "record"
+    unit: str = "record"
+    parties_per_unit: int = 1
     clip_norm: float = 0.5
     colluding: int = 1
     expected_records: int
