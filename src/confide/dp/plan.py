@@ -111,6 +111,8 @@ class PrivacyPlan:
             raise UsageError(
                 f"Expected parties_per_unit={self.parties_per_unit} from 1 to the {self.silos} silos, and 1 for records"
             )
+        if self.unit != RECORD and self.preparation is not None:
+            raise PrivacyError(f'Expected no release before the training with unit="{self.unit}"; it counts records')
         _check_parties(self.silos, self.quorum, self.colluding)
         _check_sizes(self.clip_norm, self.rounds, self.length, self.grid, self.expected_records, self.max_records)
         if not self.epsilon_server <= self.epsilon:
