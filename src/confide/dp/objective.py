@@ -51,8 +51,8 @@ ACCOUNTANT = "Gaussian profile of objective perturbation (docs/protocols/objecti
 _ROWS = 1 << 24  # grid steps of a row's norm
 _OUTPUT = 0.01  # of epsilon and delta, for the noise on the released integers
 _UNIT = 2.0**-53  # of float64's rounding
-_SLACK = 2.0**-40  # of the gradient, for each record: some hundred times what floats need
-_LARGEST = 1 << 52
+_SLACK = 2.0**-36  # of the gradient, for each record: a thousand times what floats need
+_LARGEST = 1 << 44  # of released integers: quotients below it are off by less than 2^-9
 _STEPS = 100
 
 
@@ -74,10 +74,10 @@ class ObjectivePlan:
     Example:
         >>> plan = ObjectivePlan.calibrate(epsilon=1.0, delta=1e-5, features=30, expected_records=455)
         >>> round(plan.deviation, 2), 0.99 < plan.epsilon_spent <= 1.0
-        (4.23, True)
+        (4.21, True)
 
     **Guarantees**: the released weights are (epsilon, delta)-differentially private, for any rows and labels.
-    **Leaks**: what epsilon allows; that a minimiser was not found to the slack, if that ever happens (an error).
+    **Leaks**: what epsilon allows; how long it took; that a minimiser was not found to the slack, if that ever happens (an error).
     """
 
     epsilon: float
@@ -131,8 +131,10 @@ class ObjectivePlan:
         """
         delta = default_delta(expected_records) if delta is None else delta
         check_target(epsilon, delta)
-        if features < 0 or not (0 < clip_norm < math.inf and constant >= 0):
-            raise UsageError(f"Expected features={features} of at least 0, and clip_norm={clip_norm} above 0")
+        if not 0 <= features < 1 << 16 or not (0 < clip_norm < math.inf and constant >= 0):
+            raise UsageError(
+                f"Expected features={features} of at least 0 and below 2^16, and clip_norm={clip_norm} above 0"
+            )
         length, norm = features + 1, _norm(clip_norm, constant)
         first = (1 - _OUTPUT) * epsilon
         mu = gaussian_mu(first * (1 - 1e-9), delta * (1 - 2 * _OUTPUT))
@@ -335,7 +337,7 @@ def _norm(clip_norm: float, constant: float) -> float:
 
 
 def _output_sensitivity(length: int) -> int:
-    """Return ceil(2 (8 sqrt(d) + sqrt(d))) and one for the roundings of floats."""
+    """Return ceil(2 (8 sqrt(d) + sqrt(d))) and one for the quotients, for d up to 2^16."""
     return math.ceil(18 * math.sqrt(length)) + 1
 
 
