@@ -77,7 +77,7 @@ class ObjectivePlan:
         (4.21, True)
 
     **Guarantees**: the released weights are (epsilon, delta)-differentially private, for any rows and labels.
-    **Leaks**: what epsilon allows; how long it took; that a minimiser was not found to the slack, if that ever happens (an error).
+    **Leaks**: what epsilon allows; how long it took; an error, if a minimiser was ever not found to the slack.
     """
 
     epsilon: float
