@@ -25,6 +25,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from confide.train.standardise import standardised
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -41,7 +42,6 @@ from confide.train.learner import GraphLearner
 from confide.train.local import Silo
 from confide.train.rounds import federate
 from confide.train.sections import TrainSection
-from confide.train.standardise import standardised
 
 HEART = Path(__file__).parents[1] / "../shared/data/heart_disease/heart_all4.csv.gz"
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")

@@ -13,8 +13,8 @@ from confide.errors import DataError, JobError
 from confide.train import Output, load, load_data, train
 from confide.train.contradictions import check_for_nodes
 from confide.train.job import describe
+from confide.train.parts import encoding_of
 from confide.train.reasons import reasons
-from confide.train.run import encoding_of
 from confide.wire import MemoryStore
 
 SCHEMA = """
@@ -139,6 +139,8 @@ def test_a_split_by_records_would_part_patients(folder):
         ({"unit": "patient"}, "identifier of the schema"),
         ({"data": "standardise = true"}, "standardise"),
         ({"data": 'standardise = "centre"'}, "standardise"),
+        ({"train": 'class_weights = "balanced"'}, "class_weights"),
+        ({"train": 'algorithm = "newton"'}, "newton"),
         ({"data": 'evaluate = "federated"'}, "evaluate"),
         ({"privacy": "parties_per_unit = 4"}, "at most the 3 parties"),
         ({"unit": "record", "privacy": "parties_per_unit = 2"}, "parties_per_unit"),

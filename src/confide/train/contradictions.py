@@ -22,10 +22,9 @@ STEPWISE = ("fedavg", "fedprox", *ADAPTIVE, "scaffold")
 
 #: Which algorithms read a key of [train]; all read those that are not here.
 READ_BY: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("learning_rate", "server_learning_rate", "momentum", "average", "update_bound", "fraction_bits"), STEPWISE
-    ),
-    "solver": ("statistics",),
+    **dict.fromkeys(("server_learning_rate", "momentum", "update_bound", "fraction_bits"), STEPWISE),
+    **dict.fromkeys(("learning_rate", "average", "class_weights"), (*STEPWISE, "newton")),
+    "solver": ("statistics", "newton"),
     "proximal": ("fedprox",),
     "second_moment": ("fedadam", "fedyogi"),
     "adaptivity": ADAPTIVE,
@@ -65,7 +64,7 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
     """
     name, steps = job.train.algorithm, job.train.local_steps
     check_readers(job.train, given)
-    if name == "statistics":
+    if name in ("statistics", "newton"):
         _check_statistics(job, "clip_norm" in privacy)
     check_units(job)
     check_norm_bound(job.train, private=job.privacy is not None)
@@ -110,6 +109,8 @@ def check_units(job: Job) -> None:
         raise JobError(f'Expected train.algorithm "fedavg" or "statistics" with {unit}, got "{job.train.algorithm}"')
     if job.data.standardise:
         raise JobError(f"Expected data.standardise = false with {unit}: its sum is bounded for records only")
+    if job.train.class_weights != "none":
+        raise JobError(f'Expected train.class_weights="none" with {unit}: its sum is bounded for records only')
     if job.data.evaluate != "none":
         raise JobError(f'Expected data.evaluate="none" with {unit}: its sum is bounded for records only')
     if job.data.set is not None:
@@ -118,21 +119,38 @@ def check_units(job: Job) -> None:
 
 def _check_statistics(job: Job, has_norm: bool) -> None:
     """Refuse what one sum over records cannot do."""
-    train = job.train
+    train, name = job.train, job.train.algorithm
     if job.model.kind != "logistic":
         raise JobError(
-            f'Expected model.kind="logistic" with train.algorithm="statistics", got "{job.model.kind}"; only linear '
+            f'Expected model.kind="logistic" with train.algorithm="{name}", got "{job.model.kind}"; only linear '
             "models follow from sums over records. Take fedavg for this one"
         )
-    if train.rounds != 1 or train.local_steps != 1:
+    if (name == "statistics" and train.rounds != 1) or train.local_steps != 1:
         raise JobError(
-            f'Expected train.rounds=1 and train.local_steps=1 with train.algorithm="statistics", got {train.rounds} '
+            f'Expected train.rounds=1 and train.local_steps=1 with train.algorithm="{name}", got {train.rounds} '
             f"and {train.local_steps}; one sum is all it takes. Leave them out"
+            if name == "statistics"
+            else f'Expected train.local_steps=1 with train.algorithm="newton", got {train.local_steps}; leave it out'
+        )
+    if name == "newton" and train.rounds < 2:
+        raise JobError(
+            'Expected train.rounds of at least 2 with train.algorithm="newton": statistics, and gradients after them. '
+            'Take "statistics" for one sum'
+        )
+    if name == "newton" and train.aggregate == "groups":
+        raise JobError(
+            'Expected no train.aggregate="groups" with train.algorithm="newton"; no rule outvotes liars in statistics. '
+            "Take fedavg"
         )
     if train.compress != "none" or train.clip_norm or train.norm_bound is not None:
         raise JobError(
-            'Expected no train.compress, train.clip_norm or train.norm_bound with train.algorithm="statistics"; what '
+            f'Expected no train.compress, train.clip_norm or train.norm_bound with train.algorithm="{name}"; what '
             "is summed is exact and bounded by the schema. Leave them out"
+        )
+    if job.privacy is not None and name == "newton" and not job.model.unit_rows:
+        raise JobError(
+            'Expected model.unit_rows=true with train.algorithm="newton" and a [privacy]; it bounds what a record adds '
+            "to the first sum"
         )
     if job.privacy is not None and not job.model.unit_rows and not has_norm:
         raise JobError(
@@ -175,9 +193,10 @@ def check_for_nodes(job: Job) -> None:
     """
     if job.privacy is not None and job.privacy.unit != "record":
         raise JobError('Expected privacy.unit="record" in a job for nodes: their budgets count records')
-    if job.data.standardise:
+    if (job.data.standardise or job.train.class_weights != "none") and job.train.aggregate == "groups":
         raise JobError(
-            "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
+            'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '
+            "each group's sum would say something else. Leave them out, or take another aggregator"
         )
 
 

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
+from confide.dp.accountant import gaussian_mu
 from confide.dp.plan import default_delta
 from confide.errors import JobError
 from confide.structs import known
@@ -38,6 +39,7 @@ from confide.train.sections import (
     MOST_NODES,
     DataSection,
     Job,
+    PrivacySection,
     TrainSection,
     default_quorum,
     group_size,
@@ -55,6 +57,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     **{name: {"server_learning_rate": 0.1, "momentum": 0.9} for name in ADAPTIVE},
     "scaffold": {"momentum": 0.0},
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
+    "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
 }
 
 #: The same for a compression.
@@ -102,6 +105,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("privacy", "max_records"): (0, 1e10, False, False),
     ("privacy", "preprocessing_share"): (0, 1, True, True),
     ("privacy", "parties_per_unit"): (1, 1000, False, False),
+    ("privacy", "statistics_share"): (0, 1, True, True),
 }
 
 
@@ -167,13 +171,25 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
             yield from _contradictions_in_privacy(section, usable=not found)
-            if "preprocessing_share" in section and not _standardises(table):
-                yield "Expected no privacy.preprocessing_share without data.standardise = true; it would go to nothing"
+            if "preprocessing_share" in section and not _prepares(table):
+                yield (
+                    "Expected no privacy.preprocessing_share without data.standardise = true or train.class_weights = "
+                    '"balanced"; it would go to nothing'
+                )
+            if "statistics_share" in section and _value(table, "train", "algorithm") != "newton":
+                yield (
+                    'Expected no privacy.statistics_share without train.algorithm = "newton", whose first sum it is for'
+                )
 
 
-def _standardises(table: Mapping[str, Any]) -> bool:
-    data = table.get("data", {})
-    return isinstance(data, dict) and cast("dict[str, Any]", data).get("standardise") in (True, "centre")
+def _prepares(table: Mapping[str, Any]) -> bool:
+    balanced = _value(table, "train", "class_weights") == "balanced"
+    return balanced or _value(table, "data", "standardise") in (True, "centre")
+
+
+def _value(table: Mapping[str, Any], section: str, key: str) -> object:
+    found = table.get(section, {})
+    return cast("dict[str, Any]", found).get(key) if isinstance(found, dict) else None
 
 
 def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:
@@ -251,7 +267,22 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
         privacy["delta"] = privacy.get("delta") or default_delta(privacy["expected_records"])
         resolved["privacy"] = privacy
+        descends = train.get("algorithm", "fedavg") == "fedavg" and model.get("kind", "logistic") == "logistic"
+        if descends and model.get("unit_rows"):
+            resolved["train"] = train | _private_descent(privacy) | given | {"quorum": train["quorum"]}
     return resolved
+
+
+def _private_descent(privacy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of [train] for noisy gradients of a logistic model on unit rows, from public numbers alone.
+
+    Few long steps and no momentum: noise counts by their number, and what the average of the last half leaves of it
+    falls with the records over the noise, to which the steps may then be longer (docs/private-learning.md).
+    """
+    usual = PrivacySection(expected_records=privacy["expected_records"])
+    mu = gaussian_mu(privacy.get("epsilon", usual.epsilon), privacy["delta"])
+    rate = 0.5 * max(4.0, privacy["expected_records"] * mu) ** 0.75
+    return {"rounds": 40, "momentum": 0.0, "learning_rate": float(f"{rate:.3g}")}
 
 
 def describe(job: Job, *, output: bool = True) -> str:
@@ -291,8 +322,10 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
         unused.add(("train", "clip_rate"))
     if job.privacy is not None and job.privacy.unit == "record":
         unused.add(("privacy", "parties_per_unit"))
-    if not job.data.standardise:
+    if not job.data.standardise and job.train.class_weights == "none":
         unused.add(("privacy", "preprocessing_share"))
+    if job.train.algorithm != "newton":
+        unused.add(("privacy", "statistics_share"))
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

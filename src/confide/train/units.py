@@ -49,4 +49,4 @@ def silo_of(job: Job, name: str, preprocess: Preprocess, table: Table) -> Silo:
     if unit is not None:
         _, places = np.unique(table.identifiers[unit].astype(str), return_inverse=True)
         units = places.reshape(-1).astype(np.int64)
-    return Silo(name, preprocess.apply(table.columns), table.labels, units)
+    return Silo(name, preprocess.apply(table.columns), table.labels, units=units)
