@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tomllib
 
 import dp_accounting
 import numpy as np
@@ -276,7 +277,7 @@ def test_private_gradients_of_unit_rows_have_defaults_of_their_own():
     own = parse(changed(sections, train={"rounds": 7, "learning_rate": 2.0, "momentum": 0.5})).train
     assert (own.rounds, own.learning_rate, own.momentum) == (7, 2.0, 0.5)
     job = parse(sections)
-    assert parse(__import__("tomllib").loads(describe(job))) == job
+    assert parse(tomllib.loads(describe(job))) == job
     bare = parse(changed(sections, model={"unit_rows": False})).train
     assert (bare.rounds, bare.learning_rate, bare.momentum) == (30, 1.0, 0.9)
 
@@ -284,3 +285,25 @@ def test_private_gradients_of_unit_rows_have_defaults_of_their_own():
 def test_residuals_weigh_classes():
     found = residuals(np.array([[0.25], [0.25]]), np.array([0, 1]), (0.5, 1.0))
     assert found.tolist() == [[0.125], [-0.75]]
+
+
+@pytest.mark.parametrize(
+    ("records", "more", "algorithm"),
+    [
+        (455, {}, "fedavg"),
+        (32_561, {}, "newton"),
+        (32_561, {"train": {"algorithm": "statistics"}}, "statistics"),
+        (32_561, {"model": {"kind": "mlp"}}, "fedavg"),
+        (32_561, {"privacy": {"epsilon": 0.1}}, "fedavg"),
+    ],
+)
+def test_auto_is_a_job_that_names_what_it_chose(records, more, algorithm):
+    sections = {"data": {"set": "breast-cancer"}, "privacy": {"expected_records": records, "mechanism": "auto"}}
+    job = parse(changed(sections, **more))
+    assert (job.train.algorithm, job.data.standardise, job.model.unit_rows) == (algorithm, "centre", True)
+    text = describe(job)
+    assert parse(tomllib.loads(text)) == job
+    assert "auto" not in text
+    bare = {"data": {"standardise": False}, "model": {"unit_rows": False}, "train": {"algorithm": "fedavg"}}
+    named = parse(changed(sections, **bare))
+    assert (named.data.standardise, named.model.unit_rows) == (False, False)

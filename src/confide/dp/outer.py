@@ -66,7 +66,7 @@ class OuterSums:
         >>> right = sums.rounded(np.array([[0.6, 0.0], [0.0, 0.8]]))
         >>> total = sums.summed(np.array([[0.25], [100.0]]), right).total
         >>> (total * 0.5 / sums.grid).round(2)
-        array([0.15, 0.49])
+        array([0.15, 0.5 ])
     """
 
     rows: int

@@ -34,7 +34,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
 OF_GROUPS = ("group_size", "rule", "liars")
 
 #: The keys of [model] that only a scattering transform reads.
-OF_SCATTERING = ("scales", "angles", "channel_groups")
+OF_SCATTERING = ("scales", "angles", "channel_groups", "frequencies", "whiten")
 
 
 def check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
@@ -53,6 +53,11 @@ def check_features(model: ModelSection, given: Mapping[str, Any]) -> None:
     for key in OF_SCATTERING:
         if key in given and model.features == "columns":
             raise JobError(f'Expected no model.{key} with model.features="columns"; it belongs to "scattering"')
+    if model.frequencies and (model.features != "scattering" or model.channel_groups):
+        raise JobError(
+            f'Expected no model.frequencies with model.features="{model.features}" and channel_groups='
+            f'{model.channel_groups}; they are waves of whole maps, so take features = "scattering" and no groups'
+        )
 
 
 def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:

@@ -60,6 +60,9 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
 }
 
+#: Records over the noise of statistics from which on they pay up to some 200 features.
+_STATISTICS_PAY = 3000.0
+
 #: The same for a compression.
 _COMPRESSION_DEFAULTS: Mapping[str, Mapping[str, float]] = {"rotate": {"clip_norm": 1.0, "clip_quantile": 0.9}}
 
@@ -73,6 +76,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "scales"): (1, 5, False, False),
     ("model", "angles"): (1, 16, False, False),
     ("model", "channel_groups"): (0, 4096, False, False),
+    ("model", "frequencies"): (0, 128, False, False),
     ("model", "project"): (0, 65_536, False, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),
@@ -171,12 +175,13 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
             yield from _contradictions_in_privacy(section, usable=not found)
-            if "preprocessing_share" in section and not _prepares(table):
+            chosen = _value(table, "privacy", "mechanism") == "auto"
+            if "preprocessing_share" in section and not (chosen or _prepares(table)):
                 yield (
                     "Expected no privacy.preprocessing_share without data.standardise = true or train.class_weights = "
                     '"balanced"; it would go to nothing'
                 )
-            if "statistics_share" in section and _value(table, "train", "algorithm") != "newton":
+            if "statistics_share" in section and not (chosen or _value(table, "train", "algorithm") == "newton"):
                 yield (
                     'Expected no privacy.statistics_share without train.algorithm = "newton", whose first sum it is for'
                 )
@@ -245,8 +250,25 @@ def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iter
         )
 
 
+def _chosen(table: dict[str, Any]) -> dict[str, Any]:
+    """Return `table` with what privacy.mechanism = "auto" stands for; docs/private-learning.md says why."""
+    model, train = table.get("model", {}), table.get("train", {})
+    if _value(table, "privacy", "mechanism") != "auto":
+        return table
+    privacy: dict[str, Any] = table["privacy"] | {"mechanism": "as-given"}
+    if model.get("kind", "logistic") == "logistic":
+        usual = PrivacySection(expected_records=privacy["expected_records"])
+        delta = privacy.get("delta") or default_delta(privacy["expected_records"])
+        told = 0.6 * privacy["expected_records"] * gaussian_mu(privacy.get("epsilon", usual.epsilon), delta)
+        columns = model.get("features", "columns") == "columns"
+        train = {"algorithm": "newton" if columns and told >= _STATISTICS_PAY else "fedavg"} | train
+    data = {"standardise": "centre"} | table.get("data", {})
+    return table | {"data": data, "model": {"unit_rows": True} | model, "train": train, "privacy": privacy}
+
+
 def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     """Return `table` with the defaults that depend on other keys, so that what is printed is what runs."""
+    table = _chosen(table)
     data: dict[str, Any] = table.get("data", {})
     model: dict[str, Any] = table.get("model", {})
     tables: Sized = data["nodes"] if "nodes" in data else data.get("tables", ())

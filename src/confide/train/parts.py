@@ -16,7 +16,8 @@ from confide.errors import JobError, PrivacyError, nearest
 from confide.he.aggregate import EncryptedSum
 from confide.ideal import Aggregator, Cohort, PlainSum
 from confide.model.graph import Graph
-from confide.model.preprocess import OneHot, Pixels, Preprocess, Projection, Scale
+from confide.model.pixels import Pixels
+from confide.model.preprocess import OneHot, Preprocess, Projection, Scale
 from confide.model.zoo import logistic, mlp
 from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
@@ -25,6 +26,7 @@ from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
 from confide.train.contradictions import check_groups, check_norm_bound
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
+from confide.train.image_features import pixels_of
 from confide.train.learner import GraphLearner, Learner
 from confide.train.linear_head import LinearHead, is_head
 from confide.train.newton import newton_of
@@ -63,23 +65,15 @@ def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preproce
         ModelError: images too small, or features too many or too few, for what [model] asks.
     """
     rules: list[Scale | OneHot | Pixels] = []
-    transform: dict[str, Any] = {}
-    if model.features != "columns":
-        transform = {
-            "scales": model.scales,
-            "angles": model.angles,
-            "averaged": model.features == "scattering-mean",
-            "groups": model.channel_groups,
-        }
     for column in schema.columns:
         match column:
             case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
                 rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins))
             case Category(name=name, categories=categories, missing=missing):
                 rules.append(OneHot(name=name, categories=categories, missing=missing))
-            case Image(name=name, height=height, width=width, low=low, high=high):
-                rules.append(Pixels(name=name, height=height, width=width, low=low, high=high, **transform))
-    if transform and not any(isinstance(rule, Pixels) for rule in rules):
+            case Image():
+                rules.append(pixels_of(column, model))
+    if model.features != "columns" and not any(isinstance(rule, Pixels) for rule in rules):
         raise JobError(
             f'Expected a column of images in the schema for model.features="{model.features}"; take "columns", which '
             "uses every column as the schema bounds it"

@@ -30,7 +30,8 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.dp.release import Portion
 from confide.errors import DataError, PrivacyError
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
-from confide.model.preprocess import Columns, Pixels, Preprocess, Scale
+from confide.model.pixels import Pixels
+from confide.model.preprocess import Columns, Preprocess, Scale
 from confide.train.ledger import Ledger, Value
 from confide.train.sections import Job
 from confide.train.single_sum import SingleSum
@@ -129,7 +130,7 @@ class Preparing:
         """Return what is summed of each record, shape (n, length)."""
         parts = [np.ones((len(labels), 1))]
         if self.features == "centre":
-            parts.append(msgspec.structs.replace(self.preprocess, centre=(), unit_rows=False).apply(columns))
+            parts.append(self.preprocess.fixed(columns))
         elif self.features == "standardise":
             u = Preprocess(tuple(self._scales)).apply(columns)
             parts += [u, u * u]
@@ -210,14 +211,15 @@ def _standardised(preprocess: Preprocess, moments: Matrix, noise: float) -> Prep
 def _usual_square(preprocess: Preprocess) -> float:
     """Return about what the squared norm of a row of features is, from the rules alone.
 
-    A number spread over its bounds has 1/3 to 1/2, a category 1, an image's normalised coefficients 1 together.
+    A number spread over its bounds has 1/3 to 1/2, a category 1, an image's normalised or whitened coefficients 1
+    together.
     """
     found = 0.0
     for rule in preprocess.rules:
         match rule:
             case Scale(bins=()):
                 found += 0.5
-            case Pixels(groups=0):
+            case Pixels(groups=0, whitening=None):
                 found += rule.count / 4
             case _:
                 found += 1.0

@@ -76,6 +76,10 @@ class ModelSection(Section, frozen=True, kw_only=True):
         scales, angles: of the scattering transform.
         channel_groups: into how many groups the channels of the scattering transform are parted; each group is
             normalised image by image. It divides their number, and 0 leaves the coefficients as they are.
+        frequencies: with "scattering": k, each channel keeps the k (k + 1) / 2 slowest waves of its map in place of
+            the map; 0 keeps the map.
+        whiten: bring the features of images to one scale, and free them of their common directions, by what synthetic
+            images say, which no record is in: "natural" suits photographs and scans, "strokes" writing and drawings.
         project: how many features are left by a public random projection, drawn from job.seed; 0 leaves them all.
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
@@ -86,6 +90,8 @@ class ModelSection(Section, frozen=True, kw_only=True):
     scales: int = 2
     angles: int = 8
     channel_groups: int = 0
+    frequencies: int = 0
+    whiten: Literal["none", "natural", "strokes"] = "none"
     project: int = 0
     unit_rows: bool = False
 
@@ -188,6 +194,8 @@ class PrivacySection(Section, frozen=True, kw_only=True):
             customer together.
         parties_per_unit: the most parties that hold records of one unit: each of them clips to an equal part. Nobody
             can check it.
+        mechanism: "auto" chooses train.algorithm, centres the features and gives them unit rows, unless the job names
+            them; "as-given" takes what it names.
         clip_norm: largest L2 norm of one unit's gradient, > 0; of statistics: of its features, which are scaled down
             if they are longer; without the key 0.5, or 1 for statistics of unit rows.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
@@ -203,6 +211,7 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     delta: float = 0.0
     unit: str = "record"
     parties_per_unit: int = 1
+    mechanism: Literal["as-given", "auto"] = "as-given"
     clip_norm: float = 0.5
     colluding: int = 1
     expected_records: int
