@@ -108,6 +108,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
     ("privacy", "preprocessing_share"): (0, 1, True, True),
+    ("privacy", "parties_per_unit"): (1, 1000, False, False),
     ("privacy", "statistics_share"): (0, 1, True, True),
 }
 
@@ -345,6 +346,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
+    if job.privacy is not None and job.privacy.unit == "record":
+        unused.add(("privacy", "parties_per_unit"))
     if not job.data.standardise and job.train.class_weights == "none":
         unused.add(("privacy", "preprocessing_share"))
     if job.train.algorithm != "newton":
