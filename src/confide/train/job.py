@@ -256,13 +256,14 @@ def _chosen(table: dict[str, Any]) -> dict[str, Any]:
     if _value(table, "privacy", "mechanism") != "auto":
         return table
     privacy: dict[str, Any] = table["privacy"] | {"mechanism": "as-given"}
+    records = privacy.get("unit", "record") == "record"  # a preparation is bounded for records only
     if model.get("kind", "logistic") == "logistic":
         usual = PrivacySection(expected_records=privacy["expected_records"])
         delta = privacy.get("delta") or default_delta(privacy["expected_records"])
         told = 0.6 * privacy["expected_records"] * gaussian_mu(privacy.get("epsilon", usual.epsilon), delta)
-        columns = model.get("features", "columns") == "columns"
+        columns = records and model.get("features", "columns") == "columns"
         train = {"algorithm": "newton" if columns and told >= _STATISTICS_PAY else "fedavg"} | train
-    data = {"standardise": "centre"} | table.get("data", {})
+    data = ({"standardise": "centre"} if records else {}) | table.get("data", {})
     return table | {"data": data, "model": {"unit_rows": True} | model, "train": train, "privacy": privacy}
 
 
