@@ -28,6 +28,7 @@ from confide.train.contradictions import (
     OF_GROUPS,
     OF_SCATTERING,
     READ_BY,
+    check_client_level,
     check_combinations,
     check_compression,
     check_features,
@@ -73,6 +74,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "project"): (0, 65_536, False, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),
+    ("train", "rotation"): (1, 1000, False, False),
     ("train", "local_steps"): (1, 10_000, False, False),
     ("train", "learning_rate"): (0, 1e6, True, False),
     ("train", "momentum"): (0, 1, False, True),
@@ -97,6 +99,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("privacy", "epsilon"): (0, 32, True, False),
     ("privacy", "delta"): (0, 1, False, True),
     ("privacy", "clip_norm"): (0, 1e6, True, False),
+    ("privacy", "bands"): (0, 1000, False, False),
     ("privacy", "colluding"): (0, 999, False, False),
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
@@ -127,6 +130,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_features(job.model, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
+    check_client_level(job, table.get("train", {}), table.get("privacy", {}))
     return job
 
 
@@ -219,6 +223,8 @@ def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
 
 def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iterator[str]:
     delta = privacy.get("delta", 0.0)
+    if privacy.get("unit") == "client":
+        return  # whose size is the number of parties
     if "expected_records" not in privacy:
         yield "Expected privacy.expected_records: the public size of the pooled data, which divides the noisy sum"
     elif usable and delta * privacy["expected_records"] >= 1:
@@ -245,6 +251,9 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
     if privacy := dict(table.get("privacy", {})):
+        if privacy.get("unit") == "client":
+            privacy.setdefault("expected_records", parties)
+            privacy["bands"] = privacy.get("bands") or train.get("rotation", 1)
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
@@ -286,6 +295,11 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     if job.train.aggregate not in ("shares", "he"):
         unused.add(("train", "helper"))
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
+    if job.privacy is None or job.privacy.unit != "client":
+        unused |= {("train", "rotation"), ("privacy", "bands")}
+    else:
+        unused |= {("privacy", "expected_records"), ("privacy", "max_records"), ("train", "expected_records")}
+        unused |= {("train", "update_bound"), ("train", "fraction_bits"), ("train", "attempts")}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
     if not job.data.standardise:

@@ -15,6 +15,8 @@ from confide.data.schema import Category, Image, Number, Schema
 from confide.data.sets import load_set
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
+from confide.dp.client_plan import ClientPlan
+from confide.dp.factorisation import banded
 from confide.dp.plan import STATISTICS, PrivacyPlan
 from confide.dp.release import Portion
 from confide.errors import JobError, PrivacyError, nearest
@@ -28,6 +30,7 @@ from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
+from confide.train.client_level import ClientUpdates
 from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_bound
 from confide.train.course import approve, parameters_hash
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
@@ -37,7 +40,7 @@ from confide.train.learner import GraphLearner, Learner, Model
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.rounds import Round, federate
-from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, parties_of
+from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, names_of, parties_of
 from confide.train.standardise import standardised
 from confide.train.standardise_privately import portion_of, standardised_privately
 from confide.train.statistics import Statistics, moments_of
@@ -117,7 +120,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     if job.data.set is not None:
         schema, table = load_set(job.data.set)
         train_part, test = holdout(table, fraction=job.data.test_fraction, seed=seed)
-        names = tuple(f"party-{number}" for number in range(1, job.data.parties + 1))
+        names = names_of(job)
         if job.data.split == "even":
             tables = even(train_part, names, seed=seed)
         else:
@@ -176,7 +179,7 @@ def _standardised_privately(
     names = tuple(columns)
     checked_aggregator(job, names)
     plan = plan_of(job, start, len(names), preprocess=preprocess)
-    if plan is None or plan.preparation is None:
+    if not isinstance(plan, PrivacyPlan) or plan.preparation is None:
         return preprocess, None
     approve(encoding_of(job, start, len(names), preprocess=preprocess).learner.start, job.train.start_hash)
     _begin(job, names, start, ledger)
@@ -263,7 +266,9 @@ def _checked_quorum(job: Job, parties: int) -> int:
     return _quorum(job, parties)
 
 
-def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None) -> PrivacyPlan | None:
+def plan_of(
+    job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None
+) -> PrivacyPlan | ClientPlan | None:
     """Return the privacy plan of a job from its starting point, calibrated; None without [privacy].
 
     Args:
@@ -277,6 +282,17 @@ def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | No
         return None
     quorum = _quorum(job, parties)
     _check_noise(job, quorum)
+    if job.privacy.unit == "client":
+        return ClientPlan.calibrate(
+            epsilon=job.privacy.epsilon,
+            delta=job.privacy.delta,
+            clip_norm=job.privacy.clip_norm,
+            bands=banded(job.train.rounds, job.train.rotation, job.privacy.bands or job.train.rotation),
+            length=start.parameters,
+            clients=parties,
+            quorum=quorum,
+            colluding=job.privacy.colluding,
+        )
     if job.train.algorithm == "statistics":
         moments = moments_of(start, job.train, job.privacy)
         vector: dict[str, Any] = {
@@ -362,6 +378,8 @@ def encoding_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess 
     """
     learner = GraphLearner(start, job.train)
     plan = plan_of(job, start, parties, preprocess=preprocess)
+    if isinstance(plan, ClientPlan):
+        return ClientUpdates(learner, plan, names_of(job))
     if job.train.algorithm == "statistics":
         return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
     if plan is None:
@@ -518,7 +536,7 @@ def _check_prepared(job: Job, data: Prepared) -> None:
     plan = plan_of(job, data.start, len(data.names), preprocess=data.preprocess)
     if plan is None:
         return
-    charged = plan if plan.preparation is not None else None
+    charged = plan if isinstance(plan, PrivacyPlan) and plan.preparation is not None else None
     from_records = any(isinstance(rule, Scale) and rule.standard is not None for rule in data.preprocess.rules)
     if data.plan != charged or (from_records and charged is None):
         raise PrivacyError(

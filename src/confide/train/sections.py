@@ -99,6 +99,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
+        rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
+            multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
             training on the pooled records, unless the model comes with batches of its own.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
@@ -139,6 +141,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     solver: Literal["discriminant", "ridge"] = "discriminant"
     quorum: int = 0
     rounds: int = 30
+    rotation: int = 1
     local_steps: int = 1
     learning_rate: float = 1.0
     server_learning_rate: float = 1.0
@@ -166,23 +169,29 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
 
 class PrivacySection(Section, frozen=True, kw_only=True):
-    """[privacy]: record-level differential privacy of everything that is released.
+    """[privacy]: differential privacy of everything that is released.
 
     Args:
         epsilon: total budget, > 0.
         delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
+        unit: whose presence is hidden: "record", or "client" for everything that one party holds.
         clip_norm: largest L2 norm of one record's gradient, > 0; of statistics: of its features, which are scaled down
-            if they are longer; without the key 0.5, or 1 for statistics of unit rows.
+            if they are longer; without the key 0.5, or 1 for statistics of unit rows. Of unit "client": of a party's
+            whole update.
+        bands: of unit "client": rounds over which noise is correlated, at most train.rotation; 1 makes it independent,
+            and 0 stands for train.rotation.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
-        expected_records: public size of the pooled data; the denominator of the mean gradient.
+        expected_records: public size of the pooled data; the denominator of the mean gradient. Of unit "client": the
+            number of parties, and not to be given.
         max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.
         preprocessing_share: of mu^2 that data.standardise gets, 0 < share < 1; the training gets the rest.
     """
 
     epsilon: float = 1.0
     delta: float = 0.0
-    unit: Literal["record"] = "record"
+    unit: Literal["record", "client"] = "record"
     clip_norm: float = 0.5
+    bands: int = 0
     colluding: int = 1
     expected_records: int
     max_records: int = 0
@@ -221,6 +230,11 @@ def default_quorum(parties: int) -> int:
 def nodes_of(job: Job) -> tuple[str, ...]:
     """Return the parties' names in the order of the job; of a shipped set there are none."""
     return job.data.nodes or tuple(job.data.tables)
+
+
+def names_of(job: Job) -> tuple[str, ...]:
+    """Return the parties' names in their public order, those of a shipped set included."""
+    return nodes_of(job) or tuple(f"party-{number}" for number in range(1, job.data.parties + 1))
 
 
 def parties_of(job: Job) -> int:
