@@ -82,12 +82,12 @@ class ClientUpdates(Encoding):
         place = self._places.get(silo.name, 0)  # a rehearsal is by nobody of the job
         own = _read(store.get(_OWN), self._plan.length)
         if self._plan.bands.lag(place, number) == 0:
-            own = self._plan.participation(self._update(parameters, silo, number, store), number)
+            own = self._plan.participation(self.update_of(parameters, silo, number, store), number)
             store.commit({staged(_OWN): np.append(own.number, own.values).astype("<i8").tobytes()})
         store.commit({_PENDING: str(number).encode()})
         return self._plan.release(place, number, own, rng)
 
-    def _update(self, parameters: Matrix, silo: Silo, number: int, store: Store) -> Matrix:
+    def update_of(self, parameters: Matrix, silo: Silo, number: int, store: Store) -> Matrix:
         """Return a client's update; one without records, or whose training diverged, has none and sends zeros.
 
         What goes wrong in training may depend on what the client holds, so it must not show.
