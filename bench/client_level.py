@@ -1,6 +1,6 @@
 """Hiding whole clients: the error of prefix sums under banded noise, and what a thousand clients learn.
 
-    python bench/client_level.py [--errors] [--seeds 5] [--epsilon 1 4 8] [--json FILE]
+    python bench/client_level.py [--errors] [--seeds 5] [--epsilon 1 4 8] [--rotation 1 4 16] [--json FILE]
 
 First table: root mean square error of the sums of mean updates up to each of T rounds, against everybody in every round
 with noise of its own, at equal privacy and equal total clients. `rotation` p trains a client in every p-th round; its
@@ -129,7 +129,9 @@ def interval(values: Sequence[float]) -> float:
     return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
 
 
-def accuracies(silos: Sequence[Silo], test: Figures, epsilons: Sequence[float], seeds: int) -> Iterator[Figure]:
+def accuracies(
+    silos: Sequence[Silo], test: Figures, epsilons: Sequence[float], rotations: Sequence[int], seeds: int
+) -> Iterator[Figure]:
     """Print the second table and yield its figures."""
     print(
         f"\n{'rotation':>8}{'bands':>7}" + "".join(f"{'epsilon ' + format(epsilon, 'g'):>18}" for epsilon in epsilons)
@@ -137,7 +139,7 @@ def accuracies(silos: Sequence[Silo], test: Figures, epsilons: Sequence[float], 
     same = without_privacy(silos, test)
     print(f"no privacy, everybody in every round: {same:.2f}")
     yield Figure(f"MNIST, {CLIENTS} clients, accuracy without privacy", round(same, 3), "%")
-    for rotation, bands in PLANS:
+    for rotation, bands in [plan for plan in PLANS if plan[0] in rotations]:
         print(f"{rotation:8}{bands:7}", end="", flush=True)
         for epsilon in epsilons:
             plan = plan_for(epsilon, rotation, bands)
@@ -154,13 +156,14 @@ def main() -> None:
     parser.add_argument("--errors", action="store_true", help="the first table alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 4.0, 8.0])
+    parser.add_argument("--rotation", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures = list(errors())
     if not options.errors and not MNIST.is_file():
         print("\nno accuracies: MNIST is not in ../shared/data")
     elif not options.errors:
-        figures += accuracies(*load(MNIST), options.epsilon, options.seeds)
+        figures += accuracies(*load(MNIST), options.epsilon, options.rotation, options.seeds)
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
 
