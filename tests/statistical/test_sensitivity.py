@@ -24,7 +24,7 @@ from confide.train import load_data, parse
 from confide.train.encodings import PrivateGradients
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo, flatten, gradient_sum, record_gradients
-from confide.train.run import encoding_of
+from confide.train.parts import encoding_of
 from confide.train.sections import TrainSection
 from confide.wire import MemoryStore
 

@@ -20,9 +20,10 @@ from confide.train.course import Course
 from confide.train.learner import GraphLearner
 from confide.train.ledger import Ledger
 from confide.train.local import Silo
+from confide.train.parts import encoding_of
 from confide.train.reasons import reasons
 from confide.train.rounds import federate
-from confide.train.run import encoding_of, load_data
+from confide.train.run import load_data
 from confide.train.sections import TrainSection
 from confide.wire import MemoryStore, drop
 
@@ -174,8 +175,9 @@ def test_clients_without_records_or_whose_training_diverges_send_what_others_sen
     assert np.isfinite([done.parameters for done in run(silos)]).all()
 
 
-def test_a_course_goes_on_from_its_state():
-    plan = plan_of()
+@pytest.mark.parametrize("bands", [independent(ROUNDS), BANDS])
+def test_a_course_goes_on_from_its_state(bands):
+    plan = plan_of(bands)
     whole, parts = Course(encoding(plan), SETTINGS), Course(encoding(plan), SETTINGS)
     rng = np.random.default_rng(2)
     for number in range(ROUNDS):
@@ -184,7 +186,8 @@ def test_a_course_goes_on_from_its_state():
         parts = Course(encoding(plan), SETTINGS).resumed(parts.state())
         parts.advance(sums)
         assert parts.model_hash == whole.model_hash
-        assert parts.encoding.releases == number + 2
+        assert parts.encoding.left(number + 2, number + 1)
+        assert not parts.encoding.left(number + 2, number + 2)
 
 
 def test_clients_with_other_multiples_refuse_to_follow():
@@ -209,7 +212,7 @@ JOB = {
 
 
 def job(**changes):
-    return {name: {**table, **changes.get(name, {})} for name, table in JOB.items()}
+    return changes | {name: {**table, **changes.get(name, {})} for name, table in JOB.items()}
 
 
 def test_a_job_resolves_to_a_plan_of_its_rotation():
@@ -237,6 +240,9 @@ def test_a_job_resolves_to_a_plan_of_its_rotation():
         ({"train": {"rotation": 9}}, "train.rotation=9"),
         ({"train": {"algorithm": "scaffold"}}, "scaffold"),
         ({"train": {"algorithm": "statistics", "rounds": 1, "local_steps": 1, "rotation": 1}}, "statistics"),
+        ({"train": {"class_weights": "balanced"}}, "class_weights"),
+        ({"privacy": {"mechanism": "auto"}}, "no privacy.mechanism"),
+        ({"train": {"algorithm": "newton", "local_steps": 1, "rotation": 1}, "model": {"unit_rows": True}}, "newton"),
         ({"data": {"standardise": True}}, "no data.standardise"),
         ({"data": {"evaluate": "federated"}}, "evaluate"),
         ({"privacy": {"expected_records": 300}}, "no privacy.expected_records"),

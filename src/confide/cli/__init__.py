@@ -176,7 +176,7 @@ def train(
 def _evaluate_together(job: Any, data: Any, last: Any, output: Any) -> None:
     """Print the figures of one more sum; a sum that fails leaves the model as it is."""
     from confide.train.federated_evaluation import evaluate
-    from confide.train.run import aggregator_of
+    from confide.train.parts import aggregator_of
 
     try:
         found = evaluate(

@@ -50,8 +50,7 @@ class ClientUpdates(Encoding):
     def __init__(self, learner: Learner[Any], plan: ClientPlan, names: Sequence[str]) -> None:
         self.learner, self._plan = learner, plan
         self._places = {name: place for place, name in enumerate(names)}
-        self.length, self.bound, self.releases = plan.length, plan.bound, 1
-        self._done = 0
+        self.length, self.bound, self.releases = plan.length, plan.bound, plan.rounds
         self._decoded = np.zeros((len(plan.bands.steps) - 1, plan.length))  # the latest first
 
     @property
@@ -60,12 +59,10 @@ class ClientUpdates(Encoding):
 
     @property
     def moved(self) -> Mapping[str, Matrix]:
-        return {"done": np.array([float(self._done)]), "decoded": self._decoded.ravel()}
+        return {"decoded": self._decoded.ravel()}
 
     def resumed(self, moved: Mapping[str, Matrix]) -> None:
-        self._done = int(moved["done"][0])
         self._decoded = moved["decoded"].reshape(self._decoded.shape)
-        self.releases = self._done + 1
 
     def broadcast(self, parameters: Matrix) -> Matrix:
         """Return the parameters with the plan's public numbers: clients with other multiples cannot be summed."""
@@ -103,8 +100,10 @@ class ClientUpdates(Encoding):
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         decoded = self._plan.decode(sums, self._decoded)
         self._decoded = np.concatenate([decoded[None], self._decoded])[: len(self._decoded)]
-        self._done, self.releases = number, number + 1
         return self._plan.mean(decoded, number)
+
+    def left(self, number: int, releases: int) -> bool:
+        return releases < number  # one for each round before
 
     def epsilon(self, releases: int) -> float | None:
         return self._plan.spent(min(releases, self._plan.rounds))

@@ -37,6 +37,10 @@ def fixed_in_advance(job: Job) -> list[str]:
     said: list[str] = []
     if job.model.features != "columns":
         said.append(f"{job.model.features} fixed in advance")
+    if job.model.frequencies:
+        said.append(f"the {job.model.frequencies} lowest orders of spatial frequencies")
+    if job.model.whiten != "none":
+        said.append(f"whitened by synthetic images ({job.model.whiten}) from a public seed, which hold no data")
     if job.model.project:
         said.append(f"public random projection to {job.model.project} features")
     return said
