@@ -219,6 +219,8 @@ def test_a_job_resolves_to_a_plan_of_its_rotation():
     read = parse(JOB)
     assert read.privacy is not None
     assert (read.privacy.bands, read.privacy.expected_records) == (4, 300)
+    assert read.train.momentum == 0
+    assert parse(job(train={"algorithm": "fedadam"})).train.momentum == 0.9
     data = load_data(read)
     made = encoding_of(read, data.start, 300)
     assert isinstance(made, ClientUpdates)

@@ -294,6 +294,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         if privacy.get("unit") == "client":
             privacy.setdefault("expected_records", parties)
             privacy["bands"] = privacy.get("bands") or train.get("rotation", 1)
+            if train.get("algorithm", "fedavg") in ("fedavg", "fedprox"):
+                train["momentum"] = given.get("momentum", 0.0)  # it adds up the noise of ten rounds
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have

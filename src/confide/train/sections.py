@@ -118,8 +118,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
             (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
-        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton and private
-            gradients of unit rows.
+        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton,
+            private gradients of unit rows and privacy.unit = "client".
         second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
         adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
         proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
