@@ -290,6 +290,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
+    if model.get("features") == "encoder":
+        resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
         if privacy.get("unit") == "client":
             privacy.setdefault("expected_records", parties)
@@ -346,6 +348,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
+    elif job.model.features == "encoder":
+        unused |= {("model", key) for key in OF_SCATTERING if key != "whiten"}
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}
