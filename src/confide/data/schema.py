@@ -380,6 +380,10 @@ def _check_identifiers(read: _Reader, identifiers: tuple[str, ...], others: set[
     for name in identifiers:
         if not name.strip():
             read.problem("identifiers", "names a column with an empty name")
+        elif name in ("record", "client"):
+            read.problem(
+                "identifiers", f"names {name!r}, which is a unit of its own in privacy.unit; rename the column"
+            )
         elif name in seen:
             read.problem(
                 "identifiers", f"names {name!r}, which is there already; an identifier is no feature and no label"

@@ -99,6 +99,8 @@ class NoisySums:
         shares: shares h that the adversary does not know, >= 1.
         length: coordinates d of a vector.
         rounds: releases T.
+        joint: largest sum over all releases of the squared L2 distance between the vectors of neighbours, whatever was
+            released before, if it is known to be less than rounds * sensitivity^2 (theorem 3); None takes that.
 
     Example:
         >>> event = NoisySums(sensitivity=512, share_variance=1e8, shares=2, length=31, rounds=20)
@@ -111,10 +113,13 @@ class NoisySums:
     shares: int
     length: int
     rounds: int
+    joint: int | None = None
 
     def __post_init__(self) -> None:
         if min(self.sensitivity, self.shares, self.length, self.rounds) < 1:
             raise UsageError("Expected sensitivity, shares, length and rounds of at least 1")
+        if self.joint is not None and not 1 <= self.joint <= self.rounds * self.sensitivity**2:
+            raise UsageError("Expected a joint squared sensitivity of at least 1, at most rounds * sensitivity^2")
         if not self.share_variance >= LEAST_SHARE_VARIANCE:
             raise PrivacyError(
                 f"Expected share_variance={self.share_variance} of at least 9 grid steps squared; take a finer grid"
@@ -132,7 +137,9 @@ class NoisySums:
 
     @property
     def mu(self) -> float:
-        """Return s sqrt(T / u), the GDP parameter of the Gaussian mechanism behind, rounded up."""
+        """Return s sqrt(T / u), or sqrt(joint / u): the GDP parameter of the Gaussian mechanism behind, rounded up."""
+        if self.joint is not None:
+            return math.sqrt(self.joint / self.rounded_variance) * (1 + 2.0**-48)
         return self.sensitivity * math.sqrt(self.rounds / self.rounded_variance) * (1 + 2.0**-48)
 
     @property

@@ -130,12 +130,21 @@ class SumRelease:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What `least_variances` must know of one kind of release: all but its noise, and its share of mu^2."""
+    """What `least_variances` must know of one kind of release: all but its noise, and its share of mu^2.
+
+    `joint` is as in `accountant.NoisySums`, `grid` its sensitivity.
+    """
 
     share: float
     grid: int
     length: int
     rounds: int
+    joint: int | None = None
+
+    @property
+    def squared(self) -> int:
+        """Return the squared sensitivity of all releases of this kind together."""
+        return self.rounds * self.grid**2 if self.joint is None else self.joint
 
 
 def least_variances(epsilon: float, delta: float, *, shares: int, kinds: Sequence[Asked]) -> tuple[float, ...]:
@@ -150,7 +159,7 @@ def least_variances(epsilon: float, delta: float, *, shares: int, kinds: Sequenc
     """
     mu = gaussian_mu(epsilon, delta)
     # A continuous Gaussian's variance: the sum of integers needs at least this, and hardly more.
-    least = [kind.rounds * (kind.grid / mu) ** 2 / shares / kind.share for kind in kinds]
+    least = [kind.squared / mu**2 / shares / kind.share for kind in kinds]
 
     def together(factor: float) -> Composition:
         return Composition(
@@ -161,6 +170,7 @@ def least_variances(epsilon: float, delta: float, *, shares: int, kinds: Sequenc
                     shares=shares,
                     length=kind.length,
                     rounds=kind.rounds,
+                    joint=kind.joint,
                 )
                 for kind, variance in zip(kinds, least, strict=True)
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from confide.dp.client_plan import MOST_NOISE, fewest_clients, noise_of_mean
 from confide.errors import JobError
 from confide.train.robust import fewest
 from confide.train.sections import Job, ModelSection, TrainSection, group_size, parties_of
@@ -95,7 +96,8 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
             "Expected [privacy], and data.tables or data.set, with data.budget; no budget bounds a job without noise, "
             "and nodes keep budgets of their own by their policies"
         )
-    if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
+    of_clients = job.privacy is not None and job.privacy.unit == "client"
+    if job.privacy is not None and not of_clients and (steps > 1 or name in ("fedprox", "scaffold")):
         raise JobError(
             f'Expected train.local_steps=1 and no fedprox or scaffold with [privacy], got {steps} and "{name}"; '
             "what is clipped and released there is one gradient of each record"
@@ -110,9 +112,11 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
 def check_units(job: Job) -> None:
     """Refuse what does not know of units that are more than a record; it would be silently wrong about them."""
     privacy = job.privacy
-    if privacy is None or privacy.unit == "record":
+    if privacy is None or privacy.unit in ("record", "client"):
         if privacy is not None and privacy.parties_per_unit > 1:
-            raise JobError('Expected no privacy.parties_per_unit with privacy.unit="record"; a record is at one party')
+            raise JobError(
+                f'Expected no privacy.parties_per_unit with privacy.unit="{privacy.unit}"; it is at one party'
+            )
         return
     unit = f'privacy.unit="{privacy.unit}"'
     if privacy.parties_per_unit > parties_of(job):
@@ -129,6 +133,72 @@ def check_units(job: Job) -> None:
         raise JobError(f'Expected data.evaluate="none" with {unit}: its sum is bounded for records only')
     if job.data.set is not None:
         raise JobError(f"Expected data.tables with {unit}; a shipped set does not say whose its records are")
+
+
+def check_client_level(job: Job, given: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:
+    """Refuse what hides no whole clients, or hides them under more noise than a model survives.
+
+    Args:
+        job, given, privacy: as in `check_combinations`.
+    """
+    if job.privacy is None or job.privacy.unit != "client":
+        for section, key, asked in (("train", "rotation", given), ("privacy", "bands", privacy)):
+            if key in asked:
+                raise JobError(
+                    f'Expected no {section}.{key} without privacy.unit="client"; elsewhere every party is in every '
+                    "round, and each round has noise of its own"
+                )
+        return
+    if job.data.budget is not None:
+        raise JobError('Expected no data.budget with privacy.unit="client"; it counts what is told about records')
+    if job.train.algorithm in ("scaffold", "statistics", "newton"):
+        raise JobError(
+            f'Expected fedavg, fedprox, fedadam, fedyogi or fedadagrad with privacy.unit="client", got '
+            f'"{job.train.algorithm}"; what is clipped there is one update of each party'
+        )
+    if job.data.standardise or job.train.class_weights != "none" or job.data.evaluate == "federated":
+        raise JobError(
+            'Expected no data.standardise, no train.class_weights and no data.evaluate="federated" with '
+            'privacy.unit="client"; their sums are accounted for single records. Leave them out'
+        )
+    for key in ("expected_records", "max_records", "preprocessing_share", "statistics_share"):
+        if key in privacy:
+            raise JobError(f'Expected no privacy.{key} with privacy.unit="client"; every party weighs the same')
+    parties, train = parties_of(job), job.train
+    if train.rotation > min(parties, train.rounds):
+        raise JobError(
+            f"Expected train.rotation={train.rotation} to be at most the {parties} parties and train.rounds="
+            f"{train.rounds}; else there are rounds or parties without training"
+        )
+    if job.privacy.bands > train.rotation:
+        raise JobError(
+            f"Expected privacy.bands={job.privacy.bands} to be at most train.rotation={train.rotation}; a party whose "
+            "updates overlap in a round would count twice. Leave privacy.bands out"
+        )
+    if job.privacy.delta * parties >= 1:
+        raise JobError(
+            f"Expected privacy.delta={job.privacy.delta} below 1 / parties; at that delta a mechanism may publish "
+            "everything that one party holds. Leave it out for parties ** -1.1"
+        )
+    _check_enough_clients(job, parties)
+
+
+def _check_enough_clients(job: Job, parties: int) -> None:
+    """Refuse client level where its noise would drown the mean: there is no key for it, since no model comes out."""
+    assert job.privacy is not None
+    asked, shares = job.privacy, job.train.quorum - job.privacy.colluding
+    if not 1 <= shares <= parties:
+        return  # refused with the quorum
+    noise = noise_of_mean(asked.epsilon, asked.delta, clients=parties, shares=shares)
+    if noise > MOST_NOISE:
+        needed = fewest_clients(asked.epsilon, asked.delta, honest=shares / parties)
+        raise JobError(
+            f'Expected about {needed} parties or more with privacy.unit="client", got {parties}: at epsilon='
+            f"{asked.epsilon:g} and delta={asked.delta:.2g} each number of their mean update carries noise of "
+            f"{noise:.2g} times privacy.clip_norm, and above {MOST_NOISE:g} little is learnt. Take "
+            'privacy.unit = "record", a larger epsilon, or more parties; a quorum nearer to all of them and fewer '
+            f"colluding bring it to {noise * (shares / parties) ** 0.5:.2g} at best"
+        )
 
 
 def _check_statistics(job: Job, has_norm: bool) -> None:
@@ -205,8 +275,8 @@ def check_for_nodes(job: Job) -> None:
     Raises:
         JobError: with what to take instead.
     """
-    if job.privacy is not None and job.privacy.unit != "record":
-        raise JobError('Expected privacy.unit="record" in a job for nodes: their budgets count records')
+    if job.privacy is not None and job.privacy.unit not in ("record", "client"):
+        raise JobError('Expected privacy.unit="record" or "client" in a job for nodes: their budgets count records')
     if (job.data.standardise or job.train.class_weights != "none") and job.train.aggregate == "groups":
         raise JobError(
             'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '

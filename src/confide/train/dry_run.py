@@ -115,7 +115,7 @@ def _rehearsed(data: Path, schema: Schema, job: Job) -> tuple[list[Finding], int
 
 def _sizes(job: Job, records: int) -> list[Finding]:
     """Return what the number of training records means beside the public sizes of a job's [privacy]."""
-    if job.privacy is None:
+    if job.privacy is None or job.privacy.unit == "client":
         return []  # what cannot be weighed is refused by the rehearsed round itself
     expected, most = job.privacy.expected_records, job.privacy.max_records
     found: list[Finding] = []

@@ -29,6 +29,7 @@ from confide.train.contradictions import (
     OF_GROUPS,
     OF_SCATTERING,
     READ_BY,
+    check_client_level,
     check_combinations,
     check_compression,
     check_features,
@@ -80,6 +81,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "project"): (0, 65_536, False, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),
+    ("train", "rotation"): (1, 1000, False, False),
     ("train", "local_steps"): (1, 10_000, False, False),
     ("train", "learning_rate"): (0, 1e6, True, False),
     ("train", "momentum"): (0, 1, False, True),
@@ -104,6 +106,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("privacy", "epsilon"): (0, 32, True, False),
     ("privacy", "delta"): (0, 1, False, True),
     ("privacy", "clip_norm"): (0, 1e6, True, False),
+    ("privacy", "bands"): (0, 1000, False, False),
     ("privacy", "colluding"): (0, 999, False, False),
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
@@ -136,6 +139,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_features(job.model, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
+    check_client_level(job, table.get("train", {}), table.get("privacy", {}))
     return job
 
 
@@ -241,6 +245,10 @@ def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
 
 def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iterator[str]:
     delta = privacy.get("delta", 0.0)
+    if privacy.get("unit") == "client":
+        if privacy.get("mechanism", "as-given") != "as-given":
+            yield 'Expected no privacy.mechanism with privacy.unit="client"; there is one, so leave it out'
+        return  # the size is the number of parties
     if "expected_records" not in privacy:
         yield "Expected privacy.expected_records: the public size of the pooled data, which divides the noisy sum"
     elif usable and delta * privacy["expected_records"] >= 1:
@@ -287,13 +295,18 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     if model.get("features") == "encoder":
         resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
+        if privacy.get("unit") == "client":
+            privacy.setdefault("expected_records", parties)
+            privacy["bands"] = privacy.get("bands") or train.get("rotation", 1)
+            if train.get("algorithm", "fedavg") in ("fedavg", "fedprox"):
+                train["momentum"] = given.get("momentum", 0.0)  # it adds up the noise of ten rounds
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
         privacy["delta"] = privacy.get("delta") or default_delta(privacy["expected_records"])
         resolved["privacy"] = privacy
         descends = train.get("algorithm", "fedavg") == "fedavg" and model.get("kind", "logistic") == "logistic"
-        if descends and model.get("unit_rows"):
+        if descends and model.get("unit_rows") and privacy.get("unit") != "client":
             resolved["train"] = train | _private_descent(privacy) | given | {"quorum": train["quorum"]}
     return resolved
 
@@ -345,6 +358,11 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     if job.train.aggregate not in ("shares", "he"):
         unused.add(("train", "helper"))
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
+    if job.privacy is None or job.privacy.unit != "client":
+        unused |= {("train", "rotation"), ("privacy", "bands")}
+    else:
+        unused |= {("privacy", "expected_records"), ("privacy", "max_records"), ("train", "expected_records")}
+        unused |= {("train", "update_bound"), ("train", "fraction_bits"), ("train", "attempts")}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
     if job.privacy is not None and job.privacy.unit == "record":

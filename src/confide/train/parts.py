@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from confide.data.schema import Category, Image, Number, Schema
+from confide.dp.client_plan import ClientPlan
+from confide.dp.factorisation import banded
 from confide.dp.plan import NEWTON, RECORD, STATISTICS, PrivacyPlan
 from confide.dp.release import Portion
 from confide.errors import JobError, PrivacyError, nearest
@@ -26,6 +28,7 @@ from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
+from confide.train.client_level import ClientUpdates
 from confide.train.contradictions import check_groups, check_norm_bound
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.image_features import pixels_of
@@ -34,7 +37,7 @@ from confide.train.linear_head import LinearHead, is_head
 from confide.train.newton import newton_of
 from confide.train.prepared_rounds import PreparedRounds
 from confide.train.preparing import Preparation, PreparingSum, preparing_of
-from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, parties_of
+from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, names_of, parties_of
 from confide.train.statistics import Statistics, moments_of
 
 #: What can add the updates; the conformance suite and the comparison run over this table.
@@ -100,7 +103,9 @@ def checked_quorum(job: Job, parties: int) -> int:
     return _quorum(job, parties)
 
 
-def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None) -> PrivacyPlan | None:
+def plan_of(
+    job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None
+) -> PrivacyPlan | ClientPlan | None:
     """Return the privacy plan of a job from its starting point, calibrated; None without [privacy].
 
     Args:
@@ -114,6 +119,17 @@ def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | No
         return None
     quorum = _quorum(job, parties)
     _check_noise(job, quorum)
+    if job.privacy.unit == "client":
+        return ClientPlan.calibrate(
+            epsilon=job.privacy.epsilon,
+            delta=job.privacy.delta,
+            clip_norm=job.privacy.clip_norm,
+            bands=banded(job.train.rounds, job.train.rotation, job.privacy.bands or job.train.rotation),
+            length=start.parameters,
+            clients=parties,
+            quorum=quorum,
+            colluding=job.privacy.colluding,
+        )
     preparation = _portion(job, job.privacy.preprocessing_share, start, preprocess)
     left = 1 - preparation.share if preparation else 1.0
     return PrivacyPlan.calibrate(
@@ -242,6 +258,8 @@ def encoding_of(
     """
     learner = GraphLearner(start, job.train, class_weights=class_weights)
     plan = plan_of(job, start, parties, preprocess=preprocess)
+    if isinstance(plan, ClientPlan):
+        return ClientUpdates(learner, plan, names_of(job))
     if job.train.algorithm == "statistics":
         return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
     if job.train.algorithm == "newton":
@@ -267,8 +285,9 @@ def rounds_of(job: Job, start: Graph, parties: int, preprocess: Preprocess) -> E
     def then(done: Preparation) -> Encoding:
         return encoding_of(job, start, parties, preprocess=preprocess, class_weights=done.class_weights)
 
-    asked = PreparingSum(preparing, job.train.expected_records, plan_of(job, start, parties, preprocess=preprocess))
-    return PreparedRounds(asked, then)
+    plan = plan_of(job, start, parties, preprocess=preprocess)
+    assert not isinstance(plan, ClientPlan)  # refused when the job was read
+    return PreparedRounds(PreparingSum(preparing, job.train.expected_records, plan), then)
 
 
 def aggregator_named(

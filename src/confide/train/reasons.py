@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from statistics import NormalDist
 
 from confide.dp.accountant import gaussian_mu
+from confide.dp.factorisation import banded, independent
 from confide.dp.plan import default_delta
 from confide.guarantee import FALSE_POSITIVE_RATE
 from confide.train.sections import Job, PrivacySection
@@ -21,10 +22,13 @@ def reasons(job: Job) -> Iterator[str]:
     usual = PrivacySection(expected_records=asked.expected_records)
     yield (
         f"privacy.epsilon = {asked.epsilon:g}{_default(asked.epsilon == usual.epsilon)}: up to 1 a promise is called "
-        f"strong; here the best attacker recognises at most {rate:.2f} % of the records at "
+        f"strong; here the best attacker recognises at most {rate:.2f} % of the {asked.unit}s at "
         f"{100 * FALSE_POSITIVE_RATE:.0f} % false alarms"
     )
     default = asked.delta == default_delta(asked.expected_records)
+    if asked.unit == "client":
+        yield from _of_clients(job, asked, default)
+        return
     yield (
         f"privacy.delta = {asked.delta:.3g}{_default(default, ', expected_records ** -1.1')}: how likely the promise "
         f"may fail altogether; at 1 / expected_records = {1 / asked.expected_records:.3g} a mechanism may publish a "
@@ -44,6 +48,24 @@ def reasons(job: Job) -> Iterator[str]:
         f'privacy.unit = "{asked.unit}": all records of one {asked.unit} hide together, at {asked.parties_per_unit} of '
         "the parties at most; nobody can check that across parties, so it is assumed"
     )
+
+
+def _of_clients(job: Job, asked: PrivacySection, default: bool) -> Iterator[str]:
+    parties, train = asked.expected_records, job.train
+    yield (
+        f"privacy.delta = {asked.delta:.3g}{_default(default, ', parties ** -1.1')}: how likely the promise may fail "
+        f"altogether; at 1 / parties = {1 / parties:.3g} a mechanism may publish everything that one party holds, so "
+        "it is below"
+    )
+    yield 'privacy.unit = "client": everything that one party holds is hidden, however many records and rounds that is'
+    if train.rotation > 1:
+        bands = banded(train.rounds, train.rotation, asked.bands or train.rotation)
+        alone, everybody = independent(train.rounds, train.rotation), independent(train.rounds).error()
+        yield (
+            f"train.rotation = {train.rotation}: a party trains in every {train.rotation}. round; the noise on the "
+            f"model is {bands.error() * train.rotation / everybody:.2f} times that of everybody in every round "
+            f"({alone.error() * train.rotation / everybody:.2f} times with privacy.bands = 1)"
+        )
 
 
 def _default(is_default: bool, formula: str = "") -> str:

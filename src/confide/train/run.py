@@ -16,6 +16,7 @@ from confide.data.schema import Schema
 from confide.data.sets import load_set, schema_text
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
+from confide.dp.client_plan import ClientPlan
 from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, PrivacyError
 from confide.ideal import Aggregator, Cohort
@@ -45,7 +46,7 @@ from confide.train.parts import (
 )
 from confide.train.preparing import Preparation, PreparingSum, prepared, preparing_of
 from confide.train.rounds import Round, federate
-from confide.train.sections import Job, TrainSection, default_quorum, parties_of
+from confide.train.sections import Job, TrainSection, default_quorum, names_of, parties_of
 from confide.train.units import require_unit, silo_of, unit_of
 from confide.wire import Fault, Store
 
@@ -122,7 +123,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     if job.data.set is not None:
         schema, table = load_set(job.data.set)
         train_part, test = holdout(table, fraction=job.data.test_fraction, seed=seed)
-        names = tuple(f"party-{number}" for number in range(1, job.data.parties + 1))
+        names = names_of(job)
         if job.data.split == "even":
             tables = even(train_part, names, seed=seed)
         else:
@@ -180,7 +181,8 @@ def budget_of(job: Job) -> JobBudget | None:
     plans = [plan_of(job, start, parties, preprocess=preprocess)]
     if job.data.evaluate == "federated":
         plans.append(tally_of(job, start, parties).plan)
-    return JobBudget(job, name_of(job, schema.name), schema_hash(text), [plan for plan in plans if plan is not None])
+    told = [plan for plan in plans if isinstance(plan, PrivacyPlan)]
+    return JobBudget(job, name_of(job, schema.name), schema_hash(text), told)
 
 
 def _prepared(
@@ -199,6 +201,7 @@ def _prepared(
     if job.privacy is not None:
         checked_aggregator(job, names)
     plan = plan_of(job, start, len(names), preprocess=preprocess)
+    assert not isinstance(plan, ClientPlan)  # refused when the job was read
     if plan is not None:
         approve(flatten(start), job.train.start_hash)
         _begin(job, names, start, ledger)
@@ -354,7 +357,7 @@ def _check_prepared(job: Job, data: Prepared) -> None:
     plan = plan_of(job, data.start, len(data.names), preprocess=data.preprocess)
     if plan is None:
         return
-    charged = plan if plan.preparation is not None else None
+    charged = plan if isinstance(plan, PrivacyPlan) and plan.preparation is not None else None
     from_records = bool(data.class_weights or data.preprocess.centre) or any(
         isinstance(rule, Scale) and rule.standard is not None for rule in data.preprocess.rules
     )

@@ -119,14 +119,16 @@ class TrainSection(Section, frozen=True, kw_only=True):
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, or 40 for
             private gradients of unit rows.
+        rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
+            multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
             training on the pooled records, unless the model comes with batches of its own.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, 0.1 for an mlp, 0.5 for newton, or
             (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
-        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton and private
-            gradients of unit rows.
+        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton,
+            private gradients of unit rows and privacy.unit = "client".
         second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
         adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
         proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
@@ -164,6 +166,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     solver: Literal["discriminant", "ridge"] = "discriminant"
     quorum: int = 0
     rounds: int = 30
+    rotation: int = 1
     local_steps: int = 1
     learning_rate: float = 1.0
     server_learning_rate: float = 1.0
@@ -196,16 +199,20 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     Args:
         epsilon: total budget, > 0.
         delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
-        unit: whose presence is hidden: "record", or an identifier of the schema, for all records of one patient or
-            customer together.
+        unit: whose presence is hidden: "record", an identifier of the schema for all records of one patient or customer
+            together, or "client" for everything that one party holds.
         parties_per_unit: the most parties that hold records of one unit: each of them clips to an equal part. Nobody
             can check it.
         mechanism: "auto" chooses train.algorithm, centres the features and gives them unit rows, unless the job names
             them; "as-given" takes what it names.
         clip_norm: largest L2 norm of one unit's gradient, > 0; of statistics: of its features, which are scaled down
-            if they are longer; without the key 0.5, or 1 for statistics of unit rows.
+            if they are longer; without the key 0.5, or 1 for statistics of unit rows. Of unit "client": of a party's
+            whole update.
+        bands: of unit "client": rounds over which noise is correlated, at most train.rotation; 1 makes it independent,
+            and 0 stands for train.rotation.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
-        expected_records: public size of the pooled data; the denominator of the mean gradient.
+        expected_records: public size of the pooled data; the denominator of the mean gradient. Of unit "client": the
+            number of parties, and not to be given.
         max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.
         preprocessing_share: of mu^2 that data.standardise and train.class_weights get, 0 < share < 1; the training gets
             the rest.
@@ -219,6 +226,7 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     parties_per_unit: int = 1
     mechanism: Literal["as-given", "auto"] = "as-given"
     clip_norm: float = 0.5
+    bands: int = 0
     colluding: int = 1
     expected_records: int
     max_records: int = 0
@@ -258,6 +266,11 @@ def default_quorum(parties: int) -> int:
 def nodes_of(job: Job) -> tuple[str, ...]:
     """Return the parties' names in the order of the job; of a shipped set there are none."""
     return job.data.nodes or tuple(job.data.tables)
+
+
+def names_of(job: Job) -> tuple[str, ...]:
+    """Return the parties' names in their public order, those of a shipped set included."""
+    return nodes_of(job) or tuple(f"party-{number}" for number in range(1, job.data.parties + 1))
 
 
 def parties_of(job: Job) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from confide.data.schema import Schema
+from confide.dp.client_plan import ClientPlan
 from confide.dp.plan import PrivacyPlan
 from confide.ideal import Aggregator, Cohort, Session
 from confide.model.graph import Graph
@@ -34,7 +35,7 @@ class Setting:
 
     job: Job
     cohort: Cohort
-    plan: PrivacyPlan | None
+    plan: PrivacyPlan | ClientPlan | None
     preprocess: Preprocess
     start: Graph
 

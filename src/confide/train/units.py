@@ -16,6 +16,7 @@ import numpy as np
 
 from confide.data.schema import Schema
 from confide.data.table import Table
+from confide.dp.client_plan import CLIENT
 from confide.dp.plan import RECORD
 from confide.errors import JobError, nearest
 from confide.model.preprocess import Preprocess
@@ -25,7 +26,7 @@ from confide.train.sections import Job
 
 def unit_of(job: Job) -> str | None:
     """Return the identifier by which a job's records belong together; None where each is by itself."""
-    return None if job.privacy is None or job.privacy.unit == RECORD else job.privacy.unit
+    return None if job.privacy is None or job.privacy.unit in (RECORD, CLIENT) else job.privacy.unit
 
 
 def require_unit(job: Job, schema: Schema) -> None:
