@@ -382,7 +382,7 @@ def _check_identifiers(read: _Reader, identifiers: tuple[str, ...], others: set[
             read.problem("identifiers", "names a column with an empty name")
         elif name in ("record", "client"):
             read.problem(
-                "identifiers", f"names {name!r}, which is a unit of its own in privacy.unit; rename the column"
+                "identifiers", f"names {name!r}, which privacy.unit has for itself; rename it"
             )
         elif name in seen:
             read.problem(

@@ -102,7 +102,7 @@ class Newton(Encoding):
 
     def left(self, number: int, releases: int) -> bool:
         first_alone = self._plan is not None and number == 1  # there is one release of statistics
-        return releases == 0 if first_alone else super().left(number, releases)
+        return releases == 0 if first_alone else releases < self.releases
 
     def charge(self, store: Store) -> Mapping[str, bytes | None]:
         return charge(store) if self._plan else {}

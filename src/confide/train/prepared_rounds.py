@@ -117,7 +117,7 @@ class PreparedRounds(Encoding):
 
     def left(self, number: int, releases: int) -> bool:
         if self._asked.plan is None:
-            return super().left(number, releases)
+            return releases < self.releases
         return releases == 0 if number == 1 else self._then.left(number - 1, max(0, releases - 1))
 
     def epsilon(self, releases: int) -> float | None:
