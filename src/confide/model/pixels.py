@@ -10,9 +10,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.errors import DataError, ModelError
+from confide.errors import ModelError
 from confide.model.frequencies import Frequencies
-from confide.model.rule import check_text, first_row
+from confide.model.rule import check_pixels, check_text
 from confide.model.scattering import LARGEST_SIDE, Scattering
 from confide.model.whitening import Whitener, Whitening
 
@@ -98,15 +98,7 @@ class Pixels(
 
     def apply(self, values: NDArray[Any]) -> Matrix:
         """Return the features, shape (n, count), from raw images, shape (n, height, width)."""
-        if values.dtype.kind not in "fiub":
-            raise DataError(f"Expected numbers in column {self.name!r}, got {values.dtype}; store pixels as numbers")
-        fits = (values >= self.low) & (values <= self.high)  # NaN does neither
-        wrong = np.logical_not(fits.reshape(len(values), self.height * self.width).all(axis=1))
-        if wrong.any():
-            raise DataError(
-                f"Expected pixels of {self.name!r} from {self.low:g} to {self.high:g}, {first_row(wrong)} has others; "
-                "correct that image"
-            )
+        check_pixels(self.name, values, self.low, self.high)
         out = np.empty((len(values), self.count))
         for block in self._blocks(len(values)):
             x = (values[block] - self.low) / (self.high - self.low)

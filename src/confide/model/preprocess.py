@@ -22,6 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError, nearest
+from confide.model.encoded import Encoded
+from confide.model.encoder import Encoder
 from confide.model.pixels import Pixels
 from confide.model.projection import RandomProjection
 from confide.model.rule import check_text, first_row
@@ -223,7 +225,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is the same whatever data it was applied to.
     """
 
-    rules: tuple[Scale | OneHot | Pixels, ...]
+    rules: tuple[Scale | OneHot | Pixels | Encoded, ...]
     unit_rows: bool = False
     projection: Projection | None = None
     centre: tuple[float, ...] = ()
@@ -263,7 +265,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def images(self) -> tuple[str, ...]:
         """Return the names of the raw columns that hold images."""
-        return tuple(rule.name for rule in self.rules if isinstance(rule, Pixels))
+        return tuple(rule.name for rule in self.rules if isinstance(rule, Pixels | Encoded))
 
     def categories(self, column: str) -> tuple[str, ...]:
         """Return the known categories of a raw column that holds text; () for any other."""
@@ -319,6 +321,22 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             x -= np.array(self.centre)
             x /= 2.0
         return _unit(x) if self.unit_rows else x
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Return the SHA-256 of the encoders' files that `apply` needs."""
+        return tuple(sorted({rule.sha256 for rule in self.rules if isinstance(rule, Encoded)}))
+
+    def opened(self, encoder: Encoder) -> Preprocess:
+        """Return these rules with the encoder that their images go through.
+
+        Raises:
+            ModelError: it is another one than they name, or none goes through any.
+        """
+        if not self.encoders:
+            raise ModelError("Expected no encoder: no column of this model goes through one; leave it out")
+        rules = tuple(rule.opened(encoder) if isinstance(rule, Encoded) else rule for rule in self.rules)
+        return msgspec.structs.replace(self, rules=rules)
 
     def encode(self) -> bytes:
         """Return the rules as MessagePack: the same bytes for the same rules.

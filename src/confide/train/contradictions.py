@@ -53,6 +53,15 @@ def check_features(model: ModelSection, given: Mapping[str, Any]) -> None:
     for key in OF_SCATTERING:
         if key in given and model.features == "columns":
             raise JobError(f'Expected no model.{key} with model.features="columns"; it belongs to "scattering"')
+        if key in given and model.features == "encoder" and key != "whiten":
+            raise JobError(f'Expected no model.{key} with model.features="encoder"; it belongs to "scattering"')
+    if model.features == "encoder" and (not model.encoder or not model.public_data or model.whiten == "none"):
+        raise JobError(
+            "Expected model.encoder (its ONNX file) and model.public_data (what it was trained on) with model.features="
+            '"encoder", and whiten = "natural" or "strokes", which brings its features to one scale'
+        )
+    if model.features != "encoder" and (model.encoder or model.public_data):
+        raise JobError(f'Expected no model.encoder and no public_data with model.features="{model.features}"')
     if model.frequencies and (model.features != "scattering" or model.channel_groups):
         raise JobError(
             f'Expected no model.frequencies with model.features="{model.features}" and channel_groups='

@@ -256,13 +256,14 @@ def _chosen(table: dict[str, Any]) -> dict[str, Any]:
     if _value(table, "privacy", "mechanism") != "auto":
         return table
     privacy: dict[str, Any] = table["privacy"] | {"mechanism": "as-given"}
+    records = privacy.get("unit", "record") == "record"  # a preparation is bounded for records only
     if model.get("kind", "logistic") == "logistic":
         usual = PrivacySection(expected_records=privacy["expected_records"])
         delta = privacy.get("delta") or default_delta(privacy["expected_records"])
         told = 0.6 * privacy["expected_records"] * gaussian_mu(privacy.get("epsilon", usual.epsilon), delta)
-        columns = model.get("features", "columns") == "columns"
+        columns = records and model.get("features", "columns") == "columns"
         train = {"algorithm": "newton" if columns and told >= _STATISTICS_PAY else "fedavg"} | train
-    data = {"standardise": "centre"} | table.get("data", {})
+    data = ({"standardise": "centre"} if records else {}) | table.get("data", {})
     return table | {"data": data, "model": {"unit_rows": True} | model, "train": train, "privacy": privacy}
 
 
@@ -283,6 +284,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
+    if model.get("features") == "encoder":
+        resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
@@ -334,6 +337,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
+    elif job.model.features == "encoder":
+        unused |= {("model", key) for key in OF_SCATTERING if key != "whiten"}
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}

@@ -15,6 +15,8 @@ from confide.dp.release import Portion
 from confide.errors import JobError, PrivacyError, nearest
 from confide.he.aggregate import EncryptedSum
 from confide.ideal import Aggregator, Cohort, PlainSum
+from confide.model.encoded import Encoded
+from confide.model.encoder import Encoder
 from confide.model.graph import Graph
 from confide.model.pixels import Pixels
 from confide.model.preprocess import OneHot, Preprocess, Projection, Scale
@@ -54,17 +56,18 @@ def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
     return logistic(features, outputs, classes=classes)
 
 
-def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preprocess:
+def preprocess_of(schema: Schema, model: ModelSection, *, seed: int, encoder: Encoder | None = None) -> Preprocess:
     """Return the public preprocessing that a schema's bounds and categories give, with what [model] does to features.
 
     Args:
         seed: of the public choice of a projection.
+        encoder: that model.encoder names.
 
     Raises:
-        JobError: [model] asks for features of images, and the schema has none.
+        JobError: [model] asks for features of images, and the schema has none; or for an encoder that is not here.
         ModelError: images too small, or features too many or too few, for what [model] asks.
     """
-    rules: list[Scale | OneHot | Pixels] = []
+    rules: list[Scale | OneHot | Pixels | Encoded] = []
     for column in schema.columns:
         match column:
             case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
@@ -72,8 +75,8 @@ def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preproce
             case Category(name=name, categories=categories, missing=missing):
                 rules.append(OneHot(name=name, categories=categories, missing=missing))
             case Image():
-                rules.append(pixels_of(column, model))
-    if model.features != "columns" and not any(isinstance(rule, Pixels) for rule in rules):
+                rules.append(pixels_of(column, model, encoder))
+    if model.features != "columns" and not any(isinstance(rule, Pixels | Encoded) for rule in rules):
         raise JobError(
             f'Expected a column of images in the schema for model.features="{model.features}"; take "columns", which '
             "uses every column as the schema bounds it"

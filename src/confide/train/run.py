@@ -19,6 +19,7 @@ from confide.data.table import Table, read_table
 from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, PrivacyError
 from confide.ideal import Aggregator, Cohort
+from confide.model.encoder import Encoder
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess, Scale
 from confide.train.contradictions import ADAPTIVE
@@ -106,6 +107,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     Raises:
         DataError: a schema or table does not hold, or a party has no records.
         JobError: the job contradicts itself (a quorum above the parties ...).
+        ModelError: the encoder that it names cannot run.
         PrivacyError: the job does not fit into its data set's budget; no row was read.
     """
     seed = job.job.seed
@@ -136,7 +138,8 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             parts = {name: set_aside(job, table) for name, table in tables.items()}
             tables, held = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
             test = Table.concatenate(list(held.values()))
-    preprocess = preprocess_of(schema, job.model, seed=seed)
+    encoder = Encoder.read(job.path(job.model.encoder)) if job.model.encoder else None
+    preprocess = preprocess_of(schema, job.model, seed=seed, encoder=encoder)
     start = start_of(job, preprocess.features, schema.label.classes)
     if budget is not None and preparing_of(job, preprocess, classes_of(start)) is not None:
         budget.charge()

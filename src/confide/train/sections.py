@@ -72,7 +72,8 @@ class ModelSection(Section, frozen=True, kw_only=True):
 
     Args:
         features: "columns" takes every column as the schema bounds it, images as their pixels; "scattering" puts images
-            through a scattering transform, which is fixed in advance, and "scattering-mean" keeps each channel's mean.
+            through a scattering transform, which is fixed in advance, and "scattering-mean" keeps each channel's mean;
+            "encoder" puts them through a network that was trained on public data.
         scales, angles: of the scattering transform.
         channel_groups: into how many groups the channels of the scattering transform are parted; each group is
             normalised image by image. It divides their number, and 0 leaves the coefficients as they are.
@@ -80,18 +81,23 @@ class ModelSection(Section, frozen=True, kw_only=True):
             the map; 0 keeps the map.
         whiten: bring the features of images to one scale, and free them of their common directions, by what synthetic
             images say, which no record is in: "natural" suits photographs and scans, "strokes" writing and drawings.
+            Without the key "none", or "natural" for an encoder.
+        encoder: its file (ONNX), relative to the job file.
+        public_data: what it was trained on; it stands in the label.
         project: how many features are left by a public random projection, drawn from job.seed; 0 leaves them all.
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
 
     kind: Literal["logistic", "mlp"] = "logistic"
     hidden: int = 16
-    features: Literal["columns", "scattering", "scattering-mean"] = "columns"
+    features: Literal["columns", "scattering", "scattering-mean", "encoder"] = "columns"
     scales: int = 2
     angles: int = 8
     channel_groups: int = 0
     frequencies: int = 0
     whiten: Literal["none", "natural", "strokes"] = "none"
+    encoder: str | None = None
+    public_data: str | None = None
     project: int = 0
     unit_rows: bool = False
 
