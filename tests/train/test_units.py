@@ -141,7 +141,6 @@ def test_a_split_by_records_would_part_patients(folder):
         ({"data": 'standardise = "centre"'}, "standardise"),
         ({"train": 'class_weights = "balanced"'}, "class_weights"),
         ({"train": 'algorithm = "newton"'}, "newton"),
-        ({"privacy": 'mechanism = "auto"'}, "standardise"),
         ({"data": 'evaluate = "federated"'}, "evaluate"),
         ({"privacy": "parties_per_unit = 4"}, "at most the 3 parties"),
         ({"unit": "record", "privacy": "parties_per_unit = 2"}, "parties_per_unit"),
