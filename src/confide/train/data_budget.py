@@ -262,22 +262,28 @@ class JobBudget:
         schema_hash: hex hash of the schema that its tables are read by.
         plans: of all that the job releases: its training first, then sums over records that the training does not see,
             so that the largest counts.
+        cost: epsilon of a search among many runs of the job, at the job's delta; None for one run.
 
     **Guarantees**: `charge` returns only once the whole job is on disk as spent; two processes that charge at the same
     time never pass the limit together; a training that is begun twice is charged twice.
     """
 
-    def __init__(self, job: Job, data_set: str, schema_hash: str, plans: Sequence[PrivacyPlan]) -> None:
+    def __init__(
+        self, job: Job, data_set: str, schema_hash: str, plans: Sequence[PrivacyPlan], *, cost: float | None = None
+    ) -> None:
         self._where = job.path(str(job.data.budget))
         self._job = hashlib.sha256(describe(job, output=False).encode()).hexdigest()
         self.data_set, self._plan = data_set, plans[0]
+        self._epsilon = self._plan.epsilon if cost is None else cost
         counted = [plan.composition(plan.shares) for plan in plans]
         self._told = Told(
             name=job.job.name,
             when="",
-            mechanism=plans[0].mechanism,
+            mechanism=plans[0].mechanism
+            if cost is None
+            else f"the best of a secret number of runs: {plans[0].mechanism}",
             schema=schema_hash,
-            mu=max(one.mu for one in counted),
+            mu=max(one.mu for one in counted) if cost is None else None,
             surcharge=max(one.surcharge for one in counted),
             tail=max(one.tail(_LARGEST_EPSILON) for one in counted),
             unit=plans[0].unit,
@@ -332,7 +338,7 @@ class JobBudget:
             job=self._job,
             round=0,
             attempt=0,
-            epsilon=self._plan.epsilon,
+            epsilon=self._epsilon,
             delta=self._plan.delta,
             told=told,
         )
@@ -350,7 +356,7 @@ class JobBudget:
             epsilon, delta = before.left
             raise PrivacyError(
                 f"{error}: data set {self.data_set} has epsilon={epsilon:.4g} and delta={delta:.3g} left of "
-                f"{before.limit.epsilon:g} and {before.limit.delta:g}, this job asks for {self._plan.epsilon:g} and "
+                f"{before.limit.epsilon:g} and {before.limit.delta:g}, this job asks for {self._epsilon:.6g} and "
                 f"{self._plan.delta:.3g}; ask for less. Nothing was charged, and nothing has left"
             ) from None
 

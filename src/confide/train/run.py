@@ -163,8 +163,11 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     )
 
 
-def budget_of(job: Job) -> JobBudget | None:
+def budget_of(job: Job, *, cost: float | None = None) -> JobBudget | None:
     """Return the account that a job is charged to, from its schema alone; None without data.budget.
+
+    Args:
+        cost: epsilon of a search among many runs of the job; None for one run.
 
     Raises:
         DataError: the schema does not hold.
@@ -172,6 +175,12 @@ def budget_of(job: Job) -> JobBudget | None:
     """
     if job.data.budget is None:
         return None
+    plans, text, name = plans_of(job)
+    return JobBudget(job, name_of(job, name), schema_hash(text), plans, cost=cost)
+
+
+def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
+    """Return the plans of all that a job releases, its training first, with its schema's text and name."""
     where = job.data.set or str(job.path(str(job.data.schema)))
     text = schema_text(job.data.set) if job.data.set else Schema.text(Path(where))
     schema, parties = Schema.read(text, where=where), parties_of(job)
@@ -181,8 +190,7 @@ def budget_of(job: Job) -> JobBudget | None:
     plans = [plan_of(job, start, parties, preprocess=preprocess)]
     if job.data.evaluate == "federated":
         plans.append(tally_of(job, start, parties).plan)
-    told = [plan for plan in plans if isinstance(plan, PrivacyPlan)]
-    return JobBudget(job, name_of(job, schema.name), schema_hash(text), told)
+    return [plan for plan in plans if isinstance(plan, PrivacyPlan)], text, schema.name
 
 
 def _prepared(
