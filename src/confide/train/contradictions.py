@@ -81,6 +81,7 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
     check_readers(job.train, given)
     if name in ("statistics", "newton"):
         _check_statistics(job, "clip_norm" in privacy)
+    check_units(job)
     check_norm_bound(job.train, private=job.privacy is not None)
     check_compression(job.train, given, private=job.privacy is not None)
     if job.train.aggregate == "groups":
@@ -89,6 +90,11 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
         raise JobError(
             'Expected no data.test with data.evaluate="federated"; each party evaluates on records of its own. Leave '
             "data.test out, so that data.test_fraction sets them aside"
+        )
+    if job.data.budget is not None and (job.privacy is None or job.data.nodes):
+        raise JobError(
+            "Expected [privacy], and data.tables or data.set, with data.budget; no budget bounds a job without noise, "
+            "and nodes keep budgets of their own by their policies"
         )
     of_clients = job.privacy is not None and job.privacy.unit == "client"
     if job.privacy is not None and not of_clients and (steps > 1 or name in ("fedprox", "scaffold")):
@@ -121,6 +127,10 @@ def check_client_level(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
         raise JobError(
             f'Expected fedavg, fedprox, fedadam, fedyogi or fedadagrad with privacy.unit="client", got '
             f'"{job.train.algorithm}"; what is clipped there is one update of each party'
+        )
+    if job.data.budget is not None:
+        raise JobError(
+            'Expected no data.budget with privacy.unit="client"; budgets add up epsilons of records. Leave it out'
         )
     if job.data.standardise or job.train.class_weights != "none" or job.data.evaluate == "federated":
         raise JobError(
@@ -165,6 +175,32 @@ def _check_enough_clients(job: Job, parties: int) -> None:
             'privacy.unit = "record", a larger epsilon, or more parties; a quorum nearer to all of them and fewer '
             f"colluding bring it to {noise * (shares / parties) ** 0.5:.2g} at best"
         )
+
+
+def check_units(job: Job) -> None:
+    """Refuse what does not know of units that are more than a record; it would be silently wrong about them."""
+    privacy = job.privacy
+    if privacy is None or privacy.unit in ("record", "client"):
+        if privacy is not None and privacy.parties_per_unit > 1:
+            raise JobError(
+                'Expected no privacy.parties_per_unit with privacy.unit="record" or "client"; it is at one party'
+            )
+        return
+    unit = f'privacy.unit="{privacy.unit}"'
+    if privacy.parties_per_unit > parties_of(job):
+        raise JobError(
+            f"Expected privacy.parties_per_unit={privacy.parties_per_unit} to be at most the {parties_of(job)} parties"
+        )
+    if job.train.algorithm not in ("fedavg", *ADAPTIVE, "statistics"):
+        raise JobError(f'Expected train.algorithm "fedavg" or "statistics" with {unit}, got "{job.train.algorithm}"')
+    if job.data.standardise:
+        raise JobError(f"Expected data.standardise = false with {unit}: its sum is bounded for records only")
+    if job.train.class_weights != "none":
+        raise JobError(f'Expected train.class_weights="none" with {unit}: its sum is bounded for records only')
+    if job.data.evaluate != "none":
+        raise JobError(f'Expected data.evaluate="none" with {unit}: its sum is bounded for records only')
+    if job.data.set is not None:
+        raise JobError(f"Expected data.tables with {unit}; a shipped set does not say whose its records are")
 
 
 def _check_statistics(job: Job, has_norm: bool) -> None:
@@ -241,6 +277,10 @@ def check_for_nodes(job: Job) -> None:
     Raises:
         JobError: with what to take instead.
     """
+    if job.privacy is not None and job.privacy.unit != "record":
+        raise JobError(
+            'Expected privacy.unit="record" in a job for nodes: their budgets count records; it is the default'
+        )
     if (job.data.standardise or job.train.class_weights != "none") and job.train.aggregate == "groups":
         raise JobError(
             'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '
