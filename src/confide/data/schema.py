@@ -381,9 +381,7 @@ def _check_identifiers(read: _Reader, identifiers: tuple[str, ...], others: set[
         if not name.strip():
             read.problem("identifiers", "names a column with an empty name")
         elif name in ("record", "client"):
-            read.problem(
-                "identifiers", f"names {name!r}, which privacy.unit has for itself; rename it"
-            )
+            read.problem("identifiers", f"names {name!r}, which privacy.unit has for itself; rename it")
         elif name in seen:
             read.problem(
                 "identifiers", f"names {name!r}, which is there already; an identifier is no feature and no label"

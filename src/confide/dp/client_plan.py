@@ -39,6 +39,9 @@ from confide.errors import PrivacyError, UsageError
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
 
+#: The unit's name in jobs and labels.
+CLIENT = "client"
+
 #: What the label calls the mechanism.
 INDEPENDENT = "clipped client updates with discrete Gaussian noise"
 BANDED = "clipped client updates under banded matrix factorisation, discrete Gaussian noise"

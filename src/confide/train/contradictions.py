@@ -156,6 +156,10 @@ def check_client_level(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
             f'Expected fedavg, fedprox, fedadam, fedyogi or fedadagrad with privacy.unit="client", got '
             f'"{job.train.algorithm}"; what is clipped there is one update of each party'
         )
+    if job.data.budget is not None:
+        raise JobError(
+            'Expected no data.budget with privacy.unit="client"; budgets add up epsilons of records. Leave it out'
+        )
     if job.data.standardise or job.train.class_weights != "none" or job.data.evaluate == "federated":
         raise JobError(
             'Expected no data.standardise, no train.class_weights and no data.evaluate="federated" with '
@@ -275,8 +279,10 @@ def check_for_nodes(job: Job) -> None:
     Raises:
         JobError: with what to take instead.
     """
-    if job.privacy is not None and job.privacy.unit not in ("record", "client"):
-        raise JobError('Expected privacy.unit="record" or "client" in a job for nodes: their budgets count records')
+    if job.privacy is not None and job.privacy.unit != "record":
+        raise JobError(
+            'Expected privacy.unit="record" in a job for nodes: their budgets count records; it is the default'
+        )
     if (job.data.standardise or job.train.class_weights != "none") and job.train.aggregate == "groups":
         raise JobError(
             'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '

@@ -187,7 +187,9 @@ def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
     require_unit(job, schema)
     preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
     start = start_of(job, preprocess.features, schema.label.classes)
-    plans = [plan_of(job, start, parties, preprocess=preprocess)]
+    plan = plan_of(job, start, parties, preprocess=preprocess)
+    assert not isinstance(plan, ClientPlan)  # refused when the job was read
+    plans = [plan]
     if job.data.evaluate == "federated":
         plans.append(tally_of(job, start, parties).plan)
     return [plan for plan in plans if isinstance(plan, PrivacyPlan)], text, schema.name
