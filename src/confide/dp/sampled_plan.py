@@ -25,7 +25,7 @@ from confide.dp.accountant import check_target
 from confide.dp.mechanisms import LARGEST_GRID, Clipped, default_grid
 from confide.dp.plan import default_delta
 from confide.dp.release import Asked, SumRelease, least_variances
-from confide.dp.sampling import COARSE, FINE, SampledComposition, SampledSums, accountant_name
+from confide.dp.sampling import COARSE, FINE, LEAST_DELTA, SampledComposition, SampledSums, accountant_name
 from confide.errors import PrivacyError, UsageError
 
 Matrix = NDArray[np.float64]
@@ -136,6 +136,8 @@ class SampledPlan:
         grid = default_grid(max(1, length)) if grid is None else grid
         coin = int(rate * _WORDS) if 0 < rate <= 1 else 0
         check_target(epsilon, delta)
+        if rate < 1 and delta < LEAST_DELTA:
+            raise PrivacyError(f"Expected delta={delta} of at least {LEAST_DELTA:g} with sampling; or take rate 1")
         _check(coin, clip_norm, grid, length, quorum, silos, colluding)
         if rate == 1 and not before:
             asked = Asked(share=1.0, grid=grid, length=length, rounds=rounds)
