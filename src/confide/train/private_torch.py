@@ -192,7 +192,7 @@ class SampledGradients(Encoding):
         return -self._train.learning_rate * (self._plan.decode(sums) + self._train.weight_decay * parameters)
 
     def epsilon(self, releases: int) -> float | None:
-        """Return what `releases` sums have spent, rounded up to the next of 32 marks: accounting takes its time, too."""
+        """Return what `releases` sums have spent, counted up to the next of 32 marks: accounting takes time."""
         stair = -(-self._plan.rounds // _MARKS)
         mark = min(self._plan.rounds, -(-releases // stair) * stair)
         if mark not in self._spent:
