@@ -11,8 +11,8 @@ gradients of the whole batch are never formed. A layer's input and that row give
 **Integers.** A record's whole gradient g, of norm v, is scaled to norm at most R steps and rounded, R below the grid s
 by what rounding can add. A gradient that is held whole is rounded entry by entry. An outer product d aᵀ is rounded by
 its factors: a to A steps, d to what is left, so that the record's integers are the outer product of two short vectors,
-and the sum over records is one matrix product of integers below 2^53, which float64 forms without rounding in any
-order. The norm of the integers is checked exactly, so one record moves the sum by at most s (lemma 5 of
+and the sum over records is a matrix product of integers, which stays exact in any order as long as blocks of records
+are small enough. The norm of the integers is checked, so one record moves the sum by at most s (lemma 5 of
 docs/protocols/dp-sgd.md).
 
 **What one record's integers depend on.** On the record, the model, the fixed shape of the batch and the slot in it
@@ -45,11 +45,12 @@ Vector = NDArray[np.int64]
 #: (what the module returns for a batch, the batch's y) -> each record's own loss, shape (n,).
 RecordLoss = Callable[[Tensor, Tensor], Tensor]
 
-#: The largest grid: sums of squares of a record's integers stay exact in float64.
-LARGEST_GRID = 1 << 26
+_EXACT = 1 << 24  # integers up to it are exact in single precision
+
+#: The largest grid: a record's integers are exact in single precision.
+LARGEST_GRID = _EXACT
 
 _CLOSE = 1e-3  # relative distance between a gradient and that of a batch of one, from float32's rounding
-_SHRINK = 1 - 2.0**-20  # more than the rounding of the products by a scale
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -154,11 +155,11 @@ RULES: Mapping[type[nn.Module], Rule] = {
 def default_grid(module: nn.Module, length: int) -> int:
     """Return a power of two s at which rounding costs about 2 % of the clip norm at most.
 
-    50 sqrt(length) do for entries, 2,500 times the root of a weight's size for an outer product's two factors.
+    50 sqrt(length) do for entries, 800 times the root of a weight's size for an outer product's two factors.
     """
     sizes = [layer.weight.numel() for layer in module.modules() if type(layer) is nn.Linear]
-    least = max(2500 * length, 2500**2 * max(sizes, default=0))
-    return 1 << (math.isqrt(least - 1)).bit_length()
+    least = max(2500 * length, 800**2 * max(sizes, default=0))
+    return min(LARGEST_GRID, 1 << (math.isqrt(least - 1)).bit_length())
 
 
 class RecordGradients:
@@ -220,7 +221,7 @@ class RecordGradients:
             x, y: all records of the party.
             chosen: int64, which of them; none is fine.
             clip_norm: the norm C that `grid` steps stand for.
-            grid: s, from sqrt(parameters) to 2^26.
+            grid: s, from sqrt(parameters) to 2^24.
             rng: the party's own; draws slots where rounding depends on them.
         """
         rounding = Rounding(self._resident, clip_norm=clip_norm, grid=grid)
@@ -328,6 +329,10 @@ def _tensors(found: list[tuple[slice, Gradient]]) -> Iterator[Tensor]:
 class Rounding:
     """Gradients to integers of norm at most s, and their sum.
 
+    Everything is single precision, where integers up to 2^24 are exact: sums are taken over blocks of 2^24 / s records.
+    A sum of d squares in whatever order is off by a factor within 1 ± d 2^-24, which both the radius R and the check of
+    the integers' norm leave room for.
+
     Args:
         resident: whose parameters.
         clip_norm, grid: C and s.
@@ -335,21 +340,20 @@ class Rounding:
 
     def __init__(self, resident: Resident, *, clip_norm: float, grid: int) -> None:
         if not math.sqrt(resident.sent_count) <= grid <= LARGEST_GRID:
-            raise UsageError(f"Expected grid={grid} from sqrt(parameters) to 2^26")
-        self._clip_norm, self._grid = clip_norm, grid
+            raise UsageError(f"Expected grid={grid} from sqrt(parameters)={resident.sent_count**0.5:.0f} to 2^24")
+        self._clip_norm, self._grid, self._block = clip_norm, grid, _EXACT // grid
         self._steps: dict[int, float] = {}
-        relative, square = 0.0, resident.sent_count / 4
+        square, widest = resident.sent_count / 4, 1
         for part, place in zip(resident.parts, resident.places, strict=True):
-            if part.tensor.dim() != 2:
-                continue
-            outputs, inputs = part.tensor.shape
-            steps = 2.0 ** round(math.log2(math.sqrt(grid * math.sqrt(inputs / outputs))))
-            steps = max(1.0, min(steps, float(grid)))
-            self._steps[place.start] = steps
-            # |a~| |d~| <= (A + sqrt(m)/2) (v/A + sqrt(o)/2)
-            relative = max(relative, math.sqrt(inputs) / (2 * steps))
-            square += (steps * math.sqrt(outputs) / 2 + math.sqrt(inputs * outputs) / 4) ** 2
-        self._radius = (grid - math.sqrt(square)) / (1 + relative) * _SHRINK
+            if part.tensor.dim() == 2:
+                outputs, inputs = part.tensor.shape
+                steps = 2.0 ** round(math.log2(math.sqrt(grid * math.sqrt(inputs / outputs)) / 2))
+                self._steps[place.start] = steps = max(1.0, min(steps, float(grid)))
+                square += ((steps + math.sqrt(inputs) / 2) * math.sqrt(outputs) / 2) ** 2  # |a| |rounding of d|
+                widest = max(widest, inputs + outputs)
+        room = (resident.sent_count + widest + 64) * 2.0**-23
+        self._largest_square = grid * grid * (1 - room)
+        self._radius = (grid * math.sqrt(max(0.0, 1 - room)) - math.sqrt(square)) * (1 - room)
         if self._radius <= 0:
             raise UsageError(f"Expected a finer grid than {grid}; its default is default_grid(module, length)")
 
@@ -361,44 +365,48 @@ class Rounding:
             present: bool, shape (slots,).
             total: float64, shape (length,), integers.
         """
-        norm = torch.zeros(len(present), dtype=torch.float64)
-        for _, value in found:
-            norm += _square(value.left) * _square(value.right) if isinstance(value, Outer) else _square(value)
-        norm = norm.sqrt()
+        found = [(place, _single(value)) for place, value in found]
+        norm = sum((_squares(value) for _, value in found), torch.zeros(len(present), dtype=torch.float64)).sqrt()
         usable = present & (norm > 0) & torch.isfinite(norm)
         largest = self._clip_norm * self._radius / self._grid
         scale = torch.clamp(largest / norm, max=1.0) * (self._grid / self._clip_norm)
         scale = torch.where(usable, scale, 0.0)
-        rounded = [(place, self._rounded(place, value, scale, usable)) for place, value in found]
-        squares = torch.zeros_like(norm)
-        for _, value in rounded:
-            squares += _square(value.left) * _square(value.right) if isinstance(value, Outer) else _square(value)
-        kept = (squares <= self._grid**2).double()  # all of them, by the radius; and none beyond, by this line
-        for place, value in rounded:
-            if isinstance(value, Outer):
-                total[place] += ((value.left * kept[:, None]).T @ value.right).flatten()
-            else:
-                total[place] += kept @ value
+        rounded = [(place, self._rounded(place, value, scale)) for place, value in found]
+        squares = sum((_squares(value) for _, value in rounded), torch.zeros_like(norm))
+        kept = (squares <= self._largest_square).float()  # all of them, by the radius; and none beyond, by this line
+        for at in range(0, len(present), self._block):
+            rows = slice(at, at + self._block)
+            for place, value in rounded:
+                if isinstance(value, Outer):
+                    total[place] += ((value.left[rows] * kept[rows, None]).T @ value.right[rows]).flatten()
+                else:
+                    total[place] += kept[rows] @ value[rows]
         return int(usable.sum())
 
-    def _rounded(self, place: slice, value: Gradient, scale: Tensor, usable: Tensor) -> Gradient:
+    def _rounded(self, place: slice, value: Gradient, scale: Tensor) -> Gradient:
         if not isinstance(value, Outer):
-            return _integers(value, scale, usable)
+            return _integers(value, scale)
         steps = self._steps[place.start]
         length = _square(value.right).sqrt()
-        reach = torch.where(usable & (length > 0), length, 1.0)
-        return Outer(
-            _integers(value.left, scale * reach / steps, usable), _integers(value.right, steps / reach, usable)
-        )
+        reach = torch.where(length > 0, length, 1.0)
+        right = _integers(value.right, torch.where(scale > 0, steps / reach, 0.0))
+        whole = _square(right).sqrt()  # the norm that rounding has left
+        return Outer(_integers(value.left, torch.where(whole > 0, scale * length / whole, 0.0)), right)
+
+
+def _single(value: Gradient) -> Gradient:
+    return Outer(value.left.float(), value.right.float()) if isinstance(value, Outer) else value.float()
 
 
 def _square(rows: Tensor) -> Tensor:
-    """Return each row's sum of squares in float64; exact for integers below 2^53 in all."""
-    rows = rows.double()
-    return torch.einsum("ij,ij->i", rows, rows)
+    """Return each row's sum of squares, float64 of a sum in single precision."""
+    return torch.linalg.vecdot(rows, rows).double()
 
 
-def _integers(rows: Tensor, scale: Tensor, usable: Tensor) -> Tensor:
-    """Return each row times its scale, rounded to integers; rows that are not usable are zero."""
-    scaled = rows.double() * scale[:, None]
-    return torch.where(usable[:, None], scaled.round_(), 0.0)
+def _squares(value: Gradient) -> Tensor:
+    return _square(value.left) * _square(value.right) if isinstance(value, Outer) else _square(value)
+
+
+def _integers(rows: Tensor, scale: Tensor) -> Tensor:
+    """Return each row times its scale, rounded to integers; what is no number is zero."""
+    return (rows * scale.float()[:, None]).round_().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
