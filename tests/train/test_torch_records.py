@@ -324,3 +324,15 @@ def test_lazy_frozen_and_empty_modules():
     assert not problems(frozen, ("1.*",))
     assert "BatchNorm" in str(problems(nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 2)), ("1.*",))[0])  # even frozen
     assert "nothing is trained" in str(problems(nn.Sequential(nn.Linear(4, 2).requires_grad_(False)))[0])
+
+
+def test_products_of_fewer_bits_are_refused():
+    gradients, _ = made(*NETS["mlp"])
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with pytest.raises(UsageError, match="highest"):
+            gradients.clipped_sum(
+                *records((32,), 1), np.arange(1), clip_norm=1.0, grid=1024, rng=SeededRandomness("bits")
+            )
+    finally:
+        torch.set_float32_matmul_precision("highest")

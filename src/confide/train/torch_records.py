@@ -223,7 +223,12 @@ class RecordGradients:
             clip_norm: the norm C that `grid` steps stand for.
             grid: s, from sqrt(parameters) to 2^24.
             rng: the party's own; draws slots where rounding depends on them.
+
+        Raises:
+            UsageError: torch was told to round matrix products to fewer bits.
         """
+        if torch.get_float32_matmul_precision() != "highest":
+            raise UsageError('Expected exact products of integers; call torch.set_float32_matmul_precision("highest")')
         rounding = Rounding(self._resident, clip_norm=clip_norm, grid=grid)
         total = torch.zeros(self._resident.sent_count, dtype=torch.float64)
         exact, ignored = np.zeros(self._resident.sent_count, np.int64), 0
@@ -400,7 +405,7 @@ def _single(value: Gradient) -> Gradient:
 
 def _square(rows: Tensor) -> Tensor:
     """Return each row's sum of squares, float64 of a sum in single precision."""
-    return torch.linalg.vecdot(rows, rows).double()
+    return torch.linalg.vector_norm(rows, dim=1).double().square()
 
 
 def _squares(value: Gradient) -> Tensor:
