@@ -35,7 +35,7 @@ from confide.train.private_torch import SampledGradients
 from confide.train.rounds import federate
 from confide.wire import MemoryStore
 
-ROUNDS, FEATURES = 12, 6
+ROUNDS, FEATURES = 6, 6
 TRAIN = train_section(aggregate="masked", rounds=ROUNDS, learning_rate=1.0, quorum=3)
 
 
@@ -51,8 +51,8 @@ def silos(count=100, parties=4):
     return [Silo(f"h{n}", x[n::parties], y[n::parties]) for n in range(parties)]
 
 
-def setting(train=TRAIN, module=None, **given):
-    learner = PrivateTorchLearner(module or network(), train, slots=16)
+def setting(train=TRAIN, module=None, slots=16, **given):
+    learner = PrivateTorchLearner(module or network(), train, slots=slots)
     chosen = {"parties": 4, "colluding": 1, "expected_batch": 100, "expected_records": 400} | given
     return learner, learner.plan(train, **chosen)
 
@@ -117,9 +117,11 @@ def test_each_round_takes_a_sample_of_its_own():
 
 
 def test_it_learns():
-    train = train_section(aggregate="plain", rounds=25, learning_rate=2.0, quorum=1, momentum=0.5, average=0.3)
+    train = train_section(aggregate="plain", rounds=20, learning_rate=2.0, quorum=1, momentum=0.5, average=0.3)
     (party,) = silos(2000, 1)
-    learner, plan = setting(train, parties=1, colluding=0, expected_batch=2000, expected_records=2000, epsilon=8.0)
+    learner, plan = setting(
+        train, slots=256, parties=1, colluding=0, expected_batch=2000, expected_records=2000, epsilon=8.0
+    )
     *_, done = fit_privately(learner, [party], train, plan, rng=SeededRandomness("learn"))
     assert (outputs(done.model, party.x).argmax(1) == party.y).mean() > 0.8
 

@@ -14,7 +14,9 @@ from confide.crypto.random import SeededRandomness
 from confide.errors import ModelError, UsageError
 from confide.train.torch_check import check, problems
 from confide.train.torch_graph import Polynomial, Square
-from confide.train.torch_records import Outer, RecordGradients, Rounding, default_grid
+from confide.train.torch_layers import Outer
+from confide.train.torch_records import RecordGradients
+from confide.train.torch_rounding import Rounding, default_grid
 from confide.train.torch_state import Resident
 
 CLIP = 0.7

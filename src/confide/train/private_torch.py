@@ -37,7 +37,8 @@ from confide.train.run import AGGREGATORS
 from confide.train.sections import TrainSection, default_quorum
 from confide.train.torch_check import check
 from confide.train.torch_learner import TorchLearner
-from confide.train.torch_records import RecordGradients, RecordLoss, default_grid
+from confide.train.torch_records import RecordGradients, RecordLoss
+from confide.train.torch_rounding import default_grid
 from confide.train.torch_state import Resident
 from confide.wire import Fault, Store
 
@@ -45,7 +46,7 @@ Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
 
 #: At how many numbers of releases a run's epsilon is computed.
-_MARKS = 32
+_MARKS = 16
 
 
 def cross_entropy(outputs: Tensor, y: Tensor) -> Tensor:
@@ -192,7 +193,7 @@ class SampledGradients(Encoding):
         return -self._train.learning_rate * (self._plan.decode(sums) + self._train.weight_decay * parameters)
 
     def epsilon(self, releases: int) -> float | None:
-        """Return what `releases` sums have spent, counted up to the next of 32 marks: accounting takes time."""
+        """Return what `releases` sums have spent, counted up to the next of 16 marks: accounting takes time."""
         stair = -(-self._plan.rounds // _MARKS)
         mark = min(self._plan.rounds, -(-releases // stair) * stair)
         if mark not in self._spent:

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import Module
 
 from confide.errors import ModelError
 from confide.model.graph import Graph, Layer, Linear, Problem, Sigmoid
@@ -21,7 +22,7 @@ from confide.train.torch_state import vector_of
 Matrix = NDArray[np.float64]
 
 
-class Square(nn.Module):
+class Square(Module):
     """y = x^2."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -29,7 +30,7 @@ class Square(nn.Module):
         return x * x
 
 
-class Polynomial(nn.Module):
+class Polynomial(Module):
     """y = a x^2 + b x + c, elementwise, with constants that are fixed in advance.
 
     Args:

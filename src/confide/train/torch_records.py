@@ -24,20 +24,19 @@ so that no record's slot depends on who else is there, and batches are filled le
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap  # pyright: ignore[reportUnknownVariableType]
-from torch.nn import functional
 
 from confide.crypto.random import Randomness
 from confide.dp.mechanisms import Clipped
 from confide.errors import ModelError, UsageError
+from confide.train.torch_layers import RULES, Gradient, Outer, transformed
+from confide.train.torch_rounding import Rounding
 from confide.train.torch_state import Resident, tensor_of
 
 Vector = NDArray[np.int64]
@@ -45,121 +44,7 @@ Vector = NDArray[np.int64]
 #: (what the module returns for a batch, the batch's y) -> each record's own loss, shape (n,).
 RecordLoss = Callable[[Tensor, Tensor], Tensor]
 
-_EXACT = 1 << 24  # integers up to it are exact in single precision
-
-#: The largest grid: a record's integers are exact in single precision.
-LARGEST_GRID = _EXACT
-
 _CLOSE = 1e-3  # relative distance between a gradient and that of a batch of one, from float32's rounding
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Outer:
-    """Rank-one gradients of a weight: record i has left[i] right[i]ᵀ.
-
-    Args:
-        left: shape (n, outputs).
-        right: shape (n, inputs).
-    """
-
-    left: Tensor
-    right: Tensor
-
-    def dense(self) -> Tensor:
-        """Return the gradients, shape (n, outputs * inputs)."""
-        return (self.left[:, :, None] * self.right[:, None, :]).flatten(1)
-
-
-Gradient = Tensor | Outer
-Rule = Callable[[Any, Tensor, Tensor], dict[str, Gradient]]
-
-
-def _linear(layer: nn.Linear, x: Tensor, g: Tensor) -> dict[str, Gradient]:
-    if x.dim() == 2:
-        return {"weight": Outer(g, x), "bias": g}
-    g, x = g.flatten(1, -2), x.flatten(1, -2)
-    return {"weight": torch.bmm(g.transpose(1, 2), x).flatten(1), "bias": g.sum(1)}
-
-
-def _convolution(layer: nn.Conv1d | nn.Conv2d, x: Tensor, g: Tensor) -> dict[str, Gradient]:
-    size, stride, dilation = ([*value] for value in (layer.kernel_size, layer.stride, layer.dilation))
-    padding = [0] * len(size) if layer.padding == "valid" else layer.padding
-    if padding == "same":
-        total = [d * (k - 1) for d, k in zip(dilation, size, strict=True)]
-        sides = [side for t in reversed(total) for side in (t // 2, t - t // 2)]
-        x, padding = functional.pad(x, sides), [0] * len(size)
-    padding = [int(side) for side in padding]
-    if len(size) == 1:  # a row of height one
-        x, size, stride, dilation, padding = x[:, :, None], [1, *size], [1, *stride], [1, *dilation], [0, *padding]
-    patches = functional.unfold(x, tuple(size), tuple(dilation), tuple(padding), tuple(stride))
-    n, groups = len(x), layer.groups
-    patches = patches.view(n * groups, -1, patches.shape[2])
-    rows = g.reshape(n * groups, g.shape[1] // groups, -1)
-    return {"weight": torch.bmm(rows, patches.transpose(1, 2)).view(n, -1), "bias": g.flatten(2).sum(2)}
-
-
-def _by_channel(g: Tensor, normalised: Tensor) -> dict[str, Gradient]:
-    def summed(values: Tensor) -> Tensor:
-        return values.flatten(2).sum(2) if values.dim() > 2 else values
-
-    return {"weight": summed(g * normalised), "bias": summed(g)}
-
-
-def _group_norm(layer: nn.GroupNorm, x: Tensor, g: Tensor) -> dict[str, Gradient]:
-    return _by_channel(g, functional.group_norm(x, layer.num_groups, eps=layer.eps))
-
-
-def _instance_norm(layer: nn.InstanceNorm2d, x: Tensor, g: Tensor) -> dict[str, Gradient]:
-    return _by_channel(g, functional.instance_norm(x, eps=layer.eps))
-
-
-def _layer_norm(layer: nn.LayerNorm, x: Tensor, g: Tensor) -> dict[str, Gradient]:
-    shape = list(layer.normalized_shape)
-    normalised = functional.layer_norm(x, shape, eps=layer.eps)
-    n, width = len(x), math.prod(shape)
-    return {"weight": (g * normalised).reshape(n, -1, width).sum(1), "bias": g.reshape(n, -1, width).sum(1)}
-
-
-def _embedding(layer: nn.Embedding, x: Tensor, g: Tensor) -> dict[str, Gradient]:
-    n, width = len(x), layer.embedding_dim
-    places, rows = x.reshape(n, -1, 1).expand(-1, -1, width), g.reshape(n, -1, width)
-    if layer.padding_idx is not None:
-        rows = torch.where(places == layer.padding_idx, 0.0, rows)
-    return {"weight": rows.new_zeros(n, layer.num_embeddings, width).scatter_add(1, places, rows).flatten(1)}
-
-
-def _transformed(layer: nn.Module, x: Tensor, g: Tensor) -> dict[str, Gradient]:
-    """Return the gradients of any layer's own parameters, by a vector-Jacobian product for each record."""
-    own = {name: parameter.detach() for name, parameter in layer.named_parameters(recurse=False)}
-
-    def product(values: dict[str, Tensor], one: Tensor, row: Tensor) -> Tensor:
-        return (cast("Tensor", functional_call(layer, values, (one[None],)))[0] * row).sum()
-
-    found = cast("dict[str, Tensor]", vmap(grad(product), in_dims=(None, 0, 0))(own, x, g))
-    return {name: values.flatten(1) for name, values in found.items()}
-
-
-#: By the layer's very type: a class of one's own may do anything.
-RULES: Mapping[type[nn.Module], Rule] = {
-    nn.Linear: _linear,
-    nn.Conv1d: _convolution,
-    nn.Conv2d: _convolution,
-    nn.GroupNorm: _group_norm,
-    nn.LayerNorm: _layer_norm,
-    nn.InstanceNorm1d: _instance_norm,
-    nn.InstanceNorm2d: _instance_norm,
-    nn.Embedding: _embedding,
-}
-
-
-def default_grid(module: nn.Module, length: int) -> int:
-    """Return a power of two s at which rounding costs about 2 % of the clip norm at most.
-
-    50 sqrt(length) do for entries, 800 times the root of a weight's size for an outer product's two factors.
-    """
-    sizes = [layer.weight.numel() for layer in module.modules() if type(layer) is nn.Linear]
-    least = max(2500 * length, 800**2 * max(sizes, default=0))
-    return min(LARGEST_GRID, 1 << (math.isqrt(least - 1)).bit_length())
 
 
 class RecordGradients:
@@ -207,7 +92,7 @@ class RecordGradients:
         with torch.no_grad():
             for (layer, given, output), row in zip(seen, rows, strict=True):
                 row = torch.zeros_like(output) if row is None else row
-                gradients = RULES.get(type(layer), _transformed)(layer, given, row)
+                gradients = RULES.get(type(layer), transformed)(layer, given, row)
                 found += [(place, gradients[leaf]) for leaf, place in self._places[layer].items()]
         return found
 
@@ -329,89 +214,3 @@ def _norm(values: Tensor) -> float:
 def _tensors(found: list[tuple[slice, Gradient]]) -> Iterator[Tensor]:
     for _, value in found:
         yield from (value.left, value.right) if isinstance(value, Outer) else (value,)
-
-
-class Rounding:
-    """Gradients to integers of norm at most s, and their sum.
-
-    Everything is single precision, where integers up to 2^24 are exact: sums are taken over blocks of 2^24 / s records.
-    A sum of d squares in whatever order is off by a factor within 1 ± d 2^-24, which both the radius R and the check of
-    the integers' norm leave room for.
-
-    Args:
-        resident: whose parameters.
-        clip_norm, grid: C and s.
-    """
-
-    def __init__(self, resident: Resident, *, clip_norm: float, grid: int) -> None:
-        if not math.sqrt(resident.sent_count) <= grid <= LARGEST_GRID:
-            raise UsageError(f"Expected grid={grid} from sqrt(parameters)={resident.sent_count**0.5:.0f} to 2^24")
-        self._clip_norm, self._grid, self._block = clip_norm, grid, _EXACT // grid
-        self._steps: dict[int, float] = {}
-        square, widest = resident.sent_count / 4, 1
-        for part, place in zip(resident.parts, resident.places, strict=True):
-            if part.tensor.dim() == 2:
-                outputs, inputs = part.tensor.shape
-                steps = 2.0 ** round(math.log2(math.sqrt(grid * math.sqrt(inputs / outputs)) / 2))
-                self._steps[place.start] = steps = max(1.0, min(steps, float(grid)))
-                square += ((steps + math.sqrt(inputs) / 2) * math.sqrt(outputs) / 2) ** 2  # |a| |rounding of d|
-                widest = max(widest, inputs + outputs)
-        room = (resident.sent_count + widest + 64) * 2.0**-23
-        self._largest_square = grid * grid * (1 - room)
-        self._radius = (grid * math.sqrt(max(0.0, 1 - room)) - math.sqrt(square)) * (1 - room)
-        if self._radius <= 0:
-            raise UsageError(f"Expected a finer grid than {grid}; its default is default_grid(module, length)")
-
-    def add(self, found: list[tuple[slice, Gradient]], present: Tensor, total: Tensor) -> int:
-        """Add the integers of the records that are `present` to `total`; return how many were neither zero nor wild.
-
-        Args:
-            found: from `RecordGradients.of`.
-            present: bool, shape (slots,).
-            total: float64, shape (length,), integers.
-        """
-        found = [(place, _single(value)) for place, value in found]
-        norm = sum((_squares(value) for _, value in found), torch.zeros(len(present), dtype=torch.float64)).sqrt()
-        usable = present & (norm > 0) & torch.isfinite(norm)
-        largest = self._clip_norm * self._radius / self._grid
-        scale = torch.clamp(largest / norm, max=1.0) * (self._grid / self._clip_norm)
-        scale = torch.where(usable, scale, 0.0)
-        rounded = [(place, self._rounded(place, value, scale)) for place, value in found]
-        squares = sum((_squares(value) for _, value in rounded), torch.zeros_like(norm))
-        kept = (squares <= self._largest_square).float()  # all of them, by the radius; and none beyond, by this line
-        for at in range(0, len(present), self._block):
-            rows = slice(at, at + self._block)
-            for place, value in rounded:
-                if isinstance(value, Outer):
-                    total[place] += ((value.left[rows] * kept[rows, None]).T @ value.right[rows]).flatten()
-                else:
-                    total[place] += kept[rows] @ value[rows]
-        return int(usable.sum())
-
-    def _rounded(self, place: slice, value: Gradient, scale: Tensor) -> Gradient:
-        if not isinstance(value, Outer):
-            return _integers(value, scale)
-        steps = self._steps[place.start]
-        length = _square(value.right).sqrt()
-        reach = torch.where(length > 0, length, 1.0)
-        right = _integers(value.right, torch.where(scale > 0, steps / reach, 0.0))
-        whole = _square(right).sqrt()  # the norm that rounding has left
-        return Outer(_integers(value.left, torch.where(whole > 0, scale * length / whole, 0.0)), right)
-
-
-def _single(value: Gradient) -> Gradient:
-    return Outer(value.left.float(), value.right.float()) if isinstance(value, Outer) else value.float()
-
-
-def _square(rows: Tensor) -> Tensor:
-    """Return each row's sum of squares, float64 of a sum in single precision."""
-    return torch.linalg.vector_norm(rows, dim=1).double().square()
-
-
-def _squares(value: Gradient) -> Tensor:
-    return _square(value.left) * _square(value.right) if isinstance(value, Outer) else _square(value)
-
-
-def _integers(rows: Tensor, scale: Tensor) -> Tensor:
-    """Return each row times its scale, rounded to integers; what is no number is zero."""
-    return (rows * scale.float()[:, None]).round_().nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
