@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -101,7 +102,7 @@ def _single(value: Gradient) -> Gradient:
 
 def _square(rows: Tensor) -> Tensor:
     """Return each row's sum of squares, float64 of a sum in single precision."""
-    norms: Tensor = torch.linalg.vector_norm(rows, dim=1)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    norms = cast("Tensor", torch.linalg.vector_norm(rows, dim=1))  # pyright: ignore[reportUnknownMemberType]
     return norms.double().square()
 
 
