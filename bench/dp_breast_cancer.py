@@ -43,8 +43,8 @@ from confide.train.encodings import PrivateGradients
 from confide.train.evaluate import accuracy
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo
+from confide.train.parts import preprocess_of
 from confide.train.rounds import federate
-from confide.train.run import preprocess_of
 from confide.train.sections import ModelSection, TrainSection
 
 HOSPITALS = ("north", "east", "south", "west")

@@ -31,6 +31,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from confide.crypto.random import SystemRandomness
+from confide.data.table import Table
 from confide.ideal import Aggregator, PlainSum
 from confide.model.preprocess import Preprocess, Scale
 from confide.model.zoo import logistic
@@ -39,9 +40,9 @@ from confide.train.encodings import Scaffold, WeightedUpdates
 from confide.train.evaluate import decide
 from confide.train.learner import GraphLearner
 from confide.train.local import Silo
+from confide.train.preparing import Preparing, PreparingSum, prepared
 from confide.train.rounds import federate
 from confide.train.sections import TrainSection
-from confide.train.standardise import standardised
 
 HEART = Path(__file__).parents[1] / "../shared/data/heart_disease/heart_all4.csv.gz"
 HOSPITALS = ("cleveland", "hungarian", "switzerland", "va")
@@ -103,14 +104,9 @@ def federated(
     rng = SystemRandomness()
     scales = [Scale(name=key, low=low, high=high) for key, (low, high) in BOUNDS.items()]
     scales += [Scale(name=f"{key}={level}", low=0, high=1) for key, levels in LEVELS.items() for level in levels]
-    prepare = standardised(
-        Preprocess(tuple(scales)),
-        {name: columns for name, (columns, _) in parts.items()},
-        aggregator=aggregator,
-        quorum=settings.quorum,
-        expected_records=settings.expected_records,
-        rng=rng,
-    )
+    asked = PreparingSum(Preparing(Preprocess(tuple(scales)), "standardise"), settings.expected_records)
+    tables = {name: Table(columns, labels) for name, (columns, labels) in parts.items()}
+    prepare = prepared(asked, tables, aggregator=aggregator, quorum=settings.quorum, rng=rng).preprocess
     silos = [Silo(name, prepare.apply(columns), labels) for name, (columns, labels) in parts.items()]
     start = logistic(prepare.features)
     scaffold = settings.algorithm == "scaffold"

@@ -94,6 +94,7 @@ def test_pixels_alone_do_not_tell_and_scattering_does(folder):
         ({"features": "scattering-mean", "unit_rows": True}, 82),
         ({"features": "scattering-mean", "channel_groups": 27}, 82),
         ({"features": "scattering", "project": 60}, 60),
+        ({"features": "scattering", "angles": 4, "frequencies": 2, "whiten": "natural", "unit_rows": True}, 76),
         ({"project": 40, "unit_rows": True}, 40),
     ],
     ids=str,
@@ -105,6 +106,7 @@ def test_a_client_gets_the_model_s_own_answer_for_raw_images(folder, model, feat
     assert said.startswith("public bounds of the schema")
     assert ("fixed in advance" in said) == ("features" in model)
     assert ("public random projection" in said) == ("project" in model)
+    assert ("synthetic images (natural) from a public seed, which hold no data" in said) == ("whiten" in model)
     images, _ = stripes(9, 5)
     raw = {"scan": images, "age": np.full(5, 50.0)}
     expected = artifact.graph.apply(artifact.preprocess.apply(raw))
@@ -161,6 +163,8 @@ def test_the_command_line_trains_serves_and_predicts(folder):
     [
         ({"features": "scattering", "scales": 4}, ModelError, "twice 2\\^scales"),
         ({"features": "scattering", "channel_groups": 26}, ModelError, "to divide the 81 channels"),
+        ({"features": "scattering", "frequencies": 5}, ModelError, "frequencies=5 from 1 to 4"),
+        ({"features": "scattering", "angles": 16, "whiten": "strokes"}, ModelError, "at most 2048 features"),
         ({"project": 258}, ModelError, "outputs=258 from 1 to the features=257"),
     ],
     ids=str,
@@ -175,13 +179,19 @@ def test_a_scattering_of_no_image_is_refused():
         load_data(parse({"data": {"set": "breast-cancer"}, "model": {"features": "scattering"}}))
 
 
-@pytest.mark.parametrize("key", ["scales", "angles", "channel_groups"])
+@pytest.mark.parametrize("key", ["scales", "angles", "channel_groups", "frequencies", "whiten"])
 def test_keys_that_nobody_would_read_are_refused_and_not_printed(key):
     data = {"data": {"set": "breast-cancer"}}
     with pytest.raises(JobError, match=f'no model.{key} with model.features="columns"'):
-        parse(data | {"model": {key: 1}})
+        parse(data | {"model": {key: "natural" if key == "whiten" else 1}})
     assert key not in describe(parse(data))
     assert key in describe(parse(data | {"model": {"features": "scattering"}}))
+
+
+@pytest.mark.parametrize("model", [{"features": "scattering-mean"}, {"features": "scattering", "channel_groups": 27}])
+def test_waves_of_anything_but_whole_maps_are_refused(model):
+    with pytest.raises(JobError, match=r"Expected no model.frequencies with .* waves of whole maps"):
+        parse({"data": {"set": "breast-cancer"}, "model": model | {"frequencies": 2}})
 
 
 def test_a_node_prepares_the_same_features_and_its_dry_run_passes(folder):

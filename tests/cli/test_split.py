@@ -18,7 +18,7 @@ from confide.data.sets import load_set
 from confide.data.table import read_csv
 from confide.ideal import Cohort
 from confide.train import load, load_data, parse, train
-from confide.train.run import aggregator_of
+from confide.train.parts import aggregator_of
 
 
 def run(*arguments: object) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from confide.errors import Aborted, ConfideError, ProtocolError, UsageError
 from confide.ideal import Aggregator, Session, Vector
 from confide.secagg import Amortised, Shares
-from confide.train.run import AGGREGATORS
+from confide.train.parts import AGGREGATORS
 from confide.wire import (
     LATE_TICKS,
     Fault,

@@ -33,7 +33,7 @@ from confide.errors import Aborted, ConfideError, ProtocolError, UsageError
 from confide.ideal import Aggregator, Cohort, PlainSum, Session, Sums, Vector
 from confide.secagg import Groups, GroupSums, Masked, MaskedSums, Shares
 from confide.secagg.masked_terms import VECTOR
-from confide.train.run import AGGREGATORS
+from confide.train.parts import AGGREGATORS
 from confide.wire import LATE_TICKS, Fault, MemoryStore, Message, Transcript, alter, drop, lose, run
 from conformance.cases import Federation, assert_is_sum, bytes_are_uniform, tags_of
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from confide.data.schema import Category, Number, Schema
 from confide.errors import DataError
-from confide.train.run import preprocess_of
+from confide.train.parts import preprocess_of
 from confide.train.sections import ModelSection
 
 GOOD = """

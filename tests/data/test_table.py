@@ -185,6 +185,15 @@ def test_an_archive_is_read(tmp_path):
     assert table.labels.tolist() == [1, 1]
 
 
+def test_columns_of_an_archive_may_be_tables_of_one_column(tmp_path):
+    """MedMNIST stores its labels so."""
+    np.savez(tmp_path / "t.npz", **{name: each[:, None] for name, each in arrays().items()})
+    table = read_table(tmp_path / "t.npz", SCHEMA)
+    np.testing.assert_array_equal(table.columns["age"], [50.0, 60.0])
+    assert table.columns["pain"].tolist() == ["a", ""]
+    assert table.labels.tolist() == [1, 1]
+
+
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
@@ -193,11 +202,14 @@ def test_an_archive_is_read(tmp_path):
         ({"age": np.array([50.0, np.inf])}, "row 2, got inf"),
         ({"age": np.array(["50", "60"])}, "Expected numbers in .*column 'age', got <U2; store them as numbers"),
         ({"age": np.array([50])}, "column 'age' of .* one value for each"),
-        ({"age": np.array([[50], [60]])}, "column 'age' of .* one value for each"),
+        ({"age": np.array([[50, 60]])}, "column 'age' of .* one value for each"),
+        ({"age": np.array([[50, 1], [60, 1]])}, "column 'age' of .* one value for each"),
+        ({"age": np.array([[[50]], [[60]]])}, "column 'age' of .* one value for each"),
         ({"sex": np.array([0.0, 1.0])}, "Expected text in .*column 'sex', got float64"),
         ({"sex": np.array(["f", "x"])}, "column 'sex', row 2, got 'x'"),
         ({"ill": np.array([1, 5])}, "column 'ill', row 2, got '5'"),
-        ({"ill": np.array([[1], [1]])}, "one value for each"),
+        ({"ill": np.array([[1, 1]])}, "one value for each"),
+        ({"ill": np.array(1)}, "one value for each"),
         ({name: np.zeros(0) for name in ("age", "dose", "sex", "pain", "ill")}, "one value for each"),
         ({"sex": np.array(["f", None], object)}, "Expected a numpy archive"),
     ],

@@ -155,7 +155,7 @@ def test_releases_are_counted_and_stop(plan):
     for _ in range(plan.rounds):
         releases.release(clipped, rng)
     assert releases.done == plan.rounds == plan.event(plan.shares).rounds
-    with pytest.raises(PrivacyError, match="at most rounds=20 releases, got 21"):
+    with pytest.raises(PrivacyError, match="at most releases=20, got 21"):
         releases.release(clipped, rng)
     assert releases.done == plan.rounds
 
@@ -166,7 +166,7 @@ def test_a_restarted_silo_goes_on_counting(plan):
     with pytest.raises(PrivacyError, match="got 21"):
         releases.release(plan.clipped_sum(np.zeros((0, 31))), SystemRandomness())
     for done in (-1, 21):
-        with pytest.raises(PrivacyError, match="at most rounds=20"):
+        with pytest.raises(PrivacyError, match="at most releases=20"):
             Releases(plan, done=done)
 
 

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import DataError, ModelError
-from confide.model.preprocess import MISSING, OneHot, Pixels, Preprocess, Projection, Scale
+from confide.model.pixels import Pixels
+from confide.model.preprocess import MISSING, OneHot, Preprocess, Projection, Scale
 from confide.model.projection import RandomProjection
 from confide.model.scattering import Scattering
 

@@ -16,7 +16,7 @@ from confide.crypto.random import SeededRandomness, public_stream
 from confide.ideal import Cohort, Session, Vector
 from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
-from confide.train.run import AGGREGATORS
+from confide.train.parts import AGGREGATORS
 from confide.wire import MemoryStore, Message, Party, Step, Transcript, run
 
 OPEN = "federation/open"

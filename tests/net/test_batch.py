@@ -17,7 +17,7 @@ from confide.errors import ProtocolError
 from confide.net.batch import HostBatches, Member, NodeBatches
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Event, Joined, Left
-from confide.train.run import AGGREGATORS
+from confide.train.parts import AGGREGATORS
 from confide.wire import Message, run
 from net import parties
 from net.parties import key_of

@@ -77,8 +77,7 @@ def job_of(folder: Path, names: tuple[str, ...] = NAMES, **sections: Mapping[str
         "train": {"rounds": 4, "aggregate": "masked", "quorum": 3, "expected_records": 60}
         | dict(sections.get("train", {})),
     }
-    if "privacy" in sections:
-        table["privacy"] = dict(sections["privacy"])
+    table |= {name: dict(sections[name]) for name in ("model", "privacy") if name in sections}
     return parse(table, base=folder)
 
 

@@ -16,6 +16,7 @@ from confide.crypto.random import SeededRandomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.errors import Aborted, IntegrityError, PrivacyError
 from confide.ideal import PlainSum
+from confide.secagg.masked import Masked
 from confide.secagg.masked_terms import Survivors
 from confide.train import load_data, train
 from confide.train.control import ANSWER, NEWS, UNABLE, WITNESSED
@@ -24,11 +25,11 @@ from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
 from confide.train.local import flatten
 from confide.train.output import labelled
-from confide.train.run import AGGREGATORS
+from confide.train.parts import AGGREGATORS
 from confide.train.setting import Setting
 from confide.train.witness import seen as seen_by
 from confide.wire import Array, MemoryStore, decode, encode
-from train.federation import COORDINATOR, HELPER, NAMES, QUICK, Federation, Killed, Mortal, Open, job_of, tables
+from train.federation import COORDINATOR, HELPER, NAMES, QUICK, SCHEMA, Federation, Killed, Mortal, Open, job_of, tables
 
 
 def in_process(job, seed=None):
@@ -476,3 +477,89 @@ def test_one_sum_over_records_is_a_federations_whole_training(tmp_path, private)
     else:
         assert done.epsilon <= PRIVATE["epsilon"]
         assert {charge[:2] for charge in federation.gates["north"].charges} == {(1, 0)}
+
+
+PREPARED = {
+    "centre": {"data": {"standardise": "centre"}, "model": {"unit_rows": True}},
+    "standardise": {"data": {"standardise": True}, "train": {"class_weights": "balanced"}},
+    "newton": {"data": {"standardise": "centre"}, "model": {"unit_rows": True}, "train": {"algorithm": "newton"}},
+}
+
+
+def prepared_job(folder, kind, *, private):
+    asked = PREPARED[kind]
+    privacy = {"privacy": PRIVATE | {"expected_records": 250}} if private else {}
+    data = {"test_fraction": 0.3, "evaluate": "federated", **asked.get("data", {})}
+    return job_of(folder, **asked | {"data": data, "train": {"rounds": 3} | asked.get("train", {})} | privacy)
+
+
+@pytest.mark.parametrize("kind", PREPARED)
+def test_nodes_prepare_their_records_as_one_process_does(tmp_path, kind):
+    """The preparation is the first sum: the same model bit for bit, and its file says how inputs are prepared."""
+    tables(tmp_path)
+    job = prepared_job(tmp_path, kind, private=False)
+    with Federation(tmp_path, job) as federation:
+        for name in NAMES:
+            federation.start(name)
+        coordinator = federation.coordinator()
+        done = list(coordinator.rounds())
+        coordinator.evaluate()
+        joined = federation.threads["north"].node.joining()
+        after = coordinator.setting.after(coordinator.course)
+        coordinator.finish()
+    data = load_data(job)
+    expected = list(train(job, data))
+    assert [one.parameters.tobytes() for one in done[1:]] == [one.parameters.tobytes() for one in expected]
+    assert not done[0].parameters.any()
+    assert after.preprocess == data.preprocess != coordinator.setting.preprocess
+    comparison, own = joined
+    assert own.preprocess == data.preprocess
+    held = next(silo for silo in data.held if silo.name == "north")
+    assert comparison.common.accuracy.value == pytest.approx(accuracy(expected[-1].model, held.x, held.y))
+
+
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("kind", ["centre", "newton"])
+def test_a_preparation_under_privacy_survives_a_kill_at_any_commit(tmp_path, kind, after):
+    """Of it one vector leaves and no second, it is charged before it leaves, and everybody ends with one model."""
+    tables(tmp_path)
+    job = prepared_job(tmp_path, kind, private=True)
+    plan = Setting.of(job, Schema.read(SCHEMA)).plan
+    for at in range(2, 14, 3):
+        with Federation(tmp_path, job, seed="prepared") as federation:
+            for name in NAMES:
+                store = Mortal(federation.stores[name], at, after=after) if name == "north" else None
+                federation.start(name, store=store)
+            federation.ledger_path = tmp_path / f"{kind}-{after}-{at}.jsonl"
+            done = list(federation.coordinator().rounds())
+            sums = len(done)
+            charges = federation.gates["north"].charges
+        assert done[-1].number == 4
+        assert done[-1].epsilon <= 1.0
+        assert sums == 4
+        assert {attempt for _, attempt, _ in charges} == {0}
+        by_number = {number: epsilon for number, _, epsilon in charges}
+        assert by_number.pop(1, plan.spent(0)) == plan.spent(0)
+        spent = [by_number[number] for number in sorted(by_number)]
+        steps = [plan.spent(made) for made in range(1, len(spent) + 1)]
+        # it may have been away for a round, or have died before a charge was safe and its vector left
+        assert spent == steps or (not after and spent == [steps[0], *steps[:-1]])
+
+
+def test_a_preparation_that_loses_its_quorum_is_not_repeated_under_privacy(tmp_path):
+    tables(tmp_path)
+    job = prepared_job(tmp_path, "centre", private=True)
+    with Federation(tmp_path, job, seed="lost") as federation:
+        for name in NAMES:
+            federation.start(name)
+        lost = {"north", "east"}
+
+        def silent(peer, envelope, up):
+            gone = up and peer in lost and envelope.message.tag == Masked().upload
+            return [] if gone else [envelope]
+
+        federation.wire.fault = silent
+        coordinator = federation.coordinator()
+        assert list(coordinator.rounds()) == []
+        assert coordinator.releases == 1
+        assert coordinator.final() is None

@@ -16,7 +16,7 @@ from confide.train import load_data, parse, train
 from confide.train.federated_evaluation import contribution, evaluate, evaluation_of, evaluation_session, tally_of
 from confide.train.ledger import Ledger, verify
 from confide.train.local import Silo, scores_by_record
-from confide.train.run import AGGREGATORS, aggregator_of
+from confide.train.parts import AGGREGATORS, aggregator_of
 from confide.wire import drop
 from conformance.cases import Federation
 

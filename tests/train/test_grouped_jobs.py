@@ -26,8 +26,9 @@ from confide.train.learner import GraphLearner
 from confide.train.ledger import verify
 from confide.train.local import Silo, descend, flatten
 from confide.train.output import label_of
+from confide.train.parts import aggregator_of
 from confide.train.rounds import Round, federate
-from confide.train.run import Prepared, aggregator_of
+from confide.train.run import Prepared
 from confide.train.sections import Job
 from confide.wire import MemoryStore, Message, decode, drop, encode
 

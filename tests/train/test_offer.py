@@ -240,9 +240,10 @@ def test_a_node_must_stand_there_as_itself():
             require_member(OFFER, name, key)
 
 
-def test_nodes_do_not_standardise_and_the_refusal_says_so():
-    for privacy in (None, {"expected_records": 90, "delta": 1e-5}):
-        sections = {"data": {"schema": "s", "nodes": ["a", "b", "c"], "standardise": True}}
-        job = parse(sections | ({"privacy": privacy} if privacy else {}))
-        with pytest.raises(JobError, match="data.standardise = false in a job for nodes"):
+def test_nodes_in_groups_do_not_prepare_and_the_refusal_says_so():
+    nodes = [f"n{place}" for place in range(12)]
+    for more in ({"data": {"standardise": True}}, {"train": {"class_weights": "balanced"}}):
+        sections = {"data": {"schema": "s", "nodes": nodes}, "train": {"aggregate": "groups"}}
+        job = parse({name: sections[name] | more.get(name, {}) for name in sections})
+        with pytest.raises(JobError, match="each group's sum would say something else"):
             offered(job)

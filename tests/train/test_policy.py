@@ -13,6 +13,7 @@ from confide.cohort.roster import Roster
 from confide.errors import UsageError
 from confide.train.budget import Budget
 from confide.train.offer import read
+from confide.train.parts import AGGREGATORS, aggregator_of
 from confide.train.policy import (
     AllowSection,
     ApprovalSection,
@@ -23,7 +24,6 @@ from confide.train.policy import (
     parse_policy,
     refusals,
 )
-from confide.train.run import AGGREGATORS, aggregator_of
 from confide.wire import MemoryStore
 from train.offers import KEYS, ROSTER, job_of, offer_of
 from train.test_job import json_like

@@ -13,7 +13,7 @@ from confide.model.artifact import load, read_public_key
 from confide.train import AGGREGATORS, Output, load_data, local_models, parse, pooled_model, train
 from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger, verify
-from confide.train.run import aggregator_of
+from confide.train.parts import aggregator_of
 from confide.wire import drop
 from conformance.cases import Federation, assert_is_sum
 

@@ -17,7 +17,8 @@ from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
 from confide.train.output import labelled
-from confide.train.run import encoding_of, plan_of, pooled_model
+from confide.train.parts import encoding_of, plan_of
+from confide.train.run import pooled_model
 from confide.train.sections import TrainSection
 from confide.train.statistics import CONSTANT, discriminant, ridge_regression, solve, solved
 from confide.wire import MemoryStore
@@ -152,7 +153,7 @@ def test_a_second_release_is_refused_by_the_silos_own_count():
     data = load_data(job)
     encoding, store = encoding_of(job, data.start, 4), MemoryStore()
     store.commit(charge(store))
-    with pytest.raises(PrivacyError, match="at most rounds=1 releases"):
+    with pytest.raises(PrivacyError, match="at most releases=1, got 2"):
         encoding.contribution(flatten(data.start), data.silos[0], 1, SeededRandomness("again"), store)
 
 

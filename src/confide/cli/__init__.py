@@ -176,7 +176,7 @@ def train(
 def _evaluate_together(job: Any, data: Any, last: Any, output: Any) -> None:
     """Print the figures of one more sum; a sum that fails leaves the model as it is."""
     from confide.train.federated_evaluation import evaluate
-    from confide.train.run import aggregator_of
+    from confide.train.parts import aggregator_of
 
     try:
         found = evaluate(
@@ -346,6 +346,7 @@ def predict(
     ca_file: Annotated[
         Path | None, typer.Option(help="PEM file of the authority that signed the server's certificate.")
     ] = None,
+    encoder: Annotated[Path | None, typer.Option(help="ONNX file of the encoder that the model's images need.")] = None,
     kit_sha256: Annotated[str | None, typer.Option(help="Hash of the kit that must be served, as published.")] = None,
     insecure_plain_http: Annotated[
         bool, typer.Option("--insecure-plain-http", help="Ask another machine without TLS.")
@@ -368,6 +369,7 @@ def predict(
         store=SqliteStore(keys) if keys else None,
         api_key=api_key,
         ca_file=ca_file,
+        encoder=encoder,
         kit_sha256=kit_sha256,
         insecure_plain_http=insecure_plain_http,
     ) as client:

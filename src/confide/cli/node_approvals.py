@@ -131,8 +131,8 @@ def _name(asked: Asked) -> str:
 def _shown(asked: Asked) -> Iterable[str]:
     """Yield what a person must know of a job; every text of the coordinator's without what could move a cursor."""
     from confide.train.offer import read
+    from confide.train.parts import aggregator_of, hidden_among
     from confide.train.reasons import reasons
-    from confide.train.run import aggregator_of, hidden_among
 
     offer = asked.offer
     job, schema = read(offer)  # again: what is shown is what this node's code makes of it

@@ -19,16 +19,8 @@ from confide.serve.client import Client
 from confide.train.contradictions import check_groups
 from confide.train.evaluate import accuracy, auc, decide
 from confide.train.local import Silo
-from confide.train.run import (
-    AGGREGATORS,
-    Prepared,
-    aggregator_of,
-    load_data,
-    local_models,
-    plan_of,
-    pooled_model,
-    train,
-)
+from confide.train.parts import AGGREGATORS, aggregator_of, plan_of
+from confide.train.run import Prepared, load_data, local_models, pooled_model, train
 from confide.train.sections import Job, parties_of
 
 Matrix = NDArray[np.float64]

@@ -85,7 +85,7 @@ def read_csv(path: Path, schema: Schema) -> Table:
 def read_npz(path: Path, schema: Schema) -> Table:
     """Read a numpy archive with one array for each column; arrays of objects (pickles) are refused.
 
-    An array has shape (n,), that of a column of images (n, height, width).
+    An array has shape (n,) or (n, 1), that of a column of images (n, height, width).
 
     Raises:
         DataError: the file is absent or no such archive; it unpacks to more than 1 GiB; a column is missing; or a value
@@ -111,7 +111,7 @@ def read_arrays(path: Path, names: Sequence[str], *, images: Collection[str] = (
 
     Args:
         path: the archive.
-        names: of arrays of shape (n,), but for `images`, whose arrays have three axes.
+        names: of arrays of shape (n,) or (n, 1), which become (n,); those of `images` have three axes.
         images: names that hold images.
 
     Raises:
@@ -121,7 +121,7 @@ def read_arrays(path: Path, names: Sequence[str], *, images: Collection[str] = (
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             _present(names, archive.files, str(path))
             _bounded(archive.zip, names, str(path), images)
-            return {name: archive[name] for name in names}
+            return {name: archive[name] if name in images else _flat(archive[name]) for name in names}
     except DataError:
         raise
     except OSError as error:
@@ -232,10 +232,16 @@ def _bounded(archive: zipfile.ZipFile, names: Sequence[str], where: str, images:
         )
     records = shapes[names[-1]][:1]  # the label's
     for name, shape in shapes.items():
-        if shape[:1] != records or len(shape) != (3 if name in images else 1):
+        fits = len(shape) == (3 if name in images else 1) or (name not in images and shape == (*records, 1))
+        if shape[:1] != records or not fits:
             raise DataError(f"Expected column {name!r} of {where} to have one value for each of its records")
     if size > LARGEST_UNPACKED_BYTES:
         raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes, got {size}; split it")
+
+
+def _flat(values: NDArray[Any]) -> NDArray[Any]:
+    """Return a column as shape (n,); some archives store it as a table of one column, shape (n, 1)."""
+    return values[:, 0] if values.ndim == 2 else values
 
 
 def _present(names: Collection[str], found: Collection[str], where: str) -> None:

@@ -9,8 +9,9 @@ A released sum contains at least `quorum` silos, of which at most `colluding` te
 the other h = quorum - colluding is what the claim rests on. Silos beyond the quorum only add noise. The denominator of
 the mean and every bound are public constants, never computed from records.
 
-A plan may keep a portion of its mu^2 for one release before the training, of the sums that means and deviations follow
-from. It is the same object, so the two cannot disagree: each knows its own noise, and epsilon is that of both together.
+A plan may keep portions of its mu^2 for releases before the rounds: one of the sums that means and deviations follow
+from, which prepares the features, and one of sufficient statistics, which the rounds start from. It is the same object,
+so they cannot disagree: each knows its own noise, and epsilon is that of all together.
 
 Proof: docs/protocols/dp-gradient.md. Full batch, so no sampling is claimed; `add or remove one`, so the distance of
 neighbours is one clip norm.
@@ -39,6 +40,7 @@ Vector = NDArray[np.int64]
 #: What the label calls the mechanism.
 GRADIENTS = "full-batch gradient sums with discrete Gaussian noise"
 STATISTICS = "sufficient statistics with discrete Gaussian noise"
+NEWTON = "sufficient statistics, then full-batch gradient sums, with discrete Gaussian noise"
 
 _LARGEST_SUM = 1 << 62  # twice it is the ring of int64
 
@@ -63,6 +65,7 @@ class PrivacyPlan:
         grid: integer steps s per clip norm.
         share_variance: variance of one silo's noise in grid steps squared.
         preparation: the release before the training, if there is one; it counts from the start, and within epsilon.
+        statistics: the release that the rounds start from, if there is one: the first of the training.
         unit, relation, mechanism: what the label says.
 
     Example:
@@ -94,6 +97,7 @@ class PrivacyPlan:
     grid: int
     share_variance: float
     preparation: SumRelease | None = None
+    statistics: SumRelease | None = None
     unit: str = "record"
     relation: str = "add or remove one"
     mechanism: str = GRADIENTS
@@ -107,7 +111,7 @@ class PrivacyPlan:
                 f"Expected noise for epsilon={self.epsilon}, share_variance={self.share_variance:.6g} gives "
                 f"{self.epsilon_server:.6g}; use PrivacyPlan.calibrate"
             )
-        for kind in (self.training, *self._before):
+        for kind in (*self._before, *self._first, self.training):
             if 2 * self.silos * kind.bound >= _LARGEST_SUM:
                 raise PrivacyError(
                     f"Expected sums below 2^62, a silo may submit {kind.bound}; lower max_records={self.max_records}, "
@@ -130,6 +134,7 @@ class PrivacyPlan:
         max_records: int | None = None,
         grid: int | None = None,
         preparation: Portion | None = None,
+        statistics: Portion | None = None,
         unit: str = "record",
         mechanism: str = GRADIENTS,
     ) -> Self:
@@ -142,6 +147,7 @@ class PrivacyPlan:
             grid: None takes the smallest power of two above 50 sqrt(length).
             mechanism: what is released, for the label.
             preparation: what to keep for one release before the training; None keeps nothing.
+            statistics: the same for one release that the rounds start from.
             unit: "record", or the column that groups records, if each group gives one vector.
             epsilon, clip_norm, rounds, length, expected_records: as in the class.
 
@@ -156,11 +162,27 @@ class PrivacyPlan:
         check_target(epsilon, delta)
         _check_parties(silos, quorum, colluding)
         _check_sizes(clip_norm, rounds, length, grid, expected_records, max_records)
-        kinds = [Asked(share=1 - preparation.share if preparation else 1.0, grid=grid, length=length, rounds=rounds)]
-        if preparation:
-            first = default_grid(preparation.length)
-            kinds.append(Asked(share=preparation.share, grid=first, length=preparation.length, rounds=1))
-        variance, *before = least_variances(epsilon, delta, shares=quorum - colluding, kinds=kinds)
+        portions = [portion for portion in (preparation, statistics) if portion is not None]
+        kinds = [
+            Asked(share=part.share, grid=part.grid or default_grid(part.length), length=part.length, rounds=1)
+            for part in portions
+        ]
+        left = 1 - math.fsum(part.share for part in portions)
+        if not left > 0:
+            raise UsageError(f"Expected portions of mu^2 below 1 in all, got {1 - left}; the rounds get what is left")
+        kinds.append(Asked(share=left, grid=grid, length=length, rounds=rounds))
+        *before, variance = least_variances(epsilon, delta, shares=quorum - colluding, kinds=kinds)
+        made = [
+            SumRelease(
+                length=part.length,
+                clip_norm=part.clip_norm,
+                grid=kind.grid,
+                share_variance=one,
+                max_records=max_records,
+                of=part.of,
+            )
+            for part, kind, one in zip(portions, kinds, before, strict=False)
+        ]
         return cls(
             epsilon=epsilon,
             delta=delta,
@@ -174,16 +196,8 @@ class PrivacyPlan:
             max_records=max_records,
             grid=grid,
             share_variance=variance,
-            preparation=SumRelease(
-                length=preparation.length,
-                clip_norm=preparation.clip_norm,
-                grid=kinds[-1].grid,
-                share_variance=before[0],
-                max_records=max_records,
-                of=preparation.of,
-            )
-            if preparation
-            else None,
+            preparation=made.pop(0) if preparation else None,
+            statistics=made.pop(0) if statistics else None,
             unit=unit,
             mechanism=mechanism,
         )
@@ -206,8 +220,26 @@ class PrivacyPlan:
         )
 
     @property
+    def releases(self) -> int:
+        """Return how many releases the training makes: the rounds, and before them the statistics if there are any."""
+        return len(self._first) + self.rounds
+
+    @property
     def _before(self) -> tuple[SumRelease, ...]:
         return () if self.preparation is None else (self.preparation,)
+
+    @property
+    def _first(self) -> tuple[SumRelease, ...]:
+        return () if self.statistics is None else (self.statistics,)
+
+    def kind(self, done: int) -> SumRelease:
+        """Return what kind of release comes after `done` of the training's.
+
+        Raises:
+            PrivacyError: none does.
+        """
+        self.spent(done + 1)
+        return self._first[done] if done < len(self._first) else self.training
 
     @property
     def bound(self) -> int:
@@ -239,20 +271,23 @@ class PrivacyPlan:
         return self.training.event(shares, releases=releases)
 
     def composition(self, shares: int, *, releases: int | None = None) -> Composition:
-        """Return what is accounted in all, the release before the training included; see `event`."""
-        before = tuple(kind.event(shares) for kind in self._before)
-        return Composition(before if releases == 0 else (*before, self.event(shares, releases=releases)))
+        """Return what is accounted of `releases` of the training's (None: all) and of the one before; see `event`."""
+        made = self.releases if releases is None else releases
+        kinds = self._before if not made else (*self._before, *self._first)
+        rounds = made - len(self._first)
+        last = (self.event(shares, releases=rounds),) if rounds > 0 else ()
+        return Composition((*(kind.event(shares) for kind in kinds), *last))
 
     def spent(self, releases: int) -> float:
-        """Return the epsilon that `releases` of the rounds have spent against the server with `colluding` silos.
+        """Return the epsilon that `releases` of the training's have spent against the server with `colluding` silos.
 
         The release before the training comes first, so it is always counted: `spent(0)` is what it costs alone.
 
         Raises:
-            PrivacyError: more releases than the plan has rounds.
+            PrivacyError: more releases than the plan has.
         """
-        if not 0 <= releases <= self.rounds:
-            raise PrivacyError(f"Expected at most rounds={self.rounds} releases, got {releases}; make a new plan")
+        if not 0 <= releases <= self.releases:
+            raise PrivacyError(f"Expected at most releases={self.releases}, got {releases}; make a new plan")
         if not releases and not self._before:
             return 0.0
         return self.composition(self.shares, releases=releases).epsilon(self.delta)
@@ -304,6 +339,10 @@ class PrivacyPlan:
                 ),
                 "preprocessing_epsilon": event.epsilon(self.delta),
             }
+        started = ""
+        if self.statistics is not None:
+            part = 100 * (self.statistics.event(self.shares).mu / self.composition(self.shares).mu) ** 2
+            started = f"1 release of {self.statistics.length} sums with {part:.3g} % of mu^2, then "
         return {
             "unit": self.unit,
             "relation": self.relation,
@@ -313,7 +352,7 @@ class PrivacyPlan:
             "epsilon_party": self.composition(self.quorum - 1).epsilon(self.delta) if self.quorum > 1 else None,
             "mu": self.composition(self.shares).mu,
             "mechanism": (
-                f"{self.mechanism}: {self.rounds} full-batch releases, {self.grid} grid steps per clip norm, "
+                f"{self.mechanism}: {started}{self.rounds} full-batch releases, {self.grid} grid steps per clip norm, "
                 f"share variance {self.share_variance:.6g}, {self.shares} of {self.silos} shares counted"
             ),
             "clip_norm": self.clip_norm,
@@ -358,11 +397,11 @@ class Releases:
         """Count a release, then return it.
 
         Raises:
-            PrivacyError: the plan's rounds are spent, or as `PrivacyPlan.release`.
+            PrivacyError: the plan's releases are spent, or as `SumRelease.release`.
         """
-        self._plan.spent(self.done + 1)
+        kind = self._plan.kind(self.done)
         self.done += 1
-        return self._plan.release(clipped, rng)
+        return kind.release(clipped, rng)
 
 
 def _check_parties(silos: int, quorum: int, colluding: int) -> None:

@@ -1,6 +1,7 @@
 """One kind of release: sums of clipped integer vectors under shares of integer noise. A plan holds one or two of them.
 
-A `PrivacyPlan` may take one release before the training (means and deviations of the columns) and many during it. Each
+A `PrivacyPlan` may take one release before the training (means and deviations of the columns), one at its start
+(sufficient statistics) and many during it. Each
 kind has its own length, grid and noise; `least_variances` sizes the noise of all kinds together, so that their
 composition (`accountant.Composition`) keeps one (epsilon, delta).
 """
@@ -34,12 +35,14 @@ class Portion:
         length: numbers in the vector, >= 1.
         clip_norm: largest L2 norm of one record's vector, > 0.
         of: what it is released for, for the label.
+        grid: integer steps per clip norm; None takes `mechanisms.default_grid`.
     """
 
     share: float
     length: int
     clip_norm: float
     of: str = "mean and deviation of every number"
+    grid: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:

@@ -22,8 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError, nearest
+from confide.model.encoded import Encoded
+from confide.model.encoder import Encoder
+from confide.model.pixels import Pixels
 from confide.model.projection import RandomProjection
-from confide.model.scattering import LARGEST_SIDE, Scattering
+from confide.model.rule import check_text, first_row
 from confide.structs import known
 
 Matrix = NDArray[np.float64]
@@ -37,7 +40,7 @@ DEVIATIONS = 4.0
 
 _LARGEST_BYTES = 1 << 20
 _MOST_FEATURES = 1 << 16
-_LONGEST_TEXT = 256
+_BLOCK_NUMBERS = 1 << 20  # of one intermediate array
 
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="scale", tag_field="rule"):
@@ -63,7 +66,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     bins: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_text(self.name)
+        check_text(self.name)
         for field in ("low", "high"):  # 0 and 0.0 are the same rule, so they become the same bytes
             msgspec.structs.force_setattr(self, field, float(getattr(self, field)))
         if self.missing is not None:
@@ -116,7 +119,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if absent.any():
             if self.missing is None:
                 raise DataError(
-                    f"Expected a value of {self.name!r} in {_row(absent)}; fill it in, or state a missing rule"
+                    f"Expected a value of {self.name!r} in {first_row(absent)}; fill it in, or state a missing rule"
                 )
             numbers = np.where(absent, self.missing, numbers)
         beyond = (numbers < self.low) | (numbers > self.high)
@@ -124,7 +127,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             if self.outside == "refuse":
                 raise DataError(
                     f"Expected {self.name!r} from {self.low:g} to {self.high:g}, got {numbers[beyond][0]:g} in "
-                    f'{_row(beyond)}; correct it, or state outside = "clip"'
+                    f'{first_row(beyond)}; correct it, or state outside = "clip"'
                 )
             numbers = np.clip(numbers, self.low, self.high)
         return numbers
@@ -144,9 +147,9 @@ class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     missing: Literal["refuse", "level"] = "refuse"
 
     def __post_init__(self) -> None:
-        _check_text(self.name)
+        check_text(self.name)
         for category in self.categories:
-            _check_text(category)
+            check_text(category)
         if not self.categories or len(set(self.categories)) != len(self.categories) or MISSING in self.categories:
             raise ModelError(f"Expected different categories for column {self.name!r}, none named {MISSING}")
 
@@ -186,74 +189,6 @@ class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
 
-class Pixels(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pixels", tag_field="rule"):
-    """A grey image, mapped linearly from [low, high] to [0, 1], then as it is or through a scattering transform.
-
-    Args:
-        name: the raw column.
-        height, width: of every image, in pixels, 1 to 256.
-        low, high: public bounds of a pixel, low < high; one beyond them is refused.
-        scales, angles, averaged, groups: of `Scattering`; scales = 0 takes the pixels as they are.
-    """
-
-    name: str
-    height: int
-    width: int
-    low: float
-    high: float
-    scales: int = 0
-    angles: int = 8
-    averaged: bool = False
-    groups: int = 0
-
-    def __post_init__(self) -> None:
-        _check_text(self.name)
-        for field in ("low", "high"):
-            msgspec.structs.force_setattr(self, field, float(getattr(self, field)))
-        if not (self.low < self.high and math.isfinite(self.high - self.low)):
-            raise ModelError(f"Expected low={self.low} below high={self.high} for column {self.name!r}")
-        if not (1 <= self.height <= LARGEST_SIDE and 1 <= self.width <= LARGEST_SIDE):
-            raise ModelError(f"Expected images of 1 to {LARGEST_SIDE} pixels on a side in column {self.name!r}")
-        if self.scales:
-            self._scattering()  # refuses sizes that do not fit
-
-    @property
-    def sides(self) -> tuple[int, ...]:
-        """Return the shape of one raw value."""
-        return (self.height, self.width)
-
-    @property
-    def count(self) -> int:
-        """Return the number of features this gives."""
-        return self._scattering().features if self.scales else self.height * self.width
-
-    @property
-    def features(self) -> tuple[str, ...]:
-        """Return the names of the features this gives: column, channel if there are channels, row and column of it."""
-        shape = self._scattering().shape if self.scales else self.sides
-        return tuple(f"{self.name}[{','.join(map(str, place))}]" for place in np.ndindex(*shape))
-
-    def apply(self, values: NDArray[Any]) -> Matrix:
-        """Return the features, shape (n, count), from raw images, shape (n, height, width)."""
-        if values.dtype.kind not in "fiub":
-            raise DataError(f"Expected numbers in column {self.name!r}, got {values.dtype}; store pixels as numbers")
-        fits = (values >= self.low) & (values <= self.high)  # NaN does neither
-        wrong = np.logical_not(fits.reshape(len(values), self.height * self.width).all(axis=1))
-        if wrong.any():
-            raise DataError(
-                f"Expected pixels of {self.name!r} from {self.low:g} to {self.high:g}, {_row(wrong)} has others; "
-                "correct that image"
-            )
-        x = (values - self.low) / (self.high - self.low)
-        if not self.scales:
-            return x.reshape(len(x), self.height * self.width)
-        found = self._scattering().apply(x)
-        return np.clip(found, -1.0, 1.0, out=found)  # rounding, and the rare coefficient that is larger
-
-    def _scattering(self) -> Scattering:
-        return Scattering(self.height, self.width, self.scales, self.angles, self.averaged, self.groups)
-
-
 class Projection(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A public random projection of all features to fewer.
 
@@ -290,7 +225,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     is the same whatever data it was applied to.
     """
 
-    rules: tuple[Scale | OneHot | Pixels, ...]
+    rules: tuple[Scale | OneHot | Pixels | Encoded, ...]
     unit_rows: bool = False
     projection: Projection | None = None
     centre: tuple[float, ...] = ()
@@ -330,7 +265,7 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def images(self) -> tuple[str, ...]:
         """Return the names of the raw columns that hold images."""
-        return tuple(rule.name for rule in self.rules if isinstance(rule, Pixels))
+        return tuple(rule.name for rule in self.rules if isinstance(rule, Pixels | Encoded))
 
     def categories(self, column: str) -> tuple[str, ...]:
         """Return the known categories of a raw column that holds text; () for any other."""
@@ -359,6 +294,14 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             DataError: a column is absent, lengths differ, or a value breaks its rule. The text names column, row and
                 value: it is for the owner of the data, where this runs.
         """
+        return self.finished(self.fixed(columns))
+
+    def fixed(self, columns: Columns) -> Matrix:
+        """Return the features before `centre` and `unit_rows`, arguments and errors as of `apply`.
+
+        That is all that takes time, and it depends on public values alone: whoever computes a centre from it can go on
+        with `finished` instead of starting again.
+        """
         for rule in self.rules:
             if rule.name not in columns:
                 raise DataError(f"Expected a column {rule.name!r}{nearest(rule.name, columns)}; add it")
@@ -370,9 +313,30 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         x = np.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]  # images are large
         if (projection := self._projected()) is not None:
             x = np.clip(projection.apply(x), -1.0, 1.0)
+        return x
+
+    def finished(self, x: Matrix) -> Matrix:
+        """Return what `centre` and `unit_rows` make of features from `fixed`, in their place: images are large."""
         if self.centre:
-            x = (x - np.array(self.centre)) / 2.0
+            x -= np.array(self.centre)
+            x /= 2.0
         return _unit(x) if self.unit_rows else x
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Return the SHA-256 of the encoders' files that `apply` needs."""
+        return tuple(sorted({rule.sha256 for rule in self.rules if isinstance(rule, Encoded)}))
+
+    def opened(self, encoder: Encoder) -> Preprocess:
+        """Return these rules with the encoder that their images go through.
+
+        Raises:
+            ModelError: it is another one than they name, or none goes through any.
+        """
+        if not self.encoders:
+            raise ModelError("Expected no encoder: no column of this model goes through one; leave it out")
+        rules = tuple(rule.opened(encoder) if isinstance(rule, Encoded) else rule for rule in self.rules)
+        return msgspec.structs.replace(self, rules=rules)
 
     def encode(self) -> bytes:
         """Return the rules as MessagePack: the same bytes for the same rules.
@@ -401,11 +365,6 @@ def _sized(body: bytes) -> bytes:
     return body
 
 
-def _check_text(text: str) -> None:
-    if not 0 < len(text) <= _LONGEST_TEXT:
-        raise ModelError(f"Expected names and categories of 1 to {_LONGEST_TEXT} characters, got {len(text)}")
-
-
 def _numbers(name: str, values: NDArray[Any]) -> Matrix:
     try:
         return np.asarray(values, np.float64)
@@ -413,10 +372,11 @@ def _numbers(name: str, values: NDArray[Any]) -> Matrix:
         raise DataError(f"Expected numbers in column {name!r}, got {values.dtype}; read it as numbers") from None
 
 
-def _row(wrong: NDArray[np.bool_]) -> str:
-    return f"row {int(np.argmax(wrong)) + 1}"
-
-
 def _unit(x: Matrix) -> Matrix:
-    norms = np.linalg.norm(x, axis=1, keepdims=True)
-    return np.clip(x / np.where(norms > 0.0, norms, 1.0), -1.0, 1.0)  # rounding may leave 1 + 2^-52
+    """Scale the rows of `x` to length 1 where they lie, and return them; a row of zeros stays."""
+    step = max(1, _BLOCK_NUMBERS // max(1, x.shape[1]))
+    for start in range(0, len(x), step):
+        rows = x[start : start + step]
+        norms = np.linalg.norm(rows, axis=1, keepdims=True)
+        rows /= np.where(norms > 0.0, norms, 1.0)
+    return np.clip(x, -1.0, 1.0, out=x)  # rounding may leave 1 + 2^-52

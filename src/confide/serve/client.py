@@ -23,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
+from confide.model.encoder import Encoder
 from confide.model.preprocess import Preprocess
 from confide.net import oip
 from confide.net.http import Reply, ask, is_loopback
@@ -55,6 +56,7 @@ class Client:
         store: where the secret keys stay (`SqliteStore` to keep them); by default they end with this object.
         api_key: if the server asks for one.
         ca_file: PEM file with the authority that signed the server's certificate; the system's by default.
+        encoder: file of the encoder, for models whose images go through one; see `encoders` of `preprocess`.
         kit_sha256: the kit that must be served, as its operator published it; any by default.
         insecure_plain_http: True allows "http://" to another machine.
         timeout_seconds: for each request.
@@ -80,6 +82,7 @@ class Client:
         store: Store | None = None,
         api_key: str | None = None,
         ca_file: str | Path | None = None,
+        encoder: str | Path | None = None,
         kit_sha256: str | None = None,
         insecure_plain_http: bool = False,
         timeout_seconds: float = 120.0,
@@ -92,6 +95,7 @@ class Client:
         self._backend_name = backend
         self._store: Store = MemoryStore() if store is None else store
         self._pin = kit_sha256
+        self._encoder = encoder
         self._rng: Randomness = SystemRandomness() if rng is None else rng
         self._session: Session | None = None
 
@@ -250,7 +254,10 @@ class Client:
             body = self._call("GET", path, max_bytes=MAX_KIT_BYTES).body
             if self._pin and digest(body) != self._pin:
                 raise IntegrityError(f"Expected the kit with kit_sha256={self._pin}; the server serves another one")
-            self._session = Session(body, self._url, name, self._backend_name, self._store)
+            session = Session(body, self._url, name, self._backend_name, self._store)
+            if self._encoder is not None and session.preprocess is not None:
+                session.preprocess = session.preprocess.opened(Encoder.read(Path(self._encoder)))
+            self._session = session
         return self._session
 
     # --- HTTP ---------------------------------------------------------------------------------------------------------

@@ -12,17 +12,9 @@ from confide.train.job import describe, load, parse, train_section
 from confide.train.learner import Learner, personal_models
 from confide.train.local import Silo
 from confide.train.output import Output
+from confide.train.parts import AGGREGATORS
 from confide.train.rounds import Round
-from confide.train.run import (
-    AGGREGATORS,
-    Prepared,
-    fit,
-    load_data,
-    local_models,
-    pooled_model,
-    start_hash,
-    train,
-)
+from confide.train.run import Prepared, fit, load_data, local_models, pooled_model, start_hash, train
 from confide.train.sections import Job, TrainSection
 
 if TYPE_CHECKING:

@@ -22,10 +22,9 @@ STEPWISE = ("fedavg", "fedprox", *ADAPTIVE, "scaffold")
 
 #: Which algorithms read a key of [train]; all read those that are not here.
 READ_BY: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(
-        ("learning_rate", "server_learning_rate", "momentum", "average", "update_bound", "fraction_bits"), STEPWISE
-    ),
-    "solver": ("statistics",),
+    **dict.fromkeys(("server_learning_rate", "momentum", "update_bound", "fraction_bits"), STEPWISE),
+    **dict.fromkeys(("learning_rate", "average", "class_weights"), (*STEPWISE, "newton")),
+    "solver": ("statistics", "newton"),
     "proximal": ("fedprox",),
     "second_moment": ("fedadam", "fedyogi"),
     "adaptivity": ADAPTIVE,
@@ -35,7 +34,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
 OF_GROUPS = ("group_size", "rule", "liars")
 
 #: The keys of [model] that only a scattering transform reads.
-OF_SCATTERING = ("scales", "angles", "channel_groups")
+OF_SCATTERING = ("scales", "angles", "channel_groups", "frequencies", "whiten")
 
 
 def check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
@@ -54,6 +53,20 @@ def check_features(model: ModelSection, given: Mapping[str, Any]) -> None:
     for key in OF_SCATTERING:
         if key in given and model.features == "columns":
             raise JobError(f'Expected no model.{key} with model.features="columns"; it belongs to "scattering"')
+        if key in given and model.features == "encoder" and key != "whiten":
+            raise JobError(f'Expected no model.{key} with model.features="encoder"; it belongs to "scattering"')
+    if model.features == "encoder" and (not model.encoder or not model.public_data or model.whiten == "none"):
+        raise JobError(
+            "Expected model.encoder (its ONNX file) and model.public_data (what it was trained on) with model.features="
+            '"encoder", and whiten = "natural" or "strokes", which brings its features to one scale'
+        )
+    if model.features != "encoder" and (model.encoder or model.public_data):
+        raise JobError(f'Expected no model.encoder and no public_data with model.features="{model.features}"')
+    if model.frequencies and (model.features != "scattering" or model.channel_groups):
+        raise JobError(
+            f'Expected no model.frequencies with model.features="{model.features}" and channel_groups='
+            f'{model.channel_groups}; they are waves of whole maps, so take features = "scattering" and no groups'
+        )
 
 
 def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:
@@ -65,7 +78,7 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
     """
     name, steps = job.train.algorithm, job.train.local_steps
     check_readers(job.train, given)
-    if name == "statistics":
+    if name in ("statistics", "newton"):
         _check_statistics(job, "clip_norm" in privacy)
     check_norm_bound(job.train, private=job.privacy is not None)
     check_compression(job.train, given, private=job.privacy is not None)
@@ -90,21 +103,38 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
 
 def _check_statistics(job: Job, has_norm: bool) -> None:
     """Refuse what one sum over records cannot do."""
-    train = job.train
+    train, name = job.train, job.train.algorithm
     if job.model.kind != "logistic":
         raise JobError(
-            f'Expected model.kind="logistic" with train.algorithm="statistics", got "{job.model.kind}"; only linear '
+            f'Expected model.kind="logistic" with train.algorithm="{name}", got "{job.model.kind}"; only linear '
             "models follow from sums over records. Take fedavg for this one"
         )
-    if train.rounds != 1 or train.local_steps != 1:
+    if (name == "statistics" and train.rounds != 1) or train.local_steps != 1:
         raise JobError(
-            f'Expected train.rounds=1 and train.local_steps=1 with train.algorithm="statistics", got {train.rounds} '
+            f'Expected train.rounds=1 and train.local_steps=1 with train.algorithm="{name}", got {train.rounds} '
             f"and {train.local_steps}; one sum is all it takes. Leave them out"
+            if name == "statistics"
+            else f'Expected train.local_steps=1 with train.algorithm="newton", got {train.local_steps}; leave it out'
+        )
+    if name == "newton" and train.rounds < 2:
+        raise JobError(
+            'Expected train.rounds of at least 2 with train.algorithm="newton": statistics, and gradients after them. '
+            'Take "statistics" for one sum'
+        )
+    if name == "newton" and train.aggregate == "groups":
+        raise JobError(
+            'Expected no train.aggregate="groups" with train.algorithm="newton"; no rule outvotes liars in statistics. '
+            "Take fedavg"
         )
     if train.compress != "none" or train.clip_norm or train.norm_bound is not None:
         raise JobError(
-            'Expected no train.compress, train.clip_norm or train.norm_bound with train.algorithm="statistics"; what '
+            f'Expected no train.compress, train.clip_norm or train.norm_bound with train.algorithm="{name}"; what '
             "is summed is exact and bounded by the schema. Leave them out"
+        )
+    if job.privacy is not None and name == "newton" and not job.model.unit_rows:
+        raise JobError(
+            'Expected model.unit_rows=true with train.algorithm="newton" and a [privacy]; it bounds what a record adds '
+            "to the first sum"
         )
     if job.privacy is not None and not job.model.unit_rows and not has_norm:
         raise JobError(
@@ -145,9 +175,10 @@ def check_for_nodes(job: Job) -> None:
     Raises:
         JobError: with what to take instead.
     """
-    if job.data.standardise:
+    if (job.data.standardise or job.train.class_weights != "none") and job.train.aggregate == "groups":
         raise JobError(
-            "Expected data.standardise = false in a job for nodes: they scale by the schema's bounds; leave it out"
+            'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '
+            "each group's sum would say something else. Leave them out, or take another aggregator"
         )
 
 

@@ -129,7 +129,7 @@ class Coordinator:
                 job_hash=self.offer.job_hash,
                 aggregator=self._aggregator.name,
                 guarantee=self._aggregator.guarantee,
-                rounds=job.train.rounds,
+                rounds=self.course.rounds,
                 quorum=self.cohort.quorum,
                 members={name: "node" if role == "client" else "helper" for name, role in roles.items()},
                 at_seconds=wall(),
@@ -267,7 +267,7 @@ class Coordinator:
         for attempt in range(1 if tally.plan else self.job.train.attempts):
             self.meeting.gather()
             self._witnesses.write()
-            order = Open("evaluate", self._keys, self.job.train.rounds + 1, attempt)
+            order = Open("evaluate", self._keys, self.course.rounds + 1, attempt)
             session = evaluation_of_run(self.run_id, setting, self.course, order)
             if epsilon is not None:  # before it leaves, as for a round
                 self._ledger.append("release", {"of": "evaluation", "attempt": attempt + 1, "epsilon": epsilon})

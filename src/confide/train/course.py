@@ -70,10 +70,10 @@ class Course:
 
     def __init__(self, encoding: Encoding, train: TrainSection) -> None:
         self.encoding, self.number, self.parameters = encoding, 0, encoding.learner.start
-        self._train, self._optimiser, self.rounds = train, optimiser_of(train), train.rounds
+        self._train, self._optimiser, self.rounds = train, optimiser_of(train), encoding.before + train.rounds
         self._grouped = train.aggregate == "groups"
         self.fewest = fewest(train.rule, train.liars) if self._grouped else 1
-        self._averaged, self._since = np.zeros_like(self.parameters), train.rounds - round(train.average * train.rounds)
+        self._averaged, self._since = np.zeros_like(self.parameters), self.rounds - round(train.average * train.rounds)
         self.model_hash = parameters_hash(encoding.broadcast(self.parameters))
 
     @property
@@ -98,7 +98,8 @@ class Course:
             ]
         )
         rule = self._train.rule if self._grouped else "mean"
-        self.parameters = self.parameters + self._optimiser.step(combine(rule, changes, liars=self._train.liars))
+        if self.number > self.encoding.before:
+            self.parameters = self.parameters + self._optimiser.step(combine(rule, changes, liars=self._train.liars))
         if self.number > self._since:
             self._averaged = self._averaged + (self.parameters - self._averaged) / (self.number - self._since)
         self.model_hash = parameters_hash(self.encoding.broadcast(self.parameters))
@@ -276,14 +277,14 @@ class Follower:
 
     def _worked_out(self, body: bytes) -> tuple[Course, tuple[frozenset[str], ...]]:
         course, clients = self.course.fork(), self._cohort.clients
-        longest = 256 + len(clients) * (8 * course.encoding.length + 16) + sum(len(name.encode()) for name in clients)
+        longest = 256 + len(clients) * (8 * course.encoding.longest + 16) + sum(len(name.encode()) for name in clients)
         told = decode(body, Announcements, max_bytes=longest * (course.rounds - self._heard + 1)).missed
         counted: list[frozenset[str]] = []
         for number, said in enumerate(told, start=self._heard + 1):
             if said.number != number or (said.sums is None) != (number == 0):
                 raise ProtocolError(f"Expected the news of number={number}, got another round's")
             if said.sums is not None:
-                sums = self._sums(said.sums, said.members)
+                sums = self._sums(course.encoding, said.sums, said.members)
                 course.advance(sums)
                 counted.append(frozenset[str]().union(*sums.members))
             if said.model_hash != course.model_hash:
@@ -295,9 +296,9 @@ class Follower:
                 raise ProtocolError("Expected the news that this silo has followed before, the server tells others")
         return course, tuple(counted)
 
-    def _sums(self, values: Array, members: tuple[tuple[str, ...], ...]) -> Sums:
+    def _sums(self, encoding: Encoding, values: Array, members: tuple[tuple[str, ...], ...]) -> Sums:
         """Return announced sums after checking that a round could have released them."""
-        encoding, everybody = self.course.encoding, [name for row in members for name in row]
+        everybody = [name for row in members for name in row]
         rows = values.numpy("int64", (len(members), encoding.length))
         known = set(everybody) <= set(self._cohort.clients) and len(set(everybody)) == len(everybody)
         if not known or not all(members) or len(everybody) < self._cohort.quorum:

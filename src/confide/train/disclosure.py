@@ -27,7 +27,7 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
         "parties_see": f"every round's {noisy}sum and model, and what is their own{before}",
         "outsiders_see": "this file: the last model, its preparation, this label; the ledger if published",
         "metrics": _metrics(job),
-        "public_data": "none",
+        "public_data": job.model.public_data or "none",
         **({"preprocessing": f"{what}, from one sum without noise"} if exact else {}),
     }
 
@@ -37,6 +37,12 @@ def fixed_in_advance(job: Job) -> list[str]:
     said: list[str] = []
     if job.model.features != "columns":
         said.append(f"{job.model.features} fixed in advance")
+    if job.model.encoder:
+        said[-1] = "encoder trained on public data"
+    if job.model.frequencies:
+        said.append(f"the {job.model.frequencies} lowest orders of spatial frequencies")
+    if job.model.whiten != "none":
+        said.append(f"whitened by synthetic images ({job.model.whiten}) from a public seed, which hold no data")
     if job.model.project:
         said.append(f"public random projection to {job.model.project} features")
     return said

@@ -14,8 +14,9 @@ from confide.errors import ConfideError, DataError, JobError
 from confide.train.budget import Budget
 from confide.train.local import Silo
 from confide.train.offer import job_hash, offered
+from confide.train.parts import aggregator_of, preprocess_of, rounds_of, start_of
 from confide.train.policy import Policy, refusals_of_job
-from confide.train.run import aggregator_of, encoding_of, preprocess_of, set_aside, start_of
+from confide.train.run import set_aside
 from confide.train.sections import Job, parties_of
 from confide.wire import MemoryStore
 
@@ -102,8 +103,8 @@ def _rehearsed(data: Path, schema: Schema, job: Job) -> tuple[list[Finding], int
         return [Finding("problem", "", str(error))], 0, 0, None
     findings = list(_sizes(job, kept.n))
     start = start_of(job, preprocess.features, schema.label.classes)
-    encoding = encoding_of(job, start, parties_of(job))
-    silo = Silo("this node", preprocess.apply(kept.columns), kept.labels)
+    encoding = rounds_of(job, start, parties_of(job), preprocess)
+    silo = Silo("this node", preprocess.apply(kept.columns), kept.labels, kept.columns)
     begin = time.perf_counter()
     try:
         encoding.contribution(encoding.learner.start, silo, 1, SystemRandomness(), MemoryStore())

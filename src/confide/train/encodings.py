@@ -24,6 +24,7 @@ from confide.errors import DataError, ModelError
 from confide.train.clip import Clip
 from confide.train.compress import Rotation, Whole, compression_of
 from confide.train.learner import GraphLearner, Learner, staged
+from confide.train.linear_head import LinearHead
 from confide.train.local import Silo
 from confide.train.sections import TrainSection
 from confide.wire import Store
@@ -49,9 +50,10 @@ class Encoding(ABC):
 
     Args:
         learner: the model's parameters, and what a silo does with its records.
-        length: the number of integers in a contribution.
+        length: the number of integers in the next contribution.
         bound: the largest absolute value of any of them.
         releases: how many sums may be taken in all, failed attempts included.
+        before: how many sums come before the rounds of [train]; they move no parameter.
 
     What `update` moves of an encoding is replaced and never changed in place: a copy goes its own way from there.
     """
@@ -60,6 +62,12 @@ class Encoding(ABC):
     length: int
     bound: int
     releases: int
+    before: int = 0
+
+    @property
+    def longest(self) -> int:
+        """Return the length of the longest contribution of all rounds."""
+        return self.length
 
     def broadcast(self, parameters: Matrix) -> Matrix:
         """Return everything that the silos' contributions of this round start from; its hash is in the session."""
@@ -101,6 +109,10 @@ class Encoding(ABC):
     @abstractmethod
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         """Return the change of the parameters, shape (parameters,), that the sum over `members` silos stands for."""
+
+    def left(self, number: int, releases: int) -> bool:
+        """Return whether a sum of round `number` may be taken after `releases` that may have been opened."""
+        return releases < self.releases
 
     @property
     def moved(self) -> Mapping[str, Matrix]:
@@ -331,17 +343,25 @@ class PrivateGradients(Encoding):
 
     Every attempt for which vectors left spends a release of the plan, so a run that repeats such a round ends
     with fewer steps, never with more epsilon. Each silo counts in its own store and does not rely on the server.
+
+    Args:
+        head: how a linear head's gradients are summed, from one matrix product; None takes every record's gradient.
     """
 
-    def __init__(self, learner: GraphLearner, plan: PrivacyPlan, train: TrainSection) -> None:
+    def __init__(
+        self, learner: GraphLearner, plan: PrivacyPlan, train: TrainSection, *, head: LinearHead | None = None
+    ) -> None:
         self.learner, self._gradients = learner, learner.record_gradients
-        self._plan, self._train = plan, train
+        self._plan, self._train, self._head = plan, train, head
         self.length = plan.length
         self.bound = plan.bound
         self.releases = plan.rounds
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
-        clipped = self._plan.clipped_sum(self._gradients(parameters, silo))
+        if self._head is not None:
+            clipped = self._head.gradient_sum(parameters, silo)
+        else:
+            clipped = self._plan.clipped_sum(self._gradients(parameters, silo))
         return release(self._plan, clipped, rng, store)
 
     def charge(self, store: Store) -> Mapping[str, bytes | None]:
@@ -352,6 +372,8 @@ class PrivateGradients(Encoding):
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         mean = self._plan.decode(sums) / self._plan.expected_records
+        if self._head is not None:
+            mean = self._head.gradient(mean)
         return -self._train.learning_rate * (mean + self._train.weight_decay * parameters)
 
     def epsilon(self, releases: int) -> float | None:

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import msgspec
 
+from confide.dp.accountant import gaussian_mu
 from confide.dp.plan import default_delta
 from confide.errors import JobError
 from confide.structs import known
@@ -38,6 +39,7 @@ from confide.train.sections import (
     MOST_NODES,
     DataSection,
     Job,
+    PrivacySection,
     TrainSection,
     default_quorum,
     group_size,
@@ -55,7 +57,11 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     **{name: {"server_learning_rate": 0.1, "momentum": 0.9} for name in ADAPTIVE},
     "scaffold": {"momentum": 0.0},
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
+    "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
 }
+
+#: Records over the noise of statistics from which on they pay up to some 200 features.
+_STATISTICS_PAY = 3000.0
 
 #: The same for a compression.
 _COMPRESSION_DEFAULTS: Mapping[str, Mapping[str, float]] = {"rotate": {"clip_norm": 1.0, "clip_quantile": 0.9}}
@@ -70,6 +76,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "scales"): (1, 5, False, False),
     ("model", "angles"): (1, 16, False, False),
     ("model", "channel_groups"): (0, 4096, False, False),
+    ("model", "frequencies"): (0, 128, False, False),
     ("model", "project"): (0, 65_536, False, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),
@@ -101,6 +108,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
     ("privacy", "preprocessing_share"): (0, 1, True, True),
+    ("privacy", "statistics_share"): (0, 1, True, True),
 }
 
 
@@ -166,13 +174,26 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
             yield from _contradictions_in_data(section)
         if name == "privacy" and name in table:
             yield from _contradictions_in_privacy(section, usable=not found)
-            if "preprocessing_share" in section and not _standardises(table):
-                yield "Expected no privacy.preprocessing_share without data.standardise = true; it would go to nothing"
+            chosen = _value(table, "privacy", "mechanism") == "auto"
+            if "preprocessing_share" in section and not (chosen or _prepares(table)):
+                yield (
+                    "Expected no privacy.preprocessing_share without data.standardise = true or train.class_weights = "
+                    '"balanced"; it would go to nothing'
+                )
+            if "statistics_share" in section and not (chosen or _value(table, "train", "algorithm") == "newton"):
+                yield (
+                    'Expected no privacy.statistics_share without train.algorithm = "newton", whose first sum it is for'
+                )
 
 
-def _standardises(table: Mapping[str, Any]) -> bool:
-    data = table.get("data", {})
-    return isinstance(data, dict) and cast("dict[str, Any]", data).get("standardise") in (True, "centre")
+def _prepares(table: Mapping[str, Any]) -> bool:
+    balanced = _value(table, "train", "class_weights") == "balanced"
+    return balanced or _value(table, "data", "standardise") in (True, "centre")
+
+
+def _value(table: Mapping[str, Any], section: str, key: str) -> object:
+    found = table.get(section, {})
+    return cast("dict[str, Any]", found).get(key) if isinstance(found, dict) else None
 
 
 def _faults_of_hash(train: Mapping[str, Any]) -> Iterator[str]:
@@ -228,8 +249,25 @@ def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iter
         )
 
 
+def _chosen(table: dict[str, Any]) -> dict[str, Any]:
+    """Return `table` with what privacy.mechanism = "auto" stands for; docs/private-learning.md says why."""
+    model, train = table.get("model", {}), table.get("train", {})
+    if _value(table, "privacy", "mechanism") != "auto":
+        return table
+    privacy: dict[str, Any] = table["privacy"] | {"mechanism": "as-given"}
+    if model.get("kind", "logistic") == "logistic":
+        usual = PrivacySection(expected_records=privacy["expected_records"])
+        delta = privacy.get("delta") or default_delta(privacy["expected_records"])
+        told = 0.6 * privacy["expected_records"] * gaussian_mu(privacy.get("epsilon", usual.epsilon), delta)
+        columns = model.get("features", "columns") == "columns"
+        train = {"algorithm": "newton" if columns and told >= _STATISTICS_PAY else "fedavg"} | train
+    data = {"standardise": "centre"} | table.get("data", {})
+    return table | {"data": data, "model": {"unit_rows": True} | model, "train": train, "privacy": privacy}
+
+
 def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     """Return `table` with the defaults that depend on other keys, so that what is printed is what runs."""
+    table = _chosen(table)
     data: dict[str, Any] = table.get("data", {})
     model: dict[str, Any] = table.get("model", {})
     tables: Sized = data["nodes"] if "nodes" in data else data.get("tables", ())
@@ -244,13 +282,30 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
+    if model.get("features") == "encoder":
+        resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
         privacy["delta"] = privacy.get("delta") or default_delta(privacy["expected_records"])
         resolved["privacy"] = privacy
+        descends = train.get("algorithm", "fedavg") == "fedavg" and model.get("kind", "logistic") == "logistic"
+        if descends and model.get("unit_rows"):
+            resolved["train"] = train | _private_descent(privacy) | given | {"quorum": train["quorum"]}
     return resolved
+
+
+def _private_descent(privacy: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the defaults of [train] for noisy gradients of a logistic model on unit rows, from public numbers alone.
+
+    Few long steps and no momentum: noise counts by their number, and what the average of the last half leaves of it
+    falls with the records over the noise, to which the steps may then be longer (docs/private-learning.md).
+    """
+    usual = PrivacySection(expected_records=privacy["expected_records"])
+    mu = gaussian_mu(privacy.get("epsilon", usual.epsilon), privacy["delta"])
+    rate = 0.5 * max(4.0, privacy["expected_records"] * mu) ** 0.75
+    return {"rounds": 40, "momentum": 0.0, "learning_rate": float(f"{rate:.3g}")}
 
 
 def describe(job: Job, *, output: bool = True) -> str:
@@ -280,6 +335,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
+    elif job.model.features == "encoder":
+        unused |= {("model", key) for key in OF_SCATTERING if key != "whiten"}
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}
@@ -288,8 +345,10 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
-    if not job.data.standardise:
+    if not job.data.standardise and job.train.class_weights == "none":
         unused.add(("privacy", "preprocessing_share"))
+    if job.train.algorithm != "newton":
+        unused.add(("privacy", "statistics_share"))
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

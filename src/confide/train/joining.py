@@ -26,6 +26,7 @@ from confide.model.graph import Graph
 from confide.train.evaluate import decide
 from confide.train.figures import Evaluation, Figure
 from confide.train.local import Silo, descend, scores_by_record
+from confide.train.newton import newton_alone
 from confide.train.sections import TrainSection
 from confide.train.statistics import solved
 from confide.train.tally import BINS, Tally
@@ -82,10 +83,14 @@ class Joining:
         ]
 
 
-def trained_alone(train: TrainSection, start: Graph, x: Matrix, y: Labels) -> Graph:
+def trained_alone(
+    train: TrainSection, start: Graph, x: Matrix, y: Labels, *, class_weights: tuple[float, ...] = ()
+) -> Graph:
     """Return the model of these records alone, after as many steps as a job takes: the fall-back of a federation."""
     if train.algorithm == "statistics":
         return solved(train, start, x, y)
+    if train.algorithm == "newton":
+        return newton_alone(train, start, x, y, class_weights=class_weights)
     return descend(
         start,
         x,
@@ -95,6 +100,7 @@ def trained_alone(train: TrainSection, start: Graph, x: Matrix, y: Labels) -> Gr
         momentum=train.momentum,
         weight_decay=train.weight_decay,
         average=train.average,
+        class_weights=class_weights,
     )
 
 

@@ -91,10 +91,11 @@ class GraphLearner(Learner[Graph]):
     Args:
         graph: the starting point; ends in Sigmoid.
         train: local_steps, learning_rate, weight_decay, and proximal for fedprox.
+        class_weights: factor of each class's records in the loss; empty weighs all alike.
     """
 
-    def __init__(self, graph: Graph, train: TrainSection) -> None:
-        self._graph, self._train = graph, train
+    def __init__(self, graph: Graph, train: TrainSection, *, class_weights: tuple[float, ...] = ()) -> None:
+        self._graph, self._train, self._class_weights = graph, train, class_weights
         self.start = flatten(graph)
 
     def travel(self, silo: Silo) -> float:
@@ -125,12 +126,14 @@ class GraphLearner(Learner[Graph]):
             weight_decay=self._train.weight_decay,
             proximal=proximal,
             shift=shift if begin is None else shift + proximal * (begin - parameters),  # `descend` pulls to its start
+            class_weights=self._class_weights,
         )
         return flatten(after) - before
 
     def record_gradients(self, parameters: Matrix, silo: Silo) -> Matrix:
         """Return the loss gradient of each record, shape (n, parameters)."""
-        return record_gradients(self.model(parameters), _table(silo).x, silo.y)
+        table = _table(silo)
+        return record_gradients(self.model(parameters), table.x, table.y, class_weights=self._class_weights)
 
 
 def _table(silo: Silo) -> Silo:

@@ -15,12 +15,20 @@ from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError
 from confide.model.graph import Graph, Linear, Sigmoid, Square, sigmoid
+from confide.model.preprocess import Columns
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
 #: Kinds of dtype that are numbers: floating, signed, unsigned, boolean.
 _NUMBERS = "fiub"
+
+#: Beyond it exp(-|x|) is below every number that 1 + exp(-|x|) could tell from 1, and above the subnormal ones.
+_FURTHEST = 700.0
+
+#: log 2 in two parts; multiples of the first by up to 2^11 are exact.
+_LOG_2_HIGH = float.fromhex("0x1.62e42fefa0000p-1")
+_LOG_2_LOW = float.fromhex("0x1.cf79abc9e3b3ap-40")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -31,11 +39,13 @@ class Silo:
         name: the party.
         x: numbers, shape (n, ...): float64 (n, features) for a graph, what the module takes for torch.
         y: int64 class indices, shape (n,); for a loss that wants others, numbers of shape (n, ...).
+        columns: the raw columns behind x, for a party whose preparation is still to come.
     """
 
     name: str
     x: NDArray[Any]
     y: NDArray[Any]
+    columns: Columns | None = None
 
     def __post_init__(self) -> None:
         for values in (cast("object", self.x), cast("object", self.y)):
@@ -64,6 +74,18 @@ def targets(y: Labels, outputs: int) -> Matrix:
     if outputs == 1:
         return (y == 1).astype(np.float64)[:, None]
     return (y[:, None] == np.arange(outputs)[None, :]).astype(np.float64)
+
+
+def residuals(predictions: Matrix, y: Labels, class_weights: tuple[float, ...] = ()) -> Matrix:
+    """Return the loss gradient at the logits, shape (n, outputs).
+
+    Args:
+        predictions: shape (n, outputs), in [0, 1].
+        y: class indices, shape (n,).
+        class_weights: factor of each class's records in the loss; empty weighs all alike.
+    """
+    found = predictions - targets(y, predictions.shape[1])
+    return found * np.array(class_weights)[y][:, None] if class_weights else found
 
 
 def flatten(graph: Graph) -> Matrix:
@@ -98,20 +120,32 @@ def _product_by_record(a: Matrix, b: Matrix) -> Matrix:
     return out
 
 
-def _sigmoid_by_record(x: Matrix) -> Matrix:
-    """Return the sigmoid with one exponential at a time: numpy's may round by place in its vector registers."""
-    small = np.array([math.exp(value) for value in (-np.abs(x)).ravel().tolist()]).reshape(x.shape)
+def sigmoid_by_record(x: Matrix) -> Matrix:
+    """Return the sigmoid by operations that round every element for itself, to a few units in the last place.
+
+    numpy's own exponential may round by an element's place in its vector registers, so by the other records.
+    exp(-|x|) = 2^k exp(r) with r = -|x| - k log 2, |r| <= log(2) / 2, by Taylor's series up to r^13 / 13!.
+    """
+    away = -np.minimum(np.abs(x), _FURTHEST)
+    twos = np.rint(away * (1 / math.log(2)))
+    rest = (away - twos * _LOG_2_HIGH) - twos * _LOG_2_LOW
+    power = np.ones_like(rest)
+    for order in range(13, 0, -1):
+        power = 1.0 + power * rest / order
+    small = np.ldexp(power, np.nan_to_num(twos).astype(np.int64))
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
-def _passes(graph: Graph, x: Matrix, y: Labels, *, by_record: bool) -> list[tuple[Matrix, Matrix]]:
+def _passes(
+    graph: Graph, x: Matrix, y: Labels, *, by_record: bool, class_weights: tuple[float, ...]
+) -> list[tuple[Matrix, Matrix]]:
     """Return (input, gradient at the output) of each linear layer, per record: shapes (n, in), (n, out).
 
     With `by_record` every row is bit for bit what it would be without the other rows.
     """
     if not isinstance(graph.layers[-1], Sigmoid):
         raise ModelError("Expected a graph that ends in Sigmoid; training uses the logistic loss")
-    product, squash = (_product_by_record, _sigmoid_by_record) if by_record else (np.matmul, sigmoid)
+    product, squash = (_product_by_record, sigmoid_by_record) if by_record else (np.matmul, sigmoid)
     inputs: list[Matrix] = []
     value = x
     for layer in graph.layers[:-1]:
@@ -123,7 +157,7 @@ def _passes(graph: Graph, x: Matrix, y: Labels, *, by_record: bool) -> list[tupl
                 value = value * value
             case Sigmoid():
                 value = squash(value)
-    gradient = squash(value) - targets(y, graph.outputs)
+    gradient = residuals(squash(value), y, class_weights)
     passes: list[tuple[Matrix, Matrix]] = []
     for layer, given in zip(reversed(graph.layers[:-1]), reversed(inputs), strict=True):
         match layer:
@@ -153,19 +187,19 @@ def scores_by_record(graph: Graph, x: Matrix) -> Matrix:
                 case Square():
                     value = value * value
                 case Sigmoid():
-                    value = _sigmoid_by_record(value)
+                    value = sigmoid_by_record(value)
     return value
 
 
-def gradient_sum(graph: Graph, x: Matrix, y: Labels) -> Matrix:
+def gradient_sum(graph: Graph, x: Matrix, y: Labels, *, class_weights: tuple[float, ...] = ()) -> Matrix:
     """Return the sum over records of the loss gradient, shape (parameters,)."""
     parts: list[Matrix] = []
-    for given, gradient in _passes(graph, x, y, by_record=False):
+    for given, gradient in _passes(graph, x, y, by_record=False, class_weights=class_weights):
         parts += [(gradient.T @ given).ravel(), gradient.sum(axis=0)]
     return np.concatenate(parts)
 
 
-def record_gradients(graph: Graph, x: Matrix, y: Labels) -> Matrix:
+def record_gradients(graph: Graph, x: Matrix, y: Labels, *, class_weights: tuple[float, ...] = ()) -> Matrix:
     """Return the loss gradient of each record, shape (n, parameters): what differential privacy clips.
 
     **Guarantees** that a row is bit for bit the same whatever the other rows are, as the sensitivity of their clipped
@@ -173,7 +207,7 @@ def record_gradients(graph: Graph, x: Matrix, y: Labels) -> Matrix:
     """
     parts: list[Matrix] = []
     with np.errstate(all="ignore"):
-        for given, gradient in _passes(graph, x, y, by_record=True):
+        for given, gradient in _passes(graph, x, y, by_record=True, class_weights=class_weights):
             weights = gradient[:, :, None] * given[:, None, :]
             parts += [weights.reshape(len(given), gradient.shape[1] * given.shape[1]), gradient]
     return np.concatenate(parts, axis=1)
@@ -191,6 +225,7 @@ def descend(
     average: float = 0.0,
     proximal: float = 0.0,
     shift: Matrix | float = 0.0,
+    class_weights: tuple[float, ...] = (),
 ) -> Graph:
     """Return `graph` after full-batch gradient descent with heavy-ball momentum on (x, y).
 
@@ -204,6 +239,7 @@ def descend(
         average: share of the last steps whose iterates are averaged into the result, 0 <= share <= 1.
         proximal: coefficient of half the squared distance from the starting point, >= 0.
         shift: added to every gradient, shape (parameters,).
+        class_weights: factor of each class's records in the loss; empty weighs all alike.
     """
     if not len(x):
         raise DataError("Expected at least one record to train on")
@@ -211,7 +247,7 @@ def descend(
     velocity = np.zeros_like(weights)
     averaged, since = np.zeros_like(weights), steps - round(average * steps)
     for step in range(1, steps + 1):
-        mean = gradient_sum(unflatten(graph, weights), x, y) / len(x)
+        mean = gradient_sum(unflatten(graph, weights), x, y, class_weights=class_weights) / len(x)
         gradient = mean + weight_decay * weights + proximal * (weights - start) + shift
         velocity = momentum * velocity - learning_rate * gradient
         weights = weights + velocity

@@ -208,11 +208,12 @@ class Node:
         if run is None or run.silo is None or run.test is None or not len(run.test.y):
             return None
         course, setting = run.follower.course, run.setting
-        alone = trained_alone(setting.job.train, setting.start, run.silo.x, run.silo.y)
+        done, own = setting.preparation(course), run.prepared(run.silo)
+        alone = trained_alone(setting.job.train, setting.start, own.x, own.y, class_weights=done.class_weights)
         name = self.member.name
         label = PrivacyLabel(aggregator="local", parties=(name,), quorum=1, colluding=0, rounds=0)
-        own = Artifact(alone, setting.preprocess, label, {"job": setting.job.job.name, "data": f"{name} alone"})
-        return compare(course.encoding.learner.model(course.kept), alone, run.test), own
+        model = Artifact(alone, done.preprocess, label, {"job": setting.job.job.name, "data": f"{name} alone"})
+        return compare(course.encoding.learner.model(course.kept), alone, run.prepared(run.test)), model
 
     def _ended_well(self, session: str, output: object) -> None:
         run = self._run
@@ -450,7 +451,8 @@ class Node:
         course = run.follower.course
         own = course.encoding.learner.model(course.kept)
         same = parameters_hash(flatten(artifact.graph)) == parameters_hash(course.kept)
-        if not same or _form(artifact.graph) != _form(own) or artifact.preprocess != run.setting.preprocess:
+        prepare = run.setting.preparation(course).preprocess
+        if not same or _form(artifact.graph) != _form(own) or artifact.preprocess != prepare:
             raise ProtocolError("Expected the model that the released sums give, the coordinator released another")
 
 

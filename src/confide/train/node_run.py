@@ -23,6 +23,7 @@ from confide.train.ledger import Value
 from confide.train.ledger_lines import read_line, roster_field
 from confide.train.local import Silo
 from confide.train.offer import Offer
+from confide.train.prepared_rounds import PreparedRounds
 from confide.train.rounds import own_randomness, session_of
 from confide.train.run import set_aside
 from confide.train.setting import Setting, evaluation_of_run
@@ -98,8 +99,13 @@ class Part:
         """Read the node's table, and set its test records aside as a job in one process would."""
         kept, test = set_aside(self.setting.job, read_table(data, schema))
         prepare = self.setting.preprocess
-        self.silo = Silo(me, prepare.apply(kept.columns), kept.labels)
-        self.test = Silo(me, prepare.apply(test.columns), test.labels)
+        self.silo = Silo(me, prepare.apply(kept.columns), kept.labels, kept.columns)
+        self.test = Silo(me, prepare.apply(test.columns), test.labels, test.columns)
+
+    def prepared(self, silo: Silo) -> Silo:
+        """Return one of the two as the run's preparation has its records by now."""
+        encoding = self.follower.course.encoding
+        return encoding.prepared(silo) if isinstance(encoding, PreparedRounds) else silo
 
     def followed(self) -> dict[str, bytes]:
         """Return what of the course to commit after news: a few bytes, and now and then all of it."""
@@ -163,7 +169,7 @@ class Part:
         course = self.follower.course
         if order.kind == "evaluate":
             graph = course.encoding.learner.model(course.kept)
-            return contribution(self.setting.tally(), graph, self.test, self.own)
+            return contribution(self.setting.tally(), graph, self.prepared(self.test), self.own)
         return course.encoding.contribution(course.parameters, self.silo, order.number, self.own, self.store)
 
     def witness(self, store: Store) -> Witness:

@@ -29,7 +29,7 @@ from confide.train.contradictions import check_for_nodes
 from confide.train.course import parameters_hash
 from confide.train.job import describe, parse
 from confide.train.local import flatten
-from confide.train.run import checked_aggregator, encoding_of, preprocess_of, start_of
+from confide.train.parts import checked_aggregator, preprocess_of, rounds_of, start_of
 from confide.train.sections import Job, OutputSection, default_quorum, nodes_of
 from confide.wire import decode, encode
 
@@ -233,14 +233,15 @@ def _schema(text: str) -> Schema:
 def _start(job: Job, schema: Schema) -> Graph:
     """Return the starting point of a job after checking that it can run from there."""
     try:
-        features = preprocess_of(schema, job.model, seed=job.job.seed).features
+        preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
+        features = preprocess.features
         outputs = 1 if len(schema.label.classes) <= 2 else len(schema.label.classes)
         width = job.model.hidden if job.model.kind == "mlp" else outputs
         if (features + 1) * width + (width + 1) * outputs > MOST_PARAMETERS:
             raise JobError(f"Expected a model of at most {MOST_PARAMETERS} parameters; narrow it")
         checked_aggregator(job, nodes_of(job))
         start = start_of(job, features, schema.label.classes)
-        encoding_of(job, start, len(nodes_of(job)))
+        rounds_of(job, start, len(nodes_of(job)), preprocess)
     except (ModelError, PrivacyError, UsageError) as error:
         raise JobError(str(error)) from None
     return start

@@ -44,7 +44,7 @@ from confide.train.desk import Desk
 from confide.train.ledger import Ledger
 from confide.train.node import Node
 from confide.train.output import labelled
-from confide.train.run import aggregator_of
+from confide.train.parts import aggregator_of
 from confide.train.sections import Job, nodes_of
 from confide.wire import Store, decode
 
@@ -254,7 +254,7 @@ def run_job(
     progress(f"offered to {', '.join(nodes_of(job))}: it begins when all of them have agreed")
     try:
         for done in coordinator.rounds():
-            progress(f"round {done.number} of {job.train.rounds}: {len(done.members)} nodes")
+            progress(f"round {done.number} of {coordinator.course.rounds}: {len(done.members)} nodes")
         done = coordinator.final()
         if done is not None and job.data.evaluate == "federated":
             try:
@@ -266,7 +266,7 @@ def run_job(
                 progress(line)
         if done is None:
             raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
-        artifact = labelled(job, coordinator.setting, done, ledger)
+        artifact = labelled(job, coordinator.setting.after(coordinator.course), done, ledger)
         body = artifact.encode(key)
     except StoreError:
         raise

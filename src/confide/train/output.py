@@ -13,8 +13,9 @@ from confide.model.onnx import require_onnx
 from confide.train.course import parameters_hash
 from confide.train.disclosure import SCHEMA_BOUNDS, disclosed, fixed_in_advance
 from confide.train.ledger import Ledger
+from confide.train.parts import hidden_among, plan_of
 from confide.train.rounds import Round
-from confide.train.run import Trained, hidden_among, plan_of
+from confide.train.run import Trained
 from confide.train.sections import Job, default_quorum
 
 

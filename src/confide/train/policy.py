@@ -24,7 +24,7 @@ from confide.structs import known
 from confide.train.budget import Budget
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults
 from confide.train.offer import Offer
-from confide.train.run import AGGREGATORS, hidden_among
+from confide.train.parts import AGGREGATORS, hidden_among
 from confide.train.sections import Job, Section, default_quorum, nodes_of
 
 

@@ -260,7 +260,7 @@ def federate(
 
     Args:
         silos: the parties; none is left out of a round on purpose.
-        encoding: `WeightedUpdates`, `Scaffold`, or `PrivateGradients` under a privacy plan; its learner has the public
+        encoding: such as `WeightedUpdates`, or `PrivateGradients` under a privacy plan; its learner has the public
             starting point.
         train: rounds, the server's optimiser, averaging, attempts.
         aggregator: who sums.
@@ -292,7 +292,8 @@ def conduct(
     """
     first = parties.begin()  # which may bring the course to where an earlier process was
     course, cohort, encoding = parties.course, parties.cohort, parties.course.encoding
-    while course.number < train.rounds:
+    while course.number < course.rounds:
+        about = {"length": encoding.length, "bound": encoding.bound}  # the next round's may differ
         taken, attempts = _completed(parties, first, train.attempts, ledger)
         if taken is None:
             return  # the privacy plan is spent; the last round's model stands
@@ -312,7 +313,7 @@ def conduct(
             epsilon=encoding.epsilon(parties.releases),
             origin=parties.origin,
         )
-        entry = round_fields(result, aggregator, cohort, encoding)
+        entry = round_fields(result, aggregator, cohort) | about
         parties.released(taken.sums, entry)
         if ledger is not None:
             ledger.append("round", entry)
@@ -325,7 +326,7 @@ def _completed(parties: Parties, first: int, attempts: int, ledger: Ledger | Non
     course, reason = parties.course, ""
     encoding, number = course.encoding, course.number + 1
     for attempt in range(first, max(attempts, first + 1)):
-        if parties.releases >= encoding.releases and (number, attempt) != parties.charged:  # else it goes on
+        if not encoding.left(number, parties.releases) and (number, attempt) != parties.charged:  # else it goes on
             return None, attempt
 
         def charge(attempt: int = attempt) -> None:
@@ -360,15 +361,13 @@ def _figures(done: Transcript, parties: Iterable[str]) -> tuple[dict[str, int], 
     return bytes_up, seconds
 
 
-def round_fields(done: Round[Any], aggregator: str, cohort: Cohort, encoding: Encoding) -> dict[str, Value]:
+def round_fields(done: Round[Any], aggregator: str, cohort: Cohort) -> dict[str, Value]:
     """Return what a ledger's line says about a round: who, under which protocol and parameters, what it cost."""
     return {
         "round": done.number,
         "attempts": done.attempts,
         "aggregator": aggregator,
         "quorum": cohort.quorum,
-        "length": encoding.length,
-        "bound": encoding.bound,
         "cohort": sorted(cohort.clients),
         "members": sorted(done.members),
         "missing": sorted(done.missing),

@@ -11,50 +11,42 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.data.schema import Category, Image, Number, Schema
+from confide.data.schema import Schema
 from confide.data.sets import load_set
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
-from confide.dp.plan import STATISTICS, PrivacyPlan
-from confide.dp.release import Portion
-from confide.errors import JobError, PrivacyError, nearest
-from confide.he.aggregate import EncryptedSum
-from confide.ideal import Aggregator, Cohort, PlainSum
+from confide.dp.plan import PrivacyPlan
+from confide.errors import JobError, PrivacyError
+from confide.ideal import Aggregator, Cohort
+from confide.model.encoder import Encoder
 from confide.model.graph import Graph
-from confide.model.preprocess import Columns, OneHot, Pixels, Preprocess, Projection, Scale
-from confide.model.zoo import logistic, mlp
-from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
-from confide.secagg.groups import Groups
-from confide.secagg.masked import Masked
-from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
-from confide.secagg.shares import Shares
-from confide.train.contradictions import ADAPTIVE, check_groups, check_norm_bound
+from confide.model.preprocess import Preprocess, Scale
+from confide.train.contradictions import ADAPTIVE
 from confide.train.course import approve, parameters_hash
-from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.job import describe
 from confide.train.joining import trained_alone
-from confide.train.learner import GraphLearner, Learner, Model
+from confide.train.learner import Learner, Model
 from confide.train.ledger import Ledger
 from confide.train.local import Silo, flatten
+from confide.train.parts import (
+    aggregator_named,
+    aggregator_of,
+    checked_aggregator,
+    checked_quorum,
+    classes_of,
+    encoding_of,
+    plan_of,
+    preprocess_of,
+    start_of,
+    updates_of,
+)
+from confide.train.preparing import Preparation, PreparingSum, prepared, preparing_of
 from confide.train.rounds import Round, federate
-from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, parties_of
-from confide.train.standardise import standardised
-from confide.train.standardise_privately import portion_of, standardised_privately
-from confide.train.statistics import Statistics, moments_of
+from confide.train.sections import Job, TrainSection, default_quorum
 from confide.wire import Fault, Store
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
-
-#: What can add the updates; the conformance suite and the comparison run over this table.
-AGGREGATORS: Mapping[str, type[Aggregator]] = {
-    "amortised": Amortised,
-    "groups": Groups,
-    "he": EncryptedSum,
-    "masked": Masked,
-    "plain": PlainSum,
-    "shares": Shares,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +59,9 @@ class Prepared:
         test: records that no party trains on.
         start: the public starting point.
         held: the parties with the records of `test` that are theirs; none if data.test names a table of nobody's.
-        plan: under which it was standardised, if it was under one.
+        plan: under which it was prepared from records, if it was under one.
         begun: the last line of the ledger that says so.
+        class_weights: from the same sum, if the job balances the classes.
     """
 
     preprocess: Preprocess
@@ -78,6 +71,7 @@ class Prepared:
     held: tuple[Silo, ...] = ()
     plan: PrivacyPlan | None = None
     begun: str | None = None
+    class_weights: tuple[float, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,13 +94,14 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     """Read what `job` names and prepare it.
 
     Args:
-        job: what to read; with data.standardise the parties take one sum here.
+        job: what to read; with data.standardise or train.class_weights the parties take one sum here.
         rng: secret randomness of that sum; the operating system's if None.
         ledger: gets the job and that sum, before it is taken, if it has noise; nothing is written otherwise.
 
     Raises:
         DataError: a schema or table does not hold, or a party has no records.
         JobError: the job contradicts itself (a quorum above the parties ...).
+        ModelError: the encoder that it names cannot run.
     """
     seed = job.job.seed
     if job.data.nodes:
@@ -132,23 +127,11 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             parts = {name: set_aside(job, table) for name, table in tables.items()}
             tables, held = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
             test = Table.concatenate(list(held.values()))
-    preprocess = preprocess_of(schema, job.model, seed=seed)
-    start, plan = start_of(job, preprocess.features, schema.label.classes), None
-    centre = job.data.standardise == "centre"
-    if job.data.standardise and job.privacy:
-        columns = {name: table.columns for name, table in tables.items()}
-        preprocess, plan = _standardised_privately(job, preprocess, columns, start, rng, ledger)
-    elif job.data.standardise:
-        preprocess = standardised(
-            preprocess,
-            {name: table.columns for name, table in tables.items()},
-            centre=centre,
-            aggregator=aggregator_of(job, of_updates=False),
-            quorum=_checked_quorum(job, len(tables)),
-            expected_records=job.train.expected_records,
-            rng=rng or SystemRandomness(),
-            run_id=job.job.name,
-        )
+    encoder = Encoder.read(job.path(job.model.encoder)) if job.model.encoder else None
+    preprocess = preprocess_of(schema, job.model, seed=seed, encoder=encoder)
+    start = start_of(job, preprocess.features, schema.label.classes)
+    done, plan = _prepared(job, preprocess, tables, start, rng or SystemRandomness(), ledger)
+    preprocess = done.preprocess
 
     def silo(name: str, table: Table) -> Silo:
         return Silo(name, preprocess.apply(table.columns), table.labels)
@@ -161,33 +144,35 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         held=tuple(silo(name, table) for name, table in held.items()),
         plan=plan,
         begun=ledger.head if ledger is not None and plan is not None else None,
+        class_weights=done.class_weights,
     )
 
 
-def _standardised_privately(
+def _prepared(
     job: Job,
     preprocess: Preprocess,
-    columns: Mapping[str, Columns],
+    tables: Mapping[str, Table],
     start: Graph,
-    rng: Randomness | None,
+    rng: Randomness,
     ledger: Ledger | None,
-) -> tuple[Preprocess, PrivacyPlan | None]:
-    """Return the preparation after its noisy sum and the plan that the sum is a part of; None if there is no number."""
-    names = tuple(columns)
-    checked_aggregator(job, names)
+) -> tuple[Preparation, PrivacyPlan | None]:
+    """Return the preparation after its sum, if the job has one, and the plan that a noisy sum is a part of."""
+    names = tuple(tables)
+    preparing = preparing_of(job, preprocess, classes_of(start))
+    if preparing is None:
+        return Preparation(preprocess), None
+    if job.privacy is not None:
+        checked_aggregator(job, names)
     plan = plan_of(job, start, len(names), preprocess=preprocess)
-    if plan is None or plan.preparation is None:
-        return preprocess, None
-    approve(encoding_of(job, start, len(names), preprocess=preprocess).learner.start, job.train.start_hash)
-    _begin(job, names, start, ledger)
-    done = standardised_privately(
-        preprocess,
-        columns,
-        plan=plan,
-        centre=job.data.standardise == "centre",
+    if plan is not None:
+        approve(flatten(start), job.train.start_hash)
+        _begin(job, names, start, ledger)
+    done = prepared(
+        PreparingSum(preparing, job.train.expected_records, plan),
+        tables,
         aggregator=aggregator_of(job, of_updates=False),
-        quorum=plan.quorum,
-        rng=rng or SystemRandomness(),
+        quorum=checked_quorum(job, len(names)),
+        rng=rng,
         run_id=job.job.name,
         ledger=ledger,
     )
@@ -207,195 +192,6 @@ def set_aside(job: Job, table: Table) -> tuple[Table, Table]:
     """
     apart = aside if job.privacy else holdout
     return apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
-
-
-def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
-    """Return the public starting point of a job's model: a function of the job and the schema alone."""
-    outputs = 1 if len(classes) <= 2 else len(classes)
-    if job.model.kind == "mlp":
-        return mlp(features, job.model.hidden, outputs, seed=job.job.seed, classes=classes)
-    return logistic(features, outputs, classes=classes)
-
-
-def preprocess_of(schema: Schema, model: ModelSection, *, seed: int) -> Preprocess:
-    """Return the public preprocessing that a schema's bounds and categories give, with what [model] does to features.
-
-    Args:
-        seed: of the public choice of a projection.
-
-    Raises:
-        JobError: [model] asks for features of images, and the schema has none.
-        ModelError: images too small, or features too many or too few, for what [model] asks.
-    """
-    rules: list[Scale | OneHot | Pixels] = []
-    transform: dict[str, Any] = {}
-    if model.features != "columns":
-        transform = {
-            "scales": model.scales,
-            "angles": model.angles,
-            "averaged": model.features == "scattering-mean",
-            "groups": model.channel_groups,
-        }
-    for column in schema.columns:
-        match column:
-            case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
-                rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins))
-            case Category(name=name, categories=categories, missing=missing):
-                rules.append(OneHot(name=name, categories=categories, missing=missing))
-            case Image(name=name, height=height, width=width, low=low, high=high):
-                rules.append(Pixels(name=name, height=height, width=width, low=low, high=high, **transform))
-    if transform and not any(isinstance(rule, Pixels) for rule in rules):
-        raise JobError(
-            f'Expected a column of images in the schema for model.features="{model.features}"; take "columns", which '
-            "uses every column as the schema bounds it"
-        )
-    projection = Projection(outputs=model.project, seed=seed) if model.project else None
-    return Preprocess(tuple(rules), model.unit_rows, projection)
-
-
-def _quorum(job: Job, parties: int) -> int:
-    return job.train.quorum or default_quorum(parties)
-
-
-def _checked_quorum(job: Job, parties: int) -> int:
-    if job.train.quorum > parties:
-        raise JobError(f"Expected train.quorum={job.train.quorum} to be at most the {parties} parties")
-    return _quorum(job, parties)
-
-
-def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None) -> PrivacyPlan | None:
-    """Return the privacy plan of a job from its starting point, calibrated; None without [privacy].
-
-    Args:
-        preprocess: what is standardised; needed if the job standardises.
-
-    Raises:
-        PrivacyError: the job standardises, and `preprocess` is not given: its release would not be accounted.
-        JobError: nobody honest is left to carry the noise.
-    """
-    if job.privacy is None:
-        return None
-    quorum = _quorum(job, parties)
-    _check_noise(job, quorum)
-    if job.train.algorithm == "statistics":
-        moments = moments_of(start, job.train, job.privacy)
-        vector: dict[str, Any] = {
-            "clip_norm": moments.clip_norm,
-            "length": moments.length,
-            "grid": moments.sensitivity,
-            "mechanism": STATISTICS,
-        }
-    else:
-        vector = {"clip_norm": job.privacy.clip_norm, "length": start.parameters}
-    return PrivacyPlan.calibrate(
-        **vector,
-        epsilon=job.privacy.epsilon,
-        delta=job.privacy.delta,
-        rounds=job.train.rounds,
-        silos=parties,
-        quorum=quorum,
-        colluding=job.privacy.colluding,
-        expected_records=job.privacy.expected_records,
-        max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
-        preparation=_portion(job, job.privacy.preprocessing_share, preprocess),
-    )
-
-
-def _portion(job: Job, share: float, preprocess: Preprocess | None) -> Portion | None:
-    if not job.data.standardise:
-        return None
-    if preprocess is None:
-        raise PrivacyError("Expected what is standardised; without it that release is not accounted")
-    return portion_of(preprocess, share, centre=job.data.standardise == "centre")
-
-
-def _check_noise(job: Job, quorum: int) -> None:
-    if job.privacy is not None and quorum <= job.privacy.colluding:
-        raise JobError(
-            f"Expected privacy.colluding={job.privacy.colluding} below the quorum of {quorum}; "
-            "the other parties of the quorum carry the noise"
-        )
-
-
-def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
-    """Return the aggregator that [train] names.
-
-    Args:
-        of_updates: False for sums of anything else, which train.norm_bound does not bound.
-
-    Raises:
-        JobError: there is none of that name, or its groups cannot outvote the liars.
-    """
-    private = job.privacy is not None
-    aggregator = _aggregator_named(job.train, parties_of(job), private=private, of_updates=of_updates)
-    if job.train.aggregate == "masked" and job.privacy is not None:
-        return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
-    return aggregator
-
-
-def checked_aggregator(job: Job, names: tuple[str, ...]) -> Aggregator:
-    """Return the aggregator of a job after checking that it makes sums over parties with these `names`.
-
-    Raises:
-        JobError: the quorum is above the parties, nobody honest is left to carry the noise, or the server would see
-            single noisy updates.
-        UsageError: as `Aggregator.check` says.
-    """
-    aggregator = aggregator_of(job)
-    quorum = _checked_quorum(job, len(names))
-    _check_noise(job, quorum)
-    if job.privacy is not None and not aggregator.guarantee.hides("update", "server"):
-        raise JobError(
-            f'Expected train.aggregate to hide updates when there is a [privacy]; under "{aggregator.name}" the server '
-            'would see each party with its own share of the noise only: take "masked"'
-        )
-    aggregator.check(Cohort(names, quorum))
-    return aggregator
-
-
-def encoding_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | None = None) -> Encoding:
-    """Return what the parties of a job contribute, from its starting point; `preprocess` as in `plan_of`.
-
-    Raises:
-        JobError: nobody honest is left to carry the noise.
-        PrivacyError: no noise keeps what [privacy] promises.
-    """
-    learner = GraphLearner(start, job.train)
-    plan = plan_of(job, start, parties, preprocess=preprocess)
-    if job.train.algorithm == "statistics":
-        return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
-    if plan is None:
-        return _encoding_of(learner, job.train, parties, seed=job.job.seed)
-    return PrivateGradients(learner, plan, job.train)
-
-
-def _aggregator_named(
-    train: TrainSection, parties: int, *, private: bool = False, of_updates: bool = True
-) -> Aggregator:
-    name = train.aggregate
-    if name not in AGGREGATORS:
-        raise JobError(
-            f'Unknown train.aggregate "{name}"{nearest(name, AGGREGATORS)}; there are {", ".join(sorted(AGGREGATORS))}'
-        )
-    check_norm_bound(train, private=private)
-    if name == "masked" and parties > LARGEST_COMPLETE:  # a sparse graph withstands as many as it is told, no more
-        spare = 2 * (train.quorum or default_quorum(parties)) - parties - 1
-        return Masked(colluding=max(0, min(spare, degree_for(parties) // 4)))
-    if name == "shares" and of_updates:
-        return Shares(norm_bound=integer_norm_bound(train))
-    if name == "groups":
-        check_groups(train, parties, private=private)
-        return Groups(group_size(train, parties))
-    if name == "amortised":  # whose set-up prepares keys for every round, from 1, and for the evaluation after them
-        return Amortised(epochs=(train.rounds + 1) // ROUNDS_PER_EPOCH + 1)
-    return AGGREGATORS[name]()
-
-
-def _encoding_of(learner: Learner[Any], train: TrainSection, parties: int, *, seed: int = 0) -> Encoding:
-    """Return what the parties contribute under the algorithm that [train] names, without a privacy plan."""
-    if train.algorithm == "scaffold":
-        return Scaffold(learner, train, parties=parties)
-    return WeightedUpdates(learner, train, seed=seed)
 
 
 def _check_statistics(learner: Learner[Any], train: TrainSection) -> None:
@@ -446,7 +242,7 @@ def fit(
     """
     approve(learner.start, train.start_hash)
     _check_statistics(learner, train)
-    aggregator = aggregator or _aggregator_named(train, len(silos))
+    aggregator = aggregator or aggregator_named(train, len(silos))
     names = tuple(silo.name for silo in silos)
     aggregator.check(Cohort(names, train.quorum or default_quorum(len(names))))
     if ledger is not None:
@@ -454,7 +250,7 @@ def fit(
         ledger.append("fit", fields | {"start": parameters_hash(learner.start).hex()})
     return federate(
         silos,
-        _encoding_of(learner, train, len(silos)),
+        updates_of(learner, train, len(silos)),
         train,
         aggregator=aggregator,
         rng=rng or SystemRandomness(),
@@ -489,7 +285,7 @@ def train(
     """
     names = data.names
     aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
-    encoding = encoding_of(job, data.start, len(names), preprocess=data.preprocess)
+    encoding = encoding_of(job, data.start, len(names), preprocess=data.preprocess, class_weights=data.class_weights)
     approve(encoding.learner.start, job.train.start_hash)
     _check_prepared(job, data)
     if ledger is not None and not (data.begun and ledger.head == data.begun):  # else the run has begun
@@ -519,11 +315,13 @@ def _check_prepared(job: Job, data: Prepared) -> None:
     if plan is None:
         return
     charged = plan if plan.preparation is not None else None
-    from_records = any(isinstance(rule, Scale) and rule.standard is not None for rule in data.preprocess.rules)
+    from_records = bool(data.class_weights or data.preprocess.centre) or any(
+        isinstance(rule, Scale) and rule.standard is not None for rule in data.preprocess.rules
+    )
     if data.plan != charged or (from_records and charged is None):
         raise PrivacyError(
-            "Expected data that load_data has prepared under this job's [privacy] and data.standardise; means and "
-            "deviations of records are accounted together with the training"
+            "Expected data that load_data has prepared under this job's [privacy], data.standardise and "
+            "train.class_weights; what it takes from records is accounted together with the training"
         )
 
 
@@ -536,17 +334,12 @@ def pooled_model(job: Job, data: Prepared) -> Graph:
     """Return the model of all training records in one place: the non-private ceiling."""
     x = np.concatenate([silo.x for silo in data.silos])
     y = np.concatenate([silo.y for silo in data.silos])
-    return trained_alone(job.train, data.start, x, y)
+    return trained_alone(job.train, data.start, x, y, class_weights=data.class_weights)
 
 
 def local_models(job: Job, data: Prepared) -> dict[str, Graph]:
     """Return the model of each party alone: the fall-back that a federation must beat."""
-    return {silo.name: trained_alone(job.train, data.start, silo.x, silo.y) for silo in data.silos}
-
-
-def hidden_among(job: Job, parties: int) -> int | None:
-    """Return the fewest parties in any sum that the server sees; None where it sees their vectors."""
-    aggregator, quorum = aggregator_of(job), _quorum(job, parties)
-    if not aggregator.guarantee.hides("update", "server"):
-        return None
-    return aggregator.fewest(parties, quorum) if isinstance(aggregator, Groups) else quorum
+    return {
+        silo.name: trained_alone(job.train, data.start, silo.x, silo.y, class_weights=data.class_weights)
+        for silo in data.silos
+    }

@@ -69,20 +69,32 @@ class ModelSection(Section, frozen=True, kw_only=True):
 
     Args:
         features: "columns" takes every column as the schema bounds it, images as their pixels; "scattering" puts images
-            through a scattering transform, which is fixed in advance, and "scattering-mean" keeps each channel's mean.
+            through a scattering transform, which is fixed in advance, and "scattering-mean" keeps each channel's mean;
+            "encoder" puts them through a network that was trained on public data.
         scales, angles: of the scattering transform.
         channel_groups: into how many groups the channels of the scattering transform are parted; each group is
             normalised image by image. It divides their number, and 0 leaves the coefficients as they are.
+        frequencies: with "scattering": k, each channel keeps the k (k + 1) / 2 slowest waves of its map in place of
+            the map; 0 keeps the map.
+        whiten: bring the features of images to one scale, and free them of their common directions, by what synthetic
+            images say, which no record is in: "natural" suits photographs and scans, "strokes" writing and drawings.
+            Without the key "none", or "natural" for an encoder.
+        encoder: its file (ONNX), relative to the job file.
+        public_data: what it was trained on; it stands in the label.
         project: how many features are left by a public random projection, drawn from job.seed; 0 leaves them all.
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
 
     kind: Literal["logistic", "mlp"] = "logistic"
     hidden: int = 16
-    features: Literal["columns", "scattering", "scattering-mean"] = "columns"
+    features: Literal["columns", "scattering", "scattering-mean", "encoder"] = "columns"
     scales: int = 2
     angles: int = 8
     channel_groups: int = 0
+    frequencies: int = 0
+    whiten: Literal["none", "natural", "strokes"] = "none"
+    encoder: str | None = None
+    public_data: str | None = None
     project: int = 0
     unit_rows: bool = False
 
@@ -93,18 +105,25 @@ class TrainSection(Section, frozen=True, kw_only=True):
     Args:
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
-            "statistics" takes one sum over records, from which a logistic model's weights are solved.
-        solver: of statistics: "discriminant", linear discriminant analysis, or "ridge", least squares; weight_decay is
-            the ridge of both, for each record.
+            "statistics" takes one sum over records, from which a logistic model's weights are solved; "newton" goes on
+            from there by gradients that the same sums precondition.
+        class_weights: "balanced" weighs a record by the smallest class's size over that of its own, so that rare
+            classes count as much as common ones; the sizes come from one sum before the training, with noise and
+            charged under [privacy].
+        solver: of statistics and newton's start: "discriminant", linear discriminant analysis, or "ridge", least
+            squares; weight_decay is the ridge of both, for each record.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
-        rounds: sums to take, >= 1; without the key 30, or 60 for an mlp.
+        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, or 40 for
+            private gradients of unit rows.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
             training on the pooled records, unless the model comes with batches of its own.
-        learning_rate: step size on the mean gradient, > 0; without the key 1.0, or 0.1 for an mlp.
+        learning_rate: step size on the mean gradient, > 0; without the key 1.0, 0.1 for an mlp, 0.5 for newton, or
+            (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
-        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold.
+        momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton and private
+            gradients of unit rows.
         second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
         adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
         proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
@@ -135,7 +154,10 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
     aggregate: str = "masked"
     helper: str = "helper"
-    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics"] = "fedavg"
+    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton"] = (
+        "fedavg"
+    )
+    class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"
     quorum: int = 0
     rounds: int = 30
@@ -171,22 +193,29 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     Args:
         epsilon: total budget, > 0.
         delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
+        mechanism: "auto" chooses train.algorithm, centres the features and gives them unit rows, unless the job names
+            them; "as-given" takes what it names.
         clip_norm: largest L2 norm of one record's gradient, > 0; of statistics: of its features, which are scaled down
             if they are longer; without the key 0.5, or 1 for statistics of unit rows.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
         expected_records: public size of the pooled data; the denominator of the mean gradient.
         max_records: public cap on one party's records; it sizes the ring. 0 stands for 4 * expected_records.
-        preprocessing_share: of mu^2 that data.standardise gets, 0 < share < 1; the training gets the rest.
+        preprocessing_share: of mu^2 that data.standardise and train.class_weights get, 0 < share < 1; the training gets
+            the rest.
+        statistics_share: of the training's mu^2 that newton's first sum gets, 0 < share < 1; its gradients get the
+            rest.
     """
 
     epsilon: float = 1.0
     delta: float = 0.0
     unit: Literal["record"] = "record"
+    mechanism: Literal["as-given", "auto"] = "as-given"
     clip_norm: float = 0.5
     colluding: int = 1
     expected_records: int
     max_records: int = 0
     preprocessing_share: float = 0.1
+    statistics_share: float = 0.4
 
 
 class OutputSection(Section, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from confide.data.schema import Schema
 from confide.dp.plan import PrivacyPlan
@@ -14,7 +14,9 @@ from confide.train.control import Open
 from confide.train.course import Course, approve, parameters_hash
 from confide.train.encodings import Encoding
 from confide.train.federated_evaluation import tally_of
-from confide.train.run import aggregator_of, checked_aggregator, encoding_of, plan_of, preprocess_of, start_of
+from confide.train.parts import aggregator_of, checked_aggregator, plan_of, preprocess_of, rounds_of, start_of
+from confide.train.prepared_rounds import PreparedRounds
+from confide.train.preparing import Preparation
 from confide.train.sections import Job, default_quorum, nodes_of
 from confide.train.tally import Tally
 
@@ -49,7 +51,8 @@ class Setting:
         start = start_of(job, preprocess.features, schema.label.classes)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
         checked_aggregator(job, nodes)
-        setting = cls(job, cohort, plan_of(job, start, len(nodes)), preprocess, start)
+        plan = plan_of(job, start, len(nodes), preprocess=preprocess)
+        setting = cls(job, cohort, plan, preprocess, start)
         setting.course()  # the approved start
         return setting
 
@@ -64,7 +67,16 @@ class Setting:
 
     def encoding(self) -> Encoding:
         """Return what a node contributes."""
-        return encoding_of(self.job, self.start, len(self.cohort.clients))
+        return rounds_of(self.job, self.start, len(self.cohort.clients), self.preprocess)
+
+    def preparation(self, course: Course) -> Preparation:
+        """Return how records are prepared where `course` is: by the schema alone, until a sum says more."""
+        encoding = course.encoding
+        return encoding.preparation if isinstance(encoding, PreparedRounds) else Preparation(self.preprocess)
+
+    def after(self, course: Course) -> Setting:
+        """Return the setting with the preparation that a finished `course` has come to."""
+        return replace(self, preprocess=self.preparation(course).preprocess)
 
     def course(self) -> Course:
         """Return the course from its beginning.

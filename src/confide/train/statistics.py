@@ -29,6 +29,7 @@ from confide.errors import DataError, ModelError
 from confide.model.graph import Graph
 from confide.train.encodings import Encoding, charge, charges, release
 from confide.train.learner import GraphLearner
+from confide.train.linear_head import CONSTANT
 from confide.train.local import Silo
 from confide.train.sections import PrivacySection, TrainSection
 from confide.wire import Store
@@ -36,16 +37,14 @@ from confide.wire import Store
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
 
-#: The feature that every record has, for the model's bias. Smaller than 1: it takes its share of a record's norm.
-CONSTANT = 0.5
-
 #: How far the targets may reach against the products of features: several classes have more of them.
 _CROSS_WEIGHT, _CROSS_WEIGHT_OF_SEVERAL = 1.0, 2.0
 
-_NOISE_RIDGE = 4.0  # times the noise's deviation times sqrt(features): twice what noise does to an eigenvalue
+_NOISE_RIDGE = 2.5  # times the noise's deviation times sqrt(features): noise moves an eigenvalue by at most 2
 _LEAST_RIDGE = 1e-9
 _GRID, _LARGEST_NOISY_GRID = 1 << 16, 1 << 13
-_MOST_TIMES = 16  # a party may hold this many times the expected number of records
+#: A party may hold this many times the expected number of records.
+MOST_TIMES = 16
 
 
 def solve(matrix: Matrix, right: Matrix) -> Matrix:
@@ -124,11 +123,13 @@ def discriminant(gram: Matrix, cross: Matrix, *, ridge: float, constant: float) 
 
 def moments_of(graph: Graph, train: TrainSection, privacy: PrivacySection | None) -> Moments:
     """Return which sums the parties of a job contribute, from its starting graph: a linear layer and a sigmoid."""
-    features = graph.features + 1
+    features, row_norm = graph.features + 1, 0.0
+    if privacy is not None:  # newton clips gradients by clip_norm, and its rows have norm 1
+        row_norm = 1.0 if train.algorithm == "newton" else privacy.clip_norm
     return Moments(
         features=features,
         targets=graph.outputs,
-        norm=math.hypot(privacy.clip_norm, CONSTANT) if privacy else math.sqrt(graph.features + CONSTANT**2),
+        norm=math.hypot(row_norm, CONSTANT) if row_norm else math.sqrt(graph.features + CONSTANT**2),
         grid=min(_LARGEST_NOISY_GRID, default_grid(features)) if privacy else _GRID,
         cross_weight=_CROSS_WEIGHT if graph.outputs == 1 else _CROSS_WEIGHT_OF_SEVERAL,
     )
@@ -141,16 +142,17 @@ class Statistics(Encoding):
         learner: of the starting graph, a linear layer and a sigmoid.
         train: solver, weight_decay (the ridge for each record) and expected_records.
         moments: from `moments_of`.
-        plan: the noise, calibrated for one release of `moments`; None without privacy.
+        plan: the noise: a plan's statistics, or its one round, is a release of `moments`; None without privacy.
     """
 
     def __init__(
         self, learner: GraphLearner, train: TrainSection, moments: Moments, *, plan: PrivacyPlan | None
     ) -> None:
         self.learner, self._train, self._moments, self._plan = learner, train, moments, plan
-        self._most_records = _MOST_TIMES * train.expected_records
+        self._most_records = MOST_TIMES * train.expected_records
         self.length = moments.length
-        self.bound = plan.bound if plan else self._most_records * moments.largest
+        self._kind = (plan.statistics or plan.training) if plan else None
+        self.bound = self._kind.bound if self._kind else self._most_records * moments.largest
         self.releases = plan.rounds if plan else train.attempts
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
@@ -159,7 +161,7 @@ class Statistics(Encoding):
             return release(self._plan, clipped, rng, store)
         if len(silo.x) > self._most_records:
             raise DataError(
-                f"Expected at most {_MOST_TIMES} * train.expected_records={self._train.expected_records} records at "
+                f"Expected at most {MOST_TIMES} * train.expected_records={self._train.expected_records} records at "
                 f"{silo.name}; set train.expected_records to the public order of magnitude"
             )
         return clipped.total
@@ -173,13 +175,19 @@ class Statistics(Encoding):
     def epsilon(self, releases: int) -> float | None:
         return self._plan.spent(releases) if self._plan else None
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
-        moments = self._moments
+    def read(self, sums: Vector) -> tuple[Matrix, Matrix, float]:
+        """Return what released sums say about x x^T and x y^T, and the ridge that their noise asks for."""
+        moments, noise = self._moments, 0.0
         gram, cross = moments.split(sums.astype(np.float64) * (moments.clip_norm / moments.sensitivity))
-        beside, _ = moments.deviations(self._plan.noise_multiplier if self._plan else 0.0)
+        if self._plan is not None and self._kind is not None:
+            noise = self._kind.deviation(self._plan.shares) / self._kind.clip_norm
+        beside, _ = moments.deviations(noise)
         ridge = self._train.weight_decay * max(1.0, gram[-1, -1] / CONSTANT**2)
         ridge += _NOISE_RIDGE * beside * math.sqrt(moments.features)
-        weights = SOLVERS[self._train.solver](gram, cross, max(ridge, _LEAST_RIDGE))
+        return gram, cross, max(ridge, _LEAST_RIDGE)
+
+    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+        weights = SOLVERS[self._train.solver](*self.read(sums))
         return np.concatenate([weights[:-1].T.ravel(), weights[-1] * CONSTANT]) - parameters
 
 

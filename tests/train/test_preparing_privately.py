@@ -1,4 +1,4 @@
-"""Standardisation under a privacy plan: its sensitivity, its noise, its price, and what a job says of it."""
+"""Preparation under a privacy plan: its sensitivity, its noise, its price, and what a job says of it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as arrays
 from scipy.stats import chi2
 
 from confide.crypto.random import SeededRandomness, SystemRandomness
+from confide.data.table import Table
 from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import Aborted, JobError, PrivacyError
 from confide.model.label import page
@@ -25,8 +26,8 @@ from confide.secagg.masked import Masked
 from confide.train import Output, load_data, parse, train
 from confide.train.ledger import Ledger, verify
 from confide.train.output import label_of
-from confide.train.run import plan_of
-from confide.train.standardise_privately import counted_rows, portion_of, standardised_privately
+from confide.train.parts import plan_of
+from confide.train.preparing import Preparation, Preparing, PreparingSum, prepared
 from confide.wire import drop
 
 SCALES = [
@@ -54,7 +55,7 @@ def plan_for(numbers, *, epsilon=1.0, records=600, **changes):
             "quorum": 3,
             "colluding": 1,
             "expected_records": records,
-            "preparation": portion_of(numbers_of(numbers), SHARE, centre=False),
+            "preparation": Preparing(numbers_of(numbers), "standardise").portion(SHARE),
         }
         | changes
     )
@@ -73,21 +74,23 @@ tables = st.integers(1, 30).flatmap(
 )
 
 
-CENTRED = plan_for(2, preparation=portion_of(RULES, SHARE, centre=True))
+NUMBERS = Preparing(RULES, "standardise")
+CENTRED = Preparing(RULES, "centre", classes=2)
 
 
-@pytest.mark.parametrize(("plan", "centre"), [(PLAN, False), (CENTRED, True)])
+@pytest.mark.parametrize("asked", [NUMBERS, CENTRED, Preparing(RULES, classes=2)])
 @settings(max_examples=200)
 @given(table=tables, place=st.integers(0, 29))
-def test_neighbours_differ_by_the_sensitivity_at_most(plan, centre, table, place):
+def test_neighbours_differ_by_the_sensitivity_at_most(asked, table, place):
     """With a record left out anywhere, NaN that a rule fills and values beyond the bounds included."""
     age, dose = table
     place %= len(age)
-    kind = plan.preparation
+    plan = plan_for(2, preparation=asked.portion(SHARE))
+    kind, labels = plan.preparation, np.arange(len(age)) % 2
     columns = {"age": age, "dose": dose, "sex": np.resize(["f", "m"], len(age))}
     others = {name: np.delete(values, place) for name, values in columns.items()}
-    whole = kind.clipped_sum(counted_rows(RULES, columns, centre=centre))
-    less = kind.clipped_sum(counted_rows(RULES, others, centre=centre))
+    whole = kind.clipped_sum(asked.rows(columns, labels))
+    less = kind.clipped_sum(asked.rows(others, np.delete(labels, place)))
     distance = math.sqrt(float(((whole.total - less.total) ** 2).sum()))
     assert distance <= kind.grid == plan.composition(2).parts[0].sensitivity
     assert distance > 0  # the 1 of a record counts, whatever its numbers are
@@ -96,9 +99,10 @@ def test_neighbours_differ_by_the_sensitivity_at_most(plan, centre, table, place
 def test_a_sum_that_is_not_clipped_would_be_caught():
     """The negative control: the same rows, rounded to the same grid without a clip, move by more than the grid."""
     kind, corner = PLAN.preparation, {"age": np.array([120.0]), "dose": np.array([1e9])}
-    bare = np.rint(counted_rows(Preprocess(tuple(SCALES)), corner, centre=False) * kind.grid / kind.clip_norm)
+    rows = NUMBERS.rows(corner, np.zeros(1, np.int64))
+    bare = np.rint(rows * kind.grid / kind.clip_norm)
     assert np.linalg.norm(bare) > 1.5 * kind.grid
-    clipped = kind.clipped_sum(counted_rows(Preprocess(tuple(SCALES)), corner, centre=False)).total
+    clipped = kind.clipped_sum(rows).total
     assert 0.98 * kind.grid < np.linalg.norm(clipped) <= kind.grid
 
 
@@ -148,27 +152,33 @@ def test_a_silo_makes_the_release_once_and_before_the_training():
         Releases(PLAN).prepare(PLAN.clipped_sum(np.zeros((0, 31))), rng)
 
 
+def standardised(parties, plan, *, rules=RULES, rng=None, **others):
+    """Return the preparation of parties' columns through masked sums of three at least."""
+    tables = {
+        name: Table(columns, np.zeros(len(next(iter(columns.values()))), np.int64)) for name, columns in parties.items()
+    }
+    asked = PreparingSum(Preparing(rules, "standardise"), 150, plan)
+    rng = rng or SystemRandomness()
+    return prepared(asked, tables, aggregator=Masked(colluding=1), quorum=3, rng=rng, **others).preprocess
+
+
 def noisy_sums(monkeypatch, *, repeats, silos=4, fault=None):
     """Return what the server decodes from parties without records: noise alone, in units of one release's claim."""
-    from confide.train import standardise_privately as module
-
     numbers = 30
     plan, seen = plan_for(numbers), []
 
-    def read(preprocess, kind, sums, members, *, centre):
-        seen.append(kind.decode(sums.values.sum(axis=0)))
-        return preprocess
+    def read(self, values, *, noise):
+        seen.append(values)
+        return Preparation(self.preprocess)
 
-    monkeypatch.setattr(module, "_read", read)
+    monkeypatch.setattr(Preparing, "read", read)
     rules = Preprocess(tuple(Scale(name=f"c{place}", low=0, high=1) for place in range(numbers)))
     nobody = {rule.name: np.zeros(0) for rule in rules.rules}
     for seed in range(repeats):
-        standardised_privately(
-            rules,
+        standardised(
             {f"h{place}": nobody for place in range(silos)},
-            plan=plan,
-            aggregator=Masked(colluding=1),
-            quorum=3,
+            plan,
+            rules=rules,
             rng=SeededRandomness(f"noise {seed}"),
             fault=fault,
         )
@@ -208,14 +218,7 @@ def people(size, seed, *, spread=12.0):
 
 def test_with_many_records_it_is_near_the_exact_one():
     parties = {f"h{place}": people(30_000, place) for place in range(4)}
-    prepare = standardised_privately(
-        RULES,
-        parties,
-        plan=plan_for(2, records=120_000),
-        aggregator=Masked(colluding=1),
-        quorum=3,
-        rng=SystemRandomness(),
-    )
+    prepare = standardised(parties, plan_for(2, records=120_000))
     age = np.concatenate([party["age"] for party in parties.values()])
     dose = np.nan_to_num(np.concatenate([party["dose"] for party in parties.values()]), nan=2.0)
     for rule, exact in zip(prepare.rules, (age, dose), strict=False):
@@ -231,14 +234,7 @@ def test_what_the_noise_leaves_unclear_keeps_the_schema_s_scale():
     for parties in (few, narrow):
         kept = 0
         for seed in range(40):
-            prepare = standardised_privately(
-                RULES,
-                parties,
-                plan=plan_for(2),
-                aggregator=Masked(colluding=1),
-                quorum=3,
-                rng=SeededRandomness(f"unclear {seed}"),
-            )
+            prepare = standardised(parties, plan_for(2), rng=SeededRandomness(f"unclear {seed}"))
             kept += prepare.rules[0].standard is None
             assert np.abs(prepare.apply(parties["h0"])).max() <= 1  # whatever the noise was
         assert kept >= 34  # two deviations are passed by one in forty, or a few more where the count is noise too
@@ -247,16 +243,7 @@ def test_what_the_noise_leaves_unclear_keeps_the_schema_s_scale():
 def test_a_lost_quorum_is_charged_and_not_tried_again():
     ledger = Ledger()
     with pytest.raises(Aborted):
-        standardised_privately(
-            RULES,
-            {f"h{place}": people(9, place) for place in range(4)},
-            plan=PLAN,
-            aggregator=Masked(colluding=1),
-            quorum=3,
-            rng=SystemRandomness(),
-            ledger=ledger,
-            fault=_two_are_silent,
-        )
+        standardised({f"h{place}": people(9, place) for place in range(4)}, PLAN, ledger=ledger, fault=_two_are_silent)
     assert ledger.find("release", of="preparation").entry["epsilon"] == PLAN.spent(0)
     assert ledger.find("preparation") is None
 

@@ -1,16 +1,20 @@
-"""Federated standardisation against scikit-learn's on the pooled records."""
+"""What a job takes from all records before its training, against scikit-learn on the pooled records."""
 
 import numpy as np
 import pytest
 from sklearn.preprocessing import StandardScaler
 
 from confide.crypto.random import SystemRandomness
+from confide.data.table import Table
 from confide.errors import Aborted, DataError, JobError, ModelError
 from confide.ideal import PlainSum
 from confide.model.preprocess import OneHot, Preprocess, Scale
-from confide.train import load_data, parse, train
-from confide.train.run import AGGREGATORS
-from confide.train.standardise import standardised
+from confide.model.zoo import logistic
+from confide.train import load_data, parse, pooled_model, train
+from confide.train.evaluate import decide
+from confide.train.local import gradient_sum, record_gradients, unflatten
+from confide.train.parts import AGGREGATORS
+from confide.train.preparing import Preparing, PreparingSum, prepared, preparing_of
 
 RULES = Preprocess((
     Scale(name="age", low=0, high=120),
@@ -32,10 +36,13 @@ PARTIES = {f"h{seed}": columns(size, seed) for seed, size in enumerate((40, 9, 1
 
 
 def common(aggregator=None, parties=PARTIES, expected_records=50):
-    return standardised(
-        RULES, parties, aggregator=aggregator or PlainSum(), quorum=3, expected_records=expected_records,
-        rng=SystemRandomness(),
-    )  # fmt: skip
+    return standardised(RULES, parties, aggregator or PlainSum(), expected_records)
+
+
+def standardised(rules, parties, aggregator, expected_records):
+    tables = {name: Table(columns, np.zeros(len(columns["age"]), np.int64)) for name, columns in parties.items()}
+    asked = PreparingSum(Preparing(rules, "standardise"), expected_records)
+    return prepared(asked, tables, aggregator=aggregator, quorum=3, rng=SystemRandomness()).preprocess
 
 
 @pytest.mark.parametrize("aggregator", [kind() for kind in AGGREGATORS.values()], ids=lambda a: a.name)
@@ -56,9 +63,9 @@ def test_it_is_the_pooled_standardisation(aggregator):
 def test_categories_and_constant_columns_stay():
     assert common().rules[2:] == RULES.rules[2:]
     only = Preprocess((RULES.rules[2],))
-    assert (
-        standardised(only, PARTIES, aggregator=PlainSum(), quorum=3, expected_records=9, rng=SystemRandomness()) == only
-    )
+    job = parse({"data": {"set": "breast-cancer", "standardise": True}})
+    assert preparing_of(job, only, 2) is None  # and no sum is taken
+    assert preparing_of(job, RULES, 2).length == 1 + 2 * 3
 
 
 def test_features_stay_in_the_box_and_bounds_still_refuse():
@@ -80,9 +87,7 @@ def test_too_many_records_and_lost_quorum():
     with pytest.raises(DataError, match="train.expected_records"):
         common(expected_records=1)
     with pytest.raises(Aborted):
-        standardised(
-            RULES, PARTIES, aggregator=_Silent(), quorum=3, expected_records=50, rng=SystemRandomness()
-        )  # fmt: skip
+        common(_Silent())
 
 
 class _Silent(PlainSum):
@@ -120,3 +125,45 @@ def test_a_job_with_two_servers_standardises_too():
 def test_a_quorum_above_the_parties_is_refused():
     with pytest.raises(JobError, match="train.quorum=9"):
         load_data(parse({"data": {"set": "breast-cancer", "standardise": True}, "train": {"quorum": 9}}))
+
+
+@pytest.mark.parametrize("aggregator", [PlainSum(), AGGREGATORS["masked"]()], ids=lambda a: a.name)
+def test_class_weights_are_those_of_the_pooled_counts(aggregator):
+    """And the loss they weigh is scikit-learn's with sample weights: the same gradient."""
+    labels = {name: np.arange(len(party["age"])) % 3 // 2 for name, party in PARTIES.items()}
+    tables = {name: Table(PARTIES[name], labels[name].astype(np.int64)) for name in PARTIES}
+    asked = PreparingSum(Preparing(RULES, "centre", classes=2), 50)
+    done = prepared(asked, tables, aggregator=aggregator, quorum=3, rng=SystemRandomness())
+    counts = np.bincount(np.concatenate(list(labels.values())))
+    assert done.class_weights == pytest.approx(counts.min() / counts, rel=1e-6)
+    assert done.class_weights[1] == 1.0
+    features = np.concatenate([RULES.apply(table.columns) for table in tables.values()])
+    np.testing.assert_allclose(done.preprocess.centre, features.mean(axis=0), atol=1e-6)
+
+
+def test_balanced_classes_move_the_model_as_repeated_records_would():
+    """Weights 1/2 and 1 on a gradient are the weights 1 and 2 of records that occur twice, halved."""
+    rng = np.random.default_rng(5)
+    x, y = rng.normal(size=(30, 4)), (np.arange(30) % 3 == 0).astype(np.int64)
+    graph = unflatten(logistic(4), rng.normal(size=5))
+    twice = np.concatenate([np.arange(30), np.flatnonzero(y == 1)])
+    weighed = gradient_sum(graph, x, y, class_weights=(0.5, 1.0))
+    np.testing.assert_allclose(2 * weighed, gradient_sum(graph, x[twice], y[twice]), atol=1e-12)
+    np.testing.assert_allclose(record_gradients(graph, x, y, class_weights=(0.5, 1.0)).sum(axis=0), weighed, atol=1e-12)
+
+
+def test_a_job_balances_its_classes():
+    """The rarer class is expected more often, and the federation is the pooled records still."""
+    sections = {"data": {"set": "breast-cancer", "split": "even"}, "train": {"rounds": 8}}
+    expected = []
+    for weights in ("none", "balanced"):
+        job = parse(sections | {"train": {**sections["train"], "class_weights": weights}})
+        data = load_data(job)
+        *_, done = train(job, data)
+        chosen = decide(done.model.apply(data.test.x))
+        second = float(done.model.apply(data.test.x).mean())
+        expected.append([1 - second, second])
+        pooled = decide(pooled_model(job, data).apply(data.test.x))
+        assert (pooled == chosen).mean() > 0.99
+    rare = int(np.bincount(np.concatenate([silo.y for silo in data.silos])).argmin())
+    assert expected[1][rare] > expected[0][rare] + 0.003
