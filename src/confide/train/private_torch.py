@@ -32,8 +32,8 @@ from confide.train.encodings import Encoding, charge, charges
 from confide.train.learner import Learner
 from confide.train.ledger import Ledger
 from confide.train.local import Silo
+from confide.train.parts import AGGREGATORS
 from confide.train.rounds import Round, federate
-from confide.train.run import AGGREGATORS
 from confide.train.sections import TrainSection, default_quorum
 from confide.train.torch_check import check
 from confide.train.torch_learner import TorchLearner
