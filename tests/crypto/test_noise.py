@@ -182,19 +182,43 @@ def test_zero_is_always_accepted():
     assert noise._below_exactly(0, 2**64 - 1, Fraction(9), Script())
 
 
+def proposing(stairs: noise._Staircase, magnitude: int, *, negative: bool = False) -> int:
+    """Return a word that proposes this value."""
+    entry = int(np.flatnonzero(stairs.table == magnitude // stairs.width)[0])
+    return entry * 2 * stairs.width + 2 * (magnitude % stairs.width) + negative
+
+
+@pytest.mark.parametrize("variance", [Fraction(1), Fraction(1000, 7), Fraction(4**20)])
+def test_ceilings_are_never_below_the_law_and_the_strips_cover_it(variance):
+    reach = largest_draw(variance)
+    stairs = noise._staircase(variance, reach)
+    assert len(stairs.ceilings) * stairs.width > reach
+    assert np.array_equal(np.bincount(stairs.table), stairs.ceilings * 256)
+    with mpmath.workdps(40):
+        for strip, ceiling in enumerate(stairs.ceilings.tolist()):
+            least = mpmath.mpf(strip * stairs.width)
+            assert ceiling >= mpmath.exp(-least * least * variance.denominator / (2 * variance.numerator))
+
+
 def test_uncertain_proposals_are_decided_exactly():
     variance, reach = Fraction(9), 37
+    stairs = noise._staircase(variance, reach)
+    ceiling = Fraction(float(stairs.ceilings[5 // stairs.width]))
     with mpmath.workdps(60):
-        edge = int(mpmath.floor(mpmath.exp(-mpmath.mpf(25) / 18) * 2**64))
-    proposals, uniforms = words(reach + 5, reach + 5), words(edge, edge)
+        ratio = mpmath.exp(-mpmath.mpf(25) / 18) * ceiling.denominator / ceiling.numerator
+        edge = int(mpmath.floor(ratio * 2**64))
+    proposals, uniforms = words(*[proposing(stairs, 5, negative=True)] * 2), words(edge, edge)
     script = Script(proposals + uniforms, words(0), words(2**64 - 1))
-    assert noise._accepted(variance, reach, 2, script).tolist() == [5]
+    assert noise._accepted(variance, reach, stairs, 2, script).tolist() == [-5]
 
 
-def test_words_in_the_last_incomplete_run_are_no_proposals():
-    reach = 37
-    runs = 2**64 // (2 * reach + 1)
-    first_beyond = runs * (2 * reach + 1)
-    script = Script(words(first_beyond, 2**64 - 1, first_beyond - 1) + words(0, 0, 0), *[words(0)] * 9)
-    accepted = noise._accepted(Fraction(9), reach, 3, script).tolist()
-    assert accepted == [reach]  # only the last word of the last complete run; U near 0 accepts it
+def test_what_is_no_proposal_is_never_accepted():
+    """A word in the last incomplete run, minus zero, and magnitudes beyond the reach; U near 0 accepts all others."""
+    variance, reach = Fraction(9), 37
+    stairs = noise._staircase(variance, reach)
+    choices = 2 * stairs.width * len(stairs.table)
+    first_beyond = 2**64 // choices * choices
+    no = [first_beyond, 2**64 - 1, proposing(stairs, 0, negative=True), proposing(stairs, reach + 1)]
+    yes = [proposing(stairs, 0), proposing(stairs, reach), proposing(stairs, 3, negative=True)]
+    script = Script(words(*no, *yes) + words(*[0] * 7), *[words(0)] * 9)
+    assert noise._accepted(variance, reach, stairs, 7, script).tolist() == [0, reach, -3]

@@ -57,7 +57,7 @@ def has_deviation(sample, deviation):
 @pytest.mark.parametrize(("fault", "silos"), [(None, 4), (drop(src="h2"), 3)])
 def test_the_model_carries_the_noise_of_every_survivor(fault, silos):
     """Silos without records send noise alone, so the moves are the noise: right scale, not 2/3, not 3/2 of it."""
-    sample = moves(EMPTY, Masked(), "noise", fault)
+    sample = np.concatenate([moves(EMPTY, Masked(), seed, fault) for seed in ("noise", "more noise")])
     # what one release must carry for h = 2 honest shares, in units of the mean gradient, times what survivors add
     claimed = PLAN.noise_multiplier * PLAN.clip_norm / PLAN.expected_records
     expected = claimed * np.sqrt(silos / PLAN.shares)

@@ -35,7 +35,7 @@ ACCOUNTANT = "exact Gaussian profile + discrete surcharge (docs/protocols/dp-gra
 #: The theorem needs shares of at least 3 grid steps of standard deviation.
 LEAST_SHARE_VARIANCE = 9.0
 
-_LARGEST_EPSILON = 32.0  # beyond it no claim is worth making, and the sampler's tail times exp(epsilon) would count
+LARGEST_EPSILON = 32.0  # beyond it no claim is worth making, and the sampler's tail times exp(epsilon) would count
 
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
@@ -51,8 +51,8 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
     """
     if not (mu > 0 and epsilon >= 0):
         raise ValueError(f"Expected mu={mu} above 0 and epsilon={epsilon} at least 0")
-    if epsilon > _LARGEST_EPSILON:
-        return gaussian_delta(mu, _LARGEST_EPSILON)
+    if epsilon > LARGEST_EPSILON:
+        return gaussian_delta(mu, LARGEST_EPSILON)
     argument = epsilon / mu + mu / 2
     first = _upper_tail(epsilon / mu - mu / 2)
     second = math.exp(epsilon) * _upper_tail(argument)
@@ -62,7 +62,7 @@ def gaussian_delta(mu: float, epsilon: float) -> float:
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
     """Return the smallest epsilon at which a mu-GDP mechanism is (epsilon, delta)-private, rounded up; inf above 32."""
-    return _least_epsilon(lambda epsilon: gaussian_delta(mu, epsilon), delta)
+    return least_epsilon(lambda epsilon: gaussian_delta(mu, epsilon), delta)
 
 
 def gaussian_mu(epsilon: float, delta: float) -> float:
@@ -72,7 +72,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
         UsageError: epsilon is not in (0, 32] or delta not in (0, 1).
     """
     check_target(epsilon, delta)
-    low, high = 0.0, 2.0 * math.sqrt(2.0 * _LARGEST_EPSILON) + 40.0
+    low, high = 0.0, 2.0 * math.sqrt(2.0 * LARGEST_EPSILON) + 40.0
     for _ in range(100):
         middle = (low + high) / 2
         low, high = (middle, high) if gaussian_delta(middle, epsilon) <= delta else (low, middle)
@@ -83,7 +83,7 @@ def gaussian_mu(epsilon: float, delta: float) -> float:
 
 def check_target(epsilon: float, delta: float) -> None:
     """Raise UsageError unless 0 < epsilon <= 32 and 0 < delta < 1."""
-    if not 0 < epsilon <= _LARGEST_EPSILON:
+    if not 0 < epsilon <= LARGEST_EPSILON:
         raise UsageError(f"Expected epsilon={epsilon} above 0 and at most 32; 1 is a strong promise, 10 a weak one")
     if not 0 < delta < 1:
         raise UsageError(f"Expected delta={delta} between 0 and 1; below one over the number of records")
@@ -198,7 +198,7 @@ class Composition:
     def delta(self, epsilon: float) -> float:
         """Return a delta at which the releases are (epsilon, delta)-private together."""
         surcharge = self.surcharge
-        if epsilon < surcharge or epsilon > _LARGEST_EPSILON:
+        if epsilon < surcharge or epsilon > LARGEST_EPSILON:
             return 1.0
         return min(
             1.0,
@@ -207,7 +207,7 @@ class Composition:
 
     def epsilon(self, delta: float) -> float:
         """Return the smallest epsilon at which `delta` suffices, rounded up; inf if there is none up to 32."""
-        return _least_epsilon(self.delta, delta)
+        return least_epsilon(self.delta, delta)
 
 
 def _upper_tail(x: float) -> float:
@@ -215,14 +215,14 @@ def _upper_tail(x: float) -> float:
     return math.erfc(x / math.sqrt(2.0)) / 2
 
 
-def _least_epsilon(profile: Callable[[float], float], delta: float) -> float:
+def least_epsilon(profile: Callable[[float], float], delta: float) -> float:
     """Return the smallest epsilon up to 32 with profile(epsilon) <= delta to 60 bits, always one that satisfies it."""
     if profile(0.0) <= delta:
         return 0.0
     low, high = 0.0, 2.0**-20
     while profile(high) > delta:
         low, high = high, 2 * high
-        if high > _LARGEST_EPSILON:
+        if high > LARGEST_EPSILON:
             return math.inf
     for _ in range(60):
         middle = (low + high) / 2

@@ -18,6 +18,9 @@ from confide.train.run import Prepared, fit, load_data, local_models, pooled_mod
 from confide.train.sections import Job, TrainSection
 
 if TYPE_CHECKING:
+    from confide.train.private_torch import PrivateTorchLearner, fit_privately, private_label
+    from confide.train.torch_check import problems
+    from confide.train.torch_graph import Polynomial, Square, graph_of
     from confide.train.torch_learner import TorchLearner, outputs
     from confide.train.torch_low_rank import low_rank
 
@@ -27,13 +30,18 @@ __all__ = [
     "Job",
     "Learner",
     "Output",
+    "Polynomial",
     "Prepared",
+    "PrivateTorchLearner",
     "Round",
     "Silo",
+    "Square",
     "TorchLearner",
     "TrainSection",
     "describe",
     "fit",
+    "fit_privately",
+    "graph_of",
     "load",
     "load_data",
     "local_models",
@@ -42,6 +50,8 @@ __all__ = [
     "parse",
     "personal_models",
     "pooled_model",
+    "private_label",
+    "problems",
     "start_hash",
     "train",
     "train_section",
@@ -50,9 +60,16 @@ __all__ = [
 
 #: Where the names that need torch live.
 _HOMES: Mapping[str, str] = {
+    "Polynomial": "confide.train.torch_graph",
+    "PrivateTorchLearner": "confide.train.private_torch",
+    "Square": "confide.train.torch_graph",
     "TorchLearner": "confide.train.torch_learner",
+    "fit_privately": "confide.train.private_torch",
+    "graph_of": "confide.train.torch_graph",
     "low_rank": "confide.train.torch_low_rank",
     "outputs": "confide.train.torch_learner",
+    "private_label": "confide.train.private_torch",
+    "problems": "confide.train.torch_check",
 }
 
 
@@ -63,6 +80,6 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_HOMES[name]), name)
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in ("torch", "dp_accounting"):
             raise
-        raise MissingExtra("torch", "train") from None
+        raise MissingExtra(error.name, "train") from None
