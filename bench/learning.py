@@ -213,7 +213,8 @@ def federated(name: str, place: Path) -> list[Figure]:
     *_, done = train(job, data)
     apart, passes = 100 * (hits(pooled_model(job, data), data) - hits(done.model, data)), done.number / job.train.rounds
     print(
-        f"{'':15}without privacy the federation is {apart:.2f} points from pooled (bar 1), {passes:g} x its passes (bar 2)"
+        f"{'':15}without privacy the federation is {apart:.2f} points from pooled (bar 1), {passes:g} x its passes "
+        "(bar 2)"
     )
     return [
         Figure(f"{name}, federated from pooled, without privacy", apart, "points", None, None, 1.0, apart <= 1.0),

@@ -44,7 +44,7 @@ def twice_as_long(name: str, total: np.ndarray, noise: np.ndarray) -> np.ndarray
     return 2 * total + noise
 
 
-def plan_of(length: int, rounds: int = 1) -> PrivacyPlan:
+def plan_of(length: int, rounds: int = 1, grid: int | None = None) -> PrivacyPlan:
     """Return the plan of the hospitals: epsilon 1, quorum 3, one colluding, so two shares carry the claim."""
     return PrivacyPlan.calibrate(
         epsilon=1.0,
@@ -52,6 +52,7 @@ def plan_of(length: int, rounds: int = 1) -> PrivacyPlan:
         clip_norm=0.5,
         rounds=rounds,
         length=length,
+        grid=grid,
         silos=4,
         quorum=3,
         colluding=1,
