@@ -5,6 +5,7 @@ import pytest
 from sklearn.preprocessing import StandardScaler
 
 from confide.crypto.random import SystemRandomness
+from confide.data.sets import load_set
 from confide.data.table import Table
 from confide.errors import Aborted, DataError, JobError, ModelError
 from confide.ideal import PlainSum
@@ -167,3 +168,14 @@ def test_a_job_balances_its_classes():
         assert (pooled == chosen).mean() > 0.99
     rare = int(np.bincount(np.concatenate([silo.y for silo in data.silos])).argmin())
     assert expected[1][rare] > expected[0][rare] + 0.003
+
+
+def test_features_that_are_computed_once_are_those_of_the_saved_preparation():
+    job = parse({"data": {"set": "breast-cancer", "standardise": "centre"}, "model": {"unit_rows": True}})
+    data = load_data(job)
+    table = load_set("breast-cancer")[1]
+    every = data.preprocess.apply(table.columns)
+    known = {row.tobytes() for row in every}
+    assert data.preprocess.centre
+    for silo in (*data.silos, data.test):
+        assert {row.tobytes() for row in silo.x} <= known

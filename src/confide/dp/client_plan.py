@@ -54,9 +54,6 @@ MOST_NOISE = 0.02
 
 _LARGEST_SUM = 1 << 62
 
-#: What the label calls everything that one party holds; no identifier of a schema may be called so.
-CLIENT = "client"
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Participation:

@@ -126,11 +126,15 @@ class Preparing:
     def _scales(self) -> list[Scale]:
         return scales_of(self.preprocess)
 
-    def rows(self, columns: Columns, labels: Labels) -> Matrix:
-        """Return what is summed of each record, shape (n, length)."""
+    def rows(self, columns: Columns, labels: Labels, fixed: Matrix | None = None) -> Matrix:
+        """Return what is summed of each record, shape (n, length).
+
+        Args:
+            fixed: what `Preprocess.fixed` made of the columns; None if that is still to do.
+        """
         parts = [np.ones((len(labels), 1))]
         if self.features == "centre":
-            parts.append(self.preprocess.fixed(columns))
+            parts.append(self.preprocess.fixed(columns) if fixed is None else fixed)
         elif self.features == "standardise":
             u = Preprocess(tuple(self._scales)).apply(columns)
             parts += [u, u * u]
@@ -267,19 +271,27 @@ class PreparingSum:
         return self.plan.preparation.bound
 
     def contribution(
-        self, name: str, columns: Columns, labels: Labels, rng: Randomness, *, prepared: bool = False
+        self,
+        name: str,
+        columns: Columns,
+        labels: Labels,
+        rng: Randomness,
+        *,
+        prepared: bool = False,
+        fixed: Matrix | None = None,
     ) -> Vector:
         """Return what a party submits: int64, shape (length,).
 
         Args:
             name: the party, for an error text.
             prepared: whether it has submitted one before, which under a plan is refused.
+            fixed: as in `Preparing.rows`.
 
         Raises:
             DataError: without a plan, no records or far more than `expected_records`.
             PrivacyError: the release is spent.
         """
-        rows = self.preparing.rows(columns, labels)
+        rows = self.preparing.rows(columns, labels, fixed)
         if self.plan is not None and self.plan.preparation is not None:
             clipped = self.plan.preparation.clipped_sum(rows)
             return Releases(self.plan, prepared=prepared).prepare(clipped, rng)
@@ -314,6 +326,7 @@ def prepared(
     run_id: str = "run",
     ledger: Ledger | None = None,
     fault: Fault | None = None,
+    fixed: Mapping[str, Matrix] | None = None,
 ) -> Preparation:
     """Return the preparation that the parties' records give together.
 
@@ -325,6 +338,7 @@ def prepared(
         rng: secret randomness of the parties.
         ledger: under a plan gets what the release spends before it is made, and one entry for it.
         fault: what the simulated network does to messages.
+        fixed: as in `Preparing.rows`, of every party.
 
     Raises:
         DataError: without a plan, a party has no records, or too many for the ring.
@@ -342,8 +356,10 @@ def prepared(
         model_hash=asked.preparing.digest,
     )
     sums = SingleSum(aggregator, session, rng)
+    made = fixed or {}
     vectors = {
-        name: asked.contribution(name, table.columns, table.labels, rng.branch()) for name, table in parties.items()
+        name: asked.contribution(name, table.columns, table.labels, rng.branch(), fixed=made.get(name))
+        for name, table in parties.items()
     }
     if ledger is not None and plan is not None:  # before it leaves: a crash must not hide what was spent
         ledger.append("release", {"of": "preparation", "attempt": 1, "epsilon": plan.spent(0)})

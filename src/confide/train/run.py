@@ -144,15 +144,21 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     start = start_of(job, preprocess.features, schema.label.classes)
     if budget is not None and preparing_of(job, preprocess, classes_of(start)) is not None:
         budget.charge()
-    done, plan = _prepared(job, preprocess, tables, start, rng or SystemRandomness(), ledger)
+    # A centre follows from features that are needed again; those of images take minutes.
+    once = job.data.standardise == "centre"
+    fixed = {name: preprocess.fixed(table.columns) for name, table in tables.items()} if once else {}
+    done, plan = _prepared(job, preprocess, tables, start, rng or SystemRandomness(), ledger, fixed)
     preprocess = done.preprocess
 
     def silo(name: str, table: Table) -> Silo:
         return silo_of(job, name, preprocess, table)
 
+    def trained(name: str, table: Table) -> Silo:
+        return Silo(name, preprocess.finished(fixed.pop(name)), table.labels) if once else silo(name, table)
+
     return Prepared(
         preprocess=preprocess,
-        silos=tuple(silo(name, table) for name, table in tables.items()),
+        silos=tuple(trained(name, table) for name, table in tables.items()),
         test=silo("test", test),
         start=start,
         held=tuple(silo(name, table) for name, table in held.items()),
@@ -202,6 +208,7 @@ def _prepared(
     start: Graph,
     rng: Randomness,
     ledger: Ledger | None,
+    fixed: Mapping[str, Matrix],
 ) -> tuple[Preparation, PrivacyPlan | None]:
     """Return the preparation after its sum, if the job has one, and the plan that a noisy sum is a part of."""
     names = tuple(tables)
@@ -223,6 +230,7 @@ def _prepared(
         rng=rng,
         run_id=job.job.name,
         ledger=ledger,
+        fixed=fixed,
     )
     return done, plan
 
