@@ -282,6 +282,15 @@ def test_private_gradients_of_unit_rows_have_defaults_of_their_own():
     assert (bare.rounds, bare.learning_rate, bare.momentum) == (30, 1.0, 0.9)
 
 
+def test_auto_chooses_what_bounds_a_unit_of_several_records():
+    sections = {
+        "data": {"schema": "s.toml", "tables": {"a": "a.csv", "b": "b.csv"}},
+        "privacy": {"expected_records": 40_000, "mechanism": "auto", "unit": "patient"},
+    }
+    job = parse(sections)
+    assert (job.train.algorithm, job.data.standardise, job.model.unit_rows) == ("fedavg", False, True)
+
+
 def test_residuals_weigh_classes():
     found = residuals(np.array([[0.25], [0.25]]), np.array([0, 1]), (0.5, 1.0))
     assert found.tolist() == [[0.125], [-0.75]]

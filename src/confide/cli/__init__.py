@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import console, federation, ledger, proxies
+from confide.cli import budget, console, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.label import label
@@ -37,6 +37,7 @@ app = typer.Typer(
     epilog="Start with: confide demo. Each command has a page in docs/.",
 )
 app.add_typer(ledger.app, name="ledger")
+app.add_typer(budget.app, name="budget")
 app.add_typer(federation.app, name="federation")
 app.command()(split)
 app.command()(label)

@@ -2,6 +2,7 @@
 
     name = "heart"
     source = "where the bounds come from"
+    identifiers = ["patient_id"]
 
     [label]
     name = "diagnosis"
@@ -141,6 +142,7 @@ class Schema:
         source: where the bounds and categories come from.
         columns: the inputs, in the order of the features.
         label: the column to predict.
+        identifiers: columns that say whose record it is (patient, customer). Never a feature: they only group records.
 
     Example:
         >>> schema = Schema.parse({
@@ -155,6 +157,7 @@ class Schema:
     source: str
     columns: tuple[Column, ...]
     label: Label
+    identifiers: tuple[str, ...] = ()
 
     @staticmethod
     def load(path: Path) -> Schema:
@@ -163,12 +166,21 @@ class Schema:
         Raises:
             DataError: the file is absent, too large or no TOML; or as in `parse`.
         """
+        return Schema.read(Schema.text(path), where=str(path))
+
+    @staticmethod
+    def text(path: Path) -> str:
+        """Return the text of a schema file.
+
+        Raises:
+            DataError: the file is absent, too large or no text.
+        """
         try:
             with path.open("rb") as file:
                 body = file.read(LARGEST_SCHEMA_BYTES + 1)
             if len(body) > LARGEST_SCHEMA_BYTES:
                 raise DataError(f"Expected a schema of at most {LARGEST_SCHEMA_BYTES} bytes at {path}")
-            return Schema.read(body.decode(), where=str(path))
+            return body.decode()
         except OSError as error:
             raise DataError(f"Expected a readable schema at {path}; {error.strerror}") from None
         except ValueError as error:  # no UTF-8, or no path
@@ -199,16 +211,18 @@ class Schema:
             DataError: with every problem of the schema.
         """
         read = _Reader()
-        read.known(table, ("name", "source", "label", "columns"), "", "a schema")
+        read.known(table, ("name", "source", "identifiers", "label", "columns"), "", "a schema")
         columns = _columns(read, read.value(table, "columns", "", dict[str, Any], {}, required=False))
         label = _label(read, read.value(table, "label", "", dict[str, Any], {}))
         name, source = (read.value(table, key, "", str, "", required=False) for key in ("name", "source"))
         if label.name in {column.name for column in columns}:
             read.problem(f"columns.{label.name}", "is the label; leave it out of the columns")
+        identifiers = tuple(read.value(table, "identifiers", "", list[str], [], required=False))
+        _check_identifiers(read, identifiers, {label.name, *(column.name for column in columns)})
         if read.problems:
             lines = "\n  ".join(["", *read.problems]) if len(read.problems) > 1 else f" {read.problems[0]}"
             raise DataError(f"Expected a usable schema in {where};{lines}")
-        return Schema(name, source, columns, label)
+        return Schema(name, source, columns, label, identifiers)
 
 
 class _Reader:
@@ -359,6 +373,18 @@ def _label(read: _Reader, table: Mapping[str, Any]) -> Label:
     if "classes" in table and len(classes) < 2:
         read.problem("label.classes", f"has {len(classes)} entries; name at least two classes")
     return Label(read.value(table, "name", "label.", str, ""), values)
+
+
+def _check_identifiers(read: _Reader, identifiers: tuple[str, ...], others: set[str]) -> None:
+    seen = set(others)
+    for name in identifiers:
+        if not name.strip():
+            read.problem("identifiers", "names a column with an empty name")
+        elif name in seen:
+            read.problem(
+                "identifiers", f"names {name!r}, which is there already; an identifier is no feature and no label"
+            )
+        seen.add(name)
 
 
 def _is_finite(value: object) -> TypeGuard[float]:

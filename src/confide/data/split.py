@@ -113,7 +113,7 @@ def holdout(table: Table, *, fraction: float, seed: int | str) -> tuple[Table, T
     return table.take(np.sort(order[count:])), table.take(np.sort(order[:count]))
 
 
-def aside(table: Table, *, fraction: float, seed: int | str) -> tuple[Table, Table]:
+def aside(table: Table, *, fraction: float, seed: int | str, unit: str | None = None) -> tuple[Table, Table]:
     """Return (training records, test records), each record sent to its side by its own content alone.
 
     Differential privacy compares tables that differ in one record. `holdout` shuffles, so one record more sends others
@@ -124,17 +124,20 @@ def aside(table: Table, *, fraction: float, seed: int | str) -> tuple[Table, Tab
         table: at least two records.
         fraction: expected share of test records, 0 < fraction < 1.
         seed: of the public choice.
+        unit: the identifier by which all records of one person go to one side, the same at every party; None sends
+            each record by itself.
 
     Raises:
         DataError: fraction is out of range, or one side is empty.
     """
     if not 0 < fraction < 1:
         raise DataError(f"Expected a fraction={fraction} between 0 and 1")
-    names = sorted(table.columns)
-    cells = [table.columns[name].tolist() for name in names]
-    tested = [
-        _unit_hash((seed, label, *row)) < fraction for label, *row in zip(table.labels.tolist(), *cells, strict=True)
-    ]
+    if unit is not None:
+        records = [(seed, unit, whose) for whose in table.identifiers[unit].tolist()]
+    else:
+        cells = [table.columns[name].tolist() for name in sorted(table.columns)]
+        records = [(seed, label, *row) for label, *row in zip(table.labels.tolist(), *cells, strict=True)]
+    tested = [_unit_hash(record) < fraction for record in records]
     rows = np.asarray(tested, bool)
     if not table.n or rows.all() or not rows.any():
         raise DataError(f"Expected more records for a test share of {fraction}; name a test table instead")

@@ -11,7 +11,7 @@ import csv
 import math
 import zipfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +40,12 @@ class Table:
         columns: raw values by column: float64 of shape (n,) for numbers with NaN where missing, text (object) of shape
             (n,) for categories with "" where missing, the file's numbers of shape (n, height, width) for images.
         labels: int64 class indices, shape (n,).
+        identifiers: text (object) of shape (n,) by column: whose record it is. Never a feature.
     """
 
     columns: Columns
     labels: Labels
+    identifiers: Columns = field(default_factory=dict[str, NDArray[Any]])
 
     @property
     def n(self) -> int:
@@ -52,13 +54,19 @@ class Table:
 
     def take(self, rows: NDArray[np.int64]) -> Table:
         """Return the records with these indices, in this order."""
-        return Table({name: values[rows] for name, values in self.columns.items()}, self.labels[rows])
+        columns, identifiers = (
+            {name: values[rows] for name, values in part.items()} for part in (self.columns, self.identifiers)
+        )
+        return Table(columns, self.labels[rows], identifiers)
 
     @staticmethod
     def concatenate(tables: Sequence[Table]) -> Table:
         """Return the records of at least one table of the same schema, one after the other."""
         columns = {name: np.concatenate([table.columns[name] for table in tables]) for name in tables[0].columns}
-        return Table(columns, np.concatenate([table.labels for table in tables]))
+        identifiers = {
+            name: np.concatenate([table.identifiers[name] for table in tables]) for name in tables[0].identifiers
+        }
+        return Table(columns, np.concatenate([table.labels for table in tables]), identifiers)
 
     def __repr__(self) -> str:  # records are private, their number is not
         return f"Table({self.n} records, {len(self.columns)} columns)"
@@ -78,7 +86,7 @@ def read_csv(path: Path, schema: Schema) -> Table:
     refuse_images(path, images_of(schema))
     numbers = [column.name for column in schema.columns if isinstance(column, Number)]
     texts = [column.name for column in schema.columns if isinstance(column, Category)]
-    raw = read_columns(path, numbers=numbers, texts=[*texts, schema.label.name])
+    raw = read_columns(path, numbers=numbers, texts=[*texts, *schema.identifiers, schema.label.name])
     return check(raw, schema, where=str(path))
 
 
@@ -91,7 +99,7 @@ def read_npz(path: Path, schema: Schema) -> Table:
         DataError: the file is absent or no such archive; it unpacks to more than 1 GiB; a column is missing; or a value
             breaks the schema.
     """
-    names = [column.name for column in schema.columns] + [schema.label.name]
+    names = [*(column.name for column in schema.columns), *schema.identifiers, schema.label.name]
     return check(read_arrays(path, names, images=images_of(schema)), schema, where=str(path))
 
 
@@ -163,7 +171,7 @@ def check(raw: Columns, schema: Schema, *, where: str) -> Table:
     Raises:
         DataError: there are no records, lengths differ, or a value breaks the schema.
     """
-    _present([column.name for column in schema.columns] + [schema.label.name], raw, where)
+    _present([*(column.name for column in schema.columns), *schema.identifiers, schema.label.name], raw, where)
     shape = raw[schema.label.name].shape
     columns: dict[str, NDArray[Any]] = {}
     for column in schema.columns:
@@ -179,7 +187,9 @@ def check(raw: Columns, schema: Schema, *, where: str) -> Table:
             if isinstance(column, Number)
             else _checked_texts(values, column, place)
         )
-    return Table(columns, _labels(raw[schema.label.name], schema.label, f"{where}, column {schema.label.name!r}"))
+    identifiers = {name: _identified(raw[name], shape, f"{where}, column {name!r}") for name in schema.identifiers}
+    labels = _labels(raw[schema.label.name], schema.label, f"{where}, column {schema.label.name!r}")
+    return Table(columns, labels, identifiers)
 
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -335,6 +345,17 @@ def _checked_texts(values: NDArray[Any], column: Category, where: str) -> NDArra
                 f"Expected a known category in {where}, row {row + 1}, got {text!r}"
                 f"{nearest(text, column.categories)}; correct it, or add it to the schema of every party"
             )
+    return texts
+
+
+def _identified(values: NDArray[Any], records: tuple[int, ...], where: str) -> NDArray[Any]:
+    """Return whose records they are, as text; a record that is nobody's would count for itself, so it is refused."""
+    if values.shape != records:
+        raise DataError(f"Expected {where} to say of each record whose it is")
+    texts = _stripped(values, where)
+    if (texts == "").any():
+        row = int(np.argmax(texts == "")) + 1
+        raise DataError(f"Expected {where}, row {row} to say whose record it is; fill it in, or leave that row out")
     return texts
 
 

@@ -182,15 +182,21 @@ class Composition:
         """Return what integers add to epsilon."""
         return math.fsum(part.surcharge for part in self.parts)
 
+    def tail(self, epsilon: float) -> float:
+        """Return what the cut tails of the noise add to delta at `epsilon`; it grows with epsilon."""
+        return TAIL * math.fsum(
+            part.rounds * part.length * (1 + part.shares * (1 + math.exp(epsilon))) for part in self.parts
+        )
+
     def delta(self, epsilon: float) -> float:
         """Return a delta at which the releases are (epsilon, delta)-private together."""
         surcharge = self.surcharge
         if epsilon < surcharge or epsilon > _LARGEST_EPSILON:
             return 1.0
-        tail = TAIL * math.fsum(
-            part.rounds * part.length * (1 + part.shares * (1 + math.exp(epsilon))) for part in self.parts
+        return min(
+            1.0,
+            (1 + 2.0**-48) * (math.exp(surcharge) * gaussian_delta(self.mu, epsilon - surcharge) + self.tail(epsilon)),
         )
-        return min(1.0, (1 + 2.0**-48) * (math.exp(surcharge) * gaussian_delta(self.mu, epsilon - surcharge) + tail))
 
     def epsilon(self, delta: float) -> float:
         """Return the smallest epsilon at which `delta` suffices, rounded up; inf if there is none up to 32."""

@@ -83,6 +83,66 @@ def clipped_sum(per_record: Matrix, *, clip_norm: float, grid: int) -> Clipped:
     return Clipped(total, grid, clip_norm, ignored)
 
 
+def ranks(units: Vector) -> tuple[Vector, Vector, Vector]:
+    """Return the place of each record's unit among the units, its rank within it, and the records of each unit.
+
+    Args:
+        units: int64, shape (n,): equal numbers for records of one unit.
+    """
+    _, places, counts = np.unique(units, return_inverse=True, return_counts=True)
+    order = np.argsort(places, kind="stable")
+    rank = np.empty(len(units), np.int64)
+    rank[order] = np.arange(len(units)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return places.reshape(-1).astype(np.int64), rank, counts.astype(np.int64)
+
+
+def unit_sums(per_record: Matrix, units: Vector) -> Matrix:
+    """Return the sum of the vectors of each unit's records, shape (units, d).
+
+    Args:
+        per_record: float64, shape (n, d). Rows that hold NaN or infinity count as zero.
+        units: int64, shape (n,): equal numbers for records of one unit.
+
+    **Guarantees** that a sum is bit for bit the same whatever the records of other units are: its records are added one
+    after the other in their order.
+    """
+    if per_record.ndim != 2 or units.shape != (len(per_record),):
+        raise UsageError(f"Expected one unit for each record, got {units.shape} for {per_record.shape}")
+    places, rank, counts = ranks(units)
+    sums = np.zeros((len(counts), per_record.shape[1]))
+    usable = np.isfinite(per_record).all(axis=1, keepdims=True)
+    finite = np.where(usable, per_record, 0.0)
+    with np.errstate(over="ignore"):
+        for number in range(int(counts.max(initial=0))):
+            rows = rank == number
+            sums[places[rows]] += finite[rows]
+    return sums
+
+
+def clipped_unit_sum(per_record: Matrix, units: Vector, *, clip_norm: float, grid: int, parties: int = 1) -> Clipped:
+    """Return the sum over units of one vector each: the sum of its records' vectors, clipped and rounded to the grid.
+
+    Where a unit's records may lie at several parties, each of these clips to an equal part of `clip_norm`, so that the
+    sum of all parties moves by `clip_norm` at most. Scaling the noise up by `parties` instead would be the same
+    mechanism under another `clip_norm`; so this one's is what a unit can add in all, and the noise stays as stated.
+
+    Args:
+        per_record, units: as in `unit_sums`.
+        clip_norm: largest norm of what one unit adds at all parties together.
+        grid: s, steps of `clip_norm`.
+        parties: the most parties k that hold records of one unit; public, and nobody can check it.
+
+    Raises:
+        UsageError: as in `clipped_sum`, for a grid of s // k steps.
+
+    **Guarantees** that `total` moves by an L2 norm of at most s // k when all records of one unit are added or removed,
+    and the sum of k parties' by at most s.
+    """
+    share = grid // parties
+    clipped = clipped_sum(unit_sums(per_record, units), clip_norm=clip_norm * (share / grid), grid=share)
+    return Clipped(clipped.total, grid, clip_norm, clipped.ignored)
+
+
 def to_grid(rows: Matrix, clip_norm: float, grid: int) -> tuple[Vector, int]:
     """Return each row clipped and rounded, as integers of norm <= grid, and how many rows were neither zero nor wild.
 

@@ -15,7 +15,9 @@ those of the third to at most (t g)^2. Adding or removing one record therefore m
 
     s = ceil(sqrt((5 g^2)^2 + (t g)^2)),
 
-exactly, whatever the record and whatever the others. All of it is exact: the integers of a block of records stay below
+exactly, whatever the record and whatever the others. Where a unit is more than a record (a patient with several), its
+records get integer weights that add up to W at most, and the unit moves the sums by W s at most: a norm is convex.
+It All of it is exact: the integers of a block of records stay below
 2^53, where float64's matrix product has no rounding in any order.
 
 Source: Wang, Revisiting differentially private linear regression (UAI 2018), algorithms 1 and 2: one release of both
@@ -33,7 +35,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.dp.mechanisms import Clipped, to_grid
+from confide.dp.mechanisms import Clipped, ranks, to_grid
 from confide.errors import UsageError
 
 Matrix = NDArray[np.float64]
@@ -53,6 +55,8 @@ class Moments:
         targets: k, >= 1.
         norm: largest L2 norm of a row of features, > 0; longer rows are scaled down.
         grid: g, integer steps per `norm`, a few times 50 sqrt(d) at most 2^13 where noise is added, 2^18 at most.
+        parts: W, into how many integers the weight of one record is cut, so that records of one unit can share it; 1
+            where every record is a unit.
         cross_weight: how much of a record's reach the targets get against the features' products, > 0: the larger, the
             less noise in x y^T and the more in x x^T.
     """
@@ -62,6 +66,7 @@ class Moments:
     norm: float
     grid: int
     cross_weight: float = 1.0
+    parts: int = 1
 
     def __post_init__(self) -> None:
         if min(self.features, self.targets) < 1 or not (self.norm > 0 and self.cross_weight > 0):
@@ -85,32 +90,37 @@ class Moments:
     @property
     def largest(self) -> int:
         """Return the largest absolute value that one record adds to a sum."""
-        return max(_DIAGONAL * self.grid**2, self.mark * self.grid)
+        return max(_DIAGONAL * self.grid**2, self.mark * self.grid) * self.parts
 
     @property
     def sensitivity(self) -> int:
         """Return s, the largest L2 distance by which one record moves the sums, in integer steps."""
         square = (_DIAGONAL * self.grid**2) ** 2 + (self.mark * self.grid) ** 2
         root = math.isqrt(square)
-        return root if root * root == square else root + 1
+        return (root if root * root == square else root + 1) * self.parts
 
     @property
     def clip_norm(self) -> float:
         """Return what `sensitivity` steps stand for: a step of the products is norm^2 / (5 g^2)."""
-        return self.sensitivity * self.norm**2 / (_DIAGONAL * self.grid**2)
+        return self.sensitivity * self.norm**2 / (_DIAGONAL * self.grid**2 * self.parts)
 
-    def summed(self, x: Matrix, places: Vector, signs: Vector) -> Clipped:
+    def summed(
+        self, x: Matrix, places: Vector, signs: Vector, units: Vector | None = None, *, parties: int = 1
+    ) -> Clipped:
         """Return the sums over a party's records.
 
         Args:
             x: float64, shape (n, d), n >= 0. Rows that are zero or hold NaN or infinity count as zero.
             places: int64, shape (n,): the target that each record marks, 0 to k - 1.
             signs: int64, shape (n,): 1 or -1.
+            units: int64, shape (n,), equal for records of one unit; needed if and only if `parts` is above 1.
+            parties: the most parties that hold records of one unit: its weight here is an equal part of 1.
 
         Raises:
             UsageError: shapes do not fit, or places and signs are others.
         """
         self._check(x, places, signs)
+        weight = self._weights(len(x), units, parties)
         gram = np.zeros((self.features, self.features), np.int64)
         cross = np.zeros((self.features, self.targets), np.int64)
         ignored, step = 0, self._block()
@@ -119,9 +129,10 @@ class Moments:
             rows, usable = to_grid(x[block], self.norm, self.grid)
             ignored += len(rows) - usable
             exact = rows.astype(np.float64)
-            gram += (exact.T @ exact).astype(np.int64)
+            weighted = exact * weight[block, None]
+            gram += (exact.T @ weighted).astype(np.int64)
             marked = np.zeros((len(rows), self.targets))
-            marked[np.arange(len(rows)), places[block]] = signs[block]
+            marked[np.arange(len(rows)), places[block]] = signs[block] * weight[block]
             cross += (exact.T @ marked).astype(np.int64)
         weights = np.where(np.eye(self.features, dtype=bool), _DIAGONAL, _BESIDE)
         upper = (gram * weights)[np.triu_indices(self.features)]
@@ -153,7 +164,20 @@ class Moments:
 
     def _block(self) -> int:
         """Return how many records can be multiplied at once without rounding."""
-        return min(_BLOCK_RECORDS, max(1, (1 << _EXACT_BITS) // self.grid**2))
+        return min(_BLOCK_RECORDS, max(1, (1 << _EXACT_BITS) // (self.grid**2 * self.parts)))
+
+    def _weights(self, records: int, units: Vector | None, parties: int) -> Vector:
+        """Return the weight of each record in parts: those of a unit add up to parts // parties at most.
+
+        They share it equally, the first ones with one part more where it does not divide.
+        """
+        if (units is None) != (self.parts == 1) or (units is not None and units.shape != (records,)):
+            raise UsageError(f"Expected one unit for each record if and only if parts={self.parts} is above 1")
+        if units is None:
+            return np.ones(records, np.int64)
+        places, rank, counts = ranks(units)
+        whole, rest = np.divmod(self.parts // parties, counts)
+        return whole[places] + (rank < rest[places])
 
     def _check(self, x: Matrix, places: Vector, signs: Vector) -> None:
         if x.ndim != 2 or x.shape[1] != self.features or places.shape != (len(x),) or signs.shape != (len(x),):

@@ -30,12 +30,15 @@ from numpy.typing import NDArray
 from confide.crypto.noise import REACH, TAIL
 from confide.crypto.random import Randomness
 from confide.dp.accountant import ACCOUNTANT, Composition, NoisySums, check_target
-from confide.dp.mechanisms import LARGEST_GRID, Clipped, default_grid
+from confide.dp.mechanisms import LARGEST_GRID, Clipped, clipped_unit_sum, default_grid
 from confide.dp.release import Asked, Portion, SumRelease, least_variances
 from confide.errors import PrivacyError, UsageError
 
 Matrix = NDArray[np.float64]
 Vector = NDArray[np.int64]
+
+#: The unit of a plan whose records are all somebody else's.
+RECORD = "record"
 
 #: What the label calls the mechanism.
 GRADIENTS = "full-batch gradient sums with discrete Gaussian noise"
@@ -66,7 +69,10 @@ class PrivacyPlan:
         share_variance: variance of one silo's noise in grid steps squared.
         preparation: the release before the training, if there is one; it counts from the start, and within epsilon.
         statistics: the release that the rounds start from, if there is one: the first of the training.
-        unit, relation, mechanism: what the label says.
+        unit: "record", or the column that groups records: then each group gives one vector, and adding or removing all
+            of its records is what epsilon is about.
+        parties_per_unit: the most silos k that hold records of one unit. Nobody can check it: it is assumed.
+        relation, mechanism: what the label says.
 
     Example:
         >>> plan = PrivacyPlan.calibrate(
@@ -98,12 +104,19 @@ class PrivacyPlan:
     share_variance: float
     preparation: SumRelease | None = None
     statistics: SumRelease | None = None
-    unit: str = "record"
+    unit: str = RECORD
+    parties_per_unit: int = 1
     relation: str = "add or remove one"
     mechanism: str = GRADIENTS
 
     def __post_init__(self) -> None:
         check_target(self.epsilon, self.delta)
+        if not 1 <= self.parties_per_unit <= self.silos or (self.unit == RECORD and self.parties_per_unit > 1):
+            raise UsageError(
+                f"Expected parties_per_unit={self.parties_per_unit} from 1 to the {self.silos} silos, and 1 for records"
+            )
+        if self.unit != RECORD and self.preparation is not None:
+            raise PrivacyError(f'Expected no release before the training with unit="{self.unit}"; it counts records')
         _check_parties(self.silos, self.quorum, self.colluding)
         _check_sizes(self.clip_norm, self.rounds, self.length, self.grid, self.expected_records, self.max_records)
         if not self.epsilon_server <= self.epsilon:
@@ -135,7 +148,8 @@ class PrivacyPlan:
         grid: int | None = None,
         preparation: Portion | None = None,
         statistics: Portion | None = None,
-        unit: str = "record",
+        unit: str = RECORD,
+        parties_per_unit: int = 1,
         mechanism: str = GRADIENTS,
     ) -> Self:
         """Return the plan with the least noise that keeps (epsilon, delta).
@@ -148,7 +162,8 @@ class PrivacyPlan:
             mechanism: what is released, for the label.
             preparation: what to keep for one release before the training; None keeps nothing.
             statistics: the same for one release that the rounds start from.
-            unit: "record", or the column that groups records, if each group gives one vector.
+            unit: "record", or the column that groups records.
+            parties_per_unit: how many silos may hold records of one unit.
             epsilon, clip_norm, rounds, length, expected_records: as in the class.
 
         Raises:
@@ -157,7 +172,7 @@ class PrivacyPlan:
         """
         quorum = silos if quorum is None else quorum
         delta = default_delta(expected_records) if delta is None else delta
-        grid = default_grid(max(1, length)) if grid is None else grid
+        grid = default_grid(max(1, length)) << (parties_per_unit - 1).bit_length() if grid is None else grid
         max_records = 4 * expected_records if max_records is None else max_records
         check_target(epsilon, delta)
         _check_parties(silos, quorum, colluding)
@@ -199,6 +214,8 @@ class PrivacyPlan:
             preparation=made.pop(0) if preparation else None,
             statistics=made.pop(0) if statistics else None,
             unit=unit,
+            parties_per_unit=parties_per_unit,
+            relation=_relation(unit, parties_per_unit),
             mechanism=mechanism,
         )
 
@@ -292,13 +309,23 @@ class PrivacyPlan:
             return 0.0
         return self.composition(self.shares, releases=releases).epsilon(self.delta)
 
-    def clipped_sum(self, per_record: Matrix) -> Clipped:
-        """Return the sum of a silo's records, each clipped and rounded to the grid: what `release` takes.
+    def clipped_sum(self, per_record: Matrix, units: Vector | None = None) -> Clipped:
+        """Return the sum of a silo's units, each clipped and rounded to the grid: what `release` takes.
 
         Args:
             per_record: float64, shape (n, length): one gradient for each record, n >= 0.
+            units: int64, shape (n,), equal for records of one unit; None where the unit is a record.
+
+        Raises:
+            PrivacyError: units are there for a plan whose unit is a record, or the other way round.
         """
-        return self.training.clipped_sum(per_record)
+        if (units is None) != (self.unit == RECORD):
+            raise PrivacyError(f"Expected the units of the records if and only if unit={self.unit} is no record")
+        if units is None:
+            return self.training.clipped_sum(per_record)
+        return clipped_unit_sum(
+            per_record, units, clip_norm=self.clip_norm, grid=self.grid, parties=self.parties_per_unit
+        )
 
     def noise(self, rng: Randomness) -> Vector:
         """Return one silo's share of the noise for one release: int64, shape (length,). Draw it afresh every time."""
@@ -402,6 +429,13 @@ class Releases:
         kind = self._plan.kind(self.done)
         self.done += 1
         return kind.release(clipped, rng)
+
+
+def _relation(unit: str, parties: int) -> str:
+    if unit == RECORD:
+        return "add or remove one"
+    where = "one party" if parties == 1 else f"{parties} parties"
+    return f"add or remove one with all its records, at {where} at most: this is assumed, nobody can check it"
 
 
 def _check_parties(silos: int, quorum: int, colluding: int) -> None:

@@ -27,6 +27,29 @@ from confide.wire import Store, decode, encode
 _NAME = r"[A-Za-z0-9_.-]{1,64}"
 
 
+class Told(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a person wants to know of a run beside its epsilon, and what tighter accounts need.
+
+    Args:
+        name: of the job.
+        when: UTC, ISO 8601, when it was charged.
+        mechanism: what was released, printable.
+        schema: hex hash of the schema that the run read by.
+        mu: of the Gaussian mechanisms behind, all its releases together; None if they are others.
+        surcharge, tail: what integers add to epsilon and to delta (`accountant.Composition`).
+        unit: whose presence epsilon is about.
+    """
+
+    name: str
+    when: str
+    mechanism: str
+    schema: str
+    mu: float | None = None
+    surcharge: float = 0.0
+    tail: float = 0.0
+    unit: str = "record"
+
+
 class Account(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """What one run has spent.
 
@@ -35,7 +58,9 @@ class Account(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
         job: hex hash of its job.
         epsilon: of all its releases together; None if they had no noise.
         delta: of the same.
-        releases: sums that it was charged for, failed attempts included.
+        releases: sums that it was charged for, failed attempts included; or whole trainings, where a run is charged at
+            once before it begins.
+        told: who asked for what and when, if it was noted.
     """
 
     run: str
@@ -43,6 +68,7 @@ class Account(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_field
     epsilon: float | None
     delta: float
     releases: int
+    told: Told | None = None
 
 
 class _Book(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -118,7 +144,15 @@ class Budget:
         return key in self._charged or self._store.get(key) is not None
 
     def charge(
-        self, *, run: str, job: str, round: int, attempt: int, epsilon: float | None, delta: float
+        self,
+        *,
+        run: str,
+        job: str,
+        round: int,
+        attempt: int,
+        epsilon: float | None,
+        delta: float,
+        told: Told | None = None,
     ) -> dict[str, bytes | None]:
         """Charge one release and return the changes to commit with the messages that it lets leave.
 
@@ -128,6 +162,7 @@ class Budget:
             round, attempt: which of its sums.
             epsilon: what the run has spent in all, this release included; None for a sum without noise.
             delta: of the run.
+            told: what is noted beside.
 
         Returns:
             Changes of the store; none if they are there already. A retry before they were committed gets them again.
@@ -147,7 +182,7 @@ class Budget:
         if earlier.job != job:
             raise UsageError("Expected one job under the id of a run; another was charged under it")
         _check(earlier, epsilon, delta)
-        account = Account(run, job, epsilon, delta, earlier.releases + 1)
+        account = Account(run, job, epsilon, delta, earlier.releases + 1, told or earlier.told)
         accounts = {**self._accounts, run: account}
         if epsilon is not None:
             self._require_room(_total(list(accounts.values())))

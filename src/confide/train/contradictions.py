@@ -80,6 +80,7 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
     check_readers(job.train, given)
     if name in ("statistics", "newton"):
         _check_statistics(job, "clip_norm" in privacy)
+    check_units(job)
     check_norm_bound(job.train, private=job.privacy is not None)
     check_compression(job.train, given, private=job.privacy is not None)
     if job.train.aggregate == "groups":
@@ -88,6 +89,11 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
         raise JobError(
             'Expected no data.test with data.evaluate="federated"; each party evaluates on records of its own. Leave '
             "data.test out, so that data.test_fraction sets them aside"
+        )
+    if job.data.budget is not None and (job.privacy is None or job.data.nodes):
+        raise JobError(
+            "Expected [privacy], and data.tables or data.set, with data.budget; no budget bounds a job without noise, "
+            "and nodes keep budgets of their own by their policies"
         )
     if job.privacy is not None and (steps > 1 or name in ("fedprox", "scaffold")):
         raise JobError(
@@ -99,6 +105,30 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
             f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
             'so take "fedavg", which then equals training on the pooled records'
         )
+
+
+def check_units(job: Job) -> None:
+    """Refuse what does not know of units that are more than a record; it would be silently wrong about them."""
+    privacy = job.privacy
+    if privacy is None or privacy.unit == "record":
+        if privacy is not None and privacy.parties_per_unit > 1:
+            raise JobError('Expected no privacy.parties_per_unit with privacy.unit="record"; a record is at one party')
+        return
+    unit = f'privacy.unit="{privacy.unit}"'
+    if privacy.parties_per_unit > parties_of(job):
+        raise JobError(
+            f"Expected privacy.parties_per_unit={privacy.parties_per_unit} to be at most the {parties_of(job)} parties"
+        )
+    if job.train.algorithm not in ("fedavg", *ADAPTIVE, "statistics"):
+        raise JobError(f'Expected train.algorithm "fedavg" or "statistics" with {unit}, got "{job.train.algorithm}"')
+    if job.data.standardise:
+        raise JobError(f"Expected data.standardise = false with {unit}: its sum is bounded for records only")
+    if job.train.class_weights != "none":
+        raise JobError(f'Expected train.class_weights="none" with {unit}: its sum is bounded for records only')
+    if job.data.evaluate != "none":
+        raise JobError(f'Expected data.evaluate="none" with {unit}: its sum is bounded for records only')
+    if job.data.set is not None:
+        raise JobError(f"Expected data.tables with {unit}; a shipped set does not say whose its records are")
 
 
 def _check_statistics(job: Job, has_norm: bool) -> None:
@@ -175,6 +205,8 @@ def check_for_nodes(job: Job) -> None:
     Raises:
         JobError: with what to take instead.
     """
+    if job.privacy is not None and job.privacy.unit != "record":
+        raise JobError('Expected privacy.unit="record" in a job for nodes: their budgets count records')
     if (job.data.standardise or job.train.class_weights != "none") and job.train.aggregate == "groups":
         raise JobError(
             'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '

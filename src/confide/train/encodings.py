@@ -361,7 +361,7 @@ class PrivateGradients(Encoding):
         if self._head is not None:
             clipped = self._head.gradient_sum(parameters, silo)
         else:
-            clipped = self._plan.clipped_sum(self._gradients(parameters, silo))
+            clipped = self._plan.clipped_sum(self._gradients(parameters, silo), silo.units)
         return release(self._plan, clipped, rng, store)
 
     def charge(self, store: Store) -> Mapping[str, bytes | None]:

@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.dp.mechanisms import count_step, default_grid
-from confide.dp.plan import PrivacyPlan
-from confide.errors import Aborted, DataError, JobError
+from confide.dp.plan import RECORD, PrivacyPlan
+from confide.errors import Aborted, DataError, JobError, PrivacyError
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.model.graph import Graph
 from confide.train.course import parameters_hash
@@ -39,8 +39,10 @@ def tally_of(job: Job, graph: Graph, parties: int) -> Tally:
         parties: how many there are.
 
     Raises:
-        PrivacyError: nobody honest is left to carry the noise.
+        PrivacyError: nobody honest is left to carry the noise, or the unit is more than a record.
     """
+    if job.privacy is not None and job.privacy.unit != RECORD:
+        raise PrivacyError(f'Expected privacy.unit="{RECORD}" for an evaluation; its sum is bounded for records only')
     classes = 2 if graph.outputs == 1 else graph.outputs
     if job.privacy is None:
         return Tally(classes, BINS, _LARGEST_WEIGHT * job.train.expected_records)

@@ -108,6 +108,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
     ("privacy", "preprocessing_share"): (0, 1, True, True),
+    ("privacy", "parties_per_unit"): (1, 1000, False, False),
     ("privacy", "statistics_share"): (0, 1, True, True),
 }
 
@@ -255,13 +256,14 @@ def _chosen(table: dict[str, Any]) -> dict[str, Any]:
     if _value(table, "privacy", "mechanism") != "auto":
         return table
     privacy: dict[str, Any] = table["privacy"] | {"mechanism": "as-given"}
+    records = privacy.get("unit", "record") == "record"  # a preparation is bounded for records only
     if model.get("kind", "logistic") == "logistic":
         usual = PrivacySection(expected_records=privacy["expected_records"])
         delta = privacy.get("delta") or default_delta(privacy["expected_records"])
         told = 0.6 * privacy["expected_records"] * gaussian_mu(privacy.get("epsilon", usual.epsilon), delta)
-        columns = model.get("features", "columns") == "columns"
+        columns = records and model.get("features", "columns") == "columns"
         train = {"algorithm": "newton" if columns and told >= _STATISTICS_PAY else "fedavg"} | train
-    data = {"standardise": "centre"} | table.get("data", {})
+    data = ({"standardise": "centre"} if records else {}) | table.get("data", {})
     return table | {"data": data, "model": {"unit_rows": True} | model, "train": train, "privacy": privacy}
 
 
@@ -345,6 +347,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if not job.train.clip_quantile:
         unused.add(("train", "clip_rate"))
+    if job.privacy is not None and job.privacy.unit == "record":
+        unused.add(("privacy", "parties_per_unit"))
     if not job.data.standardise and job.train.class_weights == "none":
         unused.add(("privacy", "preprocessing_share"))
     if job.train.algorithm != "newton":

@@ -40,12 +40,14 @@ class Silo:
         x: numbers, shape (n, ...): float64 (n, features) for a graph, what the module takes for torch.
         y: int64 class indices, shape (n,); for a loss that wants others, numbers of shape (n, ...).
         columns: the raw columns behind x, for a party whose preparation is still to come.
+        units: int64, shape (n,): equal numbers for records of one unit (patient, customer); None where a record is one.
     """
 
     name: str
     x: NDArray[Any]
     y: NDArray[Any]
     columns: Columns | None = None
+    units: Labels | None = None
 
     def __post_init__(self) -> None:
         for values in (cast("object", self.x), cast("object", self.y)):
@@ -57,6 +59,8 @@ class Silo:
             raise DataError(
                 f"Expected x (n, features ...) and y (n,) at {self.name}, got {self.x.shape} and {self.y.shape}"
             )
+        if self.units is not None and (self.units.shape != (len(self.x),) or self.units.dtype != np.int64):
+            raise DataError(f"Expected int64 units (n,) at {self.name}, got {self.units.dtype} {self.units.shape}")
         if self.x.dtype.kind not in _NUMBERS or self.y.dtype.kind not in _NUMBERS:
             raise DataError(f"Expected numbers at {self.name}, got x {self.x.dtype} and y {self.y.dtype}")
         if not (np.isfinite(self.x).all() and np.isfinite(self.y).all()):

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from confide.data.schema import Category, Image, Number, Schema
-from confide.dp.plan import NEWTON, STATISTICS, PrivacyPlan
+from confide.dp.plan import NEWTON, RECORD, STATISTICS, PrivacyPlan
 from confide.dp.release import Portion
 from confide.errors import JobError, PrivacyError, nearest
 from confide.he.aggregate import EncryptedSum
@@ -126,6 +126,8 @@ def plan_of(job: Job, start: Graph, parties: int, *, preprocess: Preprocess | No
         expected_records=job.privacy.expected_records,
         max_records=job.privacy.max_records or 4 * job.privacy.expected_records,
         preparation=preparation,
+        unit=job.privacy.unit,
+        parties_per_unit=job.privacy.parties_per_unit,
     )
 
 
@@ -142,7 +144,7 @@ def _releases(job: Job, start: Graph, left: float) -> dict[str, Any]:
             "mechanism": STATISTICS,
         }
     found: dict[str, Any] = {"clip_norm": job.privacy.clip_norm, "length": start.parameters, "rounds": job.train.rounds}
-    if is_head(start):
+    if is_head(start) and job.privacy.unit == RECORD:
         found["grid"] = _head(job, start).sums.grid
     if job.train.algorithm == "newton" and moments is not None:
         share = left * job.privacy.statistics_share
@@ -247,7 +249,8 @@ def encoding_of(
         return newton_of(start, job.train, job.privacy, plan=plan, row_norm=norm, class_weights=class_weights)
     if plan is None:
         return updates_of(learner, job.train, parties, seed=job.job.seed)
-    head = _head(job, start, class_weights) if is_head(start) else None
+    summed = is_head(start) and plan.unit == RECORD  # a head's sum clips records; units need every record's gradient
+    head = _head(job, start, class_weights) if summed else None
     return PrivateGradients(learner, plan, job.train, head=head)
 
 

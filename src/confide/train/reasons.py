@@ -37,7 +37,13 @@ def reasons(job: Job) -> Iterator[str]:
             f"features; it makes the training's noise {100 * (1 / (1 - share) ** 0.5 - 1):.1f} % larger, and is part "
             "of epsilon"
         )
-    yield f'privacy.unit = "{asked.unit}": each row counts for itself; k rows of one person have k times the epsilon'
+    if asked.unit == usual.unit:
+        yield 'privacy.unit = "record": each row counts for itself; k rows of one person have k times the epsilon'
+        return
+    yield (
+        f'privacy.unit = "{asked.unit}": all records of one {asked.unit} hide together, at {asked.parties_per_unit} of '
+        "the parties at most; nobody can check that across parties, so it is assumed"
+    )
 
 
 def _default(is_default: bool, formula: str = "") -> str:

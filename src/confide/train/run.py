@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import msgspec
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
-from confide.data.sets import load_set
+from confide.data.sets import load_set, schema_text
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.plan import PrivacyPlan
@@ -23,6 +24,8 @@ from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess, Scale
 from confide.train.contradictions import ADAPTIVE
 from confide.train.course import approve, parameters_hash
+from confide.train.data_budget import JobBudget, name_of, schema_hash
+from confide.train.federated_evaluation import tally_of
 from confide.train.job import describe
 from confide.train.joining import trained_alone
 from confide.train.learner import Learner, Model
@@ -42,7 +45,8 @@ from confide.train.parts import (
 )
 from confide.train.preparing import Preparation, PreparingSum, prepared, preparing_of
 from confide.train.rounds import Round, federate
-from confide.train.sections import Job, TrainSection, default_quorum
+from confide.train.sections import Job, TrainSection, default_quorum, parties_of
+from confide.train.units import require_unit, silo_of, unit_of
 from confide.wire import Fault, Store
 
 Matrix = NDArray[np.float64]
@@ -62,6 +66,7 @@ class Prepared:
         plan: under which it was prepared from records, if it was under one.
         begun: the last line of the ledger that says so.
         class_weights: from the same sum, if the job balances the classes.
+        budget: that every training is charged to, if the job names one.
     """
 
     preprocess: Preprocess
@@ -72,6 +77,7 @@ class Prepared:
     plan: PrivacyPlan | None = None
     begun: str | None = None
     class_weights: tuple[float, ...] = ()
+    budget: JobBudget | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -102,6 +108,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         DataError: a schema or table does not hold, or a party has no records.
         JobError: the job contradicts itself (a quorum above the parties ...).
         ModelError: the encoder that it names cannot run.
+        PrivacyError: the job does not fit into its data set's budget; no row was read.
     """
     seed = job.job.seed
     if job.data.nodes:
@@ -109,6 +116,9 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             "Expected data.tables, got data.nodes; their tables stay with the nodes: run this job as `confide "
             "coordinator`, or name a table for each party"
         )
+    budget = budget_of(job)
+    if budget is not None:
+        budget.check()
     if job.data.set is not None:
         schema, table = load_set(job.data.set)
         train_part, test = holdout(table, fraction=job.data.test_fraction, seed=seed)
@@ -120,6 +130,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         held = alike(test, tables, seed=seed)
     else:
         schema = Schema.load(job.path(str(job.data.schema)))
+        require_unit(job, schema)
         tables = {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
         if job.data.test is not None:
             test, held = read_table(job.path(job.data.test), schema), {}
@@ -130,6 +141,8 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     encoder = Encoder.read(job.path(job.model.encoder)) if job.model.encoder else None
     preprocess = preprocess_of(schema, job.model, seed=seed, encoder=encoder)
     start = start_of(job, preprocess.features, schema.label.classes)
+    if budget is not None and preparing_of(job, preprocess, classes_of(start)) is not None:
+        budget.charge()
     # A centre follows from features that are needed again; those of images take minutes.
     once = job.data.standardise == "centre"
     fixed = {name: preprocess.fixed(table.columns) for name, table in tables.items()} if once else {}
@@ -137,21 +150,40 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     preprocess = done.preprocess
 
     def silo(name: str, table: Table) -> Silo:
-        return Silo(name, preprocess.apply(table.columns), table.labels)
-
-    def trained(name: str, table: Table) -> Silo:
-        return Silo(name, preprocess.finished(fixed.pop(name)), table.labels) if once else silo(name, table)
+        return silo_of(job, name, preprocess, table, fixed=fixed.pop(name, None))
 
     return Prepared(
         preprocess=preprocess,
-        silos=tuple(trained(name, table) for name, table in tables.items()),
+        silos=tuple(silo(name, table) for name, table in tables.items()),
         test=silo("test", test),
         start=start,
         held=tuple(silo(name, table) for name, table in held.items()),
         plan=plan,
         begun=ledger.head if ledger is not None and plan is not None else None,
         class_weights=done.class_weights,
+        budget=budget,
     )
+
+
+def budget_of(job: Job) -> JobBudget | None:
+    """Return the account that a job is charged to, from its schema alone; None without data.budget.
+
+    Raises:
+        DataError: the schema does not hold.
+        JobError: it has no name that a budget can be kept by.
+    """
+    if job.data.budget is None:
+        return None
+    where = job.data.set or str(job.path(str(job.data.schema)))
+    text = schema_text(job.data.set) if job.data.set else Schema.text(Path(where))
+    schema, parties = Schema.read(text, where=where), parties_of(job)
+    require_unit(job, schema)
+    preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
+    start = start_of(job, preprocess.features, schema.label.classes)
+    plans = [plan_of(job, start, parties, preprocess=preprocess)]
+    if job.data.evaluate == "federated":
+        plans.append(tally_of(job, start, parties).plan)
+    return JobBudget(job, name_of(job, schema.name), schema_hash(text), [plan for plan in plans if plan is not None])
 
 
 def _prepared(
@@ -196,10 +228,12 @@ def _begin(job: Job, names: tuple[str, ...], start: Graph, ledger: Ledger | None
 def set_aside(job: Job, table: Table) -> tuple[Table, Table]:
     """Return a party's (training records, held-out records) as a job splits them.
 
-    Under a privacy plan each record goes to its side by its own content: it may not decide where others go.
+    Under a privacy plan each record goes to its side by its own content: it may not decide where others go. Where a
+    unit is more than a record, all of its records go to one side, at every party the same.
     """
-    apart = aside if job.privacy else holdout
-    return apart(table, fraction=job.data.test_fraction, seed=job.job.seed)
+    if job.privacy is None:
+        return holdout(table, fraction=job.data.test_fraction, seed=job.job.seed)
+    return aside(table, fraction=job.data.test_fraction, seed=job.job.seed, unit=unit_of(job))
 
 
 def _check_statistics(learner: Learner[Any], train: TrainSection) -> None:
@@ -290,12 +324,15 @@ def train(
         JobError: the job contradicts itself.
         IntegrityError: the starting parameters are not those of train.start_hash.
         Aborted: a round lost its quorum in each of its attempts.
+        PrivacyError: the job does not fit into its data set's budget.
     """
     names = data.names
     aggregator = checked_aggregator(job, names)  # before a ledger says that there is a run
     encoding = encoding_of(job, data.start, len(names), preprocess=data.preprocess, class_weights=data.class_weights)
     approve(encoding.learner.start, job.train.start_hash)
     _check_prepared(job, data)
+    if data.budget is not None:
+        data.budget.begin()
     if ledger is not None and not (data.begun and ledger.head == data.begun):  # else the run has begun
         _begin(job, names, data.start, ledger)
         if data.plan is not None:

@@ -49,6 +49,8 @@ class DataSection(Section, frozen=True, kw_only=True):
             subtracts the mean of every feature instead. Under [privacy] the sum has noise and is charged.
         evaluate: "federated" evaluates the model on the parties' held-out records in one more sum, and shows no party's
             figures; "none" leaves the test records to whoever has them all.
+        budget: the SQLite file with the budget of this data set, relative to the job file; a job beyond it is refused
+            before a row is read. `confide budget set` makes it.
     """
 
     schema: str | None = None
@@ -62,6 +64,7 @@ class DataSection(Section, frozen=True, kw_only=True):
     test_fraction: float = 0.2
     standardise: bool | Literal["centre"] = False
     evaluate: Literal["none", "federated"] = "none"
+    budget: str | None = None
 
 
 class ModelSection(Section, frozen=True, kw_only=True):
@@ -188,14 +191,18 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
 
 class PrivacySection(Section, frozen=True, kw_only=True):
-    """[privacy]: record-level differential privacy of everything that is released.
+    """[privacy]: differential privacy of everything that is released.
 
     Args:
         epsilon: total budget, > 0.
         delta: total failure probability, below 1 / expected_records; 0 stands for expected_records ** -1.1.
+        unit: whose presence is hidden: "record", or an identifier of the schema, for all records of one patient or
+            customer together.
+        parties_per_unit: the most parties that hold records of one unit: each of them clips to an equal part. Nobody
+            can check it.
         mechanism: "auto" chooses train.algorithm, centres the features and gives them unit rows, unless the job names
             them; "as-given" takes what it names.
-        clip_norm: largest L2 norm of one record's gradient, > 0; of statistics: of its features, which are scaled down
+        clip_norm: largest L2 norm of one unit's gradient, > 0; of statistics: of its features, which are scaled down
             if they are longer; without the key 0.5, or 1 for statistics of unit rows.
         colluding: parties that may pool with the server; the other quorum - colluding carry the noise.
         expected_records: public size of the pooled data; the denominator of the mean gradient.
@@ -208,7 +215,8 @@ class PrivacySection(Section, frozen=True, kw_only=True):
 
     epsilon: float = 1.0
     delta: float = 0.0
-    unit: Literal["record"] = "record"
+    unit: str = "record"
+    parties_per_unit: int = 1
     mechanism: Literal["as-given", "auto"] = "as-given"
     clip_norm: float = 0.5
     colluding: int = 1

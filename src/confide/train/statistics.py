@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness
 from confide.dp.mechanisms import Clipped, default_grid
 from confide.dp.moments import Moments
-from confide.dp.plan import PrivacyPlan
+from confide.dp.plan import RECORD, PrivacyPlan
 from confide.errors import DataError, ModelError
 from confide.model.graph import Graph
 from confide.train.encodings import Encoding, charge, charges, release
@@ -43,6 +43,7 @@ _CROSS_WEIGHT, _CROSS_WEIGHT_OF_SEVERAL = 1.0, 2.0
 _NOISE_RIDGE = 2.5  # times the noise's deviation times sqrt(features): noise moves an eigenvalue by at most 2
 _LEAST_RIDGE = 1e-9
 _GRID, _LARGEST_NOISY_GRID = 1 << 16, 1 << 13
+_PARTS, _LARGEST_GROUPED_GRID = 1 << 8, 1 << 11  # of a unit's weight; noise stays below 2^40 steps with both
 #: A party may hold this many times the expected number of records.
 MOST_TIMES = 16
 
@@ -126,11 +127,14 @@ def moments_of(graph: Graph, train: TrainSection, privacy: PrivacySection | None
     features, row_norm = graph.features + 1, 0.0
     if privacy is not None:  # newton clips gradients by clip_norm, and its rows have norm 1
         row_norm = 1.0 if train.algorithm == "newton" else privacy.clip_norm
+    grouped = privacy is not None and privacy.unit != RECORD
+    largest = _LARGEST_GROUPED_GRID if grouped else _LARGEST_NOISY_GRID
     return Moments(
         features=features,
         targets=graph.outputs,
         norm=math.hypot(row_norm, CONSTANT) if row_norm else math.sqrt(graph.features + CONSTANT**2),
-        grid=min(_LARGEST_NOISY_GRID, default_grid(features)) if privacy else _GRID,
+        grid=min(largest, default_grid(features)) if privacy else _GRID,
+        parts=_PARTS if grouped else 1,
         cross_weight=_CROSS_WEIGHT if graph.outputs == 1 else _CROSS_WEIGHT_OF_SEVERAL,
     )
 
@@ -156,7 +160,8 @@ class Statistics(Encoding):
         self.releases = plan.rounds if plan else train.attempts
 
     def contribution(self, parameters: Matrix, silo: Silo, number: int, rng: Randomness, store: Store) -> Vector:
-        clipped = _summed(self._moments, silo.x, silo.y)
+        parties = self._plan.parties_per_unit if self._plan else 1
+        clipped = _summed(self._moments, silo.x, silo.y, silo.units, parties)
         if self._plan is not None:
             return release(self._plan, clipped, rng, store)
         if len(silo.x) > self._most_records:
@@ -206,11 +211,12 @@ def solved(train: TrainSection, start: Graph, x: Matrix, y: Vector) -> Graph:
     return learner.model(learner.start + change)
 
 
-def _summed(moments: Moments, x: Matrix, y: Vector) -> Clipped:
+def _summed(moments: Moments, x: Matrix, y: Vector, units: Vector | None = None, parties: int = 1) -> Clipped:
     features = np.concatenate([x, np.full((len(x), 1), CONSTANT)], axis=1)
-    if moments.targets > 1:
-        return moments.summed(features, y, np.ones_like(y))
-    return moments.summed(features, np.zeros_like(y), 2 * (y == 1).astype(np.int64) - 1)
+    places, signs = (
+        (y, np.ones_like(y)) if moments.targets > 1 else (np.zeros_like(y), 2 * (y == 1).astype(np.int64) - 1)
+    )
+    return moments.summed(features, places, signs, units, parties=parties)
 
 
 def _least_squares(gram: Matrix, cross: Matrix, ridge: float) -> Matrix:
