@@ -151,14 +151,11 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     preprocess = done.preprocess
 
     def silo(name: str, table: Table) -> Silo:
-        return silo_of(job, name, preprocess, table)
-
-    def trained(name: str, table: Table) -> Silo:
-        return Silo(name, preprocess.finished(fixed.pop(name)), table.labels) if once else silo(name, table)
+        return silo_of(job, name, preprocess, table, fixed=fixed.pop(name, None))
 
     return Prepared(
         preprocess=preprocess,
-        silos=tuple(trained(name, table) for name, table in tables.items()),
+        silos=tuple(silo(name, table) for name, table in tables.items()),
         test=silo("test", test),
         start=start,
         held=tuple(silo(name, table) for name, table in held.items()),

@@ -13,6 +13,7 @@ of units is refused (`contradictions.check_units`).
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from confide.data.schema import Schema
 from confide.data.table import Table
@@ -44,10 +45,17 @@ def require_unit(job: Job, schema: Schema) -> None:
         )
 
 
-def silo_of(job: Job, name: str, preprocess: Preprocess, table: Table) -> Silo:
-    """Return a party with its records, and which of them belong together."""
+def silo_of(
+    job: Job, name: str, preprocess: Preprocess, table: Table, *, fixed: NDArray[np.float64] | None = None
+) -> Silo:
+    """Return a party with its records, and which of them belong together.
+
+    Args:
+        fixed: what `Preprocess.fixed` made of its columns, which is overwritten; None if that is still to do.
+    """
     unit, units = unit_of(job), None
     if unit is not None:
         _, places = np.unique(table.identifiers[unit].astype(str), return_inverse=True)
         units = places.reshape(-1).astype(np.int64)
-    return Silo(name, preprocess.apply(table.columns), table.labels, units=units)
+    x = preprocess.apply(table.columns) if fixed is None else preprocess.finished(fixed)
+    return Silo(name, x, table.labels, units=units)
