@@ -280,8 +280,13 @@ def private_label(
         plan, train, silos: of the run.
         said: fields of `PrivacyLabel` that only its user knows: preprocessing, tuning, public_data, ledger ...
     """
+    told = plan.label_fields()
+    told["noise"] += (
+        "; gradients before rounding are torch's, whose kernels are assumed to compute a record's row from that row, "
+        "its place and the model alone"
+    )
     fields: dict[str, Any] = {
-        **plan.label_fields(),
+        **told,
         "server_sees": f"noisy sums over {plan.quorum} or more parties, each round, and every round's model",
         "parties_see": "every round's noisy sum and model, and what is their own",
         "outsiders_see": "this file: the last model and this label; the ledger if published",

@@ -132,7 +132,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
         second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
         adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
         proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
-        weight_decay: ridge coefficient, >= 0.
+        weight_decay: ridge coefficient, >= 0; without the key 0.0001, or 0 for private gradients of unit rows.
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
         expected_records: public order of magnitude of one party's record count (never the count itself).
         update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
