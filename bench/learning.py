@@ -2,8 +2,8 @@
 
     python bench/learning.py [--seeds 20] [--only NAME] [--json FILE]
 
-Every row runs a job file of examples/learning/, the federated loop over four parties with the integer noise split among
-them, in plain sums: the same integers as under masks, faster. A seed fixes split and noise so that figures repeat; for
+Every row runs a job file of examples/learning/: the federated loop over four parties, masked sums, the integer noise
+split among them. A seed fixes split and noise so that figures repeat; for
 that reason these runs make no claim, they compute what one that does computes. Where a set has a fixed test part the
 seeds change the noise alone. The settings were fixed without the test records (docs/private-learning.md says how).
 
@@ -13,6 +13,9 @@ Of the hospitals the figure is the mean of their accuracies on patients of their
 and of Newton's method for 40 rounds. "Best" is the better of logistic regression on
 standardised features, a random forest and histogram gradient boosting, at scikit-learn's defaults, which see records
 that nothing private may.
+
+Beside them, where bench/peers/diffprivlib/.venv exists (its requirements.txt says how), Diffprivlib's logistic
+regression on the same columns; the naive network on images is in bench/dpsgd.py.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator
@@ -47,6 +51,7 @@ from confide.train.local import Silo
 
 EXAMPLES = Path(__file__).parents[1] / "examples" / "learning"
 SHARED = Path(__file__).parents[1] / "../shared/data"
+PEER = Path(__file__).parent / "peers" / "diffprivlib"
 PARTIES = ("north", "east", "south", "west")
 
 
@@ -205,6 +210,27 @@ def best_of(data: Any) -> float:
     return max(float(np.mean([model.score(one.x, one.y) for one in tests])) for model in fitted)
 
 
+def naive(name: str, place: Path, seeds: int) -> list[Figure]:
+    """Return what Diffprivlib's logistic regression gives, where bench/peers/diffprivlib/.venv is; columns only."""
+    python = PEER / ".venv" / "bin" / "python"
+    if name in SOURCES or not python.exists():
+        return []
+    table: dict[str, Any] = tomllib.loads(place.read_text())
+    plain = {"job": table["job"], "data": {**table["data"], "standardise": False}, "train": {"quorum": 4}}
+    data = load_data(parse(plain, base=place.parent))
+    x, y = (np.concatenate([getattr(silo, part) for silo in data.silos]) for part in ("x", "y"))
+    tests = data.held if name == "heart" else (data.test,)
+    arrays = {"x": x, "y": y, "tests": np.repeat(np.arange(len(tests)), [len(one.y) for one in tests])}
+    arrays |= {f"{part}_test": np.concatenate([getattr(one, part) for one in tests]) for part in ("x", "y")}
+    with tempfile.NamedTemporaryFile(suffix=".npz") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        done = subprocess.run([python, PEER / "logistic.py", file.name, str(seeds)], capture_output=True, check=True)
+    found = 100 * np.array(json.loads(done.stdout))
+    print(f"{'':15}Diffprivlib's logistic regression at epsilon 1: {found.mean():.2f} +- {interval(found):.2f}")
+    return [Figure(f"{name}, Diffprivlib at epsilon 1", float(found.mean()), "%", "Diffprivlib 0.6.6")]
+
+
 def federated(name: str, place: Path) -> list[Figure]:
     """Compare the federation's model with that of the pooled records, both without privacy, after as many passes."""
     table: dict[str, Any] = tomllib.loads(place.read_text())
@@ -285,6 +311,7 @@ def main() -> None:
                 continue
             figures += measure(name, place, options.seeds)
             figures += federated(name, place)
+            figures += naive(name, place, options.seeds)
     if options.json:
         options.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
 
