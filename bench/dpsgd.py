@@ -124,7 +124,7 @@ def cost(name: str, module: nn.Module, bar: float, batch: int, slots: int, repea
 
 
 def of_jobs(records: int, repeats: int) -> Iterator[Figure]:
-    """Yield the ratio for a linear head as jobs train it: full batch, integers in float64, against the same products."""
+    """Yield the ratio for a linear head as jobs train it: full batch, in float64, against the same two products."""
     draw = np.random.Generator(np.random.PCG64(2))
     x, y = draw.normal(size=(records, 784)), draw.integers(0, 10, records)
     x /= np.linalg.norm(x, axis=1, keepdims=True)
@@ -134,14 +134,14 @@ def of_jobs(records: int, repeats: int) -> Iterator[Figure]:
     plan = PrivacyPlan.calibrate(
         epsilon=1.0, clip_norm=0.5, rounds=40, length=7850, grid=head.sums.grid, expected_records=records
     )
-    weight, bias, wanted = graph.layers[0].weight, graph.layers[0].bias, np.eye(10)[y]
+    weight, bias, wanted = graph.layers[0].weight, graph.layers[0].bias, np.eye(10)[y].T.copy()
 
     def private() -> None:
         plan.release(head.gradient_sum(parameters, silo), rng)
 
     def plain() -> None:
-        gradient = 1 / (1 + np.exp(-(x @ weight.T + bias))) - wanted
-        gradient.T @ x, gradient.sum(axis=0)
+        gradient = 1 / (1 + np.exp(-(weight @ x.T + bias[:, None]))) - wanted  # in the faster of the two layouts
+        gradient @ x, gradient.sum(axis=1)
 
     private(), plain()
     seconds = np.array([[processor_seconds(private), processor_seconds(plain)] for _ in range(repeats)])

@@ -24,7 +24,7 @@ def test_the_sum_is_that_of_the_clipped_products(rows, columns):
     left *= np.geomspace(0.01, 2, 60)[:, None]
     right[0] *= 50  # longer than the bound
     sums = OuterSums(rows=rows, columns=columns, right_norm=1.5, clip_norm=0.7)
-    found = sums.summed(left, sums.rounded(right))
+    found = sums.summed(left.T, sums.rounded(right))
     short = right * np.minimum(1, 1.5 / np.linalg.norm(right, axis=1))[:, None]
     products = np.einsum("ij,ik->ijk", left, short).reshape(60, -1)
     norms = np.linalg.norm(products, axis=1)
@@ -59,12 +59,12 @@ def test_neighbours_differ_by_the_grid_at_most(records, right_norm, clip_norm, p
     left, right = (np.array([record[part] for record in records], float) for part in (0, 1))
     sums = OuterSums(rows=left.shape[1], columns=right.shape[1], right_norm=right_norm, clip_norm=clip_norm)
     place %= len(left)
-    whole = sums.summed(left, sums.rounded(right)).total
-    less = sums.summed(np.delete(left, place, axis=0), sums.rounded(np.delete(right, place, axis=0))).total
-    alone = sums.summed(left[place : place + 1], sums.rounded(right[place : place + 1])).total
+    whole = sums.summed(left.T, sums.rounded(right)).total
+    less = sums.summed(np.delete(left, place, axis=0).T, sums.rounded(np.delete(right, place, axis=0))).total
+    alone = sums.summed(left[place : place + 1].T, sums.rounded(right[place : place + 1])).total
     assert (whole - less == alone).all()
     assert sum(int(value) ** 2 for value in alone.tolist()) <= sums.grid**2
-    again = sums.summed(left[::-1].copy(), sums.rounded(right[::-1].copy())).total
+    again = sums.summed(left[::-1].T.copy(), sums.rounded(right[::-1].copy())).total
     assert (again == whole).all()
 
 
@@ -72,7 +72,7 @@ def test_a_record_reaches_the_bound_and_one_that_is_not_clipped_passes_it():
     """The negative control: the same rounding without a clip would move the sum by more than is declared."""
     sums = OuterSums(rows=3, columns=5, right_norm=1.0, clip_norm=0.5)
     left, right = np.full((1, 3), 9.0), np.full((1, 5), 9.0)
-    norm = np.linalg.norm(sums.summed(left, sums.rounded(right)).total)
+    norm = np.linalg.norm(sums.summed(left.T, sums.rounded(right)).total)
     assert 0.97 * sums.grid < norm <= sums.grid
     bare = np.outer(np.rint(left * sums.left_grid / 0.5), np.rint(right * sums.right_grid))
     assert np.linalg.norm(bare) > 100 * sums.grid
@@ -85,16 +85,16 @@ def test_sums_beyond_one_exact_product_are_cut_into_several(monkeypatch):
     monkeypatch.setattr("confide.dp.outer._EXACT", 2.0 * sums.grid)
     right = sums.rounded(np.tile([[0.6, -0.8]], (50, 1)))
     left = np.tile([[0.3, 0.4]], (50, 1))
-    one = sums.summed(left[:1], Rounded(right.steps[:1], right.squares[:1])).total
-    assert (sums.summed(left, right).total == 50 * one).all()
+    one = sums.summed(left[:1].T, Rounded(right.steps[:1], right.squares[:1])).total
+    assert (sums.summed(left.T, right).total == 50 * one).all()
 
 
 def test_zero_and_wild_records_are_ignored_and_counted():
     sums = OuterSums(rows=1, columns=2, right_norm=1.0, clip_norm=1.0)
     right = sums.rounded(np.array([[0.5, 0.5], [0.0, 0.0], [np.nan, 1.0], [0.5, 0.5]]))
-    found = sums.summed(np.array([[0.5], [1.0], [1.0], [np.inf]]), right)
+    found = sums.summed(np.array([[0.5, 1.0, 1.0, np.inf]]), right)
     assert found.ignored == 3
-    assert sums.summed(np.zeros((0, 1)), sums.rounded(np.zeros((0, 2)))).total.tolist() == [0, 0]
+    assert sums.summed(np.zeros((1, 0)), sums.rounded(np.zeros((0, 2)))).total.tolist() == [0, 0]
 
 
 @pytest.mark.parametrize(
@@ -109,5 +109,5 @@ def test_shapes_that_do_not_fit_are_refused():
     sums = OuterSums(rows=1, columns=2, right_norm=1.0, clip_norm=1.0)
     with pytest.raises(UsageError, match="length 2"):
         sums.rounded(np.zeros((3, 3)))
-    with pytest.raises(UsageError, match=r"shape \(3, 1\)"):
-        sums.summed(np.zeros((2, 1)), sums.rounded(np.zeros((3, 2))))
+    with pytest.raises(UsageError, match=r"shape \(1, 3\)"):
+        sums.summed(np.zeros((1, 2)), sums.rounded(np.zeros((3, 2))))

@@ -11,7 +11,7 @@ integers, which float64 computes without rounding as long as no sum of absolute 
     whatever the record, the others, their order, and however a library groups its additions.
 
     paper   here                            paper   here
-    l       left: residuals, (n, k)         s_l     left_grid
+    l       left: residuals, (k, n)         s_l     left_grid
     r       right: features, (n, d)         s_r     right_grid
     s       grid                            C       clip_norm
 """
@@ -64,7 +64,7 @@ class OuterSums:
         >>> import numpy as np
         >>> sums = OuterSums(rows=1, columns=2, right_norm=1.0, clip_norm=0.5)
         >>> right = sums.rounded(np.array([[0.6, 0.0], [0.0, 0.8]]))
-        >>> total = sums.summed(np.array([[0.25], [100.0]]), right).total
+        >>> total = sums.summed(np.array([[0.25, 100.0]]), right).total
         >>> (total * 0.5 / sums.grid).round(2)
         array([0.15, 0.5 ])
     """
@@ -127,8 +127,8 @@ class OuterSums:
         """Return the sum over the records of l r^T, each clipped and on the grid.
 
         Args:
-            left: float64, shape (n, k), each row from its own record and public values alone; rows that hold NaN or
-                infinity count as zero.
+            left: float64, shape (k, n): one column for each record, from that record and public values alone; columns
+                that hold NaN or infinity count as zero.
             right: from `rounded`, n rows.
 
         Returns:
@@ -136,29 +136,35 @@ class OuterSums:
 
         **Guarantees** that `total` of any two data sets that differ by one record differ by an L2 norm of at most s.
         """
-        if left.shape != (len(right.steps), self.rows) or left.dtype != np.float64:
-            raise UsageError(f"Expected float64 rows of shape ({len(right.steps)}, {self.rows}), got {left.shape}")
+        if left.shape != (self.rows, len(right.steps)) or left.dtype != np.float64:
+            raise UsageError(f"Expected float64 columns, shape ({self.rows}, {len(right.steps)}), got {left.shape}")
         total = np.zeros((self.rows, self.columns), np.int64)
         ignored = 0
         block = max(1, int(_EXACT // self.grid))
-        for start in range(0, len(left), block):
+        for start in range(0, len(right.steps), block):
             part = slice(start, start + block)
-            whole, usable = self._left(left[part], right.squares[part])
-            total += (whole.T @ right.steps[part]).astype(np.int64)
-            ignored += len(whole) - usable
+            whole, usable = self._left(left[:, part], right.squares[part])
+            total += (whole @ right.steps[part]).astype(np.int64)
+            ignored += whole.shape[1] - usable
         return Clipped(total.ravel(), self.grid, self.clip_norm, ignored)
 
     def _left(self, left: Matrix, squares: NDArray[np.int64]) -> tuple[Matrix, int]:
         """Return left vectors as whole numbers b with |b| |a| <= s, and how many were neither zero nor wild."""
-        peak = np.abs(left).max(axis=1, initial=0.0)
+        peak = np.abs(left).max(axis=0)
         usable = (peak > 0) & (peak < math.inf) & (squares > 0)  # False for NaN
-        direction = np.where(usable[:, None], left, 0.0) / np.where(usable, peak, 1.0)[:, None]
-        length = np.sqrt(np.cumsum(direction * direction, axis=1)[:, -1])  # in one order: a row's own
+        direction = np.where(usable, left, 0.0)
+        direction /= np.where(usable, peak, 1.0)
+        length = np.zeros(len(squares))
+        for row in direction:  # in one order, whatever numpy would choose: a record's own
+            length += row * row
         room = self.grid / np.sqrt(np.maximum(squares, 1)) - math.sqrt(self.rows) / 2
         steps = self.right_norm * self.left_grid / self.clip_norm  # of the left grid for each unit
         wanted = np.minimum(peak, self.grid / steps) * steps  # what is longer is cut to `room` anyway
-        scale = np.minimum(wanted, room / np.where(usable, length, 1.0)) * _SHRINK
-        whole = np.rint(direction * np.where(usable, scale, 0.0)[:, None])
-        norms = np.einsum("ij,ij->i", whole, whole).astype(np.int64)
+        scale = np.minimum(wanted, room / np.sqrt(np.where(usable, length, 1.0))) * _SHRINK
+        direction *= np.where(usable, scale, 0.0)
+        whole = np.rint(direction, out=direction)
+        norms = np.einsum("ij,ij->j", whole, whole).astype(np.int64)
         beyond = norms * squares > self.grid * self.grid  # never, by the margin; never again by this line
-        return np.where(beyond[:, None], 0.0, whole), int(usable.sum())
+        if beyond.any():
+            whole[:, beyond] = 0.0
+        return whole, int(usable.sum())

@@ -314,9 +314,9 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
 def _private_descent(privacy: Mapping[str, Any]) -> dict[str, Any]:
     """Return the defaults of [train] for noisy gradients of a logistic model on unit rows, from public numbers alone.
 
-    Few long steps, no momentum and no ridge, which such steps would make a strong one: noise counts by their number, and
-    what the average of the last half leaves of it falls with the records over the noise, to which the steps may then be
-    longer (docs/private-learning.md).
+    Few long steps, no momentum and no ridge, which such steps would make a strong one: noise counts by their number,
+    and what the average of the last half leaves of it falls with the records over the noise, to which the steps may
+    then be longer (docs/private-learning.md).
     """
     usual = PrivacySection(expected_records=privacy["expected_records"])
     mu = gaussian_mu(privacy.get("epsilon", usual.epsilon), privacy["delta"])

@@ -84,10 +84,11 @@ class LinearHead:
         return self._rounded[silo]
 
     def _residuals(self, parameters: Matrix, silo: Silo, right: Rounded) -> Matrix:
-        """Return the loss gradient at the logits, shape (n, k), each row from its own record."""
+        """Return the loss gradient at the logits, shape (k, n), each column from its own record."""
         rows = self.rows(parameters)
         norms = np.maximum(np.sqrt((rows * rows).sum(axis=1)), 1e-200)  # of zeros, any
         bits = np.floor(np.log2(_EXACT / (norms * self.sums.right_grid))).clip(-1000, 1000)
         whole = np.rint(rows * np.exp2(bits)[:, None])
-        logits = (right.steps @ whole.T) * (self.sums.step * np.exp2(-bits))
-        return residuals(sigmoid_by_record(logits), silo.y, self._weights)
+        logits = whole @ right.steps.T
+        logits *= (self.sums.step * np.exp2(-bits))[:, None]
+        return residuals(sigmoid_by_record(logits).T, silo.y, self._weights).T

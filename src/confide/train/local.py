@@ -26,6 +26,9 @@ _NUMBERS = "fiub"
 #: Beyond it exp(-|x|) is below every number that 1 + exp(-|x|) could tell from 1, and above the subnormal ones.
 _FURTHEST = 700.0
 
+#: 1 / n! for n from 11 to 0.
+_SERIES = tuple(1 / math.factorial(order) for order in range(11, -1, -1))
+
 #: log 2 in two parts; multiples of the first by up to 2^11 are exact.
 _LOG_2_HIGH = float.fromhex("0x1.62e42fefa0000p-1")
 _LOG_2_LOW = float.fromhex("0x1.cf79abc9e3b3ap-40")
@@ -125,18 +128,20 @@ def _product_by_record(a: Matrix, b: Matrix) -> Matrix:
 
 
 def sigmoid_by_record(x: Matrix) -> Matrix:
-    """Return the sigmoid by operations that round every element for itself, to a few units in the last place.
+    """Return the sigmoid by operations that round every element for itself; off by at most 1e-14 of it.
 
     numpy's own exponential may round by an element's place in its vector registers, so by the other records.
-    exp(-|x|) = 2^k exp(r) with r = -|x| - k log 2, |r| <= log(2) / 2, by Taylor's series up to r^13 / 13!.
+    exp(-|x|) = 2^k exp(r) with r = -|x| - k log 2, |r| <= log(2) / 2, by Taylor's series up to r^11 / 11!.
     """
     away = -np.minimum(np.abs(x), _FURTHEST)
     twos = np.rint(away * (1 / math.log(2)))
     rest = (away - twos * _LOG_2_HIGH) - twos * _LOG_2_LOW
-    power = np.ones_like(rest)
-    for order in range(13, 0, -1):
-        power = 1.0 + power * rest / order
-    small = np.ldexp(power, np.nan_to_num(twos).astype(np.int64))
+    small = np.full_like(rest, _SERIES[0])
+    for coefficient in _SERIES[1:]:
+        np.multiply(small, rest, out=small)
+        np.add(small, coefficient, out=small)
+    np.copyto(twos, 0.0, where=np.isnan(twos))  # which stay NaN by their rest
+    small *= ((twos.astype(np.int64) + 1023) << 52).view(np.float64)  # 2^k by its bits
     return np.where(x >= 0, 1.0, small) / (1.0 + small)
 
 
