@@ -235,7 +235,7 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return f"trained by {self.aggregator} over {len(self.parties)} parties{among}, no differential privacy"
         return (
             f"trained by {self.aggregator} over {len(self.parties)} parties{among}, epsilon={self.epsilon:.3g} "
-            f"at delta={self.delta:.2g} per {self.unit} ({self.relation}) against the server with "
+            f"at delta={self.delta:.3g} per {self.unit} ({self.relation}) against the server with "
             f"{self.colluding} colluding parties, noise from: {self.seed}"
         )
 

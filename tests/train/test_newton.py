@@ -25,6 +25,7 @@ from confide.train.local import Silo, descend, flatten, record_gradients, residu
 from confide.train.newton import Newton
 from confide.train.output import labelled
 from confide.train.parts import encoding_of, plan_of
+from confide.train.reasons import doubts, reasons
 from confide.train.run import pooled_model
 from confide.wire import Array, MemoryStore, encode
 
@@ -312,7 +313,24 @@ def test_auto_is_a_job_that_names_what_it_chose(records, more, algorithm):
     assert (job.train.algorithm, job.data.standardise, job.model.unit_rows) == (algorithm, "centre", True)
     text = describe(job)
     assert parse(tomllib.loads(text)) == job
-    assert "auto" not in text
+    assert 'mechanism = "auto"' in text
+    assert any(f'algorithm "{algorithm}"' in line for line in reasons(job))
     bare = {"data": {"standardise": False}, "model": {"unit_rows": False}, "train": {"algorithm": "fedavg"}}
     named = parse(changed(sections, **bare))
     assert (named.data.standardise, named.model.unit_rows) == (False, False)
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ((115, 113, 114, 113), []),
+        ((1000, 900, 1100, 1000), ["publish a whole record", "steps are too long"]),
+        ((20, 20, 20, 20), ["noise large"]),
+        ((1900, 1, 1, 1), ["publish a whole record", "steps are too long", "cut to what"]),
+    ],
+)
+def test_tables_that_do_not_fit_the_public_numbers_are_named(records, said):
+    job = parse(PRIVATE)
+    found = list(doubts(job, records))
+    assert len(found) == len(said)
+    assert all(words in line for words, line in zip(said, found, strict=True))

@@ -132,7 +132,7 @@ def train(
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
     from confide.train.evaluate import accuracy
-    from confide.train.reasons import reasons
+    from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
     output = Output(job)
@@ -146,6 +146,8 @@ def train(
     console.out.print(describe(job))
     for reason in reasons(job):
         console.out.print(reason)
+    for doubt in doubts(job, [len(silo.y) for silo in data.silos]):
+        console.err.print(f"warning: {doubt}")
     console.out.print(
         f"starting model: {start_hash(data)} (parties compare it, or put it into their jobs as train.start_hash)"
     )

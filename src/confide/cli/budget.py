@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from confide.cli import console
 from confide.errors import UsageError
@@ -135,21 +133,14 @@ def _print(found: Standing) -> None:
             f"  limit: epsilon={limit.epsilon:g}, delta={limit.delta:.3g} of all runs together, set {limit.set_on}, "
             f"runs add up by rule: {limit.rule}, unit: {limit.unit}"
         )
-    if found.accounts:
-        table = Table("when", "run", "job", "epsilon", "delta", "mu", "mechanism", "schema")
-        for account in found.accounts:
-            told = account.told
-            table.add_row(
-                told.when if told else "",
-                account.run,
-                f"{told.name if told else ''} {account.job[:8]}".strip(),
-                "no noise" if account.epsilon is None else f"{account.epsilon:.4g}",
-                f"{account.delta:.3g}",
-                "" if told is None or told.mu is None else f"{told.mu:.4g}",
-                told.mechanism if told else "",
-                told.schema[:8] if told else "",
-            )
-        Console(markup=False, highlight=False).print(table)
+    for account in found.accounts:
+        told = account.told
+        when, name = (told.when, told.name) if told else ("", "")
+        spent = "no noise" if account.epsilon is None else f"epsilon={account.epsilon:.4g}, delta={account.delta:.3g}"
+        mu = "" if told is None or told.mu is None else f", mu={told.mu:.4g}"
+        console.out.print(f"  run {account.run} {when}: job {name or account.job[:8]}, {spent}{mu}")
+        if told is not None:
+            console.out.print(f"    {told.mechanism}; job {account.job[:8]}, schema {told.schema[:8]}")
     spent = found.spent
     line = f"  together: epsilon={spent.epsilon:.4g}, delta={spent.delta:.3g} added up ({len(found.accounts)} runs)"
     by_mu = None if found.limit is None or not found.accounts else found.epsilon_by_mu(found.limit.delta)
@@ -168,7 +159,8 @@ def _facts(found: Standing) -> dict[str, Any]:
     return {
         "data_set": found.data_set,
         "limits": [
-            {"epsilon": one.epsilon, "delta": one.delta, "rule": one.rule, "set_on": one.set_on} for one in found.limits
+            {"epsilon": one.epsilon, "delta": one.delta, "rule": one.rule, "unit": one.unit, "set_on": one.set_on}
+            for one in found.limits
         ],
         "runs": [
             {

@@ -82,7 +82,7 @@ def _promise(label: PrivacyLabel) -> Iterator[tuple[str, str]]:
     tier = next(text for most, text in _TIERS if label.epsilon <= most)
     delta, unit = label.delta or 0.0, label.unit or "record"
     yield "epsilon", f"{above(label.epsilon)}  ({tier})"
-    yield "delta", f"{delta:.3g}  (how likely the promise may fail altogether; must be far below 1 over the records)"
+    yield "delta", f"{delta:.3g}  (how likely the promise may fail altogether; must be below 1 over the records)"
     yield "unit", f"each {unit}; neighbouring data: {label.relation}"
     yield (
         "meaning",

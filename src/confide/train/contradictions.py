@@ -79,9 +79,9 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
     """
     name, steps = job.train.algorithm, job.train.local_steps
     check_readers(job.train, given)
+    check_units(job)
     if name in ("statistics", "newton"):
         _check_statistics(job, "clip_norm" in privacy)
-    check_units(job)
     check_norm_bound(job.train, private=job.privacy is not None)
     check_compression(job.train, given, private=job.privacy is not None)
     if job.train.aggregate == "groups":

@@ -324,7 +324,10 @@ class JobBudget:
     @contextmanager
     def _opened(self) -> Generator[DurableStore]:
         if not self._where.is_file():
-            raise PrivacyError(f"Expected a budget at data.budget={self._where}; its owner sets it: confide budget set")
+            raise PrivacyError(
+                f"Expected a budget at data.budget={self._where}; whoever answers for the records sets it: confide "
+                "budget set JOB.toml --epsilon E --delta D"
+            )
         store = SqliteStore(self._where)
         try:
             yield store
@@ -354,10 +357,18 @@ class JobBudget:
             if before.limit is None or before.limit.unit != self._told.unit:
                 raise
             epsilon, delta = before.left
+            too_much = [
+                f"privacy.{name}"
+                for name, asked, left in (("epsilon", self._epsilon, epsilon), ("delta", self._plan.delta, delta))
+                if asked > left
+            ]
+            advice = f"lower {' and '.join(too_much or ['privacy.epsilon'])}"
+            if min(epsilon, delta) <= 0:
+                advice = "it is spent, and only who answers for the records can raise it: confide budget set --raise"
             raise PrivacyError(
                 f"{error}: data set {self.data_set} has epsilon={epsilon:.4g} and delta={delta:.3g} left of "
                 f"{before.limit.epsilon:g} and {before.limit.delta:g}, this job asks for {self._epsilon:.6g} and "
-                f"{self._plan.delta:.3g}; ask for less. Nothing was charged, and nothing has left"
+                f"{self._plan.delta:.3g}; {advice}. Nothing was charged, and nothing has left"
             ) from None
 
 

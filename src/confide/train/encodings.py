@@ -114,6 +114,10 @@ class Encoding(ABC):
         """Return whether a sum of round `number` may be taken after `releases` that may have been opened."""
         return releases < self.releases
 
+    def about(self, number: int) -> Mapping[str, str]:
+        """Return what a ledger's lines say of the sum of round `number` beside its figures."""
+        return {}
+
     @property
     def moved(self) -> Mapping[str, Matrix]:
         """Return what the sums have moved of this encoding, by name."""

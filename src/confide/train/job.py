@@ -38,6 +38,7 @@ from confide.train.contradictions import (
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
 from confide.train.sections import (
     MOST_NODES,
+    USUAL_DELTA,
     DataSection,
     Job,
     PrivacySection,
@@ -263,7 +264,7 @@ def _chosen(table: dict[str, Any]) -> dict[str, Any]:
     model, train = table.get("model", {}), table.get("train", {})
     if _value(table, "privacy", "mechanism") != "auto":
         return table
-    privacy: dict[str, Any] = table["privacy"] | {"mechanism": "as-given"}
+    privacy: dict[str, Any] = table["privacy"]
     records = privacy.get("unit", "record") == "record"  # a preparation is bounded for records only
     if model.get("kind", "logistic") == "logistic":
         usual = PrivacySection(expected_records=privacy["expected_records"])
@@ -272,7 +273,7 @@ def _chosen(table: dict[str, Any]) -> dict[str, Any]:
         columns = records and model.get("features", "columns") == "columns"
         train = {"algorithm": "newton" if columns and told >= _STATISTICS_PAY else "fedavg"} | train
     data = ({"standardise": "centre"} if records else {}) | table.get("data", {})
-    return table | {"data": data, "model": {"unit_rows": True} | model, "train": train, "privacy": privacy}
+    return table | {"data": data, "model": {"unit_rows": True} | model, "train": train}
 
 
 def _resolved(table: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +304,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
-        privacy["delta"] = privacy.get("delta") or default_delta(privacy["expected_records"])
+        asked = default_delta(privacy["expected_records"])
+        if "nodes" in data:  # whose policies ask for less where they say nothing
+            asked = min(asked, USUAL_DELTA)
+        privacy["delta"] = privacy.get("delta") or asked
         resolved["privacy"] = privacy
         descends = train.get("algorithm", "fedavg") == "fedavg" and model.get("kind", "logistic") == "logistic"
         if descends and model.get("unit_rows") and privacy.get("unit") != "client":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import msgspec
 
 from confide.crypto.random import SystemRandomness
@@ -40,7 +42,7 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
         parties=parties,
         quorum=job.train.quorum or default_quorum(len(parties)),
         colluding=job.privacy.colluding if job.privacy else 0,
-        rounds=done.number,
+        rounds=min(done.number, job.train.rounds),  # over machines a preparation is a sum of its own
         seed=done.origin,
         ledger=head,
         hidden_among=among,
@@ -59,9 +61,8 @@ def labelled(job: Job, data: Trained, done: Round[Graph], ledger: Ledger) -> Art
     label_of(job, data, done)
     fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
     label = label_of(job, data, done, head=ledger.append("model", fields))
-    return Artifact(
-        done.model, data.preprocess, label, {"job": job.job.name, "data": str(job.data.set or job.data.schema)}
-    )
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
+    return Artifact(done.model, data.preprocess, label, {"job": job.job.name, "data": source})
 
 
 class Output:

@@ -25,7 +25,7 @@ from confide.train.budget import Budget
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults
 from confide.train.offer import Offer
 from confide.train.parts import AGGREGATORS, hidden_among
-from confide.train.sections import Job, Section, default_quorum, nodes_of
+from confide.train.sections import USUAL_DELTA, Job, Section, default_quorum, nodes_of
 
 
 class AllowSection(Section, frozen=True, kw_only=True):
@@ -68,7 +68,7 @@ class LimitsSection(Section, frozen=True, kw_only=True):
     require_privacy: bool = True
     hide_updates: bool = True
     greatest_epsilon: float = 3.0
-    greatest_delta: float = 1e-4
+    greatest_delta: float = USUAL_DELTA
     most_epsilon_per_job: float = 1.0
     least_colluding: int = 1
     most_rounds: int = 100
@@ -295,7 +295,7 @@ def _refused_privacy(limits: LimitsSection, job: Job, budget: Budget, run: str |
         if before + more > most:
             yield (
                 f"Expected privacy.{name}={more:g} to fit into the lifetime budget of this node's data "
-                f"(limits.greatest_{name}={most:g} for all jobs together); ask for less"
+                f"(limits.greatest_{name}={most:g} for all jobs together); lower privacy.{name} in the job"
             )
 
 

@@ -7,6 +7,7 @@ the first of them: it moves no parameter, and every party takes its own records 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from copy import copy
 
@@ -119,6 +120,12 @@ class PreparedRounds(Encoding):
         if self._asked.plan is None:
             return releases < self.releases
         return releases == 0 if number == 1 else self._then.left(number - 1, max(0, releases - 1))
+
+    def about(self, number: int) -> Mapping[str, str]:
+        if number > self.before:
+            return {}
+        made = {"preprocess": hashlib.sha256(self.preparation.preprocess.encode()).hexdigest()} if self.started else {}
+        return {"of": "preparation", **made}
 
     def epsilon(self, releases: int) -> float | None:
         return self._then.epsilon(max(0, releases - 1))

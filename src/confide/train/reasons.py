@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from statistics import NormalDist
 
 from confide.dp.accountant import gaussian_mu
@@ -20,6 +20,12 @@ def reasons(job: Job) -> Iterator[str]:
     normal = NormalDist()
     rate = 100 * normal.cdf(normal.inv_cdf(FALSE_POSITIVE_RATE) + gaussian_mu(asked.epsilon, asked.delta))
     usual = PrivacySection(expected_records=asked.expected_records)
+    if asked.mechanism == "auto":
+        told = asked.expected_records * gaussian_mu(asked.epsilon, asked.delta)
+        yield (
+            f'privacy.mechanism = "auto": algorithm "{job.train.algorithm}", as {asked.expected_records} records are '
+            f"{told:.0f} times the noise of one release; statistics pay from about 5,000 on"
+        )
     yield (
         f"privacy.epsilon = {asked.epsilon:g}{_default(asked.epsilon == usual.epsilon)}: up to 1 a promise is called "
         f"strong; here the best attacker recognises at most {rate:.2f} % of the {asked.unit}s at "
@@ -34,7 +40,7 @@ def reasons(job: Job) -> Iterator[str]:
         f"may fail altogether; at 1 / expected_records = {1 / asked.expected_records:.3g} a mechanism may publish a "
         "whole record, so it is below"
     )
-    if job.data.standardise:
+    if job.data.standardise or job.train.class_weights != "none":
         share, default = asked.preprocessing_share, asked.preprocessing_share == usual.preprocessing_share
         yield (
             f"privacy.preprocessing_share = {share:g}{_default(default)}: of mu^2 for the sum that prepares the "
@@ -70,3 +76,28 @@ def _of_clients(job: Job, asked: PrivacySection, default: bool) -> Iterator[str]
 
 def _default(is_default: bool, formula: str = "") -> str:
     return f" (the default{formula})" if is_default else ""
+
+
+def doubts(job: Job, records: Sequence[int]) -> Iterator[str]:
+    """Yield what does not fit between [privacy]'s public numbers and the tables, for whoever holds them all.
+
+    Args:
+        records: training records of each party.
+    """
+    asked, total = job.privacy, sum(records)
+    if asked is None or asked.unit == "client":
+        return
+    expected = asked.expected_records
+    if asked.delta * total >= 1:
+        yield (
+            f"privacy.delta = {asked.delta:.3g} is above 1 / {total} training records; a mechanism of that delta may "
+            f"publish a whole record. State expected_records near {total}, and leave delta out"
+        )
+    if not 0.5 * expected <= total <= 2 * expected:
+        steps = "long" if total > expected else "short, and the noise large"
+        yield f"privacy.expected_records = {expected} and there are {total} training records; steps are too {steps}"
+    if max(records, default=0) > asked.max_records:
+        yield (
+            f"a party has {max(records)} training records and privacy.max_records = {asked.max_records}: its sums are "
+            "cut to what that many can reach"
+        )

@@ -313,7 +313,7 @@ def conduct(
             epsilon=encoding.epsilon(parties.releases),
             origin=parties.origin,
         )
-        entry = round_fields(result, aggregator, cohort) | about
+        entry = round_fields(result, aggregator, cohort) | about | dict(encoding.about(course.number))
         parties.released(taken.sums, entry)
         if ledger is not None:
             ledger.append("round", entry)
@@ -333,7 +333,8 @@ def _completed(parties: Parties, first: int, attempts: int, ledger: Ledger | Non
             parties.releases, parties.charged = parties.releases + 1, (number, attempt)
             spent = encoding.epsilon(parties.releases)
             if ledger is not None and spent is not None:  # before it leaves: a crash must not hide what was spent
-                ledger.append("release", {"round": number, "attempt": attempt + 1, "epsilon": spent})
+                written = {"round": number, "attempt": attempt + 1, "epsilon": spent}
+                ledger.append("release", written | dict(encoding.about(number)))
 
         taken = parties.sum(number, attempt, charge)
         reason = taken.reason if taken.sums is None else _too_few(taken.sums, course.fewest)

@@ -16,6 +16,9 @@ from confide.train.robust import fewest
 #: Most nodes of one job.
 MOST_NODES = 1000
 
+#: What a node's policy grants in all where it says nothing; over machines jobs ask for no more unless they say so.
+USUAL_DELTA = 1e-4
+
 #: What no node may be called: the other parties of a sum, and what a path means by it.
 RESERVED_NAMES = (".", "..", "server", "helper", "test")
 
