@@ -111,3 +111,20 @@ def test_shapes_that_do_not_fit_are_refused():
         sums.rounded(np.zeros((3, 3)))
     with pytest.raises(UsageError, match=r"shape \(1, 3\)"):
         sums.summed(np.zeros((1, 2)), sums.rounded(np.zeros((3, 2))))
+
+
+@pytest.mark.parametrize("norms", [(1.0, 1e-60), (1e60, 1e-60), (1e-60, 1e60), (1e60, 1.0)])
+def test_norms_at_their_ends_keep_the_bound(norms):
+    """Whatever overflows on the way: a column that is no whole number would be cast to -2^63."""
+    sums = OuterSums(rows=2, columns=3, right_norm=norms[0], clip_norm=norms[1])
+    right = sums.rounded(np.array([[1e300, 1.0, -1.0], [1e-320, 0.0, 0.0], [0.3, 0.1, 0.2]]))
+    left = np.array([[1e308, 1e-308, 1.0], [-1e308, 5e-324, 0.5]])
+    total = sums.summed(left, right).total
+    assert sum(int(value) ** 2 for value in total.tolist()) <= (3 * sums.grid) ** 2
+
+
+@pytest.mark.parametrize("norm", [1e-61, 1e-310, 1e61, math.nan])
+def test_norms_beyond_them_are_refused(norm):
+    for change in ({"clip_norm": norm}, {"right_norm": norm}):
+        with pytest.raises(UsageError, match="1e-60"):
+            OuterSums(**({"rows": 1, "columns": 2, "right_norm": 1.0, "clip_norm": 1.0} | change))

@@ -193,3 +193,16 @@ def test_the_usual_recipe_fits_every_size(sides):
     recipe = Whitening.usual("strokes", *sides)
     recipe.check(100, *sides)
     assert 200 < recipe.count <= 4096
+
+
+def test_a_recipe_that_would_take_minutes_is_refused():
+    """121 bytes of a model file asked for ten minutes: whoever opens it must not pay for them."""
+    rule = {"rule": "pixels", "name": "i", "low": 0, "high": 1, "height": 64, "width": 64, "scales": 5, "angles": 14}
+    rule |= {"averaged": True, "whitening": {"images": "natural", "count": 4096, "seed": 1}}
+    with pytest.raises(ModelError):
+        Preprocess.decode(msgspec.msgpack.encode({"rules": [rule]}))
+    small = {**rule, "scales": 2, "angles": 8, "height": 28, "width": 28}
+    many = {"rules": [{**small, "name": f"i{place}"} for place in range(5)]}
+    with pytest.raises(ModelError, match="at most 4 columns"):
+        Preprocess.decode(msgspec.msgpack.encode(many))
+    assert Preprocess.decode(msgspec.msgpack.encode({"rules": [small]})).features == 81

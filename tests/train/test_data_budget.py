@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from fractions import Fraction
 from statistics import NormalDist
@@ -159,6 +160,23 @@ def test_a_preparation_is_charged_before_it_and_covers_the_first_training(folder
     assert where(folder).spent.epsilon == 1.0
 
 
+def test_a_copy_of_prepared_data_cannot_train_on_what_another_began(folder):
+    """As processes of a pool have it: what was begun is in the store, not in the object."""
+    limit(folder)
+    data = load_data(job_in(folder, data="standardise = true"))
+    for copy in (deepcopy(data.budget), twin(data.budget)):
+        copy.begin()
+    assert where(folder).spent.epsilon == 1.0
+    with pytest.raises(PrivacyError):
+        data.budget.begin()
+
+
+def twin(budget):
+    other = object.__new__(type(budget))
+    other.__dict__.update(budget.__dict__)
+    return other
+
+
 def test_a_schema_that_changed_is_the_same_data_set(folder):
     limit(folder)
     run(job_in(folder))
@@ -258,6 +276,8 @@ def test_the_account_never_passes_the_limit_and_refuses_nothing_that_fits(tmp_pa
 
 CHARGES = """
 import sys
+from copy import deepcopy
+from copy import deepcopy
 from pathlib import Path
 from confide.errors import PrivacyError
 from confide.train import load

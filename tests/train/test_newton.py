@@ -11,7 +11,7 @@ import pytest
 from sklearn.linear_model import LogisticRegression
 
 from confide.crypto.random import SeededRandomness
-from confide.errors import JobError, PrivacyError
+from confide.errors import Aborted, JobError, PrivacyError
 from confide.ideal import Cohort, Sums
 from confide.model.zoo import logistic
 from confide.train import load_data, parse, train
@@ -334,3 +334,43 @@ def test_tables_that_do_not_fit_the_public_numbers_are_named(records, said):
     found = list(doubts(job, records))
     assert len(found) == len(said)
     assert all(words in line for words, line in zip(said, found, strict=True))
+
+
+def test_a_silo_that_missed_the_statistics_takes_part_from_then_on():
+    """And counts the statistics as spent: whoever comes late never has more epsilon than was stated."""
+    job = parse(changed(PRIVATE, data={"split": "even"}, train={"rounds": 5, "quorum": 3}, privacy={"colluding": 1}))
+    data = load_data(job)
+    late, heard = data.names[3], []
+
+    def fault(message):
+        if message.tag == "train/course":
+            heard.append(message)
+        lost = message.src == late and len(heard) <= 4
+        return [] if lost else [(0, message)]
+
+    rounds = list(train(job, data, fault=fault))
+    assert late not in rounds[0].members
+    assert late in rounds[-1].members
+    assert len(rounds) == 5
+
+
+def test_a_training_whose_every_release_was_lost_says_so():
+    job = parse(changed(PRIVATE, train={"quorum": 4}))
+    data = load_data(job)
+    silent = {data.names[0]}
+    with pytest.raises(Aborted, match="Expected at least one round|failed"):
+        list(train(job, data, fault=lambda message: [] if message.src in silent else [(0, message)]))
+
+
+def test_a_preparation_from_a_fixed_seed_voids_the_label():
+    job = parse(PRIVATE)
+    data = load_data(job, rng=SeededRandomness("known to everybody"))
+    *_, done = train(job, data)
+    assert "no privacy claim" in labelled(job, data, done, Ledger()).label.seed
+
+
+def test_a_job_s_clip_norm_and_name_stay_within_reason():
+    with pytest.raises(JobError, match="privacy.clip_norm"):
+        parse(changed(PRIVATE, train={"algorithm": "fedavg"}, privacy={"clip_norm": 1e-310}))
+    with pytest.raises(JobError, match="printable"):
+        parse(changed(PRIVATE, job={"name": "ok\x1b[2J\nleft: epsilon=99"}))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -13,8 +15,9 @@ from confide.errors import DataError, JobError
 from confide.train import Output, load, load_data, train
 from confide.train.contradictions import check_for_nodes
 from confide.train.job import describe
-from confide.train.parts import encoding_of
+from confide.train.parts import encoding_of, preprocess_of
 from confide.train.reasons import reasons
+from confide.train.units import silo_of
 from confide.wire import MemoryStore
 
 SCHEMA = """
@@ -208,3 +211,20 @@ def test_a_budget_counts_one_unit(folder):
     set_limit(store, "visits", epsilon=2.0, delta=0.1, unit="patient_id")
     store.close()
     load_data(job)
+
+
+def test_units_whose_names_end_alike_stay_apart(folder):
+    """numpy's fixed-width text ends at a NUL: two patients would share one vector, and move a sum by two."""
+    table = read_table(folder / "north.csv", Schema.load(folder / "visits.toml"))
+    texts = np.array(["p1"] * (table.n - 1) + ["p1\0"], dtype=object)
+    changed = replace(table, identifiers={"patient_id": texts})
+    job = job_in(folder)
+    silo = silo_of(job, "north", preprocess_of(Schema.load(folder / "visits.toml"), job.model, seed=1), changed)
+    assert len(set(silo.units.tolist())) == 2
+
+
+def test_one_file_for_two_parties_is_refused(folder):
+    (folder / "south.csv").unlink()
+    (folder / "south.csv").hardlink_to(folder / "north.csv")
+    with pytest.raises(JobError, match="one file for north and south"):
+        load_data(job_in(folder))

@@ -51,7 +51,8 @@ ACCOUNTANT = "Gaussian profile of objective perturbation (docs/protocols/objecti
 _ROWS = 1 << 24  # grid steps of a row's norm
 _OUTPUT = 0.01  # of epsilon and delta, for the noise on the released integers
 _UNIT = 2.0**-53  # of float64's rounding
-_SLACK = 2.0**-36  # of the gradient, for each record: a thousand times what floats need
+_ROOM = 2.0**6  # times what floats need, for a table that is larger than was stated
+_SPREAD = 4.0  # B |theta| / sqrt(d), about: noise makes it 3.3 to 3.7 from epsilon 0.1 to 1
 _LARGEST = 1 << 44  # of released integers: quotients below it are off by less than 2^-9
 _STEPS = 100
 
@@ -172,7 +173,8 @@ class ObjectivePlan:
     @property
     def slack(self) -> float:
         """Return the largest norm of the gradient at what floats take for the minimiser, their errors included."""
-        return max(1, self.expected_records) * self.norm * _SLACK
+        each = 0.26 * self.features * _SPREAD * math.sqrt(self.features) + 8  # as in `_gradient`
+        return max(1, self.expected_records) * self.norm * each * _ROOM * _UNIT
 
     @property
     def radius(self) -> float:

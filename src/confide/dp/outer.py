@@ -32,6 +32,8 @@ Matrix = NDArray[np.float64]
 #: Sums of integers below it are exact in float64, in every order.
 _EXACT = 2.0**52
 
+_SMALLEST_NORM, _LARGEST_NORM = 1e-60, 1e60  # so that no factor between norms over- or underflows
+
 _BLOCK_VALUES = 1 << 20  # rows are rounded in blocks of about this many values, to bound temporary memory
 _SHRINK = 1 - 2.0**-40  # keeps the norm below s in spite of float64's rounding; the integers are checked all the same
 
@@ -77,8 +79,8 @@ class OuterSums:
 
     def __post_init__(self) -> None:
         for name, norm in (("right_norm", self.right_norm), ("clip_norm", self.clip_norm)):
-            if not 0 < norm < math.inf:
-                raise UsageError(f"Expected {name}={norm} to be finite and above 0")
+            if not _SMALLEST_NORM <= norm <= _LARGEST_NORM:
+                raise UsageError(f"Expected {name}={norm} from 1e-60 to 1e60; beyond, quotients leave float64's range")
         if min(self.rows, self.columns) < 1 or self.grid > LARGEST_GRID:
             raise UsageError(f"Expected from 1 to some 50,000 rows and columns, got {self.rows} and {self.columns}")
 
@@ -161,10 +163,13 @@ class OuterSums:
         steps = self.right_norm * self.left_grid / self.clip_norm  # of the left grid for each unit
         wanted = np.minimum(peak, self.grid / steps) * steps  # what is longer is cut to `room` anyway
         scale = np.minimum(wanted, room / np.sqrt(np.where(usable, length, 1.0))) * _SHRINK
-        direction *= np.where(usable, scale, 0.0)
+        direction *= np.where(usable & np.isfinite(scale), scale, 0.0)
         whole = np.rint(direction, out=direction)
-        norms = np.einsum("ij,ij->j", whole, whole).astype(np.int64)
-        beyond = norms * squares > self.grid * self.grid  # never, by the margin; never again by this line
-        if beyond.any():
-            whole[:, beyond] = 0.0
+        integers = whole.astype(np.int64)
+        norms = np.einsum("ij,ij->j", integers, integers)
+        # never, by the margin; never again by these lines: the first is safe from overflow, the second is exact
+        within = norms.astype(np.float64) * squares <= 2.0 * self.grid * self.grid
+        within &= norms * np.where(within, squares, 0) <= self.grid * self.grid
+        if not within.all():
+            whole[:, ~within] = 0.0
         return whole, int(usable.sum())

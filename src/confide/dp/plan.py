@@ -450,8 +450,8 @@ def _check_parties(silos: int, quorum: int, colluding: int) -> None:
 def _check_sizes(
     clip_norm: float, rounds: int, length: int, grid: int, expected_records: int, max_records: int
 ) -> None:
-    if not 0 < clip_norm < math.inf:
-        raise UsageError(f"Expected clip_norm={clip_norm} to be finite and above 0; 0.5 suits unit rows")
+    if not 1e-60 <= clip_norm <= 1e60:
+        raise UsageError(f"Expected clip_norm={clip_norm} from 1e-60 to 1e60; 0.5 suits unit rows")
     counts = {"rounds": rounds, "length": length, "expected_records": expected_records, "max_records": max_records}
     for name, count in counts.items():
         if count < 1:

@@ -70,7 +70,7 @@ class Pixels(
 
     def _check_whitening(self, features: int) -> None:
         if self.whitening is not None:
-            self.whitening.check(features, self.height, self.width)
+            self.whitening.check(features, self.height, self.width, channels=self._scattering.channels)
 
     @property
     def sides(self) -> tuple[int, ...]:

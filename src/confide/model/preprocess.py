@@ -40,6 +40,7 @@ DEVIATIONS = 4.0
 
 _LARGEST_BYTES = 1 << 20
 _MOST_FEATURES = 1 << 16
+_MOST_WHITENED = 4  # columns; the statistics of each are worked out anew wherever a model is opened
 _BLOCK_NUMBERS = 1 << 20  # of one intermediate array
 
 
@@ -233,6 +234,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         if not self.rules or len(set(self.columns)) != len(self.rules):
             raise ModelError("Expected at least one rule and one rule for each column")
+        if sum(getattr(rule, "whitening", None) is not None for rule in self.rules) > _MOST_WHITENED:
+            raise ModelError(f"Expected at most {_MOST_WHITENED} columns of images to whiten; each takes seconds")
         if self._inner > _MOST_FEATURES:
             raise ModelError(
                 f"Expected at most {_MOST_FEATURES} features, got {self._inner}; take smaller images or more scales"

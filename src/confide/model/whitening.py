@@ -36,6 +36,7 @@ Matrix = NDArray[np.float64]
 MOST_WHITENED = 2048
 
 _MOST_IMAGES, _MOST_PIXELS = 1 << 12, 1 << 24
+_MOST_MAPPED = 1 << 29  # pixels in all channels of all synthetic images: some ten seconds
 _DEVIATIONS = 64.0  # a feature further than this from the mean counts as this far
 _ROW_BITS, _MATRIX_BITS = 17, 22  # partial sums: at most 64 sqrt(2048) times the norm 1 of a column, so below 2^13
 
@@ -58,16 +59,26 @@ class Whitening(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ModelError(f"Expected 2 to {_MOST_IMAGES} synthetic images and a seed of 64 bits")
 
     @staticmethod
-    def usual(images: Literal["natural", "strokes"], height: int, width: int) -> Whitening:
-        """Return the recipe with as many images as take seconds."""
-        return Whitening(images=images, count=min(_MOST_IMAGES, _MOST_PIXELS // (height * width)))
+    def usual(images: Literal["natural", "strokes"], height: int, width: int, *, channels: int = 1) -> Whitening:
+        """Return the recipe with as many images as take seconds, in so many channels."""
+        most = min(_MOST_PIXELS, _MOST_MAPPED // channels) // (height * width)
+        return Whitening(images=images, count=max(2, min(_MOST_IMAGES, most)))
 
-    def check(self, features: int, height: int, width: int) -> None:
+    def check(self, features: int, height: int, width: int, *, channels: int = 1) -> None:
         """Refuse what would take minutes.
 
+        Args:
+            channels: maps that are made of each image.
+
         Raises:
-            ModelError: more than 2,048 features, or more than 16 million pixels in all synthetic images.
+            ModelError: more than 2,048 features, 16 million pixels in all synthetic images, or half a billion in their
+                maps.
         """
+        if self.count * height * width * channels > _MOST_MAPPED:
+            raise ModelError(
+                f"Expected at most {_MOST_MAPPED // (height * width * channels)} synthetic images of this size and so "
+                f"many channels, got {self.count}; take fewer scales or angles, or smaller images"
+            )
         if features > MOST_WHITENED or self.count * height * width > _MOST_PIXELS:
             raise ModelError(
                 f"Expected at most {MOST_WHITENED} features of an image to whiten, got {features}; keep fewer "

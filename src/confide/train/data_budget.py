@@ -137,6 +137,8 @@ def set_limit(
         UsageError: a number is out of its range, rule or unit differ from those before, or the limit would rise.
     """
     check_target(epsilon, delta)
+    if not unit.isprintable():
+        raise UsageError('Expected a unit of printable characters: "record", or an identifier of the schema')
     with alone(store):
         earlier = limits_of(store, data_set)
         if earlier and (earlier[-1].rule, earlier[-1].unit) != (rule, unit):
@@ -288,7 +290,7 @@ class JobBudget:
             tail=max(one.tail(_LARGEST_EPSILON) for one in counted),
             unit=plans[0].unit,
         )
-        self._charged = self._begun = False
+        self._run = ""  # the account that was charged
 
     def check(self) -> None:
         """Refuse the job if it does not fit, before anything is read; nothing is charged.
@@ -306,20 +308,28 @@ class JobBudget:
             PrivacyError: as in `check`.
             StoreError: it could not be written; nothing may leave.
         """
-        if self._charged:
-            return
+        if not self._run:
+            with self._opened() as store, alone(store):
+                self._charge(store, begun=False)
+
+    def _charge(self, store: DurableStore, *, begun: bool) -> None:
         run = SystemRandomness().bytes(8).hex()
-        with self._opened() as store, alone(store):
-            self._fitting(store, run)
-            store.commit(self._entry(Budget(store, self.data_set), run))
-        self._charged = True
+        self._fitting(store, run)
+        note = {self._begun(run): b"1"} if begun else {}
+        store.commit(self._entry(Budget(store, self.data_set), run) | note)
+        self._run = run
+
+    def _begun(self, run: str) -> str:
+        """Return where the store says that the training of an account has begun, for every copy of this object."""
+        return f"begun/{self.data_set}/{run}"
 
     def begin(self) -> None:
         """Charge a training: what was charged for its preparation covers the first, another one is charged again."""
-        if self._begun:
-            self._charged = False
-        self.charge()
-        self._begun = True
+        with self._opened() as store, alone(store):
+            if self._run and store.get(self._begun(self._run)) is None:
+                store.commit({self._begun(self._run): b"1"})
+            else:
+                self._charge(store, begun=True)
 
     @contextmanager
     def _opened(self) -> Generator[DurableStore]:

@@ -332,9 +332,9 @@ def charges(store: Store) -> int:
     return int(store.get(_RELEASED) or 0)
 
 
-def charge(store: Store) -> Mapping[str, bytes | None]:
-    """Return what counts one more release."""
-    return {_RELEASED: str(charges(store) + 1).encode()}
+def charge(store: Store, *, made: int | None = None) -> Mapping[str, bytes | None]:
+    """Return what counts one more release, after as many as the store says or `made`."""
+    return {_RELEASED: str((charges(store) if made is None else made) + 1).encode()}
 
 
 def release(plan: PrivacyPlan, clipped: Clipped, rng: Randomness, store: Store) -> Vector:

@@ -27,7 +27,11 @@ def pixels_of(column: Image, model: ModelSection, encoder: Encoder | None = None
         JobError: [model] names an encoder, and it is not here.
     """
     place: dict[str, Any] = {"name": column.name, "height": column.height, "width": column.width}
-    whitening = None if model.whiten == "none" else Whitening.usual(model.whiten, column.height, column.width)
+    channels, whitening = 1, None
+    if model.features.startswith("scattering"):
+        channels = 1 + model.scales * model.angles + model.angles**2 * model.scales * (model.scales - 1) // 2
+    if model.whiten != "none":
+        whitening = Whitening.usual(model.whiten, column.height, column.width, channels=channels)
     if model.features == "encoder":
         if encoder is None or whitening is None:
             raise JobError(

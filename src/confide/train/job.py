@@ -106,14 +106,14 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("train", "clip_rate"): (0, 10, True, False),
     ("privacy", "epsilon"): (0, 32, True, False),
     ("privacy", "delta"): (0, 1, False, True),
-    ("privacy", "clip_norm"): (0, 1e6, True, False),
+    ("privacy", "clip_norm"): (1e-6, 1e6, False, False),
     ("privacy", "bands"): (0, 1000, False, False),
     ("privacy", "colluding"): (0, 999, False, False),
     ("privacy", "expected_records"): (1, 1e9, False, False),
     ("privacy", "max_records"): (0, 1e10, False, False),
-    ("privacy", "preprocessing_share"): (0, 1, True, True),
+    ("privacy", "preprocessing_share"): (1e-6, 1 - 1e-6, False, False),
     ("privacy", "parties_per_unit"): (1, 1000, False, False),
-    ("privacy", "statistics_share"): (0, 1, True, True),
+    ("privacy", "statistics_share"): (1e-6, 1 - 1e-6, False, False),
 }
 
 
@@ -174,6 +174,8 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
         section = cast("dict[str, Any]", section)
         found = list(faults(name, kind, section, _RANGES, "job file"))
         yield from found
+        if name == "job" and not str(section.get("name", "job")).isprintable():
+            yield "Expected job.name of printable characters on one line; ledgers and budgets show it"
         if name == "train":
             yield from _faults_of_hash(section)
         if name == "data":

@@ -20,12 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.dp.plan import PrivacyPlan
+from confide.dp.plan import PrivacyPlan, Releases
 from confide.errors import DataError
 from confide.ideal import Sums
 from confide.model.graph import Graph
 from confide.train.course import Course
-from confide.train.encodings import Encoding, charge, charges, release
+from confide.train.encodings import Encoding, charge, charges
 from confide.train.learner import GraphLearner
 from confide.train.linear_head import CONSTANT, LinearHead
 from confide.train.local import Silo
@@ -95,7 +95,7 @@ class Newton(Encoding):
             return self._first.contribution(parameters, silo, number, rng, store)
         clipped = self._head.gradient_sum(parameters, silo)
         if self._plan is not None:
-            return release(self._plan, clipped, rng, store)
+            return Releases(self._plan, done=self._made(store)).release(clipped, rng)
         if len(silo.x) > self._most_records:
             raise DataError(f"Expected at most {self._most_records} records at {silo.name}")  # named in round 1
         return clipped.total
@@ -104,11 +104,15 @@ class Newton(Encoding):
         first_alone = self._plan is not None and number == 1  # there is one release of statistics
         return releases == 0 if first_alone else releases < self.releases
 
+    def _made(self, store: Store) -> int:
+        """Return how many releases a silo has made; one that was not in the first sum counts it all the same."""
+        return max(charges(store), int(self._started))
+
     def charge(self, store: Store) -> Mapping[str, bytes | None]:
-        return charge(store) if self._plan else {}
+        return charge(store, made=self._made(store)) if self._plan else {}
 
     def charged(self, store: Store) -> int:
-        return charges(store)
+        return self._made(store)
 
     def epsilon(self, releases: int) -> float | None:
         return self._plan.spent(releases) if self._plan else None

@@ -295,6 +295,8 @@ def conduct(
     while course.number < course.rounds:
         about = {"length": encoding.length, "bound": encoding.bound}  # the next round's may differ
         taken, attempts = _completed(parties, first, train.attempts, ledger)
+        if taken is None and course.number <= encoding.before:
+            raise Aborted("Expected at least one round; every release of the privacy plan went to rounds that failed")
         if taken is None:
             return  # the privacy plan is spent; the last round's model stands
         assert taken.sums is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -68,6 +68,7 @@ class Prepared:
         begun: the last line of the ledger that says so.
         class_weights: from the same sum, if the job balances the classes.
         budget: that every training is charged to, if the job names one.
+        origin: where the secret randomness of the preparation came from; empty if there was none.
     """
 
     preprocess: Preprocess
@@ -79,6 +80,7 @@ class Prepared:
     begun: str | None = None
     class_weights: tuple[float, ...] = ()
     budget: JobBudget | None = None
+    origin: str = ""
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -111,7 +113,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         ModelError: the encoder that it names cannot run.
         PrivacyError: the job does not fit into its data set's budget; no row was read.
     """
-    seed = job.job.seed
+    seed, rng = job.job.seed, rng or SystemRandomness()
     if job.data.nodes:
         raise JobError(
             "Expected data.tables, got data.nodes; their tables stay with the nodes: run this job as `confide "
@@ -132,6 +134,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     else:
         schema = Schema.load(job.path(str(job.data.schema)))
         require_unit(job, schema)
+        _check_different(job)
         tables = {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
         if job.data.test is not None:
             test, held = read_table(job.path(job.data.test), schema), {}
@@ -147,7 +150,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
     # A centre follows from features that are needed again; those of images take minutes.
     once = job.data.standardise == "centre"
     fixed = {name: preprocess.fixed(table.columns) for name, table in tables.items()} if once else {}
-    done, plan = _prepared(job, preprocess, tables, start, rng or SystemRandomness(), ledger, fixed)
+    done, plan = _prepared(job, preprocess, tables, start, rng, ledger, fixed)
     preprocess = done.preprocess
 
     def silo(name: str, table: Table) -> Silo:
@@ -163,6 +166,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         begun=ledger.head if ledger is not None and plan is not None else None,
         class_weights=done.class_weights,
         budget=budget,
+        origin=rng.origin if plan is not None else "",
     )
 
 
@@ -196,6 +200,20 @@ def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
     if job.data.evaluate == "federated":
         plans.append(tally_of(job, start, parties).plan)
     return [plan for plan in plans if isinstance(plan, PrivacyPlan)], text, schema.name
+
+
+def _check_different(job: Job) -> None:
+    """Refuse one file for two parties: its records would count twice, and be hidden half."""
+    files = {**job.data.tables, **({"data.test": job.data.test} if job.data.test else {})}
+    seen: dict[tuple[int, int], str] = {}
+    for name, path in files.items():
+        place = job.path(path)
+        if not place.exists():
+            continue  # named when it is read
+        found = place.stat()
+        other = seen.setdefault((found.st_dev, found.st_ino), name)
+        if other != name:
+            raise JobError(f"Expected a table for each party, got one file for {other} and {name}; name different ones")
 
 
 def _prepared(
@@ -350,7 +368,7 @@ def train(
         _begin(job, names, data.start, ledger)
         if data.plan is not None:
             ledger.append("release", {"of": "preparation", "attempt": 1, "epsilon": data.plan.spent(0)})
-    return federate(
+    rounds = federate(
         data.silos,
         encoding,
         job.train,
@@ -361,6 +379,9 @@ def train(
         fault=fault,
         start_hash=job.train.start_hash,
     )
+    if data.origin in ("", SystemRandomness.origin):
+        return rounds
+    return (replace(done, origin=data.origin) for done in rounds)  # the weaker of the two is what the label must say
 
 
 def _check_prepared(job: Job, data: Prepared) -> None:

@@ -114,6 +114,12 @@ class RecordGradients:
         """
         if torch.get_float32_matmul_precision() != "highest":
             raise UsageError('Expected exact products of integers; call torch.set_float32_matmul_precision("highest")')
+        with torch.autocast("cpu", enabled=False):  # whose products have fewer bits than integers need
+            return self._summed(x, y, chosen, clip_norm=clip_norm, grid=grid, rng=rng)
+
+    def _summed(
+        self, x: NDArray[Any], y: NDArray[Any], chosen: Vector, *, clip_norm: float, grid: int, rng: Randomness
+    ) -> Clipped:
         rounding = Rounding(self._resident, clip_norm=clip_norm, grid=grid)
         total = torch.zeros(self._resident.sent_count, dtype=torch.float64)
         exact, ignored = np.zeros(self._resident.sent_count, np.int64), 0

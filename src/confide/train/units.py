@@ -55,7 +55,8 @@ def silo_of(
     """
     unit, units = unit_of(job), None
     if unit is not None:
-        _, places = np.unique(table.identifiers[unit].astype(str), return_inverse=True)
-        units = places.reshape(-1).astype(np.int64)
+        numbers: dict[str, int] = {}  # by whole texts: numpy's fixed-width ones end at a NUL
+        texts = [str(text) for text in table.identifiers[unit].tolist()]
+        units = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
     x = preprocess.apply(table.columns) if fixed is None else preprocess.finished(fixed)
     return Silo(name, x, table.labels, units=units)
