@@ -84,3 +84,29 @@ def test_help_teaches(capsys):
     for verb in ("set", "show"):
         code, out, _ = call(capsys, "budget", verb, "--help")
         assert (code, "confide budget" in out) == (0, True)
+
+
+@pytest.mark.parametrize("given", [("--epsilon", "nan"), ("--data-set", "../x"), ("--unit", "a\x1b[31mb")])
+def test_what_cannot_be_leaves_no_limit(tmp_path, capsys, given):
+    options = {"--epsilon": "1", "--delta": "1e-5", "--data-set": "ward"} | dict([given])
+    place = tmp_path / "new.db"
+    code, _, err = call(capsys, "budget", "set", place, *(part for pair in options.items() for part in pair))
+    assert code == 2
+    assert "\x1b" not in err
+    assert not place.exists() or given[0] == "--unit"
+
+
+def test_links_in_a_circle_are_a_clear_error(tmp_path, capsys):
+    place = tmp_path / "loop.db"
+    place.symlink_to(place)
+    code, _, err = call(capsys, "budget", "set", place, "--data-set", "ward", "--epsilon", "1", "--delta", "1e-5")
+    assert code == 2
+    assert "Expected a path" in err
+
+
+def test_a_budget_under_two_names_is_refused(job, capsys):
+    assert call(capsys, "budget", "set", job, "--epsilon", "1", "--delta", "0.01")[0] == 0
+    (job.parent / "other.db").hardlink_to(job.parent / "budget.db")
+    code, _, err = call(capsys, "train", job)
+    assert code == 2
+    assert "hard links" in err

@@ -56,8 +56,11 @@ def set_(
 
         confide budget set job.toml --epsilon 3 --delta 1e-4
     """
+    from confide.dp.accountant import check_target
     from confide.store import SqliteStore
+    from confide.train.budget import Budget
     from confide.train.data_budget import set_limit, standing
+    from confide.wire import MemoryStore
 
     place, name = _place(where)
     name = data_set or name
@@ -65,6 +68,8 @@ def set_(
         raise UsageError("Expected --data-set NAME with a budget file; or name a job with data.budget")
     if rule not in ("sum", "gaussian"):
         raise UsageError(f'Expected --rule sum or gaussian, got "{rule}"')
+    check_target(epsilon, delta)  # and the name: before there is a file
+    Budget(MemoryStore(), name)
     store = SqliteStore(place)
     try:
         set_limit(store, name, epsilon=epsilon, delta=delta, rule=rule, unit=unit, raising=raising)

@@ -70,7 +70,12 @@ class SqliteStore:
         self._clock = clock
         self._lock = threading.Lock()
         self._leases: set[str] = set()
-        self._path = None if path is None else Path(path).resolve()
+        try:
+            self._path = None if path is None else Path(path).resolve()
+        except (OSError, RuntimeError):  # links in a circle
+            raise UsageError(
+                f"Expected a path to a file, got {path}, whose links lead nowhere; name the file"
+            ) from None
         self._name = ":memory:" if self._path is None else self._path.name
         self._connection = _open(self._path, self._name, table, wait_seconds)
         self._identity = _identity(self._path)

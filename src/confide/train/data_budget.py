@@ -338,6 +338,8 @@ class JobBudget:
                 f"Expected a budget at data.budget={self._where}; whoever answers for the records sets it: confide "
                 "budget set JOB.toml --epsilon E --delta D"
             )
+        if self._where.stat().st_nlink > 1:  # each name has a log and a lease of its own: charges would be lost
+            raise PrivacyError(f"Expected one name for the file of data.budget={self._where}; remove its hard links")
         store = SqliteStore(self._where)
         try:
             yield store
