@@ -12,7 +12,7 @@ from confide.data.schema import Schema
 from confide.data.split import aside
 from confide.data.table import Table, read_table
 from confide.errors import DataError, JobError
-from confide.train import Output, load, load_data, train
+from confide.train import Output, load, load_data, parse, train
 from confide.train.contradictions import check_for_nodes
 from confide.train.job import describe
 from confide.train.parts import encoding_of, preprocess_of
@@ -228,3 +228,16 @@ def test_one_file_for_two_parties_is_refused(folder):
     (folder / "south.csv").hardlink_to(folder / "north.csv")
     with pytest.raises(JobError, match="one file for north and south"):
         load_data(job_in(folder))
+
+
+def test_statistics_of_units_at_very_many_parties_are_refused():
+    """Each would get less than a sixteenth part of the weight's parts, and beyond 256 nothing at all."""
+    sections = {
+        "data": {"schema": "s.toml", "tables": {f"p{place}": f"{place}.csv" for place in range(20)}},
+        "model": {"unit_rows": True},
+        "train": {"algorithm": "statistics"},
+        "privacy": {"expected_records": 4000, "unit": "patient_id", "parties_per_unit": 17},
+    }
+    with pytest.raises(JobError, match="at most 16 with statistics"):
+        parse(sections)
+    assert parse(sections | {"privacy": sections["privacy"] | {"parties_per_unit": 16}}).privacy.parties_per_unit == 16

@@ -12,6 +12,9 @@ from confide.train.sections import Job, ModelSection, TrainSection, group_size, 
 
 ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
 
+#: Most parties that may hold records of one unit under "statistics": each gets 16 parts of its weight at least.
+MOST_SHARING = 16
+
 #: Which compressions read a key of [train].
 COMPRESSED_BY: Mapping[str, tuple[str, ...]] = {
     "compress_bits": ("rotate",),
@@ -122,6 +125,11 @@ def check_units(job: Job) -> None:
     if privacy.parties_per_unit > parties_of(job):
         raise JobError(
             f"Expected privacy.parties_per_unit={privacy.parties_per_unit} to be at most the {parties_of(job)} parties"
+        )
+    if job.train.algorithm == "statistics" and privacy.parties_per_unit > MOST_SHARING:
+        raise JobError(
+            f"Expected privacy.parties_per_unit={privacy.parties_per_unit} to be at most {MOST_SHARING} with statistics, "
+            "whose units share a weight of 256 parts; take fedavg"
         )
     if job.train.algorithm not in ("fedavg", *ADAPTIVE, "statistics"):
         raise JobError(f'Expected train.algorithm "fedavg" or "statistics" with {unit}, got "{job.train.algorithm}"')
