@@ -128,8 +128,8 @@ def check_units(job: Job) -> None:
         )
     if job.train.algorithm == "statistics" and privacy.parties_per_unit > MOST_SHARING:
         raise JobError(
-            f"Expected privacy.parties_per_unit={privacy.parties_per_unit} to be at most {MOST_SHARING} with statistics, "
-            "whose units share a weight of 256 parts; take fedavg"
+            f"Expected privacy.parties_per_unit={privacy.parties_per_unit} to be at most {MOST_SHARING} with "
+            "statistics, whose units share a weight of 256 parts; take fedavg"
         )
     if job.train.algorithm not in ("fedavg", *ADAPTIVE, "statistics"):
         raise JobError(f'Expected train.algorithm "fedavg" or "statistics" with {unit}, got "{job.train.algorithm}"')
