@@ -9,6 +9,7 @@ import pytest
 
 from confide.cli import main
 from confide.cli.console import plain
+from confide.errors import JobError
 from confide.train.approval import Approvals, data_digest
 from confide.train.budget import Spent
 from confide.train.job import load
@@ -165,13 +166,14 @@ def test_mistakes_are_one_line(member, capsys, arguments, text):
 
 
 def test_texts_of_the_coordinator_move_no_cursor(tmp_path, capsys):
-    evil = "x\x1b[2J\u202eok\x9b1A"
+    with pytest.raises(JobError, match="printable"):
+        job_of(job={"name": "x\x1b[2J\u202eok\x9b1A"})
     schema = SCHEMA + '"a\u202eb" = { type = "number", low = 0, high = 1 }\n'
-    asks(tmp_path, offer_of(job_of(job={"name": evil}), schema=schema))
+    asks(tmp_path, offer_of(job_of(), schema=schema))
     for command in (("pending",), ("show", Approvals(tmp_path).all()[0].offer.digest)):
         _, out, _ = runs(capsys, "node", *command, "--identity", tmp_path)
         assert all(letter.isprintable() or letter == "\n" for letter in out)
-        assert r"\u202e" in out
+    assert r"\u202e" in out
     assert plain("a\nb") == r"a\u000ab"
 
 
