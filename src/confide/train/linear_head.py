@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from confide.dp.mechanisms import Clipped
 from confide.dp.outer import OuterSums, Rounded
 from confide.model.graph import Graph, Linear, Sigmoid
-from confide.train.local import Silo, residuals, sigmoid_by_record
+from confide.train.local import Silo, sigmoid_by_record
 
 Matrix = NDArray[np.float64]
 
@@ -91,4 +91,11 @@ class LinearHead:
         whole = np.rint(rows * np.exp2(bits)[:, None])
         logits = whole @ right.steps.T
         logits *= (self.sums.step * np.exp2(-bits))[:, None]
-        return residuals(sigmoid_by_record(logits).T, silo.y, self._weights).T
+        found = sigmoid_by_record(logits)
+        if self._outputs == 1:
+            found[0] -= silo.y == 1
+        else:
+            found[silo.y, np.arange(len(silo.y))] -= 1.0
+        if self._weights:
+            found *= np.array(self._weights)[silo.y]
+        return found

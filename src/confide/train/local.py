@@ -133,16 +133,23 @@ def sigmoid_by_record(x: Matrix) -> Matrix:
     numpy's own exponential may round by an element's place in its vector registers, so by the other records.
     exp(-|x|) = 2^k exp(r) with r = -|x| - k log 2, |r| <= log(2) / 2, by Taylor's series up to r^11 / 11!.
     """
-    away = -np.minimum(np.abs(x), _FURTHEST)
-    twos = np.rint(away * (1 / math.log(2)))
-    rest = (away - twos * _LOG_2_HIGH) - twos * _LOG_2_LOW
+    rest = np.abs(x)
+    np.minimum(rest, _FURTHEST, out=rest)
+    twos = rest * (-1 / math.log(2))
+    np.rint(twos, out=twos)
+    np.negative(rest, out=rest)
+    rest -= twos * _LOG_2_HIGH
+    rest -= twos * _LOG_2_LOW
     small = np.full_like(rest, _SERIES[0])
     for coefficient in _SERIES[1:]:
         np.multiply(small, rest, out=small)
         np.add(small, coefficient, out=small)
     np.copyto(twos, 0.0, where=np.isnan(twos))  # which stay NaN by their rest
     small *= ((twos.astype(np.int64) + 1023) << 52).view(np.float64)  # 2^k by its bits
-    return np.where(x >= 0, 1.0, small) / (1.0 + small)
+    found = np.where(x >= 0, 1.0, small)
+    small += 1.0
+    found /= small
+    return found
 
 
 def _passes(
