@@ -196,3 +196,9 @@ def test_settings_out_of_range_are_refused(wrong):
 def test_a_delta_beyond_floating_point_is_refused():
     with pytest.raises(PrivacyError, match="delta"):
         SampledPlan.calibrate(**SETTING, rate=0.1, delta=1e-12)
+
+
+@pytest.mark.parametrize("clip_norm", [0.0, 1e-30, 1e-310, 1e30, math.inf, math.nan])
+def test_norms_that_single_precision_cannot_divide_by_are_refused(clip_norm):
+    with pytest.raises(UsageError, match="from 1e-6 to 1e6"):
+        SampledPlan.calibrate(**SETTING | {"clip_norm": clip_norm}, rate=0.1)

@@ -310,8 +310,8 @@ class SampledPlan:
 def _check(coin: int, clip_norm: float, grid: int, length: int, quorum: int, silos: int, colluding: int) -> None:
     if not 1 <= coin <= _WORDS:
         raise UsageError("Expected a rate above 0 and at most 1; the public expected batch over the expected records")
-    if not 0 < clip_norm < math.inf:
-        raise UsageError(f"Expected clip_norm={clip_norm} to be finite and above 0; 1 suits most networks")
+    if not 1e-6 <= clip_norm <= 1e6:  # within what quotients of float32 can hold
+        raise UsageError(f"Expected clip_norm={clip_norm} from 1e-6 to 1e6; 1 suits most networks")
     if length < 1 or not math.sqrt(length) <= grid <= LARGEST_GRID:
         raise UsageError(f"Expected length={length} of 1 or more, and grid={grid} from sqrt(length) to 2^30")
     if not 1 <= quorum <= silos:
