@@ -138,8 +138,7 @@ def newton_of(
     privacy: PrivacySection | None,
     *,
     plan: PrivacyPlan | None,
-    row_norm: float,
-    class_weights: tuple[float, ...] = (),
+    head: LinearHead,
 ) -> Newton:
     """Return what the parties of a job contribute.
 
@@ -147,12 +146,9 @@ def newton_of(
         start: one linear layer and a sigmoid.
         train, privacy: of the job.
         plan: under [privacy].
-        row_norm: largest norm of a row of features.
-        class_weights: of the gradients; the statistics count all records alike.
+        head: of the gradients, with their class weights; the statistics count all records alike.
     """
     learner = GraphLearner(start, train)
-    clip_norm = None if privacy is None else privacy.clip_norm
-    head = LinearHead(start, row_norm=row_norm, clip_norm=clip_norm, class_weights=class_weights)
     return Newton(
         learner, train, Statistics(learner, train, moments_of(start, train, privacy), plan=plan), head, plan=plan
     )
@@ -164,7 +160,8 @@ def newton_alone(
     """Return the model of these records alone, without privacy."""
     train = msgspec.structs.replace(train, expected_records=max(1, len(x)))
     norm = max(1e-6, float(np.sqrt((x * x).sum(axis=1)).max(initial=0.0)))
-    encoding = newton_of(start, train, None, plan=None, row_norm=norm, class_weights=class_weights)
+    head = LinearHead(start, row_norm=norm, clip_norm=None, class_weights=class_weights)
+    encoding = newton_of(start, train, None, plan=None, head=head)
     course, silo, rng = Course(encoding, train), Silo("alone", x, y), SystemRandomness()
     while course.number < course.rounds:
         vector = encoding.contribution(course.parameters, silo, course.number + 1, rng, MemoryStore())

@@ -263,8 +263,7 @@ def encoding_of(
     if job.train.algorithm == "statistics":
         return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
     if job.train.algorithm == "newton":
-        norm = _row_norm(job, start)
-        return newton_of(start, job.train, job.privacy, plan=plan, row_norm=norm, class_weights=class_weights)
+        return newton_of(start, job.train, job.privacy, plan=plan, head=_head(job, start, class_weights))
     if plan is None:
         return updates_of(learner, job.train, parties, seed=job.job.seed)
     summed = is_head(start) and plan.unit == RECORD  # a head's sum clips records; units need every record's gradient
