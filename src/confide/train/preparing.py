@@ -40,6 +40,11 @@ from confide.wire import Fault
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
 
+Features = Literal["nothing", "standardise", "centre"]
+
+#: What data.standardise of a job stands for.
+_FEATURES: Mapping[bool | str, Features] = {True: "standardise", False: "nothing", "centre": "centre"}
+
 #: A variance is a difference of two means, so it needs more bits than an update.
 _FRACTION_BITS = 40
 
@@ -80,7 +85,7 @@ class Preparing:
     """
 
     preprocess: Preprocess
-    features: Literal["nothing", "standardise", "centre"] = "nothing"
+    features: Features = "nothing"
     classes: int = 0
 
     @property
@@ -168,9 +173,9 @@ def preparing_of(job: Job, preprocess: Preprocess, classes: int) -> Preparing | 
     Args:
         classes: how many there are.
     """
-    features = {True: "standardise", False: "nothing", "centre": "centre"}[job.data.standardise]
+    features = _FEATURES[job.data.standardise]
     counted = classes if job.train.class_weights == "balanced" else 0
-    found = Preparing(preprocess, features, counted)  # type: ignore[arg-type]
+    found = Preparing(preprocess, features, counted)
     return found if found.length > 1 else None
 
 
