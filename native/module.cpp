@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
 
@@ -72,6 +73,34 @@ void project(InOut<Word> acc, In<Word> words, In<std::uint8_t> choices) {
     confide::project(acc.data(), rows, words.data(), choices.data(), groups);
 }
 
+template <typename Number>
+using Table = nb::ndarray<Number, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void histograms(Table<const std::uint8_t> codes, Table<const std::int32_t> gradients, In<std::int32_t> slots,
+                In<std::int32_t> wanted, In<std::int64_t> starts,
+                nb::ndarray<std::int64_t, nb::ndim<3>, nb::c_contig, nb::device::cpu> found) {
+    const std::size_t n = codes.shape(0), columns = codes.shape(1), count = found.shape(0), size = found.shape(1);
+    if (gradients.shape(0) != n || gradients.shape(1) != 2 || slots.shape(0) != n || starts.shape(0) != columns + 1 ||
+        found.shape(2) != 2 || n > UINT32_MAX)
+        throw std::invalid_argument("Expected a pair of gradients and a slot for each record");
+    bool done;
+    {
+        nb::gil_scoped_release unlocked;
+        done = confide::histograms(codes.data(), gradients.data(), slots.data(), n, columns, wanted.data(),
+                                   wanted.shape(0), starts.data(), found.data(), count, size);
+    }
+    if (!done) throw std::bad_alloc();
+}
+
+void route(Table<const std::uint8_t> codes, In<std::int32_t> slots, In<std::int32_t> column,
+           Table<const std::uint8_t> goes_left, InOut<std::int32_t> next) {
+    const std::size_t n = codes.shape(0);
+    if (slots.shape(0) != n || next.shape(0) != n || goes_left.shape(0) != column.shape(0) || goes_left.shape(1) != 256)
+        throw std::invalid_argument("Expected a slot for each record, and 256 codes for each slot");
+    nb::gil_scoped_release unlocked;
+    confide::route(codes.data(), slots.data(), n, codes.shape(1), column.data(), goes_left.data(), next.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -85,5 +114,9 @@ NB_MODULE(_native, module) {
                arg("choices").noconvert());
     module.def("pack", &pack<std::uint32_t>, arg("words").noconvert(), arg("bits"));
     module.def("pack", &pack<std::uint64_t>, arg("words").noconvert(), arg("bits"));
+    module.def("histograms", &histograms, arg("codes").noconvert(), arg("gradients").noconvert(),
+               arg("slots").noconvert(), arg("wanted").noconvert(), arg("starts").noconvert(), arg("found").noconvert());
+    module.def("route", &route, arg("codes").noconvert(), arg("slots").noconvert(), arg("column").noconvert(),
+               arg("goes_left").noconvert(), arg("next").noconvert());
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
 }

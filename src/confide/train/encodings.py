@@ -65,6 +65,11 @@ class Encoding(ABC):
     before: int = 0
 
     @property
+    def ended(self) -> bool:
+        """Return whether the model is done, before all the rounds that it may take."""
+        return False
+
+    @property
     def longest(self) -> int:
         """Return the length of the longest contribution of all rounds."""
         return self.length

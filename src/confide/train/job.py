@@ -3,6 +3,7 @@
     [job]      name, seed
     [data]     schema and tables or nodes, or a shipped set and how it is split; the test table
     [model]    kind, hidden units
+    [trees]    how many, how deep ...        of model.kind = "trees" only
     [train]    aggregate, rounds, learning rate ...
     [privacy]  epsilon, delta ...            leave the table out for a job without differential privacy
     [output]   model, ledger, signing key
@@ -34,6 +35,7 @@ from confide.train.contradictions import (
     check_compression,
     check_features,
     check_readers,
+    check_trees,
 )
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
 from confide.train.sections import (
@@ -43,13 +45,18 @@ from confide.train.sections import (
     Job,
     PrivacySection,
     TrainSection,
+    TreesSection,
     default_quorum,
     group_size,
     is_node_name,
 )
 
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
-_DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
+_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "logistic": {},
+    "mlp": {"rounds": 60, "learning_rate": 0.1},
+    "trees": {},
+}
 
 #: The same for a network that the caller brings: many local steps take the place of the server's momentum.
 _OWN_MODEL: Mapping[str, float] = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "average": 0.0}
@@ -60,6 +67,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "scaffold": {"momentum": 0.0},
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
+    "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
 }
 
 #: Records over the noise of statistics from which on they pay up to some 200 features.
@@ -80,6 +88,15 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "channel_groups"): (0, 4096, False, False),
     ("model", "frequencies"): (0, 128, False, False),
     ("model", "project"): (0, 65_536, False, False),
+    ("trees", "count"): (1, 10_000, False, False),
+    ("trees", "depth"): (1, 10, False, False),
+    ("trees", "bins"): (2, 255, False, False),
+    ("trees", "cells"): (2, 65_536, False, False),
+    ("trees", "ridge"): (0, 1e9, False, False),
+    ("trees", "least_hessian"): (1e-6, 1e9, False, False),
+    ("trees", "least_gain"): (0, 1e9, False, False),
+    ("trees", "patience"): (0, 10_000, False, False),
+    ("trees", "held_out"): (0, 0.5, True, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),
     ("train", "rotation"): (1, 1000, False, False),
@@ -139,6 +156,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_features(job.model, table.get("model", {}))
+    check_trees(job, table)
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     check_client_level(job, table.get("train", {}), table.get("privacy", {}))
     return job
@@ -286,7 +304,9 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     tables: Sized = data["nodes"] if "nodes" in data else data.get("tables", ())
     parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
-    own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
+    trees = model.get("kind") == "trees"
+    usual = "boosting" if trees else "fedavg"
+    own = {**_ALGORITHM_DEFAULTS.get(given.get("algorithm", usual), {}), "algorithm": usual}
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
     train["quorum"] = train.get("quorum") or default_quorum(parties)
@@ -295,6 +315,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
+    if trees:
+        asked = TreesSection(**table.get("trees", {}))
+        train["rounds"] = given.get("rounds", 1 + asked.count * asked.depth)
+        resolved["trees"] = msgspec.structs.asdict(asked)
     if model.get("features") == "encoder":
         resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
@@ -333,9 +357,11 @@ def _private_descent(privacy: Mapping[str, Any]) -> dict[str, Any]:
 def describe(job: Job, *, output: bool = True) -> str:
     """Return the job as TOML with every default filled in: what will run; without [output] if told so."""
     lines: list[str] = []
-    for name in ("job", "data", "model", "train", "privacy", *(["output"] if output else [])):
+    for name in ("job", "data", "model", "trees", "train", "privacy", *(["output"] if output else [])):
         section = getattr(job, name)
         if section is None:
+            if name == "trees":
+                continue
             lines.append("# no [privacy]: no differential privacy\n")
             continue
         lines.append(f"[{name}]")
@@ -354,7 +380,7 @@ def describe(job: Job, *, output: bool = True) -> str:
 def _not_used(job: Job) -> set[tuple[str, str]]:
     """Return the (section, key) pairs that say nothing about this job."""
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
-    unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
+    unused = {("model", "hidden")} if job.model.kind != "mlp" else set[tuple[str, str]]()
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
     elif job.model.features == "encoder":
@@ -378,6 +404,10 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
         unused.add(("privacy", "preprocessing_share"))
     if job.train.algorithm != "newton":
         unused.add(("privacy", "statistics_share"))
+    if job.trees is not None:
+        unused |= {("trees", "held_out")} if not job.trees.patience else set()
+        unused |= {("trees", "cells")} if job.trees.edges == "uniform" else set()
+        unused |= {("train", "local_steps"), ("model", "unit_rows")}
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
     elif job.data.split == "even":

@@ -70,6 +70,10 @@ class PreparedRounds(Encoding):
         return bool(self._found[0])
 
     @property
+    def ended(self) -> bool:
+        return self.started and self._then.ended
+
+    @property
     def longest(self) -> int:
         return max(self._asked.preparing.length, self._then.longest)
 

@@ -141,7 +141,7 @@ class Preparing:
         if self.features == "centre":
             parts.append(self.preprocess.fixed(columns) if fixed is None else fixed)
         elif self.features == "standardise":
-            u = Preprocess(tuple(self._scales)).apply(columns)
+            u = Preprocess(tuple(map(_filled, self._scales))).apply(columns)
             parts += [u, u * u]
         if self.classes:
             parts.append((labels[:, None] == np.arange(self.classes)[None]).astype(np.float64))
@@ -181,7 +181,12 @@ def preparing_of(job: Job, preprocess: Preprocess, classes: int) -> Preparing | 
 
 def scales_of(preprocess: Preprocess) -> list[Scale]:
     """Return the rules of the numbers that standardisation moves, in order."""
-    return [rule for rule in preprocess.rules if isinstance(rule, Scale) and not rule.bins]
+    return [rule for rule in preprocess.rules if isinstance(rule, Scale) and not (rule.bins or rule.ordinal)]
+
+
+def _filled(rule: Scale) -> Scale:
+    """Return `rule` with its middle for missing ones, where they would have features of their own."""
+    return msgspec.structs.replace(rule, missing=(rule.low + rule.high) / 2) if rule.missing == "level" else rule
 
 
 def with_centre(preprocess: Preprocess, means: Matrix) -> Preprocess:

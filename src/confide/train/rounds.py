@@ -292,7 +292,7 @@ def conduct(
     """
     first = parties.begin()  # which may bring the course to where an earlier process was
     course, cohort, encoding = parties.course, parties.cohort, parties.course.encoding
-    while course.number < course.rounds:
+    while not course.ended:
         about = {"length": encoding.length, "bound": encoding.bound}  # the next round's may differ
         taken, attempts = _completed(parties, first, train.attempts, ledger)
         if taken is None and course.number <= encoding.before:

@@ -71,7 +71,8 @@ class DataSection(Section, frozen=True, kw_only=True):
 
 
 class ModelSection(Section, frozen=True, kw_only=True):
-    """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best).
+    """[model]: `logistic`; `mlp` with one layer of `hidden` square units, what encrypted serving runs best; or `trees`,
+    which [trees] describes.
 
     Args:
         features: "columns" takes every column as the schema bounds it, images as their pixels; "scattering" puts images
@@ -91,7 +92,7 @@ class ModelSection(Section, frozen=True, kw_only=True):
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
 
-    kind: Literal["logistic", "mlp"] = "logistic"
+    kind: Literal["logistic", "mlp", "trees"] = "logistic"
     hidden: int = 16
     features: Literal["columns", "scattering", "scattering-mean", "encoder"] = "columns"
     scales: int = 2
@@ -105,6 +106,38 @@ class ModelSection(Section, frozen=True, kw_only=True):
     unit_rows: bool = False
 
 
+class TreesSection(Section, frozen=True, kw_only=True):
+    """[trees]: the trees of model.kind = "trees".
+
+    Args:
+        count: trees in all; of more than two classes they take turns.
+        depth: questions from the top of a tree to a leaf.
+        bins: intervals that a number is told apart by, a missing one not counted.
+        edges: "quantiles" puts as many records into each interval, from one sum before the training over `cells` even
+            intervals; "uniform" divides the schema's bounds evenly. A column with bins in the schema keeps those.
+        cells: even intervals between the schema's bounds that quantiles are read from.
+        ridge: penalty on the square of a leaf's value.
+        least_hessian: smallest sum of second derivatives, p (1 - p) of each record, on each side of a split.
+        least_gain: smallest gain of a split.
+        monotone: columns of numbers that the model may only rise with (1) or fall with (-1).
+        patience: trees without a better score after which the training stops and takes them back; 0 never stops.
+        held_out: share of every party's training records that the score of `patience` is taken on; no tree is grown
+            from them.
+    """
+
+    count: int = 100
+    depth: int = 5
+    bins: int = 64
+    edges: Literal["quantiles", "uniform"] = "quantiles"
+    cells: int = 1024
+    ridge: float = 1.0
+    least_hessian: float = 1.0
+    least_gain: float = 0.0
+    monotone: dict[str, int] = {}
+    patience: int = 0
+    held_out: float = 0.1
+
+
 class TrainSection(Section, frozen=True, kw_only=True):
     """[train]: who sums, and how the sum moves the model.
 
@@ -112,7 +145,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
             "statistics" takes one sum over records, from which a logistic model's weights are solved; "newton" goes on
-            from there by gradients that the same sums precondition.
+            from there by gradients that the same sums precondition; "boosting" grows trees, and is what they have.
         class_weights: "balanced" weighs a record by the smallest class's size over that of its own, so that rare
             classes count as much as common ones; the sizes come from one sum before the training, with noise and
             charged under [privacy].
@@ -120,13 +153,14 @@ class TrainSection(Section, frozen=True, kw_only=True):
             squares; weight_decay is the ridge of both, for each record.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
-        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, or 40 for
-            private gradients of unit rows.
+        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, 40 for private
+            gradients of unit rows, or 1 and one for each level of each tree.
         rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
             multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
             training on the pooled records, unless the model comes with batches of its own.
-        learning_rate: step size on the mean gradient, > 0; without the key 1.0, 0.1 for an mlp, 0.5 for newton, or
+        learning_rate: step size on the mean gradient, > 0, or the share of its best value that a leaf of trees gets;
+            without the key 1.0, 0.1 for an mlp and trees, 0.5 for newton, or
             (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
@@ -162,9 +196,9 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
     aggregate: str = "masked"
     helper: str = "helper"
-    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton"] = (
-        "fedavg"
-    )
+    algorithm: Literal[
+        "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton", "boosting"
+    ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"
     quorum: int = 0
@@ -251,6 +285,7 @@ class Job(Section, frozen=True, kw_only=True):
     job: JobSection = JobSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
+    trees: TreesSection | None = None
     train: TrainSection = TrainSection()
     privacy: PrivacySection | None = None
     output: OutputSection = OutputSection()
