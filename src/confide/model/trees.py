@@ -133,11 +133,11 @@ def perfect(trees: int, depth: int, *, features: int, outputs: int = 1) -> Trees
     inner, leaves = 2**depth - 1, 2**depth
     if trees * (inner + leaves) > MOST_NODES:
         raise ModelError(f"Expected at most {MOST_NODES} nodes and leaves; take fewer trees or a smaller depth")
-    place: Indices = np.arange(inner, dtype=np.int64)
     tree: Indices = np.arange(trees, dtype=np.int64)[:, None]
     first, offsets = tree * inner, tree * leaves
 
-    def children(child: Indices) -> Indices:
+    def children(side: int) -> Indices:
+        child: Indices = 2 * np.arange(inner, dtype=np.int64) + side
         inside: Indices = first + child
         leaf: Indices = -1 - (offsets + child - inner)
         return np.where(child < inner, inside, leaf).reshape(-1)
@@ -148,8 +148,8 @@ def perfect(trees: int, depth: int, *, features: int, outputs: int = 1) -> Trees
         outputs=(np.arange(trees) % outputs).astype(np.int64),
         feature=np.zeros(trees * inner, np.int64),
         threshold=np.zeros(trees * inner),
-        left=children(2 * place + 1),
-        right=children(2 * place + 2),
+        left=children(1),
+        right=children(2),
         value=np.zeros(trees * leaves),
         offset=np.zeros(outputs),
     )

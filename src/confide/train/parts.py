@@ -40,6 +40,7 @@ from confide.train.linear_head import LinearHead, is_head
 from confide.train.newton import newton_of
 from confide.train.prepared_rounds import PreparedRounds
 from confide.train.preparing import Preparation, PreparingSum, preparing_of
+from confide.train.quantiles import even_edges
 from confide.train.sections import Job, TrainSection, default_quorum, group_size, names_of, parties_of
 from confide.train.statistics import Statistics, moments_of
 
@@ -93,11 +94,6 @@ def preprocess_of(schema: Schema, job: Job, *, encoder: Encoder | None = None) -
         )
     projection = Projection(outputs=model.project, seed=job.job.seed) if model.project else None
     return Preprocess(tuple(rules), model.unit_rows, projection)
-
-
-def even_edges(low: float, high: float, bins: int) -> tuple[float, ...]:
-    """Return the edges between even intervals of [low, high]."""
-    return tuple(low + (high - low) * (place / bins) for place in range(1, bins))
 
 
 def _quorum(job: Job, parties: int) -> int:

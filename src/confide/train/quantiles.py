@@ -1,0 +1,65 @@
+"""Edges between intervals that hold about as many records each, from counts over even cells.
+
+The cells are public and even, between the bounds of the schema; their counts come from one sum over all parties. What
+is made of them is a function of the sum alone. Counts may carry noise: sums of neighbours are then made to rise, which
+neither adds nor takes records on average, as cutting every count at 0 would.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Matrix = NDArray[np.float64]
+
+
+def even_edges(low: float, high: float, bins: int) -> tuple[float, ...]:
+    """Return the edges between even intervals of [low, high]."""
+    return tuple(low + (high - low) * (place / bins) for place in range(1, bins))
+
+
+def cell_counts(values: Matrix, low: float, high: float, cells: int) -> Matrix:
+    """Return how many values lie in each cell, shape (cells,); NaN in none, values beyond the bounds in the last ones."""
+    known = values[~np.isnan(values)]
+    places = np.searchsorted(np.array(even_edges(low, high, cells)), known, side="right")
+    return np.bincount(places, minlength=cells).astype(np.float64)
+
+
+def edges_of(counts: Matrix, low: float, high: float, bins: int) -> tuple[float, ...]:
+    """Return the edges of at most `bins` intervals with about as many records each.
+
+    Args:
+        counts: float64, shape (cells,), with noise or without.
+        low, high: bounds of the column.
+        bins: at least 2.
+
+    Returns:
+        Rising edges between cells, fewer than `bins`; cells that hold more than their share are intervals of their own.
+    """
+    rising = np.maximum.accumulate(np.maximum(counts.cumsum(), 0.0))
+    held = np.diff(rising, prepend=0.0)
+    alone, share = _heavy(held, bins)
+    cuts, filled = list[int](), 0.0
+    for cell, (count, by_itself) in enumerate(zip(held.tolist(), alone.tolist(), strict=True)):
+        if by_itself:
+            cuts += [cell, cell + 1] if filled else [cell + 1]
+            filled = 0.0
+            continue
+        filled += count
+        if filled >= share > 0:
+            cuts.append(cell + 1)
+            filled = 0.0
+    edges = even_edges(low, high, len(counts))
+    return tuple(edges[cut - 1] for cut in sorted(set(cuts)) if 0 < cut < len(counts))[: bins - 1]
+
+
+def _heavy(held: Matrix, bins: int) -> tuple[NDArray[np.bool_], float]:
+    """Return the cells that hold at least a share by themselves, and the share of the others' intervals."""
+    alone = np.zeros(len(held), np.bool_)
+    while True:
+        left, mass = bins - int(alone.sum()), float(held[~alone].sum())
+        share = mass / max(1, left)
+        more = ~alone & (held >= share) & (held > 0)
+        if not more.any() or left <= 1:
+            return alone, share
+        alone |= more
