@@ -132,6 +132,7 @@ def train(
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
     from confide.train.evaluate import accuracy
+    from confide.train.output import importance_text
     from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
@@ -169,6 +170,8 @@ def train(
             f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
             f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
         )
+    if last.importance:
+        console.out.print(f"share of the gain: {importance_text(last.importance, 10)}")
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")
