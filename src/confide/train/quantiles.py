@@ -41,16 +41,16 @@ def edges_of(counts: Matrix, low: float, high: float, bins: int) -> tuple[float,
     rising = np.maximum((highest + lowest) / 2.0, 0.0)
     held = np.diff(rising, prepend=0.0)
     alone, share = _heavy(held, bins)
-    cuts, filled = list[int](), 0.0
+    cuts, total, filled, target = list[int](), 0.0, False, share
     for cell, (count, by_itself) in enumerate(zip(held.tolist(), alone.tolist(), strict=True)):
         if by_itself:
             cuts += [cell, cell + 1] if filled else [cell + 1]
-            filled = 0.0
+            filled = False
             continue
-        filled += count
-        if filled >= share > 0:
+        total, filled = total + count, filled or count > 0
+        if filled and total >= target:  # of all so far, so that what one interval has too many the next has fewer
             cuts.append(cell + 1)
-            filled = 0.0
+            filled, target = False, total + share - (total - target) % share
     edges = even_edges(low, high, len(counts))
     return tuple(edges[cut - 1] for cut in sorted(set(cuts)) if 0 < cut < len(counts))[: bins - 1]
 
