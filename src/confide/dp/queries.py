@@ -40,7 +40,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.noise import discrete_gaussian
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.dp.spending import Budget, allowance, label_of
+from confide.dp.spending import Allowance, Budget, allowance, label_of
 from confide.errors import DataError, UsageError
 from confide.guarantee import PrivacyLabel
 
@@ -134,7 +134,7 @@ def count(values: ArrayLike, **spending: Unpack[Spending]) -> Estimate:
         >>> abs(found.value - 5000) < 8 * found.standard_error
         True
     """
-    asked = Asked("count", spending)
+    asked = asked_for("count", spending)
 
     def total() -> Vector:
         return np.array([np.isfinite(numbers(values)).sum() * GRID], np.int64)
@@ -153,7 +153,7 @@ def sum(values: ArrayLike, *, bounds: Bounds, **spending: Unpack[Spending]) -> E
         spending: see `Spending`.
     """
     low, high = checked_bounds(bounds)
-    asked, reach = Asked("sum", spending), max(abs(low), abs(high))
+    asked, reach = asked_for("sum", spending), max(abs(low), abs(high))
 
     def total() -> Vector:
         inside = np.clip(_finite(numbers(values)), low, high)
@@ -175,7 +175,7 @@ def mean(values: ArrayLike, *, bounds: Bounds, **spending: Unpack[Spending]) -> 
         spending: see `Spending`.
     """
     low, high = checked_bounds(bounds)
-    asked = Asked("mean", spending)
+    asked = asked_for("mean", spending)
 
     def total() -> Vector:
         steps = _steps(_finite(numbers(values)), low, high)
@@ -195,7 +195,7 @@ def variance(values: ArrayLike, *, bounds: Bounds, **spending: Unpack[Spending])
         spending: see `Spending`.
     """
     low, high = checked_bounds(bounds)
-    asked, half = Asked("variance", spending), high / 2 - low / 2
+    asked, half = asked_for("variance", spending), high / 2 - low / 2
 
     def total() -> Vector:
         inside = _finite(numbers(values))
@@ -235,7 +235,7 @@ def histogram(values: ArrayLike, *, edges: ArrayLike, **spending: Unpack[Spendin
         spending: see `Spending`.
     """
     cuts = checked_edges(edges)
-    asked, cells = Asked("histogram", spending), len(cuts) - 1
+    asked, cells = asked_for("histogram", spending), len(cuts) - 1
 
     def total() -> Vector:
         return _cells(cell_of(numbers(values), cuts), cells)
@@ -255,7 +255,7 @@ def histogram2d(
         spending: see `Spending`.
     """
     one, other = (checked_edges(cuts) for cuts in edges)
-    asked, rows, columns = Asked("histogram2d", spending), len(one) - 1, len(other) - 1
+    asked, rows, columns = asked_for("histogram2d", spending), len(one) - 1, len(other) - 1
 
     def total() -> Vector:
         row, column = cell_of(numbers(first), one), cell_of(numbers(second), other)
@@ -292,7 +292,7 @@ def group_by(
     if (of == "count") != (values is None) or (values is None) != (bounds is None):
         raise UsageError(f"Expected values and bounds for of={of!r} if and only if it is a sum or a mean")
     low, high = (-1.0, 1.0) if bounds is None else checked_bounds(bounds)
-    asked, number = Asked(f"{of} of {len(groups)} groups", spending), len(groups)
+    asked, number = asked_for(f"{of} of {len(groups)} groups", spending), len(groups)
     reach = max(abs(low), abs(high))
 
     def total() -> Vector:
@@ -323,18 +323,30 @@ def group_by(
 # --- what the queries share -------------------------------------------------------------------------------------------
 
 
-class Asked:
-    """One query: what it may spend, its noise, and how it says what it found."""
+def asked_for(of: str, spending: Spending) -> Asked:
+    """Return a query that spends what its caller was told; see `Spending`."""
+    if unknown := sorted(set(spending) - set(Spending.__annotations__)):
+        raise UsageError(f"Unknown argument {unknown[0]!r} of {of}; there are epsilon, delta, budget, share and rng")
+    taken = allowance(
+        epsilon=spending.get("epsilon"),
+        delta=spending.get("delta"),
+        budget=spending.get("budget"),
+        share=spending.get("share"),
+    )
+    return Asked(of, taken, spending.get("rng") or SystemRandomness())
 
-    def __init__(self, of: str, spending: Spending) -> None:
-        given = {**spending}
-        self.rng: Randomness = spending.get("rng") or SystemRandomness()
-        given.pop("rng", None)
-        if unknown := sorted(set(given) - set(Spending.__annotations__)):
-            raise UsageError(
-                f"Unknown argument {unknown[0]!r} of {of}; there are epsilon, delta, budget, share and rng"
-            )
-        self.of, self._taken = of, allowance(**given)  # pyright: ignore[reportArgumentType]
+
+class Asked:
+    """One query: what it may spend, its noise, and how it says what it found.
+
+    Args:
+        of: what is released.
+        taken: what it may spend.
+        rng: secret randomness.
+    """
+
+    def __init__(self, of: str, taken: Allowance, rng: Randomness) -> None:
+        self.of, self.rng, self._taken = of, rng, taken
         self.variance, self._norm = 0.0, 0.0
 
     @property

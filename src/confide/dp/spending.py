@@ -206,6 +206,15 @@ class Allowance:
         """Return `share` of this, of its mu^2."""
         return Allowance(self.budget, self.mu * math.sqrt(share))
 
+    def check(self, of: str) -> None:
+        """Raise PrivacyError unless all of this is left: for whoever spends it in several steps."""
+        if self.mu > self.budget.mu_left * (1 + _EDGE):
+            left = (self.budget.mu_left / self.budget.mu) ** 2
+            raise PrivacyError(
+                f"Expected {of} to fit: it asks for {(self.mu / self.budget.mu) ** 2:.4g} of the budget of epsilon="
+                f"{self.budget.epsilon:g}, and {left:.4g} of it is left; lower its epsilon or its share"
+            )
+
     def sums(self, *, sensitivity: int, length: int, rounds: int = 1) -> NoisySums:
         """Return the event that spends all of this on integer sums of this L2 sensitivity.
 
