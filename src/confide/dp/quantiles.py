@@ -72,7 +72,7 @@ def quantile(
     asked = asked_for(f"{len(wanted)} quantiles", spending)
     paths = 3 * len(wanted)
     lengths = [_CELLS * min(paths, _CELLS**level) for level in range(levels)]
-    asked.charge([(length, GRID) for length in lengths])
+    asked.charge(lengths, sensitivity=GRID)
     x = numbers(values)
     x = x[np.isfinite(x)]
     units = 1 << (_BITS * levels)

@@ -41,7 +41,7 @@ from numpy.typing import ArrayLike, NDArray
 from confide.crypto.noise import discrete_gaussian
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.dp.spending import Allowance, Budget, allowance, label_of
-from confide.errors import DataError, UsageError
+from confide.errors import DataError, PrivacyError, UsageError
 from confide.guarantee import PrivacyLabel
 
 Matrix = NDArray[np.float64]
@@ -347,33 +347,37 @@ class Asked:
 
     def __init__(self, of: str, taken: Allowance, rng: Randomness) -> None:
         self.of, self.rng, self._taken = of, rng, taken
-        self.variance, self._norm = 0.0, 0.0
+        self.variance, self.sensitivity, self._lengths = 0.0, 0, list[int]()
 
     @property
     def deviation(self) -> float:
         """Return the noise's deviation in each number, in steps."""
         return math.sqrt(self.variance)
 
-    def charge(self, sums: Sequence[tuple[int, int]]) -> None:
-        """Spend everything on sums of these lengths and sensitivities, in equal parts of mu^2.
+    def charge(self, lengths: Sequence[int], *, sensitivity: int) -> None:
+        """Spend everything on sums of these lengths, in equal parts of mu^2; each of them is then released once.
 
         Raises:
             PrivacyError: it does not fit.
         """
-        part = self._taken.part(1 / len(sums))
-        events = [part.sums(length=length, sensitivity=sensitivity) for length, sensitivity in sums]
+        part = self._taken.part(1 / len(lengths))
+        events = [part.sums(length=length, sensitivity=sensitivity) for length in lengths]
         self._taken.budget.charge(*events, of=self.of)
-        self.variance, self._norm = events[0].share_variance, sums[0][1] / GRID
+        self.variance, self.sensitivity, self._lengths = events[0].share_variance, sensitivity, list(lengths)
 
     def released(self, total: Callable[[], Vector], *, length: int, sensitivity: int) -> Matrix:
         """Return `total` with noise, float64, after it was charged: only then is the data looked at."""
-        self.charge([(length, sensitivity)])
-        exact = total()
-        assert exact.shape == (length,)
-        return self.noisy(exact)
+        self.charge([length], sensitivity=sensitivity)
+        return self.noisy(total())
 
     def noisy(self, exact: Vector) -> Matrix:
-        """Return one sum of those that were charged with its noise, float64, in steps."""
+        """Return one sum of those that were charged with its noise, float64, in steps.
+
+        Raises:
+            PrivacyError: all that were charged were released, or it is longer or shorter than the next.
+        """
+        if not self._lengths or exact.shape != (self._lengths.pop(0),):
+            raise PrivacyError(f"Expected {self.of} to release what was charged, once and in its length")
         return (exact + discrete_gaussian(self.variance, len(exact), self.rng)).astype(np.float64)
 
     def estimate(
@@ -383,8 +387,8 @@ class Asked:
         label = label_of(
             self._taken,
             mechanism=(
-                f"{self.of}: {releases} sums of integer vectors of norm at most {self._norm:.4g} with discrete "
-                f"Gaussian noise of deviation {self.deviation / GRID:.4g}"
+                f"{self.of}: {releases} sums of integer vectors of norm at most {self.sensitivity / GRID:.4g} with "
+                f"discrete Gaussian noise of deviation {self.deviation / GRID:.4g}"
             ),
             releases=releases,
             noise_from=self.rng.origin,

@@ -1,6 +1,6 @@
 """Logistic regression of one holder: a charged middle, then the descent that docs/private-learning.md measures.
 
-    release 1       (1, x) summed, a tenth of mu^2: the middle of every column, and how many records there are
+    release 1       a tenth of mu^2: the middle of every column, and how many records there are (columns.py)
     then            many records   sums of products once, then 16 gradients that these precondition (train/newton.py)
                     few            40 gradients with long steps, the last half averaged
 
@@ -10,23 +10,18 @@ a guess. How many steps there are and how long they are follows from the noisy c
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
 from confide.dp.accountant import LARGEST_EPSILON, gaussian_epsilon
-from confide.dp.mechanisms import clipped_sum, default_grid
 from confide.dp.plan import GRADIENTS, NEWTON, PrivacyPlan
-from confide.dp.queries import Asked
 from confide.dp.release import Portion
 from confide.dp.spending import Allowance
 from confide.ideal import Sums
 from confide.model.graph import Linear
 from confide.model.zoo import logistic
-from confide.sklearn.records import unit_rows
+from confide.sklearn.columns import middle_of, unit_rows
 from confide.train.course import Course
 from confide.train.encodings import Encoding, PrivateGradients
 from confide.train.learner import GraphLearner
@@ -44,46 +39,7 @@ _MIDDLE = 0.1  # of mu^2
 _STATISTICS = 0.4  # of what is left, under Newton's method
 _STATISTICS_PAY = 3000.0  # as train/job.py has it for mechanism = "auto"
 _CLIP = 0.5
-_CLEAR = 2.0
 _MOST_RECORDS = 1 << 30
-
-
-@dataclass(frozen=True, slots=True)
-class Middle:
-    """What the first release says, public.
-
-    Args:
-        centre: of every column, in [-1, 1]; 0 where nothing is known.
-        records: how many there are, about; at least 1.
-    """
-
-    centre: Matrix
-    records: float
-
-
-def middle_of(x: Matrix, taken: Allowance, rng: Randomness) -> Middle:
-    """Return the middle of the columns from one release that spends all of `taken`.
-
-    A row is (1, x) cut to a usual length as a whole, so that what is far out weighs less in the sum and in the weights
-    alike; the records are counted beside it, each as one.
-
-    Args:
-        x: float64, shape (n, d), in [-1, 1].
-    """
-    width = x.shape[1] + 1
-    norm, grid = math.sqrt(1 + x.shape[1] / 2), 1 << max(20, default_grid(width).bit_length())
-    one = math.floor(grid / norm)
-    sensitivity = math.isqrt(grid * grid + one * one) + 1
-
-    def total() -> Vector:
-        rows = np.concatenate([np.ones((len(x), 1)), x], axis=1)
-        return np.append(clipped_sum(rows, clip_norm=norm, grid=grid).total, len(x) * one)
-
-    asked = Asked("middle of every column", taken, rng)
-    noisy = asked.released(total, length=width + 1, sensitivity=sensitivity)
-    known = noisy[0] > _CLEAR * asked.deviation
-    centre = np.clip(noisy[1:-1] / noisy[0], -1.0, 1.0) if known else np.zeros(x.shape[1])
-    return Middle(centre, max(1.0, float(noisy[-1]) / one))
 
 
 def plan_for(records: float, features: int, outputs: int, taken: Allowance) -> tuple[PrivacyPlan, TrainSection]:

@@ -11,6 +11,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from confide.dp.spending import Budget, label_of
+from confide.sklearn.columns import scaled, unit_rows
 from confide.sklearn.descent import private_logistic
 from confide.sklearn.records import (
     allowance_of,
@@ -20,8 +21,6 @@ from confide.sklearn.records import (
     public_classes,
     randomness_of,
     rows_of,
-    scaled,
-    unit_rows,
 )
 
 Matrix = NDArray[np.float64]

@@ -11,7 +11,6 @@ record and on public arguments alone:
 # pyright: basic
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -130,7 +129,7 @@ def targets_of(y: ArrayLike | None, records: int) -> Matrix:
     """
     labels = _column(y, records)
     if labels.dtype.kind not in "fiub":
-        raise DataError("Expected numbers in y")
+        raise DataError("Expected numbers in y, got text or objects. Unknown label type: turn them into numbers first")
     with np.errstate(over="ignore"):
         return labels.astype(np.float64)
 
@@ -138,25 +137,6 @@ def targets_of(y: ArrayLike | None, records: int) -> Matrix:
 def finite(x: Matrix) -> NDArray[np.bool_]:
     """Return which rows count."""
     return np.asarray(np.isfinite(x).all(axis=1))
-
-
-def scaled(x: Matrix, low: Matrix, high: Matrix) -> Matrix:
-    """Return finite rows cut to their bounds and mapped to [-1, 1]."""
-    half = high / 2 - low / 2
-    return np.clip((np.clip(x, low, high) - (low / 2 + high / 2)) / half, -1.0, 1.0)
-
-
-def unit_rows(x: Matrix) -> Matrix:
-    """Return rows of length 1, each from its own numbers in one order; rows of zeros stay."""
-    peak = np.abs(x).max(axis=1, initial=0.0)[:, None]
-    direction = x / np.where(peak > 0, peak, 1.0)
-    length = np.sqrt(np.cumsum(direction * direction, axis=1)[:, -1:])
-    return direction / np.where(length > 0, length, 1.0)
-
-
-def said(classes: NDArray[Any]) -> Sequence[str]:
-    """Return the classes as text, for a label."""
-    return [str(one) for one in classes.tolist()]
 
 
 def _column(y: ArrayLike | None, records: int) -> NDArray[Any]:
