@@ -8,7 +8,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
 
 from confide.dp.spending import Budget, label_of
 from confide.sklearn.columns import class_moments, scaled
@@ -18,6 +17,7 @@ from confide.sklearn.records import (
     places_of,
     public_bounds,
     public_classes,
+    questions,
     randomness_of,
     rows_of,
 )
@@ -78,9 +78,7 @@ class GaussianNB(ClassifierMixin, BaseEstimator):
 
     def predict_log_proba(self, X: ArrayLike) -> Matrix:
         """Return the logarithm of `predict_proba`."""
-        check_is_fitted(self)
-        rows = rows_of(self, X, reset=False)
-        rows = np.where(finite(rows)[:, None], rows, self.theta_.mean(axis=0))
+        rows, _ = questions(self, X)
         joint = np.empty((len(rows), len(self.classes_)))
         for place, (mean, variance) in enumerate(zip(self.theta_, self.var_, strict=True)):
             distance = ((rows - mean) ** 2 / variance).sum(axis=1) + np.log(2 * np.pi * variance).sum()
@@ -93,7 +91,7 @@ class GaussianNB(ClassifierMixin, BaseEstimator):
         return np.exp(self.predict_log_proba(X))
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return a class for each row; one with NaN or infinity is taken for the middle of the classes."""
+        """Return a class for each row; one with NaN or infinity is taken for the middle of the bounds."""
         found = self.predict_log_proba(X)
         return self.classes_[found.argmax(axis=1)]
 

@@ -170,14 +170,15 @@ class Products:
     noise: float
 
 
-def products_of(x: Matrix, middle: Middle, taken: Allowance, rng: Randomness) -> Products:
+def products_of(x: Matrix, middle: Middle, taken: Allowance, rng: Randomness, *, reach: float = 1.5) -> Products:
     """Return the sums of products from one release that spends all of `taken`.
 
     Args:
         x: float64, shape (n, d), in [-1, 1].
         middle: from `middle_of`.
+        reach: records further out than so many usual distances are cut, and weigh less.
     """
-    distance = 1.5 * middle.distance
+    distance = reach * middle.distance
     constant = distance / 2
     moments = Moments(
         features=x.shape[1] + 1,

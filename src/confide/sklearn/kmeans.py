@@ -14,7 +14,7 @@ from confide.crypto.random import public_stream
 from confide.dp.spending import Budget, label_of
 from confide.errors import UsageError
 from confide.sklearn.columns import cluster_sums, middle_of, nearest, scaled
-from confide.sklearn.records import allowance_of, finite, public_bounds, randomness_of, rows_of
+from confide.sklearn.records import allowance_of, finite, public_bounds, questions, randomness_of, rows_of
 
 Matrix = NDArray[np.float64]
 
@@ -97,10 +97,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Ba
         return self.fit(X).predict(X)
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the nearest centre of each row; 0 for one with NaN or infinity."""
-        check_is_fitted(self)
-        rows = rows_of(self, X, reset=False)
-        return nearest(np.where(finite(rows)[:, None], rows, 0.0), self.cluster_centers_).astype(np.int32)
+        """Return the nearest centre of each row, cut to the bounds; that of their middle where NaN or infinity is."""
+        rows, _ = questions(self, X)
+        return nearest(rows, self.cluster_centers_).astype(np.int32)
 
     def transform(self, X: ArrayLike) -> Matrix:
         """Return the distance of each row to each centre, shape (n, k)."""

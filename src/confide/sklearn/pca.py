@@ -18,6 +18,7 @@ from confide.sklearn.records import allowance_of, finite, public_bounds, randomn
 Matrix = NDArray[np.float64]
 
 _MIDDLE = 0.1  # of mu^2
+_REACH = 2.0  # usual distances: what is further out weighs less, which makes variances a few per cent too small
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
@@ -66,7 +67,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         low, high = public_bounds(self.bounds, columns)
         x = scaled(rows[finite(rows)], low, high)
         middle = middle_of(x, taken.part(_MIDDLE), rng)
-        products = products_of(x, middle, taken.part(1 - _MIDDLE), rng)
+        products = products_of(x, middle, taken.part(1 - _MIDDLE), rng, reach=_REACH)
         weight = max(1.0, 2 * products.noise / products.constant**2, products.gram[-1, -1] / products.constant**2)
         mean = products.gram[:-1, -1] / products.constant / weight
         covariance = products.gram[:-1, :-1] / weight - np.outer(mean, mean)

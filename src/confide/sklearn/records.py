@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import column_or_1d, validate_data
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from confide.crypto.random import Randomness, SeededRandomness, SystemRandomness
 from confide.dp.spending import Allowance, allowance
@@ -137,6 +137,19 @@ def targets_of(y: ArrayLike | None, records: int) -> Matrix:
 def finite(x: Matrix) -> NDArray[np.bool_]:
     """Return which rows count."""
     return np.asarray(np.isfinite(x).all(axis=1))
+
+
+def questions(estimator: Any, X: ArrayLike) -> tuple[Matrix, NDArray[np.bool_]]:
+    """Return rows to answer about, cut to the bounds as in `fit`, and which are finite; the others stand in the middle.
+
+    Raises:
+        NotFittedError, ValueError: as scikit-learn says.
+    """
+    check_is_fitted(estimator)
+    rows = rows_of(estimator, X, reset=False)
+    low, high = public_bounds(estimator.bounds, rows.shape[1])
+    known = finite(rows)
+    return np.where(known[:, None], np.clip(rows, low, high), low / 2 + high / 2), known
 
 
 def _column(y: ArrayLike | None, records: int) -> NDArray[Any]:

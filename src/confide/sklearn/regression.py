@@ -10,12 +10,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
-from sklearn.utils.validation import check_is_fitted
 
 from confide.dp.spending import Budget, label_of
 from confide.guarantee import PrivacyLabel
 from confide.sklearn.columns import middle_of, products_of, scaled
-from confide.sklearn.records import allowance_of, finite, public_bounds, randomness_of, rows_of, targets_of
+from confide.sklearn.records import allowance_of, finite, public_bounds, questions, randomness_of, rows_of, targets_of
 from confide.train.statistics import ridge_regression
 
 Matrix = NDArray[np.float64]
@@ -69,7 +68,7 @@ class Ridge(RegressorMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike) -> Matrix:
-        """Return a number for each row; a row with NaN or infinity gets the middle of `y_bounds`."""
+        """Return a number for each row, cut to the bounds; one with NaN or infinity gets the middle of `y_bounds`."""
         return _predicted(self, X)
 
     def __sklearn_tags__(self) -> Any:
@@ -154,9 +153,7 @@ def _fitted(estimator: Any, X: ArrayLike, y: ArrayLike | None, *, alpha: float) 
 
 
 def _predicted(estimator: Any, X: ArrayLike) -> Matrix:
-    check_is_fitted(estimator)
-    rows = rows_of(estimator, X, reset=False)
+    rows, known = questions(estimator, X)
     low, high = public_bounds(estimator.y_bounds, 1, name="y_bounds")
-    known = finite(rows)
-    found = np.where(known[:, None], rows, 0.0) @ estimator.coef_ + estimator.intercept_
-    return np.where(known, np.clip(found, low, high), low / 2 + high / 2)
+    found = np.clip(rows @ estimator.coef_ + estimator.intercept_, low, high)
+    return np.where(known, found, low / 2 + high / 2)
