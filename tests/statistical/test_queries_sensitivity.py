@@ -5,7 +5,10 @@ Each defect of other libraries that concerns these functions is replayed beside 
 
 from __future__ import annotations
 
+import json
+import subprocess
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -180,3 +183,18 @@ def test_nothing_is_done_by_the_number_of_records():
             found = queries.mean(np.ones(count), bounds=(0, 2), budget=budget, share=0.5)
         seen.add((found.label.mechanism, budget.releases))
     assert len(seen) == 1
+
+
+DIFFPRIVLIB = Path(__file__).parents[2] / "bench" / "peers" / "diffprivlib"
+
+
+@pytest.mark.slow
+def test_diffprivlib_fails_the_same_replay():
+    """Of the peer's functions those that are known to be wrong are caught, and the one that is right is not."""
+    python = DIFFPRIVLIB / ".venv" / "bin" / "python"
+    if not python.exists():
+        pytest.skip("no Diffprivlib here: its requirements.txt says how to install it")
+    done = subprocess.run([python, DIFFPRIVLIB / "sensitivity.py", "200"], capture_output=True, check=True)
+    found = json.loads(done.stdout)
+    assert found.pop("mean, bounds given") == pytest.approx(1.0)
+    assert all(worst is None or worst > 2 for worst in found.values())
