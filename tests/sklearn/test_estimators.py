@@ -10,10 +10,21 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import check_estimator
 
+from confide.crypto.random import SystemRandomness
 from confide.dp.queries import count
 from confide.dp.spending import Budget
-from confide.errors import DataError, PrivacyError, UsageError
-from confide.sklearn import PCA, GaussianNB, KMeans, LinearRegression, LogisticRegression, Ridge, StandardScaler
+from confide.errors import DataError, ModelError, PrivacyError, UsageError
+from confide.model.artifact import create_signing_key, load
+from confide.sklearn import (
+    PCA,
+    GaussianNB,
+    KMeans,
+    LinearRegression,
+    LogisticRegression,
+    Ridge,
+    StandardScaler,
+    artifact_of,
+)
 from sklearn import linear_model, naive_bayes
 
 EASY = {"epsilon": 30.0, "delta": 1e-2, "bounds": (-4, 4), "random_state": 0}  # the checks fit some twenty records
@@ -164,6 +175,22 @@ def test_one_column_s_unit_does_not_matter_where_bounds_say_it():
     bounds = (-6 * factor, 6 * factor)
     other = LogisticRegression(classes=(0, 1), random_state=1, **PRIVATE | {"bounds": bounds}).fit(x * factor, y)
     assert np.allclose(one.predict_proba(x), other.predict_proba(x * factor))
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+def test_a_served_model_answers_as_the_estimator_does(classes, tmp_path):
+    x, y = blobs(classes=classes, seed=3)
+    x = np.concatenate([x, 10 * x[:50]])  # some beyond the bounds
+    model = LogisticRegression(classes=tuple(range(classes)), **PRIVATE).fit(x, np.append(y, y[:50]))
+    key = create_signing_key(tmp_path / "signing.pem", SystemRandomness())
+    artifact_of(model, ["a", "b", "c"]).save(tmp_path / "model.confide", key)
+    served = load(tmp_path / "model.confide", trust=key.public)
+    answers = served.graph.apply(served.preprocess.apply(dict(zip("abc", x.T, strict=True))))
+    scores = model.decision_function(x).reshape(len(x), -1)
+    assert np.allclose(answers, 1 / (1 + np.exp(-scores)), atol=1e-9)
+    assert served.label == model.privacy_
+    with pytest.raises(ModelError):
+        artifact_of(model, ["a", "b"])
 
 
 # --- what is spent --------------------------------------------------------------------------------------------------

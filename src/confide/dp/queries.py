@@ -392,6 +392,7 @@ class Asked:
             ),
             releases=releases,
             noise_from=self.rng.origin,
+            released="the answer",
         )
         return Estimate(of=self.of, value=value, standard_error=error, low=low, high=high, label=label)
 

@@ -112,9 +112,9 @@ class Budget:
 
     @property
     def mu_left(self) -> float:
-        """Return the mu that is left: sqrt of what is left of mu^2."""
+        """Return the mu that is left: sqrt of what is left of mu^2, nothing once it is closed."""
         with self._lock:
-            return math.sqrt(max(0.0, self.mu**2 - self._square))
+            return 0.0 if self._closed else math.sqrt(max(0.0, self.mu**2 - self._square))
 
     @property
     def left(self) -> float:
@@ -264,12 +264,15 @@ def allowance(
     return Allowance(budget, budget.mu * math.sqrt(share))
 
 
-def label_of(taken: Allowance, *, mechanism: str, releases: int, noise_from: str) -> PrivacyLabel:
+def label_of(
+    taken: Allowance, *, mechanism: str, releases: int, noise_from: str, released: str = "what was fitted"
+) -> PrivacyLabel:
     """Return the privacy label of what one holder has released under an allowance.
 
     Args:
         mechanism: name and constants, printable.
         releases: noisy sums.
+        released: what leaves the holder.
         noise_from: where the noise's random bytes came from; anything but the operating system voids the claim.
     """
     delta = taken.budget.delta
@@ -293,7 +296,7 @@ def label_of(taken: Allowance, *, mechanism: str, releases: int, noise_from: str
             "mass, charged to delta)"
         ),
         accountant=f"confide {metadata.version('confide')}: {ACCOUNTANT}",
-        released="what was fitted",
+        released=released,
         preprocessing="public bounds, given as arguments",
         seed=noise_from,
     )

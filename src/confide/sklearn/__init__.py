@@ -7,6 +7,7 @@ from confide.errors import MissingExtra
 if find_spec("sklearn") is None:
     raise MissingExtra("scikit-learn", "train")
 
+from confide.sklearn.artifact import artifact_of
 from confide.sklearn.bayes import GaussianNB
 from confide.sklearn.kmeans import KMeans
 from confide.sklearn.logistic import LogisticRegression
@@ -14,4 +15,13 @@ from confide.sklearn.pca import PCA
 from confide.sklearn.regression import LinearRegression, Ridge
 from confide.sklearn.scaler import StandardScaler
 
-__all__ = ["PCA", "GaussianNB", "KMeans", "LinearRegression", "LogisticRegression", "Ridge", "StandardScaler"]
+__all__ = [
+    "PCA",
+    "GaussianNB",
+    "KMeans",
+    "LinearRegression",
+    "LogisticRegression",
+    "Ridge",
+    "StandardScaler",
+    "artifact_of",
+]
