@@ -189,6 +189,7 @@ def test_a_served_model_answers_as_the_estimator_does(classes, tmp_path):
     scores = model.decision_function(x).reshape(len(x), -1)
     assert np.allclose(answers, 1 / (1 + np.exp(-scores)), atol=1e-9)
     assert served.label == model.privacy_
+    assert artifact_of(model).preprocess.columns == ("x0", "x1", "x2")
     with pytest.raises(ModelError):
         artifact_of(model, ["a", "b"])
 

@@ -36,9 +36,7 @@ def artifact_of(model: LogisticRegression, columns: Sequence[str] | None = None)
     """
     check_is_fitted(model)
     features = model.coef_.shape[1]
-    names = (
-        columns if columns is not None else getattr(model, "feature_names_in_", [f"x{one}" for one in range(features)])
-    )
+    own = getattr(model, "feature_names_in_", [f"x{one}" for one in range(features)])
     low, high = public_bounds(model.bounds, features)
     rules = tuple(
         Scale(name=str(name), low=float(least), high=float(most), outside="clip")
