@@ -122,6 +122,13 @@ def test_a_data_frame_s_column_is_taken():
     assert abs(queries.count(Series([1.0, np.nan, 2.0] * 100), **TIGHT).value - 200) < 3
 
 
+def test_missing_numbers_of_a_data_frame_count_for_nothing():
+    """Nullable columns come as objects; whether there is a missing one must not decide between answer and error."""
+    huge = 10**400
+    for values in ([1.0, None, 2] * 100, [True, None, False] * 100, [1, huge, 2] * 100):
+        assert abs(queries.count(np.array(values, object), **TIGHT).value - 200) < 3
+
+
 def test_values_that_are_not_finite_count_for_nothing_and_values_beyond_the_bounds_as_the_bound():
     x = np.array([np.nan, np.inf, -np.inf, 1e308, -1e308, 0.5] * 100)
     assert abs(queries.count(x, **TIGHT).value - 300) < 3
@@ -169,7 +176,15 @@ def test_public_arguments_that_are_missing_or_wrong_are_refused(wrong, names):
 
 @pytest.mark.parametrize(
     "values",
-    [["secret 123"], np.array([1.0, None]), np.array([["x"]]), [1 + 2j], [[1.0, 2.0]], 5.0, [[1.0], [1.0, 2.0]]],
+    [
+        ["secret 123"],
+        np.array([1.0, "secret"], object),
+        np.array([["x"]]),
+        [1 + 2j],
+        [[1.0, 2.0]],
+        5.0,
+        [[1.0], [1.0, 2.0]],
+    ],
 )
 def test_what_is_no_number_is_refused_without_a_value_in_the_text(values):
     with pytest.raises(DataError) as refused:

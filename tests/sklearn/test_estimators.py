@@ -290,6 +290,14 @@ def test_no_error_shows_a_value(estimator):
     assert "secret" not in str(refused.value)
 
 
+def test_missing_targets_count_for_nothing_whatever_stands_for_them():
+    x, y = blobs(200)
+    bare = LinearRegression(y_bounds=(0, 1), **EASY).fit(x[:150], y[:150].astype(float))
+    for missing in (np.nan, None, np.inf):
+        targets = np.array([*y[:150].tolist(), *[missing] * 50], object)
+        assert np.array_equal(LinearRegression(y_bounds=(0, 1), **EASY).fit(x, targets).coef_, bare.coef_)
+
+
 def test_records_that_count_for_nothing_change_nothing():
     x, y = blobs(200)
     extra = np.array([[np.nan, 0, 0], [np.inf, 1, 1]])

@@ -17,14 +17,12 @@ will.
 
 **Values that are not numbers**: a record whose value is NaN or infinite counts for nothing, as if it were absent.
 Nothing is raised and no number of them is told, because either would tell of records. Values beyond the bounds count as
-the nearer bound; beyond the cells of a histogram they count for nothing. Text, dates and None are refused: their type
-is public, and the message never holds a value.
+the nearer bound; beyond the cells of a histogram they count for nothing. None and pandas.NA are NaN. Text and dates are
+refused: their type is public, and the message never holds a value.
 
 The quantiles are in `confide.dp.quantiles`.
 
-Source: the release and its account, docs/protocols/dp-gradient.md (theorem 2). Two sums in one release in place of
-halved budgets, and a middle to measure from: Covington et al., Unbiased statistical estimation (arXiv 2110.14465) has
-the problem, the vectors are ours.
+Source: the release and its account, docs/protocols/dp-gradient.md (theorem 2).
 """
 
 from __future__ import annotations
@@ -32,6 +30,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from statistics import NormalDist
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -446,13 +445,26 @@ def numbers(values: ArrayLike) -> Matrix:
         array = np.asarray(values)
     except (TypeError, ValueError):
         raise DataError("Expected one number for each record, got values of several shapes") from None
+    if array.dtype.kind == "O" and array.ndim == 1:  # as of a column with None or pandas.NA among its numbers
+        array = np.fromiter(map(_number, array.tolist()), np.float64, len(array))
     if array.dtype.kind not in _NUMBERS or array.ndim != 1:
         raise DataError(
-            f"Expected one number for each record, got {array.dtype.type.__name__} of {array.ndim} dimensions; None "
-            "and pandas.NA have to become NaN first"
+            f"Expected one number for each record, got {array.dtype.type.__name__} of {array.ndim} dimensions"
         )
     with np.errstate(over="ignore"):
         return array.astype(np.float64)
+
+
+def _number(value: Any) -> float:
+    """Return a number; NaN for what stands for a missing one."""
+    if value is None or type(value).__name__ == "NAType":
+        return math.nan
+    if not isinstance(value, Real):
+        raise DataError("Expected one number for each record, got objects of another type")
+    try:
+        return float(value)
+    except OverflowError:  # of a whole number beyond float64
+        return math.inf
 
 
 def cell_of(x: Matrix, edges: Matrix) -> Vector:

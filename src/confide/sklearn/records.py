@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
 
 from confide.crypto.random import Randomness, SeededRandomness, SystemRandomness
+from confide.dp.queries import numbers
 from confide.dp.spending import Allowance, allowance
 from confide.errors import DataError, UsageError
 
@@ -128,10 +129,11 @@ def targets_of(y: ArrayLike | None, records: int) -> Matrix:
         ValueError: y is absent or has another length than X.
     """
     labels = _column(y, records)
-    if labels.dtype.kind not in "fiub":
-        raise DataError("Expected numbers in y, got text or objects. Unknown label type: turn them into numbers first")
-    with np.errstate(over="ignore"):
-        return labels.astype(np.float64)
+    try:
+        return numbers(labels)
+    except DataError:
+        text = "Expected numbers in y, got text or objects. Unknown label type: turn them into numbers first"
+        raise DataError(text) from None
 
 
 def finite(x: Matrix) -> NDArray[np.bool_]:
