@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
 
 import msgspec
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import TaskID
@@ -131,7 +130,7 @@ def train(
     """
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
-    from confide.train.evaluate import accuracy
+    from confide.train.evaluate import tested
     from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
@@ -163,12 +162,8 @@ def train(
         _evaluate_together(job, data, last, output)
     artifact = output.save(data, last)
     if job.data.evaluate == "none":
-        share = accuracy(last.model, data.test.x, data.test.y)
-        majority = np.bincount(data.test.y).max() / len(data.test.y)
-        console.out.print(
-            f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
-            f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
-        )
+        said = tested(last.model, data.test.x, data.test.y)
+        console.out.print(f"{said}; computed on the test records in the clear, outside any privacy budget")
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")
