@@ -130,7 +130,7 @@ def train(
     """
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
-    from confide.train.evaluate import tested
+    from confide.train.evaluate import in_words
     from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
@@ -162,7 +162,7 @@ def train(
         _evaluate_together(job, data, last, output)
     artifact = output.save(data, last)
     if job.data.evaluate == "none":
-        said = tested(last.model, data.test.x, data.test.y)
+        said = in_words(last.model, data.test.x, data.test.y)
         console.out.print(f"{said}; computed on the test records in the clear, outside any privacy budget")
     console.out.print(artifact.label.sentence())
     for path in output.written:

@@ -57,13 +57,16 @@ _FRACTION_BITS = 35
 #: A time that is this share of an interval beyond an edge lies on it: division has rounded it.
 _AN_EDGE = 1e-9
 
+#: Largest sum of the absolute changes of one step, which is how far it moves a log hazard.
+_FURTHEST = 4.0
+
 #: Below every likelihood.
 _NO_LIKELIHOOD = -1e300
 
 _ROUNDS_ALONE = 8
 
 #: A likelihood that falls by less than this share of itself has not fallen.
-_FALLEN = 1e-12
+_FALLEN = 1e-9
 
 
 class Cox(Encoding):
@@ -90,7 +93,7 @@ class Cox(Encoding):
         self.hazard = np.full(intervals, 1.0 / intervals)
         self._step, self._likelihood = np.zeros(self._features), np.array([_NO_LIKELIHOOD])
         triangle = self._features * (self._features + 1) // 2
-        self._sizes = (1, intervals, self._features, intervals, intervals * self._features, triangle)
+        self._sizes = (1, 1, intervals, self._features, intervals, intervals * self._features, triangle)
         self.length, self.bound = sum(self._sizes), self._fixed.largest
         self.releases = train.rounds * train.attempts
 
@@ -112,15 +115,15 @@ class Cox(Encoding):
                 f"{silo.name}; set train.expected_records to the public order of magnitude"
             )
         places = places_of(times, self._intervals)
-        risks = np.exp(np.clip(silo.x @ parameters[:-1], -_REACH, _REACH))
-        died = events == 1
+        logs = np.clip(silo.x @ parameters[:-1], -_REACH, _REACH)
+        risks, died = np.exp(logs), events == 1
         at_end = np.zeros((self._intervals, self._features))
         np.add.at(at_end, places, risks[:, None] * silo.x)
         ended = np.bincount(places, weights=risks, minlength=self._intervals).astype(np.float64)
         exposed = np.minimum(risks * np.cumsum(self.hazard)[places], math.exp(_REACH))
         curvature = (silo.x * exposed[:, None]).T @ silo.x
         parts = [
-            np.array([float(len(times))]),
+            np.array([float(len(times)), logs[died].sum()]),
             np.bincount(places[died], minlength=self._intervals).astype(np.float64),
             silo.x[died].sum(axis=0),
             _from_here_on(ended),
@@ -131,25 +134,28 @@ class Cox(Encoding):
 
     def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
         values = self._fixed.decode(sums) * self._train.expected_records
-        count, deaths, sum_x, risk, risk_x, upper = np.split(values, np.cumsum(self._sizes)[:-1])
+        count, logs, deaths, sum_x, risk, risk_x, upper = np.split(values, np.cumsum(self._sizes)[:-1])
         deaths, risk = np.maximum(deaths, 0.0), np.maximum(risk, 2.0**-_FRACTION_BITS)  # what honest silos send
         weights, pull = parameters[:-1], self._train.weight_decay * max(1.0, float(count[0]))
         means = risk_x.reshape(self._intervals, self._features) / risk[:, None]
-        likelihood = float((sum_x * weights).sum() - (deaths * np.log(risk)).sum() - pull / 2 * (weights**2).sum())
-        bias = math.log(max(float(deaths.sum()), 0.5) * self._intervals / float(risk.sum()))
+        likelihood = float(logs[0] - (deaths * np.log(risk)).sum() - pull / 2 * (weights**2).sum())
+        events, spread = float(deaths.sum()), float((self.hazard * risk).sum())
+        bias = math.log(max(events, 0.5) * self._intervals / float(risk.sum()))
         if likelihood < self._likelihood[0] - _FALLEN * abs(likelihood):
             self._step = self._step / 2
             return np.append(-self._step, bias - parameters[-1])
         gradient = sum_x - (deaths[:, None] * means).sum(axis=0) - pull * weights
         # the curvature for the hazard of the round before, brought to as many events as there were
-        scale = float(deaths.sum()) / float((self.hazard * risk).sum())
         curvature = np.zeros((self._features, self._features))
         curvature[np.triu_indices(self._features)] = upper
         curvature = curvature + np.triu(curvature, 1).T
         for one, mean in zip((self.hazard * risk).tolist(), means, strict=True):
             curvature -= one * mean[:, None] * mean[None, :]
-        self._step = ridge_regression(curvature * scale, gradient[:, None], ridge=max(pull, 1e-9))[:, 0]
-        self._likelihood, self.hazard = np.array([likelihood]), deaths / risk
+        step = ridge_regression(curvature * (events / spread), gradient[:, None], ridge=max(pull, 1e-9))[:, 0]
+        self._step = step * min(1.0, _FURTHEST / max(float(np.abs(step).sum()), 1e-9))
+        self._likelihood = np.array([likelihood])
+        if events > 0:
+            self.hazard = deaths / risk
         return np.append(self._step, bias - parameters[-1])
 
 

@@ -65,7 +65,7 @@ def concordance(scores: Matrix, times: Matrix, events: Labels) -> float:
     return above / pairs
 
 
-def tested(graph: Graph, x: Matrix, y: Matrix | Labels) -> str:
+def in_words(graph: Graph, x: Matrix, y: Matrix | Labels) -> str:
     """Return one figure of a model on records in the clear, in words: accuracy, or of survival the concordance index.
 
     Args:

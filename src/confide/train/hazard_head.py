@@ -7,8 +7,8 @@ a constant hazard exp(eta) each record stands for itself: over its time t, with 
 
 eta is the linear layer's output, its bias included, which is the log of the hazard that all share. So the gradient is
 residual x features as a logistic model's, `LinearHead` sums it with one record's reach clipped, and the same plan,
-noise and account hold. The coefficients are log hazard ratios, as Cox's; on TCGA-BRCA they rank patients as well as
-Cox's do (bench/survival.py).
+noise and account hold. The coefficients are log hazard ratios, as Cox's; on TCGA-BRCA they rank patients nearly
+as well as Cox's do (docs/survival.md).
 
 Source: Kalbfleisch, Prentice, The Statistical Analysis of Failure Time Data (2nd ed.), section 3.2.
 """
