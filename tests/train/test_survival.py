@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 
@@ -13,8 +14,10 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from brca import brca
+from confide import cli
 from confide.crypto.random import SeededRandomness
 from confide.errors import DataError, JobError, PrivacyError
+from confide.he import Homomorphic
 from confide.ideal import Sums
 from confide.model import artifact
 from confide.model.zoo import hazard
@@ -30,6 +33,7 @@ from confide.train.local import Silo, exp_by_record, flatten
 from confide.train.output import Output, labelled
 from confide.train.parts import AGGREGATORS
 from confide.wire import MemoryStore
+from he.oracle import ready
 from train.federation import Federation
 
 INTERVALS = 12
@@ -447,6 +451,20 @@ def test_a_schema_without_times_is_refused_before_a_table_is_read(tmp_path):
     (tmp_path / "schema.toml").write_text(SCHEMA.replace("time =", "# time ="))
     with pytest.raises(JobError, match=r"label.time in the schema"):
         load_data(job_of(tmp_path))
+
+
+def test_a_log_hazard_is_served_encrypted_and_printed_as_it_is(tmp_path):
+    tables(tmp_path)
+    job = job_of(tmp_path)
+    data = load_data(job)
+    *_, last = train(job, data)
+    expected = last.model.apply(data.test.x)
+    answers = ready(Homomorphic(), last.model).predict(data.test.x).output("client")
+    assert answers == pytest.approx(expected, abs=2e-3)
+    text = io.StringIO()
+    cli._write_answers(text, expected, ())
+    rows = list(csv.DictReader(io.StringIO(text.getvalue())))
+    assert [float(row["output_0"]) for row in rows] == pytest.approx(expected[:, 0], abs=1e-5)
 
 
 # --- TCGA-BRCA --------------------------------------------------------------------------------------------------------

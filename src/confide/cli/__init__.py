@@ -410,11 +410,11 @@ def _columns(table: Path, prepare: Any) -> Mapping[str, Any]:
 
 
 def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
-    """Write one row per answer: the probability of each output, and the likeliest class if the model names classes."""
+    """Write one row per answer: each class's probability and the likeliest class, or outputs as they are if unnamed."""
     outputs = answers.shape[1]
-    heads = list(classes[-outputs:]) if classes else [f"output_{place}" for place in range(outputs)]
+    named = [f"p({one})" for one in classes[-outputs:]] if classes else [f"output_{at}" for at in range(outputs)]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*(f"p({head})" for head in heads), *(["decision"] if classes else [])])
+    writer.writerow([*named, *(["decision"] if classes else [])])
     for row in answers.tolist():
         place = int(row[0] > 0.5) if outputs == 1 else row.index(max(row))
         writer.writerow([*(f"{value:.6f}" for value in row), *([classes[place]] if classes else [])])
