@@ -142,7 +142,8 @@ def survey(path: Path, schema: Schema) -> Survey:
     findings: list[Finding] = []
     counts: list[ColumnCount] = []
     classes: dict[str, int] = {}
-    for column in (*schema.columns, schema.label):
+    asked = (*schema.columns, *schema.label.times, schema.label)
+    for column in asked:
         if isinstance(column, Image):
             count, found = _image(column, images[column.name], records)
             counts.append(count)
@@ -166,7 +167,7 @@ def survey(path: Path, schema: Schema) -> Survey:
         findings = [replace(one, rows=tuple(numbers[row - 1] for row in one.rows)) for one in findings]
         text = "records have more or fewer cells than the header; quote cells that contain a comma"
         findings.insert(0, _counted("problem", "", text, ragged))
-    known = {column.name for column in (*schema.columns, schema.label)}
+    known = {column.name for column in asked}
     ignored = tuple(name for name in columns if name not in known)
     return Survey(records, tuple(counts), classes, ignored, tuple(findings))
 
@@ -175,7 +176,7 @@ def _columns_of(path: Path, schema: Schema) -> tuple[dict[str, list[str]], dict[
     """Return the cells of each column, the images, the number of records, and which have cells too many or too few."""
     images = images_of(schema)
     if path.suffix == ".npz":
-        names = [*(column.name for column in schema.columns), schema.label.name]
+        names = [*(column.name for column in (*schema.columns, *schema.label.times)), schema.label.name]
         texts = {column.name for column in schema.columns if isinstance(column, Category)} | {schema.label.name}
         arrays = read_arrays(path, names, images=images)
         pictures = {name: arrays.pop(name) for name in images}

@@ -33,6 +33,29 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Times:
+    """How long each record was under observation.
+
+    Args:
+        values: float64, shape (n,), in the schema's unit.
+        low, high: public bounds.
+    """
+
+    values: NDArray[np.float64] = field(repr=False)
+    low: float
+    high: float
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Return the times as shares of the range, within [0, 1]."""
+        return np.clip((self.values - self.low) / (self.high - self.low), 0.0, 1.0)
+
+    def take(self, rows: NDArray[np.int64]) -> Times:
+        """Return those of the records with these indices."""
+        return Times(self.values[rows], self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """Records that keep to a schema.
 
@@ -41,11 +64,13 @@ class Table:
             (n,) for categories with "" where missing, the file's numbers of shape (n, height, width) for images.
         labels: int64 class indices, shape (n,).
         identifiers: text (object) of shape (n,) by column: whose record it is. Never a feature.
+        times: of survival; None for labels without a time.
     """
 
     columns: Columns
     labels: Labels
     identifiers: Columns = field(default_factory=dict[str, NDArray[Any]])
+    times: Times | None = None
 
     @property
     def n(self) -> int:
@@ -57,7 +82,7 @@ class Table:
         columns, identifiers = (
             {name: values[rows] for name, values in part.items()} for part in (self.columns, self.identifiers)
         )
-        return Table(columns, self.labels[rows], identifiers)
+        return Table(columns, self.labels[rows], identifiers, self.times and self.times.take(rows))
 
     @staticmethod
     def concatenate(tables: Sequence[Table]) -> Table:
@@ -66,7 +91,9 @@ class Table:
         identifiers = {
             name: np.concatenate([table.identifiers[name] for table in tables]) for name in tables[0].identifiers
         }
-        return Table(columns, np.concatenate([table.labels for table in tables]), identifiers)
+        first, values = tables[0].times, [table.times.values for table in tables if table.times is not None]
+        times = first and Times(np.concatenate(values), first.low, first.high)
+        return Table(columns, np.concatenate([table.labels for table in tables]), identifiers, times)
 
     def __repr__(self) -> str:  # records are private, their number is not
         return f"Table({self.n} records, {len(self.columns)} columns)"
@@ -84,7 +111,7 @@ def read_csv(path: Path, schema: Schema) -> Table:
         DataError: the file is absent, empty or no such CSV; a column is missing; or a value breaks the schema.
     """
     refuse_images(path, images_of(schema))
-    numbers = [column.name for column in schema.columns if isinstance(column, Number)]
+    numbers = [column.name for column in (*schema.columns, *schema.label.times) if isinstance(column, Number)]
     texts = [column.name for column in schema.columns if isinstance(column, Category)]
     raw = read_columns(path, numbers=numbers, texts=[*texts, *schema.identifiers, schema.label.name])
     return check(raw, schema, where=str(path))
@@ -99,7 +126,8 @@ def read_npz(path: Path, schema: Schema) -> Table:
         DataError: the file is absent or no such archive; it unpacks to more than 1 GiB; a column is missing; or a value
             breaks the schema.
     """
-    names = [*(column.name for column in schema.columns), *schema.identifiers, schema.label.name]
+    names = [*(column.name for column in schema.columns), *schema.identifiers]
+    names += [*(time.name for time in schema.label.times), schema.label.name]
     return check(read_arrays(path, names, images=images_of(schema)), schema, where=str(path))
 
 
@@ -171,7 +199,8 @@ def check(raw: Columns, schema: Schema, *, where: str) -> Table:
     Raises:
         DataError: there are no records, lengths differ, or a value breaks the schema.
     """
-    _present([*(column.name for column in schema.columns), *schema.identifiers, schema.label.name], raw, where)
+    label, timed = schema.label, schema.label.times
+    _present([*(one.name for one in (*schema.columns, *timed)), *schema.identifiers, label.name], raw, where)
     shape = raw[schema.label.name].shape
     columns: dict[str, NDArray[Any]] = {}
     for column in schema.columns:
@@ -188,8 +217,9 @@ def check(raw: Columns, schema: Schema, *, where: str) -> Table:
             else _checked_texts(values, column, place)
         )
     identifiers = {name: _identified(raw[name], shape, f"{where}, column {name!r}") for name in schema.identifiers}
-    labels = _labels(raw[schema.label.name], schema.label, f"{where}, column {schema.label.name!r}")
-    return Table(columns, labels, identifiers)
+    labels = _labels(raw[label.name], label, f"{where}, column {label.name!r}")
+    times = [Times(_timed(raw[one.name], one, shape, where), one.low, one.high) for one in timed]
+    return Table(columns, labels, identifiers, times[0] if times else None)
 
 
 def _rows(path: Path) -> tuple[list[str], list[list[str]]]:
@@ -346,6 +376,12 @@ def _checked_texts(values: NDArray[Any], column: Category, where: str) -> NDArra
                 f"{nearest(text, column.categories)}; correct it, or add it to the schema of every party"
             )
     return texts
+
+
+def _timed(values: NDArray[Any], time: Number, records: tuple[int, ...], where: str) -> NDArray[np.float64]:
+    if values.shape != records:
+        raise DataError(f"Expected column {time.name!r} of {where} to have one value for each of its records")
+    return _checked_numbers(values, time, f"{where}, column {time.name!r}")
 
 
 def _identified(values: NDArray[Any], records: tuple[int, ...], where: str) -> NDArray[Any]:

@@ -36,8 +36,10 @@ def csv_text(table: Table, schema: Schema) -> str:
     classes = [values[0] for values in schema.label.values.values()]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, schema.label.name])
-    cells = [[_cell(value) for value in table.columns[name].tolist()] for name in names]
+    timed = [(time.name, table.times.values) for time in schema.label.times if table.times is not None]
+    writer.writerow([*names, *(name for name, _ in timed), schema.label.name])
+    values = [*(table.columns[name] for name in names), *(times for _, times in timed)]
+    cells = [[_cell(value) for value in column.tolist()] for column in values]
     writer.writerows(zip(*cells, [classes[label] for label in table.labels.tolist()], strict=True))
     return text.getvalue()
 

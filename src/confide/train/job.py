@@ -35,6 +35,7 @@ from confide.train.contradictions import (
     check_compression,
     check_features,
     check_readers,
+    check_survival,
     check_trees,
 )
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
@@ -56,6 +57,7 @@ _DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "logistic": {},
     "mlp": {"rounds": 60, "learning_rate": 0.1},
     "trees": {},
+    "cox": {"weight_decay": 1e-3},
 }
 
 #: The same for a network that the caller brings: many local steps take the place of the server's momentum.
@@ -68,6 +70,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
     "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
+    "risk-sets": {"rounds": 8, "momentum": 0.0, "average": 0.0},
 }
 
 #: Records over the noise of statistics from which on they pay up to some 200 features.
@@ -83,6 +86,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("data", "alpha"): (0, 1e6, True, False),
     ("data", "test_fraction"): (0, 1, True, True),
     ("model", "hidden"): (1, 4096, False, False),
+    ("model", "intervals"): (1, 1000, False, False),
     ("model", "scales"): (1, 5, False, False),
     ("model", "angles"): (1, 16, False, False),
     ("model", "channel_groups"): (0, 4096, False, False),
@@ -157,6 +161,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_features(job.model, table.get("model", {}))
     check_trees(job, table)
+    check_survival(job, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     check_client_level(job, table.get("train", {}), table.get("privacy", {}))
     return job
@@ -304,9 +309,9 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     tables: Sized = data["nodes"] if "nodes" in data else data.get("tables", ())
     parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
-    trees = model.get("kind") == "trees"
-    usual = "boosting" if trees else "fedavg"
-    own = {**_ALGORITHM_DEFAULTS.get(given.get("algorithm", usual), {}), "algorithm": usual}
+    of_kind = {"trees": "boosting", "cox": "fedavg" if "privacy" in table else "risk-sets"}
+    given = {"algorithm": of_kind.get(model.get("kind", "logistic"), "fedavg")} | given
+    own = _ALGORITHM_DEFAULTS.get(given["algorithm"], {})
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
     train["quorum"] = train.get("quorum") or default_quorum(parties)
@@ -315,7 +320,7 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
-    if trees:
+    if model.get("kind") == "trees":
         asked = TreesSection(**table.get("trees", {}))
         train["rounds"] = given.get("rounds", 1 + asked.count * asked.depth)
         resolved["trees"] = msgspec.structs.asdict(asked)
@@ -338,6 +343,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         descends = train.get("algorithm", "fedavg") == "fedavg" and model.get("kind", "logistic") == "logistic"
         if descends and model.get("unit_rows") and privacy.get("unit") != "client":
             resolved["train"] = train | _private_descent(privacy) | given | {"quorum": train["quorum"]}
+        elif model.get("kind") == "cox" and model.get("unit_rows"):
+            steps = _private_descent(privacy)
+            slower = {"rounds": 20, "momentum": 0.0, "learning_rate": float(f"{steps['learning_rate'] / 5:.3g}")}
+            resolved["train"] = train | slower | given | {"quorum": train["quorum"]}
     return resolved
 
 
@@ -381,6 +390,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     """Return the (section, key) pairs that say nothing about this job."""
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
     unused = {("model", "hidden")} if job.model.kind != "mlp" else set[tuple[str, str]]()
+    if job.model.kind != "cox" or job.privacy is not None:
+        unused.add(("model", "intervals"))
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
     elif job.model.features == "encoder":
