@@ -405,7 +405,8 @@ def _api_key(path: Path) -> str:
 
 def _columns(table: Path, prepare: Any) -> Mapping[str, Any]:
     """Return the columns of a table that a model's preparation names."""
-    from confide.data.table import read_arrays, read_columns, refuse_images
+    from confide.data.files import read_arrays, refuse_images
+    from confide.data.table import read_columns
 
     if table.suffix == ".npz":
         return read_arrays(table, prepare.columns, images=prepare.images)
