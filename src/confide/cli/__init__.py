@@ -337,6 +337,9 @@ def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, di
 def predict(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where `confide serve` listens.")],
     table: Annotated[Path, typer.Argument(metavar="X.csv", help="Rows to predict; the header names the columns.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="The model's schema: for dates, codings and a source file's units and names.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file for the predictions; standard output if left out.")] = None,
     model: Annotated[str | None, typer.Option(help="Which model; may be left out if the server has one.")] = None,
     backend: Annotated[
@@ -381,7 +384,7 @@ def predict(
             raise UsageError(
                 f"Expected a model that names its columns; {client.model} takes bare features, ask it from Python"
             )
-        answers = client.predict(_columns(table, prepare))
+        answers = client.predict(_columns(table, prepare, schema))
         classes = client.classes
         console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
         console.err.print(client.label.sentence())
@@ -403,11 +406,14 @@ def _api_key(path: Path) -> str:
     return found[0]
 
 
-def _columns(table: Path, prepare: Any) -> Mapping[str, Any]:
-    """Return the columns of a table that a model's preparation names."""
+def _columns(table: Path, prepare: Any, schema: Path | None) -> Mapping[str, Any]:
+    """Return the columns of a table that a model's preparation names, as a schema says where there is one."""
     from confide.data.files import read_arrays, refuse_images
-    from confide.data.table import read_columns
+    from confide.data.schema import Schema
+    from confide.data.table import read_columns, read_inputs
 
+    if schema is not None:
+        return read_inputs(table, Schema.load(schema))
     if table.suffix == ".npz":
         return read_arrays(table, prepare.columns, images=prepare.images)
     refuse_images(table, prepare.images)

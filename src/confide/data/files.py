@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import math
 import zipfile
 import zlib
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 
 from confide.data.reading import to_number
 from confide.data.schema import MISSING_MARKERS
-from confide.data.source import Source
+from confide.data.source import Source, read_source
 from confide.errors import DataError, MissingExtra, nearest
 
 #: Most bytes that the columns of a packed table may fill once they are unpacked; 33 million values.
@@ -38,6 +39,7 @@ LEAST_VALUE_BYTES = 32
 ARROW_FILES = (".parquet", ".arrow", ".feather")
 
 _LONGEST_LINE = 1 << 24
+_PIECE_BYTES = 1 << 20
 _HEADERS: Mapping[tuple[int, int], Any] = {(1, 0): read_array_header_1_0, (2, 0): read_array_header_2_0}
 
 Columns = dict[str, NDArray[Any]]
@@ -75,19 +77,51 @@ def _with_arrow(source: Source, names: Sequence[str]) -> Columns:
     try:
         from confide.data.arrow import read_file, read_stream
 
-        if source.file is not None:
-            return read_file(source.file, names, source.where)
-        return read_stream(_rows_or_table(source), names, source.where)
     except ModuleNotFoundError as error:
         raise MissingExtra((error.name or "pyarrow").partition(".")[0], "tables") from None
+    if source.file is not None:
+        return read_file(source.file, names, source.where)
+    return read_stream(_rows_or_table(source), names, source.where)
 
 
 def _rows_or_table(source: Source) -> object:
     if not source.query:
         return source.table
-    from confide.data.database import query_table
-
+    try:
+        from confide.data.database import query_table
+    except ModuleNotFoundError as error:
+        raise MissingExtra((error.name or "SQLAlchemy").partition(".")[0], "tables") from None
     return query_table(source)
+
+
+def digest_of(place: Path) -> str:
+    """Return the hex SHA-256 of a table: of its file; with a source file, of that and of the table or rows it names.
+
+    The rows of a query count whatever their order.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    if place.suffix != ".toml":
+        return _digest_of_file(place)
+    source, parts = read_source(place), [_digest_of_file(place)]
+    if source.file is not None:
+        parts.append(_digest_of_file(source.file))
+    else:
+        rows: Any = _rows_or_table(source)
+        parts += sorted(hashlib.sha256(repr(row).encode()).hexdigest() for row in rows.to_pylist())
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(_PIECE_BYTES):
+                digest.update(piece)
+    except OSError as error:
+        raise DataError(f"Expected a readable table at {path}; {error.strerror}") from None
+    return digest.hexdigest()
 
 
 def is_csv(source: Source) -> bool:

@@ -224,7 +224,7 @@ def _contradictions_in_data(data: dict[str, Any]) -> Iterator[str]:
         yield from _faults_of_nodes(data)
     elif isinstance(tables := data.get("tables", {}), dict) and len(cast("Sized", tables)) < 2:
         parties = len(cast("Sized", tables))
-        yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's CSV file"
+        yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's table"
 
 
 def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.data.sets import load_set, schema_text
+from confide.data.source import open_source
 from confide.data.split import alike, aside, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.client_plan import ClientPlan
@@ -203,17 +204,20 @@ def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
 
 
 def _check_different(job: Job) -> None:
-    """Refuse one file for two parties: its records would count twice, and be hidden half."""
+    """Refuse one file or query for two parties: its records would count twice, and be hidden half."""
     files = {**job.data.tables, **({"data.test": job.data.test} if job.data.test else {})}
-    seen: dict[tuple[int, int], str] = {}
+    seen: dict[tuple[object, object], str] = {}
     for name, path in files.items():
-        place = job.path(path)
-        if not place.exists():
+        if not job.path(path).exists():
             continue  # named when it is read
-        found = place.stat()
-        other = seen.setdefault((found.st_dev, found.st_ino), name)
+        source = open_source(job.path(path))
+        if source.file is not None and not source.file.exists():
+            continue
+        found = None if source.file is None else source.file.stat()
+        place = (source.url, source.query) if found is None else (found.st_dev, found.st_ino)
+        other = seen.setdefault(place, name)
         if other != name:
-            raise JobError(f"Expected a table for each party, got one file for {other} and {name}; name different ones")
+            raise JobError(f"Expected a table for each party, got one for {other} and {name}; name different ones")
 
 
 def _prepared(

@@ -39,9 +39,9 @@ class DataSection(Section, frozen=True, kw_only=True):
 
     Args:
         schema: the schema file, relative to the job file.
-        tables: CSV file of each party, by the party's name.
+        tables: the table of each party, or a source file, by the party's name.
         nodes: names of the organisations that keep their tables, in place of `tables`: for a federation over machines.
-        test: CSV file with the test records; without it `test_fraction` of every party's records are set aside.
+        test: table with the test records; without it `test_fraction` of every party's records are set aside.
         set: a shipped data set instead of files.
         parties: into how many parties the set is split.
         split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
