@@ -483,7 +483,7 @@ def test_a_column_of_a_million_texts_is_counted_and_not_shown():
 
 def test_a_schema_of_too_many_categories_is_refused_without_a_list():
     column = {"type": "category", "categories": [f"c{number}" for number in range(10**6)]}
-    with pytest.raises(DataError, match="has 1000000 entries, at most 4096 are read; group them") as caught:
+    with pytest.raises(DataError, match="has 1000000 entries, at most 65536 are read; group them") as caught:
         Schema.parse({"label": {"name": "y", "classes": ["0", "1"]}, "columns": {"b": column}})
     assert len(str(caught.value)) < 300
 

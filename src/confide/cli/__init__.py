@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import budget, console, federation, ledger, proxies
+from confide.cli import budget, console, data, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.label import label
@@ -44,6 +44,7 @@ app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
 app.add_typer(node_app, name="node")
+app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)

@@ -62,7 +62,7 @@ def read_stream(table: object, names: Sequence[str], where: str) -> dict[str, ND
 def types_of(table: object, where: str) -> list[tuple[str, str]]:
     """Return name and kind of each column of a table in memory, or of a file where `table` is a path.
 
-    Kinds are "number", "whole number", "text", "date", "yes or no" and "" for what no column can be.
+    Kinds are those of `files.typed_columns`.
     """
     try:
         if isinstance(table, Path):

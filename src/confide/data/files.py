@@ -44,6 +44,15 @@ _HEADERS: Mapping[tuple[int, int], Any] = {(1, 0): read_array_header_1_0, (2, 0)
 
 Columns = dict[str, NDArray[Any]]
 
+_KINDS: Mapping[str, str] = {
+    "f": "number",
+    "i": "whole number",
+    "u": "whole number",
+    "b": "yes or no",
+    "U": "text",
+    "M": "date",
+}
+
 
 def raw_columns(source: Source, names: Sequence[str], *, images: Collection[str] = ()) -> Columns:
     """Return the columns of these names, raw, all of the same length.
@@ -92,6 +101,39 @@ def _rows_or_table(source: Source) -> object:
     except ModuleNotFoundError as error:
         raise MissingExtra((error.name or "SQLAlchemy").partition(".")[0], "tables") from None
     return query_table(source)
+
+
+def typed_columns(source: Source) -> dict[str, str]:
+    """Return the kind of each column of a table that has types, by its name, without its values.
+
+    Kinds are "number", "whole number", "text", "date", "yes or no", "images" and "" for what no column can be.
+
+    Raises:
+        DataError: there is no such table.
+        MissingExtra: the package for this kind of table is not installed.
+    """
+    if source.file is not None and source.file.suffix == ".npz":
+        return _kinds_of_archive(source.file)
+    try:
+        from confide.data.arrow import types_of
+    except ModuleNotFoundError as error:
+        raise MissingExtra((error.name or "pyarrow").partition(".")[0], "tables") from None
+    return dict(types_of(source.file or _rows_or_table(source), source.where))
+
+
+def _kinds_of_archive(path: Path) -> dict[str, str]:
+    kinds: dict[str, str] = {}
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            for name in archive.files:
+                with archive.zip.open(f"{name}.npy") as member:
+                    shape, _, dtype = _HEADERS[read_magic(member)](member)
+                kinds[name] = "images" if len(shape) == 3 else _KINDS.get(dtype.kind, "")
+    except OSError as error:
+        raise DataError(f"Expected a readable table at {path}; {error.strerror or 'it is no numpy archive'}") from None
+    except Exception:  # whatever numpy and zipfile say to a damaged archive
+        raise DataError(f"Expected a numpy archive of number and text arrays at {path}; np.savez writes one") from None
+    return kinds
 
 
 def digest_of(place: Path) -> str:

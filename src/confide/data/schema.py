@@ -43,8 +43,8 @@ _T = TypeVar("_T")
 #: Of the file.
 LARGEST_SCHEMA_BYTES = 1 << 20
 
-#: Of a column. Each is a feature, so no model would be better for more; take groups, as chapters of a code book.
-MOST_CATEGORIES = 4096
+#: Of a column; each is a feature, and no preparation takes more.
+MOST_CATEGORIES = 1 << 16
 
 #: Of an image, in pixels.
 LARGEST_SIDE = 256

@@ -15,7 +15,7 @@ from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.data.sets import load_set, schema_text
 from confide.data.source import open_source
-from confide.data.split import alike, aside, by_label, even, holdout
+from confide.data.split import alike, aside, by_column, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.client_plan import ClientPlan
 from confide.dp.plan import PrivacyPlan
@@ -136,7 +136,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         schema = Schema.load(job.path(str(job.data.schema)))
         require_unit(job, schema)
         _check_different(job)
-        tables = {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
+        tables = _read(job, schema)
         if job.data.test is not None:
             test, held = read_table(job.path(job.data.test), schema), {}
         else:
@@ -203,9 +203,17 @@ def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
     return [plan for plan in plans if isinstance(plan, PrivacyPlan)], text, schema.name
 
 
+def _read(job: Job, schema: Schema) -> dict[str, Table]:
+    """Return the table of each party."""
+    if job.data.split_by is None:
+        return {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
+    return by_column(job.path(str(job.data.table)), schema, job.data.split_by, job.data.names)
+
+
 def _check_different(job: Job) -> None:
     """Refuse one file or query for two parties: its records would count twice, and be hidden half."""
-    files = {**job.data.tables, **({"data.test": job.data.test} if job.data.test else {})}
+    whole = {"data.table": job.data.table, "data.test": job.data.test}
+    files = {**job.data.tables, **{name: path for name, path in whole.items() if path}}
     seen: dict[tuple[object, object], str] = {}
     for name, path in files.items():
         if not job.path(path).exists():
