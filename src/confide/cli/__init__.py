@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
 
 import msgspec
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import TaskID
@@ -132,7 +131,7 @@ def train(
     """
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
-    from confide.train.evaluate import accuracy
+    from confide.train.evaluate import in_words
     from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
@@ -164,12 +163,8 @@ def train(
         _evaluate_together(job, data, last, output)
     artifact = output.save(data, last)
     if job.data.evaluate == "none":
-        share = accuracy(last.model, data.test.x, data.test.y)
-        majority = np.bincount(data.test.y).max() / len(data.test.y)
-        console.out.print(
-            f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
-            f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
-        )
+        said = in_words(last.model, data.test.x, data.test.y)
+        console.out.print(f"{said}; computed on the test records in the clear, outside any privacy budget")
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")
@@ -423,11 +418,11 @@ def _columns(table: Path, prepare: Any, schema: Path | None) -> Mapping[str, Any
 
 
 def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
-    """Write one row per answer: the probability of each output, and the likeliest class if the model names classes."""
+    """Write one row per answer: each class's probability and the likeliest class, or outputs as they are if unnamed."""
     outputs = answers.shape[1]
-    heads = list(classes[-outputs:]) if classes else [f"output_{place}" for place in range(outputs)]
+    named = [f"p({one})" for one in classes[-outputs:]] if classes else [f"output_{at}" for at in range(outputs)]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*(f"p({head})" for head in heads), *(["decision"] if classes else [])])
+    writer.writerow([*named, *(["decision"] if classes else [])])
     for row in answers.tolist():
         place = int(row[0] > 0.5) if outputs == 1 else row.index(max(row))
         writer.writerow([*(f"{value:.6f}" for value in row), *([classes[place]] if classes else [])])

@@ -134,15 +134,23 @@ class Label:
     Args:
         name: the column.
         values: for each class, the texts that stand for it in a table.
+        time: of survival: how long a record was under observation, until the second class (the event) occurred or it
+            was lost sight of; None for labels without a time.
     """
 
     name: str
     values: Mapping[str, tuple[str, ...]]
+    time: Number | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes; a table's labels are indices into it."""
         return tuple(self.values)
+
+    @property
+    def times(self) -> tuple[Number, ...]:
+        """Return the column of times, if there is one."""
+        return () if self.time is None else (self.time,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,10 +235,13 @@ class Schema:
         columns = _columns(read, read.value(table, "columns", "", dict[str, Any], {}, required=False))
         label = _label(read, read.value(table, "label", "", dict[str, Any], {}))
         name, source = (read.value(table, key, "", str, "", required=False) for key in ("name", "source"))
-        if label.name in {column.name for column in columns}:
-            read.problem(f"columns.{label.name}", "is the label; leave it out of the columns")
+        names = {column.name for column in columns}
+        for one in {label.name, *(time.name for time in label.times)} & names:
+            read.problem(f"columns.{one}", "is the label; leave it out of the columns")
+        if any(time.name == label.name for time in label.times):
+            read.problem("label.time.name", "is the label's own; name the column of times")
         identifiers = tuple(read.value(table, "identifiers", "", list[str], [], required=False))
-        _check_identifiers(read, identifiers, {label.name, *(column.name for column in columns)})
+        _check_identifiers(read, identifiers, {label.name, *(time.name for time in label.times), *names})
         if read.problems:
             lines = "\n  ".join(["", *read.problems]) if len(read.problems) > 1 else f" {read.problems[0]}"
             raise DataError(f"Expected a usable schema in {where};{lines}")
@@ -420,12 +431,23 @@ def _image(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Im
 
 
 def _label(read: _Reader, table: Mapping[str, Any]) -> Label:
-    read.known(table, ("name", "classes"), "label.", "the label")
+    read.known(table, ("name", "classes", "time"), "label.", "the label")
     classes = read.value(table, "classes", "label.", list[str | dict[str, Any]], [])
     values = _named_values(read, classes, "label.classes", "a class")
     if "classes" in table and len(classes) < 2:
         read.problem("label.classes", f"has {len(classes)} entries; name at least two classes")
-    return Label(read.value(table, "name", "label.", str, ""), values)
+    time = _time(read, read.value(table, "time", "label.", dict[str, Any], {})) if "time" in table else None
+    if time is not None and len(values) > 2:
+        read.problem("label.classes", f"has {len(values)} entries with a time; name what is no event, and the event")
+    return Label(read.value(table, "name", "label.", str, ""), values, time)
+
+
+def _time(read: _Reader, table: Mapping[str, Any]) -> Number:
+    where = "label.time."
+    read.known(table, ("name", "unit", "low", "high"), where, "a time")
+    name = read.value(table, "name", where, str, "")
+    stated = {key: value for key, value in table.items() if key in ("unit", "low", "high")}
+    return _number(read, name, {"low": 0.0, **stated}, where)
 
 
 def _named_values(

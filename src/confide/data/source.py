@@ -189,7 +189,7 @@ def check_source(source: Source, schema: Schema) -> None:
     Raises:
         DataError: with the column and what to do.
     """
-    columns = {column.name: column for column in schema.columns}
+    columns = {column.name: column for column in (*schema.columns, *schema.label.times)}
     known = [name for name, column in columns.items() if not (isinstance(column, Category) and column.part)]
     known += [schema.label.name, *schema.identifiers]
     for name, origin in source.columns.items():

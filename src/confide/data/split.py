@@ -172,6 +172,7 @@ def aside(table: Table, *, fraction: float, seed: int | str, unit: str | None = 
         records = [(seed, unit, whose) for whose in table.identifiers[unit].tolist()]
     else:
         cells = [table.columns[name].tolist() for name in sorted(table.columns)]
+        cells += [] if table.times is None else [table.times.values.tolist()]
         records = [(seed, label, *row) for label, *row in zip(table.labels.tolist(), *cells, strict=True)]
     tested = [_unit_hash(record) < fraction for record in records]
     rows = np.asarray(tested, bool)

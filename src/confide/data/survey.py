@@ -149,7 +149,8 @@ def survey(place: object, schema: Schema) -> Survey:
     findings: list[Finding] = []
     counts: list[ColumnCount] = []
     classes: dict[str, int] = {}
-    for column in (*schema.columns, schema.label):
+    asked = (*schema.columns, *schema.label.times, schema.label)
+    for column in asked:
         origin = source.origin(column.name)
         if isinstance(column, Category) and column.part:
             continue  # of a date, which is looked at itself
@@ -179,7 +180,7 @@ def survey(place: object, schema: Schema) -> Survey:
         findings = [replace(one, rows=tuple(numbers[row - 1] for row in one.rows)) for one in findings]
         text = "records have more or fewer cells than the header; quote cells that contain the separator"
         findings.insert(0, _counted("problem", "", text, ragged))
-    known = {source.origin(column.name).name for column in (*schema.columns, schema.label)} | {*schema.identifiers}
+    known = {source.origin(column.name).name for column in asked} | {*schema.identifiers}
     ignored = tuple(name for name in raw if name not in known)
     return Survey(records, tuple(counts), classes, ignored, tuple(findings))
 

@@ -27,6 +27,29 @@ Columns = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Times:
+    """How long each record was under observation.
+
+    Args:
+        values: float64, shape (n,), in the schema's unit.
+        low, high: public bounds.
+    """
+
+    values: NDArray[np.float64] = field(repr=False)
+    low: float
+    high: float
+
+    @property
+    def shares(self) -> NDArray[np.float64]:
+        """Return the times as shares of the range, within [0, 1]."""
+        return np.clip((self.values - self.low) / (self.high - self.low), 0.0, 1.0)
+
+    def take(self, rows: NDArray[np.int64]) -> Times:
+        """Return those of the records with these indices."""
+        return Times(self.values[rows], self.low, self.high)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Table:
     """Records that keep to a schema.
 
@@ -35,11 +58,13 @@ class Table:
             (n,) for categories with "" where missing, the file's numbers of shape (n, height, width) for images.
         labels: int64 class indices, shape (n,).
         identifiers: text (object) of shape (n,) by column: whose record it is. Never a feature.
+        times: of survival; None for labels without a time.
     """
 
     columns: Columns
     labels: Labels
     identifiers: Columns = field(default_factory=dict[str, NDArray[Any]])
+    times: Times | None = None
 
     @property
     def n(self) -> int:
@@ -51,7 +76,7 @@ class Table:
         columns, identifiers = (
             {name: values[rows] for name, values in part.items()} for part in (self.columns, self.identifiers)
         )
-        return Table(columns, self.labels[rows], identifiers)
+        return Table(columns, self.labels[rows], identifiers, self.times and self.times.take(rows))
 
     @staticmethod
     def concatenate(tables: Sequence[Table]) -> Table:
@@ -60,7 +85,9 @@ class Table:
         identifiers = {
             name: np.concatenate([table.identifiers[name] for table in tables]) for name in tables[0].identifiers
         }
-        return Table(columns, np.concatenate([table.labels for table in tables]), identifiers)
+        first, values = tables[0].times, [table.times.values for table in tables if table.times is not None]
+        times = first and Times(np.concatenate(values), first.low, first.high)
+        return Table(columns, np.concatenate([table.labels for table in tables]), identifiers, times)
 
     def __repr__(self) -> str:  # records are private, their number is not
         return f"Table({self.n} records, {len(self.columns)} columns)"
@@ -142,7 +169,8 @@ def read_columns(place: Path, *, numbers: Collection[str], texts: Collection[str
 def names_at(source: Source, schema: Schema) -> dict[str, str]:
     """Return what the columns of a schema are called at a source; the label comes last, absent columns not at all."""
     wanted = [column.name for column in schema.columns if not (isinstance(column, Category) and column.part)]
-    names = [*wanted, *schema.identifiers, schema.label.name]
+    timed = (time.name for time in schema.label.times)
+    names = [*wanted, *timed, *schema.identifiers, schema.label.name]
     return {name: source.origin(name).name for name in names if not source.origin(name).absent}
 
 
@@ -173,7 +201,9 @@ def check(raw: Columns, schema: Schema, *, where: str, source: Source | None = N
     label = _raw(raw, schema.label.name, source, where)
     if label.shape != (rows,):
         raise DataError(f"Expected column {schema.label.name!r} of {where} to have one value for each of its records")
-    return Table(columns, _labels(label, schema.label, f"{where}, column {schema.label.name!r}", source), identifiers)
+    labels = _labels(label, schema.label, f"{where}, column {schema.label.name!r}", source)
+    times = [_timed(_raw(raw, time.name, source, where), time, rows, source, where) for time in schema.label.times]
+    return Table(columns, labels, identifiers, times[0] if times else None)
 
 
 def _columns(raw: Columns, schema: Schema, source: Source, where: str) -> dict[str, NDArray[Any]]:
@@ -302,6 +332,13 @@ def outside(images: NDArray[Any], column: Image) -> NDArray[np.bool_]:
     """Return which images, shape (n, height, width), have a pixel that is beyond the bounds or no number."""
     fits = (images >= column.low) & (images <= column.high)  # NaN does neither
     return np.logical_not(fits.reshape(len(images), -1).all(axis=1))
+
+
+def _timed(values: NDArray[Any], time: Number, rows: int, source: Source, where: str) -> Times:
+    place = f"{where}, column {time.name!r}"
+    if values.shape != (rows,):
+        raise DataError(f"Expected {place} to have one value for each of its records")
+    return Times(_checked(values, time, source.origin(time.name), place), time.low, time.high)
 
 
 def _identified(values: NDArray[Any], rows: int, where: str, origin: Origin) -> NDArray[Any]:

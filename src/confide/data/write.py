@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from typing import Any
 
 from confide.data.dates import as_text
 from confide.data.files import refuse_images
@@ -37,8 +38,10 @@ def csv_text(table: Table, schema: Schema) -> str:
     classes = [values[0] for values in schema.label.values.values()]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*(column.name for column in stored), schema.label.name])
-    cells = [[_cell(value, column) for value in table.columns[column.name].tolist()] for column in stored]
+    values: list[tuple[Column, Any]] = [(column, table.columns[column.name]) for column in stored]
+    values += [(time, table.times.values) for time in schema.label.times if table.times is not None]
+    writer.writerow([*(column.name for column, _ in values), schema.label.name])
+    cells = [[_cell(value, column) for value in each.tolist()] for column, each in values]
     writer.writerows(zip(*cells, [classes[label] for label in table.labels.tolist()], strict=True))
     return text.getvalue()
 

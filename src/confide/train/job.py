@@ -34,6 +34,7 @@ from confide.train.contradictions import (
     check_compression,
     check_features,
     check_readers,
+    check_survival,
 )
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
 from confide.train.sections import (
@@ -49,7 +50,11 @@ from confide.train.sections import (
 )
 
 #: What [train] takes by default for a kind of model: squares grow fast, so their steps must be smaller.
-_DEFAULTS: Mapping[str, Mapping[str, float]] = {"logistic": {}, "mlp": {"rounds": 60, "learning_rate": 0.1}}
+_DEFAULTS: Mapping[str, Mapping[str, float]] = {
+    "logistic": {},
+    "mlp": {"rounds": 60, "learning_rate": 0.1},
+    "cox": {"weight_decay": 1e-3},
+}
 
 #: The same for a network that the caller brings: many local steps take the place of the server's momentum.
 _OWN_MODEL: Mapping[str, float] = {"learning_rate": 0.1, "momentum": 0.0, "weight_decay": 0.0, "average": 0.0}
@@ -60,6 +65,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "scaffold": {"momentum": 0.0},
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
+    "risk-sets": {"rounds": 8, "momentum": 0.0, "average": 0.0},
 }
 
 #: Records over the noise of statistics from which on they pay up to some 200 features.
@@ -75,6 +81,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("data", "alpha"): (0, 1e6, True, False),
     ("data", "test_fraction"): (0, 1, True, True),
     ("model", "hidden"): (1, 4096, False, False),
+    ("model", "intervals"): (1, 1000, False, False),
     ("model", "scales"): (1, 5, False, False),
     ("model", "angles"): (1, 16, False, False),
     ("model", "channel_groups"): (0, 4096, False, False),
@@ -139,6 +146,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_features(job.model, table.get("model", {}))
+    check_survival(job, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     check_client_level(job, table.get("train", {}), table.get("privacy", {}))
     return job
@@ -303,6 +311,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     tables: Sized = next((data[key] for key in ("nodes", "names") if key in data), data.get("tables", ()))
     parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
+    if model.get("kind") == "cox":
+        given = {"algorithm": "fedavg" if "privacy" in table else "risk-sets"} | given
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
@@ -331,6 +341,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         descends = train.get("algorithm", "fedavg") == "fedavg" and model.get("kind", "logistic") == "logistic"
         if descends and model.get("unit_rows") and privacy.get("unit") != "client":
             resolved["train"] = train | _private_descent(privacy) | given | {"quorum": train["quorum"]}
+        elif model.get("kind") == "cox" and model.get("unit_rows"):
+            steps = _private_descent(privacy)
+            slower = {"rounds": 20, "momentum": 0.0, "learning_rate": float(f"{steps['learning_rate'] / 5:.3g}")}
+            resolved["train"] = train | slower | given | {"quorum": train["quorum"]}
     return resolved
 
 
@@ -371,7 +385,9 @@ def describe(job: Job, *, output: bool = True) -> str:
 def _not_used(job: Job) -> set[tuple[str, str]]:
     """Return the (section, key) pairs that say nothing about this job."""
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
-    unused = {("model", "hidden")} if job.model.kind == "logistic" else set[tuple[str, str]]()
+    unused = {("model", "hidden")} if job.model.kind != "mlp" else set[tuple[str, str]]()
+    if job.model.kind != "cox" or job.privacy is not None:
+        unused.add(("model", "intervals"))
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
     elif job.model.features == "encoder":

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 from confide.crypto.random import SystemRandomness
 from confide.errors import DataError
 from confide.model.graph import Graph
+from confide.train.cox import cox_alone
 from confide.train.evaluate import decide
 from confide.train.figures import Evaluation, Figure
+from confide.train.linear_head import is_hazard
 from confide.train.local import Silo, descend, scores_by_record
 from confide.train.newton import newton_alone
 from confide.train.sections import TrainSection
@@ -87,6 +89,8 @@ def trained_alone(
     train: TrainSection, start: Graph, x: Matrix, y: Labels, *, class_weights: tuple[float, ...] = ()
 ) -> Graph:
     """Return the model of these records alone, after as many steps as a job takes: the fall-back of a federation."""
+    if is_hazard(start):
+        return cox_alone(train, start, x, y.astype(np.float64))
     if train.algorithm == "statistics":
         return solved(train, start, x, y)
     if train.algorithm == "newton":

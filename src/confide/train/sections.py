@@ -79,7 +79,10 @@ class DataSection(Section, frozen=True, kw_only=True):
 class ModelSection(Section, frozen=True, kw_only=True):
     """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best).
 
+    Or `cox`, survival: its output is a log hazard, and the schema's label states a time.
+
     Args:
+        intervals: of cox without [privacy]: into how many the label's range of times is cut, of equal length.
         features: "columns" takes every column as the schema bounds it, images as their pixels; "scattering" puts images
             through a scattering transform, which is fixed in advance, and "scattering-mean" keeps each channel's mean;
             "encoder" puts them through a network that was trained on public data.
@@ -97,8 +100,9 @@ class ModelSection(Section, frozen=True, kw_only=True):
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
 
-    kind: Literal["logistic", "mlp"] = "logistic"
+    kind: Literal["logistic", "mlp", "cox"] = "logistic"
     hidden: int = 16
+    intervals: int = 100
     features: Literal["columns", "scattering", "scattering-mean", "encoder"] = "columns"
     scales: int = 2
     angles: int = 8
@@ -118,7 +122,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
             "statistics" takes one sum over records, from which a logistic model's weights are solved; "newton" goes on
-            from there by gradients that the same sums precondition.
+            from there by gradients that the same sums precondition; "risk-sets" sums those of a cox model, and is its
+            default without [privacy].
         class_weights: "balanced" weighs a record by the smallest class's size over that of its own, so that rare
             classes count as much as common ones; the sizes come from one sum before the training, with noise and
             charged under [privacy].
@@ -126,14 +131,15 @@ class TrainSection(Section, frozen=True, kw_only=True):
             squares; weight_decay is the ridge of both, for each record.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
-        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, or 40 for
-            private gradients of unit rows.
+        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, 8 for
+            risk-sets, 40 for private gradients of unit rows, or 20 for those of cox.
         rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
             multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
             training on the pooled records, unless the model comes with batches of its own.
         learning_rate: step size on the mean gradient, > 0; without the key 1.0, 0.1 for an mlp, 0.5 for newton, or
-            (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1.
+            (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1; for
+            cox a fifth of that.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
         momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton,
@@ -141,7 +147,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
         second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
         adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
         proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
-        weight_decay: ridge coefficient, >= 0; without the key 0.0001, or 0 for private gradients of unit rows.
+        weight_decay: ridge coefficient, >= 0; without the key 0.0001, 0.001 for cox, or 0 for private gradients of a
+            logistic model's unit rows.
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
         expected_records: public order of magnitude of one party's record count (never the count itself).
         update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
@@ -168,9 +175,9 @@ class TrainSection(Section, frozen=True, kw_only=True):
 
     aggregate: str = "masked"
     helper: str = "helper"
-    algorithm: Literal["fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton"] = (
-        "fedavg"
-    )
+    algorithm: Literal[
+        "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton", "risk-sets"
+    ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"
     quorum: int = 0
