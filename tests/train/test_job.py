@@ -27,6 +27,9 @@ def test_the_printed_job_is_the_job():
     assert "no differential privacy" in describe(parse({"data": {"set": "breast-cancer"}}))
 
 
+COLUMN = {"schema": "s", "table": "t.csv", "split": "column", "split_by": "bank", "names": ["a", "b"]}
+
+
 @pytest.mark.parametrize(
     ("table", "text"),
     [
@@ -51,6 +54,12 @@ def test_the_printed_job_is_the_job():
         ({"data": {"schema": "s", "tables": {"a": "a.csv"}}}, r"at least 2 parties"),
         ({"privacy": {}}, r"privacy.expected_records"),
         ({"data": {"schema": "s", "tables": 3}}, r"data.tables to be a table, got 3"),
+        ({"data": {"schema": "s", "table": "t"}}, r'split="column" in \[data\] with table, split_by and names'),
+        ({"data": COLUMN | {"split": "even"}}, r'split="column" in'),
+        ({"data": COLUMN | {"tables": {"a": "a", "b": "b"}}}, r"without tables and nodes"),
+        ({"data": COLUMN | {"names": ["a"]}}, r"at least 2 different values in data.names"),
+        ({"data": COLUMN | {"names": ["a", "a", "b"]}}, r"at least 2 different values in data.names"),
+        ({"data": {"set": "digits", "split": "column"}}, r'no split="column" with data.set'),
         ({"data": {"set": 5}}, r"data.set to be text, got 5"),
     ],
 )

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import budget, console, federation, ledger, proxies
+from confide.cli import budget, console, data, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.label import label
@@ -43,6 +43,7 @@ app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
 app.add_typer(node_app, name="node")
+app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)
@@ -335,6 +336,9 @@ def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, di
 def predict(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where `confide serve` listens.")],
     table: Annotated[Path, typer.Argument(metavar="X.csv", help="Rows to predict; the header names the columns.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="The model's schema: for dates, codings and a source file's units and names.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file for the predictions; standard output if left out.")] = None,
     model: Annotated[str | None, typer.Option(help="Which model; may be left out if the server has one.")] = None,
     backend: Annotated[
@@ -379,7 +383,7 @@ def predict(
             raise UsageError(
                 f"Expected a model that names its columns; {client.model} takes bare features, ask it from Python"
             )
-        answers = client.predict(_columns(table, prepare))
+        answers = client.predict(_columns(table, prepare, schema))
         classes = client.classes
         console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
         console.err.print(client.label.sentence())
@@ -401,10 +405,14 @@ def _api_key(path: Path) -> str:
     return found[0]
 
 
-def _columns(table: Path, prepare: Any) -> Mapping[str, Any]:
-    """Return the columns of a table that a model's preparation names."""
-    from confide.data.table import read_arrays, read_columns, refuse_images
+def _columns(table: Path, prepare: Any, schema: Path | None) -> Mapping[str, Any]:
+    """Return the columns of a table that a model's preparation names, as a schema says where there is one."""
+    from confide.data.files import read_arrays, refuse_images
+    from confide.data.schema import Schema
+    from confide.data.table import read_columns, read_inputs
 
+    if schema is not None:
+        return read_inputs(table, Schema.load(schema))
     if table.suffix == ".npz":
         return read_arrays(table, prepare.columns, images=prepare.images)
     refuse_images(table, prepare.images)

@@ -239,15 +239,32 @@ def _contradictions_in_data(data: dict[str, Any]) -> Iterator[str]:
     if ("set" in data) == ("schema" in data):
         yield 'Expected either data.set or data.schema with data.tables; for a trial: set = "breast-cancer"'
     elif "set" in data:
+        if data.get("split") == "column" or any(key in data for key in ("table", "split_by", "names")):
+            yield 'Expected no split="column" with data.set, which has no parties; name data.schema and data.table'
         if "nodes" in data:
             yield "Expected no data.nodes with data.set; nodes bring tables of their own, so name their data.schema"
+    elif data.get("split") == "column" or any(key in data for key in ("table", "split_by", "names")):
+        yield from _faults_of_column(data)
     elif "tables" in data and "nodes" in data:
         yield "Expected either data.tables, which are read here, or data.nodes, which keep their own; leave one out"
     elif "nodes" in data:
         yield from _faults_of_nodes(data)
     elif isinstance(tables := data.get("tables", {}), dict) and len(cast("Sized", tables)) < 2:
         parties = len(cast("Sized", tables))
-        yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's CSV file"
+        yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's table"
+
+
+def _faults_of_column(data: dict[str, Any]) -> Iterator[str]:
+    wanted = {"table", "split_by", "names"}
+    if data.get("split") != "column" or not wanted <= data.keys() or "tables" in data or "nodes" in data:
+        yield (
+            'Expected split="column" in [data] with table, split_by and names, and without tables and nodes: one '
+            "table, the column that says whose a record is, and its values"
+        )
+        return
+    names = data["names"]
+    if isinstance(names, list) and len(set(map(str, cast("list[object]", names)))) < max(2, len(cast("Sized", names))):
+        yield "Expected at least 2 different values in data.names; name each party once"
 
 
 def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
@@ -306,7 +323,7 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     table = _chosen(table)
     data: dict[str, Any] = table.get("data", {})
     model: dict[str, Any] = table.get("model", {})
-    tables: Sized = data["nodes"] if "nodes" in data else data.get("tables", ())
+    tables: Sized = next((data[key] for key in ("nodes", "names") if key in data), data.get("tables", ()))
     parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
     of_kind = {"trees": "boosting", "cox": "fedavg" if "privacy" in table else "risk-sets"}
@@ -421,6 +438,7 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
         unused |= {("train", "local_steps"), ("model", "unit_rows")}
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
+        unused -= {("data", "split")} if job.data.split == "column" else set()
     elif job.data.split == "even":
         unused.add(("data", "alpha"))
     return unused

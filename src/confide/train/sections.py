@@ -35,16 +35,19 @@ class JobSection(Section, frozen=True, kw_only=True):
 
 
 class DataSection(Section, frozen=True, kw_only=True):
-    """[data]: `schema` + `tables` (+ `test`), or `schema` + `nodes`, or `set` + `parties` + `split`.
+    """[data]: `schema` with `tables` (+ `test`), `nodes`, or `table` + `split_by` + `names`; or `set` with `parties`.
 
     Args:
         schema: the schema file, relative to the job file.
-        tables: CSV file of each party, by the party's name.
+        tables: the table of each party, or a source file, by the party's name.
         nodes: names of the organisations that keep their tables, in place of `tables`: for a federation over machines.
-        test: CSV file with the test records; without it `test_fraction` of every party's records are set aside.
+        table: one table with the records of all parties, which `split = "column"` parts.
+        split_by: its column that says whose a record is: a bank, a hospital.
+        names: the values of that column, each the name of a party.
+        test: table with the test records; without it `test_fraction` of every party's records are set aside.
         set: a shipped data set instead of files.
         parties: into how many parties the set is split.
-        split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
+        split: of a set "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes); "column" of a table.
         alpha: the smaller, the more the parties differ, > 0.
         test_fraction: share of records set aside for testing, 0 < share < 1.
         standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
@@ -59,10 +62,13 @@ class DataSection(Section, frozen=True, kw_only=True):
     schema: str | None = None
     tables: dict[str, str] = {}
     nodes: tuple[str, ...] = ()
+    table: str | None = None
+    split_by: str | None = None
+    names: tuple[str, ...] = ()
     test: str | None = None
     set: str | None = None
     parties: int = 4
-    split: Literal["even", "by-label"] = "by-label"
+    split: Literal["even", "by-label", "column"] = "by-label"
     alpha: float = 1.0
     test_fraction: float = 0.2
     standardise: bool | Literal["centre"] = False
@@ -319,7 +325,7 @@ def default_quorum(parties: int) -> int:
 
 def nodes_of(job: Job) -> tuple[str, ...]:
     """Return the parties' names in the order of the job; of a shipped set there are none."""
-    return job.data.nodes or tuple(job.data.tables)
+    return job.data.nodes or job.data.names or tuple(job.data.tables)
 
 
 def names_of(job: Job) -> tuple[str, ...]:
