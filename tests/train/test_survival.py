@@ -245,7 +245,11 @@ def test_the_gradient_is_that_of_the_likelihood_under_a_constant_hazard():
 
 
 @settings(max_examples=60)
-@given(st.integers(0, 2**32 - 1), st.sampled_from([0.0, 5e-324, 1e-3, 1.0, 30.0, 1e6, 1e300]), st.sampled_from([0.05, 0.5, 3.0]))
+@given(
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([0.0, 5e-324, 1e-3, 1.0, 30.0, 1e6, 1e300]),
+    st.sampled_from([0.05, 0.5, 3.0]),
+)
 def test_neighbours_differ_by_the_sensitivity_at_most(seed, wild, clip_norm):
     """Whatever the record, the weights and the clip; replayed through the sum that gets the noise."""
     rng = np.random.default_rng(seed)
