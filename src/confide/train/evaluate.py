@@ -62,7 +62,7 @@ def concordance(scores: Matrix, times: Matrix, events: Labels) -> float:
         pairs += len(others)
     if not pairs:
         raise DataError("Expected an event and a record that was observed beyond it; no pair's order is known")
-    return above / pairs
+    return float(above / pairs)
 
 
 def in_words(graph: Graph, x: Matrix, y: Matrix | Labels) -> str:
