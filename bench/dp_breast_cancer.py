@@ -45,7 +45,7 @@ from confide.train.learner import GraphLearner
 from confide.train.local import Silo
 from confide.train.parts import preprocess_of
 from confide.train.rounds import federate
-from confide.train.sections import ModelSection, TrainSection
+from confide.train.sections import Job, ModelSection, TrainSection
 
 HOSPITALS = ("north", "east", "south", "west")
 HEART = Path(__file__).parents[1] / "../shared/data/heart_disease/heart_all4.csv.gz"
@@ -83,7 +83,7 @@ Row = dict[str, str | float | bool | None]
 def breast_cancer(seed: int, recipe: Recipe, *, test_fraction: float = 0.2) -> Problem:
     schema, table = load_set("breast-cancer")
     rest, test = holdout(table, fraction=test_fraction, seed=seed)
-    prepare = preprocess_of(schema, ModelSection(unit_rows=recipe.unit_rows), seed=0)
+    prepare = preprocess_of(schema, Job(model=ModelSection(unit_rows=recipe.unit_rows)))
     parts = by_label(rest, HOSPITALS, alpha=1.0, seed=seed)
     return problem(prepare, parts, test)
 

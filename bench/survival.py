@@ -115,8 +115,8 @@ def without_privacy(place: Path, regions: list[str]) -> tuple[float, list[Figure
     show(f"Cox over six regions, {job.train.rounds} masked sums", *found, f"coefficients within {apart:.1e} of pooled")
     alone = [both(model, data.test, regions) for model in local_models(job, data).values()]
     show("Cox of each region alone, mean of six", *np.mean(alone, axis=0))
-    lost = ceiling[0] - found[0]
-    figures = [Figure("Cox over six regions, concordance index lost", lost, "share", bar=BAR, met=lost <= BAR)]
+    lost = float(ceiling[0] - found[0])
+    figures = [Figure("Cox over six regions, concordance index lost", lost, "share", bar=BAR, met=bool(lost <= BAR))]
     if (theirs := peer(data, job.train.weight_decay)) is not None:
         index, coefficients = theirs
         away = float(np.abs(coefficients - flatten(done.model)[:-1]).max())
@@ -136,7 +136,7 @@ def private(place: Path, epsilon: float, seeds: int, regions: list[str], ceiling
         *_, done = train(job, data, rng=rng)
         found.append(both(done.model, data.test, regions))
     values = np.array(found)
-    lost, wide = ceiling - values[:, 0].mean(), interval(values[:, 0])
+    lost, wide = ceiling - float(values[:, 0].mean()), interval(values[:, 0])
     bar = PRIVATE_BARS[epsilon]
     said = f"lost {lost:.4f} +- {wide:.4f}" + (f" (bar {bar:g})" if bar else "")
     show(f"private, epsilon = {epsilon:g}, {job.train.rounds} sums, {seeds} seeds", *values.mean(axis=0), said)

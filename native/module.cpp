@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
 
@@ -72,6 +73,50 @@ void project(InOut<Word> acc, In<Word> words, In<std::uint8_t> choices) {
     confide::project(acc.data(), rows, words.data(), choices.data(), groups);
 }
 
+template <typename Number>
+using Table = nb::ndarray<Number, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+
+void histograms(Table<const std::uint8_t> codes, Table<const std::int32_t> gradients, In<std::int32_t> slots,
+                In<std::int32_t> wanted, In<std::int64_t> starts,
+                nb::ndarray<std::int64_t, nb::ndim<3>, nb::c_contig, nb::device::cpu> found) {
+    const std::size_t n = codes.shape(0), columns = codes.shape(1), count = found.shape(0), size = found.shape(1);
+    if (gradients.shape(0) != n || gradients.shape(1) != 2 || slots.shape(0) != n || starts.shape(0) != columns + 1 ||
+        found.shape(2) != 2 || n > UINT32_MAX)
+        throw std::invalid_argument("Expected a pair of gradients and a slot for each record");
+    bool done;
+    {
+        nb::gil_scoped_release unlocked;
+        done = confide::histograms(codes.data(), gradients.data(), slots.data(), n, columns, wanted.data(),
+                                   wanted.shape(0), starts.data(), found.data(), count, size);
+    }
+    if (!done) throw std::bad_alloc();
+}
+
+void best_splits(nb::ndarray<const double, nb::ndim<3>, nb::c_contig, nb::device::cpu> sums, Table<const double> whole,
+                 In<std::int64_t> low, In<std::int64_t> high, double ridge, double least, InOut<std::int64_t> best,
+                 InOut<double> gain) {
+    const std::size_t nodes = sums.shape(0);
+    if (sums.shape(2) != 2 || whole.shape(0) != nodes || whole.shape(1) != 2 || low.shape(0) != high.shape(0) ||
+        best.shape(0) != nodes || gain.shape(0) != nodes)
+        throw std::invalid_argument("Expected two sums for each code of each node, and two ends for each split");
+    bool done;
+    {
+        nb::gil_scoped_release unlocked;
+        done = confide::best_splits(sums.data(), whole.data(), nodes, sums.shape(1), low.data(), high.data(),
+                                    low.shape(0), ridge, least, best.data(), gain.data());
+    }
+    if (!done) throw std::bad_alloc();
+}
+
+void route(Table<const std::uint8_t> codes, In<std::int32_t> slots, In<std::int32_t> column,
+           Table<const std::uint8_t> goes_left, InOut<std::int32_t> next) {
+    const std::size_t n = codes.shape(0);
+    if (slots.shape(0) != n || next.shape(0) != n || goes_left.shape(0) != column.shape(0) || goes_left.shape(1) != 256)
+        throw std::invalid_argument("Expected a slot for each record, and 256 codes for each slot");
+    nb::gil_scoped_release unlocked;
+    confide::route(codes.data(), slots.data(), n, codes.shape(1), column.data(), goes_left.data(), next.data());
+}
+
 }  // namespace
 
 NB_MODULE(_native, module) {
@@ -85,5 +130,11 @@ NB_MODULE(_native, module) {
                arg("choices").noconvert());
     module.def("pack", &pack<std::uint32_t>, arg("words").noconvert(), arg("bits"));
     module.def("pack", &pack<std::uint64_t>, arg("words").noconvert(), arg("bits"));
+    module.def("histograms", &histograms, arg("codes").noconvert(), arg("gradients").noconvert(),
+               arg("slots").noconvert(), arg("wanted").noconvert(), arg("starts").noconvert(), arg("found").noconvert());
+    module.def("best_splits", &best_splits, arg("sums").noconvert(), arg("whole").noconvert(), arg("low").noconvert(),
+               arg("high").noconvert(), arg("ridge"), arg("least"), arg("best").noconvert(), arg("gain").noconvert());
+    module.def("route", &route, arg("codes").noconvert(), arg("slots").noconvert(), arg("column").noconvert(),
+               arg("goes_left").noconvert(), arg("next").noconvert());
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
 }

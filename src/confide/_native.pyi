@@ -8,3 +8,24 @@ def add_words(acc: NDArray[Any], words: NDArray[Any], negate: bool) -> None: ...
 def pack(words: NDArray[Any], bits: int) -> bytes: ...
 def unpack(data: bytes, bits: int, count: int) -> NDArray[Any]: ...
 def project(acc: NDArray[Any], words: NDArray[Any], choices: NDArray[Any]) -> None: ...
+def histograms(
+    codes: NDArray[Any],
+    gradients: NDArray[Any],
+    slots: NDArray[Any],
+    wanted: NDArray[Any],
+    starts: NDArray[Any],
+    found: NDArray[Any],
+) -> None: ...
+def route(
+    codes: NDArray[Any], slots: NDArray[Any], column: NDArray[Any], goes_left: NDArray[Any], next: NDArray[Any]
+) -> None: ...
+def best_splits(
+    sums: NDArray[Any],
+    whole: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    ridge: float,
+    least: float,
+    best: NDArray[Any],
+    gain: NDArray[Any],
+) -> None: ...

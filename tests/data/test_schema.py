@@ -12,7 +12,7 @@ from confide.data.schema import Category, Number, Schema
 from confide.data.source import read_source
 from confide.errors import DataError
 from confide.train.parts import preprocess_of
-from confide.train.sections import ModelSection
+from confide.train.sections import Job
 
 GOOD = """
 name = "heart"
@@ -79,7 +79,11 @@ def test_missing_numbers_have_a_public_constant(stated, value):
         ("low = 0,", "low = -inf,", "columns.age.low is -inf; state a finite number"),
         ("low = 0,", "low = 120,", "columns.age.low is 120, which is not below high = 120"),
         ("low = 60.0, high = 260.0", "low = -1e308, high = 1e308", "at a finite distance"),
-        ('"middle"', '"median"', """columns.pressure.missing is 'median'; take "refuse", "low", "middle", "high" or"""),
+        (
+            '"middle"',
+            '"median"',
+            """columns.pressure.missing is 'median'; take "refuse", "level", "low", "middle", "high" or""",
+        ),
         ('"middle"', "nan", "columns.pressure.missing is nan"),
         ('"middle"', "300", "columns.pressure.missing is 300"),
         ('"middle"', "true", "columns.pressure.missing is True"),
@@ -227,4 +231,4 @@ def test_bins_that_are_no_rising_numbers_between_the_bounds_are_refused(bins):
 
 def test_bins_become_features_of_a_job():
     text = _AGE.format(bins=[18, 65])
-    assert preprocess_of(Schema.read(text), ModelSection(), seed=1).names == ("age<18", "age>=18", "age>=65")
+    assert preprocess_of(Schema.read(text), Job()).names == ("age<18", "age>=18", "age>=65")

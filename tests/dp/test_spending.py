@@ -8,7 +8,7 @@ import threading
 import dp_accounting
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.dp.accountant import NoisySums
@@ -36,6 +36,7 @@ class Untouched:
 # --- the account ------------------------------------------------------------------------------------------------------
 
 
+@settings(max_examples=30)
 @given(
     shares=st.lists(st.floats(1e-4, 1.0), min_size=1, max_size=12),
     epsilon=st.floats(0.05, 8.0),

@@ -153,7 +153,7 @@ def test_every_unsupported_node_is_listed_with_its_replacement():
     ]
     text = refusal(foreign(nodes, {"w": W, "v": np.ones(2)}))
     lines = [line.strip() for line in text.splitlines()]
-    assert lines[0] == "Expected a chain of Gemm, Mul(x, x) and Sigmoid; change:"
+    assert lines[0] == "Expected a chain of Gemm, Mul(x, x) and Sigmoid, or a TreeEnsemble before them; change:"
     assert lines[1] == "Relu 'activation': no rule covers this node; train with squares instead: Mul(x, x)"
     assert [line.split(":")[0] for line in lines[2:]] == ["MatMul", "Mul", "Gemm", "Attention9000", "LinearClassifier"]
     assert "take a Gemm" in text

@@ -77,7 +77,7 @@ ESTIMATORS = {
     "least squares": LinearRegression(y_bounds=(0, 100), **BOUNDED),
     "ridge": Ridge(y_bounds=(-2, 2), **BOUNDED),
     "PCA": PCA(**BOUNDED),
-    "k-means": KMeans(3, **BOUNDED),
+    "k-means": KMeans(3, max_iter=3, **BOUNDED),
 }
 
 
@@ -94,7 +94,7 @@ def fitted(estimator):
 
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_no_record_moves_what_an_estimator_sums_by_more_than_was_charged(name):
-    pairs = 32 if isinstance(ESTIMATORS[name], LogisticRegression) else PAIRS  # 41 releases each; the rest is slow
+    pairs = 16 if isinstance(ESTIMATORS[name], LogisticRegression) else PAIRS  # 41 releases each; the rest is slow
     assert 0.3 < worst(fitted(ESTIMATORS[name]), 4, pairs) <= 1
 
 

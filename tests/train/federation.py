@@ -77,7 +77,7 @@ def job_of(folder: Path, names: tuple[str, ...] = NAMES, **sections: Mapping[str
         "train": {"rounds": 4, "aggregate": "masked", "quorum": 3, "expected_records": 60}
         | dict(sections.get("train", {})),
     }
-    table |= {name: dict(sections[name]) for name in ("model", "privacy") if name in sections}
+    table |= {name: dict(sections[name]) for name in ("model", "trees", "privacy") if name in sections}
     return parse(table, base=folder)
 
 

@@ -41,7 +41,10 @@ COLUMN = {"schema": "s", "table": "t.csv", "split": "column", "split_by": "bank"
         ({"train": {"momentum": 1}}, r"train.momentum=1 to be at least 0 and below 1"),
         ({"train": {"momentum": float("nan")}}, r"train.momentum=nan"),
         ({"train": 3}, r"\[train\] to be a table"),
-        ({"model": {"kind": "forest"}}, r'model.kind to be "logistic" or "mlp" or "cox", got \'forest\''),
+        (
+            {"model": {"kind": "forest"}},
+            r'model.kind to be "logistic" or "mlp" or "trees" or "cox", got \'forest\'',
+        ),
         ({"privacy": {"epsilon": 1.0}}, r"privacy.expected_records"),
         ({"privacy": {"epsilon": -1.0, "expected_records": 9}}, r"privacy.epsilon=-1.0 to be above 0"),
         ({"privacy": {"delta": -0.1, "expected_records": 9}}, r"privacy.delta=-0.1 to be at least 0"),

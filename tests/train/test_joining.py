@@ -87,7 +87,7 @@ def test_a_party_compares_with_the_model_that_it_trains_alone():
     data = load_data(job)
     alone = local_models(job, data)
     for own, held in zip(data.silos, data.held, strict=True):
-        mine = trained_alone(job.train, data.start, own.x, own.y)
+        mine = trained_alone(job, data.preprocess, data.start, own.x, own.y)
         np.testing.assert_array_equal(mine.layers[0].weight, alone[own.name].layers[0].weight)
         found = compare(mine, data.start, held)
         assert found.party == held.name

@@ -219,7 +219,7 @@ def test_units_whose_names_end_alike_stay_apart(folder):
     texts = np.array(["p1"] * (table.n - 1) + ["p1\0"], dtype=object)
     changed = replace(table, identifiers={"patient_id": texts})
     job = job_in(folder)
-    silo = silo_of(job, "north", preprocess_of(Schema.load(folder / "visits.toml"), job.model, seed=1), changed)
+    silo = silo_of(job, "north", preprocess_of(Schema.load(folder / "visits.toml"), job), changed)
     assert len(set(silo.units.tolist())) == 2
 
 

@@ -132,6 +132,7 @@ def train(
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
     from confide.train.evaluate import in_words
+    from confide.train.output import importance_text
     from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
@@ -165,6 +166,8 @@ def train(
     if job.data.evaluate == "none":
         said = in_words(last.model, data.test.x, data.test.y)
         console.out.print(f"{said}; computed on the test records in the clear, outside any privacy budget")
+    if last.importance:
+        console.out.print(f"share of the gain: {importance_text(last.importance, 10)}")
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")

@@ -69,7 +69,8 @@ class Number:
     Args:
         name, unit: as the parties know them.
         low, high: public bounds in that unit, low < high.
-        missing: the public value that stands for a missing one, within the bounds; None refuses missing values.
+        missing: the public value that stands for a missing one, within the bounds; "level" keeps missing ones apart
+            from all numbers; None refuses missing values.
         outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
         bins: public edges within the bounds, rising: a feature for each interval between them; none for one feature.
         date: of a date, in days since 1970-01-01: the format in which a table has it, see `dates.is_format`.
@@ -79,7 +80,7 @@ class Number:
     unit: str = ""
     low: float
     high: float
-    missing: float | None = None
+    missing: float | Literal["level"] | None = None
     outside: Literal["refuse", "clip"] = "refuse"
     bins: tuple[float, ...] = ()
     date: str | None = None
@@ -340,8 +341,8 @@ def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> N
         missing = low + _WORDS[missing] * (high - low)
     elif missing == "refuse":
         missing = None
-    elif not _is_finite(missing) or missing < low or missing > high:
-        words = ", ".join(map(_quoted, ("refuse", *_WORDS)))
+    elif missing != "level" and (not _is_finite(missing) or missing < low or missing > high):
+        words = ", ".join(map(_quoted, ("refuse", "level", *_WORDS)))
         read.problem(f"{where}missing", f"is {missing!r}; take {words} or a number within the bounds")
         missing = None
     bins = tuple(read.value(table, "bins", where, list[float], [], required=False))
@@ -353,7 +354,7 @@ def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> N
         unit=read.value(table, "unit", where, str, "", required=False),
         low=low,
         high=high,
-        missing=None if missing is None else float(missing),
+        missing="level" if missing == "level" else None if missing is None else float(missing),
         outside="clip" if read.choice(table, "outside", where, ("refuse", "clip"), "refuse") == "clip" else "refuse",
         bins=bins,
     )

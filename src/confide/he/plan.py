@@ -15,6 +15,7 @@ from confide.he.encode import normalise
 from confide.he.plan_linear import LinearPlan, plan_linear
 from confide.he.plan_mlp import MlpPlan, plan_mlp
 from confide.model.graph import Graph, Linear, Problem, Sigmoid, Square
+from confide.model.trees import Trees
 
 Plan = LinearPlan | MlpPlan
 
@@ -50,6 +51,7 @@ class Network:
         for layer in graph.layers:
             if isinstance(layer, Sigmoid):
                 continue
+            assert not isinstance(layer, Trees)  # refused by `layer_problems`
             before = layers[-1] if layers else None
             if isinstance(layer, Linear) and isinstance(before, Linear):
                 layers[-1] = Linear(layer.weight @ before.weight, layer.weight @ before.bias + layer.bias)
@@ -131,6 +133,10 @@ def layer_problems(graph: Graph, *, squares: bool = True) -> list[Problem]:
         if isinstance(layer, Sigmoid):
             found.append(
                 Problem(name, "a sigmoid runs at the client only, as the last layer", "train with Square here")
+            )
+        elif isinstance(layer, Trees):
+            found.append(
+                Problem(name, "trees do not run under encryption yet", "use the backend plain, or train Linear")
             )
         elif type(layer) is Square:
             found.append(Problem(name, "this backend adds and scales only", "use the backend he, or a linear model"))

@@ -6,12 +6,15 @@ backend that can run it; the others refuse it with a `Problem` that names the re
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
+from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
 
@@ -50,7 +53,7 @@ class Sigmoid:
     """y = 1 / (1 + exp(-x)), elementwise."""
 
 
-Layer = Linear | Square | Sigmoid
+Layer = Linear | Square | Sigmoid | Trees
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Graph:
     """A chain of layers.
 
     Args:
-        layers: at least one; the first is Linear, shapes fit each other.
+        layers: at least one; the first is Linear or Trees, no other is Trees, and shapes fit each other.
         classes: names of the outcomes ("benign", "malignant"); one output column stands for the second of two classes.
     """
 
@@ -78,11 +81,15 @@ class Graph:
     classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.layers or not isinstance(self.layers[0], Linear):
-            raise ModelError("Expected a graph whose first layer is Linear")
-        width = self.layers[0].weight.shape[1]
+        if not self.layers or not isinstance(self.layers[0], Linear | Trees):
+            raise ModelError("Expected a graph whose first layer is Linear or Trees")
+        width = self.features
         for number, layer in enumerate(self.layers):
-            if isinstance(layer, Linear):
+            if isinstance(layer, Trees):
+                if number:
+                    raise ModelError(f"Expected trees as the first layer, got them as layer {number}")
+                width = len(layer.offset)
+            elif isinstance(layer, Linear):
                 if layer.weight.shape[1] != width:
                     raise ModelError(f"Expected layer {number} to take {width} inputs, got {layer.weight.shape[1]}")
                 width = layer.weight.shape[0]
@@ -93,17 +100,18 @@ class Graph:
     def features(self) -> int:
         """Return the number of input features."""
         first = self.layers[0]
-        return first.weight.shape[1] if isinstance(first, Linear) else 0
+        return first.features if isinstance(first, Trees) else first.weight.shape[1] if isinstance(first, Linear) else 0
 
     @property
     def outputs(self) -> int:
         """Return the number of output columns."""
-        return next(layer.weight.shape[0] for layer in reversed(self.layers) if isinstance(layer, Linear))
+        last = next(layer for layer in reversed(self.layers) if isinstance(layer, Linear | Trees))
+        return len(last.offset) if isinstance(last, Trees) else last.weight.shape[0]
 
     @property
     def parameters(self) -> int:
         """Return the number of private numbers."""
-        return sum(layer.weight.size + layer.bias.size for layer in self.layers if isinstance(layer, Linear))
+        return sum(part.size for layer in self.layers for part in parts_of(layer))
 
     def apply(self, x: Matrix) -> Matrix:
         """Return predictions.
@@ -125,6 +133,35 @@ class Graph:
         return y
 
 
+def parts_of(layer: Layer) -> tuple[NDArray[Any], ...]:
+    """Return the private arrays of a layer, in the order in which they make up one vector of parameters."""
+    match layer:
+        case Linear(weight, bias):
+            return weight, bias
+        case Trees():
+            return layer.feature, layer.threshold, layer.value, layer.offset
+        case _:
+            return ()
+
+
+def with_parts(layer: Layer, parts: Sequence[Matrix]) -> Layer:
+    """Return `layer` with other values of `parts_of`, in the same shapes; of trees, the children stay.
+
+    Raises:
+        ModelError: values that no such layer has.
+    """
+    match layer:
+        case Linear():
+            return Linear(parts[0], parts[1])
+        case Trees():
+            if not (parts[0] == np.rint(parts[0])).all():
+                raise ModelError("Expected whole numbers as the features that nodes compare")
+            feature, threshold, value, offset = parts[0].astype(np.int64), *parts[1:]
+            return replace(layer, feature=feature, threshold=threshold, value=value, offset=offset)
+        case _:
+            return layer
+
+
 def sigmoid(x: Matrix) -> Matrix:
     """Return 1 / (1 + exp(-x)) without overflow for any finite x."""
     small = np.exp(-np.abs(x))
@@ -139,3 +176,5 @@ def _apply(layer: Layer, x: Matrix) -> Matrix:
             return x * x
         case Sigmoid():
             return sigmoid(x)
+        case Trees():
+            return layer.apply(x)

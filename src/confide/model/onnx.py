@@ -3,6 +3,7 @@
     Linear     Gemm with transB = 1, weight and bias as float64 initializers
     Square     Mul of a tensor with itself
     Sigmoid    Sigmoid
+    Trees      TreeEnsemble (ai.onnx.ml 5) and Add of the offset, as the first nodes; see onnx_trees.py
 
 One input "x" (batch, features), one output "y" (batch, outputs). Foreign models are read if they are such a chain,
 with weights in float32 or float64; a graph computes in float64 either way. Bytes from elsewhere are hostile until
@@ -18,13 +19,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import MissingExtra, ModelError
+from confide.model import onnx_trees
 from confide.model.graph import Graph, Layer, Linear, Problem, Sigmoid, Square
+from confide.model.trees import Trees
 
 if TYPE_CHECKING:
     import onnx
@@ -40,6 +44,7 @@ MOST_PARAMETERS = LARGEST_BYTES // 4  # as many as float32 weights fill a file
 _OPSET = 13
 _OLDEST_OPSET = 7  # the first whose Gemm and Mul broadcast as today
 _IR_VERSION = 8
+_IR_VERSION_OF_TREES = 10
 _MOST_NODES = 1000
 _MOST_PROBLEMS = 20  # listed; a hostile file shall not fill the terminal
 _LONGEST_NAME = 40
@@ -56,12 +61,15 @@ _REPLACEMENTS: Mapping[str, str] = {
     "Softmax": "train with one Sigmoid for each class",
     "Tanh": "take Sigmoid: tanh(x) = 2 sigmoid(2 x) - 1",
     "LinearClassifier": "export the coefficients as Gemm and Sigmoid",
+    "TreeEnsembleClassifier": "export the trees as a TreeEnsemble of ai.onnx.ml 5 whose leaves are sums",
+    "TreeEnsembleRegressor": "export the trees as a TreeEnsemble of ai.onnx.ml 5",
 }
 # What a supported node may carry, with AttributeProto's type of it: FLOAT = 1, INT = 2.
 _ATTRIBUTES: Mapping[str, Mapping[str, int]] = {
     "Gemm": {"alpha": 1, "beta": 1, "transA": 2, "transB": 2},
     "Mul": {},
     "Sigmoid": {},
+    "TreeEnsemble": onnx_trees.ATTRIBUTES,
 }
 _ANY_REPLACEMENT = "build the model from Gemm, Mul(x, x) and Sigmoid"
 
@@ -88,6 +96,9 @@ def to_onnx(graph: Graph) -> bytes:
                 nodes.append(make.make_node("Mul", [tensor, tensor], [out], name=f"square{number}"))
             case Sigmoid():
                 nodes.append(make.make_node("Sigmoid", [tensor], [out], name=f"sigmoid{number}"))
+            case Trees():
+                made, held = onnx_trees.to_nodes(layer, tensor, out, number, onnx)
+                nodes, initializers = nodes + made, initializers + held
         tensor = out
     double = onnx.TensorProto.DOUBLE
     body = make.make_graph(
@@ -97,9 +108,11 @@ def to_onnx(graph: Graph) -> bytes:
         [make.make_tensor_value_info("y", double, ["batch", graph.outputs])],
         initializers,
     )
-    model = make.make_model(
-        body, producer_name="confide", ir_version=_IR_VERSION, opset_imports=[make.make_opsetid("", _OPSET)]
-    )
+    versions, ir_version = [make.make_opsetid("", _OPSET)], _IR_VERSION
+    if isinstance(graph.layers[0], Trees):
+        versions.append(make.make_opsetid(onnx_trees.DOMAIN, onnx_trees.VERSION))
+        ir_version = _IR_VERSION_OF_TREES
+    model = make.make_model(body, producer_name="confide", ir_version=ir_version, opset_imports=versions)
     if graph.classes:
         make.set_model_props(model, {_CLASSES: json.dumps(list(graph.classes), ensure_ascii=False)})
     written = model.SerializeToString(deterministic=True)
@@ -133,7 +146,8 @@ def from_onnx(body: bytes) -> Graph:
     if problems:
         lines = [*map(str, problems[:_MOST_PROBLEMS])]
         lines += [f"and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
-        raise ModelError("\n  ".join(["Expected a chain of Gemm, Mul(x, x) and Sigmoid; change:", *lines]))
+        chain = "Expected a chain of Gemm, Mul(x, x) and Sigmoid, or a TreeEnsemble before them; change:"
+        raise ModelError("\n  ".join([chain, *lines]))
     return Graph(tuple(_layers(model.graph, onnx)), _classes(model))
 
 
@@ -166,6 +180,9 @@ def _unsupported(model: onnx.ModelProto, onnx: Any) -> Iterator[Problem]:
         yield Problem(
             "opset", f"operator set {versions} of ai.onnx", f"export with one from {_OLDEST_OPSET} to {newest}"
         )
+    trees = [entry.version for entry in model.opset_import if entry.domain == onnx_trees.DOMAIN]
+    if trees not in ([], [onnx_trees.VERSION]):
+        yield Problem("opset", f"operator set {trees} of {onnx_trees.DOMAIN}", f"export with {onnx_trees.VERSION}")
     if model.functions or model.training_info:
         yield Problem("model", "functions or training information", "export the plain inference graph")
     graph = model.graph
@@ -181,9 +198,14 @@ def _unsupported(model: onnx.ModelProto, onnx: Any) -> Iterator[Problem]:
 
 
 def _unsupported_nodes(graph: onnx.GraphProto) -> Iterator[Problem]:
+    before = ""
     for node in list(graph.node)[:_MOST_NODES]:
         where = _named(node.op_type, node.name)
-        kind = node.op_type if node.domain in ("", "ai.onnx") else ""
+        trees = node.op_type == "TreeEnsemble" and node.domain == onnx_trees.DOMAIN
+        kind = node.op_type if trees or (node.op_type != "TreeEnsemble" and node.domain in ("", "ai.onnx")) else ""
+        before, previous = node.op_type, before
+        if kind == "Add" and previous == "TreeEnsemble" and not node.attribute:
+            continue  # the trees' offset
         names = [attribute.name for attribute in node.attribute]
         if kind not in _ATTRIBUTES:
             reason = "no rule covers this node" if kind else f"the operator domain {node.domain[:_LONGEST_NAME]!r}"
@@ -205,6 +227,7 @@ def _layers(graph: onnx.GraphProto, onnx: Any) -> Iterator[Layer]:
     if len(inputs) != 1 or len(graph.output) != 1 or len(weights) != len(graph.initializer):
         raise ModelError("Expected an ONNX graph with one input, one output and weights of different names")
     parameters = sum(_size(weights[name], onnx) for node in graph.node for name in node.input if name in weights)
+    trees: Trees | None = None  # read, and its offset still to come
     if parameters > MOST_PARAMETERS:
         raise ModelError(f"Expected an ONNX model of at most {MOST_PARAMETERS} parameters, got {parameters}")
     tensor, seen = inputs[0].name, {inputs[0].name, *weights}
@@ -213,14 +236,34 @@ def _layers(graph: onnx.GraphProto, onnx: Any) -> Iterator[Layer]:
         chained = node.input and node.input[0] == tensor and len(node.output) == 1
         if not chained or node.output[0] in seen or not node.output[0]:
             raise ModelError("Expected an ONNX graph whose nodes form one chain, each fed by the one before it")
-        layer = _layer(node, weights, onnx)
+        if trees is not None and node.op_type == "Add":
+            trees, layer = None, _with_offset(trees, node, weights, onnx)
+        elif node.op_type == "TreeEnsemble":
+            trees, layer = onnx_trees.from_node(node, width, onnx), None
+        else:
+            layer = _layer(node, weights, onnx)
         if width and isinstance(layer, Linear) and layer.weight.shape[1] != width:
             raise ModelError(f"Expected a Gemm that takes the declared {width} features, got {layer.weight.shape[1]}")
         width, tensor = 0, node.output[0]
         seen.add(tensor)
-        yield layer
+        if trees is not None and layer is not None:  # no offset came
+            yield trees
+            trees = None
+        if layer is not None:
+            yield layer
+    if trees is not None:
+        yield trees
     if tensor != graph.output[0].name:
         raise ModelError("Expected an ONNX graph whose last node gives its output")
+
+
+def _with_offset(trees: Trees, node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], onnx: Any) -> Trees:
+    if len(node.input) != 2 or node.input[1] not in weights:
+        raise ModelError("Expected the Add behind a TreeEnsemble to take its offset from an initializer")
+    offset = _array(weights[node.input[1]], onnx).ravel()
+    if len(offset) not in (1, len(trees.offset)):
+        raise ModelError(f"Expected an offset of {len(trees.offset)} values behind a TreeEnsemble, got {len(offset)}")
+    return replace(trees, offset=np.broadcast_to(offset, trees.offset.shape).copy())
 
 
 def _layer(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], onnx: Any) -> Layer:

@@ -38,6 +38,9 @@ MISSING = "(missing)"
 #: A standardised number further than this many deviations from the mean counts as this far.
 DEVIATIONS = 4.0
 
+#: Numbers keep this share of [-1, 1] where a missing one lies beyond them.
+_ROOM = 7 / 8
+
 _LARGEST_BYTES = 1 << 20
 _MOST_FEATURES = 1 << 16
 _MOST_NAMED = 20  # categories in a text
@@ -51,31 +54,35 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Args:
         name: the raw column.
         low, high: public bounds in the column's own unit, low < high.
-        missing: the public value that stands for a missing one, within the bounds; None refuses missing values.
+        missing: the public value that stands for a missing one, within the bounds; None refuses missing values;
+            "level" keeps them apart: there are then two features, with missing ones below and above all others, or one
+            more for them beside those of intervals.
         outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
         standard: the mean and the deviation of the column, both public, deviation > 0: mean +- 4 deviations are mapped
             to [-1, 1] instead of the bounds, values further out count as that far.
         bins: public edges within the bounds, rising: one feature for each interval instead, 1 for the one that holds. A
             value on an edge belongs to the interval above it.
+        ordinal: a number's feature is the number of its interval among `bins`, mapped to [-1, 1]: what trees take.
     """
 
     name: str
     low: float
     high: float
-    missing: float | None = None
+    missing: float | Literal["level"] | None = None
     outside: Literal["refuse", "clip"] = "refuse"
     standard: tuple[float, float] | None = None
     bins: tuple[float, ...] = ()
+    ordinal: bool = False
 
     def __post_init__(self) -> None:
         check_text(self.name)
         for field in ("low", "high"):  # 0 and 0.0 are the same rule, so they become the same bytes
             msgspec.structs.force_setattr(self, field, float(getattr(self, field)))
-        if self.missing is not None:
+        if not isinstance(self.missing, str | None):
             msgspec.structs.force_setattr(self, "missing", float(self.missing))
         if not (self.low < self.high and math.isfinite(self.high - self.low)):
             raise ModelError(f"Expected low={self.low} below high={self.high} for column {self.name!r}")
-        if self.missing is not None and not self.low <= self.missing <= self.high:
+        if not isinstance(self.missing, str | None) and not self.low <= self.missing <= self.high:
             raise ModelError(f"Expected missing={self.missing} within the bounds of column {self.name!r}")
         if self.standard is not None:
             mean, deviation = float(self.standard[0]), float(self.standard[1])
@@ -84,7 +91,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise ModelError(f"Expected a mean within the bounds of column {self.name!r} and a deviation above 0")
         msgspec.structs.force_setattr(self, "bins", tuple(map(float, self.bins)))
         edges = (self.low, *self.bins, self.high)
-        if any(not one < other for one, other in pairwise(edges)) or (self.bins and self.standard is not None):
+        if any(not one < other for one, other in pairwise(edges)) or (
+            (self.bins or self.ordinal) and self.standard is not None
+        ):
             raise ModelError(f"Expected rising bins within the bounds of column {self.name!r}, and no mean beside them")
 
     @property
@@ -95,27 +104,45 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     @property
     def count(self) -> int:
         """Return the number of features this gives."""
-        return len(self.bins) + 1 if self.bins else 1
+        return len(self.features)
+
+    @property
+    def levels(self) -> int:
+        """Return how many different values there are to a number of intervals, a missing one among them."""
+        return len(self.bins) + 1 + (self.missing == "level")
 
     @property
     def features(self) -> tuple[str, ...]:
         """Return the names of the features this gives: one, or one for each interval."""
-        if not self.bins:
-            return (self.name,)
-        return (f"{self.name}<{self.bins[0]:g}", *(f"{self.name}>={edge:g}" for edge in self.bins))
+        if not self.bins or self.ordinal:
+            either = (f"{self.name} (missing below)", f"{self.name} (missing above)")
+            return either if self.missing == "level" else (self.name,)
+        own = (f"{self.name}={MISSING}",) if self.missing == "level" else ()
+        return (f"{self.name}<{self.bins[0]:g}", *(f"{self.name}>={edge:g}" for edge in self.bins), *own)
 
     def apply(self, values: NDArray[Any]) -> Matrix:
-        """Return the features, shape (n, 1) or (n, intervals), from raw numbers, shape (n,)."""
-        numbers = self._within(values)
-        if self.bins:
-            return np.eye(len(self.bins) + 1)[np.searchsorted(self.bins, numbers, side="right")]
+        """Return the features, shape (n, 1), (n, 2) or (n, intervals), from raw numbers, shape (n,)."""
+        numbers, absent = self._within(values)
+        apart = absent & (self.missing == "level")
+        if self.bins or self.ordinal:
+            places = np.searchsorted(self.bins, numbers, side="right")
+            if not self.ordinal:
+                return np.eye(self.levels)[np.where(apart, len(self.bins) + 1, places)]
+            values = level_values(self.levels)
+            if self.missing == "level":
+                return np.stack([values[np.where(apart, 0, places + 1)], values[np.where(apart, -1, places)]], axis=1)
+            return values[places][:, None]
         if self.standard is not None:
             mean, deviation = self.standard
-            return np.clip((numbers - mean) / deviation / DEVIATIONS, -1.0, 1.0)[:, None]
-        return (2.0 * ((numbers - self.low) / (self.high - self.low)) - 1.0)[:, None]
+            x = np.clip((numbers - mean) / deviation / DEVIATIONS, -1.0, 1.0)
+        else:
+            x = 2.0 * ((numbers - self.low) / (self.high - self.low)) - 1.0
+        if self.missing == "level":
+            return np.stack([np.where(apart, -1.0, _ROOM * x), np.where(apart, 1.0, _ROOM * x)], axis=1)
+        return x[:, None]
 
-    def _within(self, values: NDArray[Any]) -> Matrix:
-        """Return the numbers, filled in and within the bounds as the rule says."""
+    def _within(self, values: NDArray[Any]) -> tuple[Matrix, NDArray[np.bool_]]:
+        """Return the numbers, filled in and within the bounds as the rule says, and which were missing."""
         numbers = _numbers(self.name, values)
         absent = np.isnan(numbers)
         if absent.any():
@@ -123,7 +150,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 raise DataError(
                     f"Expected a value of {self.name!r} in {first_row(absent)}; fill it in, or state a missing rule"
                 )
-            numbers = np.where(absent, self.missing, numbers)
+            numbers = np.where(absent, self.low if self.missing == "level" else self.missing, numbers)
         beyond = (numbers < self.low) | (numbers > self.high)
         if beyond.any():
             if self.outside == "refuse":
@@ -132,7 +159,12 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                     'correct it, or state outside = "clip"'
                 )
             numbers = np.clip(numbers, self.low, self.high)
-        return numbers
+        return numbers, absent
+
+
+def level_values(levels: int) -> Matrix:
+    """Return where so many levels lie in [-1, 1], evenly from one end to the other; one level lies at 0."""
+    return (2.0 * np.arange(levels) - (levels - 1)) / max(1, levels - 1)
 
 
 class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="one-hot", tag_field="rule"):

@@ -9,6 +9,7 @@ import numpy as np
 from confide.crypto.random import public_stream
 from confide.errors import ModelError
 from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.model.trees import perfect
 
 
 def logistic(features: int, outputs: int = 1, *, classes: tuple[str, ...] = ()) -> Graph:
@@ -53,6 +54,23 @@ def mlp(features: int, hidden: int, outputs: int = 1, *, seed: int | str, classe
     second = stream.normal(0.0, 1.0 / math.sqrt(3 * hidden), (outputs, hidden))
     layers = (Linear(first, np.zeros(hidden)), Square(), Linear(second, np.zeros(outputs)), Sigmoid())
     return Graph(layers, classes)
+
+
+def boosted(features: int, trees: int, depth: int, outputs: int = 1, *, classes: tuple[str, ...] = ()) -> Graph:
+    """Return trees that say nothing yet: what boosting starts from.
+
+    Args:
+        features, outputs: columns in and out, >= 1.
+        trees: of each output, >= 1.
+        depth: of every tree, >= 1.
+        classes: names of the outcomes; empty, or as `Graph` says.
+
+    Example:
+        >>> boosted(14, 100, 2).layers[0]
+        Trees(14 -> 1, 100 trees, 400 leaves)
+    """
+    _check(features=features, trees=trees, depth=depth, outputs=outputs)
+    return Graph((perfect(trees * outputs, depth, features=features, outputs=outputs), Sigmoid()), classes)
 
 
 def _check(**sizes: int) -> None:

@@ -170,13 +170,13 @@ class Products:
     noise: float
 
 
-def products_of(x: Matrix, middle: Middle, taken: Allowance, rng: Randomness, *, reach: float = 1.5) -> Products:
+def products_of(x: Matrix, middle: Middle, taken: Allowance, rng: Randomness, *, reach: float = 0.75) -> Products:
     """Return the sums of products from one release that spends all of `taken`.
 
     Args:
         x: float64, shape (n, d), in [-1, 1].
         middle: from `middle_of`.
-        reach: records further out than so many usual distances are cut, and weigh less.
+        reach: records further out than so many usual distances are cut, and weigh less, so that noise may be less.
     """
     distance = reach * middle.distance
     constant = distance / 2

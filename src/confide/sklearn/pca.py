@@ -3,6 +3,7 @@
 # pyright: basic
 from __future__ import annotations
 
+import math
 from typing import Any, Self
 
 import numpy as np
@@ -18,11 +19,15 @@ from confide.sklearn.records import allowance_of, finite, public_bounds, randomn
 Matrix = NDArray[np.float64]
 
 _MIDDLE = 0.1  # of mu^2
-_REACH = 2.0  # usual distances: what is further out weighs less, which makes variances a few per cent too small
+_MOST = 4.0  # that variances are stretched by, against what cutting took from them
 
 
 class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """Principal components under differential privacy: those of a noisy covariance.
+
+    Records that are far out are cut to a distance, which keeps directions and lets the noise be less: to the usual one
+    where records are few, to twice that where they are many, which keeps the variances too. These are stretched to the
+    mean squared distance that the first release has measured.
 
     Args:
         n_components: how many, 1 to d; None keeps all.
@@ -67,10 +72,12 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         low, high = public_bounds(self.bounds, columns)
         x = scaled(rows[finite(rows)], low, high)
         middle = middle_of(x, taken.part(_MIDDLE), rng)
-        products = products_of(x, middle, taken.part(1 - _MIDDLE), rng, reach=_REACH)
+        reach = 0.05 * math.sqrt(middle.records * taken.mu / math.sqrt(columns))  # noise is a hundredth of the rest
+        products = products_of(x, middle, taken.part(1 - _MIDDLE), rng, reach=min(max(reach, 1.0), 2.0))
         weight = max(1.0, 2 * products.noise / products.constant**2, products.gram[-1, -1] / products.constant**2)
         mean = products.gram[:-1, -1] / products.constant / weight
         covariance = products.gram[:-1, :-1] / weight - np.outer(mean, mean)
+        covariance *= min(max(columns * middle.spread / max(float(np.trace(covariance)), 1e-300), 1.0), _MOST)
         half = high / 2 - low / 2
         self.mean_ = low / 2 + high / 2 + half * np.clip(middle.centre + mean, -1.0, 1.0)
         values, vectors = np.linalg.eigh(covariance * np.outer(half, half))

@@ -20,7 +20,7 @@ from confide.train.statistics import ridge_regression
 Matrix = NDArray[np.float64]
 
 _MIDDLE = 0.1  # of mu^2
-_NOISE_RIDGE = 1.0  # times the noise's deviation times sqrt(columns): about what noise moves an eigenvalue by
+_NOISE_RIDGE = 2.0  # times the noise's deviation times sqrt(columns): noise moves an eigenvalue by as much at most
 
 
 class Ridge(RegressorMixin, BaseEstimator):

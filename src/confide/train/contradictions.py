@@ -27,7 +27,9 @@ STEPWISE = ("fedavg", "fedprox", *ADAPTIVE, "scaffold")
 #: Which algorithms read a key of [train]; all read those that are not here.
 READ_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("server_learning_rate", "momentum", "update_bound", "fraction_bits"), STEPWISE),
-    **dict.fromkeys(("learning_rate", "average", "class_weights"), (*STEPWISE, "newton")),
+    **dict.fromkeys(("learning_rate", "class_weights"), (*STEPWISE, "newton", "boosting")),
+    "average": (*STEPWISE, "newton"),
+    "weight_decay": (*STEPWISE, "statistics", "newton"),
     "solver": ("statistics", "newton"),
     "proximal": ("fedprox",),
     "second_moment": ("fedadam", "fedyogi"),
@@ -149,6 +151,46 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
             f'Expected train.local_steps above 1 with train.algorithm="{name}"; after one step no party has drifted, '
             'so take "fedavg", which then equals training on the pooled records'
         )
+
+
+def check_trees(job: Job, table: Mapping[str, Any]) -> None:
+    """Refuse what trees cannot do, and [trees] without them.
+
+    Args:
+        job: with every default in its place.
+        table: what somebody wrote.
+    """
+    name = job.train.algorithm
+    if job.model.kind != "trees":
+        if "trees" in table:
+            raise JobError(f'Expected no [trees] with model.kind="{job.model.kind}"; take kind = "trees"')
+        if name == "boosting":
+            raise JobError('Expected model.kind="trees" with train.algorithm="boosting"; other models have gradients')
+        return
+    assert job.trees is not None
+    if name != "boosting":
+        raise JobError(f'Expected train.algorithm="boosting" with model.kind="trees", got "{name}"; leave it out')
+    if job.train.rounds != 1 + job.trees.count * job.trees.depth:
+        raise JobError(
+            f'Expected no train.rounds with model.kind="trees": trees.count={job.trees.count} of trees.depth='
+            f"{job.trees.depth} take {1 + job.trees.count * job.trees.depth}; leave it out"
+        )
+    if job.model.features != "columns" or job.model.unit_rows or job.model.project or job.data.standardise:
+        raise JobError(
+            'Expected columns as the schema has them with model.kind="trees": no model.features, unit_rows or project, '
+            "and no data.standardise. Leave them out"
+        )
+    if job.train.aggregate == "groups" or job.train.compress != "none" or job.train.clip_norm:
+        raise JobError(
+            'Expected no train.aggregate="groups", compress or clip_norm with model.kind="trees"; splits need the sums '
+            'of all parties as they are. Take "masked"'
+        )
+    if job.train.norm_bound is not None or job.train.local_steps != 1:
+        raise JobError('Expected no train.norm_bound and no local_steps with model.kind="trees"; leave them out')
+    if wrong := [column for column, rises in job.trees.monotone.items() if rises not in (-1, 1)]:
+        raise JobError(f"Expected 1 (rises) or -1 (falls) in trees.monotone for {', '.join(map(repr, wrong))}")
+    if job.privacy is not None:
+        raise JobError('Expected no [privacy] with model.kind="trees" yet; take kind = "logistic"')
 
 
 def check_units(job: Job) -> None:

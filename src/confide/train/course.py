@@ -77,6 +77,11 @@ class Course:
         self.model_hash = parameters_hash(encoding.broadcast(self.parameters))
 
     @property
+    def ended(self) -> bool:
+        """Return whether no further sum is asked for."""
+        return self.number >= self.rounds or self.encoding.ended
+
+    @property
     def kept(self) -> Matrix:
         """Return the parameters to keep after this round: averaged, if the job says so."""
         return self._averaged if self.number > self._since else self.parameters
@@ -87,7 +92,7 @@ class Course:
         Raises:
             ProtocolError: sums that no round of this training releases.
         """
-        if self.number >= self.rounds or len(sums.values) < self.fewest or (len(sums.values) > 1 and not self._grouped):
+        if self.ended or len(sums.values) < self.fewest or (len(sums.values) > 1 and not self._grouped):
             wanted = f"{self.fewest} sums at least" if self._grouped else "one sum"
             raise ProtocolError(f"Expected {wanted}, in each of {self.rounds} rounds")
         self.number += 1

@@ -97,7 +97,7 @@ def dry_run(
 
 def _rehearsed(data: Path, schema: Schema, job: Job) -> tuple[list[Finding], int, int, float | None]:
     """Return findings, records on both sides of the test share, and the seconds of one round's local work."""
-    preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
+    preprocess = preprocess_of(schema, job)
     try:
         kept, tested = set_aside(job, read_table(data, schema))
     except DataError as error:

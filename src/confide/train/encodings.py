@@ -65,6 +65,11 @@ class Encoding(ABC):
     before: int = 0
 
     @property
+    def ended(self) -> bool:
+        """Return whether the model is done, before all the rounds that it may take."""
+        return False
+
+    @property
     def longest(self) -> int:
         """Return the length of the longest contribution of all rounds."""
         return self.length
@@ -116,6 +121,11 @@ class Encoding(ABC):
 
     def about(self, number: int) -> Mapping[str, str]:
         """Return what a ledger's lines say of the sum of round `number` beside its figures."""
+        return {}
+
+    @property
+    def importance(self) -> Mapping[str, float]:
+        """Return what part of the model's gain each raw column has, all together 1; empty where nothing says so."""
         return {}
 
     @property

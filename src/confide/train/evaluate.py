@@ -19,8 +19,8 @@ def decide(y: Matrix) -> Labels:
 
 def accuracy(graph: Graph, x: Matrix, y: Labels) -> float:
     """Return the share of records (0 to 1) whose class is predicted."""
-    if not len(x):
-        raise DataError("Expected at least one record to evaluate on")
+    if not len(x) or y.ndim != 1:
+        raise DataError("Expected at least one record to evaluate on, each with a class; survival has `concordance`")
     return float((decide(graph.apply(x)) == y).mean())
 
 
@@ -62,7 +62,7 @@ def concordance(scores: Matrix, times: Matrix, events: Labels) -> float:
         pairs += len(others)
     if not pairs:
         raise DataError("Expected an event and a record that was observed beyond it; no pair's order is known")
-    return above / pairs
+    return float(above / pairs)
 
 
 def in_words(graph: Graph, x: Matrix, y: Matrix | Labels) -> str:

@@ -3,6 +3,7 @@
     [job]      name, seed
     [data]     schema and tables or nodes, or a shipped set and how it is split; the test table
     [model]    kind, hidden units
+    [trees]    how many, how deep ...        of model.kind = "trees" only
     [train]    aggregate, rounds, learning rate ...
     [privacy]  epsilon, delta ...            leave the table out for a job without differential privacy
     [output]   model, ledger, signing key
@@ -35,6 +36,7 @@ from confide.train.contradictions import (
     check_features,
     check_readers,
     check_survival,
+    check_trees,
 )
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
 from confide.train.sections import (
@@ -44,6 +46,7 @@ from confide.train.sections import (
     Job,
     PrivacySection,
     TrainSection,
+    TreesSection,
     default_quorum,
     group_size,
     is_node_name,
@@ -53,6 +56,7 @@ from confide.train.sections import (
 _DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "logistic": {},
     "mlp": {"rounds": 60, "learning_rate": 0.1},
+    "trees": {},
     "cox": {"weight_decay": 1e-3},
 }
 
@@ -65,6 +69,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "scaffold": {"momentum": 0.0},
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
+    "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
     "risk-sets": {"rounds": 8, "momentum": 0.0, "average": 0.0},
 }
 
@@ -87,6 +92,15 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "channel_groups"): (0, 4096, False, False),
     ("model", "frequencies"): (0, 128, False, False),
     ("model", "project"): (0, 65_536, False, False),
+    ("trees", "count"): (1, 10_000, False, False),
+    ("trees", "depth"): (1, 10, False, False),
+    ("trees", "bins"): (2, 255, False, False),
+    ("trees", "cells"): (2, 65_536, False, False),
+    ("trees", "ridge"): (0, 1e9, False, False),
+    ("trees", "least_hessian"): (1e-6, 1e9, False, False),
+    ("trees", "least_gain"): (0, 1e9, False, False),
+    ("trees", "patience"): (0, 10_000, False, False),
+    ("trees", "held_out"): (0, 0.5, True, False),
     ("train", "quorum"): (0, 1000, False, False),
     ("train", "rounds"): (1, 100_000, False, False),
     ("train", "rotation"): (1, 1000, False, False),
@@ -146,6 +160,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     except msgspec.ValidationError as error:  # everything that a user can cause was named above
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_features(job.model, table.get("model", {}))
+    check_trees(job, table)
     check_survival(job, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     check_client_level(job, table.get("train", {}), table.get("privacy", {}))
@@ -311,9 +326,9 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     tables: Sized = next((data[key] for key in ("nodes", "names") if key in data), data.get("tables", ()))
     parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
-    if model.get("kind") == "cox":
-        given = {"algorithm": "fedavg" if "privacy" in table else "risk-sets"} | given
-    own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
+    of_kind = {"trees": "boosting", "cox": "fedavg" if "privacy" in table else "risk-sets"}
+    given = {"algorithm": of_kind.get(model.get("kind", "logistic"), "fedavg")} | given
+    own = _ALGORITHM_DEFAULTS.get(given["algorithm"], {})
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
     train["quorum"] = train.get("quorum") or default_quorum(parties)
@@ -322,6 +337,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
+    if model.get("kind") == "trees":
+        asked = TreesSection(**table.get("trees", {}))
+        train["rounds"] = given.get("rounds", 1 + asked.count * asked.depth)
+        resolved["trees"] = msgspec.structs.asdict(asked)
     if model.get("features") == "encoder":
         resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
@@ -364,9 +383,11 @@ def _private_descent(privacy: Mapping[str, Any]) -> dict[str, Any]:
 def describe(job: Job, *, output: bool = True) -> str:
     """Return the job as TOML with every default filled in: what will run; without [output] if told so."""
     lines: list[str] = []
-    for name in ("job", "data", "model", "train", "privacy", *(["output"] if output else [])):
+    for name in ("job", "data", "model", "trees", "train", "privacy", *(["output"] if output else [])):
         section = getattr(job, name)
         if section is None:
+            if name == "trees":
+                continue
             lines.append("# no [privacy]: no differential privacy\n")
             continue
         lines.append(f"[{name}]")
@@ -411,6 +432,10 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
         unused.add(("privacy", "preprocessing_share"))
     if job.train.algorithm != "newton":
         unused.add(("privacy", "statistics_share"))
+    if job.trees is not None:
+        unused |= {("trees", "held_out")} if not job.trees.patience else set()
+        unused |= {("trees", "cells")} if job.trees.edges == "uniform" else set()
+        unused |= {("train", "local_steps"), ("model", "unit_rows")}
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
         unused -= {("data", "split")} if job.data.split == "column" else set()

@@ -23,13 +23,15 @@ from numpy.typing import NDArray
 from confide.crypto.random import SystemRandomness
 from confide.errors import DataError
 from confide.model.graph import Graph
+from confide.model.preprocess import Preprocess
+from confide.train.boosting import boosted_alone
 from confide.train.cox import cox_alone
 from confide.train.evaluate import decide
 from confide.train.figures import Evaluation, Figure
 from confide.train.linear_head import is_hazard
 from confide.train.local import Silo, descend, scores_by_record
 from confide.train.newton import newton_alone
-from confide.train.sections import TrainSection
+from confide.train.sections import Job
 from confide.train.statistics import solved
 from confide.train.tally import BINS, Tally
 
@@ -86,9 +88,26 @@ class Joining:
 
 
 def trained_alone(
-    train: TrainSection, start: Graph, x: Matrix, y: Labels, *, class_weights: tuple[float, ...] = ()
+    job: Job,
+    preprocess: Preprocess,
+    start: Graph,
+    x: Matrix,
+    y: Labels,
+    *,
+    class_weights: tuple[float, ...] = (),
 ) -> Graph:
-    """Return the model of these records alone, after as many steps as a job takes: the fall-back of a federation."""
+    """Return the model of these records alone, after as many steps as a job takes: the fall-back of a federation.
+
+    Args:
+        job: whose steps.
+        preprocess: whose features x are.
+        start: of the job.
+        x, y: the records, shapes (n, features) and (n,).
+        class_weights: of the job's preparation.
+    """
+    train = job.train
+    if job.trees is not None:
+        return boosted_alone(train, job.trees, preprocess, start, x, y, class_weights=class_weights)
     if is_hazard(start):
         return cox_alone(train, start, x, y.astype(np.float64))
     if train.algorithm == "statistics":

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError
-from confide.model.graph import Graph, Linear, Sigmoid, Square, sigmoid
+from confide.model.graph import Graph, Layer, Linear, Sigmoid, Square, parts_of, sigmoid, with_parts
 from confide.model.preprocess import Columns
+from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
@@ -97,22 +98,19 @@ def residuals(predictions: Matrix, y: Labels, class_weights: tuple[float, ...] =
 
 def flatten(graph: Graph) -> Matrix:
     """Return all parameters as one float64 vector, shape (parameters,)."""
-    parts = [part.ravel() for layer in graph.layers if isinstance(layer, Linear) for part in (layer.weight, layer.bias)]
-    return np.concatenate(parts)
+    return np.concatenate([part.ravel().astype(np.float64) for layer in graph.layers for part in parts_of(layer)])
 
 
 def unflatten(graph: Graph, vector: Matrix) -> Graph:
     """Return `graph` with its parameters replaced by `vector`."""
-    layers: list[Linear | Square | Sigmoid] = []
+    layers: list[Layer] = []
     at = 0
     for layer in graph.layers:
-        if isinstance(layer, Linear):
-            weight = vector[at : at + layer.weight.size].reshape(layer.weight.shape)
-            at += layer.weight.size
-            bias = vector[at : at + layer.bias.size]
-            at += layer.bias.size
-            layer = Linear(weight.copy(), bias.copy())
-        layers.append(layer)
+        parts: list[Matrix] = []
+        for part in parts_of(layer):
+            parts.append(vector[at : at + part.size].reshape(part.shape).copy())
+            at += part.size
+        layers.append(with_parts(layer, parts))
     return Graph(tuple(layers), graph.classes)
 
 
@@ -174,6 +172,8 @@ def _passes(
     """
     if not isinstance(graph.layers[-1], Sigmoid):
         raise ModelError("Expected a graph that ends in Sigmoid; training uses the logistic loss")
+    if isinstance(graph.layers[0], Trees):
+        raise ModelError("Expected a graph with gradients; trees have none, they grow by boosting")
     product, squash = (_product_by_record, sigmoid_by_record) if by_record else (np.matmul, sigmoid)
     inputs: list[Matrix] = []
     value = x
@@ -186,6 +186,8 @@ def _passes(
                 value = value * value
             case Sigmoid():
                 value = squash(value)
+            case Trees():  # refused above
+                pass
     gradient = residuals(squash(value), y, class_weights)
     passes: list[tuple[Matrix, Matrix]] = []
     for layer, given in zip(reversed(graph.layers[:-1]), reversed(inputs), strict=True):
@@ -198,6 +200,8 @@ def _passes(
             case Sigmoid():
                 out = squash(given)
                 gradient = gradient * out * (1.0 - out)
+            case Trees():
+                pass
     return passes[::-1]
 
 
@@ -217,6 +221,8 @@ def scores_by_record(graph: Graph, x: Matrix) -> Matrix:
                     value = value * value
                 case Sigmoid():
                     value = sigmoid_by_record(value)
+                case Trees():
+                    value = layer.apply(value)
     return value
 
 

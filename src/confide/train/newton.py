@@ -163,7 +163,7 @@ def newton_alone(
     head = LinearHead(start, row_norm=norm, clip_norm=None, class_weights=class_weights)
     encoding = newton_of(start, train, None, plan=None, head=head)
     course, silo, rng = Course(encoding, train), Silo("alone", x, y), SystemRandomness()
-    while course.number < course.rounds:
+    while not course.ended:
         vector = encoding.contribution(course.parameters, silo, course.number + 1, rng, MemoryStore())
         course.advance(Sums(vector[None], (frozenset({silo.name}),)))
     return encoding.learner.model(course.kept)

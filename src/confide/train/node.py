@@ -211,7 +211,9 @@ class Node:
             return None
         course, setting = run.follower.course, run.setting
         done, own = setting.preparation(course), run.prepared(run.silo)
-        alone = trained_alone(setting.job.train, setting.start, own.x, own.y, class_weights=done.class_weights)
+        alone = trained_alone(
+            setting.job, done.preprocess, setting.start, own.x, own.y, class_weights=done.class_weights
+        )
         name = self.member.name
         label = PrivacyLabel(aggregator="local", parties=(name,), quorum=1, colluding=0, rounds=0)
         model = Artifact(alone, done.preprocess, label, {"job": setting.job.job.name, "data": f"{name} alone"})

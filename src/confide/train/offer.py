@@ -235,7 +235,7 @@ def _schema(text: str) -> Schema:
 def _start(job: Job, schema: Schema) -> Graph:
     """Return the starting point of a job after checking that it can run from there."""
     try:
-        preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
+        preprocess = preprocess_of(schema, job)
         features = preprocess.features
         outputs = 1 if len(schema.label.classes) <= 2 else len(schema.label.classes)
         width = job.model.hidden if job.model.kind == "mlp" else outputs

@@ -9,6 +9,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import msgspec
+
 from confide.data.schema import Category, Image, Number, Schema
 from confide.dp.client_plan import ClientPlan
 from confide.dp.factorisation import banded
@@ -22,12 +24,13 @@ from confide.model.encoder import Encoder
 from confide.model.graph import Graph
 from confide.model.pixels import Pixels
 from confide.model.preprocess import OneHot, Preprocess, Projection, Scale
-from confide.model.zoo import hazard, logistic, mlp
+from confide.model.zoo import boosted, hazard, logistic, mlp
 from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
+from confide.train.boosting import Boosting
 from confide.train.client_level import ClientUpdates
 from confide.train.contradictions import check_groups, check_norm_bound
 from confide.train.cox import Cox
@@ -39,7 +42,8 @@ from confide.train.linear_head import LinearHead, is_hazard, is_head
 from confide.train.newton import newton_of
 from confide.train.prepared_rounds import PreparedRounds
 from confide.train.preparing import Preparation, PreparingSum, preparing_of
-from confide.train.sections import Job, ModelSection, TrainSection, default_quorum, group_size, names_of, parties_of
+from confide.train.quantiles import even_edges
+from confide.train.sections import Job, TrainSection, default_quorum, group_size, names_of, parties_of
 from confide.train.statistics import Statistics, moments_of
 
 #: What can add the updates; the conformance suite and the comparison run over this table.
@@ -56,6 +60,8 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = {
 def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
     """Return the public starting point of a job's model: a function of the job and the schema alone."""
     outputs = 1 if len(classes) <= 2 else len(classes)
+    if job.trees is not None:
+        return boosted(features, job.trees.count, job.trees.depth, outputs, classes=classes)
     if job.model.kind == "cox":
         return hazard(features)
     if job.model.kind == "mlp":
@@ -63,22 +69,24 @@ def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
     return logistic(features, outputs, classes=classes)
 
 
-def preprocess_of(schema: Schema, model: ModelSection, *, seed: int, encoder: Encoder | None = None) -> Preprocess:
-    """Return the public preprocessing that a schema's bounds and categories give, with what [model] does to features.
+def preprocess_of(schema: Schema, job: Job, *, encoder: Encoder | None = None) -> Preprocess:
+    """Return the public preprocessing that a schema's bounds and categories give, with what a job does to features.
 
     Args:
-        seed: of the public choice of a projection.
         encoder: that model.encoder names.
 
     Raises:
         JobError: [model] asks for features of images, and the schema has none; or for an encoder that is not here.
         ModelError: images too small, or features too many or too few, for what [model] asks.
     """
+    model, trees = job.model, job.trees
     rules: list[Scale | OneHot | Pixels | Encoded] = []
     for column in schema.columns:
         match column:
             case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
-                rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins))
+                edges = bins if bins or trees is None else even_edges(low, high, trees.bins)
+                rule = Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=edges)
+                rules.append(rule if trees is None else msgspec.structs.replace(rule, ordinal=True))
             case Category(name=name, categories=categories, missing=missing):
                 rules.append(OneHot(name=name, categories=categories, missing=missing))
             case Image():
@@ -88,7 +96,7 @@ def preprocess_of(schema: Schema, model: ModelSection, *, seed: int, encoder: En
             f'Expected a column of images in the schema for model.features="{model.features}"; take "columns", which '
             "uses every column as the schema bounds it"
         )
-    projection = Projection(outputs=model.project, seed=seed) if model.project else None
+    projection = Projection(outputs=model.project, seed=job.job.seed) if model.project else None
     return Preprocess(tuple(rules), model.unit_rows, projection)
 
 
@@ -262,6 +270,9 @@ def encoding_of(
         JobError: nobody honest is left to carry the noise.
         PrivacyError: no noise keeps what [privacy] promises.
     """
+    if job.trees is not None:
+        assert preprocess is not None
+        return Boosting(start, job.train, job.trees, preprocess, class_weights=class_weights)
     learner = GraphLearner(start, job.train, class_weights=class_weights)
     plan = plan_of(job, start, parties, preprocess=preprocess)
     if isinstance(plan, ClientPlan):

@@ -70,6 +70,10 @@ class PreparedRounds(Encoding):
         return bool(self._found[0])
 
     @property
+    def ended(self) -> bool:
+        return self.started and self._then.ended
+
+    @property
     def longest(self) -> int:
         return max(self._asked.preparing.length, self._then.longest)
 
@@ -79,6 +83,10 @@ class PreparedRounds(Encoding):
 
     def broadcast(self, parameters: Matrix) -> Matrix:
         return np.concatenate([self._then.broadcast(parameters), self._found])
+
+    @property
+    def importance(self) -> Mapping[str, float]:
+        return self._then.importance
 
     @property
     def moved(self) -> Mapping[str, Matrix]:

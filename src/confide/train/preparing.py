@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from confide.crypto.fixed import FixedPoint
 from confide.crypto.random import Randomness
 from confide.data.table import Table
+from confide.dp.mechanisms import Clipped
 from confide.dp.plan import PrivacyPlan, Releases
 from confide.dp.release import Portion
 from confide.errors import DataError, PrivacyError
@@ -33,6 +34,7 @@ from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.model.pixels import Pixels
 from confide.model.preprocess import Columns, Preprocess, Scale
 from confide.train.ledger import Ledger, Value
+from confide.train.quantiles import cell_counts, edges_of, even_edges
 from confide.train.sections import Job
 from confide.train.single_sum import SingleSum
 from confide.wire import Fault
@@ -79,6 +81,8 @@ class Preparing:
         preprocess: from the schema alone; missing values are filled as it says before they count.
         features: "standardise" takes mean and deviation of every number, "centre" the mean of every feature.
         classes: how many classes' records are counted for their weights; 0 counts none.
+        bins, cells: numbers in so many even intervals get as many with about as many records each, from counts over so
+            many cells; 0 leaves them.
 
     **Guarantees**: a record's row depends on that record alone, bit for bit.
     **Leaks** the means, deviations and counts, exact or with the plan's noise, to everybody who holds the model.
@@ -87,6 +91,8 @@ class Preparing:
     preprocess: Preprocess
     features: Features = "nothing"
     classes: int = 0
+    bins: int = 0
+    cells: int = 0
 
     @property
     def averaged(self) -> int:
@@ -100,7 +106,7 @@ class Preparing:
     @property
     def length(self) -> int:
         """Return the length of a party's vector."""
-        return 1 + self.averaged + self.classes
+        return 1 + self.averaged + self.classes + self.cells * len(self.cut)
 
     @property
     def digest(self) -> bytes:
@@ -115,7 +121,9 @@ class Preparing:
             "standardise": ["mean and deviation of every number"],
             "centre": ["mean of every feature"],
         }[self.features]
-        return " and ".join([*said, *(["records of each class"] if self.classes else [])])
+        said += ["records of each class"] if self.classes else []
+        said += [f"records in {self.cells} cells of every number"] if self.cells else []
+        return " and ".join(said)
 
     def portion(self, share: float) -> Portion:
         """Return what this takes out of a plan, `share` of its mu^2."""
@@ -124,8 +132,16 @@ class Preparing:
             "standardise": len(self._scales) / 2,
             "centre": _usual_square(self.preprocess),
         }[self.features]
-        norm = math.sqrt(1 + square + (self.classes > 0))
+        norm = math.sqrt(1 + square + (self.classes > 0) + len(self.cut))
         return Portion(share=share, length=self.length, clip_norm=norm, of=self.of)
+
+    @property
+    def cut(self) -> list[Scale]:
+        """Return the rules of the numbers whose intervals follow from the sum."""
+        if not self.cells:
+            return []
+        scales = [rule for rule in self.preprocess.rules if isinstance(rule, Scale) and rule.ordinal]
+        return [rule for rule in scales if rule.bins == even_edges(rule.low, rule.high, self.bins)]
 
     @property
     def _scales(self) -> list[Scale]:
@@ -141,11 +157,17 @@ class Preparing:
         if self.features == "centre":
             parts.append(self.preprocess.fixed(columns) if fixed is None else fixed)
         elif self.features == "standardise":
-            u = Preprocess(tuple(self._scales)).apply(columns)
+            u = Preprocess(tuple(map(_filled, self._scales))).apply(columns)
             parts += [u, u * u]
         if self.classes:
             parts.append((labels[:, None] == np.arange(self.classes)[None]).astype(np.float64))
         return np.concatenate(parts, axis=1)
+
+    def counts(self, columns: Columns) -> Matrix:
+        """Return how many records lie in each cell of each number in `cut`, shape (numbers * cells,)."""
+        Preprocess(tuple(self.cut)).fixed(columns)  # refuses what breaks the schema
+        found = [cell_counts(_known(rule, columns), rule.low, rule.high, self.cells) for rule in self.cut]
+        return np.concatenate(found)
 
     def read(self, values: Matrix, *, noise: float = 0.0) -> Preparation:
         """Return what the sum stands for.
@@ -162,8 +184,10 @@ class Preparing:
             elif self.features == "standardise":
                 prepare = _standardised(prepare, rest[: self.averaged] / count, noise / count)
         if self.classes:
-            counts = np.maximum(rest[self.averaged :], max(_CLEAR * noise, 1e-9))
+            counts = np.maximum(rest[self.averaged : self.averaged + self.classes], max(_CLEAR * noise, 1e-9))
             weights = tuple((counts.min() / counts).tolist())
+        if self.cells:
+            prepare = _with_edges(prepare, self.cut, rest[self.averaged + self.classes :], self.bins)
         return Preparation(prepare, weights)
 
 
@@ -175,13 +199,26 @@ def preparing_of(job: Job, preprocess: Preprocess, classes: int) -> Preparing | 
     """
     features = _FEATURES[job.data.standardise]
     counted = classes if job.train.class_weights == "balanced" else 0
-    found = Preparing(preprocess, features, counted)
+    asked = job.trees
+    bins, cells = (asked.bins, asked.cells) if asked is not None and asked.edges == "quantiles" else (0, 0)
+    found = Preparing(preprocess, features, counted, bins, cells)
     return found if found.length > 1 else None
 
 
 def scales_of(preprocess: Preprocess) -> list[Scale]:
     """Return the rules of the numbers that standardisation moves, in order."""
-    return [rule for rule in preprocess.rules if isinstance(rule, Scale) and not rule.bins]
+    return [rule for rule in preprocess.rules if isinstance(rule, Scale) and not (rule.bins or rule.ordinal)]
+
+
+def _known(rule: Scale, columns: Columns) -> Matrix:
+    """Return a column's numbers; missing ones are what stands for them, or stay NaN where nothing does."""
+    numbers = np.asarray(columns[rule.name], np.float64)
+    return numbers if isinstance(rule.missing, str | None) else np.where(np.isnan(numbers), rule.missing, numbers)
+
+
+def _filled(rule: Scale) -> Scale:
+    """Return `rule` with its middle for missing ones, where they would have features of their own."""
+    return msgspec.structs.replace(rule, missing=(rule.low + rule.high) / 2) if rule.missing == "level" else rule
 
 
 def with_centre(preprocess: Preprocess, means: Matrix) -> Preprocess:
@@ -212,6 +249,18 @@ def _standardised(preprocess: Preprocess, moments: Matrix, noise: float) -> Prep
     }
     rules = tuple(
         with_standard(rule, *found[rule.name]) if isinstance(rule, Scale) and rule.name in found else rule
+        for rule in preprocess.rules
+    )
+    return msgspec.structs.replace(preprocess, rules=rules)
+
+
+def _with_edges(preprocess: Preprocess, cut: list[Scale], counts: Matrix, bins: int) -> Preprocess:
+    edges = {
+        rule.name: edges_of(found, rule.low, rule.high, bins)
+        for rule, found in zip(cut, np.split(counts, len(cut)), strict=True)
+    }
+    rules = tuple(
+        msgspec.structs.replace(rule, bins=edges[rule.name]) if isinstance(rule, Scale) and rule.name in edges else rule
         for rule in preprocess.rules
     )
     return msgspec.structs.replace(preprocess, rules=rules)
@@ -296,16 +345,36 @@ class PreparingSum:
             DataError: without a plan, no records or far more than `expected_records`.
             PrivacyError: the release is spent.
         """
+        if self.preparing.cut:
+            return self._counted(name, columns, labels, rng, prepared=prepared)
         rows = self.preparing.rows(columns, labels, fixed)
         if self.plan is not None and self.plan.preparation is not None:
             clipped = self.plan.preparation.clipped_sum(rows)
             return Releases(self.plan, prepared=prepared).prepare(clipped, rng)
-        if not 0 < len(rows) <= _LARGEST_WEIGHT * self.expected_records:
+        self._check_records(name, len(rows))
+        return self._fixed.encode(rows.sum(axis=0) / self.expected_records)
+
+    def _check_records(self, name: str, records: int) -> None:
+        if not 0 < records <= _LARGEST_WEIGHT * self.expected_records:
             raise DataError(
                 f"Expected between 1 and {_LARGEST_WEIGHT:.0f} * train.expected_records={self.expected_records} "
                 f"records at {name}; set train.expected_records to the public order of magnitude"
             )
-        return self._fixed.encode(rows.sum(axis=0) / self.expected_records)
+
+    def _counted(self, name: str, columns: Columns, labels: Labels, rng: Randomness, *, prepared: bool) -> Vector:
+        """Return a sum whose rows are ones and zeros, as many ones in each at most: it needs no row.
+
+        Under a plan a one is as many whole steps of the grid as keep such a row within the sensitivity.
+        """
+        rows = self.preparing.rows(columns, labels).sum(axis=0)
+        total = np.concatenate([rows, self.preparing.counts(columns)])
+        if self.plan is None or self.plan.preparation is None:
+            self._check_records(name, len(labels))
+            return self._fixed.encode(total / self.expected_records)
+        kind = self.plan.preparation
+        one = math.isqrt(int(kind.grid**2 / kind.clip_norm**2 * (1 - 2.0**-40)))
+        clipped = Clipped(np.rint(total).astype(np.int64) * one, kind.grid, kind.clip_norm, 0)
+        return Releases(self.plan, prepared=prepared).prepare(clipped, rng)
 
     def decoded(self, total: Vector, members: int) -> tuple[Matrix, float]:
         """Return what a released sum over so many parties stands for, and its noise's deviation on each number."""

@@ -144,7 +144,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             tables, held = ({name: part[side] for name, part in parts.items()} for side in (0, 1))
             test = Table.concatenate(list(held.values()))
     encoder = Encoder.read(job.path(job.model.encoder)) if job.model.encoder else None
-    preprocess = preprocess_of(schema, job.model, seed=seed, encoder=encoder)
+    preprocess = preprocess_of(schema, job, encoder=encoder)
     start = start_of(job, preprocess.features, schema.label.classes)
     if budget is not None and preparing_of(job, preprocess, classes_of(start)) is not None:
         budget.charge()
@@ -193,7 +193,7 @@ def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
     text = schema_text(job.data.set) if job.data.set else Schema.text(Path(where))
     schema, parties = Schema.read(text, where=where), parties_of(job)
     require_unit(job, schema)
-    preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
+    preprocess = preprocess_of(schema, job)
     start = start_of(job, preprocess.features, schema.label.classes)
     plan = plan_of(job, start, parties, preprocess=preprocess)
     assert not isinstance(plan, ClientPlan)  # refused when the job was read
@@ -425,12 +425,12 @@ def pooled_model(job: Job, data: Prepared) -> Graph:
     """Return the model of all training records in one place: the non-private ceiling."""
     x = np.concatenate([silo.x for silo in data.silos])
     y = np.concatenate([silo.y for silo in data.silos])
-    return trained_alone(job.train, data.start, x, y, class_weights=data.class_weights)
+    return trained_alone(job, data.preprocess, data.start, x, y, class_weights=data.class_weights)
 
 
 def local_models(job: Job, data: Prepared) -> dict[str, Graph]:
     """Return the model of each party alone: the fall-back that a federation must beat."""
     return {
-        silo.name: trained_alone(job.train, data.start, silo.x, silo.y, class_weights=data.class_weights)
+        silo.name: trained_alone(job, data.preprocess, data.start, silo.x, silo.y, class_weights=data.class_weights)
         for silo in data.silos
     }

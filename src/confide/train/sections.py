@@ -77,7 +77,8 @@ class DataSection(Section, frozen=True, kw_only=True):
 
 
 class ModelSection(Section, frozen=True, kw_only=True):
-    """[model]: `logistic`, or `mlp` with one layer of `hidden` square units (what encrypted serving runs best).
+    """[model]: `logistic`; `mlp` with one layer of `hidden` square units, what encrypted serving runs best; or `trees`,
+    which [trees] describes.
 
     Or `cox`, survival: its output is a log hazard, and the schema's label states a time.
 
@@ -100,7 +101,7 @@ class ModelSection(Section, frozen=True, kw_only=True):
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
 
-    kind: Literal["logistic", "mlp", "cox"] = "logistic"
+    kind: Literal["logistic", "mlp", "trees", "cox"] = "logistic"
     hidden: int = 16
     intervals: int = 100
     features: Literal["columns", "scattering", "scattering-mean", "encoder"] = "columns"
@@ -115,6 +116,38 @@ class ModelSection(Section, frozen=True, kw_only=True):
     unit_rows: bool = False
 
 
+class TreesSection(Section, frozen=True, kw_only=True):
+    """[trees]: the trees of model.kind = "trees".
+
+    Args:
+        count: trees in all; of more than two classes they take turns.
+        depth: questions from the top of a tree to a leaf.
+        bins: intervals that a number is told apart by, a missing one not counted.
+        edges: "quantiles" puts as many records into each interval, from one sum before the training over `cells` even
+            intervals; "uniform" divides the schema's bounds evenly. A column with bins in the schema keeps those.
+        cells: even intervals between the schema's bounds that quantiles are read from.
+        ridge: penalty on the square of a leaf's value.
+        least_hessian: smallest sum of second derivatives, p (1 - p) of each record, on each side of a split.
+        least_gain: smallest gain of a split.
+        monotone: columns of numbers that the model may only rise with (1) or fall with (-1).
+        patience: trees without a better score after which the training stops and takes them back; 0 never stops.
+        held_out: share of every party's training records that the score of `patience` is taken on; no tree is grown
+            from them.
+    """
+
+    count: int = 100
+    depth: int = 5
+    bins: int = 64
+    edges: Literal["quantiles", "uniform"] = "quantiles"
+    cells: int = 1024
+    ridge: float = 1.0
+    least_hessian: float = 1.0
+    least_gain: float = 0.0
+    monotone: dict[str, int] = {}
+    patience: int = 0
+    held_out: float = 0.1
+
+
 class TrainSection(Section, frozen=True, kw_only=True):
     """[train]: who sums, and how the sum moves the model.
 
@@ -122,8 +155,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
             "statistics" takes one sum over records, from which a logistic model's weights are solved; "newton" goes on
-            from there by gradients that the same sums precondition; "risk-sets" sums those of a cox model, and is its
-            default without [privacy].
+            from there by gradients that the same sums precondition; "boosting" grows trees, and is what they have;
+            "risk-sets" sums those of a cox model, and is its default without [privacy].
         class_weights: "balanced" weighs a record by the smallest class's size over that of its own, so that rare
             classes count as much as common ones; the sizes come from one sum before the training, with noise and
             charged under [privacy].
@@ -132,14 +165,15 @@ class TrainSection(Section, frozen=True, kw_only=True):
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, 8 for
-            risk-sets, 40 for private gradients of unit rows, or 20 for those of cox.
+            risk-sets, 1 and one for each level of each tree, 40 for private gradients of unit rows, or 20 for those of
+            cox.
         rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
             multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
             training on the pooled records, unless the model comes with batches of its own.
-        learning_rate: step size on the mean gradient, > 0; without the key 1.0, 0.1 for an mlp, 0.5 for newton, or
-            (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1; for
-            cox a fifth of that.
+        learning_rate: step size on the mean gradient, > 0, or the share of its best value that a leaf of trees gets;
+            without the key 1.0, 0.1 for an mlp and trees, 0.5 for newton, or (records / noise) ** 0.75 / 2 for private
+            gradients of unit rows, noise that of one release at clip 1; for cox a fifth of that.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
         momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton,
@@ -176,7 +210,16 @@ class TrainSection(Section, frozen=True, kw_only=True):
     aggregate: str = "masked"
     helper: str = "helper"
     algorithm: Literal[
-        "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton", "risk-sets"
+        "fedavg",
+        "fedprox",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "scaffold",
+        "statistics",
+        "newton",
+        "boosting",
+        "risk-sets",
     ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"
@@ -264,6 +307,7 @@ class Job(Section, frozen=True, kw_only=True):
     job: JobSection = JobSection()
     data: DataSection = DataSection()
     model: ModelSection = ModelSection()
+    trees: TreesSection | None = None
     train: TrainSection = TrainSection()
     privacy: PrivacySection | None = None
     output: OutputSection = OutputSection()

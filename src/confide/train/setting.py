@@ -50,7 +50,7 @@ class Setting:
         check_for_nodes(job)
         nodes = nodes_of(job)
         require_unit(job, schema)
-        preprocess = preprocess_of(schema, job.model, seed=job.job.seed)
+        preprocess = preprocess_of(schema, job)
         start = start_of(job, preprocess.features, schema.label.classes)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
         checked_aggregator(job, nodes)
