@@ -123,6 +123,8 @@ class TreesSection(Section, frozen=True, kw_only=True):
         patience: trees without a better score after which the training stops and takes them back; 0 never stops.
         held_out: share of every party's training records that the score of `patience` is taken on; no tree is grown
             from them.
+        effects: under [privacy], where trees are one function of each column: "steps" learns a value for every interval
+            of a number, "trends" one slope for each number, and "auto" steps where the noise allows.
     """
 
     count: int = 100
@@ -136,6 +138,7 @@ class TreesSection(Section, frozen=True, kw_only=True):
     monotone: dict[str, int] = {}
     patience: int = 0
     held_out: float = 0.1
+    effects: Literal["auto", "steps", "trends"] = "auto"
 
 
 class TrainSection(Section, frozen=True, kw_only=True):
@@ -197,7 +200,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     aggregate: str = "masked"
     helper: str = "helper"
     algorithm: Literal[
-        "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton", "boosting"
+        "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton", "boosting", "additive"
     ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"

@@ -49,7 +49,7 @@ class Setting:
         check_for_nodes(job)
         nodes = nodes_of(job)
         preprocess = preprocess_of(schema, job)
-        start = start_of(job, preprocess.features, schema.label.classes)
+        start = start_of(job, preprocess.features, schema.label.classes, preprocess=preprocess)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
         checked_aggregator(job, nodes)
         plan = plan_of(job, start, len(nodes), preprocess=preprocess)
