@@ -1,6 +1,7 @@
 #include "histogram.hpp"
 
 #include <algorithm>
+#include <limits>
 #include <new>
 #include <thread>
 #include <vector>
@@ -90,6 +91,39 @@ void route(const std::uint8_t *codes, const std::int32_t *slots, std::size_t n, 
             right = goes_left[static_cast<std::size_t>(slot) * 256 + code] == 0;
         }
         next[i] = 2 * slot + right;
+    }
+}
+
+bool best_splits(const double *sums, const double *whole, std::size_t nodes, std::size_t codes, const std::int64_t *low,
+                 const std::int64_t *high, std::size_t count, double ridge, double least, std::int64_t *best,
+                 double *gain) noexcept {
+    try {
+        std::vector<double> before_g(codes + 1), before_h(codes + 1), found(count);
+        for (std::size_t node = 0; node < nodes; ++node) {
+            const double *own = sums + 2 * node * codes;
+            const double all_g = whole[2 * node], all_h = whole[2 * node + 1];
+            for (std::size_t code = 0; code < codes; ++code) {
+                before_g[code + 1] = before_g[code] + own[2 * code];
+                before_h[code + 1] = before_h[code] + own[2 * code + 1];
+            }
+            for (std::size_t k = 0; k < count; ++k) {
+                const auto from = static_cast<std::size_t>(low[k]), to = static_cast<std::size_t>(high[k]);
+                const double g = before_g[to] - before_g[from], h = before_h[to] - before_h[from];
+                const double other_g = all_g - g, other_h = all_h - h;
+                const double value = (g * g / (h + ridge) + other_g * other_g / (other_h + ridge)) / 2;
+                found[k] = h >= least && other_h >= least ? value : -std::numeric_limits<double>::infinity();
+            }
+            best[node] = -1;
+            gain[node] = -std::numeric_limits<double>::infinity();
+            for (std::size_t k = 0; k < count; ++k)
+                if (found[k] > gain[node]) {
+                    gain[node] = found[k];
+                    best[node] = static_cast<std::int64_t>(k);
+                }
+        }
+        return true;
+    } catch (const std::bad_alloc &) {
+        return false;
     }
 }
 

@@ -23,4 +23,16 @@ bool histograms(const std::uint8_t *codes, const std::int32_t *gradients, const 
 void route(const std::uint8_t *codes, const std::int32_t *slots, std::size_t n, std::size_t columns,
            const std::int32_t *column, const std::uint8_t *goes_left, std::int32_t *next) noexcept;
 
+// The split of each node whose two leaves lose least: the first of those with the largest
+//
+//     (g^2 / (h + ridge) + (G - g)^2 / (H - h + ridge)) / 2
+//
+// where (g, h) are the sums of the codes from low to below high, (G, H) those of the node, and both sides have at least
+// `least` second derivatives. sums is nodes x codes x 2, whole nodes x 2, low and high count long and at most `codes`;
+// none of it is checked. best is -1 and gain minus infinity where no split is allowed. Every operation rounds as
+// IEEE 754 says, in this order, so all machines find the same. Returns false if memory ran out.
+bool best_splits(const double *sums, const double *whole, std::size_t nodes, std::size_t codes, const std::int64_t *low,
+                 const std::int64_t *high, std::size_t count, double ridge, double least, std::int64_t *best,
+                 double *gain) noexcept;
+
 }  // namespace confide

@@ -92,6 +92,22 @@ void histograms(Table<const std::uint8_t> codes, Table<const std::int32_t> gradi
     if (!done) throw std::bad_alloc();
 }
 
+void best_splits(nb::ndarray<const double, nb::ndim<3>, nb::c_contig, nb::device::cpu> sums, Table<const double> whole,
+                 In<std::int64_t> low, In<std::int64_t> high, double ridge, double least, InOut<std::int64_t> best,
+                 InOut<double> gain) {
+    const std::size_t nodes = sums.shape(0);
+    if (sums.shape(2) != 2 || whole.shape(0) != nodes || whole.shape(1) != 2 || low.shape(0) != high.shape(0) ||
+        best.shape(0) != nodes || gain.shape(0) != nodes)
+        throw std::invalid_argument("Expected two sums for each code of each node, and two ends for each split");
+    bool done;
+    {
+        nb::gil_scoped_release unlocked;
+        done = confide::best_splits(sums.data(), whole.data(), nodes, sums.shape(1), low.data(), high.data(),
+                                    low.shape(0), ridge, least, best.data(), gain.data());
+    }
+    if (!done) throw std::bad_alloc();
+}
+
 void route(Table<const std::uint8_t> codes, In<std::int32_t> slots, In<std::int32_t> column,
            Table<const std::uint8_t> goes_left, InOut<std::int32_t> next) {
     const std::size_t n = codes.shape(0);
@@ -116,6 +132,8 @@ NB_MODULE(_native, module) {
     module.def("pack", &pack<std::uint64_t>, arg("words").noconvert(), arg("bits"));
     module.def("histograms", &histograms, arg("codes").noconvert(), arg("gradients").noconvert(),
                arg("slots").noconvert(), arg("wanted").noconvert(), arg("starts").noconvert(), arg("found").noconvert());
+    module.def("best_splits", &best_splits, arg("sums").noconvert(), arg("whole").noconvert(), arg("low").noconvert(),
+               arg("high").noconvert(), arg("ridge"), arg("least"), arg("best").noconvert(), arg("gain").noconvert());
     module.def("route", &route, arg("codes").noconvert(), arg("slots").noconvert(), arg("column").noconvert(),
                arg("goes_left").noconvert(), arg("next").noconvert());
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));

@@ -19,3 +19,13 @@ def histograms(
 def route(
     codes: NDArray[Any], slots: NDArray[Any], column: NDArray[Any], goes_left: NDArray[Any], next: NDArray[Any]
 ) -> None: ...
+def best_splits(
+    sums: NDArray[Any],
+    whole: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    ridge: float,
+    least: float,
+    best: NDArray[Any],
+    gain: NDArray[Any],
+) -> None: ...

@@ -127,21 +127,18 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
             places = np.searchsorted(self.bins, numbers, side="right")
             if not self.ordinal:
                 return np.eye(self.levels)[np.where(apart, len(self.bins) + 1, places)]
-            x: Matrix = places.astype(np.float64) * (2.0 / max(1, self.levels - 1)) - 1.0
-        elif self.standard is not None:
+            values = level_values(self.levels)
+            if self.missing == "level":
+                return np.stack([values[np.where(apart, 0, places + 1)], values[np.where(apart, -1, places)]], axis=1)
+            return values[places][:, None]
+        if self.standard is not None:
             mean, deviation = self.standard
             x = np.clip((numbers - mean) / deviation / DEVIATIONS, -1.0, 1.0)
         else:
             x = 2.0 * ((numbers - self.low) / (self.high - self.low)) - 1.0
-        return self._apart(x, apart) if self.missing == "level" else x[:, None]
-
-    def _apart(self, x: Matrix, apart: NDArray[np.bool_]) -> Matrix:
-        """Return x with missing ones below all others, and with missing ones above all others."""
-        if self.ordinal:
-            below, above = x + 2.0 / (self.levels - 1), x
-        else:
-            below = above = _ROOM * x
-        return np.stack([np.where(apart, -1.0, below), np.where(apart, 1.0, above)], axis=1)
+        if self.missing == "level":
+            return np.stack([np.where(apart, -1.0, _ROOM * x), np.where(apart, 1.0, _ROOM * x)], axis=1)
+        return x[:, None]
 
     def _within(self, values: NDArray[Any]) -> tuple[Matrix, NDArray[np.bool_]]:
         """Return the numbers, filled in and within the bounds as the rule says, and which were missing."""
@@ -162,6 +159,11 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
                 )
             numbers = np.clip(numbers, self.low, self.high)
         return numbers, absent
+
+
+def level_values(levels: int) -> Matrix:
+    """Return where so many levels lie in [-1, 1], evenly from one end to the other; one level lies at 0."""
+    return (2.0 * np.arange(levels) - (levels - 1)) / max(1, levels - 1)
 
 
 class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="one-hot", tag_field="rule"):

@@ -93,8 +93,9 @@ class Trees:
 
     def _sums(self, x: Matrix) -> Matrix:
         found = self.value[self.reached(x)]
-        parts = [found[:, self.outputs == output].sum(axis=1) for output in range(len(self.offset))]
-        return np.stack(parts, axis=1) + self.offset
+        # numpy adds a row in one order where rows lie one after the other, and by how many there are elsewhere
+        own = [np.ascontiguousarray(found[:, self.outputs == output]) for output in range(len(self.offset))]
+        return np.stack([part.sum(axis=1) for part in own], axis=1) + self.offset
 
     def splits(self) -> Iterator[tuple[int, int, float]]:
         """Yield (tree, feature, threshold) of every node whose two sides differ."""
@@ -130,22 +131,22 @@ def perfect(trees: int, depth: int, *, features: int, outputs: int = 1) -> Trees
     Args:
         trees, depth, features, outputs: each at least 1.
     """
-    inner, leaves = 2**depth - 1, 2**depth
+    inner, leaves = (1 << depth) - 1, 1 << depth
     if trees * (inner + leaves) > MOST_NODES:
         raise ModelError(f"Expected at most {MOST_NODES} nodes and leaves; take fewer trees or a smaller depth")
-    tree: Indices = np.arange(trees, dtype=np.int64)[:, None]
-    first, offsets = tree * inner, tree * leaves
+    tree = np.arange(trees, dtype=np.int64)
 
     def children(side: int) -> Indices:
-        child: Indices = 2 * np.arange(inner, dtype=np.int64) + side
-        inside: Indices = first + child
-        leaf: Indices = -1 - (offsets + child - inner)
-        return np.where(child < inner, inside, leaf).reshape(-1)
+        owner = tree.repeat(inner)
+        child = 2 * (np.arange(trees * inner, dtype=np.int64) - owner * inner) + side
+        found, last = owner * inner + child, child >= inner
+        found[last] = -1 - (owner * leaves + child - inner)[last]
+        return found
 
     return Trees(
         features=features,
-        roots=first[:, 0].astype(np.int64),
-        outputs=(np.arange(trees) % outputs).astype(np.int64),
+        roots=tree * inner,
+        outputs=tree % outputs,
         feature=np.zeros(trees * inner, np.int64),
         threshold=np.zeros(trees * inner),
         left=children(1),

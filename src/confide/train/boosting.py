@@ -210,9 +210,8 @@ class Boosting(Encoding):
     def _begun(self, parameters: Matrix, sums: Vector) -> Matrix:
         """Return the offset: the log odds of each output's class."""
         counts = sums.astype(np.float64) / STEPS
-        share = (counts[1:] + 0.5) / (counts[0] + 1.0)
-        with np.errstate(all="ignore"):  # counts that no honest silos have
-            logits = np.nan_to_num(np.log(share) - np.log1p(-share))
+        with np.errstate(all="ignore"):  # a class that is not there, or counts that no honest silos have
+            logits = np.nan_to_num(np.log(counts[1:]) - np.log(counts[0] - counts[1:]))
         self._place = np.zeros(3)
         self._enter(np.zeros(1), self._parents, np.array([[-math.inf, math.inf]]))
         change = np.zeros_like(parameters)

@@ -25,7 +25,8 @@ def histograms(codes: Codes, gradients: Places, slots: Places, wanted: Places, s
     """Return the sums of both numbers of each gradient over the records of each wanted slot, by column and code.
 
     Args:
-        codes: uint8, shape (n, columns), C-contiguous, each below its column's levels.
+        codes: uint8, shape (n, columns), C-contiguous, each below its column's levels, as `tree_columns.codes_of` has
+            them: it is not checked again for every sum.
         gradients: int32, shape (n, 2).
         slots: int32, shape (n,): where each record is, 0 <= slot < len(wanted).
         wanted: int32, shape (slots,): the histogram that a slot's records add to; below 0 for none.

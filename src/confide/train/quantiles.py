@@ -19,7 +19,7 @@ def even_edges(low: float, high: float, bins: int) -> tuple[float, ...]:
 
 
 def cell_counts(values: Matrix, low: float, high: float, cells: int) -> Matrix:
-    """Return how many values lie in each cell, shape (cells,); NaN in none, values beyond the bounds in the last ones."""
+    """Return how many values lie in each cell, shape (cells,); NaN in none, values beyond the bounds at the ends."""
     known = values[~np.isnan(values)]
     places = np.searchsorted(np.array(even_edges(low, high, cells)), known, side="right")
     return np.bincount(places, minlength=cells).astype(np.float64)

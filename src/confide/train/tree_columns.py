@@ -20,8 +20,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.errors import JobError
-from confide.model.preprocess import OneHot, Preprocess, Scale
+from confide.errors import DataError, JobError
+from confide.model.preprocess import OneHot, Preprocess, Scale, level_values
 
 Matrix = NDArray[np.float64]
 Codes = NDArray[np.uint8]
@@ -52,10 +52,9 @@ class TreeColumn:
     @property
     def values(self) -> Matrix:
         """Return the values that its features take, shape (features, levels), one column for each code."""
-        codes = np.arange(self.levels)
         if self.kind == "category":
             return np.eye(self.levels)
-        below: Matrix = codes.astype(np.float64) * (2.0 / max(1, self.levels - 1)) - 1.0
+        below = level_values(self.levels)
         if self.kind == "number":
             return below[None]
         return np.stack([below, np.roll(below, 1)])  # its highest value stands for code 0
@@ -132,7 +131,13 @@ def starts_of(columns: Sequence[TreeColumn]) -> Indices:
 
 
 def codes_of(columns: Sequence[TreeColumn], x: Matrix) -> Codes:
-    """Return the codes of records x, shape (n, columns), C-contiguous."""
+    """Return the codes of records x, shape (n, columns), C-contiguous, each below its column's levels.
+
+    Raises:
+        DataError: features that no preparation gives.
+    """
+    if x.shape[1:] != (sum(len(column.values) for column in columns),) or not (np.abs(x) <= 1.0).all():
+        raise DataError("Expected features from -1 to 1, as the preparation of trees gives them")
     return np.ascontiguousarray(np.stack([column.codes(x) for column in columns], axis=1))
 
 
@@ -162,7 +167,8 @@ def _splits(column: TreeColumn) -> Iterator[tuple[int, int, bool, int, float]]:
         if column.levels > 1:
             yield from ((code, code + 1, True, code, 0.5) for code in range(column.levels))
         return
-    step = 2.0 / max(1, column.levels - 1)
-    yield from ((0, cut, False, 0, (cut - 0.5) * step - 1.0) for cut in range(1, column.levels))
+    values = level_values(column.levels)
+    between = ((values[1:] + values[:-1]) / 2.0).tolist()
+    yield from ((0, cut, False, 0, between[cut - 1]) for cut in range(1, column.levels))
     if column.kind == "missing":
-        yield from ((1, cut, False, 1, (cut - 1.5) * step - 1.0) for cut in range(2, column.levels))
+        yield from ((1, cut, False, 1, between[cut - 2]) for cut in range(2, column.levels))
