@@ -35,13 +35,11 @@ class AdditiveColumns:
     Args:
         columns: in the order of the features.
         starts: int64, shape (columns + 1,): where each column's codes start among all codes.
-        middles: float64, shape (codes,): the middle of a number's interval in its own unit; 0 for other codes.
         known: bool, shape (codes,): whether a code is an interval of a number, and not a category or a missing value.
     """
 
     columns: tuple[TreeColumn, ...]
     starts: Indices
-    middles: Matrix
     known: NDArray[np.bool_]
 
     @staticmethod
@@ -53,14 +51,11 @@ class AdditiveColumns:
         """
         columns = columns_of(preprocess, most_levels=MOST_LEVELS)
         starts = starts_of(columns)
-        middles, known = np.zeros(int(starts[-1])), np.zeros(int(starts[-1]), np.bool_)
+        known = np.zeros(int(starts[-1]), np.bool_)
         for rule, start, end in zip(preprocess.rules, starts[:-1].tolist(), starts[1:].tolist(), strict=True):
             if isinstance(rule, Scale):
-                edges = np.array([rule.low, *rule.bins, rule.high])
-                first = end - (len(edges) - 1)  # a missing value has code 0
-                middles[first:end], known[first:end] = (edges[:-1] + edges[1:]) / 2, True
-                del start
-        return AdditiveColumns(columns, starts, middles, known)
+                known[start + (rule.missing == "level") : end] = True  # a missing value has code 0
+        return AdditiveColumns(columns, starts, known)
 
     @property
     def codes(self) -> int:

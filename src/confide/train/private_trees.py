@@ -65,9 +65,12 @@ TREND_FROM = 0.0025
 _CONSTANT = 0.5  # entry that every record has, before scaling
 _LEAST_SHARE = 0.003  # of a code, in its weight
 _TOLD = 2.0  # deviations of the noise from which a count is taken for what it is
-_UNTOLD = 0.02  # of that deviation: what any other code is taken to have
+_UNTOLD = 0.2  # of that deviation: what any other code is taken to have
 _MOST_LOGIT = 30.0
-_QUARTILES = (0.25, 0.5, 0.75)
+_LEAST_SQUARE = 0.3  # mean square of a trend
+_WIDER = 1.5  # one bell's width over that of the one before
+_DEVIATIONS = 1.6  # of a normal law, in the width of the bell that fits it
+_BEND = 4.0  # where a score comes to, far out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,9 +146,10 @@ class PrivateTrees(Encoding):
 
     def _take(self, found: Mapping[str, Matrix]) -> None:
         """Take what the sums have led to, and the length and bound of the next one."""
-        self._found = dict(found)
+        before, self._found = self._found.get("counts"), dict(found)
         counts = self._found["counts"]
-        self._scales = self._scaled(counts) if len(counts) else None
+        if counts is not before:
+            self._scales = self._scaled(counts) if len(counts) else None
         kind = self._plan.statistics if self._scales is None else self._plan.training
         assert kind is not None
         self.length, self.bound = kind.length, kind.bound
@@ -251,17 +255,19 @@ class PrivateTrees(Encoding):
         deviation = math.sqrt(self._plan.silos * self._plan.statistics.share_variance) / step
         share, totals = np.zeros(len(counts)), list[float]()
         for place in range(len(columns.columns)):
-            own = counts[columns.part(place)]
-            told = np.where(own > _TOLD * deviation, own, _UNTOLD * deviation)
-            share[columns.part(place)] = told / told.sum()
+            part = columns.part(place)
+            own, told = counts[part], counts[part] > _TOLD * deviation
+            guess = np.where(told, own, _UNTOLD * deviation)
+            share[part] = guess / guess.sum()
             totals.append(float(own.sum()))
         score, trends = np.zeros(len(counts)), np.full(len(columns.columns), -1)
-        own = 1.0 / np.sqrt(np.sqrt(np.maximum(share, _LEAST_SHARE)))
+        rare = np.sqrt(np.sqrt(np.maximum(share, _LEAST_SHARE)))
+        own = 1.0 / (rare * np.sqrt(rare))  # the power -3/8
         for trend, place in enumerate(self._trended):
             part = columns.part(place)
-            score[part] = _score(columns.middles[part], share[part], columns.known[part])
+            score[part] = _score(counts[part], columns.known[part])
             trends[place], own[part] = trend, 0.0
-        expected = math.sqrt(_CONSTANT**2 + float((share * (own * own + score * score)).sum()))
+        expected = math.sqrt(_CONSTANT**2 + len(self._trended) + float((share * own * own).sum()))
         unit = ROW / expected
         rows = Rows(
             own=np.rint(own * unit).astype(np.int64),
@@ -336,13 +342,25 @@ class PrivateTrees(Encoding):
         entry = scales.rows.constant / scales.unit
         gram = np.array([[scales.records * entry * entry]])
         if self._trended:
-            gram = self._found["products"].reshape(len(seen), len(seen))
-            noise = math.sqrt(self._plan.silos * self._plan.share_variance) / scales.unit**2
-            ridge *= 1.0 + spread / (recipe.slope_curvature * scales.records)
-            ridge += recipe.slope_curvature * noise * math.sqrt(len(seen))
+            gram = self._steadied(scales)
+            ridge *= 1.0 + spread / scales.unit**2 / (recipe.slope_curvature * scales.records)
         hessian = recipe.slope_curvature * gram
         target = (hessian * seen).sum(axis=1) - pulled
         return ridge_regression(hessian, target[:, None], ridge=ridge)[:, 0]
+
+    def _steadied(self, scales: _Scales) -> Matrix:
+        """Return the noisy products, what is beside the diagonal scaled down by what the noise may make of it.
+
+        A symmetric matrix of noise of deviation s has eigenvalues up to about 2 s sqrt(d). A ridge against them would
+        be a penalty; this only makes steps more careful.
+        """
+        count = len(self._trended) + 1
+        gram = self._found["products"].reshape(count, count)
+        noise = math.sqrt(self._plan.silos * self._plan.share_variance) / scales.unit**2
+        factor = 1.0 / (1.0 + 2.0 * noise * math.sqrt(count) / scales.records)
+        entry = scales.rows.constant / scales.unit
+        least = scales.records * np.append(np.full(count - 1, _LEAST_SQUARE), entry * entry)
+        return gram * factor + np.diag(np.maximum(np.diag(gram), least) - factor * np.diag(gram))
 
     def _functions(self, scales: _Scales) -> tuple[Matrix, float]:
         """Return the value of every code, and the offset."""
@@ -383,15 +401,26 @@ def releases_of(columns: AdditiveColumns, *, rounds: int, counts_share: float) -
     }
 
 
-def _score(middles: Matrix, share: Matrix, known: NDArray[np.bool_]) -> Matrix:
-    """Return a score for each code of a number, of mean 0 and variance 1 over the records; 0 for a missing value."""
-    values, weights = middles[known], share[known] / share[known].sum()
-    reached = np.cumsum(weights)
-    low, middle, high = (float(values[min(int((reached < part).sum()), len(values) - 1)]) for part in _QUARTILES)
-    narrow = float(np.sort(np.diff(values))[len(values) // 2 - 1]) if len(values) > 1 else 1.0
-    away = (values - middle) / max((high - low) / 1.35, narrow)
-    bent = away / (1.0 + np.abs(away) / 4.0)
-    bent = bent - (weights * bent).sum()
-    found = np.zeros(len(middles))
-    found[known] = bent / math.sqrt(float((weights * bent * bent).sum()) + 1e-3)
+def _score(counts: Matrix, known: NDArray[np.bool_]) -> Matrix:
+    """Return a score for each code of a number from noisy counts; 0 for a missing value.
+
+    A bell (1 + u^2)^-2, u = (code - middle) / width, is fitted to the counts by least squares: all intervals together
+    tell where the records lie far better than any quantile of a noisy cumulative count. The score is u, bent.
+    """
+    own = counts[known]
+    total, best, at, width = max(1.0, float(own.sum())), -math.inf, 0, 1.0
+    wide = 1.0
+    while wide < len(own):
+        reach = min(len(own) - 1, math.ceil(6 * wide))
+        u = np.arange(-reach, reach + 1) / wide
+        bell = 1.0 / (1.0 + u * u) ** 2
+        bell /= bell.sum()
+        fit = 2.0 * np.convolve(own, bell, "same" if len(bell) <= len(own) else "full")
+        fit = fit[(len(fit) - len(own)) // 2 :][: len(own)] - total * float((bell * bell).sum())
+        if fit.max() > best:
+            best, at, width = float(fit.max()), int(fit.argmax()), wide
+        wide *= _WIDER
+    away = _DEVIATIONS * (np.arange(len(own)) - at) / width
+    found = np.zeros(len(counts))
+    found[known] = away / (1.0 + np.abs(away) / _BEND)
     return found
