@@ -162,6 +162,7 @@ def check_trees(job: Job, table: Mapping[str, Any]) -> None:
     if wrong := [column for column, rises in job.trees.monotone.items() if rises not in (-1, 1)]:
         raise JobError(f"Expected 1 (rises) or -1 (falls) in trees.monotone for {', '.join(map(repr, wrong))}")
 
+
 def _check_private_trees(job: Job, given: Mapping[str, Any]) -> None:
     """Refuse what trees under [privacy] do not know; they are one function of each column, and none is grown."""
     assert job.privacy is not None and job.trees is not None

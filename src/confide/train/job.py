@@ -25,9 +25,9 @@ from confide.dp.plan import default_delta
 from confide.errors import JobError
 from confide.structs import known
 from confide.train.contradictions import (
-    OF_BOOSTING,
     ADAPTIVE,
     COMPRESSED_BY,
+    OF_BOOSTING,
     OF_GROUPS,
     OF_SCATTERING,
     READ_BY,
@@ -69,7 +69,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
     "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
-    "additive": {"rounds": 17, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
+    "additive": {"rounds": 21, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
 }
 
 #: What [trees] takes under [privacy]: noise is the same however many intervals there are.

@@ -281,7 +281,9 @@ def encoding_of(
     """
     if job.train.algorithm == "additive":
         plan = plan_of(job, start, parties, preprocess=preprocess)
-        assert job.trees is not None and preprocess is not None and isinstance(plan, PrivacyPlan)
+        assert job.trees is not None
+        assert preprocess is not None
+        assert isinstance(plan, PrivacyPlan)
         columns, effects = AdditiveColumns.of(preprocess), job.trees.effects
         return PrivateTrees(start, columns, plan, effects=effects, class_weights=class_weights)
     if job.trees is not None:

@@ -7,8 +7,8 @@
 Splits chosen from noisy histograms waste most of a budget on the choice, and trees grown one after the other spend the
 rest on few leaves at a time. Here nothing is chosen: each release is about all leaves of all columns at once, all
 releases are averaged, each at the model of its time, and what one leaf has too little of is taken from its neighbours
-(`smoothing`), which costs nothing. A column's codes weigh by (their share of the records)^-1/4, so that rare ones, which
-tell most, are told apart from the noise, and long rows are scaled down.
+(`smoothing`), which costs nothing. A column's codes weigh by (their share of the records)^-3/8, so that rare ones, which
+tell most, are told apart from the noise; long rows are scaled down.
 
 "steps" learns a value for each code. Where numbers are many and records few, noise in each code would drown them all:
 "trends" learns one slope for each number along a score that its counts give, (x - median) / spread, bent so that far
@@ -39,14 +39,13 @@ from confide.dp.plan import PrivacyPlan, Releases
 from confide.dp.release import Portion
 from confide.errors import UsageError
 from confide.model.graph import Graph
-from confide.model.trees import Trees
 from confide.train.additive_columns import AdditiveColumns, leaves_of
-from confide.train.additive_sums import GRID, RESIDUAL, ROW, CodedSilo, Rows, gradients, products
+from confide.train.additive_sums import BESIDE, GRID, RESIDUAL, ROW, SHORT, SQUARE, CodedSilo, Rows, gradients, products
 from confide.train.boosting import TreesLearner
 from confide.train.encodings import Encoding, charge, charges
 from confide.train.local import Silo, sigmoid_by_record
 from confide.train.smoothing import shrunk, smoothed
-from confide.train.statistics import ridge_regression
+from confide.train.statistics import ridge_regression, solve
 from confide.wire import Store
 
 Matrix = NDArray[np.float64]
@@ -68,9 +67,11 @@ _TOLD = 2.0  # deviations of the noise from which a count is taken for what it i
 _UNTOLD = 0.2  # of that deviation: what any other code is taken to have
 _MOST_LOGIT = 30.0
 _LEAST_SQUARE = 0.3  # mean square of a trend
+_OUTWEIGHED = 0.1  # of the diagonal
+_LEAST_FACTOR = 1e-3
 _WIDER = 1.5  # one bell's width over that of the one before
 _DEVIATIONS = 1.6  # of a normal law, in the width of the bell that fits it
-_BEND = 4.0  # where a score comes to, far out
+_BEND = 3.0  # where a score comes to, far out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +93,7 @@ class Recipe:
     slope_ridge: float = 1.0
 
 
-_STEPS, _TRENDS = Recipe(clip=0.5), Recipe(clip=0.7)
+_STEPS, _TRENDS = Recipe(clip=0.5), Recipe(clip=1.0, slope_pace=0.35)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -244,7 +245,8 @@ class PrivateTrees(Encoding):
         count = len(self._trended) + 1
         at = np.triu_indices(count)
         found = np.zeros((count, count))
-        found[at] = sums[: len(at[0])].astype(np.float64) / self._scales.unit**2
+        often = np.where(at[0] == at[1], SQUARE, BESIDE) * (self._scales.unit * SHORT / ROW) ** 2
+        found[at] = sums[: len(at[0])].astype(np.float64) / often
         return (found + np.triu(found, 1).T).ravel()
 
     def _scaled(self, counts: Matrix) -> _Scales:
@@ -349,18 +351,24 @@ class PrivateTrees(Encoding):
         return ridge_regression(hessian, target[:, None], ridge=ridge)[:, 0]
 
     def _steadied(self, scales: _Scales) -> Matrix:
-        """Return the noisy products, what is beside the diagonal scaled down by what the noise may make of it.
+        """Return the noisy products, what is beside the diagonal made smaller until a part of the diagonal outweighs it.
 
-        A symmetric matrix of noise of deviation s has eigenvalues up to about 2 s sqrt(d). A ridge against them would
-        be a penalty; this only makes steps more careful.
+        Noise gives products directions in which there seems to be next to nothing, and steps along these would go far.
+        A ridge against them would be a penalty on the slopes; this only makes steps more careful.
         """
         count = len(self._trended) + 1
         gram = self._found["products"].reshape(count, count)
-        noise = math.sqrt(self._plan.silos * self._plan.share_variance) / scales.unit**2
-        factor = 1.0 / (1.0 + 2.0 * noise * math.sqrt(count) / scales.records)
         entry = scales.rows.constant / scales.unit
         least = scales.records * np.append(np.full(count - 1, _LEAST_SQUARE), entry * entry)
-        return gram * factor + np.diag(np.maximum(np.diag(gram), least) - factor * np.diag(gram))
+        diagonal = np.diag(np.maximum(np.diag(gram), least))
+        beside, factor = gram - np.diag(np.diag(gram)), 1.0
+        while factor > _LEAST_FACTOR:
+            try:
+                solve((1.0 - _OUTWEIGHED) * diagonal + factor * beside, diagonal)
+                return diagonal + factor * beside
+            except np.linalg.LinAlgError:
+                factor *= 0.8
+        return diagonal
 
     def _functions(self, scales: _Scales) -> tuple[Matrix, float]:
         """Return the value of every code, and the offset."""

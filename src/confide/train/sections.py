@@ -200,7 +200,16 @@ class TrainSection(Section, frozen=True, kw_only=True):
     aggregate: str = "masked"
     helper: str = "helper"
     algorithm: Literal[
-        "fedavg", "fedprox", "fedadam", "fedyogi", "fedadagrad", "scaffold", "statistics", "newton", "boosting", "additive"
+        "fedavg",
+        "fedprox",
+        "fedadam",
+        "fedyogi",
+        "fedadagrad",
+        "scaffold",
+        "statistics",
+        "newton",
+        "boosting",
+        "additive",
     ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"
