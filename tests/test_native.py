@@ -276,12 +276,15 @@ class TestNativeTrustsNobody:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="no g++ on this machine")
-def test_kernels_under_the_sanitizers(tmp_path):
-    """Runs native/ring_test.cpp, a bit-at-a-time oracle of its own, with every access and shift checked."""
-    program = tmp_path / "ring_test"
-    flags = "-std=c++17 -g -O1 -Wall -Wextra -Wpedantic -Wconversion -Werror -DCONFIDE_SANITIZE".split()
+@pytest.mark.parametrize(
+    ("name", "kernels"), [("ring_test", ("projection", "ring")), ("histogram_test", ("histogram",))]
+)
+def test_kernels_under_the_sanitizers(tmp_path, name, kernels):
+    """Runs native/*_test.cpp, oracles of their own, with every access and shift checked."""
+    program = tmp_path / name
+    flags = "-std=c++17 -g -O1 -pthread -Wall -Wextra -Wpedantic -Wconversion -Werror -DCONFIDE_SANITIZE".split()
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
-    sources = [str(ROOT / "native" / name) for name in ("projection.cpp", "ring.cpp", "ring_test.cpp")]
+    sources = [str(ROOT / "native" / f"{one}.cpp") for one in (*kernels, name)]
     subprocess.run(["g++", *flags, *sanitize, *sources, "-o", str(program)], check=True)
     done = subprocess.run([str(program), "50"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "the kernels match\n"), done.stderr

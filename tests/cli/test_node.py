@@ -9,8 +9,9 @@ import pytest
 
 from confide.cli import main
 from confide.cli.console import plain
+from confide.data.files import digest_of
 from confide.errors import JobError
-from confide.train.approval import Approvals, data_digest
+from confide.train.approval import Approvals
 from confide.train.budget import Spent
 from confide.train.job import load
 from confide.train.offer import job_hash
@@ -58,7 +59,7 @@ def asks(folder: Path, offer, when="2026-01-01"):
 
 
 def verdict(folder, offer=None):
-    return Approvals(folder).verdict(offer or offer_of(), data_digest(folder / "table.csv"))
+    return Approvals(folder).verdict(offer or offer_of(), digest_of(folder / "table.csv"))
 
 
 def test_pending_show_approve(member, capsys):
@@ -215,7 +216,8 @@ def test_problems_end_with_2_and_are_all_there(folder, capsys):
     assert out.count("problem: ") == 2
     assert out.count("refused by the policy: ") == 2
     assert "no record is of the class 'yes'" in out
-    assert r"x\u001b" in out
+    assert "x\\u001b" not in out
+    assert r"x\u001b" in checks(capsys, folder, "--texts")[1]
     assert "\x1b" not in out
     assert "12345" not in out
     assert "rows 1, 2, 3" in out
@@ -231,7 +233,8 @@ def test_json_can_be_passed_on(folder, capsys):
     assert found["job"]["hash"] == job_hash(load(folder / "job.toml"), SCHEMA)
     for word in ("private", "12345"):
         assert word not in out
-    assert "private text" in checks(capsys, folder)[1]  # the control: a terminal shows what must be mended
+    assert "private text" not in checks(capsys, folder)[1]
+    assert "private text" in checks(capsys, folder, "--texts")[1]  # the control: asked for, it is shown
     table(folder)
     code, out, _ = checks(capsys, folder, "--json")
     assert (code, json.loads(out)["passes"]) == (0, True)

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from confide.cli import main
 from confide.data.schema import Schema
 from confide.data.sets import load_set
-from confide.data.table import read_csv
+from confide.data.table import read_table
 from confide.ideal import Cohort
 from confide.train import load, load_data, parse, train
 from confide.train.parts import aggregator_of
@@ -56,7 +56,7 @@ def test_the_files_are_there_and_belong_to_their_owner(trial):
 
 def test_every_record_is_in_exactly_one_file(trial):
     schema, whole = load_set("breast-cancer")
-    tables = [read_csv(path, schema) for path in sorted(trial.glob("*.csv"))]
+    tables = [read_table(path, schema) for path in sorted(trial.glob("*.csv"))]
     names = [column.name for column in schema.columns]
 
     def records(table) -> Counter[tuple[float, ...]]:
@@ -115,7 +115,7 @@ def test_a_smaller_alpha_is_less_even(tmp_path):
         """How far the nodes' shares of one class lie apart."""
         folder = tmp_path / str(alpha)
         run("split", "breast-cancer", "--nodes", "a,b,c,d", "--into", folder, "--alpha", alpha)
-        return float(np.std([read_csv(folder / f"{name}.csv", schema).labels.mean() for name in "abcd"]))
+        return float(np.std([read_table(folder / f"{name}.csv", schema).labels.mean() for name in "abcd"]))
 
     assert spread(0.1) > 2 * spread(1000.0)
 

@@ -117,9 +117,9 @@ def test_no_csv_file_holds_images(tmp_path):
 
 def test_images_count_by_their_own_size_against_the_largest_archive(tmp_path, monkeypatch):
     path = written(tmp_path)
-    monkeypatch.setattr("confide.data.table.LARGEST_UNPACKED_BYTES", 6 * (12 + 32 + 32))
+    monkeypatch.setattr("confide.data.files.LARGEST_UNPACKED_BYTES", 6 * (12 + 32 + 32))
     assert read_table(path, SCHEMA).n == 6
-    monkeypatch.setattr("confide.data.table.LARGEST_UNPACKED_BYTES", 6 * (12 + 32 + 32) - 1)
+    monkeypatch.setattr("confide.data.files.LARGEST_UNPACKED_BYTES", 6 * (12 + 32 + 32) - 1)
     with pytest.raises(DataError, match="unpack to at most"):
         read_table(path, SCHEMA)
 

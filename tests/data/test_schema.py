@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.data.schema import Category, Number, Schema
+from confide.data.source import read_source
 from confide.errors import DataError
 from confide.train.parts import preprocess_of
 from confide.train.sections import Job
@@ -192,18 +193,21 @@ def test_absent_files_are_named(tmp_path):
         Schema.load(tmp_path / "a\0b")
 
 
-def test_the_documented_example_parses():
+def test_the_documented_examples_parse(tmp_path):
     page = (Path(__file__).parents[2] / "docs" / "schema.md").read_text()
     examples = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
-    assert examples
+    schemas = [example for example in examples if "[label]" in example]
+    assert parse(schemas[0]).columns
+    (tmp_path / "database.url").write_text("sqlite://\n")
     for example in examples:
-        assert parse(example).columns
+        (tmp_path / "source.toml").write_text(example)
+        assert example in schemas or read_source(tmp_path / "source.toml").where
 
 
 def test_the_documented_code_runs():
     page = (Path(__file__).parents[2] / "docs" / "schema.md").read_text()
-    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    exec(compile(example, "docs/schema.md", "exec"), {})
+    for example in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(example, "docs/schema.md", "exec"), {})
 
 
 _AGE = """

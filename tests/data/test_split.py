@@ -3,13 +3,17 @@
 import math
 
 import numpy as np
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.data.split import alike, by_label, even, holdout
+from confide.data.schema import Schema
+from confide.data.split import alike, by_column, by_label, even, holdout
 from confide.data.table import Table
 from confide.errors import DataError
+from confide.train.job import parse
+from confide.train.run import load_data
 
 
 def table_of(labels):
@@ -166,3 +170,73 @@ def test_sharing_out_repeats_under_its_seed():
     one, same, other = (alike(table, parts, seed=seed) for seed in (1, 1, 2))
     assert [ids(part) for part in one.values()] == [ids(part) for part in same.values()]
     assert [ids(part) for part in one.values()] != [ids(part) for part in other.values()]
+
+
+# --- by a column ------------------------------------------------------------------------------------------------------
+
+WARDS = Schema.parse(
+    {
+        "label": {"name": "ill", "classes": ["no", "yes"]},
+        "columns": {
+            "age": {"type": "number", "low": 0, "high": 120},
+            "sex": {"type": "category", "categories": ["f", "m"]},
+        },
+    }
+)
+
+
+def of_wards(*wards):
+    n = len(wards)
+    return pyarrow.table(
+        {"age": list(range(n)), "sex": ["f", "m"] * (n // 2) + ["f"] * (n % 2), "ward": wards, "ill": ["no"] * n}
+    )
+
+
+def test_every_record_goes_to_the_party_that_its_column_names():
+    parts = by_column(of_wards("b", "a", "b", "c"), WARDS, "ward", ["a", "b", "c"])
+    assert {name: part.columns["age"].tolist() for name, part in parts.items()} == {"a": [1], "b": [0, 2], "c": [3]}
+    assert all(part.identifiers == {} for part in parts.values())
+    by_sex = by_column(of_wards("a", "a", "a"), WARDS, "sex", ["f", "m"])
+    assert {name: part.n for name, part in by_sex.items()} == {"f": 2, "m": 1}
+
+
+@pytest.mark.parametrize(
+    ("wards", "parties", "text"),
+    [
+        (["a", "b", "secret"], ["a", "b"], r"1 of 3 records \(first in row 3\) name another"),
+        (["a", "a"], ["a", "b"], "records of 'b' in column 'ward', there are none"),
+        (["a", None], ["a", "b"], "say of every record whose it is; 1 of 2"),
+        (["a", "b"], ["a", "a"], "different names"),
+    ],
+)
+def test_records_of_nobody_and_parties_without_records_are_refused(wards, parties, text):
+    with pytest.raises(DataError, match=text) as caught:
+        by_column(of_wards(*wards), WARDS, "ward", parties)
+    assert "secret" not in str(caught.value)
+    with pytest.raises(DataError, match="a column 'bed'"):
+        by_column(of_wards("a", "b"), WARDS, "bed", ["a", "b"])
+
+
+def test_a_job_on_one_table_is_the_job_on_its_parts(tmp_path):
+    rows = [(age, "fm"[age % 2], ["north", "south"][age % 3 == 0], ["no", "yes"][age > 40]) for age in range(90)]
+    (tmp_path / "s.toml").write_text("""
+[label]
+name = "ill"
+classes = ["no", "yes"]
+[columns]
+age = { type = "number", low = 0, high = 120 }
+sex = { type = "category", categories = ["f", "m"] }
+""")
+    for name in ("all", "north", "south"):
+        kept = [f"{age},{sex},{ward},{ill}" for age, sex, ward, ill in rows if name in ("all", ward)]
+        (tmp_path / f"{name}.csv").write_text("\n".join(["age,sex,ward,ill", *kept]))
+    one = {"table": "all.csv", "split": "column", "split_by": "ward", "names": ["north", "south"]}
+    two = {"tables": {"north": "north.csv", "south": "south.csv"}}
+    found = [
+        load_data(parse({"data": {"schema": "s.toml", **data}, "train": {"aggregate": "plain"}}, base=tmp_path))
+        for data in (one, two)
+    ]
+    for silo, other in zip(found[0].silos, found[1].silos, strict=True):
+        assert silo.name == other.name
+        np.testing.assert_array_equal(silo.x, other.x)
+        np.testing.assert_array_equal(silo.y, other.y)

@@ -206,8 +206,8 @@ def test_archives_are_surveyed_too(tmp_path):
         ("sex", (2,)),
         ("ill", (3,)),
     }
-    np.savez(tmp_path / "table.npz", **{**columns, "sex": np.array([1.5] * 4)})
-    assert len(survey(tmp_path / "table.npz", SCHEMA).problems) == 1
+    np.savez(tmp_path / "table.npz", **{**columns, "sex": np.array([1j] * 4)})
+    assert {p.where: p.count for p in survey(tmp_path / "table.npz", SCHEMA).problems}["sex"] == 0
 
 
 CELLS = {

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from confide.data.schema import MISSING_MARKERS, Schema
 from confide.data.sets import SETS, load_set, schema_text
-from confide.data.table import check, read_csv
+from confide.data.table import check, read_table
 from confide.data.write import csv_text
 from confide.errors import DataError
 
@@ -39,7 +39,7 @@ def test_whatever_a_table_holds_comes_back(tmp_path_factory, rows):
     table = check(raw, SCHEMA, where="here")
     path = tmp_path_factory.mktemp("csv") / "table.csv"
     path.write_text(csv_text(table, SCHEMA), newline="")
-    again = read_csv(path, SCHEMA)
+    again = read_table(path, SCHEMA)
     assert again.columns["a, b"].tobytes() == table.columns["a, b"].tobytes()
     assert again.columns["pain"].tolist() == table.columns["pain"].tolist()
     assert again.labels.tolist() == table.labels.tolist()

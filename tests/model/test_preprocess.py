@@ -47,11 +47,12 @@ def test_the_bounds_are_exactly_minus_one_and_one(rule):
     np.testing.assert_array_equal(rule.apply(np.array([rule.low, rule.high]))[:, 0], [-1.0, 1.0])
 
 
-def test_clip_takes_the_nearer_bound_and_refuse_names_column_row_and_value():
+def test_clip_takes_the_nearer_bound_and_refuse_names_column_and_row_and_no_value():
     clip = Scale(name="age", low=0, high=120, outside="clip")
     np.testing.assert_array_equal(clip.apply(np.array([-5.0, 1e9, np.inf]))[:, 0], [-1.0, 1.0, 1.0])
-    with pytest.raises(DataError, match=r"'age' from 0 to 120, got 130 in row 2; correct it"):
+    with pytest.raises(DataError, match=r"'age' from 0 to 120, row 2 is outside; correct it") as caught:
         AGE.apply(np.array([7.0, 130.0, 140.0]))
+    assert "130" not in str(caught.value)
 
 
 @pytest.mark.parametrize("value", [np.inf, -np.inf, 120.0001, -1e-9])
@@ -81,18 +82,20 @@ def test_missing_categories_take_a_level_of_their_own_or_are_refused():
             SEX.apply(np.array(["f", absent], object))
 
 
-def test_unknown_categories_name_the_nearest_known_one():
+def test_unknown_categories_name_the_known_ones_and_not_what_is_there():
     rule = OneHot(name="job", categories=("nurse", "doctor"))
-    with pytest.raises(
-        DataError, match=r"got 'docter' in row 2 \(did you mean \"doctor\"\?\); known are nurse, doctor"
-    ):
+    with pytest.raises(DataError, match="row 2 has another; the model knows nurse, doctor") as caught:
         rule.apply(np.array(["nurse", "docter"]))
+    assert "docter" not in str(caught.value)
+    many = OneHot(name="job", categories=tuple(f"c{number}" for number in range(4000)))
+    with pytest.raises(DataError, match=r"c19 \.\.\.$"):
+        many.apply(np.array(["d"]))
 
 
 def test_numbers_given_as_categories_are_refused():
-    with pytest.raises(DataError, match=r"got 1\.0 in row 1"):
+    with pytest.raises(DataError, match="row 1 has another"):
         SEX.apply(np.array([1.0]))
-    with pytest.raises(DataError, match=r"got \['f'\] in row 2"):
+    with pytest.raises(DataError, match="row 2 has another"):
         SEX.apply(np.array(["f", ["f"]], object))
 
 

@@ -77,7 +77,7 @@ def job_of(folder: Path, names: tuple[str, ...] = NAMES, **sections: Mapping[str
         "train": {"rounds": 4, "aggregate": "masked", "quorum": 3, "expected_records": 60}
         | dict(sections.get("train", {})),
     }
-    table |= {name: dict(sections[name]) for name in ("model", "privacy") if name in sections}
+    table |= {name: dict(sections[name]) for name in ("model", "trees", "privacy") if name in sections}
     return parse(table, base=folder)
 
 
@@ -228,8 +228,10 @@ class Member_(threading.Thread):
 class Federation:
     """Names, identities, stores and threads of one federation; `with` stops them."""
 
-    def __init__(self, folder: Path, job, names: tuple[str, ...] = NAMES, *, seed: str | None = None) -> None:
-        self.folder, self.job, self.names, self.seed = folder, job, names, seed
+    def __init__(
+        self, folder: Path, job, names: tuple[str, ...] = NAMES, *, seed: str | None = None, schema: str = SCHEMA
+    ) -> None:
+        self.folder, self.job, self.names, self.seed, self.schema = folder, job, names, seed, schema
         self.keys = {name: SigningKey.draw_seed(SeededRandomness(f"identity {name}")) for name in (*names, HELPER)}
         self.roster = Roster(tuple((name, SigningKey(self.keys[name]).public) for name in names))
         self.wire, self.stores = Wire(), {name: MemoryStore() for name in (*names, HELPER, "server")}
@@ -273,7 +275,7 @@ class Federation:
     ) -> Coordinator:
         return Coordinator(
             self.job,
-            SCHEMA,
+            self.schema,
             roster=self.roster,
             identity=COORDINATOR.public,
             helper=SigningKey(self.keys[HELPER]).public if self.job.train.aggregate in ("shares", "he") else b"",

@@ -9,9 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.cohort.roster import Roster
+from confide.data.files import digest_of
 from confide.errors import Aborted, DataError, UsageError
 from confide.train import approval
-from confide.train.approval import MOST_WAITING, Approvals, data_digest
+from confide.train.approval import MOST_WAITING, Approvals
 from confide.train.budget import Spent
 from train.offers import KEYS, ROSTER, SCHEMA, changed, job_of, offer_of
 
@@ -68,15 +69,15 @@ def test_a_refusal_carries_its_reason(tmp_path):
 def test_changed_data_end_an_approval_and_the_reason_says_how_to_go_on(tmp_path):
     table = tmp_path / "table.csv"
     table.write_bytes(b"age\n50\n")
-    approvals = approved(tmp_path, data=data_digest(table))
-    assert approvals.verdict(OFFER, data_digest(table)).state == "approved"
+    approvals = approved(tmp_path, data=digest_of(table))
+    assert approvals.verdict(OFFER, digest_of(table)).state == "approved"
     table.write_bytes(b"age\n51\n")
-    verdict = approvals.verdict(OFFER, data_digest(table))
+    verdict = approvals.verdict(OFFER, digest_of(table))
     assert verdict.state == "changed"
     assert "approved on 2026-01-02, it has changed since" in verdict.reason
     assert f"confide node approve {OFFER.digest[:12]}" in verdict.reason
-    approvals.approve(approvals.find(OFFER.digest), data=data_digest(table), who="x", when="2026-01-05")
-    assert approvals.verdict(OFFER, data_digest(table)).state == "approved"
+    approvals.approve(approvals.find(OFFER.digest), data=digest_of(table), who="x", when="2026-01-05")
+    assert approvals.verdict(OFFER, digest_of(table)).state == "approved"
 
 
 OTHERS = {
@@ -220,6 +221,6 @@ def test_a_reason_has_an_end(tmp_path):
 def test_the_digest_of_a_file_is_sha256(tmp_path):
     body = bytes(range(256)) * 5000  # more than one piece
     (tmp_path / "t").write_bytes(body)
-    assert data_digest(tmp_path / "t") == hashlib.sha256(body).hexdigest()
+    assert digest_of(tmp_path / "t") == hashlib.sha256(body).hexdigest()
     with pytest.raises(DataError, match="readable table"):
-        data_digest(tmp_path / "absent")
+        digest_of(tmp_path / "absent")

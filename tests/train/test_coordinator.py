@@ -483,6 +483,11 @@ PREPARED = {
     "centre": {"data": {"standardise": "centre"}, "model": {"unit_rows": True}},
     "standardise": {"data": {"standardise": True}, "train": {"class_weights": "balanced"}},
     "newton": {"data": {"standardise": "centre"}, "model": {"unit_rows": True}, "train": {"algorithm": "newton"}},
+    "trees": {
+        "model": {"kind": "trees"},
+        "trees": {"count": 3, "depth": 2, "bins": 8, "patience": 2},
+        "train": {"rounds": 7, "class_weights": "balanced"},
+    },
 }
 
 

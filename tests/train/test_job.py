@@ -27,6 +27,9 @@ def test_the_printed_job_is_the_job():
     assert "no differential privacy" in describe(parse({"data": {"set": "breast-cancer"}}))
 
 
+COLUMN = {"schema": "s", "table": "t.csv", "split": "column", "split_by": "bank", "names": ["a", "b"]}
+
+
 @pytest.mark.parametrize(
     ("table", "text"),
     [
@@ -38,7 +41,10 @@ def test_the_printed_job_is_the_job():
         ({"train": {"momentum": 1}}, r"train.momentum=1 to be at least 0 and below 1"),
         ({"train": {"momentum": float("nan")}}, r"train.momentum=nan"),
         ({"train": 3}, r"\[train\] to be a table"),
-        ({"model": {"kind": "forest"}}, r'model.kind to be "logistic" or "mlp" or "trees", got \'forest\''),
+        (
+            {"model": {"kind": "forest"}},
+            r'model.kind to be "logistic" or "mlp" or "trees" or "cox", got \'forest\'',
+        ),
         ({"privacy": {"epsilon": 1.0}}, r"privacy.expected_records"),
         ({"privacy": {"epsilon": -1.0, "expected_records": 9}}, r"privacy.epsilon=-1.0 to be above 0"),
         ({"privacy": {"delta": -0.1, "expected_records": 9}}, r"privacy.delta=-0.1 to be at least 0"),
@@ -48,6 +54,12 @@ def test_the_printed_job_is_the_job():
         ({"data": {"schema": "s", "tables": {"a": "a.csv"}}}, r"at least 2 parties"),
         ({"privacy": {}}, r"privacy.expected_records"),
         ({"data": {"schema": "s", "tables": 3}}, r"data.tables to be a table, got 3"),
+        ({"data": {"schema": "s", "table": "t"}}, r'split="column" in \[data\] with table, split_by and names'),
+        ({"data": COLUMN | {"split": "even"}}, r'split="column" in'),
+        ({"data": COLUMN | {"tables": {"a": "a", "b": "b"}}}, r"without tables and nodes"),
+        ({"data": COLUMN | {"names": ["a"]}}, r"at least 2 different values in data.names"),
+        ({"data": COLUMN | {"names": ["a", "a", "b"]}}, r"at least 2 different values in data.names"),
+        ({"data": {"set": "digits", "split": "column"}}, r'no split="column" with data.set'),
         ({"data": {"set": 5}}, r"data.set to be text, got 5"),
     ],
 )

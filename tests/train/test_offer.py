@@ -37,6 +37,8 @@ def test_no_path_and_no_output_travels():
     table = JOB | {"data": {"schema": "private/heart.schema.toml", "tables": tables}}
     offer = offer_of(parse(table))
     assert offer == OFFER  # nodes by name or tables that stay at the coordinator: the same job
+    whole = {"schema": "s.toml", "table": "secret.csv", "split": "column", "split_by": "secret", "names": [*NODES]}
+    assert offer_of(parse(JOB | {"data": whole})) == OFFER
     for word in (b"secret", b"private", b"heart.confide", b"signing", b"csv", b"[output]"):
         assert word not in offer.encode()
     assert b"rounds = 5" in offer.encode()

@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import IO, Annotated, Any, NoReturn
 
 import msgspec
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import budget, console, federation, ledger, proxies
+from confide.cli import budget, console, data, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.label import label
@@ -44,6 +43,7 @@ app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
 app.add_typer(node_app, name="node")
+app.add_typer(data.app, name="data")
 
 
 @app.callback(invoke_without_command=True)
@@ -131,7 +131,8 @@ def train(
     """
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
-    from confide.train.evaluate import accuracy
+    from confide.train.evaluate import in_words
+    from confide.train.output import importance_text
     from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
@@ -163,12 +164,10 @@ def train(
         _evaluate_together(job, data, last, output)
     artifact = output.save(data, last)
     if job.data.evaluate == "none":
-        share = accuracy(last.model, data.test.x, data.test.y)
-        majority = np.bincount(data.test.y).max() / len(data.test.y)
-        console.out.print(
-            f"accuracy on {len(data.test.y)} test records: {100 * share:.1f} % (always the commonest class: "
-            f"{100 * majority:.1f} %); computed on the test records in the clear, outside any privacy budget"
-        )
+        said = in_words(last.model, data.test.x, data.test.y)
+        console.out.print(f"{said}; computed on the test records in the clear, outside any privacy budget")
+    if last.importance:
+        console.out.print(f"share of the gain: {importance_text(last.importance, 10)}")
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")
@@ -337,6 +336,9 @@ def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, di
 def predict(
     url: Annotated[str, typer.Argument(metavar="URL", help="Where `confide serve` listens.")],
     table: Annotated[Path, typer.Argument(metavar="X.csv", help="Rows to predict; the header names the columns.")],
+    schema: Annotated[
+        Path | None, typer.Option(help="The model's schema: for dates, codings and a source file's units and names.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="CSV file for the predictions; standard output if left out.")] = None,
     model: Annotated[str | None, typer.Option(help="Which model; may be left out if the server has one.")] = None,
     backend: Annotated[
@@ -381,7 +383,7 @@ def predict(
             raise UsageError(
                 f"Expected a model that names its columns; {client.model} takes bare features, ask it from Python"
             )
-        answers = client.predict(_columns(table, prepare))
+        answers = client.predict(_columns(table, prepare, schema))
         classes = client.classes
         console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
         console.err.print(client.label.sentence())
@@ -403,10 +405,14 @@ def _api_key(path: Path) -> str:
     return found[0]
 
 
-def _columns(table: Path, prepare: Any) -> Mapping[str, Any]:
-    """Return the columns of a table that a model's preparation names."""
-    from confide.data.table import read_arrays, read_columns, refuse_images
+def _columns(table: Path, prepare: Any, schema: Path | None) -> Mapping[str, Any]:
+    """Return the columns of a table that a model's preparation names, as a schema says where there is one."""
+    from confide.data.files import read_arrays, refuse_images
+    from confide.data.schema import Schema
+    from confide.data.table import read_columns, read_inputs
 
+    if schema is not None:
+        return read_inputs(table, Schema.load(schema))
     if table.suffix == ".npz":
         return read_arrays(table, prepare.columns, images=prepare.images)
     refuse_images(table, prepare.images)
@@ -415,11 +421,11 @@ def _columns(table: Path, prepare: Any) -> Mapping[str, Any]:
 
 
 def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
-    """Write one row per answer: the probability of each output, and the likeliest class if the model names classes."""
+    """Write one row per answer: each class's probability and the likeliest class, or outputs as they are if unnamed."""
     outputs = answers.shape[1]
-    heads = list(classes[-outputs:]) if classes else [f"output_{place}" for place in range(outputs)]
+    named = [f"p({one})" for one in classes[-outputs:]] if classes else [f"output_{at}" for at in range(outputs)]
     writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*(f"p({head})" for head in heads), *(["decision"] if classes else [])])
+    writer.writerow([*named, *(["decision"] if classes else [])])
     for row in answers.tolist():
         place = int(row[0] > 0.5) if outputs == 1 else row.index(max(row))
         writer.writerow([*(f"{value:.6f}" for value in row), *([classes[place]] if classes else [])])

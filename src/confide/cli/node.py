@@ -57,7 +57,9 @@ def run(
         str | None, typer.Option(help="wss://HOST:PORT of the coordinator; the member's own if left out.")
     ] = None,
     identity: Identity = None,
-    data: Annotated[Path | None, typer.Option(help="This organisation's table: CSV or .npz.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="This organisation's table, or a source file; docs/data.md.")
+    ] = None,
     policy: Annotated[Path | None, typer.Option(help="What this organisation allows; docs/policy.md.")] = None,
     proxy: Annotated[
         str | None,

@@ -71,7 +71,7 @@ def approve(
 
         confide node approve 1a2b3c4d5e6f --identity member
     """
-    from confide.train.approval import data_digest
+    from confide.data.files import digest_of
 
     approvals = _approvals(context, identity)
     asked = approvals.find(wanted) if wanted else _only(approvals)
@@ -79,7 +79,7 @@ def approve(
         for line in _shown(asked):
             console.out.print(line)
         typer.confirm("Approve this job for this table?", abort=True)
-    digest = data_digest(Path(asked.data))
+    digest = digest_of(Path(asked.data))
     decision = approvals.approve(asked, data=digest, who=by or _user(), when=_now())
     console.out.print(
         f"approved {asked.offer.digest[:12]} as {console.plain(decision.who)} for the table {digest[:12]}"

@@ -19,12 +19,15 @@ if TYPE_CHECKING:
 
 
 def check(
-    data: Annotated[Path, typer.Option(help="The table: CSV or .npz.")],
+    data: Annotated[Path, typer.Option(help="The table: CSV, .npz, Parquet, Arrow, or a source file.")],
     job: Annotated[Path | None, typer.Option(help="The job that is to be taken part in; it names the schema.")] = None,
     schema: Annotated[Path | None, typer.Option(help="The schema, without a job or in place of the job's.")] = None,
     policy: Annotated[Path | None, typer.Option(help="The policy; without it the defaults of one.")] = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print JSON: counts and rows, no value of the table.")
+    ] = False,
+    texts: Annotated[
+        bool, typer.Option("--texts", help="Show the most frequent unknown texts of the table, here only.")
     ] = False,
 ) -> None:
     """Look at a table beside a schema and a job, all problems at once; nothing leaves this machine.
@@ -48,7 +51,7 @@ def check(
     if as_json:
         console.out.print(msgspec.json.format(msgspec.json.encode(_builtins(found))).decode())
     else:
-        _print_survey(found)
+        _print_survey(found, shown=texts)
         if found.job is not None:
             _print_job(found.job, defaults=rules is None)
     if not found.passes:
@@ -82,7 +85,7 @@ def _builtins(found: DryRun) -> dict[str, Any]:
     return msgspec.to_builtins(found) | {"passes": found.passes}
 
 
-def _print_survey(found: DryRun) -> None:
+def _print_survey(found: DryRun, *, shown: bool) -> None:
     seen = found.survey
     table = Table("column", "kind", "unit", "missing", "wrong", "outside", title=f"{seen.records} records")
     for column in seen.columns:
@@ -100,7 +103,7 @@ def _print_survey(found: DryRun) -> None:
         rows = (
             f" (rows {', '.join(map(str, one.rows))}{' ...' if one.count > len(one.rows) else ''})" if one.rows else ""
         )
-        texts = "; ".join(f'"{console.plain(text)}": {number}' for text, number in one.texts.items())
+        texts = "; ".join(f'"{console.plain(text)}": {number}' for text, number in one.texts.items() if shown)
         console.out.print(f"{one.level}: {where}{count}{console.plain(one.text)}{rows}{f' [{texts}]' if texts else ''}")
 
 

@@ -11,6 +11,7 @@
     [columns]
     age = { type = "number", unit = "years", low = 0, high = 120 }
     chest_pain = { type = "category", categories = ["typical", "atypical", "none"], missing = "level" }
+    seen = { type = "date", low = 2010-01-01, high = 2025-12-31, parts = ["weekday"] }
     scan = { type = "image", height = 28, width = 28, low = 0, high = 255 }
 
 Bounds and categories are the only thing that preparation may use, so they must not be computed from the data: a minimum
@@ -21,13 +22,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeGuard, TypeVar
 
 import msgspec
 
+from confide.data.dates import ISO, PARTS, days, is_format
 from confide.data.toml_text import read_toml
 from confide.errors import DataError, nearest
 
@@ -39,6 +42,9 @@ _T = TypeVar("_T")
 
 #: Of the file.
 LARGEST_SCHEMA_BYTES = 1 << 20
+
+#: Of a column; each is a feature, and no preparation takes more.
+MOST_CATEGORIES = 1 << 16
 
 #: Of an image, in pixels.
 LARGEST_SIDE = 256
@@ -67,6 +73,7 @@ class Number:
             from all numbers; None refuses missing values.
         outside: "refuse" a value beyond the bounds, or "clip" it to the nearer one.
         bins: public edges within the bounds, rising: a feature for each interval between them; none for one feature.
+        date: of a date, in days since 1970-01-01: the format in which a table has it, see `dates.is_format`.
     """
 
     name: str
@@ -76,6 +83,7 @@ class Number:
     missing: float | Literal["level"] | None = None
     outside: Literal["refuse", "clip"] = "refuse"
     bins: tuple[float, ...] = ()
+    date: str | None = None
     type: Literal["number"] = "number"
 
 
@@ -85,13 +93,17 @@ class Category:
 
     Args:
         name: as the parties know it.
-        categories: every value that may occur, all different.
+        categories: every category that may occur, all different.
         missing: "refuse" missing values, or give them a "level" of their own.
+        values: for each category, the texts that stand for it in a table; none where each stands for itself.
+        part: of a date: its column, and which of `dates.PARTS`; a table has no such column.
     """
 
     name: str
     categories: tuple[str, ...]
     missing: Literal["refuse", "level"] = "refuse"
+    values: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
+    part: tuple[str, str] | None = None
     type: Literal["category"] = "category"
 
 
@@ -123,15 +135,23 @@ class Label:
     Args:
         name: the column.
         values: for each class, the texts that stand for it in a table.
+        time: of survival: how long a record was under observation, until the second class (the event) occurred or it
+            was lost sight of; None for labels without a time.
     """
 
     name: str
     values: Mapping[str, tuple[str, ...]]
+    time: Number | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
         """Return the names of the classes; a table's labels are indices into it."""
         return tuple(self.values)
+
+    @property
+    def times(self) -> tuple[Number, ...]:
+        """Return the column of times, if there is one."""
+        return () if self.time is None else (self.time,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +236,13 @@ class Schema:
         columns = _columns(read, read.value(table, "columns", "", dict[str, Any], {}, required=False))
         label = _label(read, read.value(table, "label", "", dict[str, Any], {}))
         name, source = (read.value(table, key, "", str, "", required=False) for key in ("name", "source"))
-        if label.name in {column.name for column in columns}:
-            read.problem(f"columns.{label.name}", "is the label; leave it out of the columns")
+        names = {column.name for column in columns}
+        for one in {label.name, *(time.name for time in label.times)} & names:
+            read.problem(f"columns.{one}", "is the label; leave it out of the columns")
+        if any(time.name == label.name for time in label.times):
+            read.problem("label.time.name", "is the label's own; name the column of times")
         identifiers = tuple(read.value(table, "identifiers", "", list[str], [], required=False))
-        _check_identifiers(read, identifiers, {label.name, *(column.name for column in columns)})
+        _check_identifiers(read, identifiers, {label.name, *(time.name for time in label.times), *names})
         if read.problems:
             lines = "\n  ".join(["", *read.problems]) if len(read.problems) > 1 else f" {read.problems[0]}"
             raise DataError(f"Expected a usable schema in {where};{lines}")
@@ -293,13 +316,18 @@ def _columns(read: _Reader, table: Mapping[str, Any]) -> tuple[Column, ...]:
         column = read.value(table, name, "columns.", dict[str, Any], {})
         if not name.strip():
             read.problem("columns", "names a column with an empty name")
-        kind = read.choice(column, "type", where, ("number", "category", "image"), "")
+        kind = read.choice(column, "type", where, ("number", "category", "date", "image"), "")
         if kind == "number":
             columns.append(_number(read, name, column, where))
+        elif kind == "date":
+            columns += _date(read, name, column, where)
         elif kind == "category":
             columns.append(_category(read, name, column, where))
         elif kind == "image":
             columns.append(_image(read, name, column, where))
+    for name in table:
+        if any(column.name == name and isinstance(column, Category) and column.part for column in columns):
+            read.problem(f"columns.{name}", "has the name of a date's part; rename it")
     return tuple(columns)
 
 
@@ -334,13 +362,59 @@ def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> N
 
 def _category(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Category:
     read.known(table, ("type", "categories", "missing"), where, "a category")
-    categories = read.value(table, "categories", where, list[str], [])
-    if "categories" in table and not categories:
+    entries = read.value(table, "categories", where, list[str | dict[str, Any]], [])
+    if "categories" in table and not entries:
         read.problem(f"{where}categories", "is empty; list every value that may occur")
+    if len(entries) > MOST_CATEGORIES:
+        read.problem(
+            f"{where}categories",
+            f"has {len(entries)} entries, at most {MOST_CATEGORIES} are read; group them with {{ name, values }}",
+        )
+        entries = []
+    words = [entry for entry in entries if isinstance(entry, str)]
+    values: Mapping[str, tuple[str, ...]] = {}
+    if len(words) == len(entries):
+        categories = read.texts(words, f"{where}categories", set())
+    else:
+        values = _named_values(read, entries, f"{where}categories", "a category")
+        categories = tuple(values)
     return Category(
         name=name,
-        categories=read.texts(categories, f"{where}categories", set()),
+        categories=categories,
         missing="level" if read.choice(table, "missing", where, ("refuse", "level"), "refuse") == "level" else "refuse",
+        values=values,
+    )
+
+
+def _date(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> tuple[Column, ...]:
+    """Return a date as its number of days, with a category for each part that is asked for."""
+    read.known(table, ("type", "format", "low", "high", "missing", "outside", "parts"), where, "a date")
+    numbers: dict[str, Any] = {key: table[key] for key in ("missing", "outside") if key in table}
+    for key in ("low", "high", "missing"):
+        if isinstance(found := table.get(key), date):
+            whole = key == "high" and not isinstance(found, datetime)  # the last day belongs to it
+            numbers[key] = days(found) + whole
+        elif key != "missing":
+            read.problem(f"{where}{key}", "is no date; write it without quotes, as 2024-02-29")
+            numbers[key] = math.nan
+    if isinstance(numbers.get("missing"), int | float) and not isinstance(table["missing"], date):
+        read.problem(f"{where}missing", "is a number; take a date within the bounds")
+    number = _number(read, name, {key: value for key, value in numbers.items() if not _is_nan(value)}, where)
+    form = read.value(table, "format", where, str, ISO, required=False)
+    if not is_format(form):
+        read.problem(
+            f"{where}format",
+            f'is {form!r}; take "iso", "unix", or year, month and day as strptime has them: "%d.%m.%Y"',
+        )
+    parts = tuple(read.value(table, "parts", where, list[str], [], required=False))
+    for part in parts:
+        if part not in PARTS or parts.count(part) > 1:
+            read.problem(f"{where}parts", f"has {part!r}; take each of {', '.join(map(_quoted, PARTS))} once")
+            return ()
+    rule = "refuse" if number.missing is None else "level"
+    return (
+        replace(number, unit="days since 1970-01-01", date=form),
+        *(Category(name=f"{name} {part}", categories=PARTS[part], missing=rule, part=(name, part)) for part in parts),
     )
 
 
@@ -358,22 +432,45 @@ def _image(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Im
 
 
 def _label(read: _Reader, table: Mapping[str, Any]) -> Label:
-    read.known(table, ("name", "classes"), "label.", "the label")
+    read.known(table, ("name", "classes", "time"), "label.", "the label")
+    classes = read.value(table, "classes", "label.", list[str | dict[str, Any]], [])
+    values = _named_values(read, classes, "label.classes", "a class")
+    if "classes" in table and len(classes) < 2:
+        read.problem("label.classes", f"has {len(classes)} entries; name at least two classes")
+    time = _time(read, read.value(table, "time", "label.", dict[str, Any], {})) if "time" in table else None
+    if time is not None and len(values) > 2:
+        read.problem("label.classes", f"has {len(values)} entries with a time; name what is no event, and the event")
+    return Label(read.value(table, "name", "label.", str, ""), values, time)
+
+
+def _time(read: _Reader, table: Mapping[str, Any]) -> Number:
+    where = "label.time."
+    read.known(table, ("name", "unit", "low", "high"), where, "a time")
+    name = read.value(table, "name", where, str, "")
+    stated = {key: value for key, value in table.items() if key in ("unit", "low", "high")}
+    return _number(read, name, {"low": 0.0, **stated}, where)
+
+
+def _named_values(
+    read: _Reader, entries: Sequence[str | dict[str, Any]], place: str, what: str
+) -> dict[str, tuple[str, ...]]:
+    """Return for each name of a class or category the texts that stand for it; a text by itself stands for itself."""
     values: dict[str, tuple[str, ...]] = {}
     seen: set[str] = set()
-    classes = read.value(table, "classes", "label.", list[str | dict[str, Any]], [])
-    for number, entry in enumerate(classes, 1):
-        where = f"label.classes, entry {number},"
+    for number, entry in enumerate(entries, 1):
+        where = f"{place}, entry {number},"
         if isinstance(entry, str):
             entry = {"name": entry, "values": [entry]}
-        read.known(entry, ("name", "values"), f"{where} ", "a class")
+        read.known(entry, ("name", "values"), f"{where} ", what)
         name = read.value(entry, "name", f"{where} ", str, "")
         if name in values:
             read.problem(where, f"names {name!r} again; give one entry all its values")
         values[name] = read.texts(read.value(entry, "values", f"{where} ", list[str], []), where, seen)
-    if "classes" in table and len(classes) < 2:
-        read.problem("label.classes", f"has {len(classes)} entries; name at least two classes")
-    return Label(read.value(table, "name", "label.", str, ""), values)
+    return values
+
+
+def _is_nan(value: object) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _check_identifiers(read: _Reader, identifiers: tuple[str, ...], others: set[str]) -> None:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import public_stream
-from confide.data.table import Table
+from confide.data.schema import Category, Schema
+from confide.data.table import Table, counted, read_table
 from confide.errors import DataError
 
 Indices = NDArray[np.int64]
@@ -68,6 +70,40 @@ def by_label(
         largest = max(parts, key=len)
         smallest.append(largest.pop(int(stream.integers(len(largest)))))
     return _parts(table, parties, [stream.permutation(np.array(part, np.int64)) for part in parts])
+
+
+def by_column(place: object, schema: Schema, column: str, parties: Sequence[str]) -> dict[str, Table]:
+    """Return the records of one table by whose they are, as one of its columns says.
+
+    Args:
+        place: of a table, as `read_table` takes it.
+        schema: what it keeps to; the column may be one of its categories or identifiers, or one that it does not name.
+        column: the party's own name of it, if the schema has none.
+        parties: values of the column, all different; every record has one of them.
+
+    Raises:
+        DataError: as `read_table`; a record is nobody's, or a party has none.
+    """
+    _check_names(parties)
+    categories = {each.name for each in schema.columns if isinstance(each, Category)}
+    own = column in categories or column in schema.identifiers
+    read = schema if own else replace(schema, identifiers=(*schema.identifiers, column))
+    table = read_table(place, read)
+    whose = table.columns[column] if column in categories else table.identifiers[column]
+    if not own:
+        others = {name: texts for name, texts in table.identifiers.items() if name != column}
+        table = replace(table, identifiers=others)
+    parts = {name: np.flatnonzero(whose == name) for name in parties}
+    nobody = ~np.isin(whose.astype(str), list(parties))
+    if nobody.any():
+        raise DataError(
+            f"Expected column {column!r} to name a party for every record; {counted(nobody)} name another: list all of "
+            "them, or leave those records out"
+        )
+    for name, rows in parts.items():
+        if not len(rows):
+            raise DataError(f"Expected records of {name!r} in column {column!r}, there are none; leave that party out")
+    return {name: table.take(rows) for name, rows in parts.items()}
 
 
 def alike(table: Table, parts: Mapping[str, Table], *, seed: int | str) -> dict[str, Table]:
@@ -136,6 +172,7 @@ def aside(table: Table, *, fraction: float, seed: int | str, unit: str | None = 
         records = [(seed, unit, whose) for whose in table.identifiers[unit].tolist()]
     else:
         cells = [table.columns[name].tolist() for name in sorted(table.columns)]
+        cells += [] if table.times is None else [table.times.values.tolist()]
         records = [(seed, label, *row) for label, *row in zip(table.labels.tolist(), *cells, strict=True)]
     tested = [_unit_hash(record) < fraction for record in records]
     rows = np.asarray(tested, bool)
@@ -154,9 +191,13 @@ def _classes(labels: Indices) -> list[Indices]:
     return [np.flatnonzero(labels == label) for label in np.unique(labels)]
 
 
-def _check(table: Table, parties: Sequence[str], at_least: int) -> None:
+def _check_names(parties: Sequence[str]) -> None:
     if not parties or len(set(parties)) != len(parties):
         raise DataError(f"Expected at least one party and different names, got {', '.join(parties) or 'none'}")
+
+
+def _check(table: Table, parties: Sequence[str], at_least: int) -> None:
+    _check_names(parties)
     if at_least < 1 or table.n < at_least * len(parties):
         raise DataError(
             f"Expected at_least={at_least} records, and at least 1, for each of {len(parties)} parties; "

@@ -10,19 +10,20 @@ to be mended, and only in `Finding.texts`, so that whoever passes a finding on c
 
 from __future__ import annotations
 
-import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.data.schema import MISSING_MARKERS, Category, Image, Label, Number, Schema
-from confide.data.table import checked_images, images_of, outside, read_arrays, read_cells, refuse_images, to_number
+from confide.data.files import is_csv, raw_columns, read_cells, refuse_images
+from confide.data.reading import Reading, as_texts, read_category, read_number
+from confide.data.schema import Category, Image, Label, Number, Schema
+from confide.data.source import Origin, Source, check_source, open_source
+from confide.data.table import bounds_text, checked_images, images_of, names_at, outside, outside_bounds
 from confide.errors import DataError, nearest
 
 #: Rows and texts that a finding names.
@@ -130,106 +131,123 @@ class Survey:
         return tuple(finding for finding in self.findings if finding.level == "problem")
 
 
-def survey(path: Path, schema: Schema) -> Survey:
+def survey(place: object, schema: Schema) -> Survey:
     """Return everything in which a table departs from a schema; nothing is raised for what is in the file.
+
+    Args:
+        place: of a table, as `read_table` takes it.
+        schema: what it should keep to.
 
     **Guarantees**: there are problems exactly where `read_table` refuses the table.
     """
     try:
-        columns, images, records, ragged = _columns_of(path, schema)
+        source = open_source(place)
+        check_source(source, schema)
+        raw, records, ragged = _columns_of(source, schema)
     except DataError as error:
         return Survey(0, (), {}, (), (Finding("problem", "", str(error)),))
     findings: list[Finding] = []
     counts: list[ColumnCount] = []
     classes: dict[str, int] = {}
-    for column in (*schema.columns, schema.label):
-        if isinstance(column, Image):
-            count, found = _image(column, images[column.name], records)
-            counts.append(count)
-            findings += found
-            continue
-        if column.name not in columns:
-            close = nearest(column.name, columns)
+    asked = (*schema.columns, *schema.label.times, schema.label)
+    for column in asked:
+        origin = source.origin(column.name)
+        if isinstance(column, Category) and column.part:
+            continue  # of a date, which is looked at itself
+        if origin.name not in raw and not origin.absent:
+            close = nearest(origin.name, raw)
             findings.append(Finding("problem", column.name, f"there is no such column{close}; add or rename it"))
             continue
-        match column:
-            case Number():
-                count, found = _number(column, columns[column.name], archive=path.suffix == ".npz")
-            case Category():
-                count, found = _category(column, columns[column.name])
-            case Label():
-                count, found, classes = _label(column, columns[column.name])
+        values = np.empty(records - len(ragged)) if origin.absent else raw[origin.name]
+        try:
+            match column:
+                case Image():
+                    count, found = _image(column, values, records)
+                case Number():
+                    count, found = _number(column, values, origin)
+                case Category():
+                    count, found = _category(column, values, origin)
+                case Label():
+                    count, found, classes = _label(column, values, origin)
+        except DataError as error:  # about the column as a whole
+            findings.append(Finding("problem", column.name, str(error)))
+            continue
         counts.append(count)
         findings += found
+    findings += _identifiers(schema, raw, source)
     if ragged:  # their cells belong to no column, so the others were counted without them
         numbers = sorted(set(range(1, records + 1)) - set(ragged))
         findings = [replace(one, rows=tuple(numbers[row - 1] for row in one.rows)) for one in findings]
-        text = "records have more or fewer cells than the header; quote cells that contain a comma"
+        text = "records have more or fewer cells than the header; quote cells that contain the separator"
         findings.insert(0, _counted("problem", "", text, ragged))
-    known = {column.name for column in (*schema.columns, schema.label)}
-    ignored = tuple(name for name in columns if name not in known)
+    known = {source.origin(column.name).name for column in asked} | {*schema.identifiers}
+    ignored = tuple(name for name in raw if name not in known)
     return Survey(records, tuple(counts), classes, ignored, tuple(findings))
 
 
-def _columns_of(path: Path, schema: Schema) -> tuple[dict[str, list[str]], dict[str, NDArray[Any]], int, list[int]]:
-    """Return the cells of each column, the images, the number of records, and which have cells too many or too few."""
-    images = images_of(schema)
-    if path.suffix == ".npz":
-        names = [*(column.name for column in schema.columns), schema.label.name]
-        texts = {column.name for column in schema.columns if isinstance(column, Category)} | {schema.label.name}
-        arrays = read_arrays(path, names, images=images)
-        pictures = {name: arrays.pop(name) for name in images}
-        cells = {name: _cells(values, name, text=name in texts) for name, values in arrays.items()}
-        if not cells[schema.label.name]:
-            raise DataError(f"Expected at least one record in {path}; its columns are empty")
-        return cells, pictures, len(cells[schema.label.name]), []
-    refuse_images(path, images)
-    header, rows = read_cells(path)
-    whole = [row for row in rows if len(row) == len(header)]
-    ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
-    return {name: [row[place] for row in whole] for place, name in enumerate(header)}, {}, len(rows), ragged
+def _columns_of(source: Source, schema: Schema) -> tuple[dict[str, NDArray[Any]], int, list[int]]:
+    """Return the raw columns, the number of records, and which have cells too many or too few."""
+    if is_csv(source):
+        refuse_images(source.where, images_of(schema))
+        header, rows = read_cells(source)
+        whole = [row for row in rows if len(row) == len(header)]
+        ragged = [number for number, row in enumerate(rows, 1) if len(row) != len(header)]
+        cells = {name: np.array([row[place] for row in whole], dtype=object) for place, name in enumerate(header)}
+        return cells, len(rows), ragged
+    names = names_at(source, schema)
+    raw = raw_columns(source, [*dict.fromkeys(names.values())], images=[names[name] for name in images_of(schema)])
+    records = len(raw[names[schema.label.name]])
+    if not records:
+        raise DataError(f"Expected at least one record in {source.where}; its columns are empty")
+    return raw, records, []
 
 
-def _cells(values: NDArray[Any], name: str, *, text: bool) -> list[str]:
-    """Return the values of an archive's column as a CSV file would have them."""
-    if values.dtype.kind not in ("OUiu" if text else "fiub"):
-        wanted = "text or whole numbers" if text else "numbers"
-        raise DataError(f"Expected {wanted} in column {name!r}, got {values.dtype}; store it as such")
-    if text:
-        return ["" if value is None else str(value).strip() for value in values.tolist()]
-    return ["" if math.isnan(value) else repr(value) for value in values.astype(np.float64).tolist()]
-
-
-def _number(column: Number, cells: Sequence[str], *, archive: bool) -> tuple[ColumnCount, list[Finding]]:
-    values, wrong, missing = np.full(len(cells), math.nan), list[int](), list[int]()
-    for row, cell in enumerate(cells):
-        if cell in MISSING_MARKERS:
-            missing.append(row + 1)
+def _identifiers(schema: Schema, raw: Mapping[str, NDArray[Any]], source: Source) -> Iterator[Finding]:
+    """Yield a problem for each identifier that is absent or does not say of every record whose it is."""
+    for name in schema.identifiers:
+        origin = source.origin(name)
+        if origin.name not in raw:
+            yield Finding("problem", name, f"there is no such column{nearest(origin.name, raw)}; add or rename it")
             continue
         try:
-            values[row] = to_number(cell)
-        except ValueError:
-            if archive:  # it may hold infinite numbers, which are beyond every bound
-                values[row] = float(cell)
-            else:
-                wrong.append(row + 1)
-    beyond = (values < column.low) | (values > column.high)
-    outside = [row + 1 for row in np.flatnonzero(beyond).tolist()]
+            texts = as_texts(raw[origin.name], f"column {name!r}", missing=origin.missing)
+        except DataError as error:
+            yield Finding("problem", name, str(error))
+            continue
+        if nobody := _rows(texts == ""):
+            yield _counted(
+                "problem", name, "cells do not say whose record it is; fill it in, or leave them out", nobody
+            )
+
+
+def _rows(where: NDArray[np.bool_]) -> list[int]:
+    return [row + 1 for row in np.flatnonzero(where).tolist()]
+
+
+def _number(column: Number, raw: NDArray[Any], origin: Origin) -> tuple[ColumnCount, list[Finding]]:
+    found = read_number(raw, column, origin, f"column {column.name!r}")
+    values, missing, wrong = found.values, _rows(found.missing), _rows(found.wrong)
+    outside = _rows(outside_bounds(values, column))
     findings: list[Finding] = []
-    if wrong:
-        comma = any(re.fullmatch(r"-?\d+,\d+", cells[row - 1]) for row in wrong)
-        hint = "; some have a decimal comma: write a point" if comma else "; write a number, or leave the cell empty"
+    if wrong and column.date is not None:
+        text = "cells hold no date in the stated format; correct them, or state this table's format in a source file"
+        findings.append(_counted("problem", column.name, text, wrong))
+    elif wrong:
+        comma = any(re.fullmatch(r"-?\d+,\d+", str(raw[row - 1])) for row in wrong)
+        hint = "; some have a decimal comma: write a point, or say so in a source file" if comma else ""
+        hint = hint or "; write a number, or leave the cell empty"
         findings.append(_counted("problem", column.name, f"cells hold no number{hint}", wrong))
-    findings += _missing(column.name, missing, len(cells), refused=column.missing is None)
+    findings += _missing(column.name, missing, len(raw), refused=column.missing is None)
     if outside:
-        unit = f" {column.unit}" if column.unit else ""
-        text = f"values are outside of {column.low:g} to {column.high:g}{unit}"
+        text = f"values are outside of {bounds_text(column).removeprefix('from ')}"
         clipped = column.outside == "clip"
         text += "; the schema clips them" if clipped else '; correct them, or let the schema say outside = "clip"'
         findings.append(_counted("warning" if clipped else "problem", column.name, text, outside))
-    findings += _units(column, values[np.isfinite(values)], len(outside))
+    if column.date is None:
+        findings += _units(column, values[np.isfinite(values)], len(outside))
     findings += _constant(column.name, values[~np.isnan(values)].tolist())
-    return ColumnCount(column.name, column.unit, "number", len(missing), len(wrong), len(outside)), findings
+    unit = column.unit if column.date is None else "date"
+    return ColumnCount(column.name, unit, "number", len(missing), len(wrong), len(outside)), findings
 
 
 def _units(column: Number, values: NDArray[np.float64], outside: int) -> Iterator[Finding]:
@@ -253,12 +271,11 @@ def _units(column: Number, values: NDArray[np.float64], outside: int) -> Iterato
         yield Finding("warning", column.name, f"nearly all values lie within {share}; check the unit", len(values))
 
 
-def _category(column: Category, cells: Sequence[str]) -> tuple[ColumnCount, list[Finding]]:
-    findings, missing, wrong = _texts(
-        column.name, cells, set(column.categories), column.missing == "refuse", "categories"
-    )
-    findings += _constant(column.name, [cell for cell in cells if cell not in MISSING_MARKERS])
-    return ColumnCount(column.name, "", "category", missing, wrong), findings
+def _category(column: Category, raw: NDArray[Any], origin: Origin) -> tuple[ColumnCount, list[Finding]]:
+    found = read_category(raw, column, origin, f"column {column.name!r}")
+    findings = _texts(column.name, found, set(column.categories), column.missing == "refuse", "categories")
+    findings += _constant(column.name, found.values[~found.missing].tolist())
+    return ColumnCount(column.name, "", "category", int(found.missing.sum()), int(found.wrong.sum())), findings
 
 
 def _image(column: Image, values: NDArray[Any], records: int) -> tuple[ColumnCount, list[Finding]]:
@@ -277,32 +294,29 @@ def _image(column: Image, values: NDArray[Any], records: int) -> tuple[ColumnCou
     return ColumnCount(column.name, "", "image", 0, 0, len(beyond)), findings
 
 
-def _label(label: Label, cells: Sequence[str]) -> tuple[ColumnCount, list[Finding], dict[str, int]]:
-    class_of = {text: name for name, texts in label.values.items() for text in texts}
-    findings, missing, wrong = _texts(label.name, cells, set(class_of), True, "classes")
-    counts = Counter(class_of[cell] for cell in cells if cell in class_of)
+def _label(label: Label, raw: NDArray[Any], origin: Origin) -> tuple[ColumnCount, list[Finding], dict[str, int]]:
+    found = read_category(raw, label, origin, f"column {label.name!r}")
+    findings = _texts(label.name, found, {text for texts in label.values.values() for text in texts}, True, "classes")
+    counts = Counter[str](found.values[~found.wrong & ~found.missing].tolist())
     for name in label.classes:
         if not counts[name]:
             findings.append(Finding("warning", label.name, f"no record is of the class {name!r}"))
     classes = {name: counts[name] for name in label.classes}
-    return ColumnCount(label.name, "", "label", missing, wrong), findings, classes
+    return ColumnCount(label.name, "", "label", int(found.missing.sum()), int(found.wrong.sum())), findings, classes
 
 
-def _texts(
-    name: str, cells: Sequence[str], known: set[str], refused: bool, what: str
-) -> tuple[list[Finding], int, int]:
-    """Return the findings about a column of texts, its missing cells, and those that are not known."""
-    missing = [row for row, cell in enumerate(cells, 1) if cell in MISSING_MARKERS]
-    unknown = [row for row, cell in enumerate(cells, 1) if cell not in MISSING_MARKERS and cell not in known]
-    findings = _missing(name, missing, len(cells), refused=refused)
+def _texts(name: str, found: Reading, known: set[str], refused: bool, what: str) -> list[Finding]:
+    """Return the findings about a column of texts: its missing cells, and those that are not known."""
+    unknown = _rows(found.wrong)
+    findings = _missing(name, _rows(found.missing), len(found.values), refused=refused)
     if unknown:
-        texts = Counter(cells[row - 1] for row in unknown)
+        texts = Counter[str](found.values[found.wrong].tolist())
         text = f"cells hold {len(texts)} {what} that the schema does not know"
         if any(word.casefold() in {one.casefold() for one in known} for word in texts):
             text += "; some differ in upper and lower case alone"
         named = {word[:_LONGEST_TEXT]: count for word, count in texts.most_common(MOST_NAMED)}
         findings.append(Finding("problem", name, text, len(unknown), tuple(unknown[:MOST_NAMED]), named))
-    return findings, len(missing), len(unknown)
+    return findings
 
 
 def _missing(name: str, rows: list[int], cells: int, *, refused: bool) -> list[Finding]:

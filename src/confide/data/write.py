@@ -1,21 +1,23 @@
-"""A table written as CSV, so that `read_csv` gives back exactly the same table."""
+"""A table written as CSV, so that `read_table` gives back exactly the same table."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from pathlib import Path
+from typing import Any
 
-from confide.data.schema import Schema
-from confide.data.table import Table, images_of, refuse_images
+from confide.data.dates import as_text
+from confide.data.files import refuse_images
+from confide.data.schema import Category, Column, Number, Schema
+from confide.data.table import Table, images_of
 
 
 def csv_text(table: Table, schema: Schema) -> str:
     r"""Return `table` as comma-separated text with a header, the label last.
 
     Numbers have as many digits as tell them apart from every other float64; a missing value is an empty cell; a class
-    is the first of the texts that stand for it.
+    or category is the first of the texts that stand for it, and identifiers are left out.
 
     Raises:
         DataError: the table has images, which no CSV file can hold.
@@ -31,18 +33,23 @@ def csv_text(table: Table, schema: Schema) -> str:
         >>> csv_text(check(raw, schema, where="here"), schema)
         'age,ill\n60.5,1\n'
     """
-    refuse_images(Path("a CSV file"), images_of(schema))
-    names = [column.name for column in schema.columns]
+    refuse_images("a CSV file", images_of(schema))
+    stored = [column for column in schema.columns if not (isinstance(column, Category) and column.part)]
     classes = [values[0] for values in schema.label.values.values()]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*names, schema.label.name])
-    cells = [[_cell(value) for value in table.columns[name].tolist()] for name in names]
+    values: list[tuple[Column, Any]] = [(column, table.columns[column.name]) for column in stored]
+    values += [(time, table.times.values) for time in schema.label.times if table.times is not None]
+    writer.writerow([*(column.name for column, _ in values), schema.label.name])
+    cells = [[_cell(value, column) for value in each.tolist()] for column, each in values]
     writer.writerows(zip(*cells, [classes[label] for label in table.labels.tolist()], strict=True))
     return text.getvalue()
 
 
-def _cell(value: float | str) -> str:
+def _cell(value: float | str, column: Column) -> str:
     if isinstance(value, str):
-        return value
+        texts = column.values.get(value) if isinstance(column, Category) else None
+        return texts[0] if texts else value
+    if isinstance(column, Number) and column.date is not None:
+        return as_text(value, column.date)
     return "" if math.isnan(value) else repr(value)

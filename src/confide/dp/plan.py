@@ -255,7 +255,7 @@ class PrivacyPlan:
         Raises:
             PrivacyError: none does.
         """
-        self.spent(done + 1)
+        self.check_count(done + 1)
         return self._first[done] if done < len(self._first) else self.training
 
     @property
@@ -303,11 +303,15 @@ class PrivacyPlan:
         Raises:
             PrivacyError: more releases than the plan has.
         """
-        if not 0 <= releases <= self.releases:
-            raise PrivacyError(f"Expected at most releases={self.releases}, got {releases}; make a new plan")
+        self.check_count(releases)
         if not releases and not self._before:
             return 0.0
         return self.composition(self.shares, releases=releases).epsilon(self.delta)
+
+    def check_count(self, releases: int) -> None:
+        """Raise PrivacyError unless the training has as many releases."""
+        if not 0 <= releases <= self.releases:
+            raise PrivacyError(f"Expected at most releases={self.releases}, got {releases}; make a new plan")
 
     def clipped_sum(self, per_record: Matrix, units: Vector | None = None) -> Clipped:
         """Return the sum of a silo's units, each clipped and rounded to the grid: what `release` takes.
@@ -404,7 +408,7 @@ class Releases:
     """
 
     def __init__(self, plan: PrivacyPlan, *, done: int = 0, prepared: bool = False) -> None:
-        plan.spent(done)
+        plan.check_count(done)
         self._plan = plan
         self.done, self.prepared = done, prepared
 

@@ -43,6 +43,7 @@ _ROOM = 7 / 8
 
 _LARGEST_BYTES = 1 << 20
 _MOST_FEATURES = 1 << 16
+_MOST_NAMED = 20  # categories in a text
 _MOST_WHITENED = 4  # columns; the statistics of each are worked out anew wherever a model is opened
 _BLOCK_NUMBERS = 1 << 20  # of one intermediate array
 
@@ -154,8 +155,8 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         if beyond.any():
             if self.outside == "refuse":
                 raise DataError(
-                    f"Expected {self.name!r} from {self.low:g} to {self.high:g}, got {numbers[beyond][0]:g} in "
-                    f'{first_row(beyond)}; correct it, or state outside = "clip"'
+                    f"Expected {self.name!r} from {self.low:g} to {self.high:g}, {first_row(beyond)} is outside; "
+                    'correct it, or state outside = "clip"'
                 )
             numbers = np.clip(numbers, self.low, self.high)
         return numbers, absent
@@ -217,8 +218,8 @@ class OneHot(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if value in ("", None):
             return DataError(f"Expected a value of {self.name!r} in row {row + 1}; fill it in, or state a missing rule")
         return DataError(
-            f"Expected a known category of {self.name!r}, got {value!r} in row {row + 1}"
-            f"{nearest(str(value), self.categories)}; known are {', '.join(self.categories)}"
+            f"Expected a known category of {self.name!r}, row {row + 1} has another; the model knows "
+            f"{', '.join(self.categories[:_MOST_NAMED])}{' ...' if len(self.categories) > _MOST_NAMED else ''}"
         )
 
 
@@ -326,8 +327,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             columns: the raw columns, each of shape (n,), images (n, height, width); columns without a rule are ignored.
 
         Raises:
-            DataError: a column is absent, lengths differ, or a value breaks its rule. The text names column, row and
-                value: it is for the owner of the data, where this runs.
+            DataError: a column is absent, lengths differ, or a value breaks its rule. The text names column and row,
+                never the value.
         """
         return self.finished(self.fixed(columns))
 

@@ -27,6 +27,12 @@ def logistic(features: int, outputs: int = 1, *, classes: tuple[str, ...] = ()) 
     return Graph((Linear(np.zeros((outputs, features)), np.zeros(outputs)), Sigmoid()), classes)
 
 
+def hazard(features: int) -> Graph:
+    """Return a linear log hazard with every parameter zero: one output, larger for records whose event comes sooner."""
+    _check(features=features)
+    return Graph((Linear(np.zeros((1, features)), np.zeros(1)),))
+
+
 def mlp(features: int, hidden: int, outputs: int = 1, *, seed: int | str, classes: tuple[str, ...] = ()) -> Graph:
     """Return a network with one hidden layer of squares, its weights drawn from a public stream.
 

@@ -13,14 +13,13 @@ The folder is its owner's: whoever can write there can approve, so it is made fo
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import msgspec
 
-from confide.errors import Aborted, DataError, ProtocolError, UsageError
+from confide.errors import Aborted, ProtocolError, UsageError
 from confide.model.artifact import write_whole
 from confide.structs import known
 from confide.train.budget import Spent
@@ -62,7 +61,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         job: hex hash of the job.
         roster: hex fingerprint of the roster.
         coordinator, helper: hex identities; helper "" if there is none.
-        data: hex SHA-256 of the table's file at that time; "" of a refusal.
+        data: hex SHA-256 of the table at that time (`confide.data.files.digest_of`); "" of a refusal.
         who: who decided.
         when: ISO 8601 time.
         reason: of a refusal; the coordinator sees it.
@@ -90,22 +89,6 @@ class Verdict:
 
     state: Literal["waiting", "approved", "refused", "changed"]
     reason: str = ""
-
-
-def data_digest(path: Path) -> str:
-    """Return the hex SHA-256 of a file, read in pieces.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                digest.update(piece)
-    except OSError as error:
-        raise DataError(f"Expected a readable table at {path}; {error.strerror}") from None
-    return digest.hexdigest()
 
 
 class Approvals:

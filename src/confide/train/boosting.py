@@ -283,8 +283,7 @@ class Boosting(Encoding):
         self._enter(light[order].astype(np.float64), sums[inner][order], bounds)
 
     @property
-    def gains(self) -> Mapping[str, float]:
-        """Return what the splits of each column have gained, as shares of 1."""
+    def importance(self) -> Mapping[str, float]:
         total = float(self._gain.sum()) or 1.0
         return {column.name: gain / total for column, gain in zip(self._columns, self._gain.tolist(), strict=True)}
 

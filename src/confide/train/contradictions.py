@@ -81,6 +81,45 @@ def check_features(model: ModelSection, given: Mapping[str, Any]) -> None:
         )
 
 
+def check_survival(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what a cox model does not know of, and its keys elsewhere.
+
+    Args:
+        given: the keys that somebody wrote in [model].
+    """
+    cox, private, train = job.model.kind == "cox", job.privacy is not None, job.train
+    if "intervals" in given and (not cox or private):
+        raise JobError(
+            'Expected no model.intervals but with model.kind="cox" and without [privacy]; no other sum has a grid of '
+            "times. Leave it out"
+        )
+    if not cox:
+        if train.algorithm == "risk-sets":
+            raise JobError(f'Expected model.kind="cox" with train.algorithm="risk-sets", got "{job.model.kind}"')
+        return
+    wanted = "fedavg" if private else "risk-sets"
+    if train.algorithm != wanted or train.local_steps != 1:
+        raise JobError(
+            f'Expected train.algorithm="{wanted}" and train.local_steps=1 with model.kind="cox"'
+            f'{" and a [privacy]" if private else ""}, got "{train.algorithm}" and {train.local_steps}; leave them out'
+        )
+    if job.privacy is not None and (job.privacy.unit != "record" or not job.model.unit_rows):
+        raise JobError(
+            'Expected privacy.unit="record" and model.unit_rows=true with model.kind="cox" and a [privacy]; they bound '
+            "what is summed of one record"
+        )
+    if train.class_weights != "none" or job.data.evaluate != "none" or job.data.set is not None:
+        raise JobError(
+            'Expected no train.class_weights, no data.evaluate and no data.set with model.kind="cox"; they know of '
+            "classes alone. Leave them out, and name tables"
+        )
+    if train.aggregate == "groups" or train.compress != "none" or train.clip_norm or train.norm_bound is not None:
+        raise JobError(
+            'Expected no train.aggregate="groups", train.compress, train.clip_norm or train.norm_bound with '
+            'model.kind="cox"; what is summed are counts over risk sets, which no rule outvotes and nothing compresses'
+        )
+
+
 def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str, Any]) -> None:
     """Refuse what [train] names and would be ignored, and what [privacy] cannot account for.
 
@@ -165,7 +204,8 @@ def check_trees(job: Job, table: Mapping[str, Any]) -> None:
 
 def _check_private_trees(job: Job, given: Mapping[str, Any]) -> None:
     """Refuse what trees under [privacy] do not know; they are one function of each column, and none is grown."""
-    assert job.privacy is not None and job.trees is not None
+    assert job.privacy is not None
+    assert job.trees is not None
     for key in OF_BOOSTING:
         if key in given:
             raise JobError(f"Expected no trees.{key} with [privacy]: trees are then one function of each column")

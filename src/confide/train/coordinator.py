@@ -316,6 +316,7 @@ class Coordinator:
             seconds={},
             epsilon=entry["epsilon"],
             origin=self.origin,
+            importance=self.course.encoding.importance,
         )
 
     def finish(self, *, model: bytes = b"", reason: str = "") -> None:

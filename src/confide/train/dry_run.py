@@ -18,6 +18,7 @@ from confide.train.parts import aggregator_of, preprocess_of, rounds_of, start_o
 from confide.train.policy import Policy, refusals_of_job
 from confide.train.run import set_aside
 from confide.train.sections import Job, parties_of
+from confide.train.units import outcomes_of
 from confide.wire import MemoryStore
 
 
@@ -104,7 +105,7 @@ def _rehearsed(data: Path, schema: Schema, job: Job) -> tuple[list[Finding], int
     findings = list(_sizes(job, kept.n))
     start = start_of(job, preprocess.features, schema.label.classes, preprocess=preprocess)
     encoding = rounds_of(job, start, parties_of(job), preprocess)
-    silo = Silo("this node", preprocess.apply(kept.columns), kept.labels, kept.columns)
+    silo = Silo("this node", preprocess.apply(kept.columns), outcomes_of(job, kept), kept.columns)
     begin = time.perf_counter()
     try:
         encoding.contribution(encoding.learner.start, silo, 1, SystemRandomness(), MemoryStore())

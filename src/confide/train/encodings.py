@@ -124,6 +124,11 @@ class Encoding(ABC):
         return {}
 
     @property
+    def importance(self) -> Mapping[str, float]:
+        """Return what part of the model's gain each raw column has, all together 1; empty where nothing says so."""
+        return {}
+
+    @property
     def moved(self) -> Mapping[str, Matrix]:
         """Return what the sums have moved of this encoding, by name."""
         return {}

@@ -1,4 +1,4 @@
-"""How good a model is: accuracy and the area under the ROC curve."""
+"""How good a model is: accuracy, the area under the ROC curve, and the concordance of survival."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def decide(y: Matrix) -> Labels:
 
 def accuracy(graph: Graph, x: Matrix, y: Labels) -> float:
     """Return the share of records (0 to 1) whose class is predicted."""
-    if not len(x):
-        raise DataError("Expected at least one record to evaluate on")
+    if not len(x) or y.ndim != 1:
+        raise DataError("Expected at least one record to evaluate on, each with a class; survival has `concordance`")
     return float((decide(graph.apply(x)) == y).mean())
 
 
@@ -37,3 +37,48 @@ def auc(scores: Matrix, y: Labels) -> float:
     below = np.searchsorted(negative, positive, side="left").sum()
     up_to = np.searchsorted(negative, positive, side="right").sum()
     return float((below + up_to) / (2 * len(positive) * len(negative)))
+
+
+def concordance(scores: Matrix, times: Matrix, events: Labels) -> float:
+    """Return the chance (0 to 1) that of two records the one whose event came first scores higher; ties count half.
+
+    Pairs count whose order is known: an event, and a record that was observed beyond it, or as long without an event.
+
+    Args:
+        scores: float64, shape (n,), larger for an earlier event.
+        times: shape (n,), in any unit.
+        events: 1 for an event, 0 for a record that was lost sight of, shape (n,).
+
+    Source: Harrell et al., Evaluating the yield of medical tests (1982).
+
+    Raises:
+        DataError: no pair's order is known.
+    """
+    above, pairs = 0.0, 0
+    for place in np.flatnonzero(events == 1).tolist():
+        later = (times > times[place]) | ((times == times[place]) & (events != 1))
+        others = scores[later]
+        above += np.count_nonzero(others < scores[place]) + np.count_nonzero(others == scores[place]) / 2
+        pairs += len(others)
+    if not pairs:
+        raise DataError("Expected an event and a record that was observed beyond it; no pair's order is known")
+    return float(above / pairs)
+
+
+def in_words(graph: Graph, x: Matrix, y: Matrix | Labels) -> str:
+    """Return one figure of a model on records in the clear, in words: accuracy, or of survival the concordance index.
+
+    Args:
+        y: classes (n,), or times and events (n, 2).
+
+    Raises:
+        DataError: there are no records, or no pair's order is known.
+    """
+    if y.ndim == 2:
+        index = concordance(graph.apply(x)[:, 0], y[:, 0].astype(np.float64), y[:, 1].astype(np.int64))
+        return f"concordance index on {len(y)} test records: {index:.3f} (by chance: 0.500)"
+    share = accuracy(graph, x, y.astype(np.int64))
+    majority = np.bincount(y.astype(np.int64)).max() / len(y)
+    return (
+        f"accuracy on {len(y)} test records: {100 * share:.1f} % (always the commonest class: {100 * majority:.1f} %)"
+    )

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
+from confide.data.files import digest_of
 from confide.errors import ProtocolError
-from confide.train.approval import Approvals, data_digest
+from confide.train.approval import Approvals
 from confide.train.budget import Budget
 from confide.train.node import Decision
 from confide.train.offer import Offer
@@ -65,7 +66,7 @@ class PolicyGate:
             return Decision("refused", "; ".join(reasons))
         if self._policy.approval.by == "policy":
             return Decision("accepted")
-        digest = data_digest(self._data) if self._data else ""
+        digest = digest_of(self._data) if self._data else ""
         verdict = self._approvals.verdict(offer, digest)
         if verdict.state == "approved":
             return Decision("accepted")

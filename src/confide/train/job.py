@@ -36,6 +36,7 @@ from confide.train.contradictions import (
     check_compression,
     check_features,
     check_readers,
+    check_survival,
     check_trees,
 )
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
@@ -57,6 +58,7 @@ _DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "logistic": {},
     "mlp": {"rounds": 60, "learning_rate": 0.1},
     "trees": {},
+    "cox": {"weight_decay": 1e-3},
 }
 
 #: The same for a network that the caller brings: many local steps take the place of the server's momentum.
@@ -70,6 +72,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
     "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
     "additive": {"rounds": 21, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
+    "risk-sets": {"rounds": 8, "momentum": 0.0, "average": 0.0},
 }
 
 #: What [trees] takes under [privacy]: noise is the same however many intervals there are.
@@ -91,6 +94,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("data", "alpha"): (0, 1e6, True, False),
     ("data", "test_fraction"): (0, 1, True, True),
     ("model", "hidden"): (1, 4096, False, False),
+    ("model", "intervals"): (1, 1000, False, False),
     ("model", "scales"): (1, 5, False, False),
     ("model", "angles"): (1, 16, False, False),
     ("model", "channel_groups"): (0, 4096, False, False),
@@ -165,6 +169,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
         raise JobError(f"Expected a well-formed job; {error}") from None
     check_features(job.model, table.get("model", {}))
     check_trees(job, table)
+    check_survival(job, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     check_client_level(job, table.get("train", {}), table.get("privacy", {}))
     return job
@@ -245,15 +250,32 @@ def _contradictions_in_data(data: dict[str, Any]) -> Iterator[str]:
     if ("set" in data) == ("schema" in data):
         yield 'Expected either data.set or data.schema with data.tables; for a trial: set = "breast-cancer"'
     elif "set" in data:
+        if data.get("split") == "column" or any(key in data for key in ("table", "split_by", "names")):
+            yield 'Expected no split="column" with data.set, which has no parties; name data.schema and data.table'
         if "nodes" in data:
             yield "Expected no data.nodes with data.set; nodes bring tables of their own, so name their data.schema"
+    elif data.get("split") == "column" or any(key in data for key in ("table", "split_by", "names")):
+        yield from _faults_of_column(data)
     elif "tables" in data and "nodes" in data:
         yield "Expected either data.tables, which are read here, or data.nodes, which keep their own; leave one out"
     elif "nodes" in data:
         yield from _faults_of_nodes(data)
     elif isinstance(tables := data.get("tables", {}), dict) and len(cast("Sized", tables)) < 2:
         parties = len(cast("Sized", tables))
-        yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's CSV file"
+        yield f"Expected at least 2 parties in data.tables, got {parties}; name each party's table"
+
+
+def _faults_of_column(data: dict[str, Any]) -> Iterator[str]:
+    wanted = {"table", "split_by", "names"}
+    if data.get("split") != "column" or not wanted <= data.keys() or "tables" in data or "nodes" in data:
+        yield (
+            'Expected split="column" in [data] with table, split_by and names, and without tables and nodes: one '
+            "table, the column that says whose a record is, and its values"
+        )
+        return
+    names = data["names"]
+    if isinstance(names, list) and len(set(map(str, cast("list[object]", names)))) < max(2, len(cast("Sized", names))):
+        yield "Expected at least 2 different values in data.names; name each party once"
 
 
 def _faults_of_nodes(data: dict[str, Any]) -> Iterator[str]:
@@ -312,12 +334,13 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     table = _chosen(table)
     data: dict[str, Any] = table.get("data", {})
     model: dict[str, Any] = table.get("model", {})
-    tables: Sized = data["nodes"] if "nodes" in data else data.get("tables", ())
+    tables: Sized = next((data[key] for key in ("nodes", "names") if key in data), data.get("tables", ()))
     parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
-    trees = model.get("kind") == "trees"
-    usual = "fedavg" if not trees else "additive" if "privacy" in table else "boosting"
-    own = {**_ALGORITHM_DEFAULTS.get(given.get("algorithm", usual), {}), "algorithm": usual}
+    private, kind = "privacy" in table, model.get("kind", "logistic")
+    of_kind = {"trees": "additive" if private else "boosting", "cox": "fedavg" if private else "risk-sets"}
+    given = {"algorithm": of_kind.get(kind, "fedavg")} | given
+    own = _ALGORITHM_DEFAULTS.get(given["algorithm"], {})
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
     train["quorum"] = train.get("quorum") or default_quorum(parties)
@@ -326,9 +349,9 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
-    if trees:
-        asked = TreesSection(**(_ADDITIVE if "privacy" in table else {}) | table.get("trees", {}))
-        if "privacy" not in table:
+    if kind == "trees":
+        asked = TreesSection(**(_ADDITIVE if private else {}) | table.get("trees", {}))
+        if not private:
             train["rounds"] = given.get("rounds", 1 + asked.count * asked.depth)
         resolved["trees"] = msgspec.structs.asdict(asked)
     if model.get("features") == "encoder":
@@ -340,7 +363,7 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
             if train.get("algorithm", "fedavg") in ("fedavg", "fedprox"):
                 train["momentum"] = given.get("momentum", 0.0)  # it adds up the noise of ten rounds
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
-        if trees:
+        if kind == "trees":
             privacy.setdefault("statistics_share", _COUNTS_SHARE)
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
@@ -352,6 +375,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         descends = train.get("algorithm", "fedavg") == "fedavg" and model.get("kind", "logistic") == "logistic"
         if descends and model.get("unit_rows") and privacy.get("unit") != "client":
             resolved["train"] = train | _private_descent(privacy) | given | {"quorum": train["quorum"]}
+        elif model.get("kind") == "cox" and model.get("unit_rows"):
+            steps = _private_descent(privacy)
+            slower = {"rounds": 20, "momentum": 0.0, "learning_rate": float(f"{steps['learning_rate'] / 5:.3g}")}
+            resolved["train"] = train | slower | given | {"quorum": train["quorum"]}
     return resolved
 
 
@@ -395,6 +422,8 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     """Return the (section, key) pairs that say nothing about this job."""
     of_sets = {("data", "parties"), ("data", "split"), ("data", "alpha")}
     unused = {("model", "hidden")} if job.model.kind != "mlp" else set[tuple[str, str]]()
+    if job.model.kind != "cox" or job.privacy is not None:
+        unused.add(("model", "intervals"))
     if job.model.features == "columns":
         unused |= {("model", key) for key in OF_SCATTERING}
     elif job.model.features == "encoder":
@@ -427,6 +456,7 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
         unused |= {("train", "local_steps"), ("model", "unit_rows")}
     if job.data.set is None:
         unused |= of_sets | ({("data", "test_fraction")} if job.data.test else set())
+        unused -= {("data", "split")} if job.data.split == "column" else set()
     elif job.data.split == "even":
         unused.add(("data", "alpha"))
     return unused

@@ -25,8 +25,10 @@ from confide.errors import DataError
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess
 from confide.train.boosting import boosted_alone
+from confide.train.cox import cox_alone
 from confide.train.evaluate import decide
 from confide.train.figures import Evaluation, Figure
+from confide.train.linear_head import is_hazard
 from confide.train.local import Silo, descend, scores_by_record
 from confide.train.newton import newton_alone
 from confide.train.sections import Job
@@ -106,6 +108,8 @@ def trained_alone(
     train = job.train
     if job.trees is not None:
         return boosted_alone(train, job.trees, preprocess, start, x, y, class_weights=class_weights)
+    if is_hazard(start):
+        return cox_alone(train, start, x, y.astype(np.float64))
     if train.algorithm == "statistics":
         return solved(train, start, x, y)
     if train.algorithm == "newton":

@@ -38,6 +38,11 @@ def is_head(graph: Graph) -> bool:
     return len(graph.layers) == 2 and isinstance(graph.layers[0], Linear) and isinstance(graph.layers[1], Sigmoid)
 
 
+def is_hazard(graph: Graph) -> bool:
+    """Return whether a graph is one linear layer that gives a log hazard."""
+    return len(graph.layers) == 1 and graph.outputs == 1
+
+
 class LinearHead:
     """What a silo's records add to the gradient of a head.
 
@@ -83,15 +88,19 @@ class LinearHead:
             self._rounded[silo] = self.sums.rounded(np.concatenate([silo.x, constant], axis=1))
         return self._rounded[silo]
 
-    def _residuals(self, parameters: Matrix, silo: Silo, right: Rounded) -> Matrix:
-        """Return the loss gradient at the logits, shape (k, n), each column from its own record."""
+    def _logits(self, parameters: Matrix, right: Rounded) -> Matrix:
+        """Return the logits, shape (k, n), each column from its own record."""
         rows = self.rows(parameters)
         norms = np.maximum(np.sqrt((rows * rows).sum(axis=1)), 1e-200)  # of zeros, any
         bits = np.floor(np.log2(_EXACT / (norms * self.sums.right_grid))).clip(-1000, 1000)
         whole = np.rint(rows * np.exp2(bits)[:, None])
         logits = whole @ right.steps.T
         logits *= (self.sums.step * np.exp2(-bits))[:, None]
-        found = sigmoid_by_record(logits)
+        return logits
+
+    def _residuals(self, parameters: Matrix, silo: Silo, right: Rounded) -> Matrix:
+        """Return the loss gradient at the logits, shape (k, n), each column from its own record."""
+        found = sigmoid_by_record(self._logits(parameters, right))
         if self._outputs == 1:
             found[0] -= silo.y == 1
         else:

@@ -129,9 +129,25 @@ def sigmoid_by_record(x: Matrix) -> Matrix:
     """Return the sigmoid by operations that round every element for itself; off by at most 1e-14 of it.
 
     numpy's own exponential may round by an element's place in its vector registers, so by the other records.
-    exp(-|x|) = 2^k exp(r) with r = -|x| - k log 2, |r| <= log(2) / 2, by Taylor's series up to r^11 / 11!.
     """
-    rest = np.abs(x)
+    small = _exp_of_minus(np.abs(x))
+    found = np.where(x >= 0, 1.0, small)
+    small += 1.0
+    found /= small
+    return found
+
+
+def exp_by_record(x: Matrix) -> Matrix:
+    """Return the exponential by operations that round every element for itself, of numbers cut to [-700, 700]."""
+    small = _exp_of_minus(np.abs(x))
+    return np.where(x >= 0, 1.0 / small, small)
+
+
+def _exp_of_minus(rest: Matrix) -> Matrix:
+    """Return exp(-x) of numbers from 0, which are overwritten; beyond 700 as at 700.
+
+    exp(-x) = 2^k exp(r) with r = -x - k log 2, |r| <= log(2) / 2, by Taylor's series up to r^11 / 11!.
+    """
     np.minimum(rest, _FURTHEST, out=rest)
     twos = rest * (-1 / math.log(2))
     np.rint(twos, out=twos)
@@ -144,10 +160,7 @@ def sigmoid_by_record(x: Matrix) -> Matrix:
         np.add(small, coefficient, out=small)
     np.copyto(twos, 0.0, where=np.isnan(twos))  # which stay NaN by their rest
     small *= ((twos.astype(np.int64) + 1023) << 52).view(np.float64)  # 2^k by its bits
-    found = np.where(x >= 0, 1.0, small)
-    small += 1.0
-    found /= small
-    return found
+    return small
 
 
 def _passes(

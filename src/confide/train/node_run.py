@@ -27,6 +27,7 @@ from confide.train.prepared_rounds import PreparedRounds
 from confide.train.rounds import own_randomness, session_of
 from confide.train.run import set_aside
 from confide.train.setting import Setting, evaluation_of_run
+from confide.train.units import outcomes_of
 from confide.train.witness import Witness
 from confide.wire import Store, decode, encode
 
@@ -99,8 +100,8 @@ class Part:
         """Read the node's table, and set its test records aside as a job in one process would."""
         kept, test = set_aside(self.setting.job, read_table(data, schema))
         prepare = self.setting.preprocess
-        self.silo = Silo(me, prepare.apply(kept.columns), kept.labels, kept.columns)
-        self.test = Silo(me, prepare.apply(test.columns), test.labels, test.columns)
+        self.silo = Silo(me, prepare.apply(kept.columns), outcomes_of(self.setting.job, kept), kept.columns)
+        self.test = Silo(me, prepare.apply(test.columns), outcomes_of(self.setting.job, test), test.columns)
 
     def prepared(self, silo: Silo) -> Silo:
         """Return one of the two as the run's preparation has its records by now."""

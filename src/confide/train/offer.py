@@ -30,7 +30,7 @@ from confide.train.course import parameters_hash
 from confide.train.job import describe, parse
 from confide.train.local import flatten
 from confide.train.parts import checked_aggregator, preprocess_of, rounds_of, start_of
-from confide.train.sections import Job, OutputSection, default_quorum, nodes_of
+from confide.train.sections import DataSection, Job, OutputSection, default_quorum, nodes_of
 from confide.wire import decode, encode
 
 #: Of the job's text, and of a whole offer as it travels.
@@ -143,7 +143,9 @@ def offered(job: Job) -> Job:
         )
     check_for_nodes(job)
     names = nodes_of(job)
-    data = msgspec.structs.replace(job.data, schema=_SCHEMA, tables={}, nodes=names)
+    data = msgspec.structs.replace(
+        job.data, schema=_SCHEMA, tables={}, nodes=names, table=None, split_by=None, names=(), split=DataSection().split
+    )
     train = msgspec.structs.replace(job.train, quorum=job.train.quorum or default_quorum(len(names)))
     return msgspec.structs.replace(job, data=data, train=train, output=OutputSection(), base=".")
 

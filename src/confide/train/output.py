@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -62,7 +63,16 @@ def labelled(job: Job, data: Trained, done: Round[Graph], ledger: Ledger) -> Art
     fields = {"model": parameters_hash(done.parameters).hex(), "rounds": done.number, "epsilon": done.epsilon}
     label = label_of(job, data, done, head=ledger.append("model", fields))
     source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
-    return Artifact(done.model, data.preprocess, label, {"job": job.job.name, "data": source})
+    facts = {"job": job.job.name, "data": source}
+    if done.importance:
+        facts["importance"] = importance_text(done.importance)
+    return Artifact(done.model, data.preprocess, label, facts)
+
+
+def importance_text(importance: Mapping[str, float], most: int = 20) -> str:
+    """Return the columns with the largest shares of the gain, largest first, in percent."""
+    ranked = sorted(importance.items(), key=lambda pair: (-pair[1], pair[0]))[:most]
+    return ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked if share > 0)
 
 
 class Output:

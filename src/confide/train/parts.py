@@ -24,7 +24,7 @@ from confide.model.encoder import Encoder
 from confide.model.graph import Graph
 from confide.model.pixels import Pixels
 from confide.model.preprocess import OneHot, Preprocess, Projection, Scale
-from confide.model.zoo import boosted, logistic, mlp
+from confide.model.zoo import boosted, hazard, logistic, mlp
 from confide.secagg.amortised import ROUNDS_PER_EPOCH, Amortised
 from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
@@ -34,10 +34,12 @@ from confide.train.additive_columns import AdditiveColumns, additive
 from confide.train.boosting import Boosting
 from confide.train.client_level import ClientUpdates
 from confide.train.contradictions import check_groups, check_norm_bound
+from confide.train.cox import Cox
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
+from confide.train.hazard_head import HazardHead
 from confide.train.image_features import pixels_of
 from confide.train.learner import GraphLearner, Learner
-from confide.train.linear_head import LinearHead, is_head
+from confide.train.linear_head import LinearHead, is_hazard, is_head
 from confide.train.newton import newton_of
 from confide.train.prepared_rounds import PreparedRounds
 from confide.train.preparing import Preparation, PreparingSum, preparing_of
@@ -70,6 +72,8 @@ def start_of(job: Job, features: int, classes: tuple[str, ...], *, preprocess: P
         return additive(preprocess, classes=classes)
     if job.trees is not None:
         return boosted(features, job.trees.count, job.trees.depth, outputs, classes=classes)
+    if job.model.kind == "cox":
+        return hazard(features)
     if job.model.kind == "mlp":
         return mlp(features, job.model.hidden, outputs, seed=job.job.seed, classes=classes)
     return logistic(features, outputs, classes=classes)
@@ -183,7 +187,7 @@ def _releases(job: Job, start: Graph, left: float, preprocess: Preprocess | None
             "mechanism": STATISTICS,
         }
     found: dict[str, Any] = {"clip_norm": job.privacy.clip_norm, "length": start.parameters, "rounds": job.train.rounds}
-    if is_head(start) and job.privacy.unit == RECORD:
+    if (is_head(start) or is_hazard(start)) and job.privacy.unit == RECORD:
         found["grid"] = _head(job, start).sums.grid
     if job.train.algorithm == "newton" and moments is not None:
         share = left * job.privacy.statistics_share
@@ -196,6 +200,8 @@ def _releases(job: Job, start: Graph, left: float, preprocess: Preprocess | None
 
 def _head(job: Job, start: Graph, class_weights: tuple[float, ...] = ()) -> LinearHead:
     clip_norm = None if job.privacy is None else job.privacy.clip_norm
+    if is_hazard(start):
+        return HazardHead(start, row_norm=_row_norm(job, start), clip_norm=clip_norm)
     return LinearHead(start, row_norm=_row_norm(job, start), clip_norm=clip_norm, class_weights=class_weights)
 
 
@@ -293,13 +299,16 @@ def encoding_of(
     plan = plan_of(job, start, parties, preprocess=preprocess)
     if isinstance(plan, ClientPlan):
         return ClientUpdates(learner, plan, names_of(job))
+    if job.train.algorithm == "risk-sets":
+        return Cox(learner, job.train, intervals=job.model.intervals)
     if job.train.algorithm == "statistics":
         return Statistics(learner, job.train, moments_of(start, job.train, job.privacy), plan=plan)
     if job.train.algorithm == "newton":
         return newton_of(start, job.train, job.privacy, plan=plan, head=_head(job, start, class_weights))
     if plan is None:
         return updates_of(learner, job.train, parties, seed=job.job.seed)
-    summed = is_head(start) and plan.unit == RECORD  # a head's sum clips records; units need every record's gradient
+    # a head's sum clips records; units need every record's gradient
+    summed = (is_head(start) or is_hazard(start)) and plan.unit == RECORD
     head = _head(job, start, class_weights) if summed else None
     return PrivateGradients(learner, plan, job.train, head=head)
 

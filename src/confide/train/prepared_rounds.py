@@ -85,6 +85,10 @@ class PreparedRounds(Encoding):
         return np.concatenate([self._then.broadcast(parameters), self._found])
 
     @property
+    def importance(self) -> Mapping[str, float]:
+        return self._then.importance
+
+    @property
     def moved(self) -> Mapping[str, Matrix]:
         return {"preparation": self._found, **{_THEN + name: values for name, values in self._then.moved.items()}}
 

@@ -7,8 +7,8 @@
 Splits chosen from noisy histograms waste most of a budget on the choice, and trees grown one after the other spend the
 rest on few leaves at a time. Here nothing is chosen: each release is about all leaves of all columns at once, all
 releases are averaged, each at the model of its time, and what one leaf has too little of is taken from its neighbours
-(`smoothing`), which costs nothing. A column's codes weigh by (their share of the records)^-3/8, so that rare ones, which
-tell most, are told apart from the noise; long rows are scaled down.
+(`smoothing`), which costs nothing. A column's codes weigh by (their share of the records)^-3/8, so that rare ones,
+which tell most, are told apart from the noise; long rows are scaled down.
 
 "steps" learns a value for each code. Where numbers are many and records few, noise in each code would drown them all:
 "trends" learns one slope for each number along a score that its counts give, (x - median) / spread, bent so that far
@@ -28,7 +28,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -202,7 +202,7 @@ class PrivateTrees(Encoding):
         for column in range(silo.codes.shape[1]):
             scores += values[silo.codes[:, column]]
         found = sigmoid_by_record(np.clip(scores, -_MOST_LOGIT, _MOST_LOGIT)) - silo.positive
-        return cast("Matrix", found * silo.weights)
+        return found * silo.weights
 
     def _made(self, store: Store) -> int:
         """Return how many releases a silo has made; one that was not in the first sum counts it all the same."""
@@ -351,7 +351,7 @@ class PrivateTrees(Encoding):
         return ridge_regression(hessian, target[:, None], ridge=ridge)[:, 0]
 
     def _steadied(self, scales: _Scales) -> Matrix:
-        """Return the noisy products, what is beside the diagonal made smaller until a part of the diagonal outweighs it.
+        """Return the noisy products, those beside the diagonal made smaller until a part of it outweighs them.
 
         Noise gives products directions in which there seems to be next to nothing, and steps along these would go far.
         A ridge against them would be a penalty on the slopes; this only makes steps more careful.

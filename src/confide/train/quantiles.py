@@ -1,8 +1,8 @@
 """Edges between intervals that hold about as many records each, from counts over even cells.
 
 The cells are public and even, between the bounds of the schema; their counts come from one sum over all parties. What
-is made of them is a function of the sum alone. Counts may carry noise: sums of neighbours are then made to rise, which
-neither adds nor takes records on average, as cutting every count at 0 would.
+is made of them is a function of the sum alone. Counts may carry noise: their running sums are then made to rise by the
+middle of the highest before and the lowest after each, where cutting every count at 0 would add records of noise.
 """
 
 from __future__ import annotations
@@ -36,19 +36,21 @@ def edges_of(counts: Matrix, low: float, high: float, bins: int) -> tuple[float,
     Returns:
         Rising edges between cells, fewer than `bins`; cells that hold more than their share are intervals of their own.
     """
-    rising = np.maximum.accumulate(np.maximum(counts.cumsum(), 0.0))
+    sums = counts.cumsum()
+    highest, lowest = np.maximum.accumulate(sums), np.minimum.accumulate(sums[::-1])[::-1]
+    rising = np.maximum((highest + lowest) / 2.0, 0.0)
     held = np.diff(rising, prepend=0.0)
     alone, share = _heavy(held, bins)
-    cuts, filled = list[int](), 0.0
+    cuts, total, filled, target = list[int](), 0.0, False, share
     for cell, (count, by_itself) in enumerate(zip(held.tolist(), alone.tolist(), strict=True)):
         if by_itself:
             cuts += [cell, cell + 1] if filled else [cell + 1]
-            filled = 0.0
+            filled = False
             continue
-        filled += count
-        if filled >= share > 0:
+        total, filled = total + count, filled or count > 0
+        if filled and total >= target:  # of all so far, so that what one interval has too many the next has fewer
             cuts.append(cell + 1)
-            filled = 0.0
+            filled, target = False, total + share - (total - target) % share
     edges = even_edges(low, high, len(counts))
     return tuple(edges[cut - 1] for cut in sorted(set(cuts)) if 0 < cut < len(counts))[: bins - 1]
 

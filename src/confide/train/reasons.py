@@ -20,7 +20,7 @@ def reasons(job: Job) -> Iterator[str]:
     normal = NormalDist()
     rate = 100 * normal.cdf(normal.inv_cdf(FALSE_POSITIVE_RATE) + gaussian_mu(asked.epsilon, asked.delta))
     usual = PrivacySection(expected_records=asked.expected_records)
-    if asked.mechanism == "auto":
+    if asked.mechanism == "auto" and job.model.kind != "cox":
         told = asked.expected_records * gaussian_mu(asked.epsilon, asked.delta)
         yield (
             f'privacy.mechanism = "auto": algorithm "{job.train.algorithm}", as {asked.expected_records} records are '

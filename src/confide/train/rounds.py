@@ -8,7 +8,7 @@ what on the way is the aggregator's guarantee. The loop knows neither.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol
 
 import numpy as np
@@ -44,6 +44,7 @@ class Round(Generic[Model]):
         bytes_up, seconds: of each party, the servers included.
         epsilon: spent up to and including this round, or None.
         origin: where the secret randomness came from.
+        importance: what part of the model's gain each raw column has; empty where nothing says so.
     """
 
     number: int
@@ -57,6 +58,7 @@ class Round(Generic[Model]):
     seconds: Mapping[str, float]
     epsilon: float | None
     origin: str
+    importance: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +316,7 @@ def conduct(
             seconds=taken.seconds,
             epsilon=encoding.epsilon(parties.releases),
             origin=parties.origin,
+            importance=encoding.importance,
         )
         entry = round_fields(result, aggregator, cohort) | about | dict(encoding.about(course.number))
         parties.released(taken.sums, entry)

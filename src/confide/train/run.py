@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.data.schema import Schema
 from confide.data.sets import load_set, schema_text
-from confide.data.split import alike, aside, by_label, even, holdout
+from confide.data.source import open_source
+from confide.data.split import alike, aside, by_column, by_label, even, holdout
 from confide.data.table import Table, read_table
 from confide.dp.client_plan import ClientPlan
 from confide.dp.plan import PrivacyPlan
@@ -135,7 +136,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         schema = Schema.load(job.path(str(job.data.schema)))
         require_unit(job, schema)
         _check_different(job)
-        tables = {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
+        tables = _read(job, schema)
         if job.data.test is not None:
             test, held = read_table(job.path(job.data.test), schema), {}
         else:
@@ -202,18 +203,29 @@ def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
     return [plan for plan in plans if isinstance(plan, PrivacyPlan)], text, schema.name
 
 
+def _read(job: Job, schema: Schema) -> dict[str, Table]:
+    """Return the table of each party."""
+    if job.data.split_by is None:
+        return {name: read_table(job.path(path), schema) for name, path in job.data.tables.items()}
+    return by_column(job.path(str(job.data.table)), schema, job.data.split_by, job.data.names)
+
+
 def _check_different(job: Job) -> None:
-    """Refuse one file for two parties: its records would count twice, and be hidden half."""
-    files = {**job.data.tables, **({"data.test": job.data.test} if job.data.test else {})}
-    seen: dict[tuple[int, int], str] = {}
+    """Refuse one file or query for two parties: its records would count twice, and be hidden half."""
+    whole = {"data.table": job.data.table, "data.test": job.data.test}
+    files = {**job.data.tables, **{name: path for name, path in whole.items() if path}}
+    seen: dict[tuple[object, object], str] = {}
     for name, path in files.items():
-        place = job.path(path)
-        if not place.exists():
+        if not job.path(path).exists():
             continue  # named when it is read
-        found = place.stat()
-        other = seen.setdefault((found.st_dev, found.st_ino), name)
+        source = open_source(job.path(path))
+        if source.file is not None and not source.file.exists():
+            continue
+        found = None if source.file is None else source.file.stat()
+        place = (source.url, source.query) if found is None else (found.st_dev, found.st_ino)
+        other = seen.setdefault(place, name)
         if other != name:
-            raise JobError(f"Expected a table for each party, got one file for {other} and {name}; name different ones")
+            raise JobError(f"Expected a table for each party, got one for {other} and {name}; name different ones")
 
 
 def _prepared(

@@ -35,16 +35,19 @@ class JobSection(Section, frozen=True, kw_only=True):
 
 
 class DataSection(Section, frozen=True, kw_only=True):
-    """[data]: `schema` + `tables` (+ `test`), or `schema` + `nodes`, or `set` + `parties` + `split`.
+    """[data]: `schema` with `tables` (+ `test`), `nodes`, or `table` + `split_by` + `names`; or `set` with `parties`.
 
     Args:
         schema: the schema file, relative to the job file.
-        tables: CSV file of each party, by the party's name.
+        tables: the table of each party, or a source file, by the party's name.
         nodes: names of the organisations that keep their tables, in place of `tables`: for a federation over machines.
-        test: CSV file with the test records; without it `test_fraction` of every party's records are set aside.
+        table: one table with the records of all parties, which `split = "column"` parts.
+        split_by: its column that says whose a record is: a bank, a hospital.
+        names: the values of that column, each the name of a party.
+        test: table with the test records; without it `test_fraction` of every party's records are set aside.
         set: a shipped data set instead of files.
         parties: into how many parties the set is split.
-        split: "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes).
+        split: of a set "even", or "by-label" (uneven, Dirichlet with `alpha` over the classes); "column" of a table.
         alpha: the smaller, the more the parties differ, > 0.
         test_fraction: share of records set aside for testing, 0 < share < 1.
         standardise: take the mean and deviation of every number over all parties' records, from one more sum, in place
@@ -59,10 +62,13 @@ class DataSection(Section, frozen=True, kw_only=True):
     schema: str | None = None
     tables: dict[str, str] = {}
     nodes: tuple[str, ...] = ()
+    table: str | None = None
+    split_by: str | None = None
+    names: tuple[str, ...] = ()
     test: str | None = None
     set: str | None = None
     parties: int = 4
-    split: Literal["even", "by-label"] = "by-label"
+    split: Literal["even", "by-label", "column"] = "by-label"
     alpha: float = 1.0
     test_fraction: float = 0.2
     standardise: bool | Literal["centre"] = False
@@ -74,7 +80,10 @@ class ModelSection(Section, frozen=True, kw_only=True):
     """[model]: `logistic`; `mlp` with one layer of `hidden` square units, what encrypted serving runs best; or `trees`,
     which [trees] describes.
 
+    Or `cox`, survival: its output is a log hazard, and the schema's label states a time.
+
     Args:
+        intervals: of cox without [privacy]: into how many the label's range of times is cut, of equal length.
         features: "columns" takes every column as the schema bounds it, images as their pixels; "scattering" puts images
             through a scattering transform, which is fixed in advance, and "scattering-mean" keeps each channel's mean;
             "encoder" puts them through a network that was trained on public data.
@@ -92,8 +101,9 @@ class ModelSection(Section, frozen=True, kw_only=True):
         unit_rows: scale every row of features to length 1, which bounds gradients for differential privacy.
     """
 
-    kind: Literal["logistic", "mlp", "trees"] = "logistic"
+    kind: Literal["logistic", "mlp", "trees", "cox"] = "logistic"
     hidden: int = 16
+    intervals: int = 100
     features: Literal["columns", "scattering", "scattering-mean", "encoder"] = "columns"
     scales: int = 2
     angles: int = 8
@@ -148,7 +158,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
         aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
             "statistics" takes one sum over records, from which a logistic model's weights are solved; "newton" goes on
-            from there by gradients that the same sums precondition; "boosting" grows trees, and is what they have.
+            from there by gradients that the same sums precondition; "boosting" grows trees, and is what they have;
+            "risk-sets" sums those of a cox model, and is its default without [privacy].
         class_weights: "balanced" weighs a record by the smallest class's size over that of its own, so that rare
             classes count as much as common ones; the sizes come from one sum before the training, with noise and
             charged under [privacy].
@@ -156,15 +167,16 @@ class TrainSection(Section, frozen=True, kw_only=True):
             squares; weight_decay is the ridge of both, for each record.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
-        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, 40 for private
-            gradients of unit rows, or 1 and one for each level of each tree.
+        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, 8 for
+            risk-sets, 1 and one for each level of each tree, 40 for private gradients of unit rows, or 20 for those of
+            cox.
         rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
             multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
             training on the pooled records, unless the model comes with batches of its own.
         learning_rate: step size on the mean gradient, > 0, or the share of its best value that a leaf of trees gets;
-            without the key 1.0, 0.1 for an mlp and trees, 0.5 for newton, or
-            (records / noise) ** 0.75 / 2 for private gradients of unit rows, noise that of one release at clip 1.
+            without the key 1.0, 0.1 for an mlp and trees, 0.5 for newton, or (records / noise) ** 0.75 / 2 for private
+            gradients of unit rows, noise that of one release at clip 1; for cox a fifth of that.
         server_learning_rate: factor of the server's step, > 0; without the key 1.0, or 0.1 for fedadam, fedyogi and
             fedadagrad.
         momentum: of the server's step, 0 <= momentum < 1; without the key 0.9, or 0 for scaffold, newton,
@@ -172,7 +184,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
         second_moment: of fedadam and fedyogi: how slowly the mean square of the changes follows, 0 <= it < 1.
         adaptivity: of fedadam, fedyogi and fedadagrad: the floor of the root mean square, > 0.
         proximal: of fedprox: pull of a party's local steps back to the common model, > 0.
-        weight_decay: ridge coefficient, >= 0; without the key 0.0001, or 0 for private gradients of unit rows.
+        weight_decay: ridge coefficient, >= 0; without the key 0.0001, 0.001 for cox, or 0 for private gradients of a
+            logistic model's unit rows.
         average: share of the last rounds whose models are averaged into the result, 0 <= share <= 1.
         expected_records: public order of magnitude of one party's record count (never the count itself).
         update_bound: largest absolute change of a parameter in one local update; larger updates are scaled down.
@@ -210,6 +223,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
         "newton",
         "boosting",
         "additive",
+        "risk-sets",
     ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"
@@ -315,7 +329,7 @@ def default_quorum(parties: int) -> int:
 
 def nodes_of(job: Job) -> tuple[str, ...]:
     """Return the parties' names in the order of the job; of a shipped set there are none."""
-    return job.data.nodes or tuple(job.data.tables)
+    return job.data.nodes or job.data.names or tuple(job.data.tables)
 
 
 def names_of(job: Job) -> tuple[str, ...]:

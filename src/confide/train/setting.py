@@ -20,6 +20,7 @@ from confide.train.prepared_rounds import PreparedRounds
 from confide.train.preparing import Preparation
 from confide.train.sections import Job, default_quorum, nodes_of
 from confide.train.tally import Tally
+from confide.train.units import require_unit
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ class Setting:
         """
         check_for_nodes(job)
         nodes = nodes_of(job)
+        require_unit(job, schema)
         preprocess = preprocess_of(schema, job)
         start = start_of(job, preprocess.features, schema.label.classes, preprocess=preprocess)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)

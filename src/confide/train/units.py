@@ -12,6 +12,8 @@ of units is refused (`contradictions.check_units`).
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -31,11 +33,12 @@ def unit_of(job: Job) -> str | None:
 
 
 def require_unit(job: Job, schema: Schema) -> None:
-    """Refuse a unit that the schema does not name, before a table is read.
+    """Refuse a unit, or a survival, that the schema does not name, before a table is read.
 
     Raises:
         JobError: with the identifiers that there are.
     """
+    _require_time(job, schema)
     unit = unit_of(job)
     if unit is not None and unit not in schema.identifiers:
         raise JobError(
@@ -59,4 +62,21 @@ def silo_of(
         texts = [str(text) for text in table.identifiers[unit].tolist()]
         units = np.array([numbers.setdefault(text, len(numbers)) for text in texts], np.int64)
     x = preprocess.apply(table.columns) if fixed is None else preprocess.finished(fixed)
-    return Silo(name, x, table.labels, units=units)
+    return Silo(name, x, outcomes_of(job, table), units=units)
+
+
+def outcomes_of(job: Job, table: Table) -> NDArray[Any]:
+    """Return what a job's model learns of each record: its class, or of survival (time, event), shape (n, 2)."""
+    if job.model.kind != "cox":
+        return table.labels
+    if table.times is None:
+        raise JobError('Expected label.time in the schema with model.kind="cox": how long each record was observed')
+    return np.stack([table.times.shares, table.labels.astype(np.float64)], axis=1)
+
+
+def _require_time(job: Job, schema: Schema) -> None:
+    if job.model.kind == "cox" and schema.label.time is None:
+        raise JobError(
+            'Expected label.time in the schema with model.kind="cox"; name the column of times: '
+            'time = { name = "days", unit = "days", high = 3650 }'
+        )

@@ -1,0 +1,148 @@
+"""Tables that pyarrow reads: Parquet and Arrow files, and whatever offers an Arrow stream (`__arrow_c_stream__`).
+
+The only file that knows pyarrow. Columns are read batch by batch, and no more than 1 GiB of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow
+import pyarrow.ipc
+import pyarrow.parquet
+from numpy.typing import NDArray
+
+from confide.data.files import LARGEST_UNPACKED_BYTES, LEAST_VALUE_BYTES, check_different, present
+from confide.errors import DataError
+
+_BATCH_ROWS = 1 << 16
+
+# pyarrow brings no types
+_pa = cast("Any", pyarrow)
+_ipc = cast("Any", pyarrow.ipc)
+_parquet = cast("Any", pyarrow.parquet)
+
+
+def read_file(path: Path, names: Sequence[str], where: str) -> dict[str, NDArray[Any]]:
+    """Return columns of a Parquet file, or of an Arrow file, raw; errors as of `files.raw_columns`."""
+    try:
+        with path.open("rb") as file:
+            if path.suffix == ".parquet":
+                reader = _parquet.ParquetFile(file)
+                _check_names(reader.schema_arrow, names, where)
+                return _gathered(
+                    reader.iter_batches(_BATCH_ROWS, columns=list(names)), reader.schema_arrow, names, where
+                )
+            reader = _ipc.open_file(file)
+            _check_names(reader.schema, names, where)
+            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
+            return _gathered(batches, reader.schema, names, where)
+    except (_pa.ArrowException, ValueError):  # its texts may hold what is in the file
+        raise DataError(f"Expected a {path.suffix[1:]} file at {where}; it is damaged or none") from None
+    except OSError as error:
+        why = error.strerror or "it is damaged or none"
+        raise DataError(f"Expected a readable table at {where}; {why}") from None
+
+
+def read_stream(table: object, names: Sequence[str], where: str) -> dict[str, NDArray[Any]]:
+    """Return columns of a table in memory, raw; errors as of `files.raw_columns`."""
+    try:
+        reader = _pa.RecordBatchReader.from_stream(table)
+        _check_names(reader.schema, names, where)
+        return _gathered(reader, reader.schema, names, where)
+    except (_pa.ArrowException, ValueError, TypeError):
+        raise DataError(
+            f"Expected a table that Arrow can hold in {where}: named columns, each of one type; make them so"
+        ) from None
+
+
+def types_of(table: object, where: str) -> list[tuple[str, str]]:
+    """Return name and kind of each column of a table in memory, or of a file where `table` is a path.
+
+    Kinds are those of `files.typed_columns`.
+    """
+    try:
+        if isinstance(table, Path):
+            with table.open("rb") as file:
+                parquet = table.suffix == ".parquet"
+                schema = _parquet.read_schema(file) if parquet else _ipc.open_file(file).schema
+        else:
+            schema = _pa.RecordBatchReader.from_stream(table).schema
+    except (_pa.ArrowException, ValueError, TypeError):
+        raise DataError(f"Expected a table that Arrow can hold in {where}; it is damaged or none") from None
+    except OSError as error:
+        raise DataError(f"Expected a readable table at {where}; {error.strerror or 'it is damaged'}") from None
+    check_different(schema.names, where)
+    return [(field.name, _kind(field.type)) for field in schema]
+
+
+def _check_names(schema: Any, names: Sequence[str], where: str) -> None:
+    check_different([name for name in schema.names if name in names], where)
+    present(names, schema.names, where)
+
+
+def _gathered(batches: Iterable[Any], schema: Any, names: Sequence[str], where: str) -> dict[str, NDArray[Any]]:
+    """Return the columns of all batches; what would fill the memory is refused on the way."""
+    kinds = {name: _kind(schema.field(name).type) for name in names}
+    for name, kind in kinds.items():
+        if not kind:
+            raise DataError(
+                f"Expected plain values in column {name!r} of {where}, got {schema.field(name).type}; store a number, "
+                "a text or a date for each record"
+            )
+    parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
+    size = 0
+    for batch in batches:
+        columns = {name: batch.column(name) for name in names}
+        size += sum(max(part.nbytes, LEAST_VALUE_BYTES * batch.num_rows) for part in columns.values())
+        if size > LARGEST_UNPACKED_BYTES:
+            raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes; split it")
+        for name, part in columns.items():
+            parts[name].append(_array(part, kinds[name]))
+    if not size:
+        raise DataError(f"Expected at least one record in {where}; it has none")
+    return {name: _joined(each) for name, each in parts.items()}
+
+
+def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    """Return the parts of a column, with and without gaps, as one."""
+    if any(part.dtype.kind == "O" for part in parts):
+        return np.concatenate([part.astype(object) for part in parts])
+    return np.concatenate(parts)
+
+
+def _kind(kind: Any) -> str:
+    types = _pa.types
+    if types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if types.is_boolean(kind):
+        return "yes or no"
+    if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0):
+        return "whole number"
+    if types.is_floating(kind) or types.is_decimal(kind):
+        return "number"
+    if types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind) or types.is_null(kind):
+        return "text"
+    return "date" if types.is_date(kind) or types.is_timestamp(kind) else ""
+
+
+def _array(column: Any, kind: str) -> NDArray[Any]:
+    """Return one batch of a column; whole numbers and yes or no with gaps as objects, so that none loses a digit."""
+    if _pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if kind == "text":
+        return np.array(column.to_pylist(), dtype=object)
+    if kind == "date":
+        moments = column.cast(_pa.timestamp("us", tz=getattr(column.type, "tz", None)), safe=False)
+        return moments.cast(_pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy().view("datetime64[us]")
+    if kind == "number":
+        return column.cast(_pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
+    if column.null_count or _pa.types.is_decimal(column.type):
+        values = column.to_pylist()
+        return np.array(
+            [value if value is None or kind == "yes or no" else int(value) for value in values], dtype=object
+        )
+    return column.to_numpy(zero_copy_only=False)

@@ -1,0 +1,163 @@
+"""What every estimator does with what it is given: public bounds and classes, rows that count, what may be spent.
+
+Functions, so that an estimator is a class of scikit-learn and of nothing else. What a record does depends on that
+record and on public arguments alone:
+
+* a value beyond its column's bounds counts as the nearer bound;
+* a record with NaN or infinity, or with a label that is no class, counts for nothing, as if it were absent;
+* nothing about the records is raised, warned of or kept, their number included.
+"""
+
+# pyright: basic
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+
+from confide.crypto.random import Randomness, SeededRandomness, SystemRandomness
+from confide.dp.queries import numbers
+from confide.dp.spending import Allowance, allowance
+from confide.errors import DataError, UsageError
+
+Matrix = NDArray[np.float64]
+Vector = NDArray[np.int64]
+
+
+def allowance_of(estimator: Any) -> Allowance:
+    """Return what an estimator may spend on one fit, from its epsilon, delta, budget and share.
+
+    Raises:
+        UsageError: they contradict each other.
+        PrivacyError: it does not fit into the budget; no record was looked at.
+    """
+    taken = allowance(epsilon=estimator.epsilon, delta=estimator.delta, budget=estimator.budget, share=estimator.share)
+    taken.check(type(estimator).__name__)
+    return taken
+
+
+def randomness_of(estimator: Any) -> Randomness:
+    """Return the operating system's randomness, or what `random_state` repeats: the label then claims nothing.
+
+    Raises:
+        UsageError: random_state is neither None nor a whole number.
+    """
+    seed = estimator.random_state
+    if seed is None:
+        return SystemRandomness()
+    if not isinstance(seed, int | np.integer):
+        raise UsageError("Expected random_state to be None, for noise that is secret, or a whole number for tests")
+    return SeededRandomness(f"random_state {int(seed)}")
+
+
+def public_bounds(bounds: Any, columns: int, *, name: str = "bounds") -> tuple[Matrix, Matrix]:
+    """Return lowest and highest values of each column, shapes (columns,).
+
+    Args:
+        bounds: (low, high), each a number or one for each column.
+
+    Raises:
+        UsageError: they are absent, do not fit the columns, are not finite or do not rise.
+    """
+    if bounds is None:
+        raise UsageError(
+            f"Expected {name}=(low, high), numbers or one for each column; they are public. Taken from the records "
+            "they would be a release that no epsilon covers: know them from what the columns mean"
+        )
+    try:
+        low, high = (np.broadcast_to(np.asarray(end, np.float64), (columns,)).copy() for end in bounds)
+    except (TypeError, ValueError):
+        raise UsageError(f"Expected {name}=(low, high), numbers or arrays of {columns}, one for each column") from None
+    if not (np.isfinite(high - low).all() and (low < high).all()):
+        raise UsageError(f"Expected finite {name} whose low is below its high in every column")
+    return low, high
+
+
+def public_classes(classes: Any) -> NDArray[Any]:
+    """Return the classes, sorted, shape (k,).
+
+    Raises:
+        UsageError: they are absent, fewer than two, or not different.
+    """
+    if classes is None:
+        raise UsageError(
+            "Expected classes, such as (0, 1); they are public. Which labels occur among the records is not: a class "
+            "with one record would name it"
+        )
+    found = np.asarray(classes)
+    if found.ndim != 1 or len(found) < 2 or len(np.unique(found)) < len(found):
+        raise UsageError("Expected at least two different classes")
+    return np.sort(found)
+
+
+def rows_of(estimator: Any, X: ArrayLike, *, reset: bool) -> Matrix:
+    """Return rows as float64, shape (n, d), n >= 0, NaN and infinity included; remembers or checks the columns.
+
+    Raises:
+        DataError: they are no numbers; no value is in the text.
+        ValueError: as scikit-learn says: another shape, other columns than fitted, a sparse matrix.
+    """
+    try:
+        checked: Any = validate_data(
+            estimator, cast("Any", X), reset=reset, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=0
+        )
+        return checked
+    except ValueError as error:
+        if "could not convert" in str(error):
+            raise DataError("Expected numbers in X; encode categories first, by their public list") from None
+        raise
+
+
+def places_of(y: ArrayLike | None, classes: NDArray[Any], records: int) -> Vector:
+    """Return the class of each record by its place, -1 where it is none.
+
+    Raises:
+        ValueError: y is absent or has another length than X.
+    """
+    labels = _column(y, records)
+    place = {label: number for number, label in enumerate(classes.tolist())}
+    return np.fromiter((place.get(label, -1) for label in labels.tolist()), np.int64, len(labels))
+
+
+def targets_of(y: ArrayLike | None, records: int) -> Matrix:
+    """Return numbers to predict, float64, shape (n,), NaN and infinity included.
+
+    Raises:
+        DataError: they are no numbers.
+        ValueError: y is absent or has another length than X.
+    """
+    labels = _column(y, records)
+    try:
+        return numbers(labels)
+    except DataError:
+        text = "Expected numbers in y, got text or objects. Unknown label type: turn them into numbers first"
+        raise DataError(text) from None
+
+
+def finite(x: Matrix) -> NDArray[np.bool_]:
+    """Return which rows count."""
+    return np.asarray(np.isfinite(x).all(axis=1))
+
+
+def questions(estimator: Any, X: ArrayLike) -> tuple[Matrix, NDArray[np.bool_]]:
+    """Return rows to answer about, cut to the bounds as in `fit`, and which are finite; the others stand in the middle.
+
+    Raises:
+        NotFittedError, ValueError: as scikit-learn says.
+    """
+    check_is_fitted(estimator)
+    rows = rows_of(estimator, X, reset=False)
+    low, high = public_bounds(estimator.bounds, rows.shape[1])
+    known = finite(rows)
+    return np.where(known[:, None], np.clip(rows, low, high), low / 2 + high / 2), known
+
+
+def _column(y: ArrayLike | None, records: int) -> NDArray[Any]:
+    if y is None:
+        raise ValueError("This estimator requires y to be passed, but the target y is None.")
+    labels = column_or_1d(y, warn=True)
+    if len(labels) != records:
+        raise ValueError("Expected one label for each row of X")
+    return labels

@@ -1,0 +1,545 @@
+"""One table through every door is one table: files, data frames, databases. Hostile ones are refused."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import math
+import sqlite3
+from contextlib import suppress
+from datetime import UTC, date, datetime, timedelta, timezone
+from pathlib import Path
+
+import numpy as np
+import pandas
+import polars
+import pyarrow
+import pyarrow.feather
+import pyarrow.parquet
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from confide.data.schema import Schema
+from confide.data.survey import survey
+from confide.data.table import read_inputs, read_table
+from confide.errors import DataError
+
+SCHEMA = Schema.read("""
+identifiers = ["customer"]
+[label]
+name = "fraud"
+classes = [{ name = "no", values = ["0"] }, { name = "yes", values = ["1"] }]
+[columns]
+amount = { type = "number", unit = "euro", low = 0, high = 1e6, missing = "low", outside = "clip" }
+channel.type = "category"
+channel.missing = "level"
+channel.categories = ["shop", { name = "online", values = ["web", "app", "2"] }]
+booked = { type = "date", low = 2020-01-01, high = 2024-12-31, missing = "low", parts = ["weekday", "hour", "month"] }
+""")
+NAMES = ["customer", "amount", "channel", "booked", "fraud"]
+MOMENTS = st.datetimes(datetime(2020, 1, 1), datetime(2024, 12, 31, 23, 59))
+ROWS = st.lists(
+    st.tuples(
+        st.integers(0, 10**15),
+        st.none() | st.floats(-10, 1e5, allow_nan=False).map(lambda value: value + 0.0),
+        st.none() | st.sampled_from(["shop", "web", "app", "2"]),
+        st.none() | MOMENTS,
+        st.sampled_from([0, 1]),
+    ),
+    min_size=1,
+    max_size=12,
+)
+
+
+def as_csv(rows):
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(NAMES)
+    for customer, amount, channel, booked, fraud in rows:
+        cells = [customer, "" if amount is None else repr(amount), channel or "", booked.isoformat() if booked else ""]
+        writer.writerow([*cells, fraud])
+    return text.getvalue().encode()
+
+
+def as_arrow(rows):
+    kinds = [pyarrow.int64(), pyarrow.float64(), pyarrow.string(), pyarrow.timestamp("us"), pyarrow.int8()]
+    return pyarrow.table(
+        [pyarrow.array([row[place] for row in rows], kind) for place, kind in enumerate(kinds)], names=NAMES
+    )
+
+
+def csv_file(folder, rows):
+    (folder / "t.csv").write_bytes(as_csv(rows))
+    return folder / "t.csv"
+
+
+def packed_csv(folder, rows):
+    (folder / "t.csv.gz").write_bytes(gzip.compress(as_csv(rows)))
+    return folder / "t.csv.gz"
+
+
+def archive(folder, rows):
+    customers, amounts, channels, booked, frauds = zip(*rows, strict=True)
+    np.savez(
+        folder / "t.npz",
+        customer=np.array(customers),
+        amount=np.array([math.nan if amount is None else amount for amount in amounts]),
+        channel=np.array([channel or "" for channel in channels]),
+        booked=np.array(booked, "datetime64[us]"),
+        fraud=np.array(frauds),
+    )
+    return folder / "t.npz"
+
+
+def parquet(folder, rows):
+    pyarrow.parquet.write_table(as_arrow(rows), folder / "t.parquet", row_group_size=3)
+    return folder / "t.parquet"
+
+
+def arrow(folder, rows):
+    with (
+        pyarrow.OSFile(str(folder / "t.arrow"), "wb") as sink,
+        pyarrow.ipc.new_file(sink, as_arrow(rows).schema) as out,
+    ):
+        out.write_table(as_arrow(rows), max_chunksize=2)
+    return folder / "t.arrow"
+
+
+def feather(folder, rows):
+    pyarrow.feather.write_feather(as_arrow(rows), str(folder / "t.feather"), compression="zstd")
+    return folder / "t.feather"
+
+
+def in_pandas(folder, rows):
+    return pandas.DataFrame(rows, columns=NAMES)
+
+
+def in_polars(folder, rows):
+    return polars.DataFrame(as_arrow(rows))
+
+
+def in_pyarrow(folder, rows):
+    return as_arrow(rows)
+
+
+def coded(folder, rows):
+    """Text columns as dictionaries: what `category` columns of data frames are."""
+    table = as_arrow(rows)
+    return table.set_column(2, "channel", table["channel"].dictionary_encode())
+
+
+def in_sqlite(folder, rows):
+    with sqlite3.connect(folder / "bank.db") as connection:
+        connection.execute("DROP TABLE IF EXISTS t")
+        connection.execute("CREATE TABLE t (customer INTEGER, amount REAL, channel TEXT, booked TEXT, fraud INTEGER)")
+        connection.executemany(
+            "INSERT INTO t VALUES (?, ?, ?, ?, ?)",
+            [(c, a, ch, b and b.isoformat(), f) for c, a, ch, b, f in rows],
+        )
+    connection.close()
+    (folder / "sqlite.toml").write_text(
+        f'url = "sqlite:///{folder}/bank.db"\nquery = "SELECT * FROM t ORDER BY rowid"\n'
+    )
+    return folder / "sqlite.toml"
+
+
+DOORS = [csv_file, packed_csv, archive, parquet, arrow, feather, in_pandas, in_polars, in_pyarrow, coded, in_sqlite]
+
+
+def same(one, other):
+    assert one.n == other.n
+    assert one.labels.tolist() == other.labels.tolist()
+    assert one.identifiers["customer"].tolist() == other.identifiers["customer"].tolist()
+    assert list(one.columns) == list(other.columns)
+    for name, values in one.columns.items():
+        np.testing.assert_array_equal(values, other.columns[name], err_msg=name)
+        assert values.dtype == other.columns[name].dtype
+
+
+@given(ROWS)
+@settings(max_examples=25, deadline=None)
+def test_every_door_gives_the_same_table(tmp_path_factory, rows):
+    folder = tmp_path_factory.mktemp("doors")
+    first = read_table(csv_file(folder, rows), SCHEMA)
+    for door in DOORS[1:]:
+        same(first, read_table(door(folder, rows), SCHEMA))
+
+
+@given(ROWS)
+@settings(max_examples=25, deadline=None)
+def test_a_table_is_what_its_rows_say(tmp_path_factory, rows):
+    """The oracle is Python's own datetime."""
+    table = read_table(parquet(tmp_path_factory.mktemp("rows"), rows), SCHEMA)
+    names = {"shop": "shop", "web": "online", "app": "online", "2": "online", None: ""}
+    for at, (customer, amount, channel, booked, fraud) in enumerate(rows):
+        row = {name: values[at] for name, values in table.columns.items()}
+        assert table.identifiers["customer"][at] == str(customer)
+        assert row["amount"] == amount or (amount is None and math.isnan(row["amount"]))
+        assert row["channel"] == names[channel]
+        assert table.labels[at] == fraud
+        if booked is None:
+            assert math.isnan(row["booked"])
+            assert row["booked weekday"] == row["booked hour"] == row["booked month"] == ""
+            continue
+        assert row["booked"] == (booked - datetime(1970, 1, 1)) / timedelta(days=1)
+        assert row["booked weekday"] == booked.strftime("%A")
+        assert (row["booked hour"], row["booked month"]) == (str(booked.hour), str(booked.month))
+
+
+# --- what a party says of its own table -------------------------------------------------------------------------------
+
+TODAY = datetime(2024, 2, 29, 13, 30)
+RAW = "kunde;betrag;kanal;datum;betrug\n7;1999;W;29.02.2024 13:30;J\n8;99999;POS;01.03.2024 00:00;N\n9;-1;-;;N\n"
+SOURCE = """
+file = "raw.csv"
+separator = ";"
+encoding = "latin-1"
+[columns]
+customer = { from = "kunde" }
+amount = { from = "betrag", unit = "cent", factor = 0.01, missing = ["-1"] }
+channel = { from = "kanal", values = { online = ["W", "2"], shop = ["POS"] }, missing = ["-"] }
+booked = { from = "datum", format = "%d.%m.%Y %H:%M" }
+fraud = { from = "betrug", values = { no = ["N"], yes = ["J"] } }
+"""
+
+
+def bank(folder, source=SOURCE, raw=RAW):
+    (folder / "raw.csv").write_text(raw, encoding="latin-1")
+    (folder / "bank.toml").write_text(source)
+    return folder / "bank.toml"
+
+
+def test_a_source_file_maps_names_units_codings_dates_and_gaps(tmp_path):
+    table = read_table(bank(tmp_path), SCHEMA)
+    rows = [(7, 19.99, "web", TODAY, 1), (8, 999.99, "shop", datetime(2024, 3, 1), 0), (9, None, None, None, 0)]
+    same(table, read_table(csv_file(tmp_path, rows), SCHEMA))
+    assert survey(tmp_path / "bank.toml", SCHEMA).problems == ()
+
+
+def test_a_mapping_for_a_table_in_memory(tmp_path):
+    (tmp_path / "map.toml").write_text('[columns]\namount = { from = "cents", factor = "1/100" }\n')
+    frame = pandas.DataFrame(
+        {"customer": [1, 2], "cents": [1999, None], "channel": ["shop", None], "booked": [TODAY, None], "fraud": [0, 1]}
+    )
+    table = read_table(frame, SCHEMA, mapping=tmp_path / "map.toml")
+    np.testing.assert_array_equal(table.columns["amount"], [19.99, math.nan])
+    with pytest.raises(DataError, match="Expected no file, url or url_file in"):
+        read_table(frame, SCHEMA, mapping=bank(tmp_path))
+    with pytest.raises(DataError, match="Expected one of file, url and url_file in"):
+        read_table(tmp_path / "map.toml", SCHEMA)
+
+
+@given(st.integers(0, 10**9), st.sampled_from([("0.01", 100), ("0.001", 1000), ("0.1", 10)]))
+def test_units_convert_to_the_float_that_a_party_with_the_other_unit_has(cents, unit):
+    """Else a record on the edge of a bin lands on the other side at one party."""
+    from fractions import Fraction
+
+    from confide.data.reading import linear
+
+    factor, per = unit
+    [value] = linear(np.array([float(cents)]), Fraction(factor), Fraction(0)).tolist()
+    assert value == float(f"{cents // per}.{cents % per:0{len(str(per)) - 1}d}")
+    [celsius] = linear(np.array([212.0]), Fraction("5/9"), Fraction("-160/9")).tolist()
+    assert celsius == 100.0
+
+
+def test_a_party_may_lack_a_column_that_may_be_missing(tmp_path):
+    source = SOURCE.replace(
+        'channel = { from = "kanal", values = { online = ["W", "2"], shop = ["POS"] }, missing = ["-"] }',
+        "channel = { absent = true }",
+    )
+    table = read_table(bank(tmp_path, source), SCHEMA)
+    assert table.columns["channel"].tolist() == ["", "", ""]
+    source = source.replace("fraud = {", "fraud = { absent = true,")
+    with pytest.raises(DataError, match="no absent column in columns.fraud"):
+        read_table(bank(tmp_path, source), SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "text"),
+    [
+        ('file = "raw.csv"', "", "Expected one of file, url and url_file"),
+        ('file = "raw.csv"', 'file = "raw.csv"\nquery = "SELECT 1"', "url or url_file together with query"),
+        ('file = "raw.csv"', 'file = "raw.csv"\npassword = "s3cret"', "unknown field `password`"),
+        ('separator = ";"', 'separator = ";;"', "Expected separator in .* to be one character"),
+        ('encoding = "latin-1"', 'encoding = "klingon"', "an encoding that Python knows"),
+        ("amount = {", "amonut = {", r'got columns.amonut of .*did you mean "amount"'),
+        ("factor = 0.01", "factor = 1", r"Expected a factor in columns.amount .*'cent' is not the schema's 'euro'"),
+        ('unit = "cent"', 'unit = "euro"', "Expected no factor or offset in columns.amount"),
+        ("factor = 0.01", "factor = 0", "a factor other than 0"),
+        ("factor = 0.01", 'factor = "x"', 'a number of at most 15 digits, or a fraction such as "5/9"'),
+        ("factor = 0.01", 'factor = "1/0"', "at most 15 digits"),
+        ("factor = 0.01", "factor = 1e300", "at most 15 digits"),
+        (
+            "online = [",
+            "inline = [",
+            r"categories of the schema in columns.channel of .*'inline' \(did you mean \"online\"",
+        ),
+        ('["W", "2"]', '["W", "POS"]', "different texts in columns.channel"),
+        ('format = "%d.%m.%Y %H:%M"', 'format = "%H:%M"', "Expected format in columns.booked"),
+        ('{ from = "kunde" }', '{ from = "kunde", format = "iso" }', "Expected no format in columns.customer"),
+        (
+            '{ from = "kunde" }',
+            '{ from = "kunde", factor = 2 }',
+            "Expected no unit, factor or offset in columns.customer",
+        ),
+        ('from = "betrag"', 'from = "betragg"', r'a column \'betragg\' in .*did you mean "betrag"'),
+        ('from = "kunde"', "from = 3", "Expected a source of records"),
+    ],
+)
+def test_a_source_that_does_not_fit_is_refused(tmp_path, old, new, text):
+    assert old in SOURCE
+    path = bank(tmp_path, SOURCE.replace(old, new, 1))
+    with pytest.raises(DataError, match=text):
+        read_table(path, SCHEMA)
+    assert survey(path, SCHEMA).problems
+
+
+def test_inputs_are_read_without_a_label(tmp_path):
+    raw = "\n".join(line.rpartition(";")[0] for line in RAW.splitlines())
+    columns = read_inputs(bank(tmp_path, raw=raw), SCHEMA)
+    assert list(columns) == [column.name for column in SCHEMA.columns]
+    assert columns["channel"].tolist() == ["online", "shop", ""]
+
+
+# --- dates ------------------------------------------------------------------------------------------------------------
+
+
+def dated(cells, form="iso"):
+    schema = Schema.parse(
+        {
+            "label": {"name": "y", "classes": ["0", "1"]},
+            "columns": {
+                "seen": {
+                    "type": "date",
+                    "format": form,
+                    "low": date(2000, 1, 1),
+                    "high": date(2030, 1, 1),
+                    "missing": "low",
+                }
+            },
+        }
+    )
+    return read_table(pyarrow.table({"seen": cells, "y": [0] * len(cells)}), schema).columns["seen"].tolist()
+
+
+def test_dates_in_every_form_are_one_day():
+    day = float((date(2024, 2, 29) - date(1970, 1, 1)).days)
+    noon = datetime(2024, 2, 29, 12, tzinfo=UTC)
+    assert dated(["2024-02-29", "20240229", "2024-02-29T00:00", "2024-02-29T02:00:00+02:00"]) == [day] * 4
+    assert dated(["29/2/24"], "%d/%m/%y") == [day]
+    assert dated([20240229], "%Y%m%d") == [day]
+    assert dated([int(noon.timestamp())], "unix") == [day + 0.5]
+    assert dated([str(int(noon.timestamp())), None], "unix")[0] == day + 0.5
+    assert dated([date(2024, 2, 29)]) == [day]
+    assert dated([noon, noon.astimezone(timezone(timedelta(hours=5)))]) == [day + 0.5] * 2
+    assert dated(pyarrow.array([noon.replace(tzinfo=None)], pyarrow.timestamp("ns"))) == [day + 0.5]
+
+
+@pytest.mark.parametrize("cell", ["2024-13-01", "yesterday", "29.02.2024", "2024-02-30", "0000-00-00", "1" * 5000])
+def test_what_is_no_date_is_counted_and_not_shown(cell):
+    with pytest.raises(DataError, match=r"Expected dates in the table, column 'seen'; 1 of 2 records") as caught:
+        dated(["2024-01-01", cell])
+    assert cell[:6] not in str(caught.value)
+
+
+def test_the_last_day_belongs_to_the_bounds():
+    assert len(dated(["2030-01-01T23:59:59"])) == 1
+    with pytest.raises(DataError, match=r"values from 2000-01-01 up to 2030-01-02 in .*1 of 1 records"):
+        dated(["2030-01-02T00:00:01"])
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"low": 3}, "low is no date"),
+        ({"low": date(2040, 1, 1)}, "not below high"),
+        ({"format": "%H"}, 'format is \'%H\'; take "iso", "unix"'),
+        ({"parts": ["week"]}, "parts has 'week'"),
+        ({"parts": ["hour", "hour"]}, "parts has 'hour'"),
+        ({"missing": 5}, "missing is a number; take a date"),
+        ({"unit": "days"}, "unit is unknown"),
+    ],
+)
+def test_a_schema_s_dates_are_checked(change, text):
+    column = {"type": "date", "low": date(2000, 1, 1), "high": date(2030, 1, 1), **change}
+    with pytest.raises(DataError, match=text):
+        Schema.parse({"label": {"name": "y", "classes": ["0", "1"]}, "columns": {"seen": column}})
+
+
+# --- hostile files ----------------------------------------------------------------------------------------------------
+
+PLAIN = Schema.parse(
+    {
+        "label": {"name": "y", "classes": ["0", "1"]},
+        "columns": {"a": {"type": "number", "low": 0, "high": 9}, "b": {"type": "category", "categories": ["u", "v"]}},
+    }
+)
+GOOD = {"a": [1, 2], "b": ["u", "v"], "y": [0, 1]}
+
+
+def refused(place, schema=PLAIN):
+    with pytest.raises(DataError) as caught:
+        read_table(place, schema)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ([[1], [2]], "Expected plain values in column 'a' of .*, got list<"),
+        ([{"x": 1}, {"x": 2}], "got struct<x: int64>"),
+        ([b"1", b"2"], "got binary"),
+        ([timedelta(1), timedelta(2)], "got duration"),
+        ([datetime(2020, 1, 1)] * 2, "Expected numbers in .*datetime64"),
+        (["x", "y"], "2 of 2 records"),
+    ],
+)
+def test_columns_of_other_types_are_refused_by_their_type(tmp_path, values, text):
+    table = pyarrow.table({**GOOD, "a": values})
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    for place in (table, tmp_path / "t.parquet"):
+        with pytest.raises(DataError, match=text):
+            read_table(place, PLAIN)
+    pyarrow.parquet.write_table(pyarrow.table({**GOOD, "other": values}), tmp_path / "t.parquet")
+    assert read_table(tmp_path / "t.parquet", PLAIN).n == 2  # what the schema does not name is not looked at
+
+
+def test_damaged_files_tables_without_records_and_columns_of_one_name_are_refused(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table(GOOD), tmp_path / "t.parquet")
+    body = (tmp_path / "t.parquet").read_bytes()
+    for broken in (b"", b"PAR1", body[:-9], body[: len(body) // 2], b"PAR1" + bytes(40) + b"PAR1", b"\0" * 99):
+        for name in ("t.parquet", "t.arrow", "t.feather"):
+            (tmp_path / name).write_bytes(broken)
+            assert "damaged" in refused(tmp_path / name)
+    assert "No such file" in refused(tmp_path / "absent.parquet")
+    assert "at least one record" in refused(pyarrow.table(GOOD).slice(0, 0))
+    twice = pyarrow.Table.from_arrays([pyarrow.array([1])] * 4, names=["a", "b", "y", "a"])
+    assert "columns 1 and 4 have the same" in refused(twice)
+    assert "a column 'b'" in refused(pyarrow.table({"a": [1], "y": [0]}))
+    assert "Expected a path or a table with an Arrow stream" in refused({"a": [1]})
+    assert "a table that Arrow can hold" in refused(pandas.DataFrame([[1, "u", 0, 2]], columns=["a", "b", "y", "a"]))
+
+
+def test_bytes_that_were_flipped_are_refused_or_read_but_never_crash(tmp_path):
+    pyarrow.parquet.write_table(pyarrow.table(GOOD), tmp_path / "good.parquet")
+    body = (tmp_path / "good.parquet").read_bytes()
+    for place in range(0, len(body), 7):
+        changed = bytearray(body)
+        changed[place] ^= 0xFF
+        (tmp_path / "t.parquet").write_bytes(changed)
+        with suppress(DataError):
+            read_table(tmp_path / "t.parquet", PLAIN)
+
+
+def test_a_small_file_that_unpacks_to_gigabytes_is_refused(tmp_path, monkeypatch):
+    table = pyarrow.table(
+        {"a": np.zeros(300_000), "b": pyarrow.array(["u"] * 300_000), "y": np.zeros(300_000, np.int8)}
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "t.parquet")
+    (tmp_path / "t.csv.gz").write_bytes(gzip.compress(b"a,b,y\n" + b"1,u,0\n" * 300_000))
+    assert (tmp_path / "t.csv.gz").stat().st_size < 10_000
+    assert read_table(tmp_path / "t.parquet", PLAIN).n == 300_000
+    for module in ("files", "arrow"):
+        monkeypatch.setattr(f"confide.data.{module}.LARGEST_UNPACKED_BYTES", 1 << 20)
+    assert "to unpack to at most" in refused(tmp_path / "t.parquet")
+    assert "to unpack to at most" in refused(tmp_path / "t.csv.gz")
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (gzip.compress(b"a,b,y\n1,u,0\n")[:-6], "comma-separated UTF-8 text"),
+        (b"a,b,y\n1,u,0\n", "no gzip file"),
+        (gzip.compress("a,b,y\n1,ü,0\n".encode("latin-1")), "UTF-8 text"),
+        (gzip.compress(b"a,b,y\n1,u," + b"0" * 200_000 + b"\n"), "field larger"),
+        (gzip.compress(b"1,2,0\n2,3,1\n"), "Expected a header in .*3 of the 3 cells"),
+    ],
+)
+def test_packed_text_that_is_none_is_refused(tmp_path, body, text):
+    (tmp_path / "t.csv.gz").write_bytes(body)
+    with pytest.raises(DataError, match=text):
+        read_table(tmp_path / "t.csv.gz", PLAIN)
+
+
+def test_a_first_record_where_names_belong_is_not_shown(tmp_path):
+    (tmp_path / "t.csv").write_text("41.5,170,1\n67,181,0\n")
+    for said in (refused(tmp_path / "t.csv"), repr(survey(tmp_path / "t.csv", PLAIN))):
+        assert "Expected a header" in said
+        assert "41.5" not in said
+        assert "170" not in said
+
+
+def test_a_column_of_a_million_texts_is_counted_and_not_shown():
+    n = 10**6
+    table = pyarrow.table({"a": np.ones(n), "b": [f"p{row:07d}" for row in range(n)], "y": np.zeros(n, np.int64)})
+    said = refused(table)
+    assert "1000000 of 1000000 records (first in row 1) hold 1000000 others" in said
+    assert "p0" not in said
+    assert len(said) < 300
+
+
+def test_a_schema_of_too_many_categories_is_refused_without_a_list():
+    column = {"type": "category", "categories": [f"c{number}" for number in range(10**6)]}
+    with pytest.raises(DataError, match="has 1000000 entries, at most 65536 are read; group them") as caught:
+        Schema.parse({"label": {"name": "y", "classes": ["0", "1"]}, "columns": {"b": column}})
+    assert len(str(caught.value)) < 300
+
+
+# --- databases --------------------------------------------------------------------------------------------------------
+
+
+def asked(folder, query, url=None):
+    (folder / "s.toml").write_text(f'url = \'{url or f"sqlite:///{folder}/bank.db"}\'\nquery = """{query}"""\n')
+    return folder / "s.toml"
+
+
+@pytest.fixture
+def database(tmp_path):
+    in_sqlite(tmp_path, [(1, 2.5, "shop", TODAY, 0), (2, None, "sECRET", None, 1)])
+    return tmp_path
+
+
+def test_queries_that_fail_show_neither_url_nor_rows(database):
+    urls = ["nothing", "postgresql+psycopg://me:s3cret@127.0.0.1:1/x", "sqlite:////absent/s3cret.db", "odd+s3cret://x"]
+    for url in urls:
+        said = refused(asked(database, "SELECT 1", url), SCHEMA)
+        assert "s3cret" not in said
+        assert "sqlite" not in said.replace(str(database), "")
+    for query in ("SELECT * FROM absent", "SELEKT", "SELECT * FROM t WHERE (", "SELECT abs(channel, 's3cret') FROM t"):
+        said = refused(asked(database, query), SCHEMA)
+        assert "Expected the query of" in said
+        assert "s3cret" not in said
+    assert "a query that gives rows" in refused(asked(database, "DELETE FROM t"), SCHEMA)
+    assert "at least one record" in refused(asked(database, "SELECT * FROM t WHERE 1 = 0"), SCHEMA)
+    assert "columns 1 and 2 have the same" in refused(asked(database, "SELECT 1 AS a, 2 AS a"), SCHEMA)
+    said = refused(asked(database, "SELECT * FROM t"), SCHEMA)
+    assert "1 of 2 records (first in row 2) hold 1 others" in said
+    assert "sECRET" not in said
+
+
+def test_a_query_that_writes_leaves_no_trace(database):
+    refused(asked(database, "DELETE FROM t"), SCHEMA)
+    connection = sqlite3.connect(database / "bank.db")
+    assert connection.execute("SELECT count(*) FROM t").fetchone() == (2,)
+    connection.close()
+
+
+def test_percent_and_colon_in_a_query_are_its_own(database):
+    query = "SELECT * FROM t WHERE channel LIKE 'sh%' AND ':x' = ':x' AND '%(x)s' <> '?'"
+    assert read_table(asked(database, query), SCHEMA).n == 1
+
+
+def test_a_url_may_lie_in_a_file_of_its_own(database):
+    (database / "secret").write_text(f"sqlite:///{database}/bank.db\n")
+    (database / "s.toml").write_text('url_file = "secret"\nquery = "SELECT * FROM t WHERE fraud = 0"\n')
+    assert read_table(database / "s.toml", SCHEMA).n == 1
+    (database / "secret").write_text("two words s3cret\n")
+    assert "s3cret" not in refused(database / "s.toml", SCHEMA)
+
+
+def test_a_path_that_is_no_text_is_no_source(tmp_path):
+    (tmp_path / "s.toml").write_bytes(b"\xff\xfe")
+    assert "Expected TOML" in refused(Path(tmp_path / "s.toml"))
