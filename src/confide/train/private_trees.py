@@ -93,7 +93,7 @@ class Recipe:
     slope_ridge: float = 1.0
 
 
-_STEPS, _TRENDS = Recipe(clip=0.5), Recipe(clip=1.0, slope_pace=0.35)
+_STEPS, _TRENDS = Recipe(clip=0.5, curvature=0.17), Recipe(clip=1.0, slope_pace=0.35)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
