@@ -246,7 +246,7 @@ def test_canaries_stay_within_the_claim_and_half_the_noise_does_not(noise: float
             quiet = exact + noise * (quiet - exact)  # the negative control: as if a share were scaled down
             seen += quiet * (kind.grid / kind.share_variance) * (1.0 if number == 0 else -1.0)
             if number == 0:
-                encoding.update(encoding.learner.start, sums.astype(np.int64), 1, 1)
+                encoding.update(encoding.learner.start, sums.astype(np.int64), frozenset({"one"}), 1)
         values.append(seen)
         present.append(coin)
     scores = Scores(np.concatenate(values), np.concatenate(present))

@@ -222,7 +222,7 @@ class PrivateTrees(Encoding):
 
     # what the sums lead to
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         change = np.zeros_like(parameters)
         if self._scales is None:
             step = count_step(len(self._columns.columns), COUNTS_GRID)
