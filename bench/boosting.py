@@ -197,7 +197,9 @@ def speed(rows: int, trees: int, repeats: int) -> list[Figure]:
             busy[name].append(time.process_time() - used)
             scores[name] = roc_auc_score(new_y, apply(new))
     load = os.getloadavg()[0]
-    print(f"{trees} trees of depth {DEPTH}, {SILOS} x {rows} records, {COLUMNS} columns, load of the machine {load:.1f}")
+    print(
+        f"{trees} trees of depth {DEPTH}, {SILOS} x {rows} records, {COLUMNS} columns, load of the machine {load:.1f}"
+    )
     print(f"{'':14}{'seconds [fastest to slowest]':>30}{'processor':>11}{'ratio':>7}{'bar':>5}{'AUC':>8}")
     figures: list[Figure] = []
     peer = statistics.median(wall["scikit-learn"])
@@ -342,7 +344,9 @@ def adult(folder: Path) -> list[tuple[str, dict[str, float]]] | None:
     if place_of("adult", folder) is None:
         return None
     place = folder / "adult.schema.toml"
-    lines = [line.split(", bins = [")[0] + (" }" if ", bins = [" in line else "") for line in place.read_text().split("\n")]
+    lines = [
+        line.split(", bins = [")[0] + (" }" if ", bins = [" in line else "") for line in place.read_text().split("\n")
+    ]
     place.write_text("\n".join(lines))
     tables = {name: f"{name}.csv" for name in PARTIES}
     pooled = pooled_records(folder, Schema.load(place), tables, "test.csv")

@@ -36,7 +36,11 @@ def payments() -> tuple[np.ndarray, np.ndarray, list[str]] | None:
     if not SOURCE.exists():
         return None
     with np.load(SOURCE) as archive:
-        return archive["X"].astype(np.float64), archive["y"].astype(np.int64), [str(name) for name in archive["columns"]]
+        return (
+            archive["X"].astype(np.float64),
+            archive["y"].astype(np.int64),
+            [str(name) for name in archive["columns"]],
+        )
 
 
 def fraud_tables(folder: Path, seed: int) -> tuple[Arrays, Arrays] | None:
