@@ -18,9 +18,11 @@ from confide.model.artifact import create_signing_key, load
 from confide.sklearn import (
     PCA,
     GaussianNB,
+    GradientBoostingClassifier,
     KMeans,
     LinearRegression,
     LogisticRegression,
+    RandomForestClassifier,
     Ridge,
     StandardScaler,
     artifact_of,
@@ -29,7 +31,12 @@ from sklearn import linear_model, naive_bayes
 
 EASY = {"epsilon": 30.0, "delta": 1e-2, "bounds": (-4, 4), "random_state": 0}  # the checks fit some twenty records
 
-CLASSIFIER = (LogisticRegression(classes=(0, 1), **EASY), GaussianNB(classes=(0, 1, 2), **EASY))
+CLASSIFIER = (
+    LogisticRegression(classes=(0, 1), **EASY),
+    GaussianNB(classes=(0, 1, 2), **EASY),
+    GradientBoostingClassifier(classes=(0, 1), **EASY),
+    RandomForestClassifier(classes=(0, 1, 2), **EASY),
+)
 REGRESSOR = (Ridge(y_bounds=(-4, 4), **EASY), LinearRegression(y_bounds=(-4, 4), **EASY))
 OTHER = (KMeans(**EASY), PCA(**EASY), StandardScaler(**EASY))
 ALL = (*CLASSIFIER, *REGRESSOR, *OTHER)
@@ -57,7 +64,7 @@ def reasons(estimator):
     return OF_CLUSTERS if isinstance(estimator, KMeans) else EVERYBODY
 
 
-CLASSIFIER_TYPES = (LogisticRegression, GaussianNB)
+CLASSIFIER_TYPES = tuple(map(type, CLASSIFIER))
 
 
 def name_of(estimator):

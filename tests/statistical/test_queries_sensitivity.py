@@ -15,7 +15,17 @@ import pytest
 
 from confide.dp import quantiles, queries
 from confide.dp.spending import Budget
-from confide.sklearn import PCA, GaussianNB, KMeans, LinearRegression, LogisticRegression, Ridge, StandardScaler
+from confide.sklearn import (
+    PCA,
+    GaussianNB,
+    GradientBoostingClassifier,
+    KMeans,
+    LinearRegression,
+    LogisticRegression,
+    RandomForestClassifier,
+    Ridge,
+    StandardScaler,
+)
 from replay import distance, tables
 
 PAIRS = 200
@@ -73,6 +83,10 @@ ESTIMATORS = {
     "logistic of three classes": LogisticRegression(classes=(0, 1, 2), **BOUNDED),
     "newton": LogisticRegression(classes=(0, 1), expected_records=10**6, **BOUNDED),
     "naive Bayes": GaussianNB(classes=(0, 1), **BOUNDED),
+    "trends": GradientBoostingClassifier(classes=(0, 1), effects="trends", **BOUNDED),
+    "steps": GradientBoostingClassifier(classes=(0, 1), effects="steps", **BOUNDED),
+    "forest": RandomForestClassifier(classes=(0, 1, 2), **BOUNDED),
+    "forest of categories": RandomForestClassifier(classes=(0, 1), categories={1: range(100)}, **BOUNDED),
     "scaler": StandardScaler(**BOUNDED),
     "least squares": LinearRegression(y_bounds=(0, 100), **BOUNDED),
     "ridge": Ridge(y_bounds=(-2, 2), **BOUNDED),
