@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +26,7 @@ from confide.dp.spending import Allowance
 from confide.ideal import Sums
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.train.additive_columns import AdditiveColumns, additive, leaves_of
+from confide.train.boosting import TreesLearner
 from confide.train.course import Course
 from confide.train.local import Silo
 from confide.train.private_trees import COUNTS_GRID, PrivateTrees, releases_of
@@ -156,7 +158,7 @@ def private_additive(
         vector = encoding.contribution(course.parameters, silo, course.number + 1, rng, store)
         store.commit(encoding.charge(store))
         course.advance(Sums(vector[None], (frozenset({silo.name}),)))
-    layer = encoding.learner.trees(course.kept)
+    layer = cast("TreesLearner", encoding.learner).trees(course.kept)
     values = layer.value[leaves_of(columns.columns)]
     return Effects(values, float(layer.offset[0]), _importances(values, encoding.moved["counts"], columns, plan), plan)
 

@@ -48,7 +48,7 @@ def artifact_of(
         (('high', 'low'), ('age',), 'record')
     """
     check_is_fitted(model)
-    features = model.n_features_in_
+    features: int = cast("Any", model).n_features_in_
     own = getattr(model, "feature_names_in_", [f"x{one}" for one in range(features)])
     names = [str(name) for name in (own if columns is None else columns)]
     if len(names) != features:
