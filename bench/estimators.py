@@ -55,7 +55,6 @@ from confide.sklearn import (
 )
 from confide.train import load_data, parse
 from confide.train.parts import preprocess_of
-from confide.train.sections import ModelSection
 from sklearn import cluster, decomposition, ensemble, linear_model, naive_bayes
 
 BAR_POINTS = 3.0  # of logistic regression, above Diffprivlib's
@@ -82,7 +81,7 @@ def parted(count: int, seeds: int, fraction: float = 0.2) -> np.ndarray:
 
 def breast_cancer(seeds: int) -> Task:
     schema, table = load_set("breast-cancer")
-    x = preprocess_of(schema, ModelSection(), seed=0).apply(table.columns)
+    x = preprocess_of(schema, parse({"job": {"name": "table"}, "data": {"set": "breast-cancer"}})).apply(table.columns)
     return Task("classify", x, table.labels, parted(len(x), seeds))
 
 

@@ -2,11 +2,11 @@
 
     .venv/bin/python estimators.py ARRAYS.npz TASK
 
-TASK is "classify", "trees", "regress", "cluster" or "components". The arrays are x, y (y_bounds for "regress", low and high of each
-column for "trees"), and test, shape
-(seeds, n), true for the records of a seed's test part. Columns are in [-1, 1] by public bounds, which every estimator
-is told. Its claim is (1, 0) for replacing one record, at most twice as strong as adding or removing one. As one JSON
-line: the figure of each seed, by what it is of.
+TASK is "classify", "trees", "regress", "cluster" or "components". The arrays are x, y, and test, shape (seeds, n), true
+for the records of a seed's test part; beside them y_bounds for "regress", and for "trees" low and high of each column,
+where a column with categories has their places. Other columns are in [-1, 1] by public bounds, which every estimator is
+told. Its claim is (1, 0) for replacing one record, at most twice as strong as adding or removing one. As one JSON line:
+the figure of each seed, by what it is of.
 
 Logistic regression is tried as it is documented, with the norm that the bounds imply, and with rows that are brought to
 length 1 first, which needs no record.
