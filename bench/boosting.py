@@ -3,8 +3,8 @@
     python bench/boosting.py [--rows 100000] [--trees 100] [--repeats 3] [--seeds 20] [--only PART] [--json FILE]
 
 speed: --trees trees of depth 6 over four silos of --rows records, 30 columns of 255 intervals, in one process, from raw
-numbers to the model, under a plain, an amortised and a masked sum; the peer is scikit-learn's histogram gradient boosting with
-the same depth, leaves, rate and ridge on the pooled records. Both may use all cores. Repeats take turns after one small
+numbers to the model, under a plain, an amortised and a masked sum; the peer is scikit-learn's histogram gradient
+boosting with the same depth, leaves, rate and ridge on the pooled records. Both may use all cores. Repeats take turns after one small
 run of each, so that a busy minute hits all alike; the figure is the ratio of the medians. Processor seconds stand
 beside them: a busy machine changes those less. One more run under the profiler says what takes the time.
 
@@ -14,8 +14,8 @@ Adult has a test part of its own; fraud is split anew for each seed, 70 to 30, a
 No setting was chosen by these records.
 
 Peers: LightGBM at its defaults where bench/peers/lightgbm/.venv exists, and Flower's strategies for XGBoost, where
-bench/peers/flower_xgboost/.venv does: bagging and cyclic, with our depth and rate, and as many trees; "4 x", on Adult, has
-as many rounds as we have trees. Categories are one column each for XGBoost, as Flower's examples know numbers only.
+bench/peers/flower_xgboost/.venv does: bagging and cyclic, with our depth and rate, and as many trees; "4 x", on
+Adult, has as many rounds as we have trees. Categories are one column each for XGBoost, as Flower's examples know numbers only.
 """
 
 from __future__ import annotations
