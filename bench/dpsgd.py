@@ -98,7 +98,7 @@ def cost(name: str, module: nn.Module, bar: float, batch: int, slots: int, repea
     def private() -> None:
         nonlocal parameters
         sums = encoding.contribution(parameters, silo, 1, rng, MemoryStore())
-        parameters = parameters + encoding.update(parameters, sums, 1, 1)
+        parameters = parameters + encoding.update(parameters, sums, frozenset("a"), 1)
 
     inputs, wanted = torch.from_numpy(x), torch.from_numpy(y)
     optimiser = torch.optim.SGD(module.parameters(), lr=1e-3)

@@ -9,11 +9,14 @@ import math
 import sqlite3
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from pathlib import Path
+from uuid import UUID
 
 import numpy as np
 import pandas
 import polars
+import psycopg
 import pyarrow
 import pyarrow.feather
 import pyarrow.parquet
@@ -21,10 +24,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from confide.data.files import digest_of
 from confide.data.schema import Schema
 from confide.data.survey import survey
 from confide.data.table import read_inputs, read_table
-from confide.errors import DataError
+from confide.errors import DataError, JobError
+from confide.train.job import parse
+from confide.train.run import load_data
 
 SCHEMA = Schema.read("""
 identifiers = ["customer"]
@@ -380,6 +386,9 @@ PLAIN = Schema.parse(
 GOOD = {"a": [1, 2], "b": ["u", "v"], "y": [0, 1]}
 
 
+PLAIN_TEXT = '[label]\nname = "y"\nclasses = ["0", "1"]\n[columns]\na = { type = "number", low = 0, high = 9 }\n'
+
+
 def refused(place, schema=PLAIN):
     with pytest.raises(DataError) as caught:
         read_table(place, schema)
@@ -497,49 +506,119 @@ def asked(folder, query, url=None):
 
 
 @pytest.fixture
-def database(tmp_path):
+def bank_db(tmp_path):
     in_sqlite(tmp_path, [(1, 2.5, "shop", TODAY, 0), (2, None, "sECRET", None, 1)])
     return tmp_path
 
 
-def test_queries_that_fail_show_neither_url_nor_rows(database):
+def test_queries_that_fail_show_neither_url_nor_rows(bank_db):
     urls = ["nothing", "postgresql+psycopg://me:s3cret@127.0.0.1:1/x", "sqlite:////absent/s3cret.db", "odd+s3cret://x"]
     for url in urls:
-        said = refused(asked(database, "SELECT 1", url), SCHEMA)
+        said = refused(asked(bank_db, "SELECT 1", url), SCHEMA)
         assert "s3cret" not in said
-        assert "sqlite" not in said.replace(str(database), "")
+        assert "sqlite" not in said.replace(str(bank_db), "")
     for query in ("SELECT * FROM absent", "SELEKT", "SELECT * FROM t WHERE (", "SELECT abs(channel, 's3cret') FROM t"):
-        said = refused(asked(database, query), SCHEMA)
+        said = refused(asked(bank_db, query), SCHEMA)
         assert "Expected the query of" in said
         assert "s3cret" not in said
-    assert "a query that gives rows" in refused(asked(database, "DELETE FROM t"), SCHEMA)
-    assert "at least one record" in refused(asked(database, "SELECT * FROM t WHERE 1 = 0"), SCHEMA)
-    assert "columns 1 and 2 have the same" in refused(asked(database, "SELECT 1 AS a, 2 AS a"), SCHEMA)
-    said = refused(asked(database, "SELECT * FROM t"), SCHEMA)
+    assert "a query that gives rows" in refused(asked(bank_db, "DELETE FROM t"), SCHEMA)
+    assert "at least one record" in refused(asked(bank_db, "SELECT * FROM t WHERE 1 = 0"), SCHEMA)
+    assert "columns 1 and 2 have the same" in refused(asked(bank_db, "SELECT 1 AS a, 2 AS a"), SCHEMA)
+    said = refused(asked(bank_db, "SELECT * FROM t"), SCHEMA)
     assert "1 of 2 records (first in row 2) hold 1 others" in said
     assert "sECRET" not in said
 
 
-def test_a_query_that_writes_leaves_no_trace(database):
-    refused(asked(database, "DELETE FROM t"), SCHEMA)
-    connection = sqlite3.connect(database / "bank.db")
+def test_a_query_that_writes_leaves_no_trace(bank_db):
+    refused(asked(bank_db, "DELETE FROM t"), SCHEMA)
+    connection = sqlite3.connect(bank_db / "bank.db")
     assert connection.execute("SELECT count(*) FROM t").fetchone() == (2,)
     connection.close()
 
 
-def test_percent_and_colon_in_a_query_are_its_own(database):
+def test_percent_and_colon_in_a_query_are_its_own(bank_db):
     query = "SELECT * FROM t WHERE channel LIKE 'sh%' AND ':x' = ':x' AND '%(x)s' <> '?'"
-    assert read_table(asked(database, query), SCHEMA).n == 1
+    assert read_table(asked(bank_db, query), SCHEMA).n == 1
 
 
-def test_a_url_may_lie_in_a_file_of_its_own(database):
-    (database / "secret").write_text(f"sqlite:///{database}/bank.db\n")
-    (database / "s.toml").write_text('url_file = "secret"\nquery = "SELECT * FROM t WHERE fraud = 0"\n')
-    assert read_table(database / "s.toml", SCHEMA).n == 1
-    (database / "secret").write_text("two words s3cret\n")
-    assert "s3cret" not in refused(database / "s.toml", SCHEMA)
+def test_a_url_may_lie_in_a_file_of_its_own(bank_db):
+    (bank_db / "secret").write_text(f"sqlite:///{bank_db}/bank.db\n")
+    (bank_db / "s.toml").write_text('url_file = "secret"\nquery = "SELECT * FROM t WHERE fraud = 0"\n')
+    assert read_table(bank_db / "s.toml", SCHEMA).n == 1
+    (bank_db / "secret").write_text("two words s3cret\n")
+    assert "s3cret" not in refused(bank_db / "s.toml", SCHEMA)
 
 
 def test_a_path_that_is_no_text_is_no_source(tmp_path):
     (tmp_path / "s.toml").write_bytes(b"\xff\xfe")
     assert "Expected TOML" in refused(Path(tmp_path / "s.toml"))
+
+
+def test_a_query_of_postgresql_is_read_and_may_not_write(tmp_path, database):
+    with psycopg.connect(database) as connection:
+        connection.execute(
+            "CREATE TABLE t (customer uuid, amount numeric(12, 2), channel text, booked timestamptz, fraud smallint)"
+        )
+        connection.execute("CREATE SEQUENCE s")
+        rows = [(UUID(int=n), Decimal(f"{n}.99"), "web", datetime(2024, 2, 29, n, tzinfo=UTC), n % 2) for n in range(9)]
+        rows.append((UUID(int=9), None, None, None, 0))
+        connection.cursor().executemany("INSERT INTO t VALUES (%s, %s, %s, %s, %s)", rows)
+    url = database.replace("postgresql://", "postgresql+psycopg://")
+    table = read_table(asked(tmp_path, "SELECT * FROM t ORDER BY customer", url), SCHEMA)
+    np.testing.assert_array_equal(table.columns["amount"], [n + 0.99 for n in range(9)] + [math.nan])
+    assert table.columns["booked hour"].tolist() == [*map(str, range(9)), ""]
+    assert table.columns["channel"].tolist() == ["online"] * 9 + [""]
+    assert table.identifiers["customer"][3] == str(UUID(int=3))
+    assert table.labels.tolist() == [n % 2 for n in range(9)] + [0]
+    assert "Expected the query of" in refused(asked(tmp_path, "DELETE FROM t RETURNING *", url), SCHEMA)
+    said = refused(asked(tmp_path, "SELECT nextval('s')", url), SCHEMA)
+    assert "ReadOnlySqlTransaction (25006)" in said
+    said = refused(asked(tmp_path, "SELECT channel::int FROM t", url), SCHEMA)
+    assert "InvalidTextRepresentation (22P02)" in said  # whose text, in the driver, quotes the cell
+    assert "web" not in said
+    assert "UndefinedTable (42P01)" in refused(asked(tmp_path, "SELECT * FROM absent", url), SCHEMA)
+    said = refused(
+        asked(tmp_path, "SELECT 1", url.replace("user=confide", "user=confide&password=s3cret&port=1")), SCHEMA
+    )
+    assert "OperationalError" in said
+    assert "s3cret" not in said
+    with psycopg.connect(database) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (10,)
+
+
+# --- what an approval binds to ----------------------------------------------------------------------------------------
+
+
+def test_a_digest_covers_the_source_file_and_the_table_behind_it(tmp_path):
+    path = bank(tmp_path)
+    first = digest_of(path)
+    assert first == digest_of(path)
+    (tmp_path / "raw.csv").write_text(RAW + "1;1;W;;N\n", encoding="latin-1")
+    changed = digest_of(path)
+    path.write_text(SOURCE.replace("factor = 0.01", "factor = 0.1"))
+    assert len({first, changed, digest_of(path)}) == 3
+    (tmp_path / "raw.csv").unlink()
+    with pytest.raises(DataError, match="readable table"):
+        digest_of(path)
+
+
+def test_a_digest_of_a_query_covers_its_rows_in_any_order(bank_db):
+    forward = digest_of(asked(bank_db, "SELECT * FROM t"))
+    assert digest_of(asked(bank_db, "SELECT * FROM t")) == forward
+    source = asked(bank_db, "SELECT * FROM t ORDER BY random()")
+    assert len({digest_of(source) for _ in range(4)}) == 1
+    connection = sqlite3.connect(bank_db / "bank.db")
+    connection.execute("UPDATE t SET amount = 2.75 WHERE fraud = 0")
+    connection.commit()
+    connection.close()
+    assert digest_of(asked(bank_db, "SELECT * FROM t")) != forward
+
+
+def test_one_query_for_two_parties_is_refused(bank_db):
+    (bank_db / "schema.toml").write_text(PLAIN_TEXT)
+    for name in "ab":
+        source = "url = 'sqlite:///bank.db'\nquery = 'SELECT * FROM t'\n"
+        (bank_db / f"{name}.toml").write_text(source)
+    tables = {"schema": "schema.toml", "tables": {"a": "a.toml", "b": "b.toml"}}
+    with pytest.raises(JobError, match="a table for each party, got one for a and b"):
+        load_data(parse({"data": tables}, base=bank_db))

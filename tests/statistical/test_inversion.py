@@ -79,7 +79,7 @@ def alone(encoding: Encoding, silo: Silo) -> np.ndarray:
     """Return the change of the parameters that a server reads out of one silo's own vector."""
     start = encoding.learner.start
     vector = encoding.contribution(start, silo, 1, SeededRandomness("alone"), MemoryStore())
-    return encoding.update(start, vector, 1, 1)
+    return encoding.update(start, vector, frozenset("a"), 1)
 
 
 def together(encoding: Encoding, silos: dict[str, Silo], aggregator) -> np.ndarray:
@@ -92,7 +92,7 @@ def together(encoding: Encoding, silos: dict[str, Silo], aggregator) -> np.ndarr
     }
     opened = SingleSum(aggregator, session, SeededRandomness("parties")).take(session, vectors).output("server")
     assert opened.members[0] == frozenset(SILOS)
-    return encoding.update(start, opened.values[0], len(SILOS), 1)
+    return encoding.update(start, opened.values[0], opened.members[0], 1)
 
 
 def quotients(graph: Graph, change: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def with_noise(part: Silo, seed: str) -> Graph:
     for number in range(1, ROUNDS + 1):
         released = encoding.contribution(parameters, part, number, rng, store)
         store.commit(encoding.charge(store))
-        parameters = parameters + encoding.update(parameters, released, 1, number)
+        parameters = parameters + encoding.update(parameters, released, frozenset("a"), number)
     return unflatten(START, parameters)
 
 
@@ -69,7 +69,7 @@ def clipped_only(part: Silo, seed: str) -> Graph:
     parameters = encoding.learner.start
     for number in range(1, 201):
         total = PLAN.clipped_sum(encoding.learner.record_gradients(parameters, part)).total
-        parameters = parameters + encoding.update(parameters, total, 1, number)
+        parameters = parameters + encoding.update(parameters, total, frozenset("a"), number)
     return unflatten(START, parameters)
 
 

@@ -276,6 +276,46 @@ class TestCourse:
         assert not (early == late).all()
 
 
+class TestDropouts:
+    def test_a_tree_ends_where_others_are_in_the_sum(self):
+        """Sisters' sums follow from their parent's only among the same parties."""
+        x, y = labelled(400)
+        asked = TreesSection(count=3, depth=3)
+        train = section(asked)
+        course = Course(Boosting(boosted(RULES.features, 3, 3), train, asked, RULES), train)
+        parts = silos(x, y)
+        rng = SeededRandomness("course")
+        away = {3: "west"}  # the second level of the first tree
+        while not course.ended:
+            here = [one for one in parts if one.name != away.get(course.number + 1)]
+            made = {
+                one.name: course.encoding.contribution(course.parameters, one, course.number + 1, rng, MemoryStore())
+                for one in here
+            }
+            course.advance(PlainSum().ideal(made))
+        trees = course.encoding.learner.model(course.kept).layers[0]
+        stump = boosted_alone(train, TreesSection(count=1, depth=1), RULES, boosted(RULES.features, 1, 1), x, y)
+        first = [split for split in trees.splits() if split[0] == 0]
+        assert first == list(stump.layers[0].splits())  # that of the level before, and its leaves
+        assert sorted(set(trees.value[:8].tolist())) == sorted(set(stump.layers[0].value.tolist()))
+        assert {tree for tree, _, _ in trees.splits()} == {0, 1, 2}
+        assert course.number == 1 + 2 + 3 + 3
+
+    @pytest.mark.parametrize("aggregate", ["plain", "masked", "shares"])
+    def test_the_loop_goes_on_without_a_party(self, aggregate):
+        x, y = labelled(400)
+        upload, seen = AGGREGATORS[aggregate].upload, []
+
+        def lost(message):
+            seen.extend([1] * (message.src == "west" and message.tag == upload))
+            gone = len(seen) > 5 and message.src == "west" and message.tag == upload
+            return [] if gone else [(0, message)]
+
+        found = last(run(x, y, TreesSection(count=4, depth=3), aggregate=aggregate, fault=lost, quorum=3))
+        assert found.members == {"north", "east", "south"}
+        assert len({tree for tree, _, _ in found.model.layers[0].splits()}) == 4
+
+
 class TestRefused:
     def test_too_many_records_and_none(self):
         x, y = labelled(300)

@@ -171,7 +171,7 @@ def test_a_silo_gives_each_kind_when_it_is_due_and_never_twice():
         encoding.contribution(start, silo, 1, rng, store)
     assert not encoding.left(1, 1)
     assert encoding.left(2, 1)
-    encoding.update(start, first, 1, 1)
+    encoding.update(start, first, frozenset("a"), 1)
     assert len(encoding.contribution(start, silo, 2, rng, store)) == plan.length == encoding.length
     for _ in range(16):
         store.commit(charge(store))
@@ -190,7 +190,10 @@ def test_a_record_moves_either_kind_by_its_sensitivity_at_most():
         store, parameters = MemoryStore(), flatten(data.start)
         if started:
             parameters = parameters + encoding.update(
-                parameters, encoding.contribution(parameters, silo, 1, SeededRandomness("first"), store), 1, 1
+                parameters,
+                encoding.contribution(parameters, silo, 1, SeededRandomness("first"), store),
+                frozenset("a"),
+                1,
             )
             store.commit(charge(store))
         grid = plan.grid if started else plan.statistics.grid

@@ -131,7 +131,7 @@ def train(
     """
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
-    from confide.train.evaluate import in_words
+    from confide.train.evaluate import alerts_in_words, in_words
     from confide.train.output import importance_text
     from confide.train.reasons import doubts, reasons
 
@@ -166,6 +166,9 @@ def train(
     if job.data.evaluate == "none":
         said = in_words(last.model, data.test.x, data.test.y)
         console.out.print(f"{said}; computed on the test records in the clear, outside any privacy budget")
+        for silo in data.held if last.model.outputs == 1 and data.test.y.ndim == 1 else ():
+            if alerts := alerts_in_words(last.model, silo.x, silo.y):
+                console.out.print(f"  {silo.name}: {len(silo.y)} records{alerts}")
     if last.importance:
         console.out.print(f"share of the gain: {importance_text(last.importance, 10)}")
     console.out.print(artifact.label.sentence())

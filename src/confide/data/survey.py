@@ -180,7 +180,9 @@ def survey(place: object, schema: Schema) -> Survey:
         findings = [replace(one, rows=tuple(numbers[row - 1] for row in one.rows)) for one in findings]
         text = "records have more or fewer cells than the header; quote cells that contain the separator"
         findings.insert(0, _counted("problem", "", text, ragged))
-    known = {source.origin(column.name).name for column in asked} | {*schema.identifiers}
+    known = {source.origin(column.name).name for column in asked} | {
+        source.origin(name).name for name in schema.identifiers
+    }
     ignored = tuple(name for name in raw if name not in known)
     return Survey(records, tuple(counts), classes, ignored, tuple(findings))
 

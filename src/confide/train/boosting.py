@@ -9,7 +9,7 @@ of integers do not depend on how they are grouped. Of two sisters only the light
 is their parent's minus it.
 
 A tree's parameters are set once, by addition to zeros: parameters are always those of a model, and a silo that knows a
-part of a tree knows it for good.
+part of a tree knows it for good. Who is in a level's sum must have been in those above it, or the tree ends there.
 
 **Leaks** to everybody who follows the course: the histograms over all silos, so how many records of which class lie in
 every interval of every column, in every node. Under a secure sum nothing else. They are exact: without [privacy] a rare
@@ -18,6 +18,7 @@ value can be that of one record.
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -126,6 +127,10 @@ class Boosting(Encoding):
         self._place = np.array([-1.0, 0.0, 0.0])  # tree, level, whether that was all
         self._score = np.array([math.inf, 0.0])  # the best score, and of how many trees
         self._gain = np.zeros(len(self._columns))
+        self._from, self._sides = (
+            np.zeros(8),
+            np.zeros((0, 2)),
+        )  # whose the parents' sums are, and leaves in their place
         self._enter(np.zeros(0), np.zeros((0, int(self._starts[-1]), 2)), np.zeros((1, 2)))
 
     @property
@@ -164,10 +169,13 @@ class Boosting(Encoding):
             "wanted": self._wanted,
             "parents": self._parents.ravel(),
             "bounds": self._bounds.ravel(),
+            "from": self._from,
+            "sides": self._sides.ravel(),
         }
 
     def resumed(self, moved: Mapping[str, Matrix]) -> None:
         self._place, self._score, self._gain = moved["place"], moved["score"], moved["gain"]
+        self._from, self._sides = moved["from"], moved["sides"].reshape(-1, 2)
         parents = moved["parents"].reshape(-1, int(self._starts[-1]), 2)
         self._enter(moved["wanted"], parents, moved["bounds"].reshape(-1, 2))
 
@@ -201,7 +209,7 @@ class Boosting(Encoding):
             )
         return self._records[silo]
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         if self._place[0] < 0:
             return self._begun(parameters, sums)
         values = sums / STEPS
@@ -210,6 +218,9 @@ class Boosting(Encoding):
             stopped = self._stopped(parameters, float(told[0]) / max(float(told[1]), 1e-9))
             if stopped is not None:
                 return stopped
+        if self._place[1] > 0 and (self._from != _digest(members)).any():
+            return self._closed(parameters)
+        self._from = _digest(members)
         return self._grown(parameters, values.reshape(-1, int(self._starts[-1]), 2))
 
     def _begun(self, parameters: Matrix, sums: Vector) -> Matrix:
@@ -256,16 +267,33 @@ class Boosting(Encoding):
         self._next(tree, level, slots, sent, chosen)
         return change
 
+    def _closed(self, parameters: Matrix) -> Matrix:
+        """Return a tree's end at the level before, whose sums were others': sisters' sums do not follow from these."""
+        tree, level = self._place[:2].astype(int).tolist()
+        change = np.zeros_like(parameters)
+        values, width = self._leaves(change, tree), 1 << (self._depth - level)
+        for slot, sides in zip((self._wanted.astype(int) >> 1).tolist(), self._sides, strict=True):
+            for side in (0, 1):
+                first = (2 * slot + side) * width
+                values[first : first + width] = self._train.learning_rate * sides[side]
+        self._next_tree(tree)
+        return change
+
+    def _leaves(self, change: Matrix, tree: int) -> Matrix:
+        """Return the place of a tree's leaves among the parameters."""
+        first = 2 * self._trees * ((1 << self._depth) - 1)
+        return change[first + (tree << self._depth) : first + ((tree + 1) << self._depth)]
+
     def _changed(self, parameters: Matrix, tree: int, level: int, slots: Vector, chosen: Chosen) -> Matrix:
         """Return the splits of a level and the values of its leaves, at their places among the parameters."""
         change, depth = np.zeros_like(parameters), self._depth
-        nodes, leaves = self._trees * (2**depth - 1), 2**depth
+        nodes = self._trees * (2**depth - 1)
         splits, rate, last = chosen.split >= 0, self._train.learning_rate, level == depth - 1
         first = tree * (2**depth - 1) + 2**level - 1
         at, split = first + slots[splits], chosen.split[splits]
         change[at] = self._candidates.feature[split]
         change[nodes + at] = self._candidates.threshold[split]
-        values = change[2 * nodes + tree * leaves : 2 * nodes + (tree + 1) * leaves]
+        values = self._leaves(change, tree)
         for slot, whole, sides, inner in zip(slots, chosen.value, chosen.sides, splits, strict=True):
             if not inner:
                 values[slot << (depth - level) : (slot + 1) << (depth - level)] = rate * whole
@@ -280,20 +308,30 @@ class Boosting(Encoding):
         np.add.at(gain, self._candidates.column[chosen.split[inner]], chosen.gain[inner])
         self._gain = gain
         if not len(inner) or level == self._depth - 1:
-            self._place = np.array([tree + 1.0, 0.0, float(tree + 1 == self._trees)])
-            self._enter(np.zeros(1), self._parents[:0], np.array([[-math.inf, math.inf]]))
+            self._next_tree(tree)
             return
         bounds = np.zeros((2 << level, 2))
         bounds[2 * slots[inner]], bounds[2 * slots[inner] + 1] = chosen.bounds[inner, 0], chosen.bounds[inner, 1]
         light = 2 * slots[inner] + (chosen.weights[inner, 0] > chosen.weights[inner, 1])
         order = np.argsort(light)
         self._place = np.array([tree, level + 1.0, 0.0])
+        self._sides = chosen.sides[inner[order]]
         self._enter(light[order].astype(np.float64), sums[inner[order]], bounds)
+
+    def _next_tree(self, tree: int) -> None:
+        self._place, self._sides = np.array([tree + 1.0, 0.0, float(tree + 1 == self._trees)]), self._sides[:0]
+        self._enter(np.zeros(1), self._parents[:0], np.array([[-math.inf, math.inf]]))
 
     @property
     def importance(self) -> Mapping[str, float]:
         total = float(self._gain.sum()) or 1.0
         return {column.name: gain / total for column, gain in zip(self._columns, self._gain.tolist(), strict=True)}
+
+
+def _digest(members: frozenset[str]) -> Matrix:
+    """Return who is in a sum, as numbers that a state can hold."""
+    told = hashlib.sha256("\0".join(sorted(members)).encode()).digest()
+    return np.frombuffer(told, "<u4").astype(np.float64)
 
 
 def boosted_alone(

@@ -97,7 +97,7 @@ class ClientUpdates(Encoding):
         except ModelError:
             return np.zeros(self._plan.length)
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         decoded = self._plan.decode(sums, self._decoded)
         self._decoded = np.concatenate([decoded[None], self._decoded])[: len(self._decoded)]
         return self._plan.mean(decoded, number)

@@ -27,7 +27,8 @@ STEPWISE = ("fedavg", "fedprox", *ADAPTIVE, "scaffold")
 #: Which algorithms read a key of [train]; all read those that are not here.
 READ_BY: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("server_learning_rate", "momentum", "update_bound", "fraction_bits"), STEPWISE),
-    **dict.fromkeys(("learning_rate", "class_weights"), (*STEPWISE, "newton", "boosting")),
+    "learning_rate": (*STEPWISE, "newton", "boosting"),
+    "class_weights": (*STEPWISE, "newton", "boosting", "additive"),
     "average": (*STEPWISE, "newton"),
     "weight_decay": (*STEPWISE, "statistics", "newton"),
     "solver": ("statistics", "newton"),
@@ -35,6 +36,11 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "second_moment": ("fedadam", "fedyogi"),
     "adaptivity": ADAPTIVE,
 }
+
+#: The keys of [trees] that only trees without [privacy] read.
+OF_BOOSTING = (
+    *("count", "depth", "cells", "ridge", "least_hessian", "least_gain", "monotone", "patience", "held_out"),
+)
 
 #: The keys of [train] that only "groups" reads.
 OF_GROUPS = ("group_size", "rule", "liars")
@@ -164,13 +170,18 @@ def check_trees(job: Job, table: Mapping[str, Any]) -> None:
     if job.model.kind != "trees":
         if "trees" in table:
             raise JobError(f'Expected no [trees] with model.kind="{job.model.kind}"; take kind = "trees"')
-        if name == "boosting":
-            raise JobError('Expected model.kind="trees" with train.algorithm="boosting"; other models have gradients')
+        if name in ("boosting", "additive"):
+            raise JobError(f'Expected model.kind="trees" with train.algorithm="{name}"; other models have gradients')
         return
     assert job.trees is not None
-    if name != "boosting":
-        raise JobError(f'Expected train.algorithm="boosting" with model.kind="trees", got "{name}"; leave it out')
-    if job.train.rounds != 1 + job.trees.count * job.trees.depth:
+    asked = "additive" if job.privacy else "boosting"
+    if name != asked:
+        raise JobError(f'Expected train.algorithm="{asked}" with model.kind="trees", got "{name}"; leave it out')
+    if job.privacy is not None:
+        _check_private_trees(job, table.get("trees", {}))
+    elif "effects" in table.get("trees", {}):
+        raise JobError("Expected no trees.effects without [privacy]; trees are grown then")
+    elif job.train.rounds != 1 + job.trees.count * job.trees.depth:
         raise JobError(
             f'Expected no train.rounds with model.kind="trees": trees.count={job.trees.count} of trees.depth='
             f"{job.trees.depth} take {1 + job.trees.count * job.trees.depth}; leave it out"
@@ -189,8 +200,21 @@ def check_trees(job: Job, table: Mapping[str, Any]) -> None:
         raise JobError('Expected no train.norm_bound and no local_steps with model.kind="trees"; leave them out')
     if wrong := [column for column, rises in job.trees.monotone.items() if rises not in (-1, 1)]:
         raise JobError(f"Expected 1 (rises) or -1 (falls) in trees.monotone for {', '.join(map(repr, wrong))}")
-    if job.privacy is not None:
-        raise JobError('Expected no [privacy] with model.kind="trees" yet; take kind = "logistic"')
+
+
+def _check_private_trees(job: Job, given: Mapping[str, Any]) -> None:
+    """Refuse what trees under [privacy] do not know; they are one function of each column, and none is grown."""
+    assert job.privacy is not None
+    assert job.trees is not None
+    for key in OF_BOOSTING:
+        if key in given:
+            raise JobError(f"Expected no trees.{key} with [privacy]: trees are then one function of each column")
+    if job.privacy.unit != "record":
+        raise JobError(f'Expected privacy.unit="record" with model.kind="trees", got "{job.privacy.unit}"')
+    if job.trees.edges != "uniform":
+        raise JobError('Expected trees.edges="uniform" with [privacy]: many even intervals cost no more noise than few')
+    if job.train.rounds < 3:
+        raise JobError(f"Expected train.rounds={job.train.rounds} of at least 3 with private trees: counts come first")
 
 
 def check_units(job: Job) -> None:

@@ -98,7 +98,7 @@ class Course:
         self.number += 1
         changes = np.stack(
             [
-                self.encoding.update(self.parameters, row, len(members), self.number)
+                self.encoding.update(self.parameters, row, members, self.number)
                 for row, members in zip(sums.values, sums.members, strict=True)
             ]
         )

@@ -132,7 +132,7 @@ class Cox(Encoding):
         ]
         return self._fixed.encode(np.concatenate(parts) / self._train.expected_records)
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         values = self._fixed.decode(sums) * self._train.expected_records
         count, logs, deaths, sum_x, risk, risk_x, upper = np.split(values, np.cumsum(self._sizes)[:-1])
         deaths, risk = np.maximum(deaths, 0.0), np.maximum(risk, 2.0**-_FRACTION_BITS)  # what honest silos send

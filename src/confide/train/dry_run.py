@@ -103,7 +103,7 @@ def _rehearsed(data: Path, schema: Schema, job: Job) -> tuple[list[Finding], int
     except DataError as error:
         return [Finding("problem", "", str(error))], 0, 0, None
     findings = list(_sizes(job, kept.n))
-    start = start_of(job, preprocess.features, schema.label.classes)
+    start = start_of(job, preprocess.features, schema.label.classes, preprocess=preprocess)
     encoding = rounds_of(job, start, parties_of(job), preprocess)
     silo = Silo("this node", preprocess.apply(kept.columns), outcomes_of(job, kept), kept.columns)
     begin = time.perf_counter()

@@ -112,8 +112,8 @@ class Encoding(ABC):
         store.commit(taken | dict.fromkeys(map(staged, self.kept)))
 
     @abstractmethod
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
-        """Return the change of the parameters, shape (parameters,), that the sum over `members` silos stands for."""
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
+        """Return the change of the parameters, shape (parameters,), that the sum over `members` stands for."""
 
     def left(self, number: int, releases: int) -> bool:
         """Return whether a sum of round `number` may be taken after `releases` that may have been opened."""
@@ -257,14 +257,14 @@ class WeightedUpdates(Encoding):
         digits = self._digits.split(self._scale.fixed.encode(np.array([weight])).item())
         return np.concatenate([numbers, np.array(answer + digits, np.int64)])
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         numbers, rest = np.split(sums, [self._map.size])
         weight = self._digits.join(rest[-self._digits.count :]) / 2**self._train.fraction_bits  # beyond int64 if forged
         with np.errstate(all="ignore"):  # weights that no honest silos have may add up to nothing
             mean = np.clip(np.nan_to_num(self._grid().decode(numbers) / np.float64(weight)), -_FURTHEST, _FURTHEST)
         change = self._map.backward(mean, number)
         if self.clip.follows:
-            self.clip = self.clip.followed(int(rest[0]), members)
+            self.clip = self.clip.followed(int(rest[0]), len(members))
         return self._scale.within_bound(change)
 
 
@@ -331,9 +331,9 @@ class Scaffold(Encoding):
         store.commit({staged(_CONTROL): (own + turn).astype("<f8").tobytes()})
         return self._scale.fixed.encode(np.concatenate([weight * self._scale.bounded(change), weight * turn, [weight]]))
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         change, turn = np.split(self._scale.mean(sums), 2)
-        self.control = self.control + turn * members / self._parties
+        self.control = self.control + turn * len(members) / self._parties
         return change
 
 
@@ -384,7 +384,7 @@ class PrivateGradients(Encoding):
     def charged(self, store: Store) -> int:
         return charges(store)
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         mean = self._plan.decode(sums) / self._plan.expected_records
         if self._head is not None:
             mean = self._head.gradient(mean)

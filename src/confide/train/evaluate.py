@@ -1,4 +1,4 @@
-"""How good a model is: accuracy, the area under the ROC curve, and the concordance of survival."""
+"""How good a model is: accuracy, the area under the ROC curve, what an alert is worth, the concordance of survival."""
 
 from __future__ import annotations
 
@@ -10,6 +10,12 @@ from confide.model.graph import Graph
 
 Matrix = NDArray[np.float64]
 Labels = NDArray[np.int64]
+
+#: Share of records for which somebody is alerted, where the CLI says what an alert is worth.
+ALERT_RATE = 0.01
+
+#: A class of fewer records than this share is rare: accuracy says little, alerts are what a model is for.
+RARE = 0.1
 
 
 def decide(y: Matrix) -> Labels:
@@ -37,6 +43,49 @@ def auc(scores: Matrix, y: Labels) -> float:
     below = np.searchsorted(negative, positive, side="left").sum()
     up_to = np.searchsorted(negative, positive, side="right").sum()
     return float((below + up_to) / (2 * len(positive) * len(negative)))
+
+
+def average_precision(scores: Matrix, y: Labels) -> float:
+    """Return the area under the curve of precision over recall, by steps: the mean precision over records of class 1.
+
+    A record's precision is the share of class 1 among those that score as high or higher, ties all included. By chance
+    it is the share of class 1.
+
+    Args:
+        scores: float64, shape (n,).
+        y: int64 of 0 and 1, shape (n,), class 1 present.
+
+    Raises:
+        DataError: no record is of class 1.
+    """
+    if not (y == 1).any():
+        raise DataError("Expected a record of class 1; precision over recall is undefined without one")
+    order = np.argsort(-scores, kind="stable")
+    hits, ordered = np.cumsum(y[order] == 1), scores[order]
+    last = np.searchsorted(-ordered, -ordered, side="right") - 1  # of those that score the same
+    precision = hits[last] / (last + 1)
+    return float(precision[y[order] == 1].mean())
+
+
+def precision_at_alert_rate(scores: Matrix, y: Labels, rate: float = ALERT_RATE) -> float:
+    """Return the share of class 1 among the records that score highest: what an alert is worth.
+
+    Args:
+        scores: float64, shape (n,), n >= 1. Where records on the edge score the same, the expected share of a random
+            choice among them counts.
+        y: int64 of 0 and 1, shape (n,).
+        rate: share of records that raise an alert, 0 < rate <= 1; one record at least does.
+
+    Raises:
+        DataError: there are no records, or no such rate.
+    """
+    if not len(y) or not 0 < rate <= 1:
+        raise DataError(f"Expected at least one record and an alert rate={rate} above 0, at most 1")
+    alerts = max(1, round(rate * len(y)))
+    edge = np.partition(scores, len(scores) - alerts)[len(scores) - alerts]
+    above, on = scores > edge, scores == edge
+    part = (alerts - np.count_nonzero(above)) * (y[on] == 1).mean()
+    return float((np.count_nonzero(y[above] == 1) + part) / alerts)
 
 
 def concordance(scores: Matrix, times: Matrix, events: Labels) -> float:
@@ -79,6 +128,20 @@ def in_words(graph: Graph, x: Matrix, y: Matrix | Labels) -> str:
         return f"concordance index on {len(y)} test records: {index:.3f} (by chance: 0.500)"
     share = accuracy(graph, x, y.astype(np.int64))
     majority = np.bincount(y.astype(np.int64)).max() / len(y)
-    return (
+    said = (
         f"accuracy on {len(y)} test records: {100 * share:.1f} % (always the commonest class: {100 * majority:.1f} %)"
+    )
+    return said if graph.outputs > 1 else said + alerts_in_words(graph, x, y.astype(np.int64))
+
+
+def alerts_in_words(graph: Graph, x: Matrix, y: Labels) -> str:
+    """Return what alerts for class 1 are worth, in words, where that class is rare; else ""."""
+    share = float((y == 1).mean())
+    if not 0 < share < RARE:
+        return ""
+    scores = graph.apply(x)[:, 0]
+    precision = precision_at_alert_rate(scores, y)
+    return (
+        f"; average precision {average_precision(scores, y):.3f} (by chance {share:.3f}), precision of the "
+        f"{100 * ALERT_RATE:g} % that score highest {precision:.3f}"
     )

@@ -27,6 +27,7 @@ from confide.structs import known
 from confide.train.contradictions import (
     ADAPTIVE,
     COMPRESSED_BY,
+    OF_BOOSTING,
     OF_GROUPS,
     OF_SCATTERING,
     READ_BY,
@@ -70,8 +71,15 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
     "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
+    "additive": {"rounds": 25, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
     "risk-sets": {"rounds": 8, "momentum": 0.0, "average": 0.0},
 }
+
+#: What [trees] takes under [privacy]: noise is the same however many intervals there are.
+_ADDITIVE: Mapping[str, Any] = {"bins": 1024, "edges": "uniform"}
+
+#: The share of mu^2 of the counts that private trees take first.
+_COUNTS_SHARE = 0.05
 
 #: Records over the noise of statistics from which on they pay up to some 200 features.
 _STATISTICS_PAY = 3000.0
@@ -94,7 +102,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("model", "project"): (0, 65_536, False, False),
     ("trees", "count"): (1, 10_000, False, False),
     ("trees", "depth"): (1, 10, False, False),
-    ("trees", "bins"): (2, 255, False, False),
+    ("trees", "bins"): (2, 4095, False, False),
     ("trees", "cells"): (2, 65_536, False, False),
     ("trees", "ridge"): (0, 1e9, False, False),
     ("trees", "least_hessian"): (1e-6, 1e9, False, False),
@@ -211,7 +219,10 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
                     "Expected no privacy.preprocessing_share without data.standardise = true or train.class_weights = "
                     '"balanced"; it would go to nothing'
                 )
-            if "statistics_share" in section and not (chosen or _value(table, "train", "algorithm") == "newton"):
+            counts = _value(table, "model", "kind") == "trees"
+            if "statistics_share" in section and not (
+                chosen or counts or _value(table, "train", "algorithm") == "newton"
+            ):
                 yield (
                     'Expected no privacy.statistics_share without train.algorithm = "newton", whose first sum it is for'
                 )
@@ -304,7 +315,7 @@ def _contradictions_in_privacy(privacy: dict[str, Any], *, usable: bool) -> Iter
 def _chosen(table: dict[str, Any]) -> dict[str, Any]:
     """Return `table` with what privacy.mechanism = "auto" stands for; docs/private-learning.md says why."""
     model, train = table.get("model", {}), table.get("train", {})
-    if _value(table, "privacy", "mechanism") != "auto":
+    if _value(table, "privacy", "mechanism") != "auto" or model.get("kind") == "trees":
         return table
     privacy: dict[str, Any] = table["privacy"]
     records = privacy.get("unit", "record") == "record"  # a preparation is bounded for records only
@@ -326,8 +337,9 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     tables: Sized = next((data[key] for key in ("nodes", "names") if key in data), data.get("tables", ()))
     parties = len(tables) if "schema" in data else data.get("parties", DataSection().parties)
     given: dict[str, Any] = table.get("train", {})
-    of_kind = {"trees": "boosting", "cox": "fedavg" if "privacy" in table else "risk-sets"}
-    given = {"algorithm": of_kind.get(model.get("kind", "logistic"), "fedavg")} | given
+    private, kind = "privacy" in table, model.get("kind", "logistic")
+    of_kind = {"trees": "additive" if private else "boosting", "cox": "fedavg" if private else "risk-sets"}
+    given = {"algorithm": of_kind.get(kind, "fedavg")} | given
     own = _ALGORITHM_DEFAULTS.get(given["algorithm"], {})
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
@@ -337,9 +349,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
-    if model.get("kind") == "trees":
-        asked = TreesSection(**table.get("trees", {}))
-        train["rounds"] = given.get("rounds", 1 + asked.count * asked.depth)
+    if kind == "trees":
+        asked = TreesSection(**(_ADDITIVE if private else {}) | table.get("trees", {}))
+        if not private:
+            train["rounds"] = given.get("rounds", 1 + asked.count * asked.depth)
         resolved["trees"] = msgspec.structs.asdict(asked)
     if model.get("features") == "encoder":
         resolved["model"] = {"whiten": "natural", **model}
@@ -350,6 +363,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
             if train.get("algorithm", "fedavg") in ("fedavg", "fedprox"):
                 train["momentum"] = given.get("momentum", 0.0)  # it adds up the noise of ten rounds
         privacy["max_records"] = privacy.get("max_records") or 4 * privacy["expected_records"]
+        if kind == "trees":
+            privacy.setdefault("statistics_share", _COUNTS_SHARE)
         if train.get("algorithm") == "statistics" and model.get("unit_rows"):
             privacy.setdefault("clip_norm", 1.0)  # what unit rows have
         asked = default_delta(privacy["expected_records"])
@@ -430,9 +445,12 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
         unused.add(("privacy", "parties_per_unit"))
     if not job.data.standardise and job.train.class_weights == "none":
         unused.add(("privacy", "preprocessing_share"))
-    if job.train.algorithm != "newton":
+    if job.train.algorithm not in ("newton", "additive"):
         unused.add(("privacy", "statistics_share"))
+    if job.train.algorithm == "additive":
+        unused |= {("trees", key) for key in OF_BOOSTING} | {("privacy", "clip_norm"), ("train", "learning_rate")}
     if job.trees is not None:
+        unused |= {("trees", "effects")} if job.privacy is None else set()
         unused |= {("trees", "held_out")} if not job.trees.patience else set()
         unused |= {("trees", "cells")} if job.trees.edges == "uniform" else set()
         unused |= {("train", "local_steps"), ("model", "unit_rows")}

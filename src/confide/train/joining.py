@@ -109,7 +109,7 @@ def trained_alone(
     if job.trees is not None:
         return boosted_alone(train, job.trees, preprocess, start, x, y, class_weights=class_weights)
     if is_hazard(start):
-        return cox_alone(train, start, x, y.astype(np.float64))
+        return cox_alone(train, start, x, y.astype(np.float64), intervals=job.model.intervals)
     if train.algorithm == "statistics":
         return solved(train, start, x, y)
     if train.algorithm == "newton":

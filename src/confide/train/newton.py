@@ -117,7 +117,7 @@ class Newton(Encoding):
     def epsilon(self, releases: int) -> float | None:
         return self._plan.spent(releases) if self._plan else None
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         if not self._started:
             gram, _, ridge = self._first.read(sums)
             self._gram, self._ridge = gram.ravel(), np.array([ridge])

@@ -242,7 +242,7 @@ def _start(job: Job, schema: Schema) -> Graph:
         if (features + 1) * width + (width + 1) * outputs > MOST_PARAMETERS:
             raise JobError(f"Expected a model of at most {MOST_PARAMETERS} parameters; narrow it")
         checked_aggregator(job, nodes_of(job))
-        start = start_of(job, features, schema.label.classes)
+        start = start_of(job, features, schema.label.classes, preprocess=preprocess)
         rounds_of(job, start, len(nodes_of(job)), preprocess)
     except (ModelError, PrivacyError, UsageError) as error:
         raise JobError(str(error)) from None

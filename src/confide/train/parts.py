@@ -30,6 +30,7 @@ from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
+from confide.train.additive_columns import AdditiveColumns, additive
 from confide.train.boosting import Boosting
 from confide.train.client_level import ClientUpdates
 from confide.train.contradictions import check_groups, check_norm_bound
@@ -42,6 +43,7 @@ from confide.train.linear_head import LinearHead, is_hazard, is_head
 from confide.train.newton import newton_of
 from confide.train.prepared_rounds import PreparedRounds
 from confide.train.preparing import Preparation, PreparingSum, preparing_of
+from confide.train.private_trees import PrivateTrees, releases_of
 from confide.train.quantiles import even_edges
 from confide.train.sections import Job, TrainSection, default_quorum, group_size, names_of, parties_of
 from confide.train.statistics import Statistics, moments_of
@@ -57,9 +59,17 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = {
 }
 
 
-def start_of(job: Job, features: int, classes: tuple[str, ...]) -> Graph:
-    """Return the public starting point of a job's model: a function of the job and the schema alone."""
+def start_of(job: Job, features: int, classes: tuple[str, ...], *, preprocess: Preprocess | None = None) -> Graph:
+    """Return the public starting point of a job's model: a function of the job and the schema alone.
+
+    Args:
+        preprocess: which additive trees follow from; others need the number of `features` only.
+    """
     outputs = 1 if len(classes) <= 2 else len(classes)
+    if job.train.algorithm == "additive":
+        if preprocess is None or outputs > 1:
+            raise JobError('Expected two classes with model.kind="trees" and [privacy]; take kind = "logistic"')
+        return additive(preprocess, classes=classes)
     if job.trees is not None:
         return boosted(features, job.trees.count, job.trees.depth, outputs, classes=classes)
     if job.model.kind == "cox":
@@ -145,7 +155,7 @@ def plan_of(
     preparation = _portion(job, job.privacy.preprocessing_share, start, preprocess)
     left = 1 - preparation.share if preparation else 1.0
     return PrivacyPlan.calibrate(
-        **_releases(job, start, left),
+        **_releases(job, start, left, preprocess),
         epsilon=job.privacy.epsilon,
         delta=job.privacy.delta,
         silos=parties,
@@ -159,9 +169,14 @@ def plan_of(
     )
 
 
-def _releases(job: Job, start: Graph, left: float) -> dict[str, Any]:
+def _releases(job: Job, start: Graph, left: float, preprocess: Preprocess | None) -> dict[str, Any]:
     """Return what is released in a training under [privacy], for `PrivacyPlan.calibrate`; it gets `left` of mu^2."""
     assert job.privacy is not None
+    if job.train.algorithm == "additive":
+        if preprocess is None:
+            raise PrivacyError("Expected what trees see of a record; without it their releases are not accounted")
+        share = left * job.privacy.statistics_share
+        return releases_of(AdditiveColumns.of(preprocess), rounds=job.train.rounds, counts_share=share)
     moments = moments_of(start, job.train, job.privacy) if is_head(start) else None
     if job.train.algorithm == "statistics" and moments is not None:
         return {
@@ -201,7 +216,7 @@ def classes_of(start: Graph) -> int:
 
 
 def _portion(job: Job, share: float, start: Graph, preprocess: Preprocess | None) -> Portion | None:
-    if not job.data.standardise and job.train.class_weights == "none":
+    if not job.data.standardise and job.train.class_weights == "none":  # quantiles are refused under [privacy]
         return None
     if preprocess is None:
         raise PrivacyError("Expected what is prepared; without it that release is not accounted")
@@ -270,6 +285,13 @@ def encoding_of(
         JobError: nobody honest is left to carry the noise.
         PrivacyError: no noise keeps what [privacy] promises.
     """
+    if job.train.algorithm == "additive":
+        plan = plan_of(job, start, parties, preprocess=preprocess)
+        assert job.trees is not None
+        assert preprocess is not None
+        assert isinstance(plan, PrivacyPlan)
+        columns, effects = AdditiveColumns.of(preprocess), job.trees.effects
+        return PrivateTrees(start, columns, plan, effects=effects, class_weights=class_weights)
     if job.trees is not None:
         assert preprocess is not None
         return Boosting(start, job.train, job.trees, preprocess, class_weights=class_weights)

@@ -113,13 +113,13 @@ class PreparedRounds(Encoding):
             raise DataError(f"Expected the raw columns of {silo.name}; a preparation sums them")
         return self._asked.contribution(silo.name, silo.columns, silo.y, rng, prepared=bool(store.get(_PREPARED)))
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         if self.started:
             self._then = copy(self._then)  # a fork goes its own way
             change = self._then.update(parameters, sums, members, number - 1)
             self._resize()
             return change
-        values, noise = self._asked.decoded(sums, members)
+        values, noise = self._asked.decoded(sums, len(members))
         self._found = np.concatenate([[1.0, noise], values])
         self._enter()
         return np.zeros_like(parameters)

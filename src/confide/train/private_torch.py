@@ -189,7 +189,7 @@ class SampledGradients(Encoding):
     def charged(self, store: Store) -> int:
         return charges(store)
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         return -self._train.learning_rate * (self._plan.decode(sums) + self._train.weight_decay * parameters)
 
     def epsilon(self, releases: int) -> float | None:

@@ -145,7 +145,7 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             test = Table.concatenate(list(held.values()))
     encoder = Encoder.read(job.path(job.model.encoder)) if job.model.encoder else None
     preprocess = preprocess_of(schema, job, encoder=encoder)
-    start = start_of(job, preprocess.features, schema.label.classes)
+    start = start_of(job, preprocess.features, schema.label.classes, preprocess=preprocess)
     if budget is not None and preparing_of(job, preprocess, classes_of(start)) is not None:
         budget.charge()
     # A centre follows from features that are needed again; those of images take minutes.
@@ -194,7 +194,7 @@ def plans_of(job: Job) -> tuple[list[PrivacyPlan], str, str]:
     schema, parties = Schema.read(text, where=where), parties_of(job)
     require_unit(job, schema)
     preprocess = preprocess_of(schema, job)
-    start = start_of(job, preprocess.features, schema.label.classes)
+    start = start_of(job, preprocess.features, schema.label.classes, preprocess=preprocess)
     plan = plan_of(job, start, parties, preprocess=preprocess)
     assert not isinstance(plan, ClientPlan)  # refused when the job was read
     plans = [plan]

@@ -133,6 +133,8 @@ class TreesSection(Section, frozen=True, kw_only=True):
         patience: trees without a better score after which the training stops and takes them back; 0 never stops.
         held_out: share of every party's training records that the score of `patience` is taken on; no tree is grown
             from them.
+        effects: under [privacy], where trees are one function of each column: "steps" learns a value for every interval
+            of a number, "trends" one slope for each number, and "auto" steps where the noise allows.
     """
 
     count: int = 100
@@ -146,6 +148,7 @@ class TreesSection(Section, frozen=True, kw_only=True):
     monotone: dict[str, int] = {}
     patience: int = 0
     held_out: float = 0.1
+    effects: Literal["auto", "steps", "trends"] = "auto"
 
 
 class TrainSection(Section, frozen=True, kw_only=True):
@@ -219,6 +222,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
         "statistics",
         "newton",
         "boosting",
+        "additive",
         "risk-sets",
     ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"

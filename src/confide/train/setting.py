@@ -51,7 +51,7 @@ class Setting:
         nodes = nodes_of(job)
         require_unit(job, schema)
         preprocess = preprocess_of(schema, job)
-        start = start_of(job, preprocess.features, schema.label.classes)
+        start = start_of(job, preprocess.features, schema.label.classes, preprocess=preprocess)
         cohort = Cohort(nodes, job.train.quorum or default_quorum(len(nodes)), helper=job.train.helper)
         checked_aggregator(job, nodes)
         plan = plan_of(job, start, len(nodes), preprocess=preprocess)

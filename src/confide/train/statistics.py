@@ -191,7 +191,7 @@ class Statistics(Encoding):
         ridge += _NOISE_RIDGE * beside * math.sqrt(moments.features)
         return gram, cross, max(ridge, _LEAST_RIDGE)
 
-    def update(self, parameters: Matrix, sums: Vector, members: int, number: int) -> Matrix:
+    def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         weights = SOLVERS[self._train.solver](*self.read(sums))
         return np.concatenate([weights[:-1].T.ravel(), weights[-1] * CONSTANT]) - parameters
 
@@ -206,7 +206,7 @@ def solved(train: TrainSection, start: Graph, x: Matrix, y: Vector) -> Graph:
     """
     learner, moments = GraphLearner(start, train), moments_of(start, train, None)
     change = Statistics(learner, train, moments, plan=None).update(
-        learner.start, _summed(moments, x, y).total, members=1, number=1
+        learner.start, _summed(moments, x, y).total, members=frozenset({"alone"}), number=1
     )
     return learner.model(learner.start + change)
 

@@ -87,11 +87,14 @@ class Candidates:
     rises: NDArray[np.int8]
 
 
-def columns_of(preprocess: Preprocess, rises: dict[str, int] | None = None) -> tuple[TreeColumn, ...]:
+def columns_of(
+    preprocess: Preprocess, rises: dict[str, int] | None = None, *, most_levels: int = MOST_LEVELS
+) -> tuple[TreeColumn, ...]:
     """Return the columns that a preparation for trees gives.
 
     Args:
         rises: 1 or -1 for each column that the model may only rise or fall with.
+        most_levels: of one column; `codes_of` takes no more than MOST_LEVELS.
 
     Raises:
         JobError: a column that trees do not take: an image, a number without intervals, too many categories.
@@ -107,9 +110,9 @@ def columns_of(preprocess: Preprocess, rises: dict[str, int] | None = None) -> t
                 kind, levels = "category", rule.count
             case _:
                 raise JobError(f"Expected numbers in intervals and categories for trees, got column {rule.name!r}")
-        if levels > MOST_LEVELS:
+        if levels > most_levels:
             raise JobError(
-                f"Expected at most {MOST_LEVELS} levels of column {rule.name!r} for trees, got {levels}; let the "
+                f"Expected at most {most_levels} levels of column {rule.name!r} for trees, got {levels}; let the "
                 "schema give rare categories a common name, or take fewer bins"
             )
         rising = rises.get(rule.name, 0)
