@@ -14,7 +14,7 @@ it adds. Three sums are taken:
     |b a| <= s = ROW RESIDUAL in the third: b is r / clip in steps of 1 / RESIDUAL, cut at s / |a|.
 
 So one record more or less moves every sum by at most its sensitivity, in integers throughout, whatever the record and
-whatever the others: docs/protocols/private-trees.md.
+whatever the others: docs/private-trees.md.
 """
 
 from __future__ import annotations

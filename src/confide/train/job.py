@@ -71,7 +71,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "statistics": {"rounds": 1, "momentum": 0.0, "average": 0.0},
     "newton": {"rounds": 17, "learning_rate": 0.5, "momentum": 0.0},
     "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
-    "additive": {"rounds": 21, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
+    "additive": {"rounds": 25, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
     "risk-sets": {"rounds": 8, "momentum": 0.0, "average": 0.0},
 }
 

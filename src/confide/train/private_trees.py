@@ -93,7 +93,7 @@ class Recipe:
     slope_ridge: float = 1.0
 
 
-_STEPS, _TRENDS = Recipe(clip=0.5), Recipe(clip=1.0, slope_pace=0.35)
+_STEPS, _TRENDS = Recipe(clip=0.5, curvature=0.17), Recipe(clip=1.0, slope_pace=0.35)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -168,6 +168,22 @@ class PrivateTrees(Encoding):
 
     def broadcast(self, parameters: Matrix) -> Matrix:
         return np.concatenate([parameters, *(self._found[name] for name in sorted(self._found))])
+
+    @property
+    def importance(self) -> Mapping[str, float]:
+        """Return the variance of every column's function over the records, as shares of 1; columns are in the model."""
+        if self._scales is None:
+            return {}
+        values, _ = self._functions(self._scales)
+        found = [self._variance(self._scales, values, place) for place in range(len(self._columns.columns))]
+        total = math.fsum(found) or 1.0
+        return {column.name: one / total for column, one in zip(self._columns.columns, found, strict=True)}
+
+    def _variance(self, scales: _Scales, values: Matrix, place: int) -> float:
+        part = self._columns.part(place)
+        share, own = scales.share[part], values[part]
+        middle = float((share * own).sum())
+        return float((share * (own - middle) ** 2).sum())
 
     # what a silo does
 
