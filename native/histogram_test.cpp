@@ -19,16 +19,20 @@ std::unique_ptr<Number[]> array(std::size_t count) {
     return std::unique_ptr<Number[]>(new Number[count]());  // not a vector: the byte behind the last is out of bounds
 }
 
-bool sums(std::mt19937_64 &random, std::size_t n, std::size_t columns, std::size_t slots) {
+// Gradients are drawn from `smallest` to below `largest`; columns have up to `levels` codes.
+bool sums(std::mt19937_64 &random, std::size_t n, std::size_t columns, std::size_t slots, std::int64_t smallest,
+          std::int64_t largest, std::uint64_t levels = 256) {
     auto starts = array<std::int64_t>(columns + 1);
-    for (std::size_t c = 0; c < columns; ++c) starts[c + 1] = starts[c] + 1 + static_cast<std::int64_t>(random() % 256);
+    for (std::size_t c = 0; c < columns; ++c) starts[c + 1] = starts[c] + 1 + static_cast<std::int64_t>(random() % levels);
     auto codes = array<std::uint8_t>(n * columns);
     for (std::size_t i = 0; i < n * columns; ++i) {
         const std::size_t column = i % columns;
         codes[i] = static_cast<std::uint8_t>(random() % static_cast<std::uint64_t>(starts[column + 1] - starts[column]));
     }
     auto gradients = array<std::int32_t>(2 * n), at = array<std::int32_t>(n), wanted = array<std::int32_t>(slots);
-    for (std::size_t i = 0; i < 2 * n; ++i) gradients[i] = static_cast<std::int32_t>(random());
+    for (std::size_t i = 0; i < 2 * n; ++i) 
+        gradients[i] = static_cast<std::int32_t>(
+            static_cast<std::int64_t>(random() % static_cast<std::uint64_t>(largest - smallest)) + smallest);
     for (std::size_t i = 0; i < n; ++i) at[i] = static_cast<std::int32_t>(random() % slots);
     for (std::size_t s = 0; s < slots; ++s) wanted[s] = static_cast<std::int32_t>(s) - 1;
     const std::size_t size = static_cast<std::size_t>(starts[columns]), histograms = slots - 1;
@@ -103,14 +107,17 @@ int main(int argc, char **argv) {
     const int repeats = argc > 1 ? std::atoi(argv[1]) : 20;
     std::mt19937_64 random(20261126);
     for (int i = 0; i < repeats; ++i) {
-        const std::size_t n = random() % 300, columns = 1 + random() % 20, slots = 1 + random() % 6;
-        if (!sums(random, n, columns, slots + 1) || !routes(random, n, columns, slots) ||
+        const std::size_t n = random() % 3000, columns = 1 + random() % 20, slots = 1 + random() % 6;
+        const std::int64_t most = std::int64_t{1} << (i % 32);
+        if (!sums(random, n, columns, slots + 1, -most, most) || !sums(random, n, columns, 2, 0, most, 2) ||
+            !sums(random, n, columns, 2, -most, 0, 2) || !routes(random, n, columns, slots) ||
             !splits(random, slots, 1 + random() % 300, random() % 50)) {
             std::printf("differs in repeat %d\n", i);
             return 1;
         }
     }
-    if (!sums(random, 80000, 16, 3)) {  // on two threads
+    const std::int64_t most = std::int64_t{1} << 20;
+    if (!sums(random, 80000, 16, 3, -most, most) || !sums(random, 80000, 15, 3, 0, most)) {
         std::printf("differs on two threads\n");
         return 1;
     }

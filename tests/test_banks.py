@@ -80,6 +80,7 @@ def test_one_command_goes_from_raw_files_to_answers(tmp_path):
     assert "40 answers" in done.stdout
     found = float(re.search(r"average precision (0\.\d+)", done.stdout)[1])
     assert found > 0.2  # by chance 0.006; about 0.5, and the noise is new in every run
-    answers = list(csv.DictReader((tmp_path / "made" / "out" / "predictions.csv").read_text().splitlines()))
-    assert len(answers) == 40
-    assert {row["decision"] for row in answers} <= {"genuine", "fraud"}
+    for model in ("fraud", "logistic"):
+        answers = list(csv.DictReader((tmp_path / "made" / "out" / f"{model}.csv").read_text().splitlines()))
+        assert len(answers) == 40
+        assert {row["decision"] for row in answers} <= {"genuine", "fraud"}

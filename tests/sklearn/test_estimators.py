@@ -18,18 +18,26 @@ from confide.model.artifact import create_signing_key, load
 from confide.sklearn import (
     PCA,
     GaussianNB,
+    GradientBoostingClassifier,
     KMeans,
     LinearRegression,
     LogisticRegression,
+    RandomForestClassifier,
     Ridge,
     StandardScaler,
+    additive,
     artifact_of,
 )
-from sklearn import linear_model, naive_bayes
+from sklearn import ensemble, linear_model, naive_bayes
 
 EASY = {"epsilon": 30.0, "delta": 1e-2, "bounds": (-4, 4), "random_state": 0}  # the checks fit some twenty records
 
-CLASSIFIER = (LogisticRegression(classes=(0, 1), **EASY), GaussianNB(classes=(0, 1, 2), **EASY))
+CLASSIFIER = (
+    LogisticRegression(classes=(0, 1), **EASY),
+    GaussianNB(classes=(0, 1, 2), **EASY),
+    GradientBoostingClassifier(classes=(0, 1), **EASY),
+    RandomForestClassifier(classes=(0, 1, 2), n_estimators=2, max_depth=2, **EASY),
+)
 REGRESSOR = (Ridge(y_bounds=(-4, 4), **EASY), LinearRegression(y_bounds=(-4, 4), **EASY))
 OTHER = (KMeans(**EASY), PCA(**EASY), StandardScaler(**EASY))
 ALL = (*CLASSIFIER, *REGRESSOR, *OTHER)
@@ -46,10 +54,21 @@ OF_CLASSES = LABELLED | {
     "check_classifiers_train": "the check fits two and three classes; the classes are public and given once",
     "check_classifiers_regression_target": "labels that are no class count for nothing: an error would tell of them",
 }
+OF_TWO_CLASSES = {name: why for name, why in OF_CLASSES.items() if name != "check_classifiers_train"} | {
+    "check_classifier_not_supporting_multiclass": "a third label is no class and counts for nothing, as any other",
+}
 OF_CLUSTERS = EVERYBODY | {"check_clustering": "labels_ would keep a private number of every record in the model"}
 
 
+@pytest.fixture(autouse=True)
+def few_intervals(monkeypatch):
+    """Boosted trees with 32 intervals for each number instead of 1024, so that their fits take milliseconds."""
+    monkeypatch.setattr(additive, "_BINS", 32)
+
+
 def reasons(estimator):
+    if isinstance(estimator, GradientBoostingClassifier):
+        return OF_TWO_CLASSES
     if isinstance(estimator, CLASSIFIER_TYPES):
         return OF_CLASSES
     if isinstance(estimator, (Ridge, LinearRegression)):
@@ -57,7 +76,7 @@ def reasons(estimator):
     return OF_CLUSTERS if isinstance(estimator, KMeans) else EVERYBODY
 
 
-CLASSIFIER_TYPES = (LogisticRegression, GaussianNB)
+CLASSIFIER_TYPES = tuple(map(type, CLASSIFIER))
 
 
 def name_of(estimator):
@@ -88,7 +107,11 @@ PRIVATE = {"epsilon": 1.0, "delta": 1e-5, "bounds": (-6, 6)}
 @pytest.mark.parametrize("classes", [2, 3])
 @pytest.mark.parametrize(
     ("private", "plain"),
-    [(LogisticRegression, linear_model.LogisticRegression()), (GaussianNB, naive_bayes.GaussianNB())],
+    [
+        (LogisticRegression, linear_model.LogisticRegression()),
+        (GaussianNB, naive_bayes.GaussianNB()),
+        (RandomForestClassifier, ensemble.RandomForestClassifier(max_depth=6, random_state=0)),
+    ],
 )
 def test_classifiers_are_near_scikit_learn_s(private, plain, classes):
     x, y = blobs(classes=classes, seed=3)
@@ -115,6 +138,61 @@ def test_classes_of_text_and_labels_that_are_none():
     model = LogisticRegression(classes=("well", "ill"), random_state=1, **PRIVATE).fit(x, names)
     assert list(model.classes_) == ["ill", "well"]
     assert model.score(x[50:], names[50:]) > 0.9
+
+
+@pytest.mark.parametrize("effects", ["steps", "trends", "auto"])
+def test_boosted_trees_are_near_scikit_learn_s(effects):
+    x, y = blobs(20_000, seed=3)
+    plain = ensemble.HistGradientBoostingClassifier(max_iter=30).fit(x, y)
+    model = GradientBoostingClassifier(classes=(0, 1), effects=effects, random_state=1, **PRIVATE).fit(x, y)
+    assert model.score(x, y) > plain.score(x, y) - 0.03
+    assert np.allclose(model.predict_proba(x).sum(axis=1), 1)
+    assert [len(one) for one in model.effects_] == [32, 32, 32]
+
+
+def test_boosted_trees_follow_bends_and_categories_and_say_which_columns_matter():
+    """Neither a line nor a line through places: the middle of a number, and every other category."""
+    draw = np.random.Generator(np.random.PCG64(2))
+    x = np.stack([draw.uniform(-6, 6, 20_000), draw.integers(0, 6, 20_000), draw.uniform(-6, 6, 20_000)], axis=1)
+    odds = 3.0 * (abs(x[:, 0]) < 2) - 1.0 + 3.0 * (x[:, 1] % 2) - 1.5
+    y = draw.uniform(size=len(x)) < 1 / (1 + np.exp(-odds))
+    best = ((odds > 0) == y).mean()
+    given = {"classes": (False, True), "categories": {1: "abcdef"}, "random_state": 1, **PRIVATE}
+    boosted = GradientBoostingClassifier(**given).fit(x, y)
+    forest = RandomForestClassifier(**given).fit(x, y)
+    for model, loss in ((boosted, 0.03), (forest, 0.12)):
+        assert model.score(x, y) > best - loss
+        assert model.feature_importances_.sum() == pytest.approx(1)
+        assert model.feature_importances_.argmin() == 2
+    assert boosted.effects_[1][1::2].min() > boosted.effects_[1][::2].max() + 1
+    unknown = boosted.decision_function([[np.nan, 6, np.inf]])  # nothing is known of it
+    assert unknown == pytest.approx(boosted.intercept_)
+
+
+def test_boosted_trees_have_1024_intervals_each_unless_a_test_says_otherwise(monkeypatch):
+    monkeypatch.undo()
+    x, y = blobs(4000, seed=3)
+    model = GradientBoostingClassifier(classes=(0, 1), random_state=1, **PRIVATE).fit(x[:, :1], y)
+    assert [len(one) for one in model.effects_] == [1024]
+    assert model.score(x[:, :1], y) > y.mean()
+
+
+def test_a_served_tree_model_answers_as_the_estimator_does(tmp_path):
+    x, y = blobs(seed=3)
+    x = np.concatenate([x, 10 * x[:50]])  # some beyond the bounds
+    x[:, 1] = np.rint(np.clip(x[:, 1], 0, 2))
+    categories = {1: ("no", "some", "much")}
+    model = GradientBoostingClassifier(classes=("ill", "well"), categories=categories, **PRIVATE)
+    model.fit(x, np.array(["ill", "well"])[np.append(y, y[:50])])
+    key = create_signing_key(tmp_path / "signing.pem", SystemRandomness())
+    artifact_of(model, ["a", "b", "c"]).save(tmp_path / "model.confide", key)
+    served = load(tmp_path / "model.confide", trust=key.public)
+    raw = {"a": x[:, 0], "b": np.array(categories[1], object)[x[:, 1].astype(int)], "c": x[:, 2]}
+    assert np.allclose(served.graph.apply(served.preprocess.apply(raw))[:, 0], model.predict_proba(x)[:, 1], atol=1e-9)
+    assert served.label == model.privacy_
+    assert served.graph.classes == ("ill", "well")
+    with pytest.raises(ModelError):
+        artifact_of(model, ["a", "b"])
 
 
 @pytest.mark.parametrize("private", [LinearRegression, Ridge])
@@ -271,6 +349,24 @@ def test_public_arguments_are_asked_for(estimator):
             sklearn.base.clone(estimator).set_params(bounds=bounds).fit(x, y)
     with pytest.raises(UsageError, match="random_state"):
         sklearn.base.clone(estimator).set_params(random_state="now").fit(x, y)
+
+
+@pytest.mark.parametrize("private", [GradientBoostingClassifier, RandomForestClassifier])
+def test_categories_are_refused_where_they_are_no_list_of_a_column(private):
+    x, y = blobs(50)
+    for categories in ({3: "ab"}, {-1: "ab"}, {"age": "ab"}, {0: ()}, {0: ("a", "a")}):
+        with pytest.raises(UsageError, match="categories"):
+            private(classes=(0, 1), categories=categories, **EASY).fit(x, y)
+
+
+def test_what_trees_cannot_do_is_refused():
+    x, y = blobs(50)
+    for wrong in ({"effects": "waves"}, {"classes": (0, 1, 2)}):
+        with pytest.raises(UsageError, match="two classes"):
+            GradientBoostingClassifier(**{"classes": (0, 1), **EASY, **wrong}).fit(x, y)
+    for wrong in ({"n_estimators": 0}, {"max_depth": 0}, {"max_depth": 13}, {"n_estimators": 1 << 20}):
+        with pytest.raises(UsageError, match="Expected"):
+            RandomForestClassifier(**{"classes": (0, 1), **EASY, **wrong}).fit(x, y)
 
 
 @pytest.mark.parametrize("estimator", ALL, ids=name_of)

@@ -14,6 +14,7 @@ from sklearn.metrics import (
 )
 
 from confide.crypto.random import SeededRandomness
+from confide.train import alerts, evaluate
 from confide.train.figures import GROUPS, Evaluation, Figure, wilson
 from confide.train.tally import BINS, NOISY_BINS, Tally, bins_of, edges_of
 
@@ -160,3 +161,30 @@ def test_noise_without_records_tells_nothing():
     assert found.records.low == 0
     assert found.records.high < 60
     assert found.accuracy_on_new_records() == Figure(found.accuracy.value, 0.0, 1.0)
+
+
+# --- a rare class -----------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 40), st.booleans()), min_size=1, max_size=60), st.floats(0.01, 1))
+def test_what_alerts_are_worth_lies_between_the_ends_of_the_counts(pairs, rate):
+    """The oracle is the same figure of the scores themselves; eight scores share a bin here."""
+    fine = np.array([score for score, _ in pairs])
+    y = np.array([int(label) for _, label in pairs])
+    cells = np.zeros((2, 6))
+    np.add.at(cells, (y, fine // 8), 1.0)
+    shared = (fine // 8).astype(float)
+    value, low, high = alerts.precision_at_alert_rate(cells, rate)
+    assert low - 1e-12 <= evaluate.precision_at_alert_rate(fine.astype(float), y, rate) <= high + 1e-12
+    assert value == pytest.approx(evaluate.precision_at_alert_rate(shared, y, rate), abs=1e-12)
+    if y.any():
+        value, low, high = alerts.average_precision(cells)
+        assert low - 1e-12 <= evaluate.average_precision(fine.astype(float), y) <= high + 1e-12
+        assert value == pytest.approx(evaluate.average_precision(shared, y), abs=1e-12)
+
+
+def test_a_class_is_rare_below_a_tenth():
+    assert alerts.is_rare(np.array([[95.0], [5.0]]))
+    assert not alerts.is_rare(np.array([[90.0], [10.0]]))
+    assert not alerts.is_rare(np.array([[90.0], [0.0]]))

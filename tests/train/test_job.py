@@ -14,7 +14,15 @@ from scipy.stats import norm
 from confide.errors import JobError
 from confide.train.job import describe, load, parse, train_section
 from confide.train.reasons import reasons
-from confide.train.sections import DataSection, JobSection, ModelSection, OutputSection, PrivacySection, TrainSection
+from confide.train.sections import (
+    DataSection,
+    JobSection,
+    ModelSection,
+    OutputSection,
+    PrivacySection,
+    TrainSection,
+    TreesSection,
+)
 
 GOOD = {"data": {"set": "breast-cancer"}, "privacy": {"epsilon": 1.0, "expected_records": 455}}
 
@@ -267,7 +275,7 @@ def test_the_page_lists_every_key():
         for key in re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)
     }
     kinds = {"job": JobSection, "data": DataSection, "model": ModelSection, "train": TrainSection}
-    kinds |= {"privacy": PrivacySection, "output": OutputSection}
+    kinds |= {"trees": TreesSection, "privacy": PrivacySection, "output": OutputSection}
     assert listed == {(name, key) for name, kind in kinds.items() for key in kind.__struct_fields__}
 
 

@@ -2,10 +2,11 @@
 
     .venv/bin/python estimators.py ARRAYS.npz TASK
 
-TASK is "classify", "regress", "cluster" or "components". The arrays are x, y (y_bounds for "regress"), and test, shape
-(seeds, n), true for the records of a seed's test part. Columns are in [-1, 1] by public bounds, which every estimator
-is told. Its claim is (1, 0) for replacing one record, at most twice as strong as adding or removing one. As one JSON
-line: the figure of each seed, by what it is of.
+TASK is "classify", "trees", "regress", "cluster" or "components". The arrays are x, y, and test, shape (seeds, n), true
+for the records of a seed's test part; beside them y_bounds for "regress", and for "trees" low and high of each column,
+where a column with categories has their places. Other columns are in [-1, 1] by public bounds, which every estimator is
+told. Its claim is (1, 0) for replacing one record, at most twice as strong as adding or removing one. As one JSON line:
+the figure of each seed, by what it is of.
 
 Logistic regression is tried as it is documented, with the norm that the bounds imply, and with rows that are brought to
 length 1 first, which needs no record.
@@ -20,7 +21,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 import numpy as np
-from diffprivlib.models import PCA, GaussianNB, KMeans, LinearRegression, LogisticRegression
+from diffprivlib.models import PCA, GaussianNB, KMeans, LinearRegression, LogisticRegression, RandomForestClassifier
 
 BOUNDS = (-1.0, 1.0)
 
@@ -34,6 +35,11 @@ def classify(x, y, test, seed: int, _) -> Iterator[tuple[str, float]]:
         ("naive Bayes", x, GaussianNB(epsilon=1.0, bounds=BOUNDS, random_state=seed)),
     ):
         yield name, 100 * model.fit(rows[~test], y[~test]).score(rows[test], y[test])
+
+
+def trees(x, y, test, seed: int, bounds) -> Iterator[tuple[str, float]]:
+    model = RandomForestClassifier(epsilon=1.0, bounds=bounds, classes=[0, 1], random_state=seed)
+    yield "random forest", 100 * model.fit(x[~test], y[~test]).score(x[test], y[test])
 
 
 def regress(x, y, test, seed: int, y_bounds) -> Iterator[tuple[str, float]]:
@@ -55,16 +61,16 @@ def components(x, y, test, seed: int, _) -> Iterator[tuple[str, float]]:
     yield "PCA", 100 * float((kept * kept).sum() / (centred * centred).sum())
 
 
-TASKS = {"classify": classify, "regress": regress, "cluster": cluster, "components": components}
+TASKS = {"classify": classify, "trees": trees, "regress": regress, "cluster": cluster, "components": components}
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
     arrays = np.load(sys.argv[1])
     found: dict[str, list[float]] = defaultdict(list)
-    y_bounds = arrays.get("y_bounds")
+    bounds = (arrays["low"], arrays["high"]) if "low" in arrays else arrays.get("y_bounds")
     for seed, test in enumerate(arrays["test"]):
-        for name, figure in TASKS[sys.argv[2]](arrays["x"], arrays["y"], test, seed, y_bounds):
+        for name, figure in TASKS[sys.argv[2]](arrays["x"], arrays["y"], test, seed, bounds):
             found[name].append(figure)
     print(json.dumps(found))
 

@@ -9,6 +9,8 @@ if find_spec("sklearn") is None:
 
 from confide.sklearn.artifact import artifact_of
 from confide.sklearn.bayes import GaussianNB
+from confide.sklearn.boosting import GradientBoostingClassifier
+from confide.sklearn.forest import RandomForestClassifier
 from confide.sklearn.kmeans import KMeans
 from confide.sklearn.logistic import LogisticRegression
 from confide.sklearn.pca import PCA
@@ -18,9 +20,11 @@ from confide.sklearn.scaler import StandardScaler
 __all__ = [
     "PCA",
     "GaussianNB",
+    "GradientBoostingClassifier",
     "KMeans",
     "LinearRegression",
     "LogisticRegression",
+    "RandomForestClassifier",
     "Ridge",
     "StandardScaler",
     "artifact_of",

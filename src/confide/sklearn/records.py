@@ -11,6 +11,7 @@ record and on public arguments alone:
 # pyright: basic
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -134,6 +135,32 @@ def targets_of(y: ArrayLike | None, records: int) -> Matrix:
     except DataError:
         text = "Expected numbers in y, got text or objects. Unknown label type: turn them into numbers first"
         raise DataError(text) from None
+
+
+def public_categories(estimator: Any, columns: int) -> dict[int, tuple[str, ...]]:
+    """Return the names of the categories of those columns that have any, by the column's place.
+
+    Raises:
+        UsageError: a column that is not there or named twice, or names that are none or not different.
+    """
+    named = {name: place for place, name in enumerate(getattr(estimator, "feature_names_in_", ()))}
+    found = dict[int, tuple[str, ...]]()
+    for column, names in (estimator.categories or {}).items():
+        place = named.get(column, column)
+        if not isinstance(place, int | np.integer) or not 0 <= place < columns or place in found:
+            raise UsageError(f"Expected columns of X in categories, each once, by place from 0 or name; got {column!r}")
+        found[int(place)] = tuple(map(str, names))
+        if not found[place] or len(set(found[place])) < len(found[place]):
+            raise UsageError(f"Expected different names of the categories of column {column!r}, at least one")
+    return found
+
+
+def known_cells(x: Matrix, categories: Mapping[int, tuple[str, ...]]) -> NDArray[np.bool_]:
+    """Return which values are finite numbers or, in columns with categories, places in their list; shape (n, d)."""
+    found = np.isfinite(x)
+    for column, names in categories.items():
+        found[:, column] = np.isin(x[:, column], np.arange(len(names)))
+    return found
 
 
 def finite(x: Matrix) -> NDArray[np.bool_]:

@@ -63,6 +63,7 @@ class TreesLearner(Learner[Graph]):
 
     def __init__(self, start: Graph) -> None:
         self._graph, self.start = start, flatten(start)
+        self._last = self.start, cast("Trees", start.layers[0])
 
     def travel(self, silo: Silo) -> float:
         return math.inf
@@ -71,8 +72,12 @@ class TreesLearner(Learner[Graph]):
         return unflatten(self._graph, parameters)
 
     def trees(self, parameters: Matrix) -> Trees:
-        """Return the layer of trees with these parameters."""
-        return cast("Trees", self.model(parameters).layers[0])
+        """Return the layer of trees with these parameters, which are never changed in place: silos ask one by one."""
+        known, trees = self._last
+        if known is not parameters:
+            trees = cast("Trees", self.model(parameters).layers[0])
+            self._last = parameters, trees
+        return trees
 
     def change(
         self,
@@ -207,7 +212,7 @@ class Boosting(Encoding):
     def update(self, parameters: Matrix, sums: Vector, members: frozenset[str], number: int) -> Matrix:
         if self._place[0] < 0:
             return self._begun(parameters, sums)
-        values = sums.astype(np.float64) / STEPS
+        values = sums / STEPS
         if self._scored:
             values, told = values[:-2], values[-2:]
             stopped = self._stopped(parameters, float(told[0]) / max(float(told[1]), 1e-9))
@@ -252,7 +257,10 @@ class Boosting(Encoding):
         slots = np.zeros(1, np.int64)
         if level:
             light = self._wanted.astype(np.int64)
-            slots, sent = np.concatenate([light, light ^ 1]), np.concatenate([sent, self._parents - sent])
+            slots, both = np.concatenate([light, light ^ 1]), np.empty((2, *sent.shape))
+            both[0] = sent
+            np.subtract(self._parents, sent, out=both[1])
+            sent = both.reshape(-1, *sent.shape[1:])
         bounds = self._bounds[slots]
         chosen = best(self._candidates, sent, self._columns[0].levels, bounds, self._penalty)
         change = self._changed(parameters, tree, level, slots, chosen)
@@ -307,8 +315,8 @@ class Boosting(Encoding):
         light = 2 * slots[inner] + (chosen.weights[inner, 0] > chosen.weights[inner, 1])
         order = np.argsort(light)
         self._place = np.array([tree, level + 1.0, 0.0])
-        self._sides = chosen.sides[inner][order]
-        self._enter(light[order].astype(np.float64), sums[inner][order], bounds)
+        self._sides = chosen.sides[inner[order]]
+        self._enter(light[order].astype(np.float64), sums[inner[order]], bounds)
 
     def _next_tree(self, tree: int) -> None:
         self._place, self._sides = np.array([tree + 1.0, 0.0, float(tree + 1 == self._trees)]), self._sides[:0]

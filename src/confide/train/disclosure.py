@@ -18,9 +18,9 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
         hidden_among: fewest parties in any sum that the server sees; None where it sees their vectors.
     """
     noisy = "noisy " if job.privacy else ""
-    before = f"; before them one {noisy}sum of moments" if job.data.standardise else ""
-    exact = job.data.standardise and not job.privacy
-    what = "mean of every feature" if job.data.standardise == "centre" else "mean and deviation of every number"
+    first = "moments" if job.data.standardise else "counts" if not job.privacy and _exact(job) else ""
+    before = f"; before them one {noisy}sum of {first}" if first else ""
+    exact = [] if job.privacy else _exact(job)
     each = "every party's own vector" if hidden_among is None else f"{noisy}sums over {hidden_among} or more parties"
     return {
         "server_sees": f"{each}, each round, and every round's model{before}",
@@ -28,8 +28,21 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
         "outsiders_see": "this file: the last model, its preparation, this label; the ledger if published",
         "metrics": _metrics(job),
         "public_data": job.model.public_data or "none",
-        **({"preprocessing": f"{what}, from one sum without noise"} if exact else {}),
+        **({"preprocessing": f"{' and '.join(exact)}, from one sum without noise"} if exact else {}),
     }
+
+
+def _exact(job: Job) -> list[str]:
+    """Return what a job takes from all records before its training."""
+    said: list[str] = []
+    if job.data.standardise:
+        centre = job.data.standardise == "centre"
+        said.append("mean of every feature" if centre else "mean and deviation of every number")
+    if job.train.class_weights == "balanced":
+        said.append("records of each class")
+    if job.trees is not None and job.trees.edges == "quantiles":
+        said.append("intervals of every number by how many records lie in them")
+    return said
 
 
 def fixed_in_advance(job: Job) -> list[str]:

@@ -24,6 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import public_stream
+from confide.train.alerts import average_precision, is_rare, precision_at_alert_rate
+from confide.train.evaluate import ALERT_RATE
 from confide.train.tally import MARKS, Tally, edges_of
 
 Matrix = NDArray[np.float64]
@@ -94,6 +96,8 @@ class Evaluation:
         confusion: counts by (true class, chosen class), shape (K, K); whole numbers unless there is noise.
         members: whose records.
         smallest: members of the smallest sum that the server saw.
+        average_precision, alerts: of two classes, where class 1 is rare and there is no noise: the area under precision
+            over recall, and the precision of the records that score highest (`evaluate.ALERT_RATE`); else None.
         noise: standard deviation of each count; 0 without a privacy plan.
     """
 
@@ -108,6 +112,8 @@ class Evaluation:
     members: frozenset[str]
     smallest: int
     noise: float
+    average_precision: Figure | None = None
+    alerts: Figure | None = None
 
     @staticmethod
     def of(tally: Tally, counts: Matrix, members: Sequence[frozenset[str]], *, noise: float = 0.0) -> Evaluation:
@@ -122,6 +128,7 @@ class Evaluation:
         possible = _possible(counts, noise)
         confusion, scores = tally.split(possible)
         edges = edges_of(tally.bins)
+        rare = tally.classes == 2 and not noise and is_rare(scores[0])
         return Evaluation(
             records=_figure(*_records(confusion)),
             accuracy=_figure(*_accuracy(confusion)),
@@ -134,6 +141,8 @@ class Evaluation:
             members=frozenset[str]().union(*members),
             smallest=min(map(len, members)),
             noise=noise,
+            average_precision=Figure(*average_precision(scores[0])) if rare else None,
+            alerts=Figure(*precision_at_alert_rate(scores[0])) if rare else None,
         )
 
     def accuracy_on_new_records(self) -> Figure:
@@ -153,7 +162,12 @@ class Evaluation:
             f"balanced accuracy {self.balanced_accuracy}",
             f"Brier score {self.brier}, calibration error {self.calibration_error}",
         ]
-        return [*lines, f"AUC {self.auc}"] if self.auc is not None else lines
+        lines += [f"AUC {self.auc}"] if self.auc is not None else []
+        if self.average_precision is not None:
+            chance = float(self.confusion[1].sum() / self.confusion.sum())
+            lines.append(f"average precision {self.average_precision} (by chance {chance:.3f})")
+            lines.append(f"precision of the {100 * ALERT_RATE:g} % that score highest {self.alerts}")
+        return lines
 
 
 def wilson(share: float, records: float) -> tuple[float, float]:

@@ -40,7 +40,7 @@ class AllowSection(Section, frozen=True, kw_only=True):
         roster: hex fingerprint of the only roster.
     """
 
-    models: tuple[Literal["logistic", "mlp"], ...] = ("logistic", "mlp")
+    models: tuple[Literal["logistic", "mlp", "trees", "cox"], ...] = ("logistic", "mlp", "trees", "cox")
     aggregates: tuple[str, ...] = ("amortised", "groups", "he", "masked", "shares")
     jobs: tuple[str, ...] = ()
     coordinators: tuple[str, ...] = ()
