@@ -7,6 +7,8 @@ the fraud records, of
 
     ours            a whole job: model.kind = "trees" with [privacy], four silos, quorum 4, one colluding
     scikit-learn    HistGradientBoostingClassifier on the pooled records, without privacy: what the bars are against
+    Diffprivlib     its random forest on the pooled records, where bench/peers/diffprivlib/.venv exists (its
+                    requirements.txt says how), 5 seeds; its claim is (epsilon, 0), which is stronger, for one holder
 
 and the drop, seed by seed. Adult's records are fixed, so its seeds are of the noise; fraud's are of the split as well.
 The bars are issue 6's: drops of at most .015 (Adult) and .05 (fraud) at epsilon 1, half of that at epsilon 3.
@@ -21,6 +23,7 @@ import csv
 import json
 import math
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,6 +43,8 @@ from confide.train.run import load_data, train
 
 FRAUD = Path(__file__).parents[1] / "../shared/data/creditcard_fraud/creditcard_fraud_subset.npz"
 
+PEER = Path(__file__).parent / "peers" / "diffprivlib"
+
 #: Largest drops against trees without privacy, at epsilon 1; at 3 it is half.
 BARS = {"adult": 0.015, "fraud": 0.05}
 
@@ -47,6 +52,7 @@ BARS = {"adult": 0.015, "fraud": 0.05}
 RECORDS = {"adult": 32_561, "fraud": 9_328}
 
 _TEST_SHARE = 0.3
+_PEER_SEEDS = 5  # of 100 trees, which take a minute each
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,26 @@ def _is_number(column: tuple[str, ...]) -> bool:
     return True
 
 
+def peer(name: str, folder: Path, epsilon: float, seeds: int) -> Iterator[Figure]:
+    """Yield what Diffprivlib's forests reach on the records of the first seed."""
+    if not (PEER / ".venv").is_dir():
+        print("no environment in bench/peers/diffprivlib/.venv: the peer is left out", file=sys.stderr)
+        return
+    schema = adult_place(folder) if name == "adult" else fraud_place(folder, 0)
+    if schema is None:
+        return
+    data = load_data(parse(job_table(name, schema, epsilon, 0), base=folder), rng=SeededRandomness("peer"))
+    arrays = folder / "arrays.npz"
+    x, y = (np.concatenate([getattr(silo, part) for silo in data.silos]) for part in ("x", "y"))
+    np.savez(arrays, x=x, y=y, x_test=data.test.x, y_test=data.test.y)
+    command = [PEER / ".venv/bin/python", PEER / "forest.py", arrays, str(epsilon), str(seeds)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True)
+    for forest, pairs in json.loads(told.stdout).items():
+        mean, half = interval([pair[0 if name == "adult" else 1] for pair in pairs])
+        measure = "AUC" if name == "adult" else "AUPRC"
+        yield Figure(f"{measure}, Diffprivlib, {forest}", name, epsilon, mean, half, seeds)
+
+
 def interval(values: list[float]) -> tuple[float, float]:
     """Return the mean and half the width of its 95 % interval."""
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
@@ -191,6 +217,13 @@ def figures_of(name: str, found: list[tuple[float, int, float, float]]) -> Itera
             )
 
 
+def peers(name: str, asked: argparse.Namespace) -> Iterator[Figure]:
+    """Yield the peer's figures at every epsilon."""
+    with tempfile.TemporaryDirectory() as folder:
+        for epsilon in asked.epsilon:
+            yield from peer(name, Path(folder), epsilon, min(_PEER_SEEDS, asked.seeds))
+
+
 def main() -> None:
     """Run the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -202,10 +235,10 @@ def main() -> None:
     kept = list[Figure]()
     for name in asked.only:
         begin = time.perf_counter()
-        for figure in figures_of(name, list(scores(name, asked.epsilon, asked.seeds))):
+        for figure in (*figures_of(name, list(scores(name, asked.epsilon, asked.seeds))), *peers(name, asked)):
             told = "" if figure.bar is None else f"  bar {figure.bar:.4f} {'met' if figure.met else 'NOT met'}"
             print(
-                f"{name:6} epsilon {figure.epsilon:g}  {figure.figure:24} {figure.mean:.4f} +- {figure.half_width:.4f}"
+                f"{name:6} epsilon {figure.epsilon:g}  {figure.figure:44} {figure.mean:.4f} +- {figure.half_width:.4f}"
                 f"  {figure.seeds} seeds{told}",
                 flush=True,
             )

@@ -61,13 +61,13 @@ COUNTS_GRID = 1 << 12
 #: Noise of all gradient releases together, as a share of the expected records, from which on numbers have trends.
 TREND_FROM = 0.0025
 
-_CONSTANT = 0.5  # entry that every record has, before scaling
+_CONSTANT = 1.5  # entry that every record has, before scaling
 _LEAST_SHARE = 0.003  # of a code, in its weight
 _TOLD = 2.0  # deviations of the noise from which a count is taken for what it is
 _UNTOLD = 0.2  # of that deviation: what any other code is taken to have
 _MOST_LOGIT = 30.0
 _LEAST_SQUARE = 0.3  # mean square of a trend
-_OUTWEIGHED = 0.1  # of the diagonal
+_OUTWEIGHED = 0.05  # of the diagonal
 _LEAST_FACTOR = 1e-3
 _WIDER = 1.5  # one bell's width over that of the one before
 _DEVIATIONS = 1.6  # of a normal law, in the width of the bell that fits it
