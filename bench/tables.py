@@ -34,6 +34,7 @@ from typing import Any
 
 import numpy as np
 from learning import PARTIES, place_of
+from scipy.stats import t
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -196,7 +197,7 @@ def peer(name: str, folder: Path, epsilon: float, seeds: int) -> Iterator[Figure
 def interval(values: list[float]) -> tuple[float, float]:
     """Return the mean and half the width of its 95 % interval."""
     spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), 2.09 * spread if len(values) <= 21 else 1.96 * spread
+    return float(np.mean(values)), float(t.ppf(0.975, max(1, len(values) - 1))) * spread
 
 
 def figures_of(name: str, found: list[tuple[float, int, float, float]]) -> Iterator[Figure]:

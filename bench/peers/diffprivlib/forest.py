@@ -4,8 +4,7 @@
 
 The arrays are x, y, x_test, y_test, with columns in [-1, 1] by public bounds, which the forest is told with the
 classes; what it is not told it would take from the records. Its claim is (epsilon, 0). As one JSON line: the AUC and
-the average
-precision of each seed, for 10 trees of depth 5, its default, and 100 of depth 10.
+the average precision of each seed, for 10 trees of depth 5, its default, and 100 of depth 10.
 """
 
 from __future__ import annotations

@@ -37,6 +37,9 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "adaptivity": ADAPTIVE,
 }
 
+#: Intervals of a number that grown trees tell apart.
+MOST_GROWN = 255
+
 #: The keys of [trees] that only trees without [privacy] read.
 OF_BOOSTING = (
     *("count", "depth", "cells", "ridge", "least_hessian", "least_gain", "monotone", "patience", "held_out"),
@@ -188,6 +191,8 @@ def check_trees(job: Job, table: Mapping[str, Any]) -> None:
         )
     elif "effects" in table.get("trees", {}):
         raise JobError("Expected no trees.effects without [privacy]; trees are grown then")
+    elif job.trees.bins > MOST_GROWN:
+        raise JobError(f"Expected trees.bins={job.trees.bins} of at most {MOST_GROWN} without [privacy]")
     elif job.train.rounds != 1 + job.trees.count * job.trees.depth:
         raise JobError(
             f'Expected no train.rounds with model.kind="trees": trees.count={job.trees.count} of trees.depth='

@@ -40,7 +40,8 @@ from confide.dp.release import Portion
 from confide.errors import UsageError
 from confide.model.graph import Graph
 from confide.train.additive_columns import AdditiveColumns, leaves_of
-from confide.train.additive_sums import BESIDE, GRID, RESIDUAL, ROW, SHORT, SQUARE, CodedSilo, Rows, gradients, products
+from confide.train.additive_scales import Scales, scales_of
+from confide.train.additive_sums import BESIDE, GRID, RESIDUAL, ROW, SHORT, SQUARE, CodedSilo, gradients, products
 from confide.train.boosting import TreesLearner
 from confide.train.encodings import Encoding, charge, charges
 from confide.train.local import Silo, sigmoid_by_record
@@ -61,17 +62,10 @@ COUNTS_GRID = 1 << 12
 #: Noise of all gradient releases together, as a share of the expected records, from which on numbers have trends.
 TREND_FROM = 0.0025
 
-_CONSTANT = 1.5  # entry that every record has, before scaling
-_LEAST_SHARE = 0.003  # of a code, in its weight
-_TOLD = 2.0  # deviations of the noise from which a count is taken for what it is
-_UNTOLD = 0.2  # of that deviation: what any other code is taken to have
 _MOST_LOGIT = 30.0
 _LEAST_SQUARE = 0.3  # mean square of a trend
 _OUTWEIGHED = 0.05  # of the diagonal
 _LEAST_FACTOR = 1e-3
-_WIDER = 1.5  # one bell's width over that of the one before
-_DEVIATIONS = 1.6  # of a normal law, in the width of the bell that fits it
-_BEND = 3.0  # where a score comes to, far out
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,17 +88,6 @@ class Recipe:
 
 
 _STEPS, _TRENDS = Recipe(clip=0.5, curvature=0.17), Recipe(clip=1.0, slope_pace=0.35)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class _Scales:
-    """What the counts say: public from then on."""
-
-    rows: Rows
-    share: Matrix  # of the records, of each code
-    score: Matrix  # of each code of a number, along which its trend goes
-    unit: float  # steps of a row for one of its entries as they were before rounding
-    records: float
 
 
 class PrivateTrees(Encoding):
@@ -136,7 +119,7 @@ class PrivateTrees(Encoding):
         self._leaves = leaves_of(columns.columns)
         self._length = len(self._trended) + 1 + columns.codes
         self.releases = plan.releases
-        self._scales: _Scales | None = None
+        self._scales: Scales | None = None
         self._silos: dict[Silo, CodedSilo] = {}
         self._found = dict[str, Matrix]()
         self._take({"counts": np.zeros(0), "products": np.zeros(0), **self._nothing()})
@@ -150,10 +133,19 @@ class PrivateTrees(Encoding):
         before, self._found = self._found.get("counts"), dict(found)
         counts = self._found["counts"]
         if counts is not before:
-            self._scales = self._scaled(counts) if len(counts) else None
+            self._scales = (
+                scales_of(counts, self._columns, self._trended, self._noise_of_counts) if len(counts) else None
+            )
         kind = self._plan.statistics if self._scales is None else self._plan.training
         assert kind is not None
         self.length, self.bound = kind.length, kind.bound
+
+    @property
+    def _noise_of_counts(self) -> float:
+        """Return the deviation of the noise on a count."""
+        assert self._plan.statistics is not None
+        step = count_step(len(self._columns.columns), COUNTS_GRID)
+        return math.sqrt(self._plan.silos * self._plan.statistics.share_variance) / step
 
     @property
     def longest(self) -> int:
@@ -179,7 +171,7 @@ class PrivateTrees(Encoding):
         total = math.fsum(found) or 1.0
         return {column.name: one / total for column, one in zip(self._columns.columns, found, strict=True)}
 
-    def _variance(self, scales: _Scales, values: Matrix, place: int) -> float:
+    def _variance(self, scales: Scales, values: Matrix, place: int) -> float:
         part = self._columns.part(place)
         share, own = scales.share[part], values[part]
         middle = float((share * own).sum())
@@ -265,37 +257,7 @@ class PrivateTrees(Encoding):
         found[at] = sums[: len(at[0])].astype(np.float64) / often
         return (found + np.triu(found, 1).T).ravel()
 
-    def _scaled(self, counts: Matrix) -> _Scales:
-        """Return the scales that noisy counts give: square roots and quotients, so the same on every machine."""
-        assert self._plan.statistics is not None
-        columns = self._columns
-        step = count_step(len(columns.columns), COUNTS_GRID)
-        deviation = math.sqrt(self._plan.silos * self._plan.statistics.share_variance) / step
-        share, totals = np.zeros(len(counts)), list[float]()
-        for place in range(len(columns.columns)):
-            part = columns.part(place)
-            own, told = counts[part], counts[part] > _TOLD * deviation
-            guess = np.where(told, own, _UNTOLD * deviation)
-            share[part] = guess / guess.sum()
-            totals.append(float(own.sum()))
-        score, trends = np.zeros(len(counts)), np.full(len(columns.columns), -1)
-        rare = np.sqrt(np.sqrt(np.maximum(share, _LEAST_SHARE)))
-        own = 1.0 / (rare * np.sqrt(rare))  # the power -3/8
-        for trend, place in enumerate(self._trended):
-            part = columns.part(place)
-            score[part] = _score(counts[part], columns.known[part])
-            trends[place], own[part] = trend, 0.0
-        expected = math.sqrt(_CONSTANT**2 + len(self._trended) + float((share * own * own).sum()))
-        unit = ROW / expected
-        rows = Rows(
-            own=np.rint(own * unit).astype(np.int64),
-            trend=np.rint(score * unit).astype(np.int64),
-            trends=trends,
-            constant=round(_CONSTANT * unit),
-        )
-        return _Scales(rows, share, score, unit, max(1.0, math.fsum(totals) / len(totals)))
-
-    def _went_on(self, scales: _Scales, sums: Vector) -> dict[str, Matrix]:
+    def _went_on(self, scales: Scales, sums: Vector) -> dict[str, Matrix]:
         """Return the sums over all rounds with this one, and the values that they lead to."""
         own = sums[: self._length].astype(np.float64) * (self._recipe.clip / RESIDUAL)
         entries = self._entries(scales)
@@ -313,14 +275,14 @@ class PrivateTrees(Encoding):
             "values": self._moved_values(scales, values, seen / total, pulled / total, weight, total, entries),
         }
 
-    def _entries(self, scales: _Scales) -> Matrix:
+    def _entries(self, scales: Scales) -> Matrix:
         """Return what a coordinate's sum is divided by for the gradient of its value."""
         lines = np.full(len(self._trended) + 1, scales.unit)
         return np.concatenate([lines, scales.rows.own.astype(np.float64)])
 
     def _moved_values(
         self,
-        scales: _Scales,
+        scales: Scales,
         values: Matrix,
         seen: Matrix,
         pulled: Matrix,
@@ -354,7 +316,7 @@ class PrivateTrees(Encoding):
             found[at] = values[at] + recipe.pace * (fit - values[at])
         return found
 
-    def _slopes(self, scales: _Scales, seen: Matrix, pulled: Matrix, spread: float) -> Matrix:
+    def _slopes(self, scales: Scales, seen: Matrix, pulled: Matrix, spread: float) -> Matrix:
         """Return where slopes and the constant's weight are pulled: ridge regression by the products of the trends."""
         recipe, ridge = self._recipe, self._recipe.slope_ridge
         entry = scales.rows.constant / scales.unit
@@ -366,7 +328,7 @@ class PrivateTrees(Encoding):
         target = (hessian * seen).sum(axis=1) - pulled
         return ridge_regression(hessian, target[:, None], ridge=ridge)[:, 0]
 
-    def _steadied(self, scales: _Scales) -> Matrix:
+    def _steadied(self, scales: Scales) -> Matrix:
         """Return the noisy products, those beside the diagonal made smaller until a part of it outweighs them.
 
         Noise gives products directions in which there seems to be next to nothing, and steps along these would go far.
@@ -386,7 +348,7 @@ class PrivateTrees(Encoding):
                 factor *= 0.8
         return diagonal
 
-    def _functions(self, scales: _Scales) -> tuple[Matrix, float]:
+    def _functions(self, scales: Scales) -> tuple[Matrix, float]:
         """Return the value of every code, and the offset."""
         lines, values = len(self._trended) + 1, self._found["values"]
         found = values[lines:].copy()
@@ -423,28 +385,3 @@ def releases_of(columns: AdditiveColumns, *, rounds: int, counts_share: float) -
             share=counts_share, length=columns.codes, clip_norm=COUNTS_GRID / step, grid=COUNTS_GRID, of=COUNTS
         ),
     }
-
-
-def _score(counts: Matrix, known: NDArray[np.bool_]) -> Matrix:
-    """Return a score for each code of a number from noisy counts; 0 for a missing value.
-
-    A bell (1 + u^2)^-2, u = (code - middle) / width, is fitted to the counts by least squares: all intervals together
-    tell where the records lie far better than any quantile of a noisy cumulative count. The score is u, bent.
-    """
-    own = counts[known]
-    total, best, at, width = max(1.0, float(own.sum())), -math.inf, 0, 1.0
-    wide = 1.0
-    while wide < len(own):
-        reach = min(len(own) - 1, math.ceil(6 * wide))
-        u = np.arange(-reach, reach + 1) / wide
-        bell = 1.0 / (1.0 + u * u) ** 2
-        bell /= bell.sum()
-        fit = 2.0 * np.convolve(own, bell, "same" if len(bell) <= len(own) else "full")
-        fit = fit[(len(fit) - len(own)) // 2 :][: len(own)] - total * float((bell * bell).sum())
-        if fit.max() > best:
-            best, at, width = float(fit.max()), int(fit.argmax()), wide
-        wide *= _WIDER
-    away = _DEVIATIONS * (np.arange(len(own)) - at) / width
-    found = np.zeros(len(counts))
-    found[known] = away / (1.0 + np.abs(away) / _BEND)
-    return found
