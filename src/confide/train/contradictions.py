@@ -37,16 +37,13 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "adaptivity": ADAPTIVE,
 }
 
-#: Intervals of a number that grown trees tell apart.
+#: Intervals of a number that grown trees tell apart: a code is one byte, and a missing number has one.
 MOST_GROWN = 255
 
 #: The keys of [trees] that only trees without [privacy] read.
 OF_BOOSTING = (
     *("count", "depth", "cells", "ridge", "least_hessian", "least_gain", "monotone", "patience", "held_out"),
 )
-
-#: Most intervals of a number where trees are grown: a code is one byte, and a missing number has one.
-MOST_BINS = 255
 
 #: The keys of [train] that only "groups" reads.
 OF_GROUPS = ("group_size", "rule", "liars")
@@ -185,14 +182,12 @@ def check_trees(job: Job, table: Mapping[str, Any]) -> None:
         raise JobError(f'Expected train.algorithm="{asked}" with model.kind="trees", got "{name}"; leave it out')
     if job.privacy is not None:
         _check_private_trees(job, table.get("trees", {}))
-    elif job.trees.bins > MOST_BINS:
-        raise JobError(
-            f"Expected trees.bins={job.trees.bins} to be at most {MOST_BINS} without [privacy]; a code is one byte"
-        )
     elif "effects" in table.get("trees", {}):
         raise JobError("Expected no trees.effects without [privacy]; trees are grown then")
     elif job.trees.bins > MOST_GROWN:
-        raise JobError(f"Expected trees.bins={job.trees.bins} of at most {MOST_GROWN} without [privacy]")
+        raise JobError(
+            f"Expected trees.bins={job.trees.bins} to be at most {MOST_GROWN} without [privacy]; a code is one byte"
+        )
     elif job.train.rounds != 1 + job.trees.count * job.trees.depth:
         raise JobError(
             f'Expected no train.rounds with model.kind="trees": trees.count={job.trees.count} of trees.depth='
