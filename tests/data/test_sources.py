@@ -19,13 +19,17 @@ import polars
 import psycopg
 import pyarrow
 import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.data.files import digest_of
-from confide.data.schema import Schema
+from confide.data.describe import kinds_of
+from confide.data.files import digest_of, raw_columns
+from confide.data.reading import read_number
+from confide.data.schema import Number, Schema
+from confide.data.source import Origin, open_source
 from confide.data.survey import survey
 from confide.data.table import read_inputs, read_table
 from confide.errors import DataError, JobError
@@ -398,8 +402,8 @@ def refused(place, schema=PLAIN):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ([[1], [2]], "Expected plain values in column 'a' of .*, got list<"),
-        ([{"x": 1}, {"x": 2}], "got struct<x: int64>"),
+        ([[1], [2]], "Expected plain values in column 'a' of .*, got a list"),
+        ([{"x": 1}, {"x": 2}], "got a struct;"),
         ([b"1", b"2"], "got binary"),
         ([timedelta(1), timedelta(2)], "got duration"),
         ([datetime(2020, 1, 1)] * 2, "Expected numbers in .*datetime64"),
@@ -622,3 +626,61 @@ def test_one_query_for_two_parties_is_refused(bank_db):
     tables = {"schema": "schema.toml", "tables": {"a": "a.toml", "b": "b.toml"}}
     with pytest.raises(JobError, match="a table for each party, got one for a and b"):
         load_data(parse({"data": tables}, base=bank_db))
+
+
+def damaged_arrow(folder, column, old, new):
+    """A file of eight records whose buffer `old` was overwritten."""
+    table = pyarrow.table({"x": column, "y": ["a"] * 8})
+    with pyarrow.ipc.new_file(folder / "d.arrow", table.schema) as writer:
+        writer.write_table(table)
+    raw = (folder / "d.arrow").read_bytes()
+    assert raw.count(np.array(old, np.int32).tobytes()) >= 1
+    (folder / "d.arrow").write_bytes(raw.replace(np.array(old, np.int32).tobytes(), np.array(new, np.int32).tobytes()))
+    return folder / "d.arrow"
+
+
+@pytest.mark.parametrize("new", [[0] + [2**31 - 1] * 8, [0, -(2**30), 8, -8, 16, -(2**31), 8, 8, 8]])
+def test_offsets_beyond_an_arrow_file_s_texts_are_refused(tmp_path, new):
+    place = damaged_arrow(tmp_path, ["secretAA"] * 8, range(0, 72, 8), new)
+    assert "damaged" in read_columns(place, ["x"])
+
+
+@pytest.mark.parametrize("place", [2**31 - 1, -(2**30), 10**6])
+def test_places_beyond_an_arrow_file_s_dictionary_are_refused(tmp_path, place):
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1] * 4, pyarrow.int32()), ["u", "v"])
+    assert "damaged" in read_columns(damaged_arrow(tmp_path, column, [0, 1] * 4, [place] * 8), ["x"])
+
+
+def read_columns(place, names):
+    """What a table's columns are refused for."""
+    with pytest.raises(DataError) as caught:
+        raw_columns(open_source(place), names)
+    return str(caught.value)
+
+
+def test_a_dictionary_that_decodes_to_gigabytes_is_refused():
+    column = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array(np.zeros(1 << 16, np.int32)), pyarrow.array(["x" * (1 << 16)])
+    )
+    assert "unpack" in read_columns(pyarrow.table({"x": column}), ["x"])
+
+
+def test_names_within_a_column_are_not_shown_and_large_numbers_refused():
+    text = read_columns(pyarrow.table({"x": [{"SECRET": 1}]}), ["x"])
+    assert "a struct" in text
+    assert "SECRET" not in text
+    assert "Arrow" in read_columns(pandas.DataFrame({"x": [10**30, 1]}), ["x"])
+    with pytest.raises(DataError, match="Arrow"):
+        kinds_of(pandas.DataFrame({"x": [10**30, 1]}))
+
+
+@pytest.mark.parametrize("kind", ["s", "ms"])
+def test_times_that_no_calendar_has_are_wrong_and_do_not_wrap(kind):
+    for far in (2**62 // 10**3, -(2**62)):
+        raw = raw_columns(
+            open_source(pyarrow.table({"x": pyarrow.array([far, 0, None], pyarrow.timestamp(kind))})), ["x"]
+        )
+        column = Number(name="x", low=0.0, high=1.0, unit="", date="iso")
+        found = read_number(raw["x"], column, Origin(name="x"), "x")
+        assert found.wrong.tolist() == [True, False, False]
+        assert found.missing.tolist() == [False, False, True]
