@@ -7,6 +7,7 @@ import gzip
 import io
 import math
 import sqlite3
+import zipfile
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -684,3 +685,55 @@ def test_times_that_no_calendar_has_are_wrong_and_do_not_wrap(kind):
         found = read_number(raw["x"], column, Origin(name="x"), "x")
         assert found.wrong.tolist() == [True, False, False]
         assert found.missing.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("key", ["file", "url_file"])
+def test_a_url_where_a_path_belongs_is_not_shown(tmp_path, key):
+    rest = "" if key == "file" else 'query = "SELECT 1"\n'
+    (tmp_path / "s.toml").write_text(f'{key} = "postgresql://u:SECRET@h/db"\n{rest}')
+    for place in (tmp_path / "s.toml", Path("postgresql://u:SECRET@h/db"), Path("postgresql://u:SECRET@h/db.npz")):
+        for read in (digest_of, kinds_of):
+            with pytest.raises(DataError, match="got a URL") as caught:
+                read(place)
+            assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f'encoding = "{name}"' for name in ("zlib_codec", "rot13", "base64", "hex", "utf-8\\u0000")),
+        "separator = '\"'",
+        'separator = "\\n"',
+        'separator = "\\u0000"',
+        *(f'columns.b.format = "{form}"' for form in ("%Y-%m-%d %Y", "%c %c")),
+        *(f'columns.b.factor = "{factor}"' for factor in ("1e999999999", "1e-99999999", "nan", "inf", "1/0")),
+    ],
+)
+def test_a_source_file_with_what_python_stumbles_over_is_refused(tmp_path, text):
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "s.toml").write_text(f'file = "a.csv"\n{text}\n')
+    with pytest.raises(DataError):
+        open_source(tmp_path / "s.toml")
+
+
+def test_a_schema_s_date_that_utc_cannot_hold_is_refused():
+    for low, high in (("0001-01-01T00:00:00+23:59", "2021-01-01"), ("2020-01-01", "9999-12-31T23:59:59-23:59")):
+        with pytest.raises(DataError, match="9999"):
+            Schema.read(
+                '[label]\nname = "y"\nclasses = ["a", "b"]\n'
+                f'[columns]\nd = {{ type = "date", low = {low}, high = {high} }}\n'
+            )
+
+
+def test_one_number_in_a_first_line_shows_that_it_is_no_header(tmp_path):
+    (tmp_path / "t.csv").write_text("Alice Smith,Berlin,HIV+,42\nBob Stone,Paris,flu,43\n")
+    with pytest.raises(DataError, match="Expected a header") as caught:
+        kinds_of(tmp_path / "t.csv")
+    assert "Alice" not in str(caught.value)
+
+
+def test_an_archive_with_two_members_for_one_name_is_refused(tmp_path):
+    np.savez(tmp_path / "t.npz", a=np.zeros(2))
+    with zipfile.ZipFile(tmp_path / "t.npz", "a") as file:
+        file.writestr("a", file.read("a.npy"))
+    assert "different names" in read_columns(tmp_path / "t.npz", ["a"])
