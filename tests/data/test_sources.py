@@ -737,3 +737,27 @@ def test_an_archive_with_two_members_for_one_name_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "t.npz", "a") as file:
         file.writestr("a", file.read("a.npy"))
     assert "different names" in read_columns(tmp_path / "t.npz", ["a"])
+
+
+@pytest.mark.parametrize("packing", ["zstd", "lz4"])
+def test_a_packed_arrow_file_is_refused_before_it_is_unpacked(tmp_path, packing, monkeypatch):
+    monkeypatch.setattr("confide.data.arrow.LARGEST_UNPACKED_BYTES", 1 << 20)
+    zeros = pyarrow.array(np.zeros(1 << 18))
+    for rows, column in ((1 << 18, zeros), (100, pyarrow.DictionaryArray.from_arrays(np.zeros(100, np.int32), zeros))):
+        table = pyarrow.table({"x": column, "y": pyarrow.array(["a"] * rows)})
+        options = pyarrow.ipc.IpcWriteOptions(compression=packing)
+        with pyarrow.ipc.new_file(tmp_path / "t.arrow", table.schema, options=options) as writer:
+            writer.write_table(table)
+        before = pyarrow.total_allocated_bytes()
+        monkeypatch.setattr("confide.data.arrow._gathered", None)  # nothing is unpacked
+        assert "unpack" in read_columns(tmp_path / "t.arrow", ["x"])
+        assert pyarrow.total_allocated_bytes() - before < 1 << 20
+
+
+def test_long_texts_of_a_query_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("confide.data.database.LARGEST_UNPACKED_BYTES", 1 << 20)
+    (tmp_path / "s.toml").write_text(
+        'url = "sqlite://"\nquery = "WITH RECURSIVE t(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM t WHERE x < 300) '
+        "SELECT x, printf('%10000d', x) AS y FROM t\"\n"
+    )
+    assert "at most" in read_columns(tmp_path / "s.toml", ["x"])

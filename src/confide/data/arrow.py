@@ -5,6 +5,7 @@ The only file that knows pyarrow. Columns are read batch by batch, and no more t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from confide.data.files import LARGEST_UNPACKED_BYTES, LEAST_VALUE_BYTES, check_different, present
 from confide.errors import DataError
 
+_FILE_START = 8  # an Arrow file is "ARROW1", padded to so many bytes, and then a stream of messages
 _BATCH_ROWS = 1 << 10  # a batch is in memory before its size is known
 
 # pyarrow brings no types
@@ -40,9 +42,16 @@ def read_file(path: Path, names: Sequence[str], where: str) -> dict[str, NDArray
                 )
             reader = _ipc.open_file(file)
             _check_names(reader.schema, names, where)
+            _check_packed(path, where)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
             return _gathered(batches, reader.schema, names, where)
-    except (_pa.ArrowException, ValueError, OverflowError, SystemError):  # its texts may hold what is in the file
+    except (
+        _pa.ArrowException,
+        ValueError,
+        OverflowError,
+        SystemError,
+        struct.error,
+    ):  # its texts may hold what is in the file
         raise DataError(f"Expected a {path.suffix[1:]} file at {where}; it is damaged or none") from None
     except OSError as error:
         why = error.strerror or "it is damaged or none"
@@ -110,6 +119,53 @@ def _gathered(batches: Iterable[Any], schema: Any, names: Sequence[str], where: 
     if not size:
         raise DataError(f"Expected at least one record in {where}; it has none")
     return {name: _joined(each) for name, each in parts.items()}
+
+
+def _check_packed(path: Path, where: str) -> None:
+    """Refuse an Arrow file of which one message would unpack to too much: pyarrow asks nobody before it unpacks.
+
+    A buffer that is packed starts with its length once unpacked (int64, little-endian); the buffers of a message are
+    listed in its metadata, a FlatBuffer (Arrow columnar format, "Serialization and Interprocess Communication").
+    """
+    with _pa.memory_map(str(path)) as file:
+        file.seek(_FILE_START)
+        for message in _ipc.MessageReader.open_stream(file):
+            if message.type in ("record batch", "dictionary"):
+                body = memoryview(message.body)
+                starts, packed = _buffers(bytes(message.metadata), dictionary=message.type == "dictionary")
+                sizes = [struct.unpack_from("<q", body, start)[0] for start in starts] if packed else []
+                if sum(max(size, 0) for size in sizes) > LARGEST_UNPACKED_BYTES:
+                    raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes; split it")
+
+
+def _buffers(metadata: bytes, *, dictionary: bool) -> tuple[list[int], bool]:
+    """Return where in a message's body its buffers with bytes start, and whether they are packed.
+
+    Raises:
+        struct.error: the metadata are damaged.
+    """
+
+    def number(place: int, form: str = "<I") -> int:
+        return struct.unpack_from(form, metadata, place)[0]
+
+    def entry(table: int, field: int) -> int:
+        """Return where a table has a field, 0 where it has none."""
+        fields = table - number(table, "<i")
+        offset = number(fields + 4 + 2 * field, "<H") if 4 + 2 * field < number(fields, "<H") else 0
+        return table + offset if offset else 0
+
+    def inner(table: int, field: int) -> int:
+        place = entry(table, field)
+        if not place:
+            raise struct.error
+        return place + number(place)
+
+    batch = inner(number(0), 2)  # the header of the message
+    if dictionary:
+        batch = inner(batch, 1)
+    vector = inner(batch, 2)
+    each = [struct.unpack_from("<qq", metadata, vector + 4 + 16 * at) for at in range(number(vector))]
+    return [start for start, length in each if length], bool(entry(batch, 3))
 
 
 def _sort(kind: Any) -> str:
