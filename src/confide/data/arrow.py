@@ -213,6 +213,9 @@ def _kind(kind: Any) -> str:
 def _array(column: Any, kind: str) -> NDArray[Any]:
     """Return one batch of a column; whole numbers and yes or no with gaps as objects, so that none loses a digit."""
     if _pa.types.is_dictionary(column.type):
+        if kind == "text":  # pyarrow takes no views
+            texts = column.dictionary.cast(_pa.large_string())
+            column = _pa.DictionaryArray.from_arrays(column.indices, texts)
         column = column.dictionary_decode()
     if kind == "text":
         return np.array(column.to_pylist(), dtype=object)
