@@ -754,6 +754,30 @@ def test_a_packed_arrow_file_is_refused_before_it_is_unpacked(tmp_path, packing,
         assert pyarrow.total_allocated_bytes() - before < 1 << 20
 
 
+def test_arrow_files_of_every_sort_are_read_whole(tmp_path):
+    kinds = [pyarrow.null(), pyarrow.string(), pyarrow.dictionary(pyarrow.int8(), pyarrow.string()), pyarrow.float64()]
+    for kind in kinds:
+        for packing in (None, "zstd", "lz4"):
+            column = pyarrow.array([None] * 5, kind)
+            table = pyarrow.table({"x": column, "y": ["a", "b", "c", "d", ""]})
+            options = pyarrow.ipc.IpcWriteOptions(compression=packing)
+            with pyarrow.ipc.new_file(tmp_path / "t.arrow", table.schema, options=options) as writer:
+                writer.write_table(table, max_chunksize=2)
+                writer.write_table(table.slice(0, 0))
+                writer.write_table(table)
+            raw = raw_columns(open_source(tmp_path / "t.arrow"), ["x", "y"])
+            assert raw["y"].tolist() == ["a", "b", "c", "d", ""] * 2
+            assert len(raw["x"]) == 10
+
+
+def test_an_arrow_file_that_a_data_frame_wrote_is_read(tmp_path):
+    frame = polars.DataFrame({"x": ["a", "b", None], "y": [1, 2, 3]}).with_columns(
+        polars.col("x").cast(polars.Categorical)
+    )
+    frame.write_ipc(tmp_path / "t.arrow", compression="zstd")
+    assert raw_columns(open_source(tmp_path / "t.arrow"), ["x", "y"])["x"].tolist() == ["a", "b", None]
+
+
 def test_long_texts_of_a_query_count(tmp_path, monkeypatch):
     monkeypatch.setattr("confide.data.database.LARGEST_UNPACKED_BYTES", 1 << 20)
     (tmp_path / "s.toml").write_text(

@@ -65,7 +65,7 @@ def query_table(source: Source) -> object:
 
 
 def _length(value: object) -> int:
-    return len(value) if isinstance(value, str | bytes | bytearray | memoryview) else 0
+    return len(value) if isinstance(value, str | bytes | bytearray) else 0
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], where: str) -> object:
