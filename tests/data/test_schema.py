@@ -79,6 +79,7 @@ def test_missing_numbers_have_a_public_constant(stated, value):
         ("low = 0,", "low = -inf,", "columns.age.low is -inf; state a finite number"),
         ("low = 0,", "low = 120,", "columns.age.low is 120, which is not below high = 120"),
         ("low = 60.0, high = 260.0", "low = -1e308, high = 1e308", "at a finite distance"),
+        ("low = 60.0, high = 260.0", "low = 0.0, high = 5e-324", "than float64 can scale"),
         (
             '"middle"',
             '"median"',

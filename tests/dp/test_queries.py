@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
 
 import numpy as np
 import pytest
 
 from confide.crypto.random import SeededRandomness
-from confide.dp import quantiles, queries
+from confide.dp import quantiles, queries, values
 from confide.dp.queries import GRID
 from confide.dp.spending import Allowance, Budget
 from confide.errors import DataError, PrivacyError, UsageError
@@ -125,8 +126,8 @@ def test_a_data_frame_s_column_is_taken():
 def test_missing_numbers_of_a_data_frame_count_for_nothing():
     """Nullable columns come as objects; whether there is a missing one must not decide between answer and error."""
     huge = 10**400
-    for values in ([1.0, None, 2] * 100, [True, None, False] * 100, [1, huge, 2] * 100):
-        assert abs(queries.count(np.array(values, object), **TIGHT).value - 200) < 3
+    for given in ([1.0, None, 2] * 100, [True, None, False] * 100, [1, huge, 2] * 100):
+        assert abs(queries.count(np.array(given, object), **TIGHT).value - 200) < 3
 
 
 def test_values_that_are_not_finite_count_for_nothing_and_values_beyond_the_bounds_as_the_bound():
@@ -174,24 +175,60 @@ def test_public_arguments_that_are_missing_or_wrong_are_refused(wrong, names):
         wrong()
 
 
-@pytest.mark.parametrize(
-    "values",
-    [
-        ["secret 123"],
-        np.array([1.0, "secret"], object),
-        np.array([["x"]]),
-        [1 + 2j],
-        [[1.0, 2.0]],
-        5.0,
-        [[1.0], [1.0, 2.0]],
-    ],
-)
-def test_what_is_no_number_is_refused_without_a_value_in_the_text(values):
+@pytest.mark.parametrize("wrong", [np.array(["secret 123"]), np.array([["x"]]), np.array([1 + 2j]), 5.0, "secret"])
+def test_what_is_no_number_by_its_type_is_refused_without_a_value_in_the_text_or_a_charge(wrong):
+    budget = Budget(1.0)
     with pytest.raises(DataError) as refused:
-        queries.mean(values, bounds=(0, 1), **LOOSE)
+        queries.mean(wrong, bounds=(0, 1), budget=budget, share=0.5)
+    assert not budget.releases
     assert "123" not in str(refused.value)
     assert "secret" not in str(refused.value)
     assert refused.value.__cause__ is None
+
+
+ODD = ("x", b"x", None, math.nan, 10**400, 1 + 2j, [1.0], {"a": 1}, np.datetime64("2020-01-01"), Decimal("sNaN"))
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+def test_one_odd_record_is_no_number_and_leaves_every_other_as_it_is(odd):
+    """One type for all of a list would turn 1, True and 2^53 + 1 into text or another number."""
+    for one in (2**53 + 1, True, b"a", "a", 1.5, (1, "a")):
+        keys = [one] * 1000
+        assert (values.places(values.column_of([*keys, odd]), [one])[:1000] == 0).all()
+        assert values.places(values.column_of([odd]), [one])[0] == -1
+        assert abs(queries.group_by([*keys, odd], groups=[one], **TIGHT).value[0] - 1000) < 50
+    for given in ([*[2.0] * 1000, odd], np.array([*[2.0] * 1000, None], object)):
+        assert np.array_equal(values.numbers(given), [*[2.0] * 1000, math.nan], equal_nan=True)
+        assert abs(queries.count(given, **TIGHT).value - 1000) < 50
+
+
+def test_bounds_closer_than_normal_numbers_are_refused_and_no_sum_is_beyond_its_sensitivity():
+    for bounds in ((0, 5e-324), (0, 1e-308), (-5e-324, 5e-324)):
+        with pytest.raises(UsageError, match="wider"):
+            queries.mean([0.0], bounds=bounds, **LOOSE)
+    assert (np.abs(queries.within(np.array([0.0, 5e-324]), 0.0, 5e-324)) <= 1).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_values_far_out_are_cut_without_a_warning():
+    assert queries.mean([1e308] * 1000, bounds=(-8e307, 8e307), **TIGHT).value > 7e307
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda budget: queries.group_by(["a"], groups=["a"], of="foo", budget=budget, share=0.5),
+        lambda budget: queries.group_by(["a"], groups=[["a"]], budget=budget, share=0.5),
+        lambda budget: queries.count([1.0], budget=budget, share="a"),
+        lambda budget: queries.count([1.0], budget=1, share=0.5),
+        lambda budget: quantiles.quantile([1.0], 0.5, bounds=(0, 1), levels=2.5, budget=budget, share=0.5),
+    ],
+)
+def test_wrong_arguments_are_refused_before_anything_is_charged(wrong):
+    budget = Budget(1.0)
+    with pytest.raises(UsageError):
+        wrong(budget)
+    assert not budget.releases
 
 
 def test_masked_arrays_are_refused_because_numpy_would_show_what_they_hide():

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import math
+import multiprocessing
 import pickle
 import threading
 
@@ -168,6 +169,29 @@ def test_copies_are_the_budget_itself_and_no_process_gets_one():
     assert copy.deepcopy({"a": [budget]})["a"][0] is budget
     with pytest.raises(PrivacyError, match="process"):
         pickle.dumps(budget)
+
+
+def _charged_in_child(budget, said):
+    try:
+        said.put(budget.mu_left)
+    except PrivacyError as refused:
+        said.put(str(refused))
+
+
+def test_a_fork_has_no_budget():
+    context, budget = multiprocessing.get_context("fork"), Budget(1.0)
+    said = context.SimpleQueue()
+    child = context.Process(target=_charged_in_child, args=(budget, said))
+    child.start()
+    child.join(60)
+    assert "fork" in said.get()
+    assert budget.mu_left == budget.mu
+
+
+@pytest.mark.parametrize("wrong", [("1",), (1.0, "a"), (None,), (True,)])
+def test_a_budget_is_two_numbers(wrong):
+    with pytest.raises(UsageError):
+        Budget(*wrong)
 
 
 def test_threads_that_race_never_spend_more_than_there_is():

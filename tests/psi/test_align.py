@@ -151,6 +151,12 @@ def test_rows_that_are_nobodys_or_somebodys_twice_are_counted_and_not_named(iden
     assert "secret" not in str(raised.value).lower()
 
 
+@pytest.mark.parametrize("wrong", [{"rule": "foo"}, {"session": "\ud800"}, {"identifiers": [1, None]}])
+def test_arguments_that_are_no_text_and_no_rule_are_refused(wrong):
+    with pytest.raises(UsageError, match="Expected"):
+        align(ONE, OTHER, **{"identifiers": ["a"], "session": "s", "rng": SystemRandomness(), **wrong})
+
+
 def test_names_and_session_are_needed():
     for me, session in ((OTHER, "s"), (ONE, "")):
         with pytest.raises(UsageError):

@@ -44,6 +44,7 @@ ALL = (*CLASSIFIER, *REGRESSOR, *OTHER)
 
 #: Checks of scikit-learn that ask for what a private estimator must not do.
 EVERYBODY = {
+    "check_dtype_object": "a cell that is no number counts for nothing: an error would tell of one record",
     "check_estimators_empty_data_messages": "an empty table is fitted like any other: a refusal would tell it apart",
 }
 LABELLED = EVERYBODY | {
@@ -380,10 +381,69 @@ def test_no_records_one_record_and_wild_records_are_fitted_like_any_other(estima
 
 
 @pytest.mark.parametrize("estimator", ALL, ids=name_of)
-def test_no_error_shows_a_value(estimator):
-    with pytest.raises(DataError) as refused:
-        sklearn.base.clone(estimator).fit([["secret", 1, 2]], [0])
-    assert "secret" not in str(refused.value)
+@pytest.mark.parametrize(
+    "x",
+    [
+        np.array([["123456", "1", "2"]]),
+        [123456.0],
+        np.array([123456.0]),
+        np.array(123456.0),
+        np.array([[123456j, 1, 2]]),
+        np.full((1, 1, 3), 123456.0),
+        [[123456.0, 1], [2]],
+    ],
+)
+def test_no_error_shows_a_value(estimator, x):
+    with pytest.raises((DataError, ValueError)) as refused:
+        sklearn.base.clone(estimator).fit(x, [0])
+    assert "123456" not in str(refused.value)
+
+
+ODD = ("x", None, 10**400, 1j, {"a": 1}, np.datetime64("2020-01-01"), [1.0])
+
+
+@pytest.mark.parametrize("odd", ODD, ids=repr)
+@pytest.mark.parametrize("estimator", ALL, ids=name_of)
+def test_one_odd_cell_or_label_changes_nothing_of_other_records(estimator, odd):
+    x, y = blobs(60)
+    bare = fitted(estimator, x, y)
+    cells = [*x.tolist(), [odd, 0.0, 0.0]]
+    table = np.empty((61, 3), object)
+    table[:] = [[*x[row]] if row < 60 else [0, 0.0, 0.0] for row in range(61)]
+    table[60, 0] = odd
+    found = [fitted(estimator, rows, [*y.tolist(), 0]) for rows in (cells, table)]
+    if "classes" in estimator.get_params() or "y_bounds" in estimator.get_params():
+        found.append(fitted(estimator, [*x.tolist(), [0.0, 0.0, 0.0]], [*y.tolist(), odd]))
+    for one in found:
+        assert all(np.array_equal(one[name], bare[name]) for name in bare)
+
+
+def fitted(estimator, x, y):
+    model = sklearn.base.clone(estimator).fit(x, y)
+    return {name: value for name, value in vars(model).items() if name.endswith("_") and isinstance(value, np.ndarray)}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        KMeans(2.5, **EASY),
+        KMeans("3", **EASY),
+        KMeans(max_iter=1.5, **EASY),
+        Ridge(alpha=-1e9, y_bounds=(0, 1), **EASY),
+        Ridge(alpha="a", y_bounds=(0, 1), **EASY),
+        PCA(1.5, **EASY),
+        RandomForestClassifier(classes=(0, 1), n_estimators="3", **EASY),
+        LogisticRegression(classes=(0, 1), expected_records=float("nan"), **EASY),
+        GradientBoostingClassifier(classes=(0, 1), expected_records=-5, **EASY),
+        GaussianNB(classes=(0, 1), **{**EASY, "bounds": (0, 5e-324)}),
+        GaussianNB(classes=(0, "a"), **EASY),
+        GaussianNB(classes=(0, 1), **{**EASY, "epsilon": "1"}),
+    ],
+    ids=repr,
+)
+def test_arguments_of_another_kind_are_refused(wrong):
+    with pytest.raises(UsageError, match="Expected"):
+        wrong.fit(*blobs(50))
 
 
 def test_missing_targets_count_for_nothing_whatever_stands_for_them():

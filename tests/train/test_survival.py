@@ -224,6 +224,15 @@ def head_of(features, clip_norm=0.5):
     return HazardHead(hazard(features), row_norm=1.0, clip_norm=clip_norm)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("at", [1e3, -1e3, 1e150, 1e308])
+def test_a_hazard_far_out_is_cut_without_a_warning(at):
+    x, y = records(1, 20)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    head = head_of(3, 0.5)
+    assert np.isfinite(head.gradient_sum(np.full(4, at), Silo("one", x, y)).total).all()
+
+
 def test_the_gradient_is_that_of_the_likelihood_under_a_constant_hazard():
     rng = np.random.default_rng(1)
     x, y = records(1, 60)

@@ -21,6 +21,7 @@ that is published is a record that is published. `docs/schema.md` lists every ke
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
@@ -336,6 +337,8 @@ def _number(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> N
     low, high = read.number(table, "low", where), read.number(table, "high", where)
     if low >= high or math.isinf(high - low):
         read.problem(f"{where}low", f"is {low:g}, which is not below high = {high:g} at a finite distance")
+    elif high / 2 - low / 2 < sys.float_info.min:
+        read.problem(f"{where}low", f"is {low:g}, closer to high = {high:g} than float64 can scale; take another unit")
     missing = table.get("missing", "refuse")
     if isinstance(missing, str) and missing in _WORDS:
         missing = low + _WORDS[missing] * (high - low)

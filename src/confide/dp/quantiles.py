@@ -26,7 +26,17 @@ from typing import Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from confide.dp.queries import GRID, Asked, Bounds, Estimate, Spending, asked_for, checked_bounds, numbers, within
+from confide.dp.queries import (
+    GRID,
+    Asked,
+    Bounds,
+    Estimate,
+    Spending,
+    asked_for,
+    checked_bounds,
+    within,
+)
+from confide.dp.values import number_column, numbers
 from confide.errors import UsageError
 
 Matrix = NDArray[np.float64]
@@ -67,9 +77,9 @@ def quantile(
     """
     low, high = checked_bounds(bounds)
     wanted = np.atleast_1d(np.asarray(q, np.float64))
-    if wanted.ndim != 1 or not len(wanted) or not ((wanted >= 0) & (wanted <= 1)).all() or not 1 <= levels <= 8:
+    if wanted.ndim != 1 or not len(wanted) or not ((wanted >= 0) & (wanted <= 1)).all() or levels not in range(1, 9):
         raise UsageError(f"Expected q from 0 to 1 and levels={levels} from 1 to 8")
-    asked = asked_for(f"{len(wanted)} quantiles", spending)
+    asked, values = asked_for(f"{len(wanted)} quantiles", spending), number_column(values)
     paths = 3 * len(wanted)
     lengths = [_CELLS * min(paths, _CELLS**level) for level in range(levels)]
     asked.charge(lengths, sensitivity=GRID)

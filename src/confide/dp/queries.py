@@ -17,8 +17,10 @@ will.
 
 **Values that are not numbers**: a record whose value is NaN or infinite counts for nothing, as if it were absent.
 Nothing is raised and no number of them is told, because either would tell of records. Values beyond the bounds count as
-the nearer bound; beyond the cells of a histogram they count for nothing. None and pandas.NA are NaN. Text and dates are
-refused: their type is public, and the message never holds a value.
+the nearer bound; beyond the cells of a histogram they count for nothing. In lists and arrays of objects every entry is
+read by itself, and what is no number (None, pandas.NA, text, dates, lists) is NaN: numpy would find one type for all of
+a list, so that one record could rewrite every other. Arrays of text or dates are refused: their type is public, and the
+message never holds a value.
 
 The quantiles are in `confide.dp.quantiles`.
 
@@ -30,7 +32,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from statistics import NormalDist
 from typing import Any, Literal, TypedDict, Unpack
 
@@ -40,6 +41,7 @@ from numpy.typing import ArrayLike, NDArray
 from confide.crypto.noise import discrete_gaussian
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.dp.spending import Allowance, Budget, allowance, label_of
+from confide.dp.values import column_of, number_column, numbers, places
 from confide.errors import DataError, PrivacyError, UsageError
 from confide.guarantee import PrivacyLabel
 
@@ -53,7 +55,6 @@ GRID = 1 << 24
 #: What a record adds to the count beside a mean, sqrt(1/2): about the best where the mean's place is unknown.
 _COUNT = math.isqrt(GRID * GRID // 2)
 
-_NUMBERS = "fiub"  # kinds of dtype: floating, signed, unsigned, boolean
 _CLEAR = 5.0  # deviations of its noise that a count needs before anything is divided by it
 
 
@@ -133,7 +134,7 @@ def count(values: ArrayLike, **spending: Unpack[Spending]) -> Estimate:
         >>> abs(found.value - 5000) < 8 * found.standard_error
         True
     """
-    asked = asked_for("count", spending)
+    asked, values = asked_for("count", spending), number_column(values)
 
     def total() -> Vector:
         return np.array([np.isfinite(numbers(values)).sum() * GRID], np.int64)
@@ -153,6 +154,7 @@ def sum(values: ArrayLike, *, bounds: Bounds, **spending: Unpack[Spending]) -> E
     """
     low, high = checked_bounds(bounds)
     asked, reach = asked_for("sum", spending), max(abs(low), abs(high))
+    values = number_column(values)
 
     def total() -> Vector:
         inside = np.clip(_finite(numbers(values)), low, high)
@@ -174,7 +176,7 @@ def mean(values: ArrayLike, *, bounds: Bounds, **spending: Unpack[Spending]) -> 
         spending: see `Spending`.
     """
     low, high = checked_bounds(bounds)
-    asked = asked_for("mean", spending)
+    asked, values = asked_for("mean", spending), number_column(values)
 
     def total() -> Vector:
         steps = _steps(_finite(numbers(values)), low, high)
@@ -195,6 +197,7 @@ def variance(values: ArrayLike, *, bounds: Bounds, **spending: Unpack[Spending])
     """
     low, high = checked_bounds(bounds)
     asked, half = asked_for("variance", spending), high / 2 - low / 2
+    values = number_column(values)
 
     def total() -> Vector:
         inside = _finite(numbers(values))
@@ -235,6 +238,7 @@ def histogram(values: ArrayLike, *, edges: ArrayLike, **spending: Unpack[Spendin
     """
     cuts = checked_edges(edges)
     asked, cells = asked_for("histogram", spending), len(cuts) - 1
+    values = number_column(values)
 
     def total() -> Vector:
         return _cells(cell_of(numbers(values), cuts), cells)
@@ -255,10 +259,11 @@ def histogram2d(
     """
     one, other = (checked_edges(cuts) for cuts in edges)
     asked, rows, columns = asked_for("histogram2d", spending), len(one) - 1, len(other) - 1
+    first, second = number_column(first), number_column(second)
+    _check_lengths(first, second)
 
     def total() -> Vector:
         row, column = cell_of(numbers(first), one), cell_of(numbers(second), other)
-        _check_lengths(row, column)
         return _cells(np.where((row >= 0) & (column >= 0), row * columns + column, -1), rows * columns)
 
     noisy = asked.released(total, length=rows * columns, sensitivity=GRID)
@@ -286,24 +291,26 @@ def group_by(
         values, bounds: of "sum" and "mean", as there.
         spending: see `Spending`.
     """
-    if not len(groups) or len(set(groups)) < len(groups):
-        raise UsageError(f"Expected different groups, at least one, got {len(groups)}; they are public")
+    if of not in ("count", "sum", "mean"):
+        raise UsageError(f'Expected of={of!r} to be "count", "sum" or "mean"')
+    _check_groups(groups)
     if (of == "count") != (values is None) or (values is None) != (bounds is None):
         raise UsageError(f"Expected values and bounds for of={of!r} if and only if it is a sum or a mean")
     low, high = (-1.0, 1.0) if bounds is None else checked_bounds(bounds)
     asked, number = asked_for(f"{of} of {len(groups)} groups", spending), len(groups)
+    keyed = column_of(keys)
+    x = np.zeros(len(keyed)) if values is None else number_column(values)
+    _check_lengths(keyed, x)
     reach = max(abs(low), abs(high))
 
     def total() -> Vector:
-        place = _places(keys, groups)
-        x = np.zeros(len(place)) if values is None else numbers(values)
-        _check_lengths(place, x)
-        kept = (place >= 0) & np.isfinite(x)
-        place, x = place[kept], x[kept]
+        place, found = places(keyed, groups), numbers(x)
+        kept = (place >= 0) & np.isfinite(found)
+        place, found = place[kept], found[kept]
         one = np.bincount(place, minlength=number).astype(np.int64)
         if of == "count":
             return one * GRID
-        inside = np.clip(x, low, high)
+        inside = np.clip(found, low, high)
         steps = np.rint(inside / reach * GRID).astype(np.int64) if of == "sum" else _steps(inside, low, high)
         sums = np.zeros(number, np.int64)
         np.add.at(sums, place, steps)
@@ -332,6 +339,7 @@ def asked_for(of: str, spending: Spending) -> Asked:
         budget=spending.get("budget"),
         share=spending.get("share"),
     )
+    taken.check(of)  # before the data is looked at
     return Asked(of, taken, spending.get("rng") or SystemRandomness())
 
 
@@ -400,7 +408,7 @@ def checked_bounds(bounds: Any) -> Bounds:
     """Return public bounds as two floats.
 
     Raises:
-        UsageError: they are absent, not finite, or do not rise.
+        UsageError: they are absent, not finite, do not rise, or are too close to measure from their middle.
     """
     if bounds is None:
         raise UsageError(
@@ -409,10 +417,12 @@ def checked_bounds(bounds: Any) -> Bounds:
         )
     try:
         low, high = (float(end) for end in bounds)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError("Expected bounds=(low, high), two numbers") from None
     if not (low < high and math.isfinite(high - low)):
         raise UsageError(f"Expected finite bounds with low={low} below high={high}")
+    if high / 2 - low / 2 < np.finfo(np.float64).tiny:
+        raise UsageError("Expected wider bounds: half their distance is no normal float64; scale the values")
     return low, high
 
 
@@ -433,40 +443,6 @@ def checked_edges(edges: Any) -> Matrix:
     return cuts
 
 
-def numbers(values: ArrayLike) -> Matrix:
-    """Return values as float64, shape (n,); what is not finite stays so.
-
-    Raises:
-        DataError: they are no numbers, or not one for each record. No value is in the text.
-    """
-    if isinstance(values, np.ma.MaskedArray):
-        raise DataError("Expected a plain array; fill what is masked with NaN, which counts for nothing")
-    try:
-        array = np.asarray(values)
-    except (TypeError, ValueError):
-        raise DataError("Expected one number for each record, got values of several shapes") from None
-    if array.dtype.kind == "O" and array.ndim == 1:  # as of a column with None or pandas.NA among its numbers
-        array = np.fromiter(map(_number, array.tolist()), np.float64, len(array))
-    if array.dtype.kind not in _NUMBERS or array.ndim != 1:
-        raise DataError(
-            f"Expected one number for each record, got {array.dtype.type.__name__} of {array.ndim} dimensions"
-        )
-    with np.errstate(over="ignore"):
-        return array.astype(np.float64)
-
-
-def _number(value: Any) -> float:
-    """Return a number; NaN for what stands for a missing one."""
-    if value is None or type(value).__name__ == "NAType":
-        return math.nan
-    if not isinstance(value, Real):
-        raise DataError("Expected one number for each record, got objects of another type")
-    try:
-        return float(value)
-    except OverflowError:  # of a whole number beyond float64
-        return math.inf
-
-
 def cell_of(x: Matrix, edges: Matrix) -> Vector:
     """Return the cell of each number, -1 where there is none."""
     cell = np.searchsorted(edges, x, side="right") - 1
@@ -478,12 +454,13 @@ def _cells(cell: Vector, cells: int) -> Vector:
     return np.bincount(cell[cell >= 0], minlength=cells).astype(np.int64) * GRID
 
 
-def _places(keys: ArrayLike, groups: Sequence[Any]) -> Vector:
-    array = np.asarray(keys)
-    if array.ndim != 1:
-        raise DataError(f"Expected one key for each record, got {array.ndim} dimensions")
-    place = {group: number for number, group in enumerate(groups)}
-    return np.fromiter((place.get(key, -1) for key in array.tolist()), np.int64, len(array))
+def _check_groups(groups: Sequence[Any]) -> None:
+    try:
+        different = len(set(groups)) == len(groups) > 0
+    except TypeError:
+        raise UsageError("Expected a list of groups that can be keys of a dictionary; they are public") from None
+    if not different:
+        raise UsageError(f"Expected different groups, at least one, got {len(groups)}; they are public")
 
 
 def _check_lengths(one: NDArray[Any], other: NDArray[Any]) -> None:
@@ -498,7 +475,9 @@ def _finite(x: Matrix) -> Matrix:
 def within(x: Matrix, low: float, high: float) -> Matrix:
     """Return finite numbers in [-1, 1]: cut to the bounds, measured from their middle."""
     half = high / 2 - low / 2
-    return np.clip((np.clip(x, low, high) - (low / 2 + high / 2)) / half, -1.0, 1.0)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is cut to 1
+        t = np.clip((np.clip(x, low, high) - (low / 2 + high / 2)) / half, -1.0, 1.0)
+    return np.nan_to_num(t, copy=False)  # NaN would be any integer
 
 
 def _steps(x: Matrix, low: float, high: float) -> Vector:

@@ -16,8 +16,10 @@ and their cut tails add; releases whose grids are so coarse that this does not s
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from importlib import metadata
+from numbers import Real
 from threading import Lock
 from typing import Any, NoReturn, Self
 
@@ -81,9 +83,12 @@ class Budget:
     """
 
     def __init__(self, epsilon: float, delta: float = 1e-6) -> None:
+        if not (is_real(epsilon) and is_real(delta)):
+            raise UsageError("Expected numbers as epsilon and delta of a budget")
         check_target(epsilon, delta)
         self.epsilon, self.delta = float(epsilon), float(delta)
         self._lock, self._releases, self._closed = Lock(), list[Release](), False
+        self._process = os.getpid()
         self._square = self._surcharge = self._tail = 0.0
         self.mu = self.mu_of(self.epsilon)
 
@@ -113,6 +118,7 @@ class Budget:
     @property
     def mu_left(self) -> float:
         """Return the mu that is left: sqrt of what is left of mu^2, nothing once it is closed."""
+        self._check_process()
         with self._lock:
             return 0.0 if self._closed else math.sqrt(max(0.0, self.mu**2 - self._square))
 
@@ -135,15 +141,15 @@ class Budget:
             of: what is released.
 
         Raises:
-            PrivacyError: it does not fit, or the budget is closed.
+            PrivacyError: it does not fit, the budget is closed, or this is a process that was forked from its own.
         """
+        self._check_process()
         square = math.fsum(event.mu**2 for event in events)
         surcharge = math.fsum(event.surcharge for event in events)
         draws = math.fsum(event.rounds * event.length * (1 + event.shares) for event in events)
         tail = TAIL * draws * (1 + math.exp(min(self.epsilon, LARGEST_EPSILON)))
         with self._lock:
-            if self._closed:
-                raise PrivacyError(f"Expected an open budget for {of}; this one was closed, make a new one")
+            self.check_open(of)
             if self._square + square > self.mu**2 * (1 + _EDGE):
                 left = 1 - self._square / self.mu**2
                 raise PrivacyError(
@@ -162,6 +168,16 @@ class Budget:
         """Refuse every release from now on."""
         with self._lock:
             self._closed = True
+
+    def check_open(self, of: str) -> None:
+        """Raise PrivacyError if it is closed."""
+        if self._closed:
+            raise PrivacyError(f"Expected an open budget for {of}; this one was closed, make a new one")
+
+    def _check_process(self) -> None:
+        """Raise PrivacyError in a fork, whose copy of what was spent would let both spend all of it."""
+        if os.getpid() != self._process:
+            raise PrivacyError("Expected a budget to stay in its process, not in a fork; two copies would spend twice")
 
     @property
     def _most_tail(self) -> float:
@@ -208,6 +224,7 @@ class Allowance:
 
     def check(self, of: str) -> None:
         """Raise PrivacyError unless all of this is left: for whoever spends it in several steps."""
+        self.budget.check_open(of)
         if self.mu > self.budget.mu_left * (1 + _EDGE):
             left = (self.budget.mu_left / self.budget.mu) ** 2
             raise PrivacyError(
@@ -229,12 +246,17 @@ class Allowance:
         return NoisySums(sensitivity=sensitivity, share_variance=variance, shares=1, length=length, rounds=rounds)
 
 
+def is_real(value: Any) -> bool:
+    """Return whether an argument is one number, True and False not among them."""
+    return type(value) is not bool and isinstance(value, Real)
+
+
 def allowance(
     *,
-    epsilon: float | None = None,
-    delta: float | None = None,
-    budget: Budget | None = None,
-    share: float | None = None,
+    epsilon: Any = None,
+    delta: Any = None,
+    budget: Any = None,
+    share: Any = None,
 ) -> Allowance:
     """Return what a call may spend, from the arguments that every query and estimator takes.
 
@@ -246,6 +268,11 @@ def allowance(
     Raises:
         UsageError: they contradict each other, or one is out of its range.
     """
+    for name, number in (("epsilon", epsilon), ("delta", delta), ("share", share)):
+        if number is not None and not is_real(number):
+            raise UsageError(f"Expected {name} to be a number, got {type(number).__name__}")
+    if budget is not None and not isinstance(budget, Budget):
+        raise UsageError(f"Expected budget=Budget(epsilon, delta), got {type(budget).__name__}")
     if budget is None:
         if epsilon is None or delta is None or share is not None:
             raise UsageError(

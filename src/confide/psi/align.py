@@ -27,7 +27,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -118,7 +118,7 @@ def align(
 
     Raises:
         DataError: an identifier is empty, or two are the same; the text counts them and names none.
-        UsageError: the names are the same.
+        UsageError: the names are the same, identifiers or names are no text, or the rule is none.
         ProtocolError (from the party): the other sent what no honest party does, or has agreed on something else.
 
     **Guarantees**, if both follow the protocol: `GUARANTEE`; both get as many rows, in the same order of people, which
@@ -127,6 +127,14 @@ def align(
     """
     if me == peer or not session:
         raise UsageError("Expected two parties with different names, and a session that is named")
+    if rule not in get_args(Rule):
+        raise UsageError(f"Expected rule={rule!r} to be one of {', '.join(map(repr, get_args(Rule)))}")
+    try:
+        "".join((me, peer, session)).encode()
+    except (TypeError, UnicodeEncodeError):
+        raise UsageError("Expected names of parties and session to be text that UTF-8 can write") from None
+    if wrong := sum(not isinstance(one, str) for one in identifiers):
+        raise UsageError(f"Expected identifiers to be text, {wrong} of {len(identifiers)} are not; write them as text")
     texts = _different([normalised(text, rule) for text in identifiers], rule)
     return _party(me, peer, texts, _context(me, peer, session, rule), BlindingKey(rng), most_rows)
 

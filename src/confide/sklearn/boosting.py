@@ -15,6 +15,7 @@ from confide.errors import UsageError
 from confide.sklearn.additive import features_of, prepared, private_additive, scores
 from confide.sklearn.records import (
     allowance_of,
+    expected_of,
     known_cells,
     places_of,
     public_bounds,
@@ -89,14 +90,13 @@ class GradientBoostingClassifier(ClassifierMixin, BaseEstimator):
             raise UsageError(
                 'Expected two classes, and effects "auto", "steps" or "trends"; more: RandomForestClassifier'
             )
+        records = expected_of(self)
         rows = rows_of(self, X, reset=True)
         preprocess, known = self._prepared(rows)
         place = places_of(y, classes, len(rows))
         kept = known.all(axis=1) & (place >= 0)
         x = features_of(rows[kept], known[kept], preprocess)
-        found = private_additive(
-            x, place[kept], preprocess, taken, rng, records=self.expected_records, effects=self.effects
-        )
+        found = private_additive(x, place[kept], preprocess, taken, rng, records=records, effects=self.effects)
         self.classes_ = classes
         ends = np.cumsum([getattr(rule, "levels", None) or rule.count for rule in preprocess.rules])
         self.effects_ = np.split(found.values, ends[:-1])

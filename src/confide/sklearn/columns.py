@@ -75,7 +75,9 @@ class ClassMoments:
 def scaled(x: Matrix, low: Matrix, high: Matrix) -> Matrix:
     """Return finite rows cut to their bounds and mapped to [-1, 1]."""
     half = high / 2 - low / 2
-    return np.clip((np.clip(x, low, high) - (low / 2 + high / 2)) / half, -1.0, 1.0)
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is cut to 1
+        t = np.clip((np.clip(x, low, high) - (low / 2 + high / 2)) / half, -1.0, 1.0)
+    return np.nan_to_num(t, copy=False)  # NaN would be any integer
 
 
 def unit_rows(x: Matrix) -> Matrix:

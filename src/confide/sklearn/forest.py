@@ -23,6 +23,7 @@ from confide.sklearn.records import (
     public_classes,
     randomness_of,
     rows_of,
+    whole,
 )
 
 Matrix = NDArray[np.float64]
@@ -88,7 +89,7 @@ class RandomForestClassifier(ClassifierMixin, BaseEstimator):
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Spend what was promised and fit the forest; as `LogisticRegression.fit`."""
         classes, rng, taken = public_classes(self.classes), randomness_of(self), allowance_of(self)
-        if not (self.n_estimators >= 1 and 1 <= self.max_depth <= 12):
+        if not (whole("n_estimators", self.n_estimators) and whole("max_depth", self.max_depth) <= 12):
             raise UsageError("Expected n_estimators of at least 1 and max_depth from 1 to 12")
         if self.n_estimators * len(classes) << self.max_depth > _MOST_LEAVES:
             raise UsageError(f"Expected at most {_MOST_LEAVES} leaves times classes; take fewer trees or less depth")

@@ -12,9 +12,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from confide.crypto.random import public_stream
 from confide.dp.spending import Budget, label_of
-from confide.errors import UsageError
 from confide.sklearn.columns import cluster_sums, middle_of, nearest, scaled
-from confide.sklearn.records import allowance_of, finite, public_bounds, questions, randomness_of, rows_of
+from confide.sklearn.records import allowance_of, finite, public_bounds, questions, randomness_of, rows_of, whole
 
 Matrix = NDArray[np.float64]
 
@@ -65,8 +64,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin, Ba
 
     def fit(self, X: ArrayLike, y: ArrayLike | None = None) -> Self:
         """Spend what was promised; as `LogisticRegression.fit`, without labels."""
-        if not (self.n_clusters >= 1 and self.max_iter >= 1):
-            raise UsageError(f"Expected n_clusters={self.n_clusters} and max_iter={self.max_iter} of at least 1")
+        whole("n_clusters", self.n_clusters)
+        whole("max_iter", self.max_iter)
         rng, taken = randomness_of(self), allowance_of(self)
         rows = rows_of(self, X, reset=True)
         low, high = public_bounds(self.bounds, rows.shape[1])

@@ -15,6 +15,7 @@ from confide.sklearn.columns import scaled, unit_rows
 from confide.sklearn.descent import private_logistic
 from confide.sklearn.records import (
     allowance_of,
+    expected_of,
     finite,
     places_of,
     public_bounds,
@@ -85,13 +86,14 @@ class LogisticRegression(ClassifierMixin, BaseEstimator):
             PrivacyError: it does not fit into the budget.
         """
         classes, rng, taken = public_classes(self.classes), randomness_of(self), allowance_of(self)
+        records = expected_of(self)
         rows = rows_of(self, X, reset=True)
         low, high = public_bounds(self.bounds, rows.shape[1])
         place = places_of(y, classes, len(rows))
         kept = finite(rows) & (place >= 0)
         outputs = 1 if len(classes) == 2 else len(classes)
         self.centre_, layer, plan = private_logistic(
-            scaled(rows[kept], low, high), place[kept], outputs, taken, rng, records=self.expected_records
+            scaled(rows[kept], low, high), place[kept], outputs, taken, rng, records=records
         )
         self.classes_ = classes
         self.coef_, self.intercept_ = layer.weight, layer.bias

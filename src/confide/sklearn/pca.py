@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from confide.dp.spending import Budget, label_of
 from confide.errors import UsageError
 from confide.sklearn.columns import middle_of, products_of, scaled
-from confide.sklearn.records import allowance_of, finite, public_bounds, randomness_of, rows_of
+from confide.sklearn.records import allowance_of, finite, public_bounds, randomness_of, rows_of, whole
 
 Matrix = NDArray[np.float64]
 
@@ -67,7 +67,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rows = rows_of(self, X, reset=True)
         columns = rows.shape[1]
         kept = columns if self.n_components is None else self.n_components
-        if not 1 <= kept <= columns:
+        if whole("n_components", kept) > columns:
             raise UsageError(f"Expected n_components={kept} from 1 to the {columns} columns")
         low, high = public_bounds(self.bounds, columns)
         x = scaled(rows[finite(rows)], low, high)

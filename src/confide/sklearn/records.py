@@ -11,16 +11,18 @@ record and on public arguments alone:
 # pyright: basic
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.utils.validation import check_is_fitted, column_or_1d, validate_data
+from sklearn.exceptions import DataConversionWarning
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from confide.crypto.random import Randomness, SeededRandomness, SystemRandomness
-from confide.dp.queries import numbers
 from confide.dp.spending import Allowance, allowance
+from confide.dp.values import array_of, numbers, places, says_text
 from confide.errors import DataError, UsageError
 
 Matrix = NDArray[np.float64]
@@ -69,10 +71,14 @@ def public_bounds(bounds: Any, columns: int, *, name: str = "bounds") -> tuple[M
         )
     try:
         low, high = (np.broadcast_to(np.asarray(end, np.float64), (columns,)).copy() for end in bounds)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise UsageError(f"Expected {name}=(low, high), numbers or arrays of {columns}, one for each column") from None
-    if not (np.isfinite(high - low).all() and (low < high).all()):
+    with np.errstate(over="ignore", invalid="ignore"):
+        rising = np.isfinite(high - low).all() and (low < high).all()
+    if not rising:
         raise UsageError(f"Expected finite {name} whose low is below its high in every column")
+    if (high / 2 - low / 2 < np.finfo(np.float64).tiny).any():
+        raise UsageError(f"Expected wider {name}: half their distance is no normal float64; scale the columns")
     return low, high
 
 
@@ -87,28 +93,34 @@ def public_classes(classes: Any) -> NDArray[Any]:
             "Expected classes, such as (0, 1); they are public. Which labels occur among the records is not: a class "
             "with one record would name it"
         )
-    found = np.asarray(classes)
+    try:
+        found = np.asarray(classes)
+    except ValueError:
+        raise UsageError("Expected at least two different classes") from None
     if found.ndim != 1 or len(found) < 2 or len(np.unique(found)) < len(found):
         raise UsageError("Expected at least two different classes")
+    if found.dtype.kind in "US" and not all(isinstance(one, str | bytes) for one in classes):
+        raise UsageError("Expected classes of one type, all text or all numbers")
     return np.sort(found)
 
 
 def rows_of(estimator: Any, X: ArrayLike, *, reset: bool) -> Matrix:
     """Return rows as float64, shape (n, d), n >= 0, NaN and infinity included; remembers or checks the columns.
 
+    A cell of a list or of an array of objects that is no number is NaN: one record must not decide between model and
+    error.
+
     Raises:
-        DataError: they are no numbers; no value is in the text.
+        DataError: they are no numbers by their type; no value is in the text.
         ValueError: as scikit-learn says: another shape, other columns than fitted, a sparse matrix.
     """
-    try:
-        checked: Any = validate_data(
-            estimator, cast("Any", X), reset=reset, dtype=np.float64, ensure_all_finite=False, ensure_min_samples=0
-        )
-        return checked
-    except ValueError as error:
-        if "could not convert" in str(error):
-            raise DataError("Expected numbers in X; encode categories first, by their public list") from None
-        raise
+    if hasattr(X, "toarray"):  # sparse: refused in scikit-learn's words
+        validate_data(estimator, cast("Any", X), reset=reset)
+    rows = _rows(X)
+    if rows.shape[1] == 0:
+        raise ValueError("Found array with 0 feature(s) while a minimum of 1 is required.")
+    validate_data(estimator, cast("Any", X) if hasattr(X, "columns") else rows, reset=reset, skip_check_array=True)
+    return rows
 
 
 def places_of(y: ArrayLike | None, classes: NDArray[Any], records: int) -> Vector:
@@ -117,9 +129,7 @@ def places_of(y: ArrayLike | None, classes: NDArray[Any], records: int) -> Vecto
     Raises:
         ValueError: y is absent or has another length than X.
     """
-    labels = _column(y, records)
-    place = {label: number for number, label in enumerate(classes.tolist())}
-    return np.fromiter((place.get(label, -1) for label in labels.tolist()), np.int64, len(labels))
+    return places(_column(y, records), classes.tolist())
 
 
 def targets_of(y: ArrayLike | None, records: int) -> Matrix:
@@ -135,6 +145,23 @@ def targets_of(y: ArrayLike | None, records: int) -> Matrix:
     except DataError:
         text = "Expected numbers in y, got text or objects. Unknown label type: turn them into numbers first"
         raise DataError(text) from None
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number that is an argument.
+
+    Raises:
+        UsageError: it is none, or below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UsageError(f"Expected {name}={value!r} to be a whole number of at least {least}")
+    return int(value)
+
+
+def expected_of(estimator: Any) -> int | None:
+    """Return the public number of records, if there is one."""
+    stated = estimator.expected_records
+    return None if stated is None else whole("expected_records", stated)
 
 
 def public_categories(estimator: Any, columns: int) -> dict[int, tuple[str, ...]]:
@@ -184,7 +211,42 @@ def questions(estimator: Any, X: ArrayLike) -> tuple[Matrix, NDArray[np.bool_]]:
 def _column(y: ArrayLike | None, records: int) -> NDArray[Any]:
     if y is None:
         raise ValueError("This estimator requires y to be passed, but the target y is None.")
-    labels = column_or_1d(y, warn=True)
+    labels = array_of(cast("Any", y))
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        text = "A column-vector y was passed when a 1d array was expected. Please use y.ravel()."
+        warnings.warn(text, DataConversionWarning, stacklevel=2)
+        labels = labels.ravel()
+    if labels.dtype.kind == "c":
+        raise ValueError("Complex data not supported in y")
+    if labels.ndim != 1:
+        raise ValueError(f"y should be a 1d array, got an array of {labels.ndim} dimensions instead.")
     if len(labels) != records:
         raise ValueError("Expected one label for each row of X")
     return labels
+
+
+def _rows(X: ArrayLike) -> Matrix:
+    """Return numbers, shape (n, d), each cell read by itself; errors have scikit-learn's first words and no value."""
+    if any(says_text(dtype) for dtype in getattr(X, "dtypes", ())):
+        raise DataError("Expected numbers in X; encode categories first, by their public list")
+    array = array_of(X)
+    if array.ndim == 1 and array.dtype.kind == "O" and isinstance(X, Sequence):
+        array = _listed(cast("Sequence[Any]", X))
+    if array.dtype.kind == "c":
+        raise ValueError("Complex data not supported in X")
+    if array.ndim > 2:
+        raise ValueError(f"Found array with dim {array.ndim}, while dim <= 2 is required")
+    if array.ndim < 2:
+        got = "scalar array" if array.ndim == 0 else "1D array"
+        raise ValueError(f"Expected 2D array, got {got} instead. Reshape your data to rows and columns")
+    return numbers(array.ravel()).reshape(array.shape)
+
+
+def _listed(rows: Sequence[Any]) -> NDArray[Any]:
+    """Return the cells of a list of rows as objects, shape (n, d), or of anything else as it is, of one dimension."""
+    tables = [list(row) for row in rows if isinstance(row, list | tuple) or np.ndim(row) == 1]
+    if len(tables) < len(rows) or not rows:
+        return np.empty(len(rows), object)
+    if len({len(row) for row in tables}) > 1:
+        raise DataError("Expected rows of one length in X")
+    return np.fromiter((cell for row in tables for cell in row), object).reshape(len(tables), -1)

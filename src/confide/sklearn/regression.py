@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, RegressorMixin
 
-from confide.dp.spending import Budget, label_of
+from confide.dp.spending import Budget, is_real, label_of
+from confide.errors import UsageError
 from confide.guarantee import PrivacyLabel
 from confide.sklearn.columns import middle_of, products_of, scaled
 from confide.sklearn.records import allowance_of, finite, public_bounds, questions, randomness_of, rows_of, targets_of
@@ -126,6 +127,8 @@ class _Line:
 
 def _fitted(estimator: Any, X: ArrayLike, y: ArrayLike | None, *, alpha: float) -> _Line:
     """Return the line of an estimator's records, in the units of X and y."""
+    if not (is_real(alpha) and 0 <= alpha < math.inf):
+        raise UsageError(f"Expected alpha={alpha!r} to be a finite number from 0")
     rng, taken = randomness_of(estimator), allowance_of(estimator)
     rows = rows_of(estimator, X, reset=True)
     low, high = public_bounds(estimator.bounds, rows.shape[1])

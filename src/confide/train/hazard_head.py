@@ -34,4 +34,5 @@ class HazardHead(LinearHead):
 
     def _residuals(self, parameters: Matrix, silo: Silo, right: Rounded) -> Matrix:
         times, events = outcomes(silo)
-        return times * exp_by_record(self._logits(parameters, right)) - events
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is clipped or ignored
+            return times * exp_by_record(self._logits(parameters, right)) - events
