@@ -3,9 +3,9 @@
     python bench/boosting.py [--rows 100000] [--trees 100] [--repeats 3] [--seeds 20] [--only PART] [--json FILE]
 
 speed: --trees trees of depth 6 over four silos of --rows records, 30 columns of 255 intervals, in one process, from raw
-numbers to the model, under a plain, an amortised and a masked sum; the peer is scikit-learn's histogram gradient boosting with
-the same depth, leaves, rate and ridge on the pooled records. Both may use all cores. Repeats take turns after one small
-run of each, so that a busy minute hits all alike; the figure is the ratio of the medians. Processor seconds stand
+numbers to the model, under plain, amortised and masked sums. The peer is scikit-learn's histogram gradient boosting
+with the same depth, leaves, rate and ridge on the pooled records. Both may use all cores. Repeats take turns after one
+small run of each, so that a busy minute hits all alike; the figure is the ratio of the medians. Processor seconds stand
 beside them: a busy machine changes those less. One more run under the profiler says what takes the time.
 
 adult, fraud: one tree of the default [trees] after the other over four silos, against our trees of the pooled records
@@ -14,8 +14,8 @@ Adult has a test part of its own; fraud is split anew for each seed, 70 to 30, a
 No setting was chosen by these records.
 
 Peers: LightGBM at its defaults where bench/peers/lightgbm/.venv exists, and Flower's strategies for XGBoost, where
-bench/peers/flower_xgboost/.venv does: bagging and cyclic, with our depth and rate, and as many trees; "4 x", on Adult, has
-as many rounds as we have trees. Categories are one column each for XGBoost, as Flower's examples know numbers only.
+bench/peers/flower_xgboost/.venv does: bagging and cyclic, with our depth and rate, and as many trees; "4 x", on Adult,
+has as many rounds as we have trees. Categories are one column each for XGBoost: Flower's examples know numbers only.
 """
 
 from __future__ import annotations
@@ -212,6 +212,13 @@ def speed(rows: int, trees: int, repeats: int) -> list[Figure]:
             figures += [
                 Figure(f"{trees} trees, {SILOS} silos, {name}, time", middle, "s", "scikit-learn, pooled", peer),
                 Figure(f"{trees} trees, {SILOS} silos, {name}, ratio", ratio, "times", bar=bar, met=ratio <= bar),
+                Figure(
+                    f"{trees} trees, {SILOS} silos, {name}, time of processors",
+                    statistics.median(busy[name]),
+                    "s",
+                    "scikit-learn, pooled",
+                    statistics.median(busy["scikit-learn"]),
+                ),
             ]
     for name in SPEED_BARS:
         show_parts(name, lambda name=name: ours(x, y, trees, name))
@@ -276,7 +283,7 @@ def federated(folder: Path, schema: str, tables: dict[str, str], test: str) -> I
         {
             "data": {"schema": schema, "tables": tables, "test": test},
             "model": {"kind": "trees"},
-            "train": {"expected_records": records // SILOS, "aggregate": "plain"},  # others give the same bits, later
+            "train": {"expected_records": records // SILOS, "aggregate": "plain"},  # others give the same bits
         },
         base=folder,
     )

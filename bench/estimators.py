@@ -43,7 +43,7 @@ from confide.data.sets import load_set
 from confide.dp import quantiles, queries
 from confide.dp.plan import default_delta
 from confide.dp.spending import Budget
-from confide.model.preprocess import OneHot, Preprocess
+from confide.model.preprocess import Preprocess
 from confide.sklearn import (
     PCA,
     GaussianNB,
@@ -118,9 +118,9 @@ def adult_trees(seeds: int) -> Task | None:
     columns, categories, first = [], {}, 0
     for place, rule in enumerate(preprocess.rules):
         own = x[:, first : first + rule.count]
-        if isinstance(rule, OneHot):
+        if rule.count > 1:  # categories, or the intervals of a number
             categories[place] = rule.features
-        columns.append(own.argmax(axis=1) if isinstance(rule, OneHot) else own[:, 0])
+        columns.append(own.argmax(axis=1) if rule.count > 1 else own[:, 0])
         first += rule.count
     test = np.array([np.arange(len(x)) >= len(x) - last] * seeds)
     return Task("trees", np.stack(columns, axis=1), y, test, categories=categories)

@@ -13,10 +13,12 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from confide.data.describe import draft, kinds_of
+from confide.cli import app
+from confide.data.describe import draft, kinds_of, numbers_of
 from confide.data.schema import Schema
-from confide.errors import DataError
+from confide.errors import DataError, UsageError
 
 FRAME = {
     "amount": [1999.125, 2.5, None],
@@ -82,3 +84,40 @@ def test_a_file_without_a_header_is_refused_before_its_first_record_is_shown(tmp
     with pytest.raises(DataError, match="Expected a header") as caught:
         draft(tmp_path / "raw.csv")
     assert "41" not in str(caught.value)
+
+
+def lines_of(folder, text):
+    """What does not come from the noise: a draft without bounds, for one said column of numbers."""
+    (folder / "t.csv").write_text(text)
+    return draft(folder / "t.csv", numbers=["age"])
+
+
+def test_no_cell_decides_the_kind_of_a_column_where_somebody_says_it(tmp_path):
+    rows = "age,sum\n1,2\n3,4\n"
+    for record in ("x,5\n", "5,x\n", ",\n", "2024-01-01,2024-01-01\n", "1,2,3\n"):
+        assert lines_of(tmp_path, rows) == lines_of(tmp_path, rows + record)
+    assert kinds_of(tmp_path / "t.csv", numbers=["age"]) == {"age": "number", "sum": "open"}
+
+
+def test_what_is_no_number_counts_for_nothing(tmp_path):
+    (tmp_path / "t.csv").write_text("age,sum\n1,2\nx,4\n5\n,6\n")
+    found = numbers_of(tmp_path / "t.csv", ["age"])["age"]
+    assert found[~np.isnan(found)].tolist() == [1]
+
+
+def test_bounds_of_a_table_without_types_need_its_numbers_said(tmp_path):
+    *_, comma, query, _ = places(tmp_path)
+    for place in (comma, query):
+        told = CliRunner().invoke(app, ["data", "describe", str(place), "--epsilon", "1"])
+        assert isinstance(told.exception, UsageError)
+        assert "--numbers" in str(told.exception)
+        done = CliRunner().invoke(
+            app, ["data", "describe", str(place), "--epsilon", "1", "--numbers", "amount, visits"]
+        )
+        assert done.exit_code == 0, done.output
+    for wrong in ("amount,amount", "amonut", "fraud"):
+        words = ["data", "describe", str(comma), "--label", "fraud", "--epsilon", "1", "--numbers", wrong]
+        assert isinstance(CliRunner().invoke(app, words).exception, UsageError)
+    assert isinstance(
+        CliRunner().invoke(app, ["data", "describe", str(comma), "--numbers", "amount"]).exception, UsageError
+    )

@@ -7,6 +7,7 @@ import gzip
 import io
 import math
 import sqlite3
+import zipfile
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
@@ -19,13 +20,17 @@ import polars
 import psycopg
 import pyarrow
 import pyarrow.feather
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from confide.data.files import digest_of
-from confide.data.schema import Schema
+from confide.data.describe import kinds_of
+from confide.data.files import digest_of, raw_columns
+from confide.data.reading import read_number
+from confide.data.schema import Number, Schema
+from confide.data.source import Origin, open_source
 from confide.data.survey import survey
 from confide.data.table import read_inputs, read_table
 from confide.errors import DataError, JobError
@@ -398,8 +403,8 @@ def refused(place, schema=PLAIN):
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ([[1], [2]], "Expected plain values in column 'a' of .*, got list<"),
-        ([{"x": 1}, {"x": 2}], "got struct<x: int64>"),
+        ([[1], [2]], "Expected plain values in column 'a' of .*, got a list"),
+        ([{"x": 1}, {"x": 2}], "got a struct;"),
         ([b"1", b"2"], "got binary"),
         ([timedelta(1), timedelta(2)], "got duration"),
         ([datetime(2020, 1, 1)] * 2, "Expected numbers in .*datetime64"),
@@ -622,3 +627,137 @@ def test_one_query_for_two_parties_is_refused(bank_db):
     tables = {"schema": "schema.toml", "tables": {"a": "a.toml", "b": "b.toml"}}
     with pytest.raises(JobError, match="a table for each party, got one for a and b"):
         load_data(parse({"data": tables}, base=bank_db))
+
+
+def damaged_arrow(folder, column, old, new):
+    """A file of eight records whose buffer `old` was overwritten."""
+    table = pyarrow.table({"x": column, "y": ["a"] * 8})
+    with pyarrow.ipc.new_file(folder / "d.arrow", table.schema) as writer:
+        writer.write_table(table)
+    raw = (folder / "d.arrow").read_bytes()
+    assert raw.count(np.array(old, np.int32).tobytes()) >= 1
+    (folder / "d.arrow").write_bytes(raw.replace(np.array(old, np.int32).tobytes(), np.array(new, np.int32).tobytes()))
+    return folder / "d.arrow"
+
+
+@pytest.mark.parametrize("new", [[0] + [2**31 - 1] * 8, [0, -(2**30), 8, -8, 16, -(2**31), 8, 8, 8]])
+def test_offsets_beyond_an_arrow_file_s_texts_are_refused(tmp_path, new):
+    place = damaged_arrow(tmp_path, ["secretAA"] * 8, range(0, 72, 8), new)
+    assert "damaged" in read_columns(place, ["x"])
+
+
+@pytest.mark.parametrize("place", [2**31 - 1, -(2**30), 10**6])
+def test_places_beyond_an_arrow_file_s_dictionary_are_refused(tmp_path, place):
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 1] * 4, pyarrow.int32()), ["u", "v"])
+    assert "damaged" in read_columns(damaged_arrow(tmp_path, column, [0, 1] * 4, [place] * 8), ["x"])
+
+
+def read_columns(place, names):
+    """What a table's columns are refused for."""
+    with pytest.raises(DataError) as caught:
+        raw_columns(open_source(place), names)
+    return str(caught.value)
+
+
+def test_a_dictionary_that_decodes_to_gigabytes_is_refused():
+    column = pyarrow.DictionaryArray.from_arrays(
+        pyarrow.array(np.zeros(1 << 16, np.int32)), pyarrow.array(["x" * (1 << 16)])
+    )
+    assert "unpack" in read_columns(pyarrow.table({"x": column}), ["x"])
+
+
+def test_names_within_a_column_are_not_shown_and_large_numbers_refused():
+    text = read_columns(pyarrow.table({"x": [{"SECRET": 1}]}), ["x"])
+    assert "a struct" in text
+    assert "SECRET" not in text
+    assert "Arrow" in read_columns(pandas.DataFrame({"x": [10**30, 1]}), ["x"])
+    with pytest.raises(DataError, match="Arrow"):
+        kinds_of(pandas.DataFrame({"x": [10**30, 1]}))
+
+
+@pytest.mark.parametrize("kind", ["s", "ms"])
+def test_times_that_no_calendar_has_are_wrong_and_do_not_wrap(kind):
+    for far in (2**62 // 10**3, -(2**62)):
+        raw = raw_columns(
+            open_source(pyarrow.table({"x": pyarrow.array([far, 0, None], pyarrow.timestamp(kind))})), ["x"]
+        )
+        column = Number(name="x", low=0.0, high=1.0, unit="", date="iso")
+        found = read_number(raw["x"], column, Origin(name="x"), "x")
+        assert found.wrong.tolist() == [True, False, False]
+        assert found.missing.tolist() == [False, False, True]
+
+
+@pytest.mark.parametrize("key", ["file", "url_file"])
+def test_a_url_where_a_path_belongs_is_not_shown(tmp_path, key):
+    rest = "" if key == "file" else 'query = "SELECT 1"\n'
+    (tmp_path / "s.toml").write_text(f'{key} = "postgresql://u:SECRET@h/db"\n{rest}')
+    for place in (tmp_path / "s.toml", Path("postgresql://u:SECRET@h/db"), Path("postgresql://u:SECRET@h/db.npz")):
+        for read in (digest_of, kinds_of):
+            with pytest.raises(DataError, match="got a URL") as caught:
+                read(place)
+            assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(f'encoding = "{name}"' for name in ("zlib_codec", "rot13", "base64", "hex", "utf-8\\u0000")),
+        "separator = '\"'",
+        'separator = "\\n"',
+        'separator = "\\u0000"',
+        *(f'columns.b.format = "{form}"' for form in ("%Y-%m-%d %Y", "%c %c")),
+        *(f'columns.b.factor = "{factor}"' for factor in ("1e999999999", "1e-99999999", "nan", "inf", "1/0")),
+    ],
+)
+def test_a_source_file_with_what_python_stumbles_over_is_refused(tmp_path, text):
+    (tmp_path / "a.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "s.toml").write_text(f'file = "a.csv"\n{text}\n')
+    with pytest.raises(DataError):
+        open_source(tmp_path / "s.toml")
+
+
+def test_a_schema_s_date_that_utc_cannot_hold_is_refused():
+    for low, high in (("0001-01-01T00:00:00+23:59", "2021-01-01"), ("2020-01-01", "9999-12-31T23:59:59-23:59")):
+        with pytest.raises(DataError, match="9999"):
+            Schema.read(
+                '[label]\nname = "y"\nclasses = ["a", "b"]\n'
+                f'[columns]\nd = {{ type = "date", low = {low}, high = {high} }}\n'
+            )
+
+
+def test_one_number_in_a_first_line_shows_that_it_is_no_header(tmp_path):
+    (tmp_path / "t.csv").write_text("Alice Smith,Berlin,HIV+,42\nBob Stone,Paris,flu,43\n")
+    with pytest.raises(DataError, match="Expected a header") as caught:
+        kinds_of(tmp_path / "t.csv")
+    assert "Alice" not in str(caught.value)
+
+
+def test_an_archive_with_two_members_for_one_name_is_refused(tmp_path):
+    np.savez(tmp_path / "t.npz", a=np.zeros(2))
+    with zipfile.ZipFile(tmp_path / "t.npz", "a") as file:
+        file.writestr("a", file.read("a.npy"))
+    assert "different names" in read_columns(tmp_path / "t.npz", ["a"])
+
+
+@pytest.mark.parametrize("packing", ["zstd", "lz4"])
+def test_a_packed_arrow_file_is_refused_before_it_is_unpacked(tmp_path, packing, monkeypatch):
+    monkeypatch.setattr("confide.data.arrow.LARGEST_UNPACKED_BYTES", 1 << 20)
+    zeros = pyarrow.array(np.zeros(1 << 18))
+    for rows, column in ((1 << 18, zeros), (100, pyarrow.DictionaryArray.from_arrays(np.zeros(100, np.int32), zeros))):
+        table = pyarrow.table({"x": column, "y": pyarrow.array(["a"] * rows)})
+        options = pyarrow.ipc.IpcWriteOptions(compression=packing)
+        with pyarrow.ipc.new_file(tmp_path / "t.arrow", table.schema, options=options) as writer:
+            writer.write_table(table)
+        before = pyarrow.total_allocated_bytes()
+        monkeypatch.setattr("confide.data.arrow._gathered", None)  # nothing is unpacked
+        assert "unpack" in read_columns(tmp_path / "t.arrow", ["x"])
+        assert pyarrow.total_allocated_bytes() - before < 1 << 20
+
+
+def test_long_texts_of_a_query_count(tmp_path, monkeypatch):
+    monkeypatch.setattr("confide.data.database.LARGEST_UNPACKED_BYTES", 1 << 20)
+    (tmp_path / "s.toml").write_text(
+        'url = "sqlite://"\nquery = "WITH RECURSIVE t(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM t WHERE x < 300) '
+        "SELECT x, printf('%10000d', x) AS y FROM t\"\n"
+    )
+    assert "at most" in read_columns(tmp_path / "s.toml", ["x"])

@@ -168,6 +168,7 @@ class TestOnnx:
             ({"post_transform": 1}, "without a transform"),
             ({"n_targets": 0}, "no output without a leaf"),
             ({"n_targets": 10**9}, "no output without a leaf"),
+            ({"n_targets": 2000, "leaf_targetids": [0] * 4}, "at most 1024 outputs"),
             ({"leaf_targetids": [0, 0, 1, 0]}, "each add to one output"),
             ({"nodes_modes": numpy_helper.from_array(np.array([0, 4, 0], np.uint8))}, "compare for <="),
             ({"nodes_splits": numpy_helper.from_array(np.zeros(2))}, "fit its nodes and leaves"),
@@ -209,6 +210,32 @@ class TestOnnx:
         node.attribute.extend(helper.make_attribute(name, value) for name, value in told.items())
         with pytest.raises(ModelError, match="no node below two others"):
             from_onnx(model.SerializeToString())
+
+    def test_a_chain_of_questions_is_bounded(self):
+        """Each question is a step for every record: a small file must not make every answer slow."""
+
+        def chain(nodes: int) -> Graph:
+            places = np.arange(nodes)
+            left = np.append(places[1:], -1)
+            return Graph(
+                (
+                    Trees(
+                        features=1,
+                        roots=np.array([0]),
+                        outputs=np.array([0]),
+                        feature=np.zeros(nodes, np.int64),
+                        threshold=np.zeros(nodes),
+                        left=left,
+                        right=np.full(nodes, -2),
+                        value=np.array([1.0, 2.0]),
+                        offset=np.zeros(1),
+                    ),
+                )
+            )
+
+        assert from_onnx(to_onnx(chain(64))).outputs == 1
+        with pytest.raises(ModelError, match="at most 64 questions"):
+            from_onnx(to_onnx(chain(66)))
 
     def test_an_older_tree_operator_is_named_with_its_replacement(self):
         node = helper.make_node("TreeEnsembleRegressor", ["x"], ["y"], domain="ai.onnx.ml", n_targets=1)

@@ -21,30 +21,50 @@ def describe(
     epsilon: Annotated[
         float | None, typer.Option(help="Fill in bounds of numbers from a release with this much privacy spent.")
     ] = None,
+    numbers: Annotated[
+        str, typer.Option(help="The columns of numbers: age,income. With --epsilon, for CSV and queries.")
+    ] = "",
     delta: Annotated[float, typer.Option(help="Of that release; well below one over the number of records.")] = 1e-6,
 ) -> None:
     """Print a draft of a schema from the names and types of a table's columns; no value is shown.
 
-    With --epsilon, bounds come from a histogram with differential privacy. It counts against the table's budget.
+    With --epsilon, bounds come from a histogram with differential privacy. Each run spends epsilon anew, and no file
+    keeps an account: note it down.
 
         confide data describe transactions.parquet --label fraud > schema.toml
     """
-    from confide.data.describe import draft, kinds_of
+    from confide.data.describe import draft, kinds_of, states_types
     from confide.errors import nearest
 
-    kinds = kinds_of(table)
+    said = [name.strip() for name in numbers.split(",") if name.strip()]
+    if said and epsilon is None:
+        raise UsageError("Expected --numbers together with --epsilon; leave it out, or state both")
+    if epsilon is not None and not said and not states_types(table):
+        raise UsageError(
+            f"Expected --numbers with --epsilon, since {table} states no types: which columns hold numbers would be "
+            "read off the records, with no privacy; name them, --numbers age,income"
+        )
+    kinds = kinds_of(table, numbers=said or None)
     if label and label not in kinds:
         raise UsageError(f"Expected --label={label} to be a column of {table}{nearest(label, kinds)}; name one")
     if epsilon is None:
         console.out.print(draft(table, label=label).rstrip("\n"))
         return
-    numbers = [name for name, kind in kinds.items() if kind in ("number", "whole number") and name != label]
-    if not numbers:
+    for name in said:
+        if name not in kinds or name == label or said.count(name) > 1:
+            raise UsageError(
+                f"Expected --numbers to name different columns of {table} other than the label, got "
+                f"{name}{nearest(name, kinds)}; name each once"
+            )
+    found = said or [name for name, kind in kinds.items() if kind in ("number", "whole number") and name != label]
+    if not found:
         raise UsageError(f"Expected a column of numbers in {table} with --epsilon; leave the option out")
-    lines, spent = _released(table, numbers, epsilon, delta)
+    lines, spent = _released(table, found, epsilon, delta)
     console.out.print(spent)
-    console.out.print(draft(table, label=label, bounds=lines).rstrip("\n"))
-    console.err.print(f"spent epsilon={epsilon:g}, delta={delta:g} of this table's budget: keep a note of it")
+    console.out.print(draft(table, label=label, bounds=lines, numbers=said or None).rstrip("\n"))
+    console.err.print(
+        f"spent epsilon={epsilon:g}, delta={delta:g} of this table's records, as each run does anew: note it down"
+    )
 
 
 def _released(table: Path, names: Sequence[str], epsilon: float, delta: float) -> tuple[dict[str, str], str]:

@@ -5,12 +5,14 @@ The only file that knows pyarrow. Columns are read batch by batch, and no more t
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.ipc
 import pyarrow.parquet
 from numpy.typing import NDArray
@@ -18,10 +20,12 @@ from numpy.typing import NDArray
 from confide.data.files import LARGEST_UNPACKED_BYTES, LEAST_VALUE_BYTES, check_different, present
 from confide.errors import DataError
 
-_BATCH_ROWS = 1 << 16
+_FILE_START = 8  # an Arrow file is "ARROW1", padded to so many bytes, and then a stream of messages
+_BATCH_ROWS = 1 << 10  # a batch is in memory before its size is known
 
 # pyarrow brings no types
 _pa = cast("Any", pyarrow)
+_compute = cast("Any", pyarrow.compute)
 _ipc = cast("Any", pyarrow.ipc)
 _parquet = cast("Any", pyarrow.parquet)
 
@@ -38,9 +42,16 @@ def read_file(path: Path, names: Sequence[str], where: str) -> dict[str, NDArray
                 )
             reader = _ipc.open_file(file)
             _check_names(reader.schema, names, where)
+            _check_packed(path, where)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
             return _gathered(batches, reader.schema, names, where)
-    except (_pa.ArrowException, ValueError):  # its texts may hold what is in the file
+    except (
+        _pa.ArrowException,
+        ValueError,
+        OverflowError,
+        SystemError,
+        struct.error,
+    ):  # its texts may hold what is in the file
         raise DataError(f"Expected a {path.suffix[1:]} file at {where}; it is damaged or none") from None
     except OSError as error:
         why = error.strerror or "it is damaged or none"
@@ -53,7 +64,7 @@ def read_stream(table: object, names: Sequence[str], where: str) -> dict[str, ND
         reader = _pa.RecordBatchReader.from_stream(table)
         _check_names(reader.schema, names, where)
         return _gathered(reader, reader.schema, names, where)
-    except (_pa.ArrowException, ValueError, TypeError):
+    except (_pa.ArrowException, ValueError, TypeError, OverflowError, SystemError):
         raise DataError(
             f"Expected a table that Arrow can hold in {where}: named columns, each of one type; make them so"
         ) from None
@@ -71,7 +82,7 @@ def types_of(table: object, where: str) -> list[tuple[str, str]]:
                 schema = _parquet.read_schema(file) if parquet else _ipc.open_file(file).schema
         else:
             schema = _pa.RecordBatchReader.from_stream(table).schema
-    except (_pa.ArrowException, ValueError, TypeError):
+    except (_pa.ArrowException, ValueError, TypeError, OverflowError, SystemError):
         raise DataError(f"Expected a table that Arrow can hold in {where}; it is damaged or none") from None
     except OSError as error:
         raise DataError(f"Expected a readable table at {where}; {error.strerror or 'it is damaged'}") from None
@@ -90,14 +101,17 @@ def _gathered(batches: Iterable[Any], schema: Any, names: Sequence[str], where: 
     for name, kind in kinds.items():
         if not kind:
             raise DataError(
-                f"Expected plain values in column {name!r} of {where}, got {schema.field(name).type}; store a number, "
-                "a text or a date for each record"
+                f"Expected plain values in column {name!r} of {where}, got {_sort(schema.field(name).type)}; store a "
+                "number, a text or a date for each record"
             )
     parts: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
     size = 0
     for batch in batches:
+        batch.validate()
         columns = {name: batch.column(name) for name in names}
-        size += sum(max(part.nbytes, LEAST_VALUE_BYTES * batch.num_rows) for part in columns.values())
+        for part in columns.values():
+            part.validate(full=True)  # offsets and places beyond the buffers would be followed into foreign memory
+        size += sum(max(_nbytes(part), LEAST_VALUE_BYTES * batch.num_rows) for part in columns.values())
         if size > LARGEST_UNPACKED_BYTES:
             raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes; split it")
         for name, part in columns.items():
@@ -105,6 +119,71 @@ def _gathered(batches: Iterable[Any], schema: Any, names: Sequence[str], where: 
     if not size:
         raise DataError(f"Expected at least one record in {where}; it has none")
     return {name: _joined(each) for name, each in parts.items()}
+
+
+def _check_packed(path: Path, where: str) -> None:
+    """Refuse an Arrow file of which one message would unpack to too much: pyarrow asks nobody before it unpacks.
+
+    A buffer that is packed starts with its length once unpacked (int64, little-endian); the buffers of a message are
+    listed in its metadata, a FlatBuffer (Arrow columnar format, "Serialization and Interprocess Communication").
+    """
+    with _pa.memory_map(str(path)) as file:
+        file.seek(_FILE_START)
+        for message in _ipc.MessageReader.open_stream(file):
+            if message.type in ("record batch", "dictionary"):
+                body = memoryview(message.body)
+                starts, packed = _buffers(bytes(message.metadata), dictionary=message.type == "dictionary")
+                sizes = [struct.unpack_from("<q", body, start)[0] for start in starts] if packed else []
+                if sum(max(size, 0) for size in sizes) > LARGEST_UNPACKED_BYTES:
+                    raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes; split it")
+
+
+def _buffers(metadata: bytes, *, dictionary: bool) -> tuple[list[int], bool]:
+    """Return where in a message's body its buffers with bytes start, and whether they are packed.
+
+    Raises:
+        struct.error: the metadata are damaged.
+    """
+
+    def number(place: int, form: str = "<I") -> int:
+        return struct.unpack_from(form, metadata, place)[0]
+
+    def entry(table: int, field: int) -> int:
+        """Return where a table has a field, 0 where it has none."""
+        fields = table - number(table, "<i")
+        offset = number(fields + 4 + 2 * field, "<H") if 4 + 2 * field < number(fields, "<H") else 0
+        return table + offset if offset else 0
+
+    def inner(table: int, field: int) -> int:
+        place = entry(table, field)
+        if not place:
+            raise struct.error
+        return place + number(place)
+
+    batch = inner(number(0), 2)  # the header of the message
+    if dictionary:
+        batch = inner(batch, 1)
+    vector = inner(batch, 2)
+    each = [struct.unpack_from("<qq", metadata, vector + 4 + 16 * at) for at in range(number(vector))]
+    return [start for start, length in each if length], bool(entry(batch, 3))
+
+
+def _sort(kind: Any) -> str:
+    """Return what a type is called in an error: what it is made of, such as a struct's names, may be values."""
+    types = _pa.types
+    if types.is_struct(kind):
+        return "a struct"
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_duration(kind) or types.is_time(kind):
+        return str(kind)
+    return "a list" if types.is_list(kind) or types.is_large_list(kind) else "values of another type"
+
+
+def _nbytes(column: Any) -> int:
+    """Return the bytes of a column, of one that has its texts in a dictionary those that it has without."""
+    if not _pa.types.is_dictionary(column.type) or _kind(column.type) != "text":
+        return column.nbytes
+    lengths = _compute.binary_length(column.dictionary.cast(_pa.large_string()))
+    return len(column) * (_compute.max(lengths).as_py() or 0)
 
 
 def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
@@ -117,7 +196,7 @@ def _joined(parts: Sequence[NDArray[Any]]) -> NDArray[Any]:
 def _kind(kind: Any) -> str:
     types = _pa.types
     if types.is_dictionary(kind):
-        return _kind(kind.value_type)
+        return "" if types.is_dictionary(kind.value_type) else _kind(kind.value_type)
     if types.is_boolean(kind):
         return "yes or no"
     if types.is_integer(kind) or (types.is_decimal(kind) and kind.scale == 0):
@@ -136,8 +215,9 @@ def _array(column: Any, kind: str) -> NDArray[Any]:
     if kind == "text":
         return np.array(column.to_pylist(), dtype=object)
     if kind == "date":
-        moments = column.cast(_pa.timestamp("us", tz=getattr(column.type, "tz", None)), safe=False)
-        return moments.cast(_pa.int64()).fill_null(np.iinfo(np.int64).min).to_numpy().view("datetime64[us]")
+        unit = "D" if _pa.types.is_date32(column.type) else getattr(column.type, "unit", "ms")  # date64 is in ms
+        counts = column.cast(_pa.int32()).cast(_pa.int64()) if unit == "D" else column.cast(_pa.int64())
+        return counts.fill_null(np.iinfo(np.int64).min).to_numpy(zero_copy_only=False).view(f"datetime64[{unit}]")
     if kind == "number":
         return column.cast(_pa.float64()).to_numpy(zero_copy_only=False).astype(np.float64)
     if column.null_count or _pa.types.is_decimal(column.type):

@@ -19,7 +19,7 @@ from confide.data.files import LARGEST_UNPACKED_BYTES, LEAST_VALUE_BYTES, check_
 from confide.data.source import Source
 from confide.errors import DataError, MissingExtra
 
-_BATCH_ROWS = 1 << 14
+_BATCH_ROWS = 1 << 8  # a batch is in memory before its size is known
 
 _pa = cast("Any", pyarrow)
 
@@ -50,9 +50,11 @@ def query_table(source: Source) -> object:
             names = list(result.keys())
             check_different(names, source.where)
             rows: list[Sequence[Any]] = []
+            size = 0
             while batch := result.fetchmany(_BATCH_ROWS):
                 rows += batch
-                if len(rows) * len(names) * LEAST_VALUE_BYTES > LARGEST_UNPACKED_BYTES:
+                size += sum(max(_length(value), LEAST_VALUE_BYTES) for row in batch for value in row)
+                if size > LARGEST_UNPACKED_BYTES:
                     raise DataError(f"Expected {source.where} to give at most {LARGEST_UNPACKED_BYTES} bytes; split it")
             connection.rollback()
     except SQLAlchemyError as error:
@@ -60,6 +62,10 @@ def query_table(source: Source) -> object:
     finally:
         engine.dispose()
     return _table(names, rows, source.where)
+
+
+def _length(value: object) -> int:
+    return len(value) if isinstance(value, str | bytes | bytearray | memoryview) else 0
 
 
 def _table(names: Sequence[str], rows: Sequence[Sequence[Any]], where: str) -> object:

@@ -6,6 +6,7 @@ same way. Whole seconds of the years 1 to 9999 are told apart by a float64 of da
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, date, datetime
 
@@ -58,7 +59,7 @@ def is_format(text: str) -> bool:
         return True
     try:
         return datetime.strptime(_TRIED.strftime(text), text).date() == _TRIED.date()
-    except ValueError:
+    except (ValueError, re.error):  # the latter where a part comes twice
         return False
 
 

@@ -2,7 +2,7 @@
 
 Bounds and categories are left open, because what a table's values are is not public and a schema is. Of a typed table
 the types are its own; of a CSV file a column is a number, a date or a text by whether every cell is one: that one word
-for each column is all in a draft that depends on records.
+for each column is all in a draft that depends on records. Where that is too much, somebody says which are numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.data.dates import ISO, is_format, to_days
-from confide.data.files import is_csv, raw_columns, read_cells, typed_columns
+from confide.data.files import is_csv, present, raw_columns, read_cells, typed_columns
 from confide.data.reading import to_number
 from confide.data.schema import MISSING_MARKERS
 from confide.data.source import Source, open_source
@@ -30,6 +30,7 @@ _LINES: Mapping[str, str] = {
     "yes or no": '{ type = "category", categories = ["false", "true"] }',
     "date": '{ type = "date" }  # low and high, without quotes: 2020-01-01',
     "images": '{ type = "image", height = 0, width = 0 }',
+    "open": "{}  # a number, a category or a date: no record was asked",
     "": "{}  # of a type that no column can have",
 }
 
@@ -47,13 +48,16 @@ classes = []
 """
 
 
-def draft(place: object, *, label: str = "", bounds: Mapping[str, str] | None = None) -> str:
+def draft(
+    place: object, *, label: str = "", bounds: Mapping[str, str] | None = None, numbers: Sequence[str] | None = None
+) -> str:
     """Return the draft of a schema, as TOML.
 
     Args:
         place: of a table, as `read_table` takes it.
         label: the column to predict, which is then no input.
         bounds: lines in place of the open ones, by column: what a charged release said.
+        numbers: as in `kinds_of`.
 
     Raises:
         DataError: there is no such table.
@@ -65,7 +69,7 @@ def draft(place: object, *, label: str = "", bounds: Mapping[str, str] | None = 
         age = { type = "number", unit = "", low = 0, high = 0 }
     """
     name = place.stem.partition(".")[0] if isinstance(place, Path) else ""
-    kinds = kinds_of(place)
+    kinds = kinds_of(place, numbers=numbers)
     lines = [
         f"{_key(column)} = {(bounds or {}).get(column) or _LINES[kind]}"
         for column, kind in kinds.items()
@@ -74,10 +78,25 @@ def draft(place: object, *, label: str = "", bounds: Mapping[str, str] | None = 
     return _HEAD.format(name=json.dumps(name), label=json.dumps(label)) + "\n".join(lines) + "\n"
 
 
-def kinds_of(place: object) -> dict[str, str]:
-    """Return the kind of each column, a key of `_LINES`, by its name; errors as of `draft`."""
+def states_types(place: object) -> bool:
+    """Return whether a table says itself which columns are numbers: no CSV file does, and of a query only its rows."""
     source = open_source(place)
-    if is_csv(source):
+    return not is_csv(source) and not source.query
+
+
+def kinds_of(place: object, *, numbers: Sequence[str] | None = None) -> dict[str, str]:
+    """Return the kind of each column, a key of `_LINES`, by its name; errors as of `draft`.
+
+    Args:
+        place: of a table.
+        numbers: columns that somebody says are numbers; where a table does not state types, no cell is then looked at.
+    """
+    source = open_source(place)
+    if numbers is not None and not states_types(place):
+        names = read_cells(source)[0] if is_csv(source) else [*typed_columns(source)]
+        said = {source.origin(name).name for name in numbers}
+        kinds = {name: "number" if name in said else "open" for name in names}
+    elif is_csv(source):
         header, rows = read_cells(source)
         whole = [row for row in rows if len(row) == len(header)]
         kinds = {name: _kind([row[at] for row in whole], source, name) for at, name in enumerate(header)}
@@ -88,10 +107,20 @@ def kinds_of(place: object) -> dict[str, str]:
 
 
 def numbers_of(place: object, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
-    """Return columns of numbers, NaN where there is none, for a release of bounds; errors as of `draft`."""
+    """Return columns of numbers, NaN where there is none, for a release of bounds; errors as of `draft`.
+
+    What is no number counts for nothing, nor does a row of a CSV file with more or fewer cells than the header.
+    """
     source = open_source(place)
-    raw = raw_columns(source, [source.origin(name).name for name in names])
-    return {name: _floats(raw[source.origin(name).name], source.decimal) for name in names}
+    theirs = [source.origin(name).name for name in names]
+    if is_csv(source):
+        header, rows = read_cells(source)
+        present(theirs, header, source.where)
+        whole = [row for row in rows if len(row) == len(header)]
+        raw = {name: np.array([row[header.index(name)] for row in whole], dtype=object) for name in theirs}
+    else:
+        raw = raw_columns(source, theirs)
+    return {name: _floats(raw[its], source.decimal) for name, its in zip(names, theirs, strict=True)}
 
 
 def _floats(values: NDArray[Any], decimal: str) -> NDArray[np.float64]:

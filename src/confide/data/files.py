@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from confide.data.reading import to_number
 from confide.data.schema import MISSING_MARKERS
-from confide.data.source import Source, read_source
+from confide.data.source import Source, read_source, refuse_url
 from confide.errors import DataError, MissingExtra, nearest
 
 #: Most bytes that the columns of a packed table may fill once they are unpacked; 33 million values.
@@ -157,6 +157,7 @@ def digest_of(place: Path) -> str:
 
 def _digest_of_file(path: Path) -> str:
     digest = hashlib.sha256()
+    refuse_url(path, "place of a table")
     try:
         with path.open("rb") as file:
             while piece := file.read(_PIECE_BYTES):
@@ -231,10 +232,10 @@ def _lines(file: IO[str], where: str, *, packed: bool) -> Iterator[str]:
 
 def _check_header(header: Sequence[str], where: str) -> None:
     """Refuse a first line that is no header: what stands in it would be shown as names of columns."""
-    numbers = sum(_is_value(name) for name in header)
-    if 2 * numbers > len(header):
+    numbers, values = sum(_is_number(name) for name in header), sum(_is_value(name) for name in header)
+    if numbers or 2 * values > len(header):
         raise DataError(
-            f"Expected a header in {where}; {numbers} of the {len(header)} cells of its first line are numbers or "
+            f"Expected a header in {where}; {values} of the {len(header)} cells of its first line are numbers or "
             "empty: write the columns' names above"
         )
     check_different(header, where)
@@ -252,10 +253,14 @@ def check_different(header: Sequence[str], where: str) -> None:
 
 
 def _is_value(name: str) -> bool:
+    return name in MISSING_MARKERS or _is_number(name)
+
+
+def _is_number(cell: str) -> bool:
     try:
-        to_number(name)
+        to_number(cell)
     except ValueError:
-        return name in MISSING_MARKERS
+        return False
     return True
 
 
@@ -274,6 +279,7 @@ def read_arrays(path: Path, names: Sequence[str], *, images: Collection[str] = (
     Raises:
         DataError: the file is absent or no such archive; it unpacks to more than 1 GiB; or a column is missing.
     """
+    refuse_url(path, "place of a table")
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             present(names, archive.files, str(path))
@@ -290,6 +296,8 @@ def read_arrays(path: Path, names: Sequence[str], *, images: Collection[str] = (
 def _bounded(archive: zipfile.ZipFile, names: Sequence[str], where: str, images: Collection[str]) -> None:
     """Refuse, by the headers alone, arrays that are large once unpacked or that are no columns of one table."""
     size, members = 0, archive.namelist()
+    if len({member.removesuffix(".npy") for member in members}) < len(members):  # numpy may read the other one
+        raise DataError(f"Expected different names of the arrays in {where}; write it with np.savez")
     shapes: dict[str, tuple[int, ...]] = {}
     for name in names:
         with archive.open(f"{name}.npy" if f"{name}.npy" in members else name) as member:

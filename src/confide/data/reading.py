@@ -167,9 +167,11 @@ def _parsed(values: NDArray[Any], origin: Origin, parse: Callable[[str], float])
 def _read_date(values: NDArray[Any], form: str, origin: Origin, where: str) -> Reading:
     if values.dtype.kind == "M":
         missing = np.isnat(values)
-        since = np.where(missing, np.datetime64(0, "us"), values.astype("datetime64[us]")).astype(np.int64)
-        whole, rest = np.divmod(since, _US_PER_DAY)
-        return Reading(np.where(missing, math.nan, whole + rest / _US_PER_DAY), missing, np.zeros(len(values), bool))
+        years = values.astype("datetime64[Y]")
+        wrong = ~missing & ((years < np.datetime64("0001")) | (years > np.datetime64("9999")))
+        known = np.where(missing | wrong, np.datetime64(0, "D").astype(values.dtype), values)
+        whole, rest = np.divmod(known.astype("datetime64[us]").astype(np.int64), _US_PER_DAY)
+        return Reading(np.where(missing | wrong, math.nan, whole + rest / _US_PER_DAY), missing, wrong)
     if values.dtype.kind in "fiu" and form == UNIX:
         found = _numeric(values, origin)
         return Reading(np.vectorize(days_of_seconds, otypes=[float])(found.values), found.missing, found.wrong)

@@ -393,7 +393,11 @@ def _date(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> tup
     for key in ("low", "high", "missing"):
         if isinstance(found := table.get(key), date):
             whole = key == "high" and not isinstance(found, datetime)  # the last day belongs to it
-            numbers[key] = days(found) + whole
+            try:
+                numbers[key] = days(found) + whole
+            except OverflowError:
+                read.problem(f"{where}{key}", "is outside the years 1 to 9999 in UTC; leave out the offset")
+                numbers[key] = math.nan
         elif key != "missing":
             read.problem(f"{where}{key}", "is no date; write it without quotes, as 2024-02-29")
             numbers[key] = math.nan

@@ -18,8 +18,8 @@ key.
 
 from __future__ import annotations
 
-import codecs
-import math
+import io
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -34,6 +34,12 @@ from confide.errors import DataError, nearest
 
 #: The largest whole number up to which a float64 has all.
 _EXACT = 1 << 53
+
+#: What cannot separate the cells of a CSV file.
+_NEVER = '\n\r\0"'
+
+#: How a factor is written; its exponent is bounded before it is taken as a power of ten.
+_FACTOR = re.compile(r"[-+]?[0-9.]+([eE][-+]?[0-9]{1,2}|/[0-9]+)?")
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,6 +135,7 @@ def open_source(place: object, mapping: Path | None = None) -> Source:
         DataError: the file is absent, or says nothing that can be read as a source; or the table is none.
     """
     if isinstance(place, Path):
+        refuse_url(place, "place of a table")
         return read_source(place) if place.suffix == ".toml" else Source(where=str(place), file=place)
     if not hasattr(place, "__arrow_c_stream__"):
         raise DataError(
@@ -136,6 +143,12 @@ def open_source(place: object, mapping: Path | None = None) -> Source:
         )
     found = Source(where="the table") if mapping is None else read_source(mapping, in_memory=True)
     return replace(found, where="the table", table=place)
+
+
+def refuse_url(place: Path | str, where: str) -> None:
+    """Refuse a URL where a path belongs without saying it: it may hold a password. A `Path` has lost a slash."""
+    if re.match(r"[A-Za-z0-9+_.-]{2,}:/", str(place)):
+        raise DataError(f"Expected a path in {where}, got a URL; write it as url in a source file")
 
 
 def read_source(path: Path, *, in_memory: bool = False) -> Source:
@@ -158,18 +171,20 @@ def read_source(path: Path, *, in_memory: bool = False) -> Source:
     if in_memory != (found.file is found.url is found.url_file is None):
         wanted = "no file, url or url_file" if in_memory else "one of file, url and url_file"
         raise DataError(f"Expected {wanted} in {path}: where the records are")
+    for place in (found.file, found.url_file):
+        refuse_url(place or "", f"{path} as file and url_file")
     url = _url(found, path)
     if (url != "") != (found.query is not None):
         raise DataError(f"Expected url or url_file together with query in {path}; state both, or a file")
     for name, value, sort in (
-        ("separator", found.separator, "one character"),
+        ("separator", found.separator, "one character, no quote and no end of a line"),
         ("decimal", found.decimal, '"." or ","'),
     ):
-        if len(value) != 1 or (name == "decimal" and value not in ".,"):
+        if len(value) != 1 or value in _NEVER or (name == "decimal" and value not in ".,"):
             raise DataError(f"Expected {name} in {path} to be {sort}")
     try:
-        codecs.lookup(found.encoding)
-    except LookupError:
+        io.TextIOWrapper(io.BytesIO(), found.encoding)  # refuses what is no encoding of text, such as "rot13", too
+    except (LookupError, ValueError):
         raise DataError(f"Expected an encoding that Python knows in {path}; utf-8 and latin-1 are two") from None
     return Source(
         where=str(path),
@@ -256,8 +271,9 @@ def _origin(name: str, entry: _Entry, decimal: str, path: Path) -> Origin:
 def _fraction(value: float | str, where: str) -> Fraction:
     """Return a factor as it is written: 0.01 is one hundredth, "5/9" five ninths."""
     try:
-        found = Fraction(str(value)) if len(str(value)) <= 64 else Fraction(math.inf)
-    except (ValueError, ZeroDivisionError, OverflowError):
+        text = str(value)
+        found = Fraction(text) if len(text) <= 64 and _FACTOR.fullmatch(text) else None
+    except (ValueError, ZeroDivisionError):
         found = None
     if found is None or abs(found.numerator) >= _EXACT or found.denominator >= _EXACT:
         raise DataError(
@@ -270,7 +286,11 @@ def _url(found: _File, path: Path) -> str:
     if found.url_file is None:
         return found.url or ""
     place = path.parent / found.url_file
-    lines = Schema.text(place).split()
+    try:
+        with place.open("rb") as file:
+            lines = file.read(LARGEST_SCHEMA_BYTES).decode().split()
+    except (OSError, ValueError):
+        raise DataError(f"Expected a readable file with the database's URL at {place}") from None
     if len(lines) != 1:
         raise DataError(f"Expected one line, the database's URL, in {place}")
     return lines[0]

@@ -42,6 +42,10 @@ ATTRIBUTES: Mapping[str, int] = {
     "tree_roots": 7,
 }
 
+#: Questions from the top of a foreign tree to a leaf, and outputs: each question is a step for every record.
+_MOST_DEPTH = 64
+_MOST_OUTPUTS = 1024
+
 _NOT_ABOVE = 0  # the mode of a node that goes the true way if x is not above its split
 _SUM, _NONE = 1, 0  # of aggregate_function and post_transform
 
@@ -114,8 +118,13 @@ def from_node(node: onnx.NodeProto, width: int, onnx: Any) -> Trees:
         whole.get("tree_roots", np.zeros(0, np.int64)),
     )
     nodes, targets = len(feature), whole.get("leaf_targetids", np.zeros(0, np.int64))
-    if not 0 < nodes + len(targets) <= MOST_NODES or not 0 < number.get("n_targets", 1) <= max(1, len(targets)):
-        raise ModelError(f"Expected a TreeEnsemble of 1 to {MOST_NODES} nodes and leaves, and no output without a leaf")
+    if not 0 < nodes + len(targets) <= MOST_NODES or not 0 < number.get("n_targets", 1) <= min(
+        max(1, len(targets)), _MOST_OUTPUTS
+    ):
+        raise ModelError(
+            f"Expected a TreeEnsemble of 1 to {MOST_NODES} nodes and leaves, of at most {_MOST_OUTPUTS} outputs and no "
+            "output without a leaf"
+        )
     tensors = {name: _values(told.get(name), count, onnx) for name, count in _counts(nodes, len(targets)).items()}
     if (tensors["nodes_modes"] != _NOT_ABOVE).any():
         raise ModelError("Expected a TreeEnsemble whose nodes all compare for <= (mode 0); export it so")
@@ -176,14 +185,19 @@ def _with_outputs(trees: Trees, targets: NDArray[np.int64]) -> Trees:
     owner = np.arange(len(trees.roots))
     at = trees.roots
     seen: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = []
-    walked = 0
+    walked, depth = 0, 0
     while len(at):
         leaf = at < 0
         seen.append((owner[leaf], targets[-1 - at[leaf]]))
         owner, at = owner[~leaf], at[~leaf]
         walked += len(at)
+        depth += 1
         if walked > MOST_NODES:  # nodes with two parents
             raise ModelError("Expected a TreeEnsemble of trees: no node below two others")
+        if depth > _MOST_DEPTH + 1:
+            raise ModelError(
+                f"Expected trees of at most {_MOST_DEPTH} questions one below the other; take shallower ones"
+            )
         owner, at = np.repeat(owner, 2), np.stack([trees.left[at], trees.right[at]], axis=1).ravel()
     owners, found = (np.concatenate(part) for part in zip(*seen, strict=True))
     outputs[owners] = found

@@ -104,8 +104,9 @@ class GradientBoostingClassifier(ClassifierMixin, BaseEstimator):
         self.feature_importances_ = found.importances
         self.privacy_ = label_of(
             taken,
-            mechanism=f"the number of records, then {found.plan.label_fields()['mechanism']}",
-            releases=found.plan.releases + (self.expected_records is None),
+            mechanism=f"{'' if self.expected_records else 'the number of records, then '}"
+            f"{found.plan.label_fields()['mechanism']}",
+            releases=found.plan.releases + (not self.expected_records),
             noise_from=rng.origin,
         )
         return self

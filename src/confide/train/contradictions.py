@@ -37,7 +37,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "adaptivity": ADAPTIVE,
 }
 
-#: Intervals of a number that grown trees tell apart.
+#: Intervals of a number that grown trees tell apart: a code is one byte, and a missing number has one.
 MOST_GROWN = 255
 
 #: The keys of [trees] that only trees without [privacy] read.
@@ -185,7 +185,9 @@ def check_trees(job: Job, table: Mapping[str, Any]) -> None:
     elif "effects" in table.get("trees", {}):
         raise JobError("Expected no trees.effects without [privacy]; trees are grown then")
     elif job.trees.bins > MOST_GROWN:
-        raise JobError(f"Expected trees.bins={job.trees.bins} of at most {MOST_GROWN} without [privacy]")
+        raise JobError(
+            f"Expected trees.bins={job.trees.bins} to be at most {MOST_GROWN} without [privacy]; a code is one byte"
+        )
     elif job.train.rounds != 1 + job.trees.count * job.trees.depth:
         raise JobError(
             f'Expected no train.rounds with model.kind="trees": trees.count={job.trees.count} of trees.depth='
