@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import math
 import re
@@ -236,7 +237,8 @@ def main() -> None:
     kept = list[Figure]()
     for name in asked.only:
         begin = time.perf_counter()
-        for figure in (*figures_of(name, list(scores(name, asked.epsilon, asked.seeds))), *peers(name, asked)):
+        ours = figures_of(name, list(scores(name, asked.epsilon, asked.seeds)))
+        for figure in itertools.chain(ours, peers(name, asked)):
             told = "" if figure.bar is None else f"  bar {figure.bar:.4f} {'met' if figure.met else 'NOT met'}"
             print(
                 f"{name:6} epsilon {figure.epsilon:g}  {figure.figure:44} {figure.mean:.4f} +- {figure.half_width:.4f}"
