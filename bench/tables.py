@@ -11,7 +11,7 @@ the fraud records, of
                     requirements.txt says how), 5 seeds; its claim is (epsilon, 0), which is stronger, for one holder
 
 and the drop, seed by seed. Adult's records are fixed, so its seeds are of the noise; fraud's are of the split as well.
-The bars are issue 6's: drops of at most .015 (Adult) and .05 (fraud) at epsilon 1, half of that at epsilon 3.
+The bars are drops of at most .015 (Adult) and .05 (fraud) at epsilon 1, half of that at epsilon 3.
 
 The records are read from ../shared/data and left there; what is absent is left out with a line that says so.
 """
