@@ -126,7 +126,7 @@ class PrivateTrees(Encoding):
 
     def _nothing(self) -> dict[str, Matrix]:
         empty = ("pulled", "seen", "values")  # sums of k gradient and of k theta, and theta
-        return {name: np.zeros(self._length) for name in empty} | {"rounds": np.zeros(2)}
+        return {name: np.zeros(self._length) for name in empty} | {"rounds": np.zeros(3)}
 
     def _take(self, found: Mapping[str, Matrix]) -> None:
         """Take what the sums have led to, and the length and bound of the next one."""
@@ -239,7 +239,8 @@ class PrivateTrees(Encoding):
         if self._wants_products:
             self._take({**self._found, "products": self._read_products(sums)})
             return change
-        self._take({**self._found, **self._went_on(self._scales, sums)})
+        opened = bool(self._found["rounds"][2])
+        self._take({**self._found, **(self._went_on if opened else self._opened)(self._scales, sums)})
         values, offset = self._functions(self._scales)
         layer = self._learner.trees(parameters)
         first = 2 * len(layer.feature)
@@ -257,6 +258,22 @@ class PrivateTrees(Encoding):
         found[at] = sums[: len(at[0])].astype(np.float64) / often
         return (found + np.triu(found, 1).T).ravel()
 
+    def _opened(self, scales: Scales, sums: Vector) -> dict[str, Matrix]:
+        """Return the offset that the first gradients lead to: the log odds of the second class.
+
+        At an offset of 0 every residual is 1/2 less or more by the class alone, so their sum says how many records each
+        class has. Codes are not moved by it: far from the right offset all of them are pulled the same way, those
+        without records least, which would leave these apart from the others.
+        """
+        constant, line = scales.rows.constant, len(self._trended)
+        unit = self._recipe.clip / RESIDUAL
+        noise = math.sqrt(self._plan.silos * self._plan.share_variance) * unit / (constant * scales.records)
+        share = 0.5 - float(sums[line]) * unit / (constant * scales.records)
+        share = min(max(share, 2.0 * noise), 1.0 - 2.0 * noise) if 2.0 * noise < 0.5 else 0.5
+        values = self._found["values"].copy()
+        values[line] = math.log(share / (1.0 - share)) * scales.unit / constant
+        return {"values": values, "rounds": np.array([0.0, 0.0, 1.0])}
+
     def _went_on(self, scales: Scales, sums: Vector) -> dict[str, Matrix]:
         """Return the sums over all rounds with this one, and the values that they lead to."""
         own = sums[: self._length].astype(np.float64) * (self._recipe.clip / RESIDUAL)
@@ -271,7 +288,7 @@ class PrivateTrees(Encoding):
         return {
             "seen": seen,
             "pulled": pulled,
-            "rounds": np.array([weight, total]),
+            "rounds": np.array([weight, total, 1.0]),
             "values": self._moved_values(scales, values, seen / total, pulled / total, weight, total, entries),
         }
 
