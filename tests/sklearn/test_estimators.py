@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas
 import pytest
 import sklearn.base
 from sklearn.cluster import KMeans as PlainKMeans
@@ -388,6 +389,7 @@ def test_no_records_one_record_and_wild_records_are_fitted_like_any_other(estima
         [123456.0],
         np.array([123456.0]),
         np.array(123456.0),
+        pandas.Series([123456.0]),
         np.array([[123456j, 1, 2]]),
         np.full((1, 1, 3), 123456.0),
         [[123456.0, 1], [2]],

@@ -27,7 +27,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import msgspec
 import numpy as np
@@ -133,7 +133,7 @@ def align(
         "".join((me, peer, session)).encode()
     except (TypeError, UnicodeEncodeError):
         raise UsageError("Expected names of parties and session to be text that UTF-8 can write") from None
-    if wrong := sum(not isinstance(one, str) for one in identifiers):
+    if wrong := sum(not isinstance(one, str) for one in cast("Sequence[object]", identifiers)):
         raise UsageError(f"Expected identifiers to be text, {wrong} of {len(identifiers)} are not; write them as text")
     texts = _different([normalised(text, rule) for text in identifiers], rule)
     return _party(me, peer, texts, _context(me, peer, session, rule), BlindingKey(rng), most_rows)

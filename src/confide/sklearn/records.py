@@ -119,7 +119,7 @@ def rows_of(estimator: Any, X: ArrayLike, *, reset: bool) -> Matrix:
     rows = _rows(X)
     if rows.shape[1] == 0:
         raise ValueError("Found array with 0 feature(s) while a minimum of 1 is required.")
-    validate_data(estimator, cast("Any", X) if hasattr(X, "columns") else rows, reset=reset, skip_check_array=True)
+    validate_data(estimator, cast("Any", X if hasattr(X, "columns") else rows), reset=reset, skip_check_array=True)
     return rows
 
 
@@ -227,7 +227,7 @@ def _column(y: ArrayLike | None, records: int) -> NDArray[Any]:
 
 def _rows(X: ArrayLike) -> Matrix:
     """Return numbers, shape (n, d), each cell read by itself; errors have scikit-learn's first words and no value."""
-    if any(says_text(dtype) for dtype in getattr(X, "dtypes", ())):
+    if any(says_text(dtype) for dtype in (getattr(X, "dtypes", ()) if hasattr(X, "columns") else ())):
         raise DataError("Expected numbers in X; encode categories first, by their public list")
     array = array_of(X)
     if array.ndim == 1 and array.dtype.kind == "O" and isinstance(X, Sequence):
