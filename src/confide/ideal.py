@@ -270,7 +270,8 @@ class PlainPredict(Backend):
 
     name = "plain"
     guarantee = nothing_hidden(
-        "The server sees every query and every prediction; the client learns the model from features + 1 queries."
+        "The server sees every query and every prediction; the client learns a linear model from features + 1 queries, "
+        "others from more."
     )
 
     def check(self, graph: Graph) -> list[Problem]:

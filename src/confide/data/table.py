@@ -249,7 +249,14 @@ def bounds_text(column: Number) -> str:
     return f"from {column.low:g} to {column.high:g}{f' {column.unit}' if column.unit else ''}"
 
 
-def _checked(values: NDArray[Any], column: Number | Category, origin: Origin, where: str) -> NDArray[Any]:
+def _checked(
+    values: NDArray[Any],
+    column: Number | Category,
+    origin: Origin,
+    where: str,
+    *,
+    clip: str = 'set outside = "clip" in the schema',
+) -> NDArray[Any]:
     if isinstance(column, Category):
         found = read_category(values, column, origin, where)
         if column.missing == "refuse":
@@ -264,8 +271,7 @@ def _checked(values: NDArray[Any], column: Number | Category, origin: Origin, wh
     if column.outside == "refuse" and beyond.any():
         raise DataError(
             f"Expected values {bounds_text(column)} in {where}; {counted(beyond)} are outside: correct them, state "
-            "this table's unit in a source file, widen the bounds, or set "
-            'outside = "clip" in the schema'
+            f"this table's unit in a source file, widen the bounds, or {clip}"
         )
     return found.values
 
@@ -338,7 +344,8 @@ def _timed(values: NDArray[Any], time: Number, rows: int, source: Source, where:
     place = f"{where}, column {time.name!r}"
     if values.shape != (rows,):
         raise DataError(f"Expected {place} to have one value for each of its records")
-    return Times(_checked(values, time, source.origin(time.name), place), time.low, time.high)
+    ended = "end their observation there, without an event"
+    return Times(_checked(values, time, source.origin(time.name), place, clip=ended), time.low, time.high)
 
 
 def _identified(values: NDArray[Any], rows: int, where: str, origin: Origin) -> NDArray[Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Collection, Iterator, Mapping
+from datetime import date, time
 from pathlib import Path
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
@@ -105,8 +106,18 @@ def _wrong(where: str, value: Any, hint: Any, what: str) -> Iterator[str]:
                 close = nearest(str(word), get_args(inner))
                 yield f"Expected {where} to hold {_readable(inner)}, got {word!r}{close}; change it in the {what}"
         return
-    close = nearest(str(value), _choices(hint))
-    yield f"Expected {where} to be {_readable(hint)}, got {value!r}{close}; change it in the {what}"
+    close = nearest(value, _choices(hint)) if isinstance(value, str) else ""
+    got = repr(value) if _is_plain(value) else f"a {type(value).__name__}"  # which may hold records
+    yield f"Expected {where} to be {_readable(hint)}, got {got}{close}; change it in the {what}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is what a TOML file may hold."""
+    if isinstance(value, dict):
+        return all(map(_is_plain, cast("dict[Any, Any]", value).values()))
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, cast("list[Any]", value)))
+    return isinstance(value, str | int | float | date | time | None)
 
 
 def _out_of_range(name: str, key: str, value: float, range_: Range, what: str) -> Iterator[str]:
