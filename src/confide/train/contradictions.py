@@ -218,8 +218,8 @@ def _check_private_trees(job: Job, given: Mapping[str, Any]) -> None:
             raise JobError(f"Expected no trees.{key} with [privacy]: trees are then one function of each column")
     if job.privacy.unit != "record":
         raise JobError(
-            f'Expected privacy.unit="record" with model.kind="trees", got "{job.privacy.unit}"; take kind = "logistic" for '
-            "units of more than one record"
+            f'Expected privacy.unit="record" with model.kind="trees", got "{job.privacy.unit}"; take kind = "logistic" '
+            "for units of more than one record"
         )
     if job.trees.edges != "uniform":
         raise JobError('Expected trees.edges="uniform" with [privacy]: many even intervals cost no more noise than few')
