@@ -30,7 +30,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = {
     "learning_rate": (*STEPWISE, "newton", "boosting"),
     "class_weights": (*STEPWISE, "newton", "boosting", "additive"),
     "average": (*STEPWISE, "newton"),
-    "weight_decay": (*STEPWISE, "statistics", "newton"),
+    "weight_decay": (*STEPWISE, "statistics", "newton", "risk-sets"),
     "solver": ("statistics", "newton"),
     "proximal": ("fedprox",),
     "second_moment": ("fedadam", "fedyogi"),
