@@ -754,6 +754,35 @@ def test_a_packed_arrow_file_is_refused_before_it_is_unpacked(tmp_path, packing,
         assert pyarrow.total_allocated_bytes() - before < 1 << 20
 
 
+def test_a_packed_arrow_file_cannot_hide_behind_messages_that_only_its_end_leads_to(tmp_path, monkeypatch):
+    """pyarrow goes by the file's end; a reader of its messages in order stops at the first damaged one."""
+    table = pyarrow.table({"x": np.zeros(1 << 18), "y": ["a"] * (1 << 18)})
+    options = pyarrow.ipc.IpcWriteOptions(compression="zstd")
+    with pyarrow.ipc.new_file(tmp_path / "t.arrow", table.schema, options=options) as writer:
+        writer.write_table(table)
+    body = bytearray((tmp_path / "t.arrow").read_bytes())
+    body[8:16] = bytes(8)
+    (tmp_path / "t.arrow").write_bytes(body)
+    assert len(raw_columns(open_source(tmp_path / "t.arrow"), ["x"])["x"]) == 1 << 18  # whole all the same
+    monkeypatch.setattr("confide.data.arrow.LARGEST_UNPACKED_BYTES", 1 << 20)
+    monkeypatch.setattr("confide.data.arrow._gathered", None)  # nothing is unpacked
+    assert "unpack" in read_columns(tmp_path / "t.arrow", ["x"])
+
+
+@given(at=st.integers(0, 10**6), value=st.integers(0, 255))
+def test_a_byte_of_an_arrow_file_that_was_changed_ends_in_an_answer(tmp_path_factory, at, value):
+    folder = tmp_path_factory.mktemp("arrow")
+    table = pyarrow.table({"x": np.arange(50.0), "y": pyarrow.array(["a", "b"] * 25).dictionary_encode()})
+    options = pyarrow.ipc.IpcWriteOptions(compression="lz4")
+    with pyarrow.ipc.new_file(folder / "t.arrow", table.schema, options=options) as writer:
+        writer.write_table(table)
+    body = bytearray((folder / "t.arrow").read_bytes())
+    body[at % len(body)] = value
+    (folder / "t.arrow").write_bytes(body)
+    with suppress(DataError):
+        raw_columns(open_source(folder / "t.arrow"), ["x", "y"])
+
+
 def test_arrow_files_of_every_sort_are_read_whole(tmp_path):
     kinds = [pyarrow.null(), pyarrow.string(), pyarrow.dictionary(pyarrow.int8(), pyarrow.string()), pyarrow.float64()]
     for kind in kinds:

@@ -5,11 +5,12 @@ The only file that knows pyarrow. Columns are read batch by batch, and no more t
 
 from __future__ import annotations
 
+import mmap
 import struct
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import pyarrow
@@ -21,7 +22,9 @@ from numpy.typing import NDArray
 from confide.data.files import LARGEST_UNPACKED_BYTES, LEAST_VALUE_BYTES, check_different, present
 from confide.errors import DataError
 
-_FILE_START = 8  # an Arrow file is "ARROW1", padded to so many bytes, and then a stream of messages
+_MAGIC = b"ARROW1"  # ends an Arrow file, after its footer and the footer's length
+_DICTIONARIES, _BATCHES = 2, 3  # fields of the footer
+_HEADER, _DATA, _BUFFERS, _PACKING = 2, 1, 2, 3  # of a message, of a dictionary, of a batch
 _BATCH_ROWS = 1 << 10  # a batch is in memory before its size is known
 
 # pyarrow brings no types
@@ -43,8 +46,7 @@ def read_file(path: Path, names: Sequence[str], where: str) -> dict[str, NDArray
                 )
             reader = _ipc.open_file(file)
             _check_names(reader.schema, names, where)
-            with suppress(OSError, TypeError):  # polars writes messages that only the file's end leads to
-                _check_packed(path, where)
+            _check_packed(file, where)
             batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
             return _gathered(batches, reader.schema, names, where)
     except (
@@ -123,51 +125,87 @@ def _gathered(batches: Iterable[Any], schema: Any, names: Sequence[str], where: 
     return {name: _joined(each) for name, each in parts.items()}
 
 
-def _check_packed(path: Path, where: str) -> None:
+def _check_packed(file: BinaryIO, where: str) -> None:
     """Refuse an Arrow file of which one message would unpack to too much: pyarrow asks nobody before it unpacks.
 
-    A buffer that is packed starts with its length once unpacked (int64, little-endian); the buffers of a message are
-    listed in its metadata, a FlatBuffer (Arrow columnar format, "Serialization and Interprocess Communication").
+    The file's end says where its messages are, which is what pyarrow goes by. A buffer that is packed starts with its
+    length once unpacked (int64, little-endian); the buffers of a message are listed in its metadata, a FlatBuffer
+    (Arrow columnar format, "Serialization and Interprocess Communication").
+
+    Raises:
+        struct.error: the file is damaged.
     """
-    with _pa.memory_map(str(path)) as file:
-        file.seek(_FILE_START)
-        for message in _ipc.MessageReader.open_stream(file):
-            if message.type in ("record batch", "dictionary"):
-                body = memoryview(message.body)
-                starts, packed = _buffers(bytes(message.metadata), dictionary=message.type == "dictionary")
-                sizes = [struct.unpack_from("<q", body, start)[0] for start in starts] if packed else []
-                if sum(max(size, 0) for size in sizes) > LARGEST_UNPACKED_BYTES:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as whole:
+        tail = len(whole) - len(_MAGIC) - 4
+        footer = _Table.first(whole[max(0, tail - struct.unpack_from("<i", whole, max(0, tail))[0]) : tail])
+        for field, inside in ((_DICTIONARIES, True), (_BATCHES, False)):
+            for start, described, length in footer.structs(field, "<qi4xq"):
+                if min(start, described, length) < 0 or start + described + length > len(whole):
+                    raise struct.error
+                size = _unpacked(whole[start : start + described], whole, start + described, inside=inside)
+                if size > LARGEST_UNPACKED_BYTES:
                     raise DataError(f"Expected {where} to unpack to at most {LARGEST_UNPACKED_BYTES} bytes; split it")
 
 
-def _buffers(metadata: bytes, *, dictionary: bool) -> tuple[list[int], bool]:
-    """Return where in a message's body its buffers with bytes start, and whether they are packed.
+def _unpacked(described: bytes, whole: mmap.mmap, body: int, *, inside: bool) -> int:
+    """Return how many bytes a message's buffers say that they unpack to; 0 if they are not packed.
 
-    Raises:
-        struct.error: the metadata are damaged.
+    Args:
+        described: its metadata, after a length of 4 bytes, or 8 where the first four are a mark.
+        whole: the file.
+        body: where its buffers start.
+        inside: whether it is a dictionary, whose batch is one table further in.
     """
+    batch = _Table.first(described[8 if described[:4] == b"\xff" * 4 else 4 :]).inner(_HEADER)
+    batch = batch.inner(_DATA) if inside else batch
+    if not batch.has(_PACKING):
+        return 0
+    buffers = [place for place, length in batch.structs(_BUFFERS, "<qq") if length]
+    if any(place < 0 for place in buffers):
+        raise struct.error
+    return sum(max(0, struct.unpack_from("<q", whole, body + place)[0]) for place in buffers)
 
-    def number(place: int, form: str = "<I") -> int:
-        return struct.unpack_from(form, metadata, place)[0]
 
-    def entry(table: int, field: int) -> int:
-        """Return where a table has a field, 0 where it has none."""
-        fields = table - number(table, "<i")
-        offset = number(fields + 4 + 2 * field, "<H") if 4 + 2 * field < number(fields, "<H") else 0
-        return table + offset if offset else 0
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """A table of a FlatBuffer: just what it takes to find the buffers of a message."""
 
-    def inner(table: int, field: int) -> int:
-        place = entry(table, field)
-        if not place:
+    data: bytes
+    place: int
+
+    @staticmethod
+    def first(data: bytes) -> _Table:
+        return _Table(data, struct.unpack_from("<I", data)[0])
+
+    def _field(self, number: int) -> int:
+        """Return where a field is, 0 where there is none."""
+        known = self.place - struct.unpack_from("<i", self.data, self.place)[0]
+        at = 4 + 2 * number
+        if known < 0 or at >= struct.unpack_from("<H", self.data, known)[0]:
+            return 0
+        offset = struct.unpack_from("<H", self.data, known + at)[0]
+        return self.place + offset if offset else 0
+
+    def has(self, number: int) -> bool:
+        return self._field(number) > 0
+
+    def _pointed(self, number: int) -> int:
+        if not (field := self._field(number)):
             raise struct.error
-        return place + number(place)
+        return field + struct.unpack_from("<I", self.data, field)[0]
 
-    batch = inner(number(0), 2)  # the header of the message
-    if dictionary:
-        batch = inner(batch, 1)
-    vector = inner(batch, 2)
-    each = [struct.unpack_from("<qq", metadata, vector + 4 + 16 * at) for at in range(number(vector))]
-    return [start for start, length in each if length], bool(entry(batch, 3))
+    def inner(self, number: int) -> _Table:
+        return _Table(self.data, self._pointed(number))
+
+    def structs(self, number: int, form: str) -> list[tuple[int, ...]]:
+        """Return the elements of a field that is a list of structs; none where it is absent."""
+        if not self.has(number):
+            return []
+        start = self._pointed(number)
+        count, size = struct.unpack_from("<I", self.data, start)[0], struct.calcsize(form)
+        if count * size > len(self.data):
+            raise struct.error
+        return [struct.unpack_from(form, self.data, start + 4 + size * at) for at in range(count)]
 
 
 def _sort(kind: Any) -> str:
