@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import SystemRandomness
-from confide.errors import DataError
+from confide.errors import DataError, JobError
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess
 from confide.train.boosting import boosted_alone
@@ -104,8 +104,13 @@ def trained_alone(
         start: of the job.
         x, y: the records, shapes (n, features) and (n,).
         class_weights: of the job's preparation.
+
+    Raises:
+        JobError: private trees, which nothing without noise corresponds to.
     """
     train = job.train
+    if train.algorithm == "additive":
+        raise JobError("Expected no [privacy] to train trees alone; leave it out, and they are grown")
     if job.trees is not None:
         return boosted_alone(train, job.trees, preprocess, start, x, y, class_weights=class_weights)
     if is_hazard(start):

@@ -202,12 +202,14 @@ class Node:
         """Return whether taking part helped this node, and the model of its own records alone: its fall-back.
 
         Computed here, from here, and told to nobody: that model has no privacy, and is this node's to use, not to pass
-        on. None without a finished run, or without held-out records.
+        on. None without a finished run, without held-out records, and for models that have no such comparison:
+        survival, and private trees, which are no private form of the trees that a party would grow.
         """
         run = self._run
         if run is None or run.silo is None or run.test is None or not len(run.test.y):
             return None
-        if run.setting.job.model.kind == "cox":  # whose records are not right or wrong one by one
+        job = run.setting.job
+        if job.model.kind == "cox" or job.train.algorithm == "additive":
             return None
         course, setting = run.follower.course, run.setting
         done, own = setting.preparation(course), run.prepared(run.silo)
