@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import dp_accounting
@@ -25,9 +26,11 @@ from confide.train.course import Course
 from confide.train.job import parse
 from confide.train.local import Silo
 from confide.train.private_trees import COUNTS_GRID, PrivateTrees, releases_of
-from confide.train.run import load_data, train
+from confide.train.run import load_data, pooled_model, train
 from confide.train.sections import TrainSection
 from confide.wire import MemoryStore
+from train.federation import NAMES, Federation, job_of
+from train.federation import tables as tables_of_nodes
 
 PREPARATION = Preprocess(
     (
@@ -271,6 +274,50 @@ def test_a_job_from_end_to_end() -> None:
     assert done.epsilon == pytest.approx(4.0, rel=1e-6)
     assert isinstance(done.model.layers[0], Trees)
     assert roc_auc_score(data.test.y, done.model.apply(data.test.x)[:, 0]) > 0.8
+
+
+@pytest.mark.parametrize("effects", ["steps", "trends"])
+def test_the_first_gradients_say_how_rare_a_class_is_and_move_no_code(effects: str) -> None:
+    rng = np.random.default_rng(4)
+    age = rng.uniform(20, 60, 40_000)
+    raw = {"age": age, "pain": rng.uniform(0, 10, 40_000), "colour": rng.choice(["red", "green"], 40_000)}
+    y = (rng.random(40_000) < 0.01).astype(np.int64)
+    silo = Silo("one", PREPARATION.apply(raw), y)
+    plan = plan_of(silos=1, quorum=1, colluding=0, expected_records=40_000, rounds=15)
+    encoding = PrivateTrees(additive(PREPARATION, classes=("no", "yes")), COLUMNS, plan, effects=effects)
+    course = Course(encoding, TrainSection(rounds=15, momentum=0.0, average=0.0))
+    store, noise = MemoryStore(), SeededRandomness("rare")
+    opened = False
+    while not course.ended:
+        vector = course.encoding.contribution(course.parameters, silo, course.number + 1, noise, store)
+        store.commit(course.encoding.charge(store))
+        course.advance(Sums(vector[None], (frozenset({"one"}),)))
+        trees = course.encoding.learner.model(course.parameters).layers[0]
+        if not opened and trees.offset[0]:
+            opened = True
+            # long rows count less, so it is about that; later rounds go on from there
+            assert trees.offset[0] == pytest.approx(np.log(y.mean() / (1 - y.mean())), abs=0.6)
+            assert not trees.value.any()
+    assert opened
+    found = course.encoding.learner.model(course.kept).apply(silo.x)[:, 0]
+    assert found.mean() == pytest.approx(y.mean(), rel=0.5)
+
+
+def test_over_nodes_it_is_a_model_of_one_process_and_no_node_is_told_whether_it_helped(tmp_path: Path) -> None:
+    tables_of_nodes(tmp_path)
+    privacy = {"epsilon": 8.0, "expected_records": 250}
+    job = job_of(tmp_path, model={"kind": "trees"}, train={"rounds": 5, "quorum": 4}, privacy=privacy)
+    with Federation(tmp_path, job, seed="nodes") as federation:
+        nodes = [federation.start(name) for name in NAMES]
+        coordinator = federation.coordinator()
+        done = list(coordinator.rounds())
+        coordinator.finish(model=b"")
+        assert nodes[0].joining() is None
+    assert [one.number for one in done] == [1, 2, 3, 4, 5]
+    assert done[-1].epsilon == pytest.approx(8.0, rel=1e-6)
+    assert isinstance(done[-1].model.layers[0], Trees)
+    with pytest.raises(JobError, match="alone"):
+        pooled_model(job, load_data(job))
 
 
 @pytest.mark.parametrize(

@@ -262,8 +262,8 @@ class PrivateTrees(Encoding):
         """Return the offset that the first gradients lead to: the log odds of the second class.
 
         At an offset of 0 every residual is 1/2 less or more by the class alone, so their sum says how many records each
-        class has. Codes are not moved by it: far from the right offset all of them are pulled the same way, those
-        without records least, which would leave these apart from the others.
+        class has, but for long rows, which count less. Codes are not moved by it: far from the right offset all of them
+        are pulled the same way, those without records least, which would leave these apart from the others.
         """
         constant, line = scales.rows.constant, len(self._trended)
         unit = self._recipe.clip / RESIDUAL
