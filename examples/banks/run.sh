@@ -35,7 +35,7 @@ ask() {  # MODEL BACKEND: serve it, and let a fifth bank ask about today's payme
 
 echo "== train trees together with differential privacy, evaluate on payments that nobody trained on"
 train job
-grep "^share of the gain" job.out
+grep "^importance of columns" job.out
 
 echo "== what the model file says of itself"
 confide inspect out/fraud.confide --trust out/signing.pem.pub | head -n 1

@@ -169,8 +169,8 @@ def train(
         for silo in data.held if last.model.outputs == 1 and data.test.y.ndim == 1 else ():
             if alerts := alerts_in_words(last.model, silo.x, silo.y):
                 console.out.print(f"  {silo.name}: {len(silo.y)} records{alerts}")
-    if last.importance:
-        console.out.print(f"share of the gain: {importance_text(last.importance, 10)}")
+    if ranked := importance_text(last.importance, 10):
+        console.out.print(f"importance of columns: {ranked}")
     console.out.print(artifact.label.sentence())
     for path in output.written:
         console.out.print(f"wrote {path}")

@@ -107,7 +107,7 @@ def _checked(kit: ClientKit, wanted: str | None) -> Backend:
     if wanted is None and not backend.guarantee.hides("query", "server"):
         raise PrivacyError(
             f"Expected a backend that hides the query; this server's first choice, {kit.backend}, does not: "
-            f"name another one, or accept that with backend={kit.backend!r}"
+            f"accept that with backend={kit.backend!r} (--backend {kit.backend}), or name another that it serves"
         )
     claimed = {claim for claim in kit.guarantee.claims if claim.hidden_from == "server"}
     if not claimed <= backend.guarantee.claims:

@@ -125,7 +125,7 @@ class Encoding(ABC):
 
     @property
     def importance(self) -> Mapping[str, float]:
-        """Return what part of the model's gain each raw column has, all together 1; empty where nothing says so."""
+        """Return each raw column's part of what the model says, all together 1; empty where nothing says so."""
         return {}
 
     @property

@@ -64,13 +64,13 @@ def labelled(job: Job, data: Trained, done: Round[Graph], ledger: Ledger) -> Art
     label = label_of(job, data, done, head=ledger.append("model", fields))
     source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
     facts = {"job": job.job.name, "data": source}
-    if done.importance:
-        facts["importance"] = importance_text(done.importance)
+    if ranked := importance_text(done.importance):
+        facts["importance"] = ranked
     return Artifact(done.model, data.preprocess, label, facts)
 
 
 def importance_text(importance: Mapping[str, float], most: int = 20) -> str:
-    """Return the columns with the largest shares of the gain, largest first, in percent."""
+    """Return the columns with the largest parts, largest first, in percent; nothing if no column has one."""
     ranked = sorted(importance.items(), key=lambda pair: (-pair[1], pair[0]))[:most]
     return ", ".join(f"{name} {100 * share:.1f} %" for name, share in ranked if share > 0)
 

@@ -44,7 +44,7 @@ class Round(Generic[Model]):
         bytes_up, seconds: of each party, the servers included.
         epsilon: spent up to and including this round, or None.
         origin: where the secret randomness came from.
-        importance: what part of the model's gain each raw column has; empty where nothing says so.
+        importance: each raw column's part of what the model says, all together 1; empty where nothing says so.
     """
 
     number: int
