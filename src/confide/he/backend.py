@@ -18,11 +18,13 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
-from confide.he.encode import LARGEST_EXPONENT, Integers, normalise, quantise
-from confide.he.engine_seal import MlpClient, MlpServer
+from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
+from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.linear import LinearClient, LinearServer
 from confide.he.parameters import SECURITY_BITS
-from confide.he.plan import Network, Plan, Settings, make_plan, problems
+from confide.he.network import Network
+from confide.he.normalise import Ready
+from confide.he.plan import Plan, Settings, make_plan, problems, size_problem
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
 from confide.he.seal import Evaluation, PublicKeys, SecretKey
 from confide.he.setup import MAX_KEYS_BYTES, Owned, Registered, owned, setup_client, setup_server
@@ -69,7 +71,7 @@ class LinearReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     c1: Array
 
 
-class MlpReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NetworkReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Results of a network: outputs are 2^e times what the ciphertexts hold."""
 
     exponents: tuple[int, ...]
@@ -96,9 +98,9 @@ class ClientKit:
         return self.encode()
 
     @cached_property
-    def engine(self) -> LinearClient | MlpClient:
+    def engine(self) -> LinearClient | NetworkClient:
         """Return the client's half of the plan's engine."""
-        return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else MlpClient(self.plan)
+        return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else NetworkClient(self.plan)
 
     def secret(self, kept: Owned) -> SecretKey:
         """Return the secret key in `kept`, parsed once."""
@@ -113,17 +115,19 @@ class ServerKit:
     Args:
         plan: of the model's shape.
         net: the model.
+        ready: its scaled weights, for a `NetworkPlan`.
     """
 
-    def __init__(self, plan: Plan, net: Network) -> None:
+    def __init__(self, plan: Plan, net: Network, ready: Ready | None) -> None:
         self.plan = plan
-        self.engine: LinearServer | MlpServer
+        self.engine: LinearServer | NetworkServer
         layer = net.linear
         if isinstance(plan, LinearPlan):
             assert layer is not None
             self.engine = LinearServer(plan, quantise(layer, plan.fixed))
         else:
-            self.engine = MlpServer(plan, normalise(net.layers, plan.input_bound))
+            assert ready is not None
+            self.engine = NetworkServer(plan, ready)
         self.keys = Registered("he", self.parse_keys)
 
     def __repr__(self) -> str:
@@ -178,7 +182,7 @@ class Homomorphic(Backend):
 
     **Leaks**: `guarantee_for`.
 
-    Paper: `linear`, `plan_linear`, `plan_mlp`.
+    Paper: `linear`, `plan_linear`, `planner`.
     """
 
     name = "he"
@@ -191,6 +195,7 @@ class Homomorphic(Backend):
         self._settings = Settings(
             protect_model=protect_model, input_bound=float(input_bound), precision_bits=precision_bits
         )
+        self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
         self.guarantee = _guarantee(None, protect_model=protect_model)
 
     def guarantee_for(self, graph: Graph) -> Guarantee:
@@ -200,18 +205,31 @@ class Homomorphic(Backend):
 
     def plan(self, graph: Graph) -> Plan:
         """Return the public plan of a model; its text states parameters and layout. Raises ModelError with problems."""
-        found = self.check(graph)
-        plan = None if found else make_plan(Network.of(graph), self._settings)
-        if plan is None:
-            raise ModelError("Expected a model that he can run:\n" + "\n".join(map(str, found)))
-        return plan
+        return self._prepared(graph)[0]
+
+    def _prepared(self, graph: Graph) -> tuple[Plan, Ready | None]:
+        """Return the plan of a model and its scaled weights; the latest model's are kept, because planning takes long."""
+        if self._latest is None or self._latest[0] is not graph:
+            found = problems(graph, self._settings)
+            made = None if found else make_plan(Network.of(graph), self._settings)
+            if made is None:
+                lines = [*map(str, found)] or [str(size_problem(self._settings))]
+                raise ModelError("Expected a model that he can run:\n" + "\n".join(lines))
+            self._latest = graph, made
+        return self._latest[1]
 
     def check(self, graph: Graph) -> list[Problem]:
-        return problems(graph, self._settings)
+        found = problems(graph, self._settings)
+        if not found:
+            try:
+                self._prepared(graph)
+            except ModelError:
+                found = [size_problem(self._settings)]
+        return found
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        plan = self.plan(graph)
-        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(graph))}
+        plan, ready = self._prepared(graph)
+        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(graph), ready)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -260,7 +278,7 @@ def _ask(kit: ClientKit, x: Matrix, kept: Owned) -> Party:
     if isinstance(engine, LinearClient):
         y = _read_linear(engine, secret, answer, len(x))
     else:
-        y = _read_mlp(engine, secret, answer, len(x))
+        y = _read_network(engine, secret, answer, len(x))
     return sigmoid(y) if kit.plan.sigmoid else y
 
 
@@ -274,8 +292,8 @@ def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int
     return plan.fixed.outputs(engine.decrypt(secret, c0, c1, rows), exponents)
 
 
-def _read_mlp(engine: MlpClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
-    reply = decode(body, MlpReply, max_bytes=_MAX_QUERY_BYTES)
+def _read_network(engine: NetworkClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
+    reply = decode(body, NetworkReply, max_bytes=_MAX_QUERY_BYTES)
     exponents = _exponents(reply.exponents, engine.plan.outputs)
     if len(reply.ciphertexts) != rows:
         raise ProtocolError("Expected one ciphertext for each row")
@@ -302,7 +320,7 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness) -> Party:
     else:
         if len(query.ciphertexts) != query.rows or not query.rows:
             raise ProtocolError("Expected one ciphertext for each row")
-        reply = MlpReply(exponents, engine.answer(keys, query.ciphertexts))
+        reply = NetworkReply(exponents, engine.answer(keys, query.ciphertexts))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))
     return query.rows
 
