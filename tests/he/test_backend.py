@@ -7,9 +7,9 @@ import pytest
 from confide.errors import DataError, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary
 from confide.he import Homomorphic
-from confide.he.backend import ClientKit, LinearReply, MlpReply, Query
+from confide.he.backend import ClientKit, LinearReply, NetworkReply, Query
 from confide.he.plan_linear import LinearPlan
-from confide.he.plan_mlp import MlpPlan
+from confide.he.plan_network import NetworkPlan
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from confide.wire import Array, alter, decode, encode
 from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
@@ -24,7 +24,7 @@ def test_the_plan_is_chosen_by_the_model():
     backend = Homomorphic()
     assert isinstance(backend.plan(logistic(1, 30)), LinearPlan)
     assert isinstance(backend.plan(Graph((linear(1, 4, 9), linear(2, 3, 4)))), LinearPlan)
-    assert isinstance(backend.plan(mlp(1, 30, 16, 1)), MlpPlan)
+    assert isinstance(backend.plan(mlp(1, 30, 16, 1)), NetworkPlan)
 
 
 def test_precision_is_what_was_asked_for():
@@ -238,7 +238,7 @@ def test_odd_mlp_replies_are_refused(change):
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
 
     def altered(body: bytes) -> bytes:
-        return encode(msgspec.structs.replace(decode(body, MlpReply, max_bytes=1 << 28), **change))
+        return encode(msgspec.structs.replace(decode(body, NetworkReply, max_bytes=1 << 28), **change))
 
     assert isinstance(reply_of(pair, corners(1, 6), altered), ProtocolError)
 

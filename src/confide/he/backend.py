@@ -21,9 +21,9 @@ from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.linear import LinearClient, LinearServer
-from confide.he.parameters import SECURITY_BITS
 from confide.he.network import Network
 from confide.he.normalise import Ready
+from confide.he.parameters import SECURITY_BITS
 from confide.he.plan import Plan, Settings, make_plan, problems, size_problem
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
 from confide.he.seal import Evaluation, PublicKeys, SecretKey

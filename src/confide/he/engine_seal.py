@@ -103,7 +103,9 @@ class NetworkServer:
         self._query = self.context.form(limbs=limbs, ntt=True, scale=2.0**plan.scale_bits)
         self._encoded = [self._encode(number, part) for number, part in enumerate(ready.parts)]
         sources = [source for stage in plan.stages for source in stage.sources]
-        self._last_use = {source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources}
+        self._last_use = {
+            source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources
+        }
 
     def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes]) -> tuple[bytes, ...]:
         """Return one reply per row.
@@ -207,9 +209,7 @@ class NetworkServer:
         self._divide(number, product, stage.drops)
         return product
 
-    def _combine(
-        self, number: int, stage: Combined, encoded: _Combination, terms: Sequence[Ciphertext]
-    ) -> Ciphertext:
+    def _combine(self, number: int, stage: Combined, encoded: _Combination, terms: Sequence[Ciphertext]) -> Ciphertext:
         read = [self.plan.registers[source] for source in stage.terms]
         limbs, scale = min(register.limbs for register in read), product_scale(stage, read)
         total: Ciphertext | None = None

@@ -84,9 +84,7 @@ def _mapped(
     return found, float(partial.max())
 
 
-def _combined(
-    stage: Combined, part: Constants, read: Sequence[Matrix], slots: Sequence[float]
-) -> tuple[Matrix, float]:
+def _combined(stage: Combined, part: Constants, read: Sequence[Matrix], slots: Sequence[float]) -> tuple[Matrix, float]:
     error, most = np.zeros(1), abs(part.offset)
     for factor, term, largest in zip(part.factors, read, slots, strict=True):
         error = error + abs(factor) * term + largest * 2.0**-stage.weight_bits

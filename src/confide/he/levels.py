@@ -44,6 +44,11 @@ def headrooms(stages: Sequence[Stage], cap_bits: float) -> list[float]:
             case Combined():
                 room = max(bits) + math.log2(len(bits))
         found.append(min(room, cap_bits))
+    for number in reversed(range(len(stages))):
+        stage = stages[number]
+        if isinstance(stage, Multiplied):  # nothing is scaled down after a product, so its factors are
+            for source in stage.sources:
+                found[source] = min(found[source], found[number + 1] / 2)
     return found
 
 
@@ -113,7 +118,9 @@ def least_bits(
     return spent[-1] + scale_bits + rooms[-1] + SLACK_BITS
 
 
-def scheduled(parameters: Parameters, scale_bits: int, stages: Sequence[Stage], precision_bits: float) -> tuple[Stage, ...]:
+def scheduled(
+    parameters: Parameters, scale_bits: int, stages: Sequence[Stage], precision_bits: float
+) -> tuple[Stage, ...]:
     """Return the stages with scales of weights and divisions; they may still not fit (`fits`).
 
     Args:

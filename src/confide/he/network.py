@@ -151,7 +151,10 @@ def composed(first: LinearMap, second: LinearMap) -> LinearMap | None:
         return None
     padding = before.padding
     if any(after.padding):
-        whole = all((size - kernel) % step == 0 for size, kernel, step in zip(before.image, before.kernel, before.stride, strict=True))
+        whole = all(
+            (size - kernel) % step == 0
+            for size, kernel, step in zip(before.image, before.kernel, before.stride, strict=True)
+        )
         if any(padding) or first.bias.any() or not whole:
             return None  # zeros around the map between them are no zeros around the image
         padding = tuple(pad * before.stride[place % 2] for place, pad in enumerate(after.padding))

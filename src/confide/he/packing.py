@@ -177,7 +177,9 @@ def diagonal(weights: Weights, results: Indices, inputs: Indices, rotation: int)
     return weights(results, np.roll(inputs, -rotation))
 
 
-def simulate(weights: Weights, rotations: Rotations, results: Indices, inputs: Indices, x: NDArray[np.float64]) -> NDArray[np.float64]:
+def simulate(
+    weights: Weights, rotations: Rotations, results: Indices, inputs: Indices, x: NDArray[np.float64]
+) -> NDArray[np.float64]:
     """Return what the slots hold after the map, computed in the clear as the engine would: its specification.
 
     Args:

@@ -31,7 +31,6 @@ from confide.model.graph import (
     Relu,
     Residual,
     Sigmoid,
-    Square,
     Tanh,
 )
 from confide.model.trees import Trees
