@@ -174,7 +174,7 @@ def _exchanged(u: Matrix, wanted: Matrix, degree: int) -> Matrix:
         error = wanted - basis @ solved[:-1]
         largest = float(np.abs(error).max())
         if largest < least:
-            best, least = solved[:-1], largest
+            best, least = np.asarray(solved[:-1], np.float64), largest
         if largest <= abs(float(solved[-1])) * (1 + _ENOUGH):
             break
         at = _peaks(error, count)
