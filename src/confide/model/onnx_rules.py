@@ -329,8 +329,8 @@ def _batch_norm(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
 # --- elementwise ------------------------------------------------------------------------------------------------------
 
 
-def _elementwise(layer: Item) -> Rule:
-    return lambda node, values: _signal(node, values, 1).then(type(layer)())  # a new one: branches tell them apart
+def _elementwise(make: Callable[[], Item]) -> Rule:
+    return lambda node, values: _signal(node, values, 1).then(make())  # a new one: branches tell them apart
 
 
 def _gelu_rule(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
@@ -519,7 +519,7 @@ _RULES: Mapping[str, Rule] = {
     "DequantizeLinear": _dequantized,
     "Div": _div,
     "Dropout": _dropout,
-    "Erf": _elementwise(Erf()),
+    "Erf": _elementwise(Erf),
     "Flatten": _flatten,
     "Gelu": _gelu_rule,
     "Gemm": _gemm,
@@ -529,11 +529,11 @@ _RULES: Mapping[str, Rule] = {
     "Mul": _mul,
     "Pow": _power,
     "ReduceMean": _mean,
-    "Relu": _elementwise(Relu()),
+    "Relu": _elementwise(Relu),
     "Reshape": _reshape,
-    "Sigmoid": _elementwise(Sigmoid()),
+    "Sigmoid": _elementwise(Sigmoid),
     "Sub": _sub,
-    "Tanh": _elementwise(Tanh()),
+    "Tanh": _elementwise(Tanh),
     "Transpose": _transpose,
     "TreeEnsemble": _trees,
 }
