@@ -110,7 +110,7 @@ class Registered:
     def __init__(self, backend: str, parse: Callable[[bytes], object], *, loaded: LoadedKeys | None = None) -> None:
         self._backend = backend
         self._parse = parse
-        self.loaded = loaded or LoadedKeys()
+        self.loaded = LoadedKeys() if loaded is None else loaded
 
     def get(self, key_id: str, store: Store) -> object:
         """Return the keys called `key_id`. Raises ProtocolError if the store does not have them (any more)."""
