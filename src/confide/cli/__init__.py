@@ -257,6 +257,8 @@ def serve(
         label=artifact.label,
         backends=tuple(_backend(name, open_model) for name in dict.fromkeys(backend)),
         preprocess=artifact.preprocess.encode(),
+        link=artifact.link,
+        statement=artifact.statement,
     )
     server = create_app(
         [served],
