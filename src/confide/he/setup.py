@@ -15,6 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from confide.errors import ProtocolError, UsageError
+from confide.he.loaded import LoadedKeys
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 #: Largest upload that is read; drivers may allow less.
@@ -103,33 +104,36 @@ def owned(backend: str, kit: bytes, store: Store) -> Owned:
 
 
 class Registered:
-    """The clients' public keys as a server kit uses them: parsed once, the latest few kept.
+    """The clients' public keys as a server kit uses them: parsed once, and kept while there is room.
 
     Args:
         backend: the registry name.
         parse: turns an upload into what the kit works with.
-        most: how many are kept.
+        loaded: where parsed keys are kept; a server sets one for all its kits.
     """
 
-    def __init__(self, backend: str, parse: Callable[[bytes], object], *, most: int = 8) -> None:
+    def __init__(self, backend: str, parse: Callable[[bytes], object], *, loaded: LoadedKeys | None = None) -> None:
         self._backend = backend
         self._parse = parse
-        self._most = most
-        self._kept: dict[str, object] = {}
+        self.loaded = loaded or LoadedKeys()
 
     def get(self, key_id: str, store: Store) -> object:
         """Return the keys called `key_id`. Raises ProtocolError if the store does not have them (any more)."""
-        known = len(key_id) == 64 and store.get(f"{self._backend}/known/{key_id}") is not None
-        kept = self._kept.pop(key_id, None)
-        if known and kept is None:
+
+        def load() -> tuple[object, int]:
             body = store.get(f"{self._backend}/keys/{key_id}")
-            kept = None if body is None else self._parse(body)
-        if not known or kept is None:
-            raise ProtocolError("Expected the id of keys that are here; set up first")
-        self._kept[key_id] = kept
-        for oldest in list(self._kept)[: -self._most]:
-            self._kept.pop(oldest, None)
-        return kept
+            if body is None:
+                raise _not_here()
+            return self._parse(body), len(body)
+
+        if len(key_id) != 64 or store.get(f"{self._backend}/known/{key_id}") is None:
+            self.loaded.forget(self, key_id)
+            raise _not_here()
+        return self.loaded.get(self, key_id, load)
+
+
+def _not_here() -> ProtocolError:
+    return ProtocolError("Expected the id of keys that are here; set up first")
 
 
 def _path(backend: str, kit: bytes) -> str:

@@ -222,7 +222,12 @@ def load(path: str | Path, *, trust: bytes | None = None) -> Artifact:
         IntegrityError: as in `decode`.
         MissingExtra: `onnx` is not installed.
     """
-    return decode(_read(Path(path), _LARGEST_FILE_BYTES, "model"), trust=trust, where=str(path))
+    return decode(read(path), trust=trust, where=str(path))
+
+
+def read(path: str | Path) -> bytes:
+    """Return a model file's bytes, for `decode`. Raises ModelError if the file is absent or too large."""
+    return _read(Path(path), _LARGEST_FILE_BYTES, "model")
 
 
 def decode(body: bytes, *, trust: bytes | None, where: str = "the model") -> Artifact:
