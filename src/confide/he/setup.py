@@ -3,7 +3,8 @@
     client -> server   {backend}/keys     the public keys, whose SHA-256 is the key id
     server -> client   {backend}/key-id   the id, once the keys are in the server's store
 
-Setting up again with the same store sends the same keys again, so a crash in between costs nothing but a repeat.
+Small public keys stay beside the secret, and setting up again sends the same ones. Large ones are not kept twice:
+setting up again makes a new pair, which costs less than their bytes at every start and leaves nothing that links both.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from confide.wire import Message, Party, Step, Store, decode, encode
 
 #: Largest upload that is read; drivers may allow less.
 MAX_KEYS_BYTES = 1 << 30
+
+#: Largest public keys that a client keeps beside its secret key.
+KEPT_PUBLIC_BYTES = 1 << 20
 
 
 class Owned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -48,7 +52,7 @@ def key_id_of(body: bytes) -> str:
 
 
 def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes]], store: Store) -> Party:
-    """Return the client's party: makes keys unless the store has some, sends the public ones, returns their id.
+    """Return the client's party: makes keys unless the store has both halves, sends the public one, returns its id.
 
     Args:
         backend: the registry name.
@@ -63,7 +67,8 @@ def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes
     changes: dict[str, bytes | None] = {}
     if saved is None or body is None:
         secret, body = make()
-        changes = {f"{path}/secret": encode(Owned(key_id_of(body), secret)), f"{path}/keys": body}
+        changes = {f"{path}/secret": encode(Owned(key_id_of(body), secret))}
+        changes[f"{path}/keys"] = body if len(body) <= KEPT_PUBLIC_BYTES else None
     message = Message("client", "server", f"{backend}/keys", body)
     received = yield Step(send=(message,), save=changes, await_tag=f"{backend}/key-id", wait_for=("server",))
     reply = decode(received["server"].body, KeyId, max_bytes=256)
