@@ -7,11 +7,11 @@ import pytest
 from confide.errors import DataError, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary
 from confide.he import Homomorphic
-from confide.he.backend import ClientKit, LinearReply, MlpReply, Query
+from confide.he.backend import ClientKit, LinearReply, NetworkReply, Query
 from confide.he.envelope import SealedQuery
 from confide.he.packed import packed_bytes
 from confide.he.plan_linear import LinearPlan
-from confide.he.plan_mlp import MlpPlan
+from confide.he.plan_network import NetworkPlan
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from confide.wire import alter, decode, encode
 from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
@@ -26,7 +26,7 @@ def test_the_plan_is_chosen_by_the_model():
     backend = Homomorphic()
     assert isinstance(backend.plan(logistic(1, 30)), LinearPlan)
     assert isinstance(backend.plan(Graph((linear(1, 4, 9), linear(2, 3, 4)))), LinearPlan)
-    assert isinstance(backend.plan(mlp(1, 30, 16, 1)), MlpPlan)
+    assert isinstance(backend.plan(mlp(1, 30, 16, 1)), NetworkPlan)
 
 
 def test_precision_is_what_was_asked_for():
@@ -265,14 +265,14 @@ def test_the_control_such_a_reply_as_it_is():
     assert not altered_struct(pair, corners(1, 6), "he/reply", LinearReply)
     assert not altered_struct(pair, corners(1, 6), "he/reply", LinearReply, c1=bytes(C1))  # of the right form
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
-    assert not altered_struct(pair, corners(1, 6), "he/reply", MlpReply)
+    assert not altered_struct(pair, corners(1, 6), "he/reply", NetworkReply)
     assert not altered_struct(pair, corners(1, 6), "he/query", Query)
 
 
 @pytest.mark.parametrize("change", [{"exponents": ()}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}])
 def test_odd_mlp_replies_are_refused(change):
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
-    assert isinstance(altered_struct(pair, corners(1, 6), "he/reply", MlpReply, **change)["client"], ProtocolError)
+    assert isinstance(altered_struct(pair, corners(1, 6), "he/reply", NetworkReply, **change)["client"], ProtocolError)
 
 
 @pytest.mark.parametrize("rows", [0, 2, -1])

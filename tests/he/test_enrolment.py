@@ -13,7 +13,7 @@ import confide.he.envelope
 import confide.he.setup
 from confide.errors import KeysExpired, ProtocolError, UsageError
 from confide.he import Homomorphic
-from confide.he.backend import LinearReply, MlpReply, Query
+from confide.he.backend import LinearReply, NetworkReply, Query
 from confide.he.enrolment import LONGEST_SECONDS, SKEW_SECONDS, Dates, Enrolment
 from confide.he.envelope import SealedQuery, SealedReply
 from confide.he.parameters import Parameters
@@ -128,7 +128,7 @@ def test_lifetimes_are_checked(seconds):
 
 # --- what never travels -----------------------------------------------------------------------------------------------
 
-MESSAGES = (Enrolment, KeyId, SealedQuery, SealedReply, Query, LinearReply, MlpReply, PublicKeys)
+MESSAGES = (Enrolment, KeyId, SealedQuery, SealedReply, Query, LinearReply, NetworkReply, PublicKeys)
 STORED = {"Owned", "_Kept", "Known", "Dates", "_Public", "_Rows"}  # a store's, parts of others, the public kit
 
 
@@ -163,7 +163,7 @@ def test_the_messages_above_are_all_there_are():
         kind.__name__
         for kind in structs(confide.he.backend, confide.he.enrolment, confide.he.envelope, confide.he.setup)
     }
-    plans = {"LinearPlan", "MlpPlan", "NetworkPlan", "Parameters", "Needs", "FixedPoint", "Blocks"}
+    plans = {"LinearPlan", "NetworkPlan", "Parameters", "Needs", "FixedPoint", "Blocks"}
     assert names - plans <= {kind.__name__ for kind in MESSAGES} | STORED
 
 

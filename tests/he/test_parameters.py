@@ -112,9 +112,8 @@ def test_a_square_of_a_prime_is_refused():
         msgspec.structs.replace(GOOD, primes=(prime * prime,)).checked()
 
 
-def test_switching_keys_takes_a_special_prime_as_long_as_the_others():
+def test_switching_keys_takes_a_special_prime():
     ckks = {"scheme": "ckks", "degree": 8192}
-    Parameters(**ckks, primes=ntt_primes(8192, (40, 40, 40))).check_switching()
-    for bits in ((50, 40, 49), (50,)):
-        with pytest.raises(ProtocolError, match="special"):
-            Parameters(**ckks, primes=ntt_primes(8192, bits)).check_switching()
+    Parameters(**ckks, primes=ntt_primes(8192, (40, 40))).check_switching()
+    with pytest.raises(ProtocolError, match="special"):
+        Parameters(**ckks, primes=ntt_primes(8192, (50,))).check_switching()

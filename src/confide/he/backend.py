@@ -23,8 +23,8 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import KeysExpired, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
-from confide.he.encode import LARGEST_EXPONENT, Integers, normalise, quantise
-from confide.he.engine_seal import MlpClient, MlpServer
+from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
+from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.enrolment import (
     LIFETIME_SECONDS,
     LONGEST_SECONDS,
@@ -38,11 +38,13 @@ from confide.he.enrolment import (
 )
 from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
 from confide.he.linear import LinearClient, LinearServer
+from confide.he.network import Network
+from confide.he.normalise import Ready
 from confide.he.packed import pack, packed_bytes, unpack
 from confide.he.parameters import SECURITY_BITS
-from confide.he.plan import Network, Plan, Settings, make_plan, problems
+from confide.he.plan import Plan, Settings, make_plan, problems, size_problem
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
-from confide.he.publish import MOST_PUBLICATIONS, PUBLICATIONS, Decrypted, may_publish, reserve, used_up
+from confide.he.publish import Decrypted, Publications, may_publish, reserve, used_up
 from confide.he.seal import Evaluation, SecretKey
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
 from confide.ideal import Backend, Kit, Matrix
@@ -57,6 +59,7 @@ _MAX_QUERY_BYTES = 1 << 28
 _REPLY_HEAD_BYTES = 256
 _SEALED_BYTES = 256
 _MOST_CIPHERTEXTS = 1 << 16
+_PUBLICATIONS = Publications()
 
 _Exponents = Annotated[tuple[int, ...], msgspec.Meta(max_length=1 << 14)]
 _CIPHERTEXT_HEAD_BYTES = 256
@@ -89,7 +92,7 @@ class LinearReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     c1: bytes
 
 
-class MlpReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NetworkReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Results of a network: outputs are 2^e times what the ciphertexts hold, which is off by at most 2^`error_bits`."""
 
     exponents: _Exponents
@@ -117,9 +120,9 @@ class ClientKit:
         return self.encode()
 
     @cached_property
-    def engine(self) -> LinearClient | MlpClient:
+    def engine(self) -> LinearClient | NetworkClient:
         """Return the client's half of the plan's engine."""
-        return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else MlpClient(self.plan)
+        return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else NetworkClient(self.plan)
 
     def keys(self, kept: Owned) -> Mine:
         """Return the keys in `kept`, parsed once."""
@@ -134,17 +137,19 @@ class ServerKit:
     Args:
         plan: of the model's shape.
         net: the model.
+        ready: its scaled weights, for a `NetworkPlan`.
     """
 
-    def __init__(self, plan: Plan, net: Network) -> None:
+    def __init__(self, plan: Plan, net: Network, ready: Ready | None) -> None:
         self.plan = plan
-        self.engine: LinearServer | MlpServer
+        self.engine: LinearServer | NetworkServer
         layer = net.linear
         if isinstance(plan, LinearPlan):
             assert layer is not None
             self.engine = LinearServer(plan, quantise(layer, plan.fixed))
         else:
-            self.engine = MlpServer(plan, normalise(net.layers, plan.input_bound))
+            assert ready is not None
+            self.engine = NetworkServer(plan, ready)
         self.keys = Registered("he", self.parse_keys)
         self.public = ClientKit(plan).encode()
 
@@ -181,8 +186,8 @@ def _reply_bytes(plan: Plan, rows: int) -> int:
     if isinstance(plan, LinearPlan):
         count = plan.blocks.ciphertexts(rows) * plan.blocks.products
         size = packed_bytes(primes, rows=1, count=rows * plan.outputs) + packed_bytes(primes, rows=count, count=degree)
-    else:  # at the last prime
-        size = rows * (packed_bytes(primes[:1], rows=2, count=degree) + _CIPHERTEXT_HEAD_BYTES)
+    else:
+        size = rows * (packed_bytes(primes[: plan.reply_limbs], rows=2, count=degree) + _CIPHERTEXT_HEAD_BYTES)
     return size + 3 * plan.outputs + _REPLY_HEAD_BYTES + _SEALED_BYTES
 
 
@@ -197,7 +202,7 @@ class Homomorphic(Backend):
         precision_bits: outputs may be off by 2^-precision_bits of their range over that box; the planner takes the
             smallest parameters that reach it and the best precision that those allow.
         key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
-        publications: rows that a client may publish under one key (`publish`).
+        publications: what a client may publish under one key (`publish`).
         clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
@@ -207,7 +212,7 @@ class Homomorphic(Backend):
 
     **Leaks**: `guarantee_for`.
 
-    Paper: `linear`, `plan_linear`, `plan_mlp`.
+    Paper: `linear`, `plan_linear`, `planner`.
     """
 
     name = "he"
@@ -219,7 +224,7 @@ class Homomorphic(Backend):
         input_bound: float = 1.0,
         precision_bits: int = 10,
         key_lifetime_seconds: int = LIFETIME_SECONDS,
-        publications: int = PUBLICATIONS,
+        publications: Publications = _PUBLICATIONS,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < input_bound < math.inf:
@@ -229,13 +234,12 @@ class Homomorphic(Backend):
         if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
             raise UsageError(f"Expected key_lifetime_seconds={key_lifetime_seconds} from 1 to {LONGEST_SECONDS}")
         self._lifetime_seconds = key_lifetime_seconds
-        if not 1 <= publications <= MOST_PUBLICATIONS:
-            raise UsageError(f"Expected publications={publications} from 1 to {MOST_PUBLICATIONS}")
         self._publications = publications
         self._clock = clock
         self._settings = Settings(
             protect_model=protect_model, input_bound=float(input_bound), precision_bits=precision_bits
         )
+        self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
         self.guarantee = _guarantee(None, protect_model=protect_model)
 
     def guarantee_for(self, graph: Graph) -> Guarantee:
@@ -245,18 +249,31 @@ class Homomorphic(Backend):
 
     def plan(self, graph: Graph) -> Plan:
         """Return the public plan of a model; its text states parameters and layout. Raises ModelError with problems."""
-        found = self.check(graph)
-        plan = None if found else make_plan(Network.of(graph), self._settings)
-        if plan is None:
-            raise ModelError("Expected a model that he can run:\n" + "\n".join(map(str, found)))
-        return plan
+        return self._prepared(graph)[0]
+
+    def _prepared(self, graph: Graph) -> tuple[Plan, Ready | None]:
+        """Return the plan of a model and its scaled weights; the latest model's are kept, because planning takes long."""
+        if self._latest is None or self._latest[0] is not graph:
+            found = problems(graph, self._settings)
+            made = None if found else make_plan(Network.of(graph), self._settings)
+            if made is None:
+                lines = [*map(str, found)] or [str(size_problem(self._settings))]
+                raise ModelError("Expected a model that he can run:\n" + "\n".join(lines))
+            self._latest = graph, made
+        return self._latest[1]
 
     def check(self, graph: Graph) -> list[Problem]:
-        return problems(graph, self._settings)
+        found = problems(graph, self._settings)
+        if not found:
+            try:
+                self._prepared(graph)
+            except ModelError:
+                found = [size_problem(self._settings)]
+        return found
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        plan = self.plan(graph)
-        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(graph))}
+        plan, ready = self._prepared(graph)
+        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(graph), ready)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -284,7 +301,7 @@ class Homomorphic(Backend):
         )
 
     def _current(self, kept: Owned, store: Store, now: float) -> bool:
-        return current(kept, now) and may_publish(self.name, kept.key_id, store, most=self._publications)
+        return current(kept, now) and may_publish(self.name, kept.key_id, store, self._publications)
 
     def predict(self, role: str, kit: Kit, x: Matrix | None, store: Store, rng: Randomness) -> Party:
         now = self._clock()
@@ -308,9 +325,8 @@ class Homomorphic(Backend):
         client = _client("client", kit)
         if isinstance(client.plan, LinearPlan):
             return self.predict("client", kit, x, store, rng)
-        most = self._publications
         keys = client.keys(owned(self.name, client.encoded, store)).checked(self._clock())
-        return _ask_counted(client, x, keys, store, rng, most)
+        return _ask_counted(client, x, keys, store, rng, self._publications)
 
 
 def _client(role: str, kit: Kit) -> ClientKit:
@@ -327,17 +343,17 @@ def _private(result: Matrix | Decrypted) -> Matrix:
     return result.private() if isinstance(result, Decrypted) else result
 
 
-def _ask_counted(kit: ClientKit, x: Matrix, keys: Mine, store: Store, rng: Randomness, most: int) -> Party:
+def _ask_counted(kit: ClientKit, x: Matrix, keys: Mine, store: Store, rng: Randomness, allowed: Publications) -> Party:
     name = Homomorphic.name
     try:
-        save = reserve(name, keys.key_id, store, rows=len(x), most=most)
+        save = reserve(name, keys.key_id, store, rows=len(x), allowed=allowed)
     except KeysExpired:
-        yield Step(save=used_up(name, keys.key_id, most=most))
+        yield Step(save=used_up(name, keys.key_id, allowed))
         raise
     yield Step(save=save)
 
     def release(result: Matrix | Decrypted) -> Matrix:
-        return result.publish(most, rng) if isinstance(result, Decrypted) else result
+        return result.publish(allowed, rng) if isinstance(result, Decrypted) else result
 
     return (yield from _ask(kit, x, keys, rng, release=release))
 
@@ -355,10 +371,10 @@ def _ask(
     return release(_read(kit.engine, keys.secret, keys.channel.answer(query, sealed), len(x)))
 
 
-def _read(engine: LinearClient | MlpClient, secret: SecretKey, body: bytes, rows: int) -> Matrix | Decrypted:
+def _read(engine: LinearClient | NetworkClient, secret: SecretKey, body: bytes, rows: int) -> Matrix | Decrypted:
     if isinstance(engine, LinearClient):
         return _read_linear(engine, secret, body, rows)
-    return _read_mlp(engine, secret, body, rows)
+    return _read_network(engine, secret, body, rows)
 
 
 def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
@@ -373,9 +389,9 @@ def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int
     return sigmoid(y) if plan.sigmoid else y
 
 
-def _read_mlp(engine: MlpClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
+def _read_network(engine: NetworkClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
     plan = engine.plan
-    reply = decode(body, MlpReply, max_bytes=_MAX_QUERY_BYTES)
+    reply = decode(body, NetworkReply, max_bytes=_MAX_QUERY_BYTES)
     exponents = _exponents(reply.exponents, plan.outputs)
     if len(reply.ciphertexts) != rows:
         raise ProtocolError("Expected one ciphertext for each row")
@@ -412,13 +428,13 @@ def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Rand
         return LinearReply(exponents, pack(c0.reshape(len(primes), -1), primes), pack(c1, primes))
     if len(query.ciphertexts) != rows or not rows:
         raise ProtocolError("Expected one ciphertext for each row")
-    return MlpReply(exponents, _error_bits(engine), engine.answer(keys, query.ciphertexts))
+    return NetworkReply(exponents, _error_bits(engine), engine.answer(keys, query.ciphertexts))
 
 
-def _error_bits(engine: MlpServer) -> int:
-    """Return a power of two above every output's error in normalised units: by the model alone, not by a query."""
+def _error_bits(engine: NetworkServer) -> int:
+    """Return a power of two above every output's error in units of the last stage: by the model, not by a query."""
     largest = float(np.ldexp(engine.error, -engine.exponents).max())
-    return min(0, math.ceil(math.log2(largest)))
+    return min(0, math.ceil(math.log2(largest))) if math.isfinite(largest) else 0  # 0: nothing to publish from
 
 
 # --- guarantees -------------------------------------------------------------------------------------------------------

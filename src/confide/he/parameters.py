@@ -114,14 +114,12 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         return self
 
     def check_switching(self) -> None:
-        """Refuse parameters under which switching a key would bury the result in noise.
+        """Refuse parameters under which no key can be switched. Raises ProtocolError without a special prime.
 
-        Raises:
-            ProtocolError: the special prime is missing, or shorter than a data prime.
+        How long it is decides about noise, which a plan's error accounts for, and not about security.
         """
-        longest = max(prime.bit_length() for prime in self.data_primes)
-        if len(self.primes) < 2 or self.special.bit_length() < longest:
-            raise ProtocolError("Expected a special prime at least as long as the data primes")
+        if len(self.primes) < 2:
+            raise ProtocolError("Expected a special prime beside the data primes, to switch keys")
 
     def __str__(self) -> str:
         bits = "+".join(str(prime.bit_length()) for prime in self.primes)

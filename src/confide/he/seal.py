@@ -33,6 +33,9 @@ from confide.he.seal_format import (
     write_plaintext,
 )
 
+#: The "rotation" that conjugates every slot, by SEAL's convention.
+CONJUGATION = 0
+
 _REFUSED = (RuntimeError, ValueError, TypeError)  # how SEAL says no
 
 
@@ -132,7 +135,7 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Args:
         encryption: a public key, for fresh encryptions of zero.
         relinearisation: a key for squares.
-        steps: rotations, in slots to the left, all different.
+        steps: rotations, in slots to the left, all different; `CONJUGATION` is one.
     """
 
     encryption: bool = False
@@ -189,6 +192,10 @@ class Evaluation:
     def rotate(self, cipher: Ciphertext, step: int) -> Ciphertext:
         """Return `cipher` with slot i + step in slot i."""
         return Ciphertext(self._context.evaluator.rotate_vector(cipher.value, step, self._rotation))
+
+    def conjugate(self, cipher: Ciphertext) -> Ciphertext:
+        """Return `cipher` with the complex conjugate of each slot."""
+        return Ciphertext(self._context.evaluator.complex_conjugate(cipher.value, self._rotation))
 
 
 class Context:
@@ -263,8 +270,9 @@ class Context:
             raise ProtocolError("Expected a secret key of these parameters in the store; set up again") from None
 
     def galois_index(self, step: int) -> int:
-        """Return where SEAL stores the key of the rotation by `step` slots to the left."""
-        return (pow(3, step, 2 * self.parameters.degree) - 1) // 2
+        """Return where SEAL stores the key of the rotation by `step` slots to the left, or of the conjugation."""
+        degree = self.parameters.degree
+        return degree - 1 if step == CONJUGATION else (pow(3, step, 2 * degree) - 1) // 2
 
     # --- ciphertexts and bytes ----------------------------------------------------------------------------------------
 
@@ -311,12 +319,23 @@ class Context:
         """Return the coefficients of a BFV plaintext, each in [0, t), shape (N,)."""
         return read_plaintext(plain.value.to_bytes(), self.parameters.degree)
 
-    def encode(self, slots: NDArray[np.float64], *, limbs: int, scale: float) -> Plaintext:
-        """Return the CKKS plaintext with these slots, shape (N/2,), at the level with `limbs` primes."""
+    def encode(
+        self, slots: NDArray[np.float64] | NDArray[np.complex128] | float, *, limbs: int, scale: float
+    ) -> Plaintext:
+        """Return the CKKS plaintext with these slots, shape (N/2,), or one number in all, at `limbs` primes."""
         assert self._encoder is not None
-        plain = self._encoder.encode(np.ascontiguousarray(slots, np.float64), scale)
+        if isinstance(slots, float):
+            plain = self._encoder.encode(slots, scale)
+        elif np.iscomplexobj(slots):
+            plain = self._encoder.encode_complex(np.ascontiguousarray(slots, np.complex128), scale)
+        else:
+            plain = self._encoder.encode(np.ascontiguousarray(slots, np.float64), scale)
         self.evaluator.mod_switch_to_inplace(plain, self._ids[limbs])
         return Plaintext(plain)
+
+    def is_nonzero(self, plain: Plaintext) -> bool:
+        """Return whether a plaintext holds anything."""
+        return not plain.value.is_zero()
 
     def decode(self, plain: Plaintext) -> NDArray[np.float64]:
         """Return the slots of a CKKS plaintext, shape (N/2,)."""
@@ -348,6 +367,18 @@ class Context:
     def add_plain(self, cipher: Ciphertext, plain: Plaintext) -> None:
         """Add `plain` to `cipher`, in place."""
         self.evaluator.add_plain_inplace(cipher.value, plain.value)
+
+    def times(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
+        """Return the product of two, three polynomials until it is relinearised."""
+        if cipher is other:
+            return Ciphertext(self.evaluator.square(cipher.value))
+        return Ciphertext(self.evaluator.multiply(cipher.value, other.value))
+
+    def switch(self, cipher: Ciphertext, *, limbs: int) -> Ciphertext:
+        """Return `cipher` at the level with `limbs` primes, itself if it is there already; its scale stays."""
+        if cipher.value.parms_id() == self._ids[limbs]:
+            return cipher
+        return Ciphertext(self.evaluator.mod_switch_to(cipher.value, self._ids[limbs]))
 
     def square(self, cipher: Ciphertext) -> None:
         """Square, in place: three polynomials until it is relinearised."""

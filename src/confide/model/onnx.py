@@ -99,6 +99,8 @@ def to_onnx(graph: Graph) -> bytes:
             case Trees():
                 made, held = onnx_trees.to_nodes(layer, tensor, out, number, onnx)
                 nodes, initializers = nodes + made, initializers + held
+            case _:
+                raise ModelError(f"Expected a layer that ONNX export knows, got {type(layer).__name__}")
         tensor = out
     double = onnx.TensorProto.DOUBLE
     body = make.make_graph(
