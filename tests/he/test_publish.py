@@ -20,6 +20,7 @@ from he.oracle import Pair, corners, logistic, mlp, ready
 RNG = SystemRandomness()
 EIGHT = Publications(rows=8)
 PRECISE = Homomorphic(precision_bits=26, publications=EIGHT)
+GRAPH = mlp(1, 4, 2, 1)
 PAIR = ready(PRECISE, GRAPH)
 
 

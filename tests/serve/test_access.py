@@ -11,7 +11,6 @@ from confide.errors import UsageError
 from confide.serve.access import ApiKeys, Quota, RateLimit, hash_api_key, new_api_key
 from confide.serve.keys import usage_store
 from confide.serve.protocol import Refusal
-from confide.wire import MemoryStore
 
 
 def test_an_api_key_names_its_holder():
@@ -80,7 +79,7 @@ def test_callers_without_number_do_not_fill_the_memory():
 
 
 def test_the_quota_counts_rows_for_each_caller_and_model():
-    quota = Quota(10, MemoryStore())
+    quota = Quota(10, usage_store(None))
     quota.charge("a", "m", 9)
     with pytest.raises(Refusal) as refusal:
         quota.charge("a", "m", 2)
@@ -110,7 +109,7 @@ def test_a_crash_can_only_count_too_many(tmp_path, rows, used):
 
 
 def test_threads_share_the_quota_exactly():
-    quota = Quota(100, MemoryStore())
+    quota = Quota(100, usage_store(None))
     granted = []
 
     def work() -> None:

@@ -6,7 +6,6 @@ import csv
 import os
 import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from io import StringIO
@@ -24,6 +23,7 @@ from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.label import label
 from confide.cli.node import node_app
+from confide.cli.serving import serve
 from confide.cli.split import split
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
@@ -39,6 +39,7 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(budget.app, name="budget")
 app.add_typer(federation.app, name="federation")
 app.command()(split)
+app.command()(serve)
 app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
@@ -197,127 +198,6 @@ def _evaluate_together(job: Any, data: Any, last: Any, output: Any) -> None:
         return
     for line in found.sentences():
         console.out.print(line)
-
-
-@app.command()
-def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
-    backend: Annotated[
-        list[str],
-        typer.Option(help="plain, he or paillier; may be repeated, the first is the clients' default."),
-    ] = ["he"],  # noqa: B006 (typer copies it)
-    open_model: Annotated[
-        bool, typer.Option("--open-model", help="With he: faster, but a client can read the weights from one reply.")
-    ] = False,
-    trust: Annotated[
-        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; all but loopback need TLS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
-    private_key: Annotated[Path | None, typer.Option(help="TLS private key, PEM.")] = None,
-    insecure_plain_http: Annotated[
-        bool, typer.Option("--insecure-plain-http", help="Listen beyond loopback without TLS: open to the network.")
-    ] = False,
-    store: Annotated[
-        Path | None, typer.Option(help="File that keeps clients' public keys over restarts; in memory if left out.")
-    ] = None,
-    api_keys: Annotated[
-        Path | None, typer.Option(help='TOML file with lines HOLDER = "hash"; `confide api-key` makes them.')
-    ] = None,
-    query_quota: Annotated[
-        int | None, typer.Option(min=1, help="Rows per API key, ever: features + 1 answers copy a linear model.")
-    ] = None,
-    metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus figures at /metrics.")] = False,
-) -> None:
-    """Serve a model over HTTP: Open Inference Protocol v2, with encrypted queries.
-
-    Prints the address once it accepts connections, then one JSON line for each request, without inputs.
-
-        confide serve model.confide --backend he --backend plain
-    """
-    from confide.he import Homomorphic
-    from confide.model.artifact import load, read_public_key
-    from confide.serve.keys import key_store, usage_store
-    from confide.serve.limits import Limits
-    from confide.serve.listen import serve as listen
-    from confide.serve.served import Model
-    from confide.serve.server import create_app
-
-    with warnings_as_lines():
-        artifact = load(model, trust=read_public_key(trust) if trust else None)
-    if query_quota is not None and store is None:
-        raise UsageError(
-            f"Expected --store with --query-quota={query_quota}: counts must outlive a restart; name a file"
-        )
-    limits = Limits(query_quota=query_quota)
-    served = Model(
-        name=_model_name(model),
-        graph=artifact.graph,
-        label=artifact.label,
-        backends=tuple(_backend(name, open_model) for name in dict.fromkeys(backend)),
-        preprocess=artifact.preprocess.encode(),
-    )
-    server = create_app(
-        [served],
-        store=key_store(store, limits),
-        usage=usage_store(store),
-        limits=limits,
-        api_keys=_api_keys(api_keys) if api_keys else None,
-        log=sys.stdout,
-        metrics=metrics,
-    )
-
-    def ready(url: str) -> None:
-        for one in served.backends:
-            guarantee = one.guarantee_for(artifact.graph)
-            console.err.print(f"{one.name}: {'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}")
-            if isinstance(one, Homomorphic):
-                console.err.print(f"{one.name}: {one.plan(artifact.graph)}")
-            console.err.print(f"{one.name}: --kit-sha256 {server.pins[served.name, one.name]}")
-        console.err.print(f"{served.name}: {artifact.label.sentence()}")
-        console.out.print(f"listening on {url}")
-        sys.stdout.flush()  # whoever started this process waits for the line
-
-    listen(
-        server,
-        host=host,
-        port=port,
-        certificate=certificate,
-        private_key=private_key,
-        insecure_plain_http=insecure_plain_http,
-        ready=ready,
-    )
-
-
-def _model_name(path: Path) -> str:
-    """Return a file's name as a model name: letters, digits, '-', '_' and '.' only."""
-    return "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in path.stem
-    )[:64]
-
-
-def _backend(name: str, open_model: bool) -> Any:
-    from confide.serve import load_backend
-
-    backend = load_backend(name)
-    if not open_model:
-        return backend
-    if name != "he":
-        raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
-    from confide.he import Homomorphic
-
-    return Homomorphic(protect_model=False)
-
-
-def _api_keys(path: Path) -> dict[str, str]:
-    try:
-        table = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one') from None
-    if not all(isinstance(value, str) for value in table.values()):
-        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one')
-    return table
 
 
 @app.command("api-key")
