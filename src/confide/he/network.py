@@ -174,7 +174,8 @@ def composed(first: LinearMap, second: LinearMap) -> LinearMap | None:
 def _kernel(first: LinearMap, second: LinearMap) -> tuple[Matrix, tuple[int, int]]:
     """Return the kernel and the stride of two convolutions in a row."""
     before, after = first.shape, second.shape
-    assert isinstance(before, Convolution) and isinstance(after, Convolution)
+    assert isinstance(before, Convolution)
+    assert isinstance(after, Convolution)
     (sy, sx), (height, width) = before.stride, before.kernel
     rows, columns = height + (after.kernel[0] - 1) * sy, width + (after.kernel[1] - 1) * sx
     kernel = np.zeros((after.channels[1], before.channels[0], rows, columns))

@@ -47,7 +47,7 @@ class Dense(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Convolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="convolution"):
-    """Images (channels, height, width), flat: output (o, y, x) depends on inputs (c, y·sy + ky - top, x·sx + kx - left).
+    """Images (channels, height, width), flat: output (o, y, x) depends on (c, y·sy + ky - top, x·sx + kx - left).
 
     Args:
         channels: (in, out).
@@ -194,7 +194,7 @@ class LinearMap:
             return x @ weight.T
         flat = np.atleast_2d(x)
         done = np.stack([self._convolved(weight, row) for row in flat])
-        return done.reshape(x.shape[:-1] + (self.shape.outputs,))
+        return done.reshape((*x.shape[:-1], self.shape.outputs))
 
     def _convolved(self, weight: Matrix, x: Matrix) -> Matrix:
         shape = self.shape

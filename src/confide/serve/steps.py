@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.random import Randomness
-from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
+from confide.errors import ConfideError, IntegrityError, KeysExpired, ProtocolError, UsageError
 from confide.model.encoder import Encoder
 from confide.net import oip
 from confide.net.http import Conversation, Reply, converse, resume
@@ -273,10 +273,12 @@ class Asking:
         return whole
 
     def _ask(self, session: Session, x: Matrix) -> Steps[Transcript]:
-        """Ask one question; if the server has forgotten the keys, upload some again and ask once more."""
+        """Ask one question; if the keys are too old, or forgotten by the server, upload some and ask once more."""
         key_id = yield from self.ready(session)
         try:
             return (yield from self._predict(session, x, key_id))
+        except KeysExpired:
+            pass  # setting up makes new ones
         except Refusal as refusal:
             if refusal.code != "unknown_key":
                 raise
