@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.random import Randomness
-from confide.errors import ConfideError, UsageError
+from confide.errors import UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
 from confide.model import links
 from confide.model.artifact import read_public_key
@@ -178,7 +178,7 @@ class AsyncClient:
         session = await self._run(self._asking.open())
         features: Matrix = await asyncio.to_thread(session.features, x)
         async with aclosing(self._parts(session, features, concurrency)) as parts:
-            unread: ConfideError | None = None
+            unread: Exception | None = None
             done = 0
             async for rows, part in parts:
                 done += rows

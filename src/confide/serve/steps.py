@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.random import Randomness
-from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
+from confide.errors import IntegrityError, ProtocolError, UsageError
 from confide.model.encoder import Encoder
 from confide.net import oip
 from confide.net.http import Conversation, Reply, converse, resume
@@ -44,7 +44,7 @@ _OCTETS = "application/octet-stream"
 class Unread(Exception):
     """A reply that the backend could not read; `error` says why. It never goes further than the client."""
 
-    def __init__(self, error: ConfideError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
 
@@ -300,7 +300,7 @@ class Asking:
                     _more_than_one_round()
                 if np.shape(said.output("client")) != (len(x), session.kit.outputs):
                     raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
-            except ConfideError as error:
+            except Exception as error:  # also a bug in a backend: the server learns of none
                 raise Unread(error) from None
         return said
 
