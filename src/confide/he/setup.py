@@ -46,12 +46,28 @@ class KeyId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_id: str
 
 
+def known_path(backend: str, key_id: str) -> str:
+    """Return where a server keeps what it must know of keys before it reads them."""
+    return f"{backend}/known/{key_id}"
+
+
 def key_id_of(body: bytes) -> str:
     """Return the id of public keys."""
     return hashlib.sha256(body).hexdigest()
 
 
-def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes]], store: Store) -> Party:
+def _always(kept: Owned) -> bool:
+    return True
+
+
+def setup_client(
+    backend: str,
+    kit: bytes,
+    make: Callable[[], tuple[bytes, bytes]],
+    store: Store,
+    *,
+    current: Callable[[Owned], bool] = _always,
+) -> Party:
     """Return the client's party: makes keys unless the store has both halves, sends the public one, returns its id.
 
     Args:
@@ -59,13 +75,14 @@ def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes
         kit: the client kit's bytes; keys for different kits do not meet.
         make: makes the secret key and the public keys, both as bytes; may take long.
         store: the client's.
+        current: whether saved keys are still good; others are replaced.
 
     Leaks: the public keys, to the server.
     """
     path = _path(backend, kit)
     saved, body = store.get(f"{path}/secret"), store.get(f"{path}/keys")
     changes: dict[str, bytes | None] = {}
-    if saved is None or body is None:
+    if saved is None or body is None or not current(decode(saved, Owned, max_bytes=MAX_KEYS_BYTES)):
         secret, body = make()
         changes = {f"{path}/secret": encode(Owned(key_id_of(body), secret))}
         changes[f"{path}/keys"] = body if len(body) <= KEPT_PUBLIC_BYTES else None
@@ -77,21 +94,25 @@ def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes
     return reply.key_id
 
 
-def setup_server(backend: str, check: Callable[[bytes], object]) -> Party:
+def setup_server(
+    backend: str, check: Callable[[bytes], object], *, record: Callable[[bytes], bytes] = lambda body: b"\x01"
+) -> Party:
     """Return the server's party: checks the client's public keys, keeps them under their id, replies and returns it.
 
     Args:
         backend: the registry name.
         check: raises ProtocolError unless the bytes are keys for this kit.
+        record: what is kept beside the keys, small; may raise ProtocolError, and runs before `check`.
     """
     received = yield Step(await_tag=f"{backend}/keys", wait_for=("client",))
     body = received["client"].body
     if len(body) > MAX_KEYS_BYTES:
         raise ProtocolError(f"Expected keys of at most {MAX_KEYS_BYTES} bytes")
+    known = record(body)
     check(body)
     key_id = key_id_of(body)
     reply = Message("server", "client", f"{backend}/key-id", encode(KeyId(key_id)))
-    yield Step(send=(reply,), save={f"{backend}/keys/{key_id}": body, f"{backend}/known/{key_id}": b"\x01"})
+    yield Step(send=(reply,), save={f"{backend}/keys/{key_id}": body, known_path(backend, key_id): known})
     return key_id
 
 
@@ -115,7 +136,7 @@ class Registered:
     def __init__(self, backend: str, parse: Callable[[bytes], object], *, loaded: LoadedKeys | None = None) -> None:
         self._backend = backend
         self._parse = parse
-        self.loaded = loaded or LoadedKeys()
+        self.loaded = LoadedKeys() if loaded is None else loaded
 
     def get(self, key_id: str, store: Store) -> object:
         """Return the keys called `key_id`. Raises ProtocolError if the store does not have them (any more)."""
@@ -126,7 +147,7 @@ class Registered:
                 raise _not_here()
             return self._parse(body), len(body)
 
-        if len(key_id) != 64 or store.get(f"{self._backend}/known/{key_id}") is None:
+        if len(key_id) != 64 or store.get(known_path(self._backend, key_id)) is None:
             self.loaded.forget(self, key_id)
             raise _not_here()
         return self.loaded.get(self, key_id, load)

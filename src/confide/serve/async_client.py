@@ -149,6 +149,10 @@ class AsyncClient:
         """Return predictions, float64, shape (rows, outputs); see `Client.predict`."""
         return (await self.ask(x)).output("client")
 
+    async def publish(self, x: ArrayLike | Columns) -> Matrix:
+        """Return predictions that may be shown to others; see `Client.publish`."""
+        return (await self._run(self._asking.ask(x, publish=True))).output("client")
+
     async def probabilities(self, x: ArrayLike | Columns) -> Matrix:
         """Return the probability of each class, shape (rows, classes); see `Client.probabilities`."""
         return links.probabilities(await self.predict(x), self.kit.link, self.classes)

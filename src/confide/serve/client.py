@@ -179,6 +179,15 @@ class Client:
         """
         return self.ask(x).output("client")
 
+    def publish(self, x: ArrayLike | Columns) -> Matrix:
+        """Return predictions that may be shown to others, the server among them, without harm to the secret key.
+
+        What is decrypted under CKKS carries noise that depends on the key: `predict` is for the client's own eyes, this
+        adds noise that hides it and counts. Under exact schemes both are the same. When the keys have been used up, new
+        ones are made and uploaded.
+        """
+        return self._run(self._asking.ask(x, publish=True)).output("client")
+
     def probabilities(self, x: ArrayLike | Columns) -> Matrix:
         """Return the probability of each class, shape (rows, classes): softmax or sigmoid at this side of the wire.
 
