@@ -191,7 +191,7 @@ def test_unknown_backends_and_mixed_options(trained, capsys):
     assert "--open-model" in fails(capsys, "serve", trained / "model.confide", "--backend", "plain", "--open-model")
     quota = ["serve", trained / "model.confide", "--backend", "plain", "--query-quota", 3]
     assert "outlive a restart" in fails(capsys, *quota)
-    assert "api_keys or client certificates" in fails(capsys, *quota, "--store", trained / "unused.sqlite")
+    assert "Expected --api-keys or client certificates" in fails(capsys, *quota, "--store", trained / "unused.sqlite")
     plain = ["serve", trained / "model.confide", "--backend", "plain"]
     for limit, text in (("rows", "got 'rows'"), ("workers=3", "got 'workers'"), ("keys_bytes=many", "with a number")):
         assert text in fails(capsys, *plain, "--limit", limit)
