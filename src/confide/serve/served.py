@@ -18,13 +18,16 @@ from confide.guarantee import PrivacyLabel
 from confide.he.loaded import LoadedKeys
 from confide.he.setup import Registered
 from confide.ideal import Backend, Kit, PlainPredict
+from confide.model.artifact import decode_statement
 from confide.model.extraction import extraction
 from confide.model.graph import Graph
+from confide.model.links import link_of
 from confide.net import oip
 from confide.net.http import answer, expects_message
 from confide.serve.keys import Uploads, unknown_key
 from confide.serve.limits import Limits
 from confide.serve.protocol import ClientKit, Refusal, digest
+from confide.serve.signed import differences
 from confide.store import Staged
 from confide.wire import MemoryStore, Store
 
@@ -39,6 +42,8 @@ class Model:
         label: what its training promised.
         backends: how it may be asked, the default first; their names differ.
         preprocess: `Preprocess.encode()` of its public preprocessing; empty if it takes features as they are.
+        link: what the outputs are, where the graph does not say; see `confide.model.links`.
+        statement: `Artifact.statement`, its owner's signature, shown to clients; empty shows none.
     """
 
     name: str
@@ -46,6 +51,8 @@ class Model:
     label: PrivacyLabel
     backends: tuple[Backend, ...]
     preprocess: bytes = b""
+    link: str = ""
+    statement: bytes = b""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-][\w.-]{0,63}", self.name, re.ASCII):
@@ -54,6 +61,13 @@ class Model:
             )
         if not self.backends or len({backend.name for backend in self.backends}) != len(self.backends):
             raise ModelError("Expected at least one backend, and each one once")
+        link = link_of(self.graph, self.link)
+        if self.statement:
+            signed, graph = decode_statement(self.statement, trust=None), self.graph
+            if differing := differences(
+                signed, self.label, self.preprocess, classes=graph.classes, outputs=graph.outputs, link=link
+            ):
+                raise ModelError(f"Expected the {', '.join(differing)} of the model's statement; serve the whole file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +178,8 @@ class Served:
             max_rows=self.max_rows,
             max_query_bytes=limits.query_bytes,
             max_keys_bytes=limits.keys_bytes,
+            link=link_of(model.graph, model.link),
+            statement=model.statement,
         ).encode()
         self.pin = digest(self.client_kit)
         self.about = self._about()

@@ -65,6 +65,8 @@ def from_model_file(argument: bytes) -> list[Model]:
             label=artifact.label,
             backends=tuple(_backend(name, open_model=made.open_model) for name in made.backends),
             preprocess=artifact.preprocess.encode(),
+            link=artifact.link,
+            statement=artifact.statement,
         )
     ]
 
