@@ -149,14 +149,14 @@ class Bounded:
             raise StoreError(f"Expected values of at most {self._limits.key_store_bytes} bytes together, got {size}")
         name = f"{_INDEX}{now:020}-{size:015}-{self._rng.bytes(8).hex()}"
         entries = {f"entries/{key}": name.encode() + value for key, value in kept.items()}
-        self._store.commit({**self._without(set(changes) - set(kept)), **entries, name: _list(kept) if kept else None})
+        self._store.commit({**self._without(set(changes)), **entries, name: _list(kept) if kept else None})
         self._forget()
 
     def stored_bytes(self) -> int:
         return sum(_size(name) for name in self._store.keys(_INDEX))
 
     def _without(self, gone: set[str]) -> dict[str, bytes | None]:
-        """Return the changes that delete entries, and the uploads of which nothing else is left."""
+        """Return the changes that delete entries and take them out of their uploads, lest those take new ones along."""
         values = {key: self._store.get(f"entries/{key}") for key in gone}
         uploads = {value[:_NAME_BYTES].decode() for value in values.values() if value is not None}
         changes: dict[str, bytes | None] = {f"entries/{key}": None for key in gone}
@@ -231,10 +231,11 @@ class Uploads:
         """
         if self.knows(key_id):
             return
-        if sum(len(value or b"") for value in changes.values()) > self._max_bytes:
-            raise Refusal(413, "too_large", f"Expected keys of at most {self._max_bytes} bytes")
         upload = msgspec.msgpack.encode(_Upload(owner, tuple(changes)))
-        self._store.commit({**{f"keys/{key}": value for key, value in changes.items()}, f"known/{key_id}": upload})
+        entries = {**{f"keys/{key}": value for key, value in changes.items()}, f"known/{key_id}": upload}
+        if sum(len(value or b"") for value in entries.values()) > self._max_bytes:
+            raise Refusal(413, "too_large", f"Expected keys of at most {self._max_bytes} bytes with what names them")
+        self._store.commit(entries)
 
     def delete(self, key_id: str, caller: str) -> None:
         """Delete the keys called `key_id` from the store.

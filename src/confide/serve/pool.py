@@ -147,7 +147,8 @@ class Pool:
             done: Done = msgspec.msgpack.decode(worker.connection.recv_bytes(), type=known(Done))
             return done, worker.connection.recv_bytes()
         except (EOFError, OSError):
-            raise busy("the process that worked on this has ended") from None
+            text = "Expected the worker process to live until its answer; ask again later"
+            raise Refusal(503, "worker_ended", text, retry_after_seconds=1) from None
 
     def _take(self, key_id: str) -> _Worker:
         deadline = time.monotonic() + self._limits.answer_seconds

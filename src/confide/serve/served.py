@@ -159,7 +159,7 @@ class Served:
         self.limits = limits
         self._kit = kits["server"]
         if isinstance(self._kit, KeepsKeys):
-            self._kit.keys.loaded = loaded or LoadedKeys(limits.loaded_keys_bytes)
+            self._kit.keys.loaded = LoadedKeys(limits.loaded_keys_bytes) if loaded is None else loaded
         self.max_rows = _max_rows(self._kit, limits, model.name)
         self._rng = rng
         self.uploads = Uploads(store, model.name, backend.name, max_bytes=limits.key_store_bytes)

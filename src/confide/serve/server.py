@@ -348,6 +348,10 @@ class Server:
         try:
             async with deadline:
                 return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                raise  # the request's own
+            raise busy("the server is stopping") from None
         except TimeoutError:
             if not deadline.expired():
                 raise  # the job's own
