@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from confide.errors import DataError, ProtocolError
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
-from confide.he.engine_seal import MlpClient, MlpServer
+from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.packed import ciphertext_bytes
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from he.oracle import corners, linear, public_keys, ready
@@ -26,12 +26,12 @@ SHAPES = {
 }
 
 
-def engines(pair) -> tuple[MlpClient, MlpServer]:
+def engines(pair) -> tuple[NetworkClient, NetworkServer]:
     assert isinstance(pair.client, ClientKit)
     assert isinstance(pair.server, ServerKit)
     client, server = pair.client.engine, pair.server.engine
-    assert isinstance(client, MlpClient)
-    assert isinstance(server, MlpServer)
+    assert isinstance(client, NetworkClient)
+    assert isinstance(server, NetworkServer)
     return client, server
 
 
@@ -53,7 +53,7 @@ def test_every_shape_is_the_model_within_the_bound(name):
 
 
 def test_the_bound_is_small_and_not_vacuous():
-    _, server = engines(SMALL)
+    _, server = engines(ready(Homomorphic(precision_bits=18), SMALL.graph))
     assert (server.error <= 2.0**-10 * 2.0**server.exponents).all()
     x = corners(4, 30)
     logit = Graph(SMALL.graph.layers[:-1]).apply(x)
@@ -96,7 +96,8 @@ def test_a_strangers_ciphertexts_are_checked_on_both_sides():
     keys = public_keys(SMALL.server, public)
     (query,) = client.encrypt(secret, corners(1, 30))
     (reply,) = server.answer(keys, (query,))
-    form = client.context.form(limbs=4, ntt=True, scale=2.0**client.plan.scale_bits)
+    limbs = len(client.plan.parameters.data_primes)
+    form = client.context.form(limbs=limbs, ntt=True, scale=2.0**client.plan.scale_bits)
     with pytest.raises(ProtocolError):
         server.answer(keys, (bytes(ciphertext_bytes(form)),))
     assert client.decrypt(secret, (reply,)).shape == (1, 2)

@@ -44,6 +44,11 @@ def headrooms(stages: Sequence[Stage], cap_bits: float) -> list[float]:
             case Combined():
                 room = max(bits) + math.log2(len(bits))
         found.append(min(room, cap_bits))
+    for number in reversed(range(len(stages))):
+        stage = stages[number]
+        if isinstance(stage, Multiplied):  # nothing is scaled down after a product, so its factors are
+            for source in stage.sources:
+                found[source] = min(found[source], found[number + 1] / 2)
     return found
 
 

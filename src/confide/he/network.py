@@ -157,7 +157,8 @@ def composed(first: LinearMap, second: LinearMap) -> LinearMap | None:
         )
         if any(padding) or first.bias.any() or not whole:
             return None  # zeros around the map between them are no zeros around the image
-        padding = tuple(pad * before.stride[place % 2] for place, pad in enumerate(after.padding))
+        (top, left, bottom, right), (sy, sx) = after.padding, before.stride
+        padding = top * sy, left * sx, bottom * sy, right * sx
     kernel, stride = _kernel(first, second)
     shape = Convolution(
         channels=(before.channels[0], after.channels[1]),
@@ -174,7 +175,8 @@ def composed(first: LinearMap, second: LinearMap) -> LinearMap | None:
 def _kernel(first: LinearMap, second: LinearMap) -> tuple[Matrix, tuple[int, int]]:
     """Return the kernel and the stride of two convolutions in a row."""
     before, after = first.shape, second.shape
-    assert isinstance(before, Convolution) and isinstance(after, Convolution)
+    assert isinstance(before, Convolution)
+    assert isinstance(after, Convolution)
     (sy, sx), (height, width) = before.stride, before.kernel
     rows, columns = height + (after.kernel[0] - 1) * sy, width + (after.kernel[1] - 1) * sx
     kernel = np.zeros((after.channels[1], before.channels[0], rows, columns))

@@ -47,7 +47,7 @@ class Ready:
     Args:
         parts: of each stage: the map, the constants, or None for a product.
         exponent: outputs of the model are 2^exponent times those of the last stage.
-        largest: of each register, the largest absolute value of each number over the box, inf where it is not known.
+        largest: of each register, the largest absolute value of each number over the box, as far as it is known.
         certified: whether `largest` stays within the room, so that every input in the box gets a right answer.
         exact: whether typical values are still about 1, so that the errors of the plan hold.
     """
@@ -64,19 +64,23 @@ class Ready:
 
 @dataclass(slots=True)
 class _Values:
-    """A register in the making: what 1 stands for, its interval over the box and its values on samples, in units."""
+    """A register in the making: what 1 stands for, its interval over the box and its values on samples, in units.
+
+    The interval is not `known` behind a polynomial whose argument can leave the interval that it was fitted on.
+    """
 
     unit: float
     low: Matrix
     high: Matrix
     samples: Matrix
+    known: bool = True
 
     @property
     def largest(self) -> Matrix:
         return np.maximum(np.abs(self.low), np.abs(self.high)) * _SAFE
 
     def scaled(self, factor: float) -> _Values:
-        return _Values(self.unit / factor, self.low * factor, self.high * factor, self.samples * factor)
+        return _Values(self.unit / factor, self.low * factor, self.high * factor, self.samples * factor, self.known)
 
 
 def samples(features: int, input_bound: float, rows: Matrix | None = None) -> Matrix:
@@ -110,6 +114,7 @@ def normalise(
         after = net.operations[number + 1] if number + 1 < len(net.operations) else None
         read = [registers[source] for source in operation.sources]
         values, part = _computed(operation, read)
+        values.known &= all(one.known for one in read)
         room = 2.0 ** min(rooms[number + 1], LARGEST_EXPONENT)
         fitted = room if certify else math.inf
         polynomial = _polynomial(net.operations, number + 1)
@@ -119,7 +124,7 @@ def normalise(
             unit = _unit(values, fitted, last=after is None)
             exact &= unit <= 4 * _typical(values)
             values, part = values.scaled(1 / unit), _scaled(part, 1 / unit)
-        certified &= bool((values.largest <= room).all())
+        certified &= values.known and bool((values.largest <= room * _SAFE**2).all())
         registers.append(values)
         parts.append(part)
     exponent = registers[-1].unit
@@ -135,7 +140,7 @@ def _typical(values: _Values) -> float:
 
 def _unit(values: _Values, room: float, *, last: bool) -> float:
     """Return the unit of a register: typical values, or more, so that the largest fit the room."""
-    most = float(values.largest.max())
+    most = float(values.largest.max()) if values.known else 0.0
     if not math.isfinite(most) and last:
         raise ModelError(f"Expected outputs below 2^{LARGEST_EXPONENT} on the input box; scale the weights down")
     unit = max(_typical(values), most / room if math.isfinite(most) else 0.0)
@@ -178,10 +183,9 @@ def _powers(polynomial: Polynomial, read: Sequence[_Values]) -> tuple[_Values, C
     constant, *factors = np.polynomial.chebyshev.cheb2poly(polynomial.coefficients)
     inside = np.clip(read[0].low, -1, 1), np.clip(read[0].high, -1, 1)
     low, high = _interval(polynomial.coefficients, *inside)
-    outside = (read[0].low < -1 - 1e-9) | (read[0].high > 1 + 1e-9)
-    low, high = np.where(outside, -np.inf, low), np.where(outside, np.inf, high)
-    values = np.polynomial.chebyshev.chebval(read[0].samples, polynomial.coefficients)
-    return _Values(1.0, low, high, values), Constants(tuple(map(float, factors)), float(constant))
+    known = bool((read[0].low >= -1 - 1e-9).all() and (read[0].high <= 1 + 1e-9).all())
+    values = np.asarray(np.polynomial.chebyshev.chebval(read[0].samples, polynomial.coefficients), np.float64)
+    return _Values(1.0, low, high, values, known), Constants(tuple(map(float, factors)), float(constant))
 
 
 def _interval(coefficients: Matrix, low: Matrix, high: Matrix) -> tuple[Matrix, Matrix]:
@@ -211,7 +215,8 @@ def _centred(
     """Return u = (x - middle) / half instead of x."""
     middle, half = (polynomial.low + polynomial.high) / 2, (polynomial.high - polynomial.low) / 2
     assert part is not None
-    moved = _Values(values.unit, values.low - middle, values.high - middle, values.samples - middle)
+    ends = values.low - middle, values.high - middle
+    moved = _Values(values.unit, *ends, values.samples - middle, values.known)
     if isinstance(part, LinearMap):
         part = LinearMap(part.shape, part.weight, part.bias - middle)
     else:

@@ -1,7 +1,8 @@
 """From a graph to a plan: what the client must know, and what an engine executes. No key, no weight.
 
-A plan is public: it is the client's kit. It depends on shapes, the input box and the wanted precision, and of a network
-on the bits of room that it needs; two linear models of one shape have the same plan. `linear` executes a `LinearPlan`, an engine (`engine_seal`) a `NetworkPlan`.
+A plan is public: it is the client's kit. It depends on shapes, the input box and the wanted precision, and of a
+network on the bits of room that it needs; two linear models of one shape have the same plan. `linear` executes a
+`LinearPlan`, an engine (`engine_seal`) a `NetworkPlan`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ from confide.model.graph import (
     Relu,
     Residual,
     Sigmoid,
-    Square,
     Tanh,
 )
 from confide.model.trees import Trees

@@ -144,7 +144,8 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __str__(self) -> str:
         keys = f"{len(self.needs.steps) + self.needs.relinearisation} evaluation keys"
-        return f"{self.parameters}; scale {self.scale_bits} bits; {self.rotations} rotations, {keys} of {self.key_bytes / 1e6:.0f} MB"
+        keys = f"{keys} of {self.key_bytes / 1e6:.0f} MB"
+        return f"{self.parameters}; scale {self.scale_bits} bits; {self.rotations} rotations, {keys}"
 
 
 def described(plan: NetworkPlan) -> Sequence[str]:

@@ -9,7 +9,6 @@ Everything here reads shapes, never weights: two models of one shape have one pl
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,7 +22,7 @@ from confide.he.parameters import LIMIT_BITS, Parameters
 from confide.he.plan_network import NetworkPlan
 from confide.he.seal import ntt_primes
 from confide.he.shapes import LinearMap
-from confide.he.stages import Combined, Mapped, Multiplied, Stage, trace
+from confide.he.stages import Combined, Mapped, Multiplied, Stage
 
 #: Room above typical values that plans are made for: the smallest that holds a model's largest values is taken.
 ROOMS_BITS = (10.0, 14.0, 18.0, 22.0, 26.0, 32.0, 40.0, 50.0)
@@ -35,7 +34,8 @@ _PRODUCT = 0.45  # of a plaintext product and its sum, in transforms per prime
 _SQUARE = 0.9
 _DIVISION = 2.0
 _MOST_PRIMES = 15
-_SCALES = (22, 24, 26, 28, 31, 34)
+_SCALES = (22, 23, 24, 25, 26, 28, 31, 34, 38, 42)
+_FINER = (0.75, 1.5, 2.25, 3.0, 5.0, 8.0, 11.0, 14.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +106,8 @@ def ways(operations: Sequence[Operation], slots: int) -> Way | None:
         _keep(states, Way(_cost(layout) + stage.conjugate, entry, (stage,), layout.packed))
     for operation in operations[1:]:
         states = _step(states, operation)
-    return min(states.values(), key=lambda way: way.cost, default=None)
+    whole = [way for way in states.values() if way.packed.period * way.packed.copies == slots]
+    return min(whole, key=lambda way: way.cost, default=None)  # replies hold outputs, and nothing else of the model
 
 
 def _step(states: Mapping[Packing, Way], operation: Operation) -> dict[Packing, Way]:
@@ -167,11 +168,16 @@ def _plans(
 ) -> Iterator[NetworkPlan]:
     """Yield the plan at the fewest primes that carry a way; none if the table has none."""
     rooms, wanted = headrooms(way.stages, room), precision_bits - 2.0
-    least = least_bits(way.stages, degree, _SCALES[0], wanted + 1, rooms)
+    needed = {
+        (finer, scale_bits): least_bits(way.stages, degree, scale_bits, wanted + finer, rooms)
+        for finer in _FINER
+        for scale_bits in _SCALES
+    }
+    least = min(needed.values())
     for count in range(1, _MOST_PRIMES + 1):
         best: tuple[float, float, NetworkPlan] | None = None
         for bits in _sizes(degree, count, least):
-            for made in _candidates(way, degree, bits, wanted, rooms):
+            for made in _candidates(way, degree, bits, wanted, rooms, needed):
                 parameters, scale_bits, stages, error = made
                 plan = NetworkPlan(
                     parameters=parameters,
@@ -210,15 +216,20 @@ def _sizes(degree: int, count: int, least_bits: float) -> Iterator[tuple[int, ..
 
 
 def _candidates(
-    way: Way, degree: int, bits: tuple[int, ...], wanted: float, rooms: Sequence[float]
+    way: Way,
+    degree: int,
+    bits: tuple[int, ...],
+    wanted: float,
+    rooms: Sequence[float],
+    needed: Mapping[tuple[float, int], float],
 ) -> Iterator[tuple[Parameters, int, tuple[Stage, ...], float]]:
     """Yield computations that fit these primes and reach 2^-wanted, at different scales."""
     parameters = Parameters(scheme="ckks", degree=degree, primes=_primes(degree, bits))
-    for each in (wanted + 1, wanted + 2.5):
-        for scale_bits in _SCALES:
-            stages = scheduled(parameters, scale_bits, way.stages, each)
-            if not fits(parameters, scale_bits, stages, rooms):
-                continue
+    for (finer, scale_bits), least in needed.items():
+        if least > sum(bits[:-1]):
+            continue
+        stages = scheduled(parameters, scale_bits, way.stages, wanted + finer)
+        if fits(parameters, scale_bits, stages, rooms):
             error = errors(parameters, scale_bits, stages)[-1]
             if error <= 2.0**-wanted:
                 yield parameters, scale_bits, stages, error

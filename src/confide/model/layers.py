@@ -394,11 +394,16 @@ def applied(layer: Layer, x: Matrix) -> Matrix:
         case Gelu():
             return gelu(x)
         case Polynomial(coefficients, low, high):
-            return np.polynomial.chebyshev.chebval((2.0 * x - (low + high)) / (high - low), coefficients)
+            return chebyshev((2.0 * x - (low + high)) / (high - low), coefficients)
         case Residual(body, shortcut):
             return _applied_all(body, x) + _applied_all(shortcut, x)
         case Trees():
             return layer.apply(x)
+
+
+def chebyshev(u: Matrix, coefficients: Matrix) -> Matrix:
+    """Return the sum over k of c_k T_k(u)."""
+    return np.asarray(np.polynomial.chebyshev.chebval(u, coefficients), np.float64)
 
 
 def sigmoid(x: Matrix) -> Matrix:
@@ -442,4 +447,5 @@ def _convolved(layer: Conv, x: Matrix) -> Matrix:
 
 def _pooled(layer: AveragePool, x: Matrix) -> Matrix:
     images = x.reshape(len(x), layer.channels, layer.height, layer.width)
-    return _windows(images, layer.kernel, layer.stride).mean(axis=(4, 5)).reshape(len(x), layer.outputs)
+    means = np.mean(_windows(images, layer.kernel, layer.stride), axis=(4, 5), dtype=np.float64)
+    return np.asarray(means).reshape(len(x), layer.outputs)
