@@ -69,10 +69,11 @@ def from_sklearn(
         raise ModelError(f"Expected a fitted {type(last).__name__}; call its fit first") from None
     if low is not None and high is not None:
         scales = [Scale((high - low) / 2, (high + low) / 2, 1), *scales]
-    if isinstance(layers[0], Trees):
+    first, *rest = layers
+    if isinstance(first, Trees):
         for scale in reversed(scales):
-            layers = (rescaled(layers[0], scale.shift - scale.factor, scale.shift + scale.factor), *layers[1:])
-        return Graph(layers, names)
+            first = rescaled(first, scale.shift - scale.factor, scale.shift + scale.factor)
+        return Graph((first, *rest), names)
     return Graph(folded([*scales, *layers]), names)
 
 
