@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -61,8 +62,16 @@ def _serve(case: Case, pipe: Connection) -> None:
     label = PrivacyLabel(aggregator="pooled", parties=("bench",), quorum=1, colluding=0, rounds=1)
     assert case.graph is not None
     assert case.backend is not None
+    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     app = create_app([Model(case.name, case.graph, label, (case.backend,))], limits=LIMITS)
     serve(app, port=0, ready=pipe.send)
+
+
+def _end_with(pipe: Connection) -> None:
+    """End this process when the one that started it has ended, however that came."""
+    with suppress(EOFError, OSError):
+        pipe.recv()
+    os._exit(0)
 
 
 @contextmanager
