@@ -20,6 +20,7 @@ from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.label import label
 from confide.cli.node import node_app
+from confide.cli.plan import plan
 from confide.cli.predict import predict
 from confide.cli.serving import serve
 from confide.cli.split import split
@@ -39,6 +40,7 @@ app.add_typer(federation.app, name="federation")
 app.command()(split)
 app.command()(serve)
 app.command()(predict)
+app.command()(plan)
 app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
