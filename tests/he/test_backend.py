@@ -12,7 +12,7 @@ from confide.he.envelope import SealedQuery
 from confide.he.packed import packed_bytes
 from confide.he.plan_linear import LinearPlan
 from confide.he.plan_network import NetworkPlan
-from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.model.graph import Graph, Linear, Relu, Sigmoid, Square
 from confide.wire import alter, decode, encode
 from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
 
@@ -228,10 +228,10 @@ C0, C1 = packed_bytes(PRIMES, rows=1, count=1), packed_bytes(PRIMES, rows=1, cou
 @pytest.mark.parametrize(
     "change",
     [
-        {"exponents": ()},
-        {"exponents": (1, 2)},
-        {"exponents": (513,)},
-        {"exponents": (-513,)},
+        {"exponents": b""},
+        {"exponents": bytes(4)},
+        {"exponents": (513).to_bytes(2, "little")},
+        {"exponents": (-513).to_bytes(2, "little", signed=True)},
         {"c0": b""},
         {"c0": bytes(C0 + 1)},
         {"c0": b"\xff" * C0},
@@ -269,7 +269,9 @@ def test_the_control_such_a_reply_as_it_is():
     assert not altered_struct(pair, corners(1, 6), "he/query", Query)
 
 
-@pytest.mark.parametrize("change", [{"exponents": ()}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}])
+@pytest.mark.parametrize(
+    "change", [{"exponents": b""}, {"error_bits": b"\0"}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}]
+)
 def test_odd_mlp_replies_are_refused(change):
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
     assert isinstance(altered_struct(pair, corners(1, 6), "he/reply", NetworkReply, **change)["client"], ProtocolError)
@@ -286,3 +288,45 @@ def test_odd_mlp_queries_are_refused(rows):
     else:
         failures = altered_struct(pair, corners(1, 6), "he/query", Query, rows=rows)
     assert isinstance(failures["server"], ProtocolError)
+
+
+# --- settings of networks ---------------------------------------------------------------------------------------------
+
+
+def test_activations_become_polynomials_where_a_degree_is_given():
+    graph = Graph((linear(1, 4, 6, 0.2), Relu(), linear(2, 2, 4)))
+    with pytest.raises(ModelError, match="fit-polynomial"):
+        Homomorphic().prepare(graph, RNG)
+    backend = Homomorphic(activation_degree=4, protect_model=False)
+    pair = ready(backend, graph)
+    x = corners(3, 6)
+    y = pair.predict(x).output("client")
+    assert (np.abs(y - backend.arithmetic(graph).apply(x)) <= pair.server.error_bound).all()
+    assert np.abs(y - graph.apply(x)).max() < 0.2 < np.abs(graph.apply(x)).max()
+
+
+def test_linear_models_run_under_ckks_if_asked():
+    graph = logistic(1, 30)
+    pair = ready(Homomorphic(scheme="ckks", precision_bits=16), graph)
+    assert isinstance(pair.client.plan, NetworkPlan)
+    x = corners(3, 30)
+    error = np.abs(pair.predict(x).output("client") - graph.apply(x))
+    assert (error <= pair.server.error_bound).all()
+    assert error.max() < 1e-3
+
+
+def test_ranges_are_certified_or_the_plan_says_so():
+    graph = mlp(3, 20, 16, 12, 2)
+    asked = Homomorphic(certify=True).plan(graph)
+    free = Homomorphic(certify=False).plan(graph)
+    assert isinstance(asked, NetworkPlan)
+    assert isinstance(free, NetworkPlan)
+    assert asked.certified
+    assert not free.certified
+    assert asked.parameters.total_bits >= free.parameters.total_bits
+
+
+@pytest.mark.parametrize("degree", [0, 9])
+def test_degrees_out_of_range_are_refused(degree):
+    with pytest.raises(UsageError, match="activation_degree"):
+        Homomorphic(activation_degree=degree)

@@ -94,6 +94,13 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Return the deviation that is expected of an output's error, where typical outputs are 1."""
         return errors(self.parameters, self.scale_bits, self.stages)[-1]
 
+    @property
+    def flooding(self) -> float:
+        """Return B: a protected reply gets uniform noise in [-B, B] on both parts of every slot, as large as the
+        error that is expected: what a reply's error says of the weights is hidden in as much again, no more.
+        """
+        return math.sqrt(3.0) * self.estimated_error if self.protected else 0.0
+
     @cached_property
     def needs(self) -> Needs:
         """Return the public keys that the server needs."""
