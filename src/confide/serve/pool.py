@@ -174,7 +174,7 @@ class Pool:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(  # noqa: S603 (this interpreter, our own words)
-                [sys.executable, "-c", _WORKER, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _WORKER, str(theirs.fileno())],  # -P: not from the working directory
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],
