@@ -228,10 +228,10 @@ C0, C1 = packed_bytes(PRIMES, rows=1, count=1), packed_bytes(PRIMES, rows=1, cou
 @pytest.mark.parametrize(
     "change",
     [
-        {"exponents": ()},
-        {"exponents": (1, 2)},
-        {"exponents": (513,)},
-        {"exponents": (-513,)},
+        {"exponents": b""},
+        {"exponents": bytes(4)},
+        {"exponents": (513).to_bytes(2, "little")},
+        {"exponents": (-513).to_bytes(2, "little", signed=True)},
         {"c0": b""},
         {"c0": bytes(C0 + 1)},
         {"c0": b"\xff" * C0},
@@ -269,7 +269,9 @@ def test_the_control_such_a_reply_as_it_is():
     assert not altered_struct(pair, corners(1, 6), "he/query", Query)
 
 
-@pytest.mark.parametrize("change", [{"exponents": ()}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}])
+@pytest.mark.parametrize(
+    "change", [{"exponents": b""}, {"error_bits": b"\0"}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}]
+)
 def test_odd_mlp_replies_are_refused(change):
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
     assert isinstance(altered_struct(pair, corners(1, 6), "he/reply", NetworkReply, **change)["client"], ProtocolError)

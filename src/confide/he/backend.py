@@ -60,8 +60,6 @@ _REPLY_HEAD_BYTES = 256
 _SEALED_BYTES = 256
 _MOST_CIPHERTEXTS = 1 << 16
 _PUBLICATIONS = Publications()
-
-_Exponents = Annotated[tuple[int, ...], msgspec.Meta(max_length=1 << 14)]
 _CIPHERTEXT_HEAD_BYTES = 256
 
 
@@ -87,7 +85,7 @@ class _Rows(msgspec.Struct, frozen=True):
 class LinearReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Results of a linear model: y = z · 2^(e - a - f), with z at the places of results (`linear`), packed."""
 
-    exponents: _Exponents
+    exponents: bytes
     c0: bytes
     c1: bytes
 
@@ -95,8 +93,8 @@ class LinearReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class NetworkReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Results of a network: outputs are 2^e times what the ciphertexts hold, which is off by at most 2^`error_bits`."""
 
-    exponents: _Exponents
-    error_bits: int
+    exponents: bytes
+    error_bits: bytes
     ciphertexts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=_MOST_CIPHERTEXTS)]
 
 
@@ -188,7 +186,7 @@ def _reply_bytes(plan: Plan, rows: int) -> int:
         size = packed_bytes(primes, rows=1, count=rows * plan.outputs) + packed_bytes(primes, rows=count, count=degree)
     else:
         size = rows * (packed_bytes(primes[: plan.reply_limbs], rows=2, count=degree) + _CIPHERTEXT_HEAD_BYTES)
-    return size + 3 * plan.outputs + _REPLY_HEAD_BYTES + _SEALED_BYTES
+    return size + 2 * plan.outputs + _REPLY_HEAD_BYTES + _SEALED_BYTES
 
 
 class Homomorphic(Backend):
@@ -395,16 +393,19 @@ def _read_network(engine: NetworkClient, secret: SecretKey, body: bytes, rows: i
     exponents = _exponents(reply.exponents, plan.outputs)
     if len(reply.ciphertexts) != rows:
         raise ProtocolError("Expected one ciphertext for each row")
-    if not -LARGEST_EXPONENT <= reply.error_bits <= 0:
-        raise ProtocolError("Expected results with an error below their range")
+    (error_bits,) = _exponents(reply.error_bits, 1).tolist()
     normal = engine.decrypt(secret, reply.ciphertexts)
-    return Decrypted(normal, exponents, 2.0**reply.error_bits, ends_in_sigmoid=plan.sigmoid)
+    return Decrypted(normal, exponents, 2.0 ** min(error_bits, 0), ends_in_sigmoid=plan.sigmoid)
 
 
-def _exponents(values: tuple[int, ...], outputs: int) -> Integers:
-    if len(values) != outputs or any(abs(value) > LARGEST_EXPONENT for value in values):
+def _exponents(body: bytes, count: int) -> Integers:
+    """Return `count` powers of two. They take two bytes each, so that the size of a reply tells nothing of them."""
+    if len(body) != 2 * count:
         raise ProtocolError("Expected one power of two for each output")
-    return np.array(values, np.int64)
+    values = np.frombuffer(body, "<i2").astype(np.int64)
+    if (np.abs(values) > LARGEST_EXPONENT).any():
+        raise ProtocolError(f"Expected powers of two up to 2^{LARGEST_EXPONENT}")
+    return values
 
 
 def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
@@ -421,20 +422,23 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
 
 def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
     engine = kit.engine
-    exponents = tuple(engine.exponents.tolist())
+    exponents = engine.exponents.astype("<i2").tobytes()
     if isinstance(engine, LinearServer):
         primes = kit.plan.parameters.data_primes
         c0, c1 = engine.answer(keys, query.ciphertexts, rows, rng)
         return LinearReply(exponents, pack(c0.reshape(len(primes), -1), primes), pack(c1, primes))
     if len(query.ciphertexts) != rows or not rows:
         raise ProtocolError("Expected one ciphertext for each row")
-    return NetworkReply(exponents, _error_bits(engine), engine.answer(keys, query.ciphertexts))
+    error_bits = np.array([_error_bits(engine)], "<i2").tobytes()
+    return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts))
 
 
 def _error_bits(engine: NetworkServer) -> int:
     """Return a power of two above every output's error in units of the last stage: by the model, not by a query."""
     largest = float(np.ldexp(engine.error, -engine.exponents).max())
-    return min(0, math.ceil(math.log2(largest))) if math.isfinite(largest) else 0  # 0: nothing to publish from
+    if not math.isfinite(largest):
+        return 0  # nothing can be published from such a plan
+    return max(-LARGEST_EXPONENT, min(0, math.ceil(math.log2(largest))))
 
 
 # --- guarantees -------------------------------------------------------------------------------------------------------

@@ -194,8 +194,8 @@ def _entered(
         )
         axes, count = (((width, unit), *inner), slots // (width * unit))
         if image is not None:
-            (rows, row), (columns, _) = inner
-            axes = ((width, unit), (1, row), (1, 1), (rows, row), (columns, 1))
+            rows, columns = image.map
+            axes = ((width, unit), (1, columns), (1, 1), (rows, columns), (columns, 1))
         packed = Packing(size=results, axes=axes, period=width * unit, copies=count)
         for rotations in _splits(((each, unit),), 0, _doubling(width * unit, span)):
             yield entry, Layout(rotations=rotations, packed=packed)

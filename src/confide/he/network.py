@@ -157,7 +157,8 @@ def composed(first: LinearMap, second: LinearMap) -> LinearMap | None:
         )
         if any(padding) or first.bias.any() or not whole:
             return None  # zeros around the map between them are no zeros around the image
-        padding = tuple(pad * before.stride[place % 2] for place, pad in enumerate(after.padding))
+        (top, left, bottom, right), (sy, sx) = after.padding, before.stride
+        padding = top * sy, left * sx, bottom * sy, right * sx
     kernel, stride = _kernel(first, second)
     shape = Convolution(
         channels=(before.channels[0], after.channels[1]),

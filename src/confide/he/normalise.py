@@ -184,7 +184,7 @@ def _powers(polynomial: Polynomial, read: Sequence[_Values]) -> tuple[_Values, C
     inside = np.clip(read[0].low, -1, 1), np.clip(read[0].high, -1, 1)
     low, high = _interval(polynomial.coefficients, *inside)
     known = bool((read[0].low >= -1 - 1e-9).all() and (read[0].high <= 1 + 1e-9).all())
-    values = np.polynomial.chebyshev.chebval(read[0].samples, polynomial.coefficients)
+    values = np.asarray(np.polynomial.chebyshev.chebval(read[0].samples, polynomial.coefficients), np.float64)
     return _Values(1.0, low, high, values, known), Constants(tuple(map(float, factors)), float(constant))
 
 

@@ -125,8 +125,8 @@ class Convolution(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         ky = i // width % height + self.padding[0] - o // columns % rows * self.stride[0]
         kx = i % width + self.padding[1] - o % columns * self.stride[1]
         both &= (ky >= 0) & (ky < self.kernel[0]) & (kx >= 0) & (kx < self.kernel[1])
-        place = o // (rows * columns), i // (height * width), ky, kx
-        return (both, *(np.where(both, part, 0) for part in place))
+        ky, kx = np.where(both, ky, 0), np.where(both, kx, 0)
+        return both, o // (rows * columns), i // (height * width), ky, kx
 
     def __str__(self) -> str:
         kernel, stride = ("x".join(map(str, pair)) for pair in (self.kernel, self.stride))
@@ -167,11 +167,9 @@ class LinearMap:
             return (results >= 0) & (inputs >= 0)
         return self.shape.taps_of(results, inputs)[0]
 
-    def scaled(self, factor: float | Matrix) -> LinearMap:
-        """Return the map with every output multiplied by `factor`, one for all, or of a dense map one for each."""
-        shape = (-1,) + (1,) * (self.weight.ndim - 1)
-        weight = self.weight * (factor if isinstance(factor, float) else factor.reshape(shape))
-        return LinearMap(self.shape, weight, self.bias * factor)
+    def scaled(self, factor: float) -> LinearMap:
+        """Return the map with every output multiplied by `factor`."""
+        return LinearMap(self.shape, self.weight * factor, self.bias * factor)
 
     def of_scaled(self, factor: float) -> LinearMap:
         """Return the map for inputs that come divided by `factor`."""
