@@ -246,7 +246,7 @@ def test_a_worker_that_overruns_is_ended(tmp_path):
     ):
         (stuck,) = processes(app)
         refused = http.post("/v2/models/odd/infer", **odd_question(app, Odd.SLEEP))
-        assert (refused.status_code, refused.json()["code"]) == (503, "busy")
+        assert (refused.status_code, refused.json()["code"]) == (503, "late")
         wait_for(lambda: processes(app) not in ([], [stuck]) and app._done._free)
         assert http.post("/v2/models/diagnosis/versions/plain/infer", json=question(0.5)).status_code == 200
 
