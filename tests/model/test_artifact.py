@@ -413,6 +413,7 @@ def test_the_documented_example_runs():
 def test_the_documented_keys_are_the_headers():
     page = (Path(__file__).parents[2] / "docs" / "model-file.md").read_text()
     keys = re.findall(
-        r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \| (?:integer|32 bytes|text|map) \|", page, re.MULTILINE))
+        r"`(\w+)`",
+        "".join(re.findall(r"^\| (`.*?) \| (?:integer|32 bytes|text|map|list of text) \|", page, re.MULTILINE)),
     )
     assert set(keys) == set(msgspec.msgpack.decode(BODY[12:HEADER_END]))

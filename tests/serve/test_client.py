@@ -463,7 +463,7 @@ def test_an_endless_reply_is_cut_off():
 )  # fmt: skip
 def test_a_refusal_is_shown_in_one_clean_line(body, text):
     transport = lying(lambda path: httpx2.Response(503, content=body, headers={"retry-after": "7"}))
-    with Client(URL, transport=transport) as client, pytest.raises(Refusal, match=text) as refusal:
+    with Client(URL, transport=transport, retries=0) as client, pytest.raises(Refusal, match=text) as refusal:
         client.predict(X)
     assert refusal.value.status == 503
     assert refusal.value.retry_after_seconds == 7

@@ -150,7 +150,7 @@ class NetworkServer:
         return _Combination(factors, self.context.encode(offset, limbs=after.limbs, scale=after.scale))
 
     def _nonzero(self, values: diagonals.Slots, limbs: int, scale: float) -> Plaintext:
-        """Return a plaintext that SEAL multiplies by: instead of zeros, which it refuses, one that is below rounding."""
+        """Return a plaintext to multiply by; SEAL refuses zeros, so one below rounding stands in."""
         plain = self.context.encode(values, limbs=limbs, scale=scale)
         return plain if self.context.is_nonzero(plain) else self.context.encode(1 / scale, limbs=limbs, scale=scale)
 

@@ -32,6 +32,7 @@ from confide.model.graph import (
     Relu,
     Residual,
     Sigmoid,
+    Square,
     Tanh,
 )
 from confide.model.trees import Trees
@@ -180,8 +181,10 @@ def _problems(name: str, layer: Layer, *, squares: bool) -> list[Problem]:
         case Residual(body, shortcut):
             inner = [(f"{name}, {_name(place, one)}", one) for place, one in enumerate((*body, *shortcut))]
             return [problem for where, one in inner for problem in _problems(where, one, squares=squares)]
-        case _:
+        case Conv() | AveragePool() | Square() | Polynomial():
             return []
+        case _:
+            return [Problem(name, "it has no encrypted form", "use Linear and Square, and Sigmoid at the end")]
 
 
 def _name(number: int, layer: object) -> str:

@@ -21,10 +21,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -420,12 +422,12 @@ def _read(path: Path, largest_bytes: int, what: str) -> bytes:
     return body
 
 
-def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
-    """Write a file that is either there in full or as it was before, also after a power cut.
+@contextmanager
+def whole_file(path: Path, *, mode: int = _PRIVATE_MODE) -> Generator[IO[bytes]]:
+    """Open a file for writing that is either there in full or as it was before, also after a power cut.
 
     Args:
-        path: replaced if it exists; a link is replaced, not followed.
-        body: the content.
+        path: replaced if it exists, when the `with` block ends without an error; a link is replaced, not followed.
         mode: permissions; its owner alone by default.
 
     Raises:
@@ -433,7 +435,7 @@ def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
     """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(body)
+            yield file
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
@@ -446,3 +448,9 @@ def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
+
+
+def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
+    """Write a file at once; as `whole_file`."""
+    with whole_file(path, mode=mode) as file:
+        file.write(body)

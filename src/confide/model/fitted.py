@@ -25,9 +25,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
+from confide.model.folded import Scale, folded
 from confide.model.graph import Graph
 from confide.model.intervals import Interval, input_box, interval_after
-from confide.model.layers import Gelu, Layer, Polynomial, Relu, Residual, Sigmoid, Tanh, applied, chebyshev
+from confide.model.layers import (
+    Gelu,
+    Layer,
+    Polynomial,
+    Relu,
+    Residual,
+    Sigmoid,
+    Square,
+    Tanh,
+    applied,
+    chebyshev,
+    width_after,
+)
 
 Matrix = NDArray[np.float64]
 
@@ -39,6 +52,7 @@ MOST_FITTED_DEGREE = 63
 _GRID = 1 << 13  # points per unit of degree are many: 128 at the largest one
 _EXCHANGES = 60
 _ENOUGH = 1e-6  # how near the exchange must come to the best error, relative to it
+_NOTHING = 1e-6  # a constant that training in float32 cannot tell from 0, relative to the others
 _NARROWEST = 1e-6  # an interval is widened to this size, relative to its ends or to 1
 
 
@@ -107,6 +121,39 @@ def _replaced(
         done.append(made)
         box = interval_after(made, box)
     return tuple(done), box, fits
+
+
+def squared(graph: Graph) -> Graph:
+    """Return a graph with squares in place of polynomials of degree two, their scales merged with the layers beside.
+
+    a x² + b x + c is (sqrt(a) x + b / (2 sqrt(a)))² + c - b² / 4a where a > 0, and a times a square else.
+    """
+    return replace(graph, layers=_squared(graph.layers, graph.features))
+
+
+def _squared(layers: Sequence[Layer], width: int) -> tuple[Layer, ...]:
+    items: list[Layer | Scale] = []
+    for layer in layers:
+        if isinstance(layer, Polynomial) and layer.degree == 2 and layer.coefficients[2] != 0:
+            half, middle = (layer.high - layer.low) / 2, (layer.high + layer.low) / 2
+            constant, slope, bend = (float(each) for each in layer.coefficients)
+            a = 2 * bend / half**2  # T_2(u) = 2 u² - 1, u = (x - middle) / half
+            centre = middle - slope * half / (4 * bend)  # where the parabola turns
+            rest = constant - bend - slope**2 / (8 * bend)
+            root = math.sqrt(a) if a > 0 else 1.0
+            rest = 0.0 if abs(rest) < _NOTHING * (abs(constant) + abs(bend) + abs(slope)) else rest
+            before, after = (root, -root * centre), (1.0 if a > 0 else a, rest)
+            items += [_scale(before, width), Square(), _scale(after, width)]
+        elif isinstance(layer, Residual):
+            items.append(Residual(_squared(layer.body, width), _squared(layer.shortcut, width)))
+        else:
+            items.append(layer)
+        width = width_after(layer, width)
+    return folded(items)
+
+
+def _scale(pair: tuple[float, float], width: int) -> Scale:
+    return Scale(np.full(1, pair[0]), np.full(1, pair[1]), width)
 
 
 def fit(activation: Activation, low: float, high: float, degree: int) -> tuple[Polynomial, float]:

@@ -23,11 +23,16 @@ LINKS = ("", "probability", "logit", "log", "identity")
 
 
 def link_of(graph: Graph, stated: str = "") -> str:
-    """Return the link of a model: a last sigmoid says it, else what its owner stated; "" if nobody says."""
+    """Return the link of a model: a last sigmoid says it, else what its owner stated; "" if nobody says.
+
+    Raises:
+        ModelError: the statement is no link, or contradicts the sigmoid.
+    """
+    known = ("", "probability") if isinstance(graph.layers[-1], Sigmoid) else LINKS
+    if stated not in known:
+        raise ModelError(f"Expected link={stated!r} to be one of {', '.join(filter(None, known))}")
     if isinstance(graph.layers[-1], Sigmoid):
         return "probability"
-    if stated not in LINKS:
-        raise ModelError(f"Expected link={stated!r} to be one of {', '.join(filter(None, LINKS))}")
     return stated or ("logit" if graph.outputs > 1 and graph.classes else "")
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.random import Randomness
-from confide.errors import ConfideError, UsageError
+from confide.errors import UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
 from confide.model import links
 from confide.model.artifact import read_public_key
@@ -40,8 +40,8 @@ class AsyncClient:
     """Asks one model of one server from an event loop. Safe for several tasks of one loop; see `Client`.
 
     Args:
-        url, model, backend, store, api_key, ca_file, encoder, kit_sha256, signer, insecure_plain_http,
-        timeout_seconds, retries, give_up_seconds, repeat_questions, progress, rng: as in `Client`.
+        url, model, backend, store, api_key, ca_file, certificate, private_key, encoder, kit_sha256, signer,
+        insecure_plain_http, timeout_seconds, retries, give_up_seconds, repeat_questions, progress, rng: as in `Client`.
         transport: instead of the network, for tests (`confide.net.http.InProcess`).
 
     Example:
@@ -61,6 +61,8 @@ class AsyncClient:
         store: Store | None = None,
         api_key: str | None = None,
         ca_file: str | Path | None = None,
+        certificate: str | Path | None = None,
+        private_key: str | Path | None = None,
         encoder: str | Path | None = None,
         kit_sha256: str | None = None,
         signer: str | Path | None = None,
@@ -73,7 +75,7 @@ class AsyncClient:
         rng: Randomness | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
-        address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds)
+        address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)
         wanted = Wanted(model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder)
         self._asking = asking(
             address, wanted, store=store, retries=retries, give_up_seconds=give_up_seconds,
@@ -147,6 +149,10 @@ class AsyncClient:
         """Return predictions, float64, shape (rows, outputs); see `Client.predict`."""
         return (await self.ask(x)).output("client")
 
+    async def publish(self, x: ArrayLike | Columns) -> Matrix:
+        """Return predictions that may be shown to others; see `Client.publish`."""
+        return (await self._run(self._asking.ask(x, publish=True))).output("client")
+
     async def probabilities(self, x: ArrayLike | Columns) -> Matrix:
         """Return the probability of each class, shape (rows, classes); see `Client.probabilities`."""
         return links.probabilities(await self.predict(x), self.kit.link, self.classes)
@@ -176,7 +182,7 @@ class AsyncClient:
         session = await self._run(self._asking.open())
         features: Matrix = await asyncio.to_thread(session.features, x)
         async with aclosing(self._parts(session, features, concurrency)) as parts:
-            unread: ConfideError | None = None
+            unread: Exception | None = None
             done = 0
             async for rows, part in parts:
                 done += rows

@@ -49,6 +49,7 @@ class Client:
         store: where the secret keys stay (`KeyStore` for a file); by default they end with this object.
         api_key: if the server asks for one.
         ca_file: PEM file with the authority that signed the server's certificate; the system's by default.
+        certificate, private_key: PEM files by which the client says who it is, if the server asks for that.
         encoder: file of the encoder, for models whose images go through one; see `encoders` of `preprocess`.
         kit_sha256: the kit that must be served, as its operator published it; any by default.
         signer: who must have signed the model: 64 hex digits or a PEM file; anybody by default.
@@ -81,6 +82,8 @@ class Client:
         store: Store | None = None,
         api_key: str | None = None,
         ca_file: str | Path | None = None,
+        certificate: str | Path | None = None,
+        private_key: str | Path | None = None,
         encoder: str | Path | None = None,
         kit_sha256: str | None = None,
         signer: str | Path | None = None,
@@ -93,7 +96,7 @@ class Client:
         rng: Randomness | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds)
+        address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)
         wanted = Wanted(model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder)
         self._asking = asking(
             address, wanted, store=store, retries=retries, give_up_seconds=give_up_seconds,
@@ -175,6 +178,15 @@ class Client:
             ServiceError: the server's refusal.
         """
         return self.ask(x).output("client")
+
+    def publish(self, x: ArrayLike | Columns) -> Matrix:
+        """Return predictions that may be shown to others, the server among them, without harm to the secret key.
+
+        What is decrypted under CKKS carries noise that depends on the key: `predict` is for the client's own eyes, this
+        adds noise that hides it and counts. Under exact schemes both are the same. When the keys have been used up, new
+        ones are made and uploaded.
+        """
+        return self._run(self._asking.ask(x, publish=True)).output("client")
 
     def probabilities(self, x: ArrayLike | Columns) -> Matrix:
         """Return the probability of each class, shape (rows, classes): softmax or sigmoid at this side of the wire.

@@ -30,6 +30,7 @@ class Address:
         ca_file: PEM file with the authority that signed the server's certificate; the system's by default.
         insecure_plain_http: True allows "http://" to another machine.
         timeout_seconds: for each request.
+        certificate, private_key: PEM files by which this client says who it is; both or none.
     """
 
     url: str
@@ -37,6 +38,8 @@ class Address:
     ca_file: str | Path | None
     insecure_plain_http: bool
     timeout_seconds: float
+    certificate: str | Path | None = None
+    private_key: str | Path | None = None
 
     def settings(self) -> dict[str, Any]:
         """Return the arguments of `httpx2.Client` and `httpx2.AsyncClient`. Raises UsageError."""
@@ -52,12 +55,8 @@ class Address:
         if self.api_key is not None:
             headers["authorization"] = f"Bearer {self.api_key}"
         verify: ssl.SSLContext | bool = parsed.scheme == "https"  # the authorities are slow to load if none is asked
-        if self.ca_file is not None:
-            try:
-                verify = ssl.create_default_context(cafile=self.ca_file)
-            except (OSError, ssl.SSLError):
-                name = Path(self.ca_file).name
-                raise UsageError(f"Expected ca_file={name} to be a PEM file with certificates") from None
+        if self.ca_file is not None or self.certificate is not None or self.private_key is not None:
+            verify = self._context()
         return {
             "base_url": self.url,
             "headers": headers,
@@ -65,6 +64,24 @@ class Address:
             "timeout": self.timeout_seconds,
             "trust_env": False,
         }
+
+    def _context(self) -> ssl.SSLContext:
+        try:
+            context = ssl.create_default_context(cafile=self.ca_file)
+        except (OSError, ssl.SSLError):
+            name = Path(self.ca_file or "").name
+            raise UsageError(f"Expected ca_file={name} to be a PEM file with certificates") from None
+        if self.certificate is None and self.private_key is None:
+            return context
+        if self.certificate is None or self.private_key is None:
+            raise UsageError("Expected certificate and private_key together; name both files, or none")
+        try:
+            context.load_cert_chain(self.certificate, self.private_key, password="")  # never asks at the terminal
+        except (OSError, ssl.SSLError):
+            raise UsageError(
+                "Expected certificate and private_key as PEM files that belong together, the key without a password"
+            ) from None
+        return context
 
 
 def send(http: httpx2.Client, what: Send, sent: Sent) -> Received:

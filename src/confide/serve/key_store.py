@@ -188,10 +188,12 @@ class KeyStore:
             self._store.commit(dict.fromkeys(entries))
         self._file.scrub()
 
-    def expire(self) -> int:
-        """Delete keys that are older than the lifetime, and return how many there were."""
+    def expire(self, older_seconds: float | None = None) -> int:
+        """Delete keys that are older than the lifetime, or than `older_seconds`; return how many there were."""
+        limit = self._lifetime_seconds if older_seconds is None else older_seconds
         with self._lock:
-            old = sorted(part for part in {_part(key) for key in self._store.keys("client/")} if self._is_old(part))
+            found = sorted({_part(key) for key in self._store.keys("client/")})
+            old = [part for part in found if self._is_older(part, limit)]
             entries = [key for part in old for key in self._store.keys(f"client/{part}/")]
             if entries:
                 self._store.commit(dict.fromkeys(entries))
@@ -214,10 +216,11 @@ class KeyStore:
         return None if saved is None else float(saved)
 
     def _is_old(self, part: str) -> bool:
-        made = None if self._lifetime_seconds is None else self._made(part)
-        return (
-            made is not None and self._lifetime_seconds is not None and made + self._lifetime_seconds <= self._clock()
-        )
+        return self._is_older(part, self._lifetime_seconds)
+
+    def _is_older(self, part: str, seconds: float | None) -> bool:
+        made = None if seconds is None else self._made(part)
+        return seconds is not None and made is not None and made + seconds <= self._clock()
 
 
 def _part(key: str) -> str:

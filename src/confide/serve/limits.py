@@ -11,6 +11,8 @@ from confide.errors import UsageError
 from confide.serve.protocol import Refusal
 from confide.store.entries import LARGEST_VALUE_BYTES
 
+_LARGEST_KEYS_BYTES = LARGEST_VALUE_BYTES - 1024  # a store keeps its own notes beside a value
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -82,9 +84,9 @@ class Limits:
                 f"Expected buffered_bytes={self.buffered_bytes} to hold one body; raise it, or lower query_bytes, "
                 "keys_bytes and reply_bytes"
             )
-        if self.keys_bytes > LARGEST_VALUE_BYTES:
+        if self.keys_bytes > _LARGEST_KEYS_BYTES:
             raise UsageError(
-                f"Expected keys_bytes={self.keys_bytes} of at most {LARGEST_VALUE_BYTES}, which every store takes"
+                f"Expected keys_bytes={self.keys_bytes} of at most {_LARGEST_KEYS_BYTES}, which every store takes"
             )
         if self.key_store_bytes < 2 * self.keys_bytes:
             raise UsageError(

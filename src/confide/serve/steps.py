@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.random import Randomness
-from confide.errors import ConfideError, IntegrityError, KeysExpired, ProtocolError, UsageError
+from confide.errors import IntegrityError, KeysExpired, ProtocolError, UsageError
 from confide.model.encoder import Encoder
 from confide.net import oip
 from confide.net.http import Conversation, Reply, converse, resume
@@ -44,7 +44,7 @@ _OCTETS = "application/octet-stream"
 class Unread(Exception):
     """A reply that the backend could not read; `error` says why. It never goes further than the client."""
 
-    def __init__(self, error: ConfideError) -> None:
+    def __init__(self, error: Exception) -> None:
         super().__init__()
         self.error = error
 
@@ -222,13 +222,13 @@ class Asking:
 
     # --- questions ----------------------------------------------------------------------------------------------------
 
-    def ask(self, x: ArrayLike | Columns) -> Steps[Transcript]:
-        """Return the transcript of a prediction. See `Client.predict` for what it raises."""
+    def ask(self, x: ArrayLike | Columns, *, publish: bool = False) -> Steps[Transcript]:
+        """Return the transcript of a prediction. See `Client.predict` and `Client.publish` for what it raises."""
         for last in (False, True):
             session = yield from self.open()
             features: Matrix = yield Work(lambda session=session: session.features(x))
             try:
-                return (yield from self.rows(session, features))
+                return (yield from self.rows(session, features, publish=publish))
             except Unread as unread:
                 raise unread.error from None
             except Refusal as refusal:
@@ -237,12 +237,15 @@ class Asking:
             self.leave(session)  # another kit may prepare x in another way: start from x again
         raise AssertionError
 
-    def rows(self, session: Session, features: Matrix, *, quiet: bool = False) -> Steps[Transcript]:
+    def rows(
+        self, session: Session, features: Matrix, *, publish: bool = False, quiet: bool = False
+    ) -> Steps[Transcript]:
         """Return the transcript of predictions on prepared rows.
 
         Args:
             session: whose kit prepared them.
             features: float64, shape (rows, features).
+            publish: True for predictions that may be shown to others.
             quiet: True reports no progress.
 
         Raises:
@@ -254,7 +257,7 @@ class Asking:
         while done < len(features):
             part = features[done : done + session.rows]
             try:
-                transcript = yield from self._ask(session, part)
+                transcript = yield from self._ask(session, part, publish)
                 outputs.append(transcript.output("client"))
                 whole = whole.merge(transcript)
             except _TooLarge:
@@ -272,22 +275,26 @@ class Asking:
         whole.outputs["client"] = np.concatenate(outputs)
         return whole
 
-    def _ask(self, session: Session, x: Matrix) -> Steps[Transcript]:
+    def _ask(self, session: Session, x: Matrix, publish: bool) -> Steps[Transcript]:
         """Ask one question; if the keys are too old, or forgotten by the server, upload some and ask once more."""
         key_id = yield from self.ready(session)
         try:
-            return (yield from self._predict(session, x, key_id))
+            return (yield from self._predict(session, x, publish, key_id))
         except KeysExpired:
             pass  # setting up makes new ones
         except Refusal as refusal:
             if refusal.code != "unknown_key":
                 raise
         session.forgotten(key_id)
-        return (yield from self._predict(session, x, (yield from self.ready(session))))
+        return (yield from self._predict(session, x, publish, (yield from self.ready(session))))
 
-    def _predict(self, session: Session, x: Matrix, key_id: str | None) -> Steps[Transcript]:
+    def _predict(self, session: Session, x: Matrix, publish: bool, key_id: str | None) -> Steps[Transcript]:
         def begin() -> Conversation:
-            party = session.backend.predict("client", session.client, x, session.keys, self._rng)
+            backend, kit, keys = session.backend, session.client, session.keys
+            if publish:
+                party = backend.publish(kit, x, keys, self._rng)
+            else:
+                party = backend.predict("client", kit, x, keys, self._rng)
             return converse(party, store=session.keys)
 
         conversation: Conversation = yield Work(begin)
@@ -302,7 +309,7 @@ class Asking:
                     _more_than_one_round()
                 if np.shape(said.output("client")) != (len(x), session.kit.outputs):
                     raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
-            except ConfideError as error:
+            except Exception as error:  # also a bug in a backend: the server learns of none
                 raise Unread(error) from None
         return said
 
