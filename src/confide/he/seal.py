@@ -400,5 +400,5 @@ def _chain(context: seal.SEALContext) -> dict[int, list[int]]:
     return ids
 
 
-def _text(body: bytes | bytearray) -> Any:
-    return bytes(body)  # the binding's stubs call its byte strings "str"
+def _text(body: bytes) -> Any:
+    return body  # the binding's stubs call its byte strings "str"
