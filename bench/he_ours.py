@@ -150,7 +150,7 @@ def measure(case: Case, *, repeats: int, seconds: float, crowds: Sequence[int] =
         store = MemoryStore()
         _warm(case, url, store, found, repeats=repeats, seconds=seconds)
         for clients in crowds:
-            if found.end_to_end and clients * statistics.median(found.server) / 2e3 < seconds:
+            if clients * statistics.median(found.end_to_end) / 2e3 < seconds:
                 found.crowd[clients], found.crowd_refused[clients] = crowd(case, url, store, clients, seconds / 2)
         if found.keys_bytes < _MOST_KEYS_BYTES:
             for name, (delay, rate) in LINES.items():
