@@ -22,6 +22,7 @@ from rich.table import Table
 from confide.cli import budget, console, data, federation, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
+from confide.cli.fit import fit_polynomial
 from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.split import split
@@ -42,6 +43,7 @@ app.command()(split)
 app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
+app.command("fit-polynomial")(fit_polynomial)
 app.add_typer(node_app, name="node")
 app.add_typer(data.app, name="data")
 
