@@ -18,6 +18,7 @@ from rich.table import Table
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
+from confide.cli.fit import fit_polynomial
 from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.plan import plan
@@ -44,6 +45,7 @@ app.command()(plan)
 app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
+app.command("fit-polynomial")(fit_polynomial)
 app.add_typer(node_app, name="node")
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")
