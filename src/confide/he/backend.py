@@ -461,7 +461,7 @@ _OPEN = (
 _MLP = (
     "No claim is made for the weights: the noise of a reply depends on them, re-randomised or not. The client sees the "
     "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
-    f"carries noise that depends on its key: it is for the client alone; others see what `publish` gives. {_SERVER_SEES}"
+    f"carries noise that depends on its key: it is the client's alone; others see what `publish` gives. {_SERVER_SEES}"
 )
 
 
