@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from functools import cached_property
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
@@ -38,7 +38,7 @@ from confide.he.enrolment import (
 )
 from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
 from confide.he.linear import LinearClient, LinearServer
-from confide.he.network import Network
+from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready
 from confide.he.packed import pack, packed_bytes, unpack
 from confide.he.parameters import SECURITY_BITS
@@ -48,7 +48,9 @@ from confide.he.publish import Decrypted, Publications, may_publish, reserve, us
 from confide.he.seal import Evaluation, SecretKey
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
 from confide.ideal import Backend, Kit, Matrix
+from confide.model.fitted import approximated
 from confide.model.graph import Graph, Problem, sigmoid
+from confide.model.trees import Trees
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 #: Version of kits and messages.
@@ -199,6 +201,13 @@ class Homomorphic(Backend):
         input_bound: features lie in [-input_bound, input_bound]; the client refuses others.
         precision_bits: outputs may be off by 2^-precision_bits of their range over that box; the planner takes the
             smallest parameters that reach it and the best precision that those allow.
+        scheme: "bfv" or "ckks" for linear models; None takes BFV, which is exact. Networks are CKKS.
+        certify: True keeps room for every input in the box, or refuses; False for typical ones; None certifies where
+            that costs little, and the plan says what it did.
+        typical_rows: inputs by which typical values are judged, shape (rows, features); points of the box if None.
+        activation_degree: replaces ReLU, GELU, tanh and inner sigmoids by polynomials of this degree, 1 to 8, fitted on
+            the interval that each can reach over the box; None refuses them. `confide fit-polynomial` trains such a
+            network, which is more exact.
         key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
         publications: what a client may publish under one key (`publish`).
         clock: seconds since 1970.
@@ -221,6 +230,10 @@ class Homomorphic(Backend):
         protect_model: bool = True,
         input_bound: float = 1.0,
         precision_bits: int = 10,
+        scheme: Literal["bfv", "ckks"] | None = None,
+        certify: bool | None = None,
+        typical_rows: Matrix | None = None,
+        activation_degree: int | None = None,
         key_lifetime_seconds: int = LIFETIME_SECONDS,
         publications: Publications = _PUBLICATIONS,
         clock: Callable[[], float] = time.time,
@@ -234,8 +247,16 @@ class Homomorphic(Backend):
         self._lifetime_seconds = key_lifetime_seconds
         self._publications = publications
         self._clock = clock
+        if activation_degree is not None and not 1 <= activation_degree <= MOST_DEGREE:
+            raise UsageError(f"Expected activation_degree={activation_degree} from 1 to {MOST_DEGREE}; take 4")
+        self._activation_degree = activation_degree
         self._settings = Settings(
-            protect_model=protect_model, input_bound=float(input_bound), precision_bits=precision_bits
+            protect_model=protect_model,
+            input_bound=float(input_bound),
+            precision_bits=precision_bits,
+            scheme=scheme,
+            certify=certify,
+            rows=typical_rows,
         )
         self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
         self.guarantee = _guarantee(None, protect_model=protect_model)
@@ -252,16 +273,24 @@ class Homomorphic(Backend):
     def _prepared(self, graph: Graph) -> tuple[Plan, Ready | None]:
         """Return the plan of a model and its scaled weights; the latest model's are kept: planning takes long."""
         if self._latest is None or self._latest[0] is not graph:
-            found = problems(graph, self._settings)
-            made = None if found else make_plan(Network.of(graph), self._settings)
+            arithmetic = self.arithmetic(graph)
+            found = problems(arithmetic, self._settings)
+            made = None if found else make_plan(Network.of(arithmetic), self._settings)
             if made is None:
                 lines = [*map(str, found)] or [str(size_problem(self._settings))]
                 raise ModelError("Expected a model that he can run:\n" + "\n".join(lines))
             self._latest = graph, made
         return self._latest[1]
 
+    def arithmetic(self, graph: Graph) -> Graph:
+        """Return the graph that is computed: `graph` with polynomials for its activations, if a degree was given."""
+        if self._activation_degree is None or isinstance(graph.layers[0], Trees):
+            return graph
+        bound = self._settings.input_bound
+        return approximated(graph, -bound, bound, self._activation_degree)[0]
+
     def check(self, graph: Graph) -> list[Problem]:
-        found = problems(graph, self._settings)
+        found = problems(self.arithmetic(graph), self._settings)
         if not found:
             try:
                 self._prepared(graph)
@@ -271,7 +300,7 @@ class Homomorphic(Backend):
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
         plan, ready = self._prepared(graph)
-        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(graph), ready)}
+        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(self.arithmetic(graph)), ready)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -430,7 +459,7 @@ def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Rand
     if len(query.ciphertexts) != rows or not rows:
         raise ProtocolError("Expected one ciphertext for each row")
     error_bits = np.array([_error_bits(engine)], "<i2").tobytes()
-    return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts))
+    return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts, rng))
 
 
 def _error_bits(engine: NetworkServer) -> int:
