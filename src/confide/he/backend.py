@@ -472,7 +472,11 @@ def _error_bits(engine: NetworkServer) -> int:
 
 # --- guarantees -------------------------------------------------------------------------------------------------------
 
-_SERVER_SEES = "The server sees who asks, when, and how many rows."
+_SERVER_SEES = (
+    "The server sees who asks, when, and how many rows. It is taken to follow the protocol (honest but curious): the "
+    "result is not verified, though nobody on the way can change or mix up messages. Keys are taken to be honestly "
+    "generated."
+)
 _PROTECTED = (
     "The client sees the outputs before any sigmoid, and a power of two above each one's range; features + 1 queries "
     "determine a linear model, as under every technique. Replies are otherwise within "
@@ -486,7 +490,7 @@ _OPEN = (
 _MLP = (
     "No claim is made for the weights: the noise of a reply depends on them, re-randomised or not. The client sees the "
     "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
-    f"carries noise that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
+    f"carries noise that depends on its key: it is the client's alone; others see what `publish` gives. {_SERVER_SEES}"
 )
 
 
