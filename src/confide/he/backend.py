@@ -1,7 +1,7 @@
 """The backend "he": the client's inputs stay encrypted from its own machine and back.
 
-A linear model runs under BFV (exact integers, no evaluation key), a network with squares under CKKS; the plan is chosen
-from the model's shape. A last sigmoid runs at the client, which therefore sees the logit.
+A linear model runs under BFV (exact integers, no evaluation key), a network with squares and trees under CKKS; the plan
+is chosen from the model's shape. A last sigmoid runs at the client, which therefore sees the logit.
 
     client -> server   he/query   key id, ciphertexts
     server -> client   he/reply   ciphertexts, and one power of two per output
@@ -20,14 +20,18 @@ from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.he.encode import LARGEST_EXPONENT, Integers, normalise, quantise
 from confide.he.engine_seal import MlpClient, MlpServer
+from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.linear import LinearClient, LinearServer
 from confide.he.parameters import SECURITY_BITS
-from confide.he.plan import Network, Plan, Settings, make_plan, problems
+from confide.he.plan import Network, Plan, Settings, plan_of, problems
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
+from confide.he.plan_trees import MOST_BINS, TreesPlan
 from confide.he.seal import Evaluation, PublicKeys, SecretKey
 from confide.he.setup import MAX_KEYS_BYTES, Owned, Registered, owned, setup_client, setup_server
+from confide.he.trees import leaves_of
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.graph import Graph, Problem, sigmoid
+from confide.model.trees import Trees
 from confide.wire import Array, Message, Party, Step, Store, decode, encode
 
 #: Version of kits and messages.
@@ -96,8 +100,10 @@ class ClientKit:
         return self.encode()
 
     @cached_property
-    def engine(self) -> LinearClient | MlpClient:
+    def engine(self) -> LinearClient | MlpClient | TreesClient:
         """Return the client's half of the plan's engine."""
+        if isinstance(self.plan, TreesPlan):
+            return TreesClient(self.plan)
         return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else MlpClient(self.plan)
 
     def secret(self, kept: Owned) -> SecretKey:
@@ -115,13 +121,16 @@ class ServerKit:
         net: the model.
     """
 
-    def __init__(self, plan: Plan, net: Network) -> None:
+    def __init__(self, plan: Plan, net: Network | Trees) -> None:
         self.plan = plan
-        self.engine: LinearServer | MlpServer
-        layer = net.linear
-        if isinstance(plan, LinearPlan):
-            assert layer is not None
-            self.engine = LinearServer(plan, quantise(layer, plan.fixed))
+        self.engine: LinearServer | MlpServer | TreesServer
+        if isinstance(plan, TreesPlan) or isinstance(net, Trees):
+            assert isinstance(plan, TreesPlan)
+            assert isinstance(net, Trees)
+            self.engine = TreesServer(plan, leaves_of(net, plan))
+        elif isinstance(plan, LinearPlan):
+            assert net.linear is not None
+            self.engine = LinearServer(plan, quantise(net.linear, plan.fixed))
         else:
             self.engine = MlpServer(plan, normalise(net.layers, plan.input_bound))
         self.keys = Registered("he", self.parse_keys)
@@ -170,6 +179,9 @@ class Homomorphic(Backend):
         input_bound: features lie in [-input_bound, input_bound]; the client refuses others.
         precision_bits: outputs may be off by 2^-precision_bits of their range over that box; the planner takes the
             smallest parameters that reach it and the best precision that those allow.
+        tree_bins: even intervals of the box that trees tell apart, a power of two; thresholds are moved to the nearest
+            edge. None takes as many as one ciphertext holds, from 64 to 1024; twice as many halve the share of rows
+            that a moved threshold decides otherwise, and double the time once they need another ciphertext.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
     security; results on the box are exact to the stated error bound; with `protect_model`, replies of a linear model
@@ -178,18 +190,32 @@ class Homomorphic(Backend):
 
     **Leaks**: `guarantee_for`.
 
-    Paper: `linear`, `plan_linear`, `plan_mlp`.
+    Paper: `linear`, `plan_linear`, `plan_mlp`, `plan_trees`.
     """
 
     name = "he"
 
-    def __init__(self, *, protect_model: bool = True, input_bound: float = 1.0, precision_bits: int = 10) -> None:
+    def __init__(
+        self,
+        *,
+        protect_model: bool = True,
+        input_bound: float = 1.0,
+        precision_bits: int = 10,
+        tree_bins: int | None = None,
+    ) -> None:
         if not 0 < input_bound < math.inf:
             raise UsageError(f"Expected input_bound={input_bound} above 0; take the largest absolute feature")
         if not 1 <= precision_bits <= 40:
             raise UsageError(f"Expected precision_bits={precision_bits} from 1 to 40; 10 suits most models")
+        if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
+            raise UsageError(
+                f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; 256 suits most trees"
+            )
         self._settings = Settings(
-            protect_model=protect_model, input_bound=float(input_bound), precision_bits=precision_bits
+            protect_model=protect_model,
+            input_bound=float(input_bound),
+            precision_bits=precision_bits,
+            tree_bins=tree_bins,
         )
         self.guarantee = _guarantee(None, protect_model=protect_model)
 
@@ -201,7 +227,7 @@ class Homomorphic(Backend):
     def plan(self, graph: Graph) -> Plan:
         """Return the public plan of a model; its text states parameters and layout. Raises ModelError with problems."""
         found = self.check(graph)
-        plan = None if found else make_plan(Network.of(graph), self._settings)
+        plan = None if found else plan_of(graph, self._settings)
         if plan is None:
             raise ModelError("Expected a model that he can run:\n" + "\n".join(map(str, found)))
         return plan
@@ -211,7 +237,9 @@ class Homomorphic(Backend):
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
         plan = self.plan(graph)
-        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(graph))}
+        first = graph.layers[0]
+        net = first if isinstance(first, Trees) else Network.of(graph)
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -274,7 +302,7 @@ def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int
     return plan.fixed.outputs(engine.decrypt(secret, c0, c1, rows), exponents)
 
 
-def _read_mlp(engine: MlpClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
+def _read_mlp(engine: MlpClient | TreesClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
     reply = decode(body, MlpReply, max_bytes=_MAX_QUERY_BYTES)
     exponents = _exponents(reply.exponents, engine.plan.outputs)
     if len(reply.ciphertexts) != rows:
@@ -300,8 +328,9 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness) -> Party:
         c0, c1 = engine.answer(keys, query.ciphertexts, query.rows, rng)
         reply = LinearReply(exponents, Array.of(c0), Array.of(c1))
     else:
-        if len(query.ciphertexts) != query.rows or not query.rows:
-            raise ProtocolError("Expected one ciphertext for each row")
+        each = kit.plan.ciphertexts if isinstance(kit.plan, TreesPlan) else 1
+        if len(query.ciphertexts) != query.rows * each or not query.rows:
+            raise ProtocolError("Expected as many ciphertexts as the rows take")
         reply = MlpReply(exponents, engine.answer(keys, query.ciphertexts))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))
     return query.rows
@@ -325,6 +354,14 @@ _MLP = (
     "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
     f"carries noise that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
 )
+_TREES = (
+    "No claim is made for the leaves: the noise of a reply depends on them, re-randomised or not. The client sees the "
+    "number of features, the largest depth, the number of leaves up to the next power of two, the outputs before any "
+    "sigmoid, and a power of two above each one's range; not the number of trees, nor their shapes, features and "
+    "thresholds. Queries on both sides of a threshold find it, as under every technique. Thresholds are moved to edges "
+    "of public intervals, so a row with a feature in between may be decided otherwise. What it decrypts carries noise "
+    f"that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
+)
 
 
 def _guarantee(plan: Plan | None, *, protect_model: bool) -> Guarantee:
@@ -334,9 +371,10 @@ def _guarantee(plan: Plan | None, *, protect_model: bool) -> Guarantee:
         leaks = _PROTECTED if protect_model else _OPEN
         claims |= {Claim("weights", "client")} if protect_model else set()
     elif plan is not None:
-        leaks = _MLP
+        leaks = _TREES if isinstance(plan, TreesPlan) else _MLP
     else:
         leaks = f"Linear models: {_PROTECTED} Networks with squares: {_MLP}" if protect_model else _OPEN
+        leaks += f" Trees: {_TREES}"
     return Guarantee(
         claims=frozenset(claims),
         adversary=Adversary.SEMI_HONEST,

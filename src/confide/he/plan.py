@@ -1,7 +1,8 @@
 """From a graph to a plan: what the client must know, and what an engine executes. No key, no weight.
 
 A plan is public: it is the client's kit. It depends on shapes, the input box and the wanted precision alone, so two
-models of one shape have the same plan. `linear` executes a `LinearPlan`, `engine_seal` an `MlpPlan`.
+models of one shape have the same plan. `linear` executes a `LinearPlan`, `engine_seal` an `MlpPlan`, `engine_trees` a
+`TreesPlan`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,12 @@ from confide.errors import ModelError
 from confide.he.encode import normalise
 from confide.he.plan_linear import LinearPlan, plan_linear
 from confide.he.plan_mlp import MlpPlan, plan_mlp
+from confide.he.plan_trees import MOST_BINS, MOST_DEPTH, TreesPlan, bins_for, plan_trees
+from confide.he.trees import shape_of
 from confide.model.graph import Graph, Linear, Problem, Sigmoid, Square
 from confide.model.trees import Trees
 
-Plan = LinearPlan | MlpPlan
+Plan = LinearPlan | MlpPlan | TreesPlan
 
 _WIDEST = 1 << 14
 
@@ -30,11 +33,13 @@ class Settings:
         protect_model: whether replies must not show the weights.
         input_bound: largest absolute value of a feature.
         precision_bits: outputs may be off by 2^-precision_bits of their range over the box.
+        tree_bins: intervals that trees tell apart in a feature; None leaves it to the planner.
     """
 
     protect_model: bool
     input_bound: float
     precision_bits: int
+    tree_bins: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +92,46 @@ def make_plan(net: Network, settings: Settings) -> Plan | None:
     )
 
 
+def plan_of(graph: Graph, settings: Settings) -> Plan | None:
+    """Return the cheapest plan for a graph without problems, or None as `make_plan`."""
+    trees = graph.layers[0]
+    if not isinstance(trees, Trees):
+        return make_plan(Network.of(graph), settings)
+    return plan_trees(
+        shape_of(trees),
+        bins=settings.tree_bins or bins_for(trees.features),
+        sigmoid=isinstance(graph.layers[-1], Sigmoid),
+        protected=settings.protect_model,
+        input_bound=settings.input_bound,
+        precision_bits=settings.precision_bits,
+    )
+
+
+def tree_problems(graph: Graph, settings: Settings) -> list[Problem]:
+    """Return everything in a graph of trees that no plan covers, each with its replacement."""
+    trees = graph.layers[0]
+    assert isinstance(trees, Trees)
+    found = [
+        Problem(_name(number, layer), "only a last sigmoid follows trees", "put its weights into the leaves' values")
+        for number, layer in enumerate(graph.layers[1:], 1)
+        if not (isinstance(layer, Sigmoid) and number == len(graph.layers) - 1)
+    ]
+    features, _, depth, leaves = shape_of(trees)
+    name = _name(0, trees)
+    if depth > MOST_DEPTH:
+        found.append(Problem(name, f"its depth {depth} is above {MOST_DEPTH}", "train with a smaller depth"))
+    if features > MOST_BINS:
+        found.append(Problem(name, f"it has more than {MOST_BINS} features", "reduce its inputs"))
+    if not found and plan_of(graph, settings) is None:
+        reason = f"no parameters of the 128-bit table hold {leaves} leaves of one output at depth {depth}"
+        found.append(Problem(name, reason, "use fewer or smaller trees, fewer tree_bins or a lower precision_bits"))
+    return found
+
+
 def problems(graph: Graph, settings: Settings) -> list[Problem]:
     """Return everything in `graph` that no plan covers, each with its replacement."""
+    if isinstance(graph.layers[0], Trees):
+        return tree_problems(graph, settings)
     found = layer_problems(graph)
     for number, layer in enumerate(graph.layers):
         if isinstance(layer, Linear) and max(layer.weight.shape) > _WIDEST:
@@ -136,7 +179,7 @@ def layer_problems(graph: Graph, *, squares: bool = True) -> list[Problem]:
             )
         elif isinstance(layer, Trees):
             found.append(
-                Problem(name, "trees do not run under encryption yet", "use the backend plain, or train Linear")
+                Problem(name, "trees need products of encrypted values", "use the backend he or plain, or train Linear")
             )
         elif type(layer) is Square:
             found.append(Problem(name, "this backend adds and scales only", "use the backend he, or a linear model"))

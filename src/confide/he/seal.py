@@ -33,6 +33,9 @@ from confide.he.seal_format import (
     write_plaintext,
 )
 
+#: The "rotation step" that stands for complex conjugation of every slot, as SEAL counts.
+CONJUGATE = 0
+
 _REFUSED = (RuntimeError, ValueError, TypeError)  # how SEAL says no
 
 
@@ -185,6 +188,10 @@ class Evaluation:
         """Return `cipher` with slot i + step in slot i."""
         return Ciphertext(self._context.evaluator.rotate_vector(cipher.value, step, self._rotation))
 
+    def conjugate(self, cipher: Ciphertext) -> Ciphertext:
+        """Return `cipher` with the complex conjugate in every slot."""
+        return Ciphertext(self._context.evaluator.complex_conjugate(cipher.value, self._rotation))
+
 
 class Context:
     """SEAL's tables for one set of parameters, and the operations that need no key.
@@ -254,8 +261,9 @@ class Context:
             raise ProtocolError("Expected a secret key of these parameters in the store; set up again") from None
 
     def galois_index(self, step: int) -> int:
-        """Return where SEAL stores the key of the rotation by `step` slots to the left."""
-        return (pow(3, step, 2 * self.parameters.degree) - 1) // 2
+        """Return where SEAL stores the key of the rotation by `step` slots to the left, or of the conjugation."""
+        element = pow(3, step, 2 * self.parameters.degree) if step != CONJUGATE else 2 * self.parameters.degree - 1
+        return (element - 1) // 2
 
     # --- ciphertexts and bytes ----------------------------------------------------------------------------------------
 
@@ -307,6 +315,13 @@ class Context:
         self.evaluator.mod_switch_to_inplace(plain, self._ids[limbs])
         return Plaintext(plain)
 
+    def encode_complex(self, slots: NDArray[np.complex128], *, limbs: int, scale: float) -> Plaintext:
+        """Return the CKKS plaintext with these slots, shape (N/2,), at the level with `limbs` primes."""
+        assert self._encoder is not None
+        plain = self._encoder.encode_complex(np.ascontiguousarray(slots, np.complex128), scale)
+        self.evaluator.mod_switch_to_inplace(plain, self._ids[limbs])
+        return Plaintext(plain)
+
     def decode(self, plain: Plaintext) -> NDArray[np.float64]:
         """Return the slots of a CKKS plaintext, shape (N/2,)."""
         assert self._encoder is not None
@@ -338,9 +353,21 @@ class Context:
         """Add `plain` to `cipher`, in place."""
         self.evaluator.add_plain_inplace(cipher.value, plain.value)
 
+    def plus_plain(self, cipher: Ciphertext, plain: Plaintext) -> Ciphertext:
+        """Return the sum with a plaintext."""
+        return Ciphertext(self.evaluator.add_plain(cipher.value, plain.value))
+
     def square(self, cipher: Ciphertext) -> None:
         """Square, in place: three polynomials until it is relinearised."""
         self.evaluator.square_inplace(cipher.value)
+
+    def product(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
+        """Return the product of two encryptions at one level: three polynomials until it is relinearised."""
+        return Ciphertext(self.evaluator.multiply(cipher.value, other.value))
+
+    def lower(self, cipher: Ciphertext, *, limbs: int) -> Ciphertext:
+        """Return `cipher` modulo its first `limbs` primes."""
+        return Ciphertext(self.evaluator.mod_switch_to(cipher.value, self._ids[limbs]))
 
     def rescale(self, cipher: Ciphertext, *, scale: float) -> None:
         """Divide by the last prime and drop it, in place; `scale` is the scale that this leaves."""
