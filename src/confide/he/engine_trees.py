@@ -89,7 +89,8 @@ class _Prepared(Steps[Level]):
         self.chain, self.context = plan.chain, context
         self.constants: dict[tuple[float, int, float], Plaintext] = {}
         self.values: list[Plaintext] = []
-        self._leaves = spread(values, plan.slots)
+        least = 1 / plan.chain.leaf_scale  # SEAL refuses products with zero, so leaves that are all alike get this
+        self._leaves = spread(values if (np.abs(values) >= least).any() else np.full(1, least), plan.slots)
         self.minus(plan.broken, 1.0)
         reached(self, self.chain.settled(plan.broken), plan.depth)
 

@@ -373,11 +373,11 @@ def _candidates(degree: int, count: int) -> Iterator[tuple[tuple[int, ...], tupl
 
     The last data prime is the first that is divided by, after the product with the diagonals; the special one follows.
     """
-    for first in range(32, 61, 4):
+    for first in (36, 44, 52, 60):
         for special in (55, 60):
             largest = min(60, (LIMIT_BITS[degree] - special - first) // (count - 1))
             for size in (largest, *range(largest - 5, 29, -5)):
-                for scale in range(26, min(size, 46) + 1):
+                for scale in range(26, min(size, 46) + 1, 2):
                     inputs = min(58, (first + scale) // 2 + 4)
                     for leaf in (16, 20):
                         yield (*[size] * (count - 1), first, special), (inputs, scale, leaf)
