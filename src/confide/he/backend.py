@@ -180,7 +180,7 @@ class Homomorphic(Backend):
         precision_bits: outputs may be off by 2^-precision_bits of their range over that box; the planner takes the
             smallest parameters that reach it and the best precision that those allow.
         tree_bins: even intervals of the box that trees tell apart, a power of two; thresholds are moved to the nearest
-            edge. None takes as many as one ciphertext holds, from 64 to 1024; twice as many halve the share of rows
+            edge. None takes as many as one ciphertext holds, from 128 to 1024; twice as many halve the share of rows
             that a moved threshold decides otherwise, and double the time once they need another ciphertext.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of

@@ -291,8 +291,8 @@ def _doublings(first: int, end: int) -> tuple[int, ...]:
 
 
 def bins_for(features: int) -> int:
-    """Return as many bins as one ciphertext of the smallest ring holds, from 64 to 1024."""
-    return min(1024, max(64, 1 << ((8192 // features).bit_length() - 1))) if features <= 8192 else 64
+    """Return as many bins as one ciphertext of the smallest ring holds, from 128 to 1024."""
+    return min(1024, max(128, 1 << max((8192 // features).bit_length() - 1, 0)))
 
 
 def plan_trees(
