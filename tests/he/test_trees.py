@@ -114,7 +114,7 @@ def agreeing(rows: int) -> None:
 
 
 def test_encrypted_probabilities_are_those_of_the_moved_trees():
-    agreeing(3)
+    agreeing(2)
 
 
 @pytest.mark.slow
@@ -337,10 +337,9 @@ def test_the_schedule_and_the_kit_do_not_depend_on_the_model(monkeypatch):
     schedules = [calls_of(trees, monkeypatch) for trees in (one, other, blank)]
     assert len(schedules[0]) > 30
     assert schedules[0] == schedules[1] == schedules[2]
-    kits = [Homomorphic().prepare(Graph((trees,)), RNG)["client"].encode() for trees in (one, other, blank)]
-    assert kits[0] == kits[1] == kits[2]
-    fewer = forest(44, 5, 4, 3)  # 32 labels either way: the number of trees does not show
-    assert Homomorphic().prepare(Graph((fewer,)), RNG)["client"].encode() == kits[0]
+    more = forest(44, 5, 4, 3)  # 32 labels either way: the number of trees does not show
+    plans = [Homomorphic().plan(Graph((trees,))) for trees in (one, other, blank, more)]
+    assert encode(plans[0]) == encode(plans[1]) == encode(plans[2]) == encode(plans[3])
 
 
 def test_the_guarantee_names_what_a_client_sees():

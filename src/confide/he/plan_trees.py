@@ -35,8 +35,8 @@ from confide.he.trees_levels import TAIL, Chain, Level, NoRoom, leaf_factor, rea
 #: Most conditions on the way to a leaf.
 MOST_DEPTH = 8
 
-#: Most plaintexts of a model: at N = 8192 some 0.2 MB each.
-MOST_PRODUCTS = 1 << 13
+#: Most bytes of a model's plaintexts in the server's memory.
+MOST_MODEL_BYTES = 1 << 32
 
 MOST_BINS = 1 << 12
 _MOST_FEATURES = 1 << 12
@@ -150,6 +150,11 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.ciphertexts * self.diagonals + 1
 
     @property
+    def model_bytes(self) -> int:
+        """Return the size of the encoded model in the server's memory."""
+        return self.products * 8 * self.parameters.degree * len(self.parameters.data_primes)
+
+    @property
     def needs(self) -> Needs:
         """Return the public keys that the server needs."""
         return Needs(encryption=self.protected, relinearisation=self.depth > 1, steps=(CONJUGATE, *self.steps))
@@ -250,7 +255,7 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise ProtocolError("Expected bins, features and a depth in use")
         if not 1 <= self.outputs <= self.leaves <= self.slots or self.outputs_padded > self.leaves:
             raise ProtocolError("Expected leaves that fit the slots, and at least one for each output")
-        if self.places > self.slots or self.babies > self.diagonals or self.products > MOST_PRODUCTS + 1:
+        if self.places > self.slots or self.babies > self.diagonals or self.model_bytes > MOST_MODEL_BYTES:
             raise ProtocolError("Expected baby and giant steps that cover the diagonals")
         bits = (self.input_scale_bits, self.scale_bits, self.leaf_scale_bits)
         if not (all(8 <= size <= 59 for size in bits) and 0 < self.input_bound < math.inf):
@@ -267,7 +272,8 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         keys = f"{len(self.needs.steps) + self.needs.relinearisation} evaluation keys of {self.key_bytes / 1e6:.0f} MB"
         sizes = f"{self.features} features in {self.bins} intervals, {self.leaves} leaves of depth {self.depth}"
         query = f"{self.ciphertexts} ciphertexts a row"
-        work = f"{self.products} products, {self.rotations} rotations, {keys}"
+        memory = f"{self.model_bytes / 1e6:.0f} MB for the model"
+        work = f"{self.products} products, {self.rotations} rotations, {keys}, {memory}"
         error = f"error 2^{math.log2(self.typical_error):.0f} of the range"
         return f"{self.parameters}; {sizes}; {query}; {work}; {error} beside thresholds at edges of intervals"
 
@@ -338,7 +344,7 @@ def plan_trees(
             plan = _best(rough, degree, count)
             if plan is None or plan.typical_error > 2.0**-precision_bits:
                 continue
-            if plan.products <= MOST_PRODUCTS and plan.key_bytes <= _MOST_KEY_BYTES:
+            if plan.model_bytes <= MOST_MODEL_BYTES and plan.key_bytes <= _MOST_KEY_BYTES:
                 return plan
             break
     return None
