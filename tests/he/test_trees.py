@@ -185,6 +185,17 @@ def test_thresholds_move_by_half_an_interval_and_edges_stay(power, bound, seed):
     assert (moved(kept, bins, bound).threshold == kept.threshold).all()
 
 
+@given(st.integers(2, 256), st.sampled_from([256, 512, 1024]), st.integers(0, 1 << 30))
+def test_trees_over_numbers_of_intervals_decide_as_in_the_clear(levels, bins, seed):
+    """What `confide train` makes: x has `levels` even values, and thresholds are halfway between two."""
+    stream = np.random.default_rng(seed)
+    trees = forest(seed, 3, 4, 3)
+    cuts = (2 * stream.integers(0, levels - 1, len(trees.threshold)) + 1) / (levels - 1) - 1
+    trees = replace(trees, threshold=cuts)
+    x = np.linspace(-1.0, 1.0, levels)[stream.integers(0, levels, (200, 3))]
+    assert (moved(trees, bins, 1.0).reached(x) == trees.reached(x)).all()
+
+
 def test_a_digit_counts_the_edges_below():
     plan = engines(CANCER)[0].plan
     x = np.concatenate([edges(256, 1.0), np.random.default_rng(0).uniform(-1, 1, 1000), [-1.0, 1.0]])

@@ -2,8 +2,8 @@
 
 What a row is compared with is exact on the intervals of the plan, so the result is, up to the stated noise, that of the
 same trees with each threshold moved to the nearest edge between two intervals. It is that of the trees themselves for
-every row that has no feature between a threshold and its edge; for every row if the thresholds are edges, as those of
-trees trained on `bins` even intervals are. A row on an edge goes left there, as in the model (x <= t).
+every row that has no feature between a threshold and its edge: for every row if features take at most `bins` evenly
+spread values with thresholds halfway between, as those of `confide train`. A row on an edge goes left, as in the model.
 """
 
 from __future__ import annotations
