@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import GradientBoostingClassifier
 
+from confide.crypto.random import SystemRandomness
 from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.plan_trees import TreesPlan, plan_trees
 from confide.he.seal import Evaluation, SecretKey
@@ -119,7 +120,7 @@ class Party:
             query = self.client.encrypt(self.secret, row[None])
             times["encrypt_ms"].append(time.perf_counter() - start)
             start, used = time.perf_counter(), time.process_time()
-            reply = self.server.answer(self.keys, query)
+            reply = self.server.answer(self.keys, query, SystemRandomness())
             times["server_ms"].append(time.perf_counter() - start)
             times["server_cpu_ms"].append(time.process_time() - used)
             start = time.perf_counter()

@@ -191,7 +191,13 @@ def test_unknown_backends_and_mixed_options(trained, capsys):
     assert "--open-model" in fails(capsys, "serve", trained / "model.confide", "--backend", "plain", "--open-model")
     quota = ["serve", trained / "model.confide", "--backend", "plain", "--query-quota", 3]
     assert "outlive a restart" in fails(capsys, *quota)
-    assert "--api-keys" in fails(capsys, *quota, "--store", trained / "unused.sqlite")
+    assert "Expected --api-keys or client certificates" in fails(capsys, *quota, "--store", trained / "unused.sqlite")
+    plain = ["serve", trained / "model.confide", "--backend", "plain"]
+    for limit, text in (("rows", "got 'rows'"), ("workers=3", "got 'workers'"), ("keys_bytes=many", "with a number")):
+        assert text in fails(capsys, *plain, "--limit", limit)
+    assert "keys_bytes=-1" in fails(capsys, *plain, "--limit", "keys_bytes=-1")
+    assert "need TLS" in fails(capsys, *plain, "--workers", 0, "--client-ca", trained / "signing.pem.pub")
+    assert "scheme 'mysql'" in fails(capsys, *plain, "--workers", 0, "--store", "mysql://here")
 
 
 def test_api_keys_open_the_server_for_their_holders(trained, tmp_path):

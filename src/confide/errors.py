@@ -5,6 +5,7 @@
     │   ├── JobError            a job file
     │   ├── DataError           a schema or a table
     │   ├── ModelError          a model, a layer that no rule covers, an artifact
+    │   ├── KeysExpired         keys that are too old, or have been used as often as they may; set up again
     │   └── MissingExtra        an optional dependency, with its install line
     ├── ProtocolError           bytes that no honest party would have sent
     │   └── Aborted             a session that ended without an output: too few parties, a refusal
@@ -41,6 +42,10 @@ class DataError(UsageError):
 
 class ModelError(UsageError):
     """A model that cannot be built, read or run by the chosen backend."""
+
+
+class KeysExpired(UsageError):
+    """Keys of one's own that are no longer good; setting up again makes and sends new ones."""
 
 
 class MissingExtra(UsageError):

@@ -248,6 +248,14 @@ class Backend(ABC):
         The server's party returns how many rows it answered, as far as it can know; the query quota counts them.
         """
 
+    def publish(self, kit: Kit, x: Matrix, store: Store, rng: Randomness) -> Party:
+        """Return the client's party of a prediction whose y may be shown to others without harm to the client's keys.
+
+        Raises:
+            KeysExpired: nothing more may be published under the keys; set up again.
+        """
+        return self.predict("client", kit, x, store, rng)
+
 
 class _PlainKit:
     def __init__(self, graph: Graph | None) -> None:

@@ -11,10 +11,15 @@ from itertools import pairwise
 import numpy as np
 
 from confide.crypto.random import SystemRandomness
+from confide.he.backend import ClientKit, ServerKit
+from confide.he.enrolment import Mine
+from confide.he.envelope import SealedQuery, SealedReply
+from confide.he.seal import Evaluation, PublicKeys
+from confide.he.setup import owned
 from confide.ideal import Backend, Kit
 from confide.model.graph import Graph, Linear, Sigmoid, Square
 from confide.model.trees import Trees, perfect
-from confide.wire import MemoryStore, Transcript, run
+from confide.wire import MemoryStore, Transcript, alter, decode, encode, run
 
 RNG = SystemRandomness()
 
@@ -72,6 +77,42 @@ class Pair:
             "server": self.backend.predict("server", self.server, None, self.stores["server"], RNG),
         }
         return run(parties, stores=self.stores, fault=fault)
+
+    def altered(self, x, tag: str, change) -> Transcript:
+        """A prediction in which one message's struct is changed by whoever holds the keys, so that its tag holds."""
+
+        def query(body: bytes) -> bytes:
+            sealed = decode(body, SealedQuery, max_bytes=1 << 28)
+            rows, inner = change(sealed.rows, sealed.body)
+            return encode(self.keys.channel.query(sealed.key_id, rows, inner, sealed.nonce))
+
+        asked: list[SealedQuery] = []
+
+        def listen(body: bytes) -> bytes:
+            asked.append(decode(body, SealedQuery, max_bytes=1 << 28))
+            return body
+
+        def reply(body: bytes) -> bytes:
+            sealed = decode(body, SealedReply, max_bytes=1 << 28)
+            return encode(self.keys.channel.reply(asked[0], change(sealed.body)))
+
+        def fault(message):
+            if message.tag == "he/query":
+                return alter(query if tag == "he/query" else listen, tag="he/query")(message)
+            return alter(reply, tag="he/reply")(message) if tag == "he/reply" else [(0, message)]
+
+        return self.predict(x, fault=fault)
+
+    @property
+    def keys(self) -> Mine:
+        """The client's keys."""
+        assert isinstance(self.client, ClientKit)
+        return self.client.keys(owned("he", self.client.encoded, self.stores["client"]))
+
+
+def public_keys(kit: ServerKit, keys: PublicKeys) -> Evaluation:
+    """What the server makes of a client's public keys."""
+    return Evaluation(kit.engine.context, keys, kit.plan.needs)
 
 
 def ready(backend: Backend, graph: Graph) -> Pair:

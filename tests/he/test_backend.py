@@ -7,11 +7,13 @@ import pytest
 from confide.errors import DataError, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary
 from confide.he import Homomorphic
-from confide.he.backend import ClientKit, LinearReply, MlpReply, Query
+from confide.he.backend import ClientKit, LinearReply, NetworkReply, Query
+from confide.he.envelope import SealedQuery
+from confide.he.packed import packed_bytes
 from confide.he.plan_linear import LinearPlan
-from confide.he.plan_mlp import MlpPlan
-from confide.model.graph import Graph, Linear, Sigmoid, Square
-from confide.wire import Array, alter, decode, encode
+from confide.he.plan_network import NetworkPlan
+from confide.model.graph import Graph, Linear, Relu, Sigmoid, Square
+from confide.wire import alter, decode, encode
 from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
 
 
@@ -24,7 +26,7 @@ def test_the_plan_is_chosen_by_the_model():
     backend = Homomorphic()
     assert isinstance(backend.plan(logistic(1, 30)), LinearPlan)
     assert isinstance(backend.plan(Graph((linear(1, 4, 9), linear(2, 3, 4)))), LinearPlan)
-    assert isinstance(backend.plan(mlp(1, 30, 16, 1)), MlpPlan)
+    assert isinstance(backend.plan(mlp(1, 30, 16, 1)), NetworkPlan)
 
 
 def test_precision_is_what_was_asked_for():
@@ -174,7 +176,8 @@ def test_batches_and_several_outputs():
     x = corners(300, 6)
     transcript = pair.predict(x)
     assert (np.abs(transcript.output("client") - graph.apply(x)) <= pair.server.error_bound).all()
-    assert len(decode(transcript.messages[0].body, Query, max_bytes=1 << 28).ciphertexts) == 2
+    sealed = decode(transcript.messages[0].body, SealedQuery, max_bytes=1 << 28)
+    assert len(decode(sealed.body, Query, max_bytes=1 << 28).ciphertexts) == 2
     assert transcript.output("server") == 300
 
 
@@ -206,49 +209,124 @@ def test_another_models_keys_are_refused_by_their_form():
         mlp_pair.server.parse_keys(body)
 
 
-def reply_of(pair: Pair, x, change) -> BaseException | None:
-    return pair.predict(x, fault=alter(change, tag="he/reply")).failures.get("client")
+def altered_struct(pair: Pair, x, tag: str, kind: type, **change) -> dict:
+    """The failures of a prediction in which a message's struct is changed, under a tag that holds."""
+
+    def inner(body: bytes) -> bytes:
+        return encode(msgspec.structs.replace(decode(body, kind, max_bytes=1 << 28), **change))
+
+    rows = change.pop("rows", None)
+    if tag == "he/query":
+        return pair.altered(x, tag, lambda honest, body: (honest if rows is None else rows, inner(body))).failures
+    return pair.altered(x, tag, inner).failures
+
+
+PRIMES = Homomorphic().plan(logistic(1, 6)).parameters.data_primes
+C0, C1 = packed_bytes(PRIMES, rows=1, count=1), packed_bytes(PRIMES, rows=1, count=4096)
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"exponents": ()},
-        {"exponents": (1, 2)},
-        {"exponents": (513,)},
-        {"exponents": (-513,)},
-        {"c0": Array.of(np.zeros((2, 1, 1), np.uint32))},
-        {"c0": Array.of(np.zeros((2, 2, 1), np.uint64))},
-        {"c1": Array.of(np.zeros((1, 1, 2, 2048), np.uint64))},
-        {"c1": Array("<u8", (1, 1, 2, 4096), b"")},
-        {"c1": Array("<u8", (1, 1, 2, -4096), bytes(65536))},
+        {"exponents": b""},
+        {"exponents": bytes(4)},
+        {"exponents": (513).to_bytes(2, "little")},
+        {"exponents": (-513).to_bytes(2, "little", signed=True)},
+        {"c0": b""},
+        {"c0": bytes(C0 + 1)},
+        {"c0": b"\xff" * C0},
+        {"c1": b""},
+        {"c1": bytes(C1 - 1)},
+        {"c1": bytes(C1 + 1)},
+        {"c1": b"\xff" * C1},
+    ],
+    ids=[
+        "no exponents",
+        "two",
+        "large",
+        "small",
+        "no c0",
+        "long c0",
+        "c0 from q on",
+        "no c1",
+        "short",
+        "long",
+        "from q on",
     ],
 )
 def test_odd_linear_replies_are_refused(change):
     pair = ready(Homomorphic(), logistic(1, 6))
-
-    def altered(body: bytes) -> bytes:
-        return encode(msgspec.structs.replace(decode(body, LinearReply, max_bytes=1 << 28), **change))
-
-    assert isinstance(reply_of(pair, corners(1, 6), altered), ProtocolError)
+    failures = altered_struct(pair, corners(1, 6), "he/reply", LinearReply, **change)
+    assert isinstance(failures["client"], ProtocolError)
 
 
-@pytest.mark.parametrize("change", [{"exponents": ()}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}])
+def test_the_control_such_a_reply_as_it_is():
+    pair = ready(Homomorphic(), logistic(1, 6))
+    assert not altered_struct(pair, corners(1, 6), "he/reply", LinearReply)
+    assert not altered_struct(pair, corners(1, 6), "he/reply", LinearReply, c1=bytes(C1))  # of the right form
+    pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
+    assert not altered_struct(pair, corners(1, 6), "he/reply", NetworkReply)
+    assert not altered_struct(pair, corners(1, 6), "he/query", Query)
+
+
+@pytest.mark.parametrize(
+    "change", [{"exponents": b""}, {"error_bits": b"\0"}, {"ciphertexts": ()}, {"ciphertexts": (b"",)}]
+)
 def test_odd_mlp_replies_are_refused(change):
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
-
-    def altered(body: bytes) -> bytes:
-        return encode(msgspec.structs.replace(decode(body, MlpReply, max_bytes=1 << 28), **change))
-
-    assert isinstance(reply_of(pair, corners(1, 6), altered), ProtocolError)
+    assert isinstance(altered_struct(pair, corners(1, 6), "he/reply", NetworkReply, **change)["client"], ProtocolError)
 
 
 @pytest.mark.parametrize("rows", [0, 2, -1])
 def test_odd_mlp_queries_are_refused(rows):
     pair = ready(Homomorphic(), mlp(1, 6, 3, 1))
-
-    def altered(body: bytes) -> bytes:
-        return encode(msgspec.structs.replace(decode(body, Query, max_bytes=1 << 28), rows=rows))
-
-    failures = pair.predict(corners(1, 6), fault=alter(altered, tag="he/query")).failures
+    if rows < 0:  # no tag is made for it
+        body = lambda body: encode(  # noqa: E731
+            msgspec.structs.replace(decode(body, SealedQuery, max_bytes=1 << 28), rows=rows)
+        )
+        failures = pair.predict(corners(1, 6), fault=alter(body, tag="he/query")).failures
+    else:
+        failures = altered_struct(pair, corners(1, 6), "he/query", Query, rows=rows)
     assert isinstance(failures["server"], ProtocolError)
+
+
+# --- settings of networks ---------------------------------------------------------------------------------------------
+
+
+def test_activations_become_polynomials_where_a_degree_is_given():
+    graph = Graph((linear(1, 4, 6, 0.2), Relu(), linear(2, 2, 4)))
+    with pytest.raises(ModelError, match="fit-polynomial"):
+        Homomorphic().prepare(graph, RNG)
+    backend = Homomorphic(activation_degree=4, protect_model=False)
+    pair = ready(backend, graph)
+    x = corners(3, 6)
+    y = pair.predict(x).output("client")
+    assert (np.abs(y - backend.arithmetic(graph).apply(x)) <= pair.server.error_bound).all()
+    assert np.abs(y - graph.apply(x)).max() < 0.2 < np.abs(graph.apply(x)).max()
+
+
+def test_linear_models_run_under_ckks_if_asked():
+    graph = logistic(1, 30)
+    pair = ready(Homomorphic(scheme="ckks", precision_bits=16), graph)
+    assert isinstance(pair.client.plan, NetworkPlan)
+    x = corners(3, 30)
+    error = np.abs(pair.predict(x).output("client") - graph.apply(x))
+    assert (error <= pair.server.error_bound).all()
+    assert error.max() < 1e-3
+
+
+def test_ranges_are_certified_or_the_plan_says_so():
+    graph = mlp(3, 20, 16, 12, 2)
+    asked = Homomorphic(certify=True).plan(graph)
+    free = Homomorphic(certify=False).plan(graph)
+    assert isinstance(asked, NetworkPlan)
+    assert isinstance(free, NetworkPlan)
+    assert asked.certified
+    assert not free.certified
+    assert asked.parameters.total_bits >= free.parameters.total_bits
+
+
+@pytest.mark.parametrize("degree", [0, 9])
+def test_degrees_out_of_range_are_refused(degree):
+    with pytest.raises(UsageError, match="activation_degree"):
+        Homomorphic(activation_degree=degree)

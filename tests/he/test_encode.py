@@ -1,8 +1,6 @@
 """Fixed point and layouts, against exact fractions and against products of polynomials."""
 
-import math
 from fractions import Fraction
-from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -10,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import DataError, ModelError
-from confide.he.encode import Blocks, FixedPoint, exponents_of, in_box, normalise, quantise
-from confide.model.graph import Graph, Linear, Square
+from confide.he.encode import Blocks, FixedPoint, exponents_of, in_box, quantise
+from confide.model.graph import Linear
 from he.oracle import corners, linear, nearest
 
 FIXED = FixedPoint(input_bound=1.0, input_bits=13, weight_bits=17)
@@ -62,7 +60,6 @@ def test_a_row_of_zeros_gets_a_one_and_the_error_says_so():
 
 def test_weights_are_not_shown():
     assert repr(quantise(linear(1, 2, 3), FIXED)) == "Quantised(3 -> 2)"
-    assert repr(normalise((linear(1, 2, 3), Square()), 1.0)) == "Normalised((Linear(3 -> 2), Square()))"
 
 
 @pytest.mark.parametrize(
@@ -143,33 +140,3 @@ def test_a_ciphertext_holds_as_many_rows_as_fit():
     assert Blocks(degree=2048, features=30, outputs=1).rows == 68
     assert Blocks(degree=4096, features=30, outputs=1).rows == 136
     assert Blocks(degree=4096, features=784, outputs=10).products == 2
-
-
-# --- normalised networks ----------------------------------------------------------------------------------------------
-
-
-@given(st.integers(0, 1 << 30), st.lists(st.integers(1, 6), min_size=2, max_size=4), SCALES.filter(lambda s: s < 1e9))
-def test_normalised_networks_are_the_same_function_with_values_up_to_one(seed, sizes, scale):
-    layers = []
-    for inputs, outputs in pairwise(sizes):
-        layers += [linear(seed, outputs, inputs, scale), Square()]
-    bound = 1.5
-    found = normalise(layers, bound)
-    x = corners(6, sizes[0], seed)
-    values = x
-    for layer in found.layers:
-        values = Graph((layer,)).apply(values) if isinstance(layer, Linear) else values**2
-        assert np.abs(values).max() <= 1.0
-    expected = Graph(tuple(layers)).apply(bound * x)
-    largest = np.ldexp(1.0, found.exponents)
-    assert (np.abs(values * largest - expected) <= 1e-9 * largest).all()
-
-
-def test_the_last_scale_is_a_power_of_two_and_the_others_hide_in_the_weights():
-    found = normalise((linear(1, 4, 3), Square(), linear(2, 2, 4)), 1.0)
-    assert found.exponents.dtype == np.int64
-    first = found.layers[0]
-    assert isinstance(first, Linear)
-    ranges = np.abs(first.weight).sum(axis=1) + np.abs(first.bias)
-    assert np.allclose(ranges, 1.0)
-    assert all(math.isfinite(value) for value in first.weight.ravel().tolist())

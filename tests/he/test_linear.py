@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from confide.errors import ProtocolError
 from confide.he.encode import quantise
 from confide.he.linear import LinearClient, LinearServer
+from confide.he.packed import ciphertext_bytes
 from confide.he.plan_linear import plan_linear
 from confide.he.seal import Evaluation
-from confide.he.seal_format import write_ciphertext
 from he.oracle import (
     RNG,
     centred,
@@ -257,7 +257,7 @@ def test_numbers_in_the_clear_are_refused_as_a_query_and_harmless_as_a_reply(ben
     context = bench.client.context
     form = context.form(limbs=len(bench.primes), ntt=True)
     with pytest.raises(ProtocolError):
-        bench.server.answer(bench.keys, (write_ciphertext(np.zeros(form.shape, np.uint64), form),), 1, RNG)
+        bench.server.answer(bench.keys, (bytes(ciphertext_bytes(form)),), 1, RNG)
     _, c0, c1 = bench.ask(corners(1, 30))
     assert bench.client.decrypt(bench.secret, np.zeros_like(c0), np.zeros_like(c1), 1) == 0
 

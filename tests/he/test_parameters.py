@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
-from confide.he.parameters import LIMIT_BITS, Parameters
+from confide.he.parameters import LIMIT_BITS, Parameters, is_prime
 from confide.he.seal import Context, ntt_primes
 
 GOOD = Parameters(scheme="bfv", degree=4096, primes=ntt_primes(4096, (47, 46, 16)), plain_modulus=(1 << 34) + 1)
@@ -73,7 +73,47 @@ def test_whatever_passes_here_passes_in_seal_at_128_bits(degree, bits):
             Context(parameters)
 
 
-def test_a_composite_is_refused_by_seal():
+def test_a_composite_is_refused():
     composite = next(n for n in range(1 << 40, 1 << 41, 1) if n % 8192 == 1 and n % 3 == 0)
-    with pytest.raises(ProtocolError, match="SEAL"):
+    with pytest.raises(ProtocolError, match="prime"):
         Context(msgspec.structs.replace(GOOD, primes=(composite,)))
+
+
+# --- primes -----------------------------------------------------------------------------------------------------------
+
+PSEUDOPRIMES = (561, 2047, 1373653, 25326001, 3215031751, 2152302898747, 3474749660383, 341550071728321)
+PSEUDOPRIMES += (3825123056546413051, 318665857834031151167461 % (1 << 64))  # the first fools nine bases
+
+
+@given(st.integers(-3, 200_000))
+def test_primes_are_what_trial_division_says(number):
+    divides = any(number % d == 0 for d in range(2, int(max(number, 0) ** 0.5) + 1))
+    assert is_prime(number) is (number > 1 and not divides)
+
+
+def test_numbers_that_fool_weaker_tests_do_not_pass():
+    """Carmichael's and the least strong pseudoprimes to the first bases (OEIS A014233)."""
+    assert not any(map(is_prime, PSEUDOPRIMES))
+
+
+@given(st.integers(2, 1 << 30), st.integers(2, 1 << 30))
+def test_products_are_not_prime(one, other):
+    assert not is_prime(one * other)
+
+
+@pytest.mark.parametrize("degree", [2048, 8192, 32768])
+def test_seals_primes_are_prime(degree):
+    assert all(map(is_prime, ntt_primes(degree, (20, 30, 45, 59, 60)[degree > 16384 :])))
+
+
+def test_a_square_of_a_prime_is_refused():
+    (prime,) = ntt_primes(4096, (28,))
+    with pytest.raises(ProtocolError, match="prime"):
+        msgspec.structs.replace(GOOD, primes=(prime * prime,)).checked()
+
+
+def test_switching_keys_takes_a_special_prime():
+    ckks = {"scheme": "ckks", "degree": 8192}
+    Parameters(**ckks, primes=ntt_primes(8192, (40, 40))).check_switching()
+    with pytest.raises(ProtocolError, match="special"):
+        Parameters(**ckks, primes=ntt_primes(8192, (50,))).check_switching()

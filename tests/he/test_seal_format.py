@@ -4,25 +4,40 @@ import struct
 
 import numpy as np
 import pytest
+import seal
 from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
 from confide.he import seal_format
 from confide.he.parameters import Parameters
-from confide.he.seal import Context, Needs, ntt_primes
+from confide.he.seal import Context, Needs, PublicKeys, ntt_primes
 
 BFV = Context(Parameters(scheme="bfv", degree=2048, primes=ntt_primes(2048, (27, 26)), plain_modulus=257))
 CKKS = Context(Parameters(scheme="ckks", degree=4096, primes=ntt_primes(4096, (36, 36, 37))))
 STEPS = (1, 2, 64)
-SECRET, PUBLIC = CKKS.generate(bytes(16), Needs(encryption=True, relinearisation=True, steps=STEPS))
 INDICES = tuple(CKKS.galois_index(step) for step in STEPS)
+
+
+def keys() -> PublicKeys:
+    """SEAL's own bytes."""
+    maker, rotation = seal.KeyGenerator(CKKS.seal), seal.GaloisKeys()
+    maker.create_galois_keys(list(STEPS), rotation)
+    return PublicKeys(
+        nonce=bytes(16),
+        encryption=maker.create_public_key().to_string(),
+        relinearisation=maker.create_relin_keys().to_string(),
+        rotation=rotation.to_string(),
+    )
+
+
+PUBLIC = keys()
 
 
 def fresh() -> tuple[bytes, seal_format.Form]:
     secret, _ = BFV.generate(bytes(16), Needs())
     plain = BFV.polynomial(np.arange(2048, dtype=np.uint64) % 257)
-    return BFV.to_bytes(secret.encrypt(plain)), BFV.form(limbs=1, ntt=False)
+    return secret.encrypt(plain).value.to_string(), BFV.form(limbs=1, ntt=False)
 
 
 CIPHER, FORM = fresh()

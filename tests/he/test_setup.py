@@ -4,6 +4,7 @@ import pytest
 
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.he.backend import Homomorphic
+from confide.he.loaded import EXPANSION, LoadedKeys
 from confide.he.setup import Owned, Registered, key_id_of, owned, setup_server
 from confide.wire import MemoryStore, Message, Step, alter, encode, lose, run, truncate
 from he.oracle import Pair, corners, logistic, ready
@@ -104,15 +105,30 @@ def test_a_server_refuses_keys_that_it_has_forgotten():
 
 def test_a_server_keeps_the_latest_parsed_keys():
     store, parsed = MemoryStore(), []
-    registered = Registered("x", lambda body: parsed.append(body) or body, most=2)
+    loaded = LoadedKeys(2 * EXPANSION)  # two keys of one byte
+    registered = Registered("x", lambda body: parsed.append(body) or body, loaded=loaded)
     for body in (b"a", b"b", b"c"):
         store.commit({f"x/keys/{key_id_of(body)}": body, f"x/known/{key_id_of(body)}": b"\1"})
     for body in (b"a", b"b", b"a", b"c", b"a", b"b"):
         assert registered.get(key_id_of(body), store) == body
     assert parsed == [b"a", b"b", b"c", b"b"]
+    assert (len(loaded), loaded.held_bytes) == (2, 2 * EXPANSION)
     for wrong in ("", "0" * 64, key_id_of(b"a")[:-1], "../" * 20):
         with pytest.raises(ProtocolError):
             registered.get(wrong, store)
+
+
+def test_kits_that_share_room_do_not_share_keys():
+    loaded = LoadedKeys(10)
+    one, two = object(), object()
+    assert loaded.get(one, "k", lambda: (b"of one", 1)) == b"of one"
+    assert loaded.get(two, "k", lambda: (b"of two", 1)) == b"of two"
+    assert loaded.get(one, "k", lambda: (b"again", 1)) == b"of one"
+    loaded.forget(one, "k")
+    assert loaded.get(one, "k", lambda: (b"again", 1)) == b"again"
+    assert loaded.held_bytes == 2 * EXPANSION
+    loaded.get(one, "large", lambda: (b"beyond all room", 100))  # one that is at work is never thrown out
+    assert (len(loaded), loaded.held_bytes) == (1, 100 * EXPANSION)
 
 
 def test_uploads_have_a_size(monkeypatch):

@@ -75,7 +75,9 @@ def test_everything_comes_back(tmp_path):
 def test_the_layout_is_the_documented_one():
     assert BODY[:8] == b"CONFIDE\0"
     header = msgspec.msgpack.decode(BODY[12:HEADER_END])
-    assert set(header) == {"format", "signer", "created", "label", "metadata", "graph", "preprocess"}
+    assert set(header) == {
+        "format", "signer", "created", "label", "metadata", "graph", "preprocess", "classes", "outputs", "link",
+    }  # fmt: skip
     Ed25519PublicKey.from_public_bytes(header["signer"]).verify(BODY[HEADER_END : HEADER_END + 64], BODY[:HEADER_END])
     split = HEADER_END + 64 + header["graph"]["size_bytes"]
     for part, body in (("graph", BODY[HEADER_END + 64 : split]), ("preprocess", BODY[split:])):
@@ -225,12 +227,12 @@ def test_signed_headers_that_lie_are_refused(change):
 
 
 @pytest.mark.parametrize(
-    ("found", "mend"), [(3, "update confide"), (999, "update confide"), (0, "train the model again")]
+    ("found", "mend"), [(4, "update confide"), (999, "update confide"), (0, "train the model again")]
 )
 def test_other_formats_say_what_to_do(found, mend):
     body = with_header(lambda header: header.update(format=found, new="field"))
     for trust in (KEY.public, None):
-        with pytest.raises(ModelError, match=f"in format 2, got format {found}; {mend}"):
+        with pytest.raises(ModelError, match=f"in format 3, got format {found}; {mend}"):
             decode(body, trust=trust)
 
 
@@ -245,7 +247,7 @@ def test_a_file_of_the_first_format_opens_and_does_not_state_what_its_label_had_
     opened = decode(with_header(older), trust=KEY.public)
     assert (opened.label.epsilon, opened.label.parties) == (LABEL.epsilon, LABEL.parties)
     assert [getattr(opened.label, name) for name in later] == [None] * len(later)
-    assert msgspec.msgpack.decode(BODY[12:HEADER_END])["format"] == 2
+    assert msgspec.msgpack.decode(BODY[12:HEADER_END])["format"] == 3
 
 
 def test_a_signed_file_whose_graph_cannot_run_is_refused():
@@ -411,6 +413,7 @@ def test_the_documented_example_runs():
 def test_the_documented_keys_are_the_headers():
     page = (Path(__file__).parents[2] / "docs" / "model-file.md").read_text()
     keys = re.findall(
-        r"`(\w+)`", "".join(re.findall(r"^\| (`.*?) \| (?:integer|32 bytes|text|map) \|", page, re.MULTILINE))
+        r"`(\w+)`",
+        "".join(re.findall(r"^\| (`.*?) \| (?:integer|32 bytes|text|map|list of text) \|", page, re.MULTILINE)),
     )
     assert set(keys) == set(msgspec.msgpack.decode(BODY[12:HEADER_END]))

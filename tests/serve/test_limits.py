@@ -103,6 +103,9 @@ def test_limits_fit_each_other():
         Limits(buffered_bytes=1)
     with pytest.raises(UsageError, match="key_store_bytes"):
         Limits(key_store_bytes=1)
+    with pytest.raises(UsageError, match="keys_bytes"):
+        Limits(keys_bytes=256 << 20, buffered_bytes=1 << 30)
+    Limits(keys_bytes=255 << 20)
 
 
 def test_every_limit_and_every_refusal_is_documented():

@@ -24,7 +24,7 @@ from confide.serve.protocol import Refusal
 from confide.serve.served import Measured, Model, Served
 from confide.serve.server import create_app
 from confide.wire import MemoryStore, run
-from serve.toy import LABEL, Toy
+from serve.toy import LABEL, Toy, toy_model
 
 RNG = SeededRandomness("served")
 GENERATOR = np.random.Generator(np.random.PCG64(7))
@@ -103,7 +103,7 @@ def he_query(rows: int) -> bytes:
 @pytest.fixture
 def idle(monkeypatch):
     one = served(Idle(), graph(1, 3), batch_rows=10)
-    monkeypatch.setattr(one, "knows", lambda key_id: True)
+    monkeypatch.setattr(one.uploads, "knows", lambda key_id: True)
     return one
 
 
@@ -137,7 +137,7 @@ def test_a_backend_that_cannot_predict_its_work_is_bounded_after_it():
     backend = Toy()
     one, mine = served(backend, graph(1, 3), batch_rows=2), MemoryStore()
     key = RNG.bytes(1000)
-    one.register(key)
+    one.register(key, "")
     mine.commit({"secret": key})
     for rows, fits in ((2, True), (3, False)):
         party = backend.predict("client", None, np.zeros((rows, 3)), mine, RNG)
@@ -154,13 +154,15 @@ def test_a_backend_that_cannot_predict_its_work_is_bounded_after_it():
 
 
 def test_keys_that_the_store_cannot_hold_are_refused_whole():
-    one = served(Toy(), graph(1, 3), keys_bytes=1000, key_store_bytes=2000)
+    limits = Limits(keys_bytes=1000, key_store_bytes=2000)
+    store = key_store(None, limits)
+    one = Served(toy_model("m"), Toy(), store=store, limits=limits, rng=RNG)
     with pytest.raises(Refusal, match="at most 2000 bytes") as caught:
-        one.register(RNG.bytes(2001))
+        one.register(RNG.bytes(1999), "")
     assert (caught.value.status, caught.value.code) == (413, "too_large")
-    assert one._store.keys() == []
-    one.register(RNG.bytes(1999))
-    assert len(one._store.keys("known/")) == 1
+    assert store.keys() == []
+    one.register(RNG.bytes(1900), "")
+    assert len(store.keys("m/toy/known/")) == 1
 
 
 def test_clients_send_as_many_rows_as_the_reply_has_room_for():

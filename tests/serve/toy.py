@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
+import time
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ProtocolError
 from confide.guarantee import Adversary, Claim, Guarantee, PrivacyLabel, Trust
-from confide.ideal import Backend
+from confide.ideal import Backend, PlainPredict
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.model.preprocess import OneHot, Preprocess, Scale
 from confide.serve.served import Model
-from confide.wire import Message, Party, Step, Store
+from confide.wire import Array, Message, Party, Step, Store, decode
 
 KEY_BYTES = 1000
 
@@ -109,6 +113,33 @@ class Toy(Backend):
         y = graph.apply(np.frombuffer(mask(key, body[32:])).reshape(-1, graph.features))
         yield Step(send=(Message("server", "client", "toy/reply", mask(key, y.tobytes())),))
         return len(y)
+
+
+class Odd(PlainPredict):
+    """The plain backend, whose process sleeps, fails or dies where the first feature says so."""
+
+    name = "odd"
+    SLEEP, FAIL, DIE = 7001.0, 7002.0, 7003.0
+
+    def predict(self, role: str, kit: object, x: np.ndarray | None, store: Store, rng: Randomness) -> Party:
+        party = super().predict(role, kit, x, store, rng)
+        return party if role == "client" else self._watch(party)
+
+    def _watch(self, party: Party) -> Party:
+        received = yield next(party)
+        first = decode(received["client"].body, _Values, max_bytes=1 << 20).values.numpy("float64", (None, 3))[0, 0]
+        if first == self.SLEEP:
+            time.sleep(30)
+        if first == self.FAIL:
+            raise ValueError(f"the secret is {first}")
+        if first == self.DIE:
+            os.kill(os.getpid(), signal.SIGKILL)
+        yield party.send(received)
+        return 1
+
+
+class _Values(msgspec.Struct):
+    values: Array
 
 
 def toy_model(name: str = "diagnosis", *backends: Backend, preprocess: Preprocess | None = None) -> Model:

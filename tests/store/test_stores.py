@@ -90,6 +90,40 @@ def test_nothing_is_a_value_and_no_deletion(place: Place):
     store.commit({})
 
 
+def test_an_update_makes_a_value_of_the_old_one_or_changes_nothing(durable: Place):
+    one, two = durable.open(), durable.open()
+    one.update("count", lambda old: b"1" if old is None else None)
+    two.update("count", lambda old: old + b"2")
+    assert one.get("count") == b"12"
+
+    def refuse(old: bytes | None) -> bytes:
+        raise UsageError("no")
+
+    for change, error in ((refuse, UsageError), (lambda old: bytes(LARGEST_VALUE_BYTES + 1), StoreError)):
+        with pytest.raises(error):
+            one.update("count", change)
+    assert two.get("count") == b"12"
+    two.update("count", lambda old: None)
+    assert one.keys() == []
+    with pytest.raises(UsageError, match="Expected a key"):
+        one.update("a\0b", lambda old: b"1")
+
+
+def test_updates_of_two_stores_lose_nothing(durable: Place):
+    stores = [durable.open(), durable.open()]
+
+    def count(store: DurableStore) -> None:
+        for _ in range(20):
+            store.update("count", lambda old: (int.from_bytes(old or b"", "big") + 1).to_bytes(4, "big"))
+
+    threads = [threading.Thread(target=count, args=(store,)) for store in stores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert int.from_bytes(stores[0].get("count"), "big") == 40
+
+
 def test_large_values_come_back_whole(place: Place):
     store, body = place.open(), os.urandom(1 << 20) * 24
     store.commit({"sum": body, "beside": b"1"})

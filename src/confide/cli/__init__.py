@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import os
-import re
 import sys
-import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import metadata
-from io import StringIO
 from pathlib import Path
-from typing import IO, Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import msgspec
 import typer
@@ -19,11 +15,13 @@ from rich.console import Console
 from rich.progress import TaskID
 from rich.table import Table
 
-from confide.cli import budget, console, data, federation, ledger, proxies
+from confide.cli import budget, console, data, federation, keys, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.label import label
 from confide.cli.node import node_app
+from confide.cli.predict import predict
+from confide.cli.serving import serve
 from confide.cli.split import split
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
@@ -39,11 +37,14 @@ app.add_typer(ledger.app, name="ledger")
 app.add_typer(budget.app, name="budget")
 app.add_typer(federation.app, name="federation")
 app.command()(split)
+app.command()(serve)
+app.command()(predict)
 app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
 app.add_typer(node_app, name="node")
 app.add_typer(data.app, name="data")
+app.add_typer(keys.app, name="keys")
 
 
 @app.callback(invoke_without_command=True)
@@ -199,127 +200,6 @@ def _evaluate_together(job: Any, data: Any, last: Any, output: Any) -> None:
         console.out.print(line)
 
 
-@app.command()
-def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
-    backend: Annotated[
-        list[str],
-        typer.Option(help="plain, he or paillier; may be repeated, the first is the clients' default."),
-    ] = ["he"],  # noqa: B006 (typer copies it)
-    open_model: Annotated[
-        bool, typer.Option("--open-model", help="With he: faster, but a client can read the weights from one reply.")
-    ] = False,
-    trust: Annotated[
-        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
-    ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; all but loopback need TLS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
-    private_key: Annotated[Path | None, typer.Option(help="TLS private key, PEM.")] = None,
-    insecure_plain_http: Annotated[
-        bool, typer.Option("--insecure-plain-http", help="Listen beyond loopback without TLS: open to the network.")
-    ] = False,
-    store: Annotated[
-        Path | None, typer.Option(help="File that keeps clients' public keys over restarts; in memory if left out.")
-    ] = None,
-    api_keys: Annotated[
-        Path | None, typer.Option(help='TOML file with lines HOLDER = "hash"; `confide api-key` makes them.')
-    ] = None,
-    query_quota: Annotated[
-        int | None, typer.Option(min=1, help="Rows per API key, ever: features + 1 answers copy a linear model.")
-    ] = None,
-    metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus figures at /metrics.")] = False,
-) -> None:
-    """Serve a model over HTTP: Open Inference Protocol v2, with encrypted queries.
-
-    Prints the address once it accepts connections, then one JSON line for each request, without inputs.
-
-        confide serve model.confide --backend he --backend plain
-    """
-    from confide.he import Homomorphic
-    from confide.model.artifact import load, read_public_key
-    from confide.serve.keys import key_store, usage_store
-    from confide.serve.limits import Limits
-    from confide.serve.listen import serve as listen
-    from confide.serve.served import Model
-    from confide.serve.server import create_app
-
-    with warnings_as_lines():
-        artifact = load(model, trust=read_public_key(trust) if trust else None)
-    if query_quota is not None and store is None:
-        raise UsageError(
-            f"Expected --store with --query-quota={query_quota}: counts must outlive a restart; name a file"
-        )
-    limits = Limits(query_quota=query_quota)
-    served = Model(
-        name=_model_name(model),
-        graph=artifact.graph,
-        label=artifact.label,
-        backends=tuple(_backend(name, open_model) for name in dict.fromkeys(backend)),
-        preprocess=artifact.preprocess.encode(),
-    )
-    server = create_app(
-        [served],
-        store=key_store(store, limits),
-        usage=usage_store(store),
-        limits=limits,
-        api_keys=_api_keys(api_keys) if api_keys else None,
-        log=sys.stdout,
-        metrics=metrics,
-    )
-
-    def ready(url: str) -> None:
-        for one in served.backends:
-            guarantee = one.guarantee_for(artifact.graph)
-            console.err.print(f"{one.name}: {'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}")
-            if isinstance(one, Homomorphic):
-                console.err.print(f"{one.name}: {one.plan(artifact.graph)}")
-            console.err.print(f"{one.name}: --kit-sha256 {server.pins[served.name, one.name]}")
-        console.err.print(f"{served.name}: {artifact.label.sentence()}")
-        console.out.print(f"listening on {url}")
-        sys.stdout.flush()  # whoever started this process waits for the line
-
-    listen(
-        server,
-        host=host,
-        port=port,
-        certificate=certificate,
-        private_key=private_key,
-        insecure_plain_http=insecure_plain_http,
-        ready=ready,
-    )
-
-
-def _model_name(path: Path) -> str:
-    """Return a file's name as a model name: letters, digits, '-', '_' and '.' only."""
-    return "".join(
-        letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in path.stem
-    )[:64]
-
-
-def _backend(name: str, open_model: bool) -> Any:
-    from confide.serve import load_backend
-
-    backend = load_backend(name)
-    if not open_model:
-        return backend
-    if name != "he":
-        raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
-    from confide.he import Homomorphic
-
-    return Homomorphic(protect_model=False)
-
-
-def _api_keys(path: Path) -> dict[str, str]:
-    try:
-        table = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one') from None
-    if not all(isinstance(value, str) for value in table.values()):
-        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one')
-    return table
-
-
 @app.command("api-key")
 def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, digits, '-', '_' and '.'.")]) -> None:
     """Make an API key: the key for its holder on standard error, the line for `serve --api-keys` on standard output.
@@ -333,105 +213,6 @@ def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, di
     ApiKeys({holder: hash_api_key(key)})  # refuses a name that the server would refuse
     console.err.print(f"API key of {holder}, shown only now: {key}")
     console.out.print(f'"{holder}" = "{hash_api_key(key)}"')
-
-
-@app.command()
-def predict(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where `confide serve` listens.")],
-    table: Annotated[Path, typer.Argument(metavar="X.csv", help="Rows to predict; the header names the columns.")],
-    schema: Annotated[
-        Path | None, typer.Option(help="The model's schema: for dates, codings and a source file's units and names.")
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="CSV file for the predictions; standard output if left out.")] = None,
-    model: Annotated[str | None, typer.Option(help="Which model; may be left out if the server has one.")] = None,
-    backend: Annotated[
-        str | None, typer.Option(help="How to ask. The server's choice if that hides the query; plain must be named.")
-    ] = None,
-    keys: Annotated[
-        Path | None, typer.Option(help="File that keeps your secret keys for the next time; forgotten if left out.")
-    ] = None,
-    api_key_file: Annotated[Path | None, typer.Option(help="File whose first line is your API key.")] = None,
-    ca_file: Annotated[
-        Path | None, typer.Option(help="PEM file of the authority that signed the server's certificate.")
-    ] = None,
-    encoder: Annotated[Path | None, typer.Option(help="ONNX file of the encoder that the model's images need.")] = None,
-    kit_sha256: Annotated[str | None, typer.Option(help="Hash of the kit that must be served, as published.")] = None,
-    insecure_plain_http: Annotated[
-        bool, typer.Option("--insecure-plain-http", help="Ask another machine without TLS.")
-    ] = False,
-) -> None:
-    """Ask a service for predictions on the rows of a table.
-
-    The rows are checked, prepared and, unless --backend plain is named, encrypted here; the secret key stays here.
-
-        confide predict http://127.0.0.1:8080 patients.csv --out predictions.csv
-    """
-    from confide.serve.client import Client
-    from confide.store import SqliteStore
-
-    api_key = _api_key(api_key_file) if api_key_file else None
-    with Client(
-        url,
-        model=model,
-        backend=backend,
-        store=SqliteStore(keys) if keys else None,
-        api_key=api_key,
-        ca_file=ca_file,
-        encoder=encoder,
-        kit_sha256=kit_sha256,
-        insecure_plain_http=insecure_plain_http,
-    ) as client:
-        prepare = client.preprocess
-        if prepare is None:
-            raise UsageError(
-                f"Expected a model that names its columns; {client.model} takes bare features, ask it from Python"
-            )
-        answers = client.predict(_columns(table, prepare, schema))
-        classes = client.classes
-        console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
-        console.err.print(client.label.sentence())
-    if out is None:
-        _write_answers(sys.stdout, answers, classes)
-    else:
-        from confide.model.artifact import write_whole
-
-        text = StringIO()
-        _write_answers(text, answers, classes)
-        write_whole(out, text.getvalue().encode())
-
-
-def _api_key(path: Path) -> str:
-    """Return the API key in a file, which may hold other words around it."""
-    found = re.search(r"confide-[0-9a-f]{64}", path.read_text(errors="replace"))
-    if found is None:
-        raise UsageError(f"Expected an API key in {path}: confide- and 64 hex digits, as `confide api-key` printed it")
-    return found[0]
-
-
-def _columns(table: Path, prepare: Any, schema: Path | None) -> Mapping[str, Any]:
-    """Return the columns of a table that a model's preparation names, as a schema says where there is one."""
-    from confide.data.files import read_arrays, refuse_images
-    from confide.data.schema import Schema
-    from confide.data.table import read_columns, read_inputs
-
-    if schema is not None:
-        return read_inputs(table, Schema.load(schema))
-    if table.suffix == ".npz":
-        return read_arrays(table, prepare.columns, images=prepare.images)
-    refuse_images(table, prepare.images)
-    texts = [name for name in prepare.columns if name not in prepare.numbers]
-    return read_columns(table, numbers=prepare.numbers, texts=texts)
-
-
-def _write_answers(file: IO[str], answers: Any, classes: Sequence[str]) -> None:
-    """Write one row per answer: each class's probability and the likeliest class, or outputs as they are if unnamed."""
-    outputs = answers.shape[1]
-    named = [f"p({one})" for one in classes[-outputs:]] if classes else [f"output_{at}" for at in range(outputs)]
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow([*named, *(["decision"] if classes else [])])
-    for row in answers.tolist():
-        place = int(row[0] > 0.5) if outputs == 1 else row.index(max(row))
-        writer.writerow([*(f"{value:.6f}" for value in row), *([classes[place]] if classes else [])])
 
 
 @app.command()

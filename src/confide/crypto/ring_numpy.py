@@ -16,25 +16,47 @@ def add_words(acc: NDArray[Any], words: NDArray[Any], negate: bool) -> None:
     (np.subtract if negate else np.add)(acc, words, out=acc)
 
 
+_WORD = 64
+
+
 def pack(words: NDArray[Any], bits: int) -> bytes:
     """Return the low `bits` bits of every word, packed."""
-    little = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8).reshape(len(words), words.itemsize)
     if bits % 8 == 0:  # whole bytes need no bit to move
-        return little[:, : bits // 8].tobytes()
-    return np.packbits(np.unpackbits(little, axis=1, bitorder="little")[:, :bits], bitorder="little").tobytes()
+        little = words.astype(words.dtype.newbyteorder("<"), copy=False).view(np.uint8)
+        return little.reshape(len(words), words.itemsize)[:, : bits // 8].tobytes()
+    groups = -(-len(words) // _WORD)  # 64 words fill `bits` words of 64 bits
+    columns = np.zeros((groups, _WORD), np.uint64)
+    columns.reshape(-1)[: len(words)] = words
+    columns = np.ascontiguousarray(columns.T) & np.uint64((1 << bits) - 1)
+    packed = np.zeros((bits, groups), np.uint64)
+    for place in range(_WORD):
+        row, shift = divmod(place * bits, _WORD)
+        packed[row] |= columns[place] << np.uint64(shift)
+        if shift + bits > _WORD:
+            packed[row + 1] |= columns[place] >> np.uint64(_WORD - shift)
+    little = np.ascontiguousarray(packed.T).astype("<u8", copy=False)
+    return little.tobytes()[: (len(words) * bits + 7) // 8]
 
 
 def unpack(data: bytes, bits: int, count: int) -> NDArray[Any]:
     """Return `count` words of `bits` bits; uint32 up to 32 bits, uint64 above."""
     dtype = np.dtype("<u4" if bits <= 32 else "<u8")
-    packed = np.frombuffer(data, np.uint8)
     if bits % 8 == 0:
         octets = np.zeros((count, dtype.itemsize), np.uint8)
-        octets[:, : bits // 8] = packed.reshape(count, bits // 8)
+        octets[:, : bits // 8] = np.frombuffer(data, np.uint8).reshape(count, bits // 8)
         return octets.view(dtype).reshape(count).astype(dtype.newbyteorder("="))
-    rows = np.zeros((count, 8 * dtype.itemsize), np.uint8)
-    rows[:, :bits] = np.unpackbits(packed, count=count * bits, bitorder="little").reshape(count, bits)
-    return np.packbits(rows, axis=1, bitorder="little").view(dtype).reshape(count).astype(dtype.newbyteorder("="))
+    groups = -(-count // _WORD)
+    padded = np.zeros(8 * groups * bits, np.uint8)
+    padded[: len(data)] = np.frombuffer(data, np.uint8)
+    packed = np.ascontiguousarray(padded.view("<u8").reshape(groups, bits).T).astype(np.uint64, copy=False)
+    columns = np.empty((_WORD, groups), np.uint64)
+    for place in range(_WORD):
+        row, shift = divmod(place * bits, _WORD)
+        columns[place] = packed[row] >> np.uint64(shift)
+        if shift + bits > _WORD:
+            columns[place] |= packed[row + 1] << np.uint64(_WORD - shift)
+    columns &= np.uint64((1 << bits) - 1)
+    return columns.T.reshape(-1)[:count].astype(dtype.newbyteorder("="))
 
 
 def project(acc: NDArray[Any], words: NDArray[Any], choices: NDArray[Any]) -> None:

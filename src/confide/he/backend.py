@@ -3,44 +3,68 @@
 A linear model runs under BFV (exact integers, no evaluation key), a network with squares and trees under CKKS; the plan
 is chosen from the model's shape. A last sigmoid runs at the client, which therefore sees the logit.
 
-    client -> server   he/query   key id, ciphertexts
-    server -> client   he/reply   ciphertexts, and one power of two per output
+    client -> server   he/keys    public keys, their dates, a key for envelopes
+    server -> client   he/key-id  their hash
+    client -> server   he/query   an envelope (`envelope`) with ciphertexts, packed (`packed`)
+    server -> client   he/reply   an envelope with ciphertexts, packed, and one power of two per output
 """
 
 from __future__ import annotations
 
 import math
+import time
+from collections.abc import Callable
 from functools import cached_property
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import ModelError, ProtocolError, UsageError
+from confide.errors import KeysExpired, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
-from confide.he.encode import LARGEST_EXPONENT, Integers, normalise, quantise
-from confide.he.engine_seal import MlpClient, MlpServer
+from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
+from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
+from confide.he.enrolment import (
+    LIFETIME_SECONDS,
+    LONGEST_SECONDS,
+    Mine,
+    channel,
+    current,
+    make,
+    mine,
+    public_keys,
+    record,
+)
+from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
 from confide.he.linear import LinearClient, LinearServer
+from confide.he.network import MOST_DEGREE, Network
+from confide.he.normalise import Ready
+from confide.he.packed import pack, packed_bytes, unpack
 from confide.he.parameters import SECURITY_BITS
-from confide.he.plan import Network, Plan, Settings, plan_of, problems
+from confide.he.plan import Plan, Settings, plan_of, problems, size_problem
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
 from confide.he.plan_trees import MOST_BINS, TreesPlan
-from confide.he.seal import Evaluation, PublicKeys, SecretKey
-from confide.he.setup import MAX_KEYS_BYTES, Owned, Registered, owned, setup_client, setup_server
+from confide.he.publish import Decrypted, Publications, may_publish, reserve, used_up
+from confide.he.seal import Evaluation, SecretKey
+from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
 from confide.he.trees import leaves_of
 from confide.ideal import Backend, Kit, Matrix
+from confide.model.fitted import approximated
 from confide.model.graph import Graph, Problem, sigmoid
 from confide.model.trees import Trees
-from confide.wire import Array, Message, Party, Step, Store, decode, encode
+from confide.wire import Message, Party, Step, Store, decode, encode
 
 #: Version of kits and messages.
 FORMAT = 1
 
 _MAX_KIT_BYTES = 1 << 16
 _MAX_QUERY_BYTES = 1 << 28
-_LARGEST_EXPONENT = 512
 _REPLY_HEAD_BYTES = 256
+_SEALED_BYTES = 256
+_MOST_CIPHERTEXTS = 1 << 16
+_PUBLICATIONS = Publications()
 _CIPHERTEXT_HEAD_BYTES = 256
 
 
@@ -52,32 +76,31 @@ class _Public(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the client sends: which keys, how many rows, and their encryptions."""
+    """What a client asks, inside a `SealedQuery`: encryptions of its rows, packed."""
 
-    key_id: str
-    rows: int
-    ciphertexts: tuple[bytes, ...]
+    ciphertexts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=_MOST_CIPHERTEXTS)]
 
 
 class _Rows(msgspec.Struct, frozen=True):
-    """The one field of a query that tells what it costs; the rest is skipped, not copied."""
+    """The one field of a question that tells what it costs; the rest is skipped, not copied."""
 
     rows: int
 
 
 class LinearReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Results of a linear model: y = z · 2^(e - a - f), with z at the places of results (`linear`)."""
+    """Results of a linear model: y = z · 2^(e - a - f), with z at the places of results (`linear`), packed."""
 
-    exponents: tuple[int, ...]
-    c0: Array
-    c1: Array
+    exponents: bytes
+    c0: bytes
+    c1: bytes
 
 
-class MlpReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Results of a network: outputs are 2^e times what the ciphertexts hold."""
+class NetworkReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Results of a network: outputs are 2^e times what the ciphertexts hold, which is off by at most 2^`error_bits`."""
 
-    exponents: tuple[int, ...]
-    ciphertexts: tuple[bytes, ...]
+    exponents: bytes
+    error_bits: bytes
+    ciphertexts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=_MOST_CIPHERTEXTS)]
 
 
 class ClientKit:
@@ -89,7 +112,7 @@ class ClientKit:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self._parsed: tuple[bytes, SecretKey] | None = None
+        self._parsed: tuple[Owned, Mine] | None = None
 
     def encode(self) -> bytes:
         return encode(_Public(FORMAT, self.plan))
@@ -100,16 +123,16 @@ class ClientKit:
         return self.encode()
 
     @cached_property
-    def engine(self) -> LinearClient | MlpClient | TreesClient:
+    def engine(self) -> LinearClient | NetworkClient | TreesClient:
         """Return the client's half of the plan's engine."""
         if isinstance(self.plan, TreesPlan):
             return TreesClient(self.plan)
-        return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else MlpClient(self.plan)
+        return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else NetworkClient(self.plan)
 
-    def secret(self, kept: Owned) -> SecretKey:
-        """Return the secret key in `kept`, parsed once."""
-        if self._parsed is None or self._parsed[0] != kept.secret:
-            self._parsed = (kept.secret, self.engine.context.secret(kept.secret))
+    def keys(self, kept: Owned) -> Mine:
+        """Return the keys in `kept`, parsed once."""
+        if self._parsed is None or self._parsed[0] != kept:
+            self._parsed = kept, mine(kept, self.engine.context, kit=self.encoded)
         return self._parsed[1]
 
 
@@ -119,21 +142,24 @@ class ServerKit:
     Args:
         plan: of the model's shape.
         net: the model.
+        ready: its scaled weights, for a `NetworkPlan`.
     """
 
-    def __init__(self, plan: Plan, net: Network | Trees) -> None:
+    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None) -> None:
         self.plan = plan
-        self.engine: LinearServer | MlpServer | TreesServer
-        if isinstance(plan, TreesPlan) or isinstance(net, Trees):
-            assert isinstance(plan, TreesPlan)
+        self.engine: LinearServer | NetworkServer | TreesServer
+        if isinstance(plan, TreesPlan):
             assert isinstance(net, Trees)
             self.engine = TreesServer(plan, leaves_of(net, plan))
         elif isinstance(plan, LinearPlan):
+            assert isinstance(net, Network)
             assert net.linear is not None
             self.engine = LinearServer(plan, quantise(net.linear, plan.fixed))
         else:
-            self.engine = MlpServer(plan, normalise(net.layers, plan.input_bound))
+            assert ready is not None
+            self.engine = NetworkServer(plan, ready)
         self.keys = Registered("he", self.parse_keys)
+        self.public = ClientKit(plan).encode()
 
     def __repr__(self) -> str:
         return f"ServerKit({self.plan})"
@@ -155,18 +181,22 @@ class ServerKit:
 
     def reply_bytes(self, rows: int) -> int:
         """Return a bound of the size of a reply to `rows` rows."""
-        plan, polynomial = self.plan, 8 * self.plan.parameters.degree
-        if isinstance(plan, LinearPlan):
-            c0, c1 = 8 * rows * plan.outputs, polynomial * plan.blocks.ciphertexts(rows) * plan.blocks.products
-            size = len(plan.parameters.data_primes) * (c0 + c1)
-        else:
-            size = rows * (2 * polynomial + _CIPHERTEXT_HEAD_BYTES)  # at the last prime
-        return size + 3 * plan.outputs + _REPLY_HEAD_BYTES
+        return _reply_bytes(self.plan, rows)
 
     def parse_keys(self, body: bytes) -> Evaluation:
         """Return a client's public keys. Raises ProtocolError on anything else."""
-        keys = decode(body, PublicKeys, max_bytes=MAX_KEYS_BYTES)
-        return Evaluation(self.engine.context, keys, self.plan.needs)
+        return public_keys(body, self.engine.context, self.plan.needs)
+
+
+def _reply_bytes(plan: Plan, rows: int) -> int:
+    """Return a bound of the size of a reply to `rows` rows."""
+    primes, degree = plan.parameters.data_primes, plan.parameters.degree
+    if isinstance(plan, LinearPlan):
+        count = plan.blocks.ciphertexts(rows) * plan.blocks.products
+        size = packed_bytes(primes, rows=1, count=rows * plan.outputs) + packed_bytes(primes, rows=count, count=degree)
+    else:
+        size = rows * (packed_bytes(primes[: plan.reply_limbs], rows=2, count=degree) + _CIPHERTEXT_HEAD_BYTES)
+    return size + 2 * plan.outputs + _REPLY_HEAD_BYTES + _SEALED_BYTES
 
 
 class Homomorphic(Backend):
@@ -179,9 +209,19 @@ class Homomorphic(Backend):
         input_bound: features lie in [-input_bound, input_bound]; the client refuses others.
         precision_bits: outputs may be off by 2^-precision_bits of their range over that box; the planner takes the
             smallest parameters that reach it and the best precision that those allow.
+        scheme: "bfv" or "ckks" for linear models; None takes BFV, which is exact. Networks are CKKS.
+        certify: True keeps room for every input in the box, or refuses; False for typical ones; None certifies where
+            that costs little, and the plan says what it did.
+        typical_rows: inputs by which typical values are judged, shape (rows, features); points of the box if None.
+        activation_degree: replaces ReLU, GELU, tanh and inner sigmoids by polynomials of this degree, 1 to 8, fitted on
+            the interval that each can reach over the box; None refuses them. `confide fit-polynomial` trains such a
+            network, which is more exact.
         tree_bins: even intervals of the box that trees tell apart, a power of two; thresholds are moved to the nearest
             edge. None takes as many as one ciphertext holds, from 128 to 1024; twice as many halve the share of rows
             that a moved threshold decides otherwise, and double the time once they need another ciphertext.
+        key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
+        publications: what a client may publish under one key (`publish`).
+        clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
     security; results on the box are exact to the stated error bound; with `protect_model`, replies of a linear model
@@ -190,7 +230,7 @@ class Homomorphic(Backend):
 
     **Leaks**: `guarantee_for`.
 
-    Paper: `linear`, `plan_linear`, `plan_mlp`, `plan_trees`.
+    Paper: `linear`, `plan_linear`, `planner`, `plan_trees`.
     """
 
     name = "he"
@@ -201,22 +241,39 @@ class Homomorphic(Backend):
         protect_model: bool = True,
         input_bound: float = 1.0,
         precision_bits: int = 10,
+        scheme: Literal["bfv", "ckks"] | None = None,
+        certify: bool | None = None,
+        typical_rows: Matrix | None = None,
+        activation_degree: int | None = None,
         tree_bins: int | None = None,
+        key_lifetime_seconds: int = LIFETIME_SECONDS,
+        publications: Publications = _PUBLICATIONS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < input_bound < math.inf:
             raise UsageError(f"Expected input_bound={input_bound} above 0; take the largest absolute feature")
         if not 1 <= precision_bits <= 40:
             raise UsageError(f"Expected precision_bits={precision_bits} from 1 to 40; 10 suits most models")
         if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
-            raise UsageError(
-                f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; 256 suits most trees"
-            )
+            raise UsageError(f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; take 256")
+        if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
+            raise UsageError(f"Expected key_lifetime_seconds={key_lifetime_seconds} from 1 to {LONGEST_SECONDS}")
+        self._lifetime_seconds = key_lifetime_seconds
+        self._publications = publications
+        self._clock = clock
+        if activation_degree is not None and not 1 <= activation_degree <= MOST_DEGREE:
+            raise UsageError(f"Expected activation_degree={activation_degree} from 1 to {MOST_DEGREE}; take 4")
+        self._activation_degree = activation_degree
         self._settings = Settings(
             protect_model=protect_model,
             input_bound=float(input_bound),
             precision_bits=precision_bits,
+            scheme=scheme,
+            certify=certify,
+            rows=typical_rows,
             tree_bins=tree_bins,
         )
+        self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
         self.guarantee = _guarantee(None, protect_model=protect_model)
 
     def guarantee_for(self, graph: Graph) -> Guarantee:
@@ -226,47 +283,94 @@ class Homomorphic(Backend):
 
     def plan(self, graph: Graph) -> Plan:
         """Return the public plan of a model; its text states parameters and layout. Raises ModelError with problems."""
-        found = self.check(graph)
-        plan = None if found else plan_of(graph, self._settings)
-        if plan is None:
-            raise ModelError("Expected a model that he can run:\n" + "\n".join(map(str, found)))
-        return plan
+        return self._prepared(graph)[0]
+
+    def _prepared(self, graph: Graph) -> tuple[Plan, Ready | None]:
+        """Return the plan of a model and its scaled weights; the latest model's are kept: planning takes long."""
+        if self._latest is None or self._latest[0] is not graph:
+            arithmetic = self.arithmetic(graph)
+            found = problems(arithmetic, self._settings)
+            made = None if found else plan_of(arithmetic, self._settings)
+            if made is None:
+                lines = [*map(str, found)] or [str(size_problem(graph, self._settings))]
+                raise ModelError("Expected a model that he can run:\n" + "\n".join(lines))
+            self._latest = graph, made
+        return self._latest[1]
+
+    def arithmetic(self, graph: Graph) -> Graph:
+        """Return the graph that is computed: `graph` with polynomials for its activations, if a degree was given."""
+        if self._activation_degree is None or isinstance(graph.layers[0], Trees):
+            return graph
+        bound = self._settings.input_bound
+        return approximated(graph, -bound, bound, self._activation_degree)[0]
 
     def check(self, graph: Graph) -> list[Problem]:
-        return problems(graph, self._settings)
+        found = problems(self.arithmetic(graph), self._settings)
+        if not found:
+            try:
+                self._prepared(graph)
+            except ModelError:
+                found = [size_problem(graph, self._settings)]
+        return found
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        plan = self.plan(graph)
+        plan, ready = self._prepared(graph)
         first = graph.layers[0]
-        net = first if isinstance(first, Trees) else Network.of(graph)
-        return {"client": ClientKit(plan), "server": ServerKit(plan, net)}
+        net = first if isinstance(first, Trees) else Network.of(self.arithmetic(graph))
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
         if role != "client" or public.format != FORMAT:
             raise ProtocolError(f"Expected a client kit of format={FORMAT}")
         kit = ClientKit(public.plan.checked())
+        if kit.plan.needs.relinearisation or kit.plan.needs.steps:
+            kit.plan.parameters.check_switching()
         _ = kit.engine  # SEAL takes the parameters, or this raises ProtocolError
         return kit
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:
+        now = self._clock()
         if role == "server" and isinstance(kit, ServerKit):
-            return setup_server(self.name, kit.parse_keys)
+            return setup_server(self.name, kit.parse_keys, record=lambda body: record(body, kit=kit.public, now=now))
         client = _client(role, kit)
+        context, needs = client.engine.context, client.plan.needs
 
-        def make() -> tuple[bytes, bytes]:
-            secret, public = client.engine.context.generate(rng.bytes(16), client.plan.needs)
-            return secret.to_bytes(), encode(public)
+        def fresh() -> tuple[bytes, bytes]:
+            seconds = self._lifetime_seconds
+            return make(context, needs, kit=client.encoded, now=now, lifetime_seconds=seconds, rng=rng)
 
-        return setup_client(self.name, client.encoded, make, store)
+        return setup_client(
+            self.name, client.encoded, fresh, store, current=lambda kept: self._current(kept, store, now)
+        )
+
+    def _current(self, kept: Owned, store: Store, now: float) -> bool:
+        return current(kept, now) and may_publish(self.name, kept.key_id, store, self._publications)
 
     def predict(self, role: str, kit: Kit, x: Matrix | None, store: Store, rng: Randomness) -> Party:
+        now = self._clock()
         if role == "server" and isinstance(kit, ServerKit):
-            return _serve(kit, store, rng)
+            return _serve(kit, store, rng, now)
         client = _client(role, kit)
         if x is None:
             raise UsageError("Expected x at the client")
-        return _ask(client, x, owned(self.name, client.encoded, store))
+        keys = client.keys(owned(self.name, client.encoded, store)).checked(now)
+        return _ask(client, x, keys, rng, release=_private)
+
+    def publish(self, kit: Kit, x: Matrix, store: Store, rng: Randomness) -> Party:
+        """Return the client's party of a prediction that may be shown to anybody.
+
+        Exact results are shown as they are; those of CKKS are flooded, and counted per key (`publish`).
+
+        Raises:
+            UsageError: too many rows at once; from the party, a plan that is not precise enough to publish from.
+            KeysExpired: nothing more may be published under this key; set up again.
+        """
+        client = _client("client", kit)
+        if isinstance(client.plan, LinearPlan):
+            return self.predict("client", kit, x, store, rng)
+        keys = client.keys(owned(self.name, client.encoded, store)).checked(self._clock())
+        return _ask_counted(client, x, keys, store, rng, self._publications)
 
 
 def _client(role: str, kit: Kit) -> ClientKit:
@@ -278,62 +382,112 @@ def _client(role: str, kit: Kit) -> ClientKit:
 # --- parties ----------------------------------------------------------------------------------------------------------
 
 
-def _ask(kit: ClientKit, x: Matrix, kept: Owned) -> Party:
-    secret, engine = kit.secret(kept), kit.engine
-    body = encode(Query(kept.key_id, len(x), engine.encrypt(secret, x)))
+def _private(result: Matrix | Decrypted) -> Matrix:
+    """Return a result for the owner of the key, who asked."""
+    return result.private() if isinstance(result, Decrypted) else result
+
+
+def _ask_counted(kit: ClientKit, x: Matrix, keys: Mine, store: Store, rng: Randomness, allowed: Publications) -> Party:
+    name = Homomorphic.name
+    try:
+        save = reserve(name, keys.key_id, store, rows=len(x), allowed=allowed)
+    except KeysExpired:
+        yield Step(save=used_up(name, keys.key_id, allowed))
+        raise
+    yield Step(save=save)
+
+    def release(result: Matrix | Decrypted) -> Matrix:
+        return result.publish(allowed, rng) if isinstance(result, Decrypted) else result
+
+    return (yield from _ask(kit, x, keys, rng, release=release))
+
+
+def _ask(
+    kit: ClientKit, x: Matrix, keys: Mine, rng: Randomness, *, release: Callable[[Matrix | Decrypted], Matrix]
+) -> Party:
+    body = encode(Query(kit.engine.encrypt(keys.secret, x)))
+    query = keys.channel.query(keys.key_id, len(x), body, rng.bytes(NONCE_BYTES))
     received = yield Step(
-        send=(Message("client", "server", "he/query", body),), await_tag="he/reply", wait_for=("server",)
+        send=(Message("client", "server", "he/query", encode(query)),), await_tag="he/reply", wait_for=("server",)
     )
-    answer = received["server"].body
+    most = _reply_bytes(kit.plan, len(x))
+    sealed = decode(received["server"].body, SealedReply, max_bytes=most)
+    return release(_read(kit.engine, keys.secret, keys.channel.answer(query, sealed), len(x)))
+
+
+def _read(
+    engine: LinearClient | NetworkClient | TreesClient, secret: SecretKey, body: bytes, rows: int
+) -> Matrix | Decrypted:
     if isinstance(engine, LinearClient):
-        y = _read_linear(engine, secret, answer, len(x))
-    else:
-        y = _read_mlp(engine, secret, answer, len(x))
-    return sigmoid(y) if kit.plan.sigmoid else y
+        return _read_linear(engine, secret, body, rows)
+    return _read_network(engine, secret, body, rows)
 
 
 def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
     plan = engine.plan
-    limbs, degree = len(plan.parameters.data_primes), plan.parameters.degree
+    primes, degree = plan.parameters.data_primes, plan.parameters.degree
     reply = decode(body, LinearReply, max_bytes=_MAX_QUERY_BYTES)
     exponents = _exponents(reply.exponents, plan.outputs)
-    c0 = reply.c0.numpy("uint64", (limbs, rows, plan.outputs))
-    c1 = reply.c1.numpy("uint64", (plan.blocks.ciphertexts(rows), plan.blocks.products, limbs, degree))
-    return plan.fixed.outputs(engine.decrypt(secret, c0, c1, rows), exponents)
+    shape = plan.blocks.ciphertexts(rows), plan.blocks.products, len(primes), degree
+    c0 = unpack(reply.c0, (len(primes), rows * plan.outputs), primes).reshape(len(primes), rows, plan.outputs)
+    c1 = unpack(reply.c1, shape, primes)
+    y = plan.fixed.outputs(engine.decrypt(secret, c0, c1, rows), exponents)
+    return sigmoid(y) if plan.sigmoid else y
 
 
-def _read_mlp(engine: MlpClient | TreesClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
-    reply = decode(body, MlpReply, max_bytes=_MAX_QUERY_BYTES)
-    exponents = _exponents(reply.exponents, engine.plan.outputs)
+def _read_network(engine: NetworkClient | TreesClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
+    plan = engine.plan
+    reply = decode(body, NetworkReply, max_bytes=_MAX_QUERY_BYTES)
+    exponents = _exponents(reply.exponents, plan.outputs)
     if len(reply.ciphertexts) != rows:
         raise ProtocolError("Expected one ciphertext for each row")
-    return np.ldexp(engine.decrypt(secret, reply.ciphertexts), exponents)
+    (error_bits,) = _exponents(reply.error_bits, 1).tolist()
+    normal = engine.decrypt(secret, reply.ciphertexts)
+    return Decrypted(normal, exponents, 2.0 ** min(error_bits, 0), ends_in_sigmoid=plan.sigmoid)
 
 
-def _exponents(values: tuple[int, ...], outputs: int) -> Integers:
-    if len(values) != outputs or any(abs(value) > LARGEST_EXPONENT for value in values):
+def _exponents(body: bytes, count: int) -> Integers:
+    """Return `count` powers of two. They take two bytes each, so that the size of a reply tells nothing of them."""
+    if len(body) != 2 * count:
         raise ProtocolError("Expected one power of two for each output")
-    return np.array(values, np.int64)
+    values = np.frombuffer(body, "<i2").astype(np.int64)
+    if (np.abs(values) > LARGEST_EXPONENT).any():
+        raise ProtocolError(f"Expected powers of two up to 2^{LARGEST_EXPONENT}")
+    return values
 
 
-def _serve(kit: ServerKit, store: Store, rng: Randomness) -> Party:
+def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     received = yield Step(await_tag="he/query", wait_for=("client",))
-    query = decode(received["client"].body, Query, max_bytes=_MAX_QUERY_BYTES)
+    query = decode(received["client"].body, SealedQuery, max_bytes=_MAX_QUERY_BYTES)
+    line = channel(Homomorphic.name, query.key_id, store, kit=kit.public, now=now)
+    body = decode(line.opened(query), Query, max_bytes=_MAX_QUERY_BYTES)  # no work before this holds
     keys = kit.keys.get(query.key_id, store)
     assert isinstance(keys, Evaluation)
-    engine = kit.engine
-    exponents = tuple(engine.exponents.tolist())
-    reply: msgspec.Struct
-    if isinstance(engine, LinearServer):
-        c0, c1 = engine.answer(keys, query.ciphertexts, query.rows, rng)
-        reply = LinearReply(exponents, Array.of(c0), Array.of(c1))
-    else:
-        each = kit.plan.ciphertexts if isinstance(kit.plan, TreesPlan) else 1
-        if len(query.ciphertexts) != query.rows * each or not query.rows:
-            raise ProtocolError("Expected as many ciphertexts as the rows take")
-        reply = MlpReply(exponents, engine.answer(keys, query.ciphertexts))
+    reply = line.reply(query, encode(_answer(kit, keys, body, query.rows, rng)))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))
     return query.rows
+
+
+def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
+    engine = kit.engine
+    exponents = engine.exponents.astype("<i2").tobytes()
+    if isinstance(engine, LinearServer):
+        primes = kit.plan.parameters.data_primes
+        c0, c1 = engine.answer(keys, query.ciphertexts, rows, rng)
+        return LinearReply(exponents, pack(c0.reshape(len(primes), -1), primes), pack(c1, primes))
+    each = kit.plan.ciphertexts if isinstance(kit.plan, TreesPlan) else 1
+    if len(query.ciphertexts) != rows * each or not rows:
+        raise ProtocolError("Expected as many ciphertexts as the rows take")
+    error_bits = np.array([_error_bits(engine)], "<i2").tobytes()
+    return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts, rng))
+
+
+def _error_bits(engine: NetworkServer | TreesServer) -> int:
+    """Return a power of two above every output's error in units of the last stage: by the model, not by a query."""
+    largest = float(np.ldexp(engine.error, -engine.exponents).max())
+    if not math.isfinite(largest):
+        return 0  # nothing can be published from such a plan
+    return max(-LARGEST_EXPONENT, min(0, math.ceil(math.log2(largest))))
 
 
 # --- guarantees -------------------------------------------------------------------------------------------------------

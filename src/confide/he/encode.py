@@ -13,7 +13,6 @@ box. What a client must know beforehand therefore depends on no weight: the expo
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import DataError, ModelError
-from confide.model.graph import Linear, Square
+from confide.model.graph import Linear
 
 Matrix = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -124,62 +123,6 @@ def exponents_of(ranges: Matrix) -> Integers:
     if not np.isfinite(ranges).all() or exponents.max() > LARGEST_EXPONENT:
         raise ModelError(f"Expected outputs below 2^{LARGEST_EXPONENT} on the input box; scale the weights down")
     return exponents
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Normalised:
-    """Layers scaled so that every value that is computed under encryption lies in [-1, 1]; private.
-
-    Args:
-        layers: the network's, with scaled parameters.
-        exponents: outputs of the model are 2^e times those of `layers`, shape (outputs,).
-    """
-
-    layers: tuple[Linear | Square, ...]
-    exponents: Integers
-
-    def __repr__(self) -> str:
-        return f"Normalised({self.layers})"
-
-
-def normalise(layers: Sequence[Linear | Square], input_bound: float) -> Normalised:
-    """Return `layers` for inputs divided by `input_bound`, each unit divided by its largest value over the box.
-
-    Ranges come from interval arithmetic, so they hold for every input in the box.
-
-    Raises:
-        ModelError: a range is 2^512 or more.
-    """
-    last = max(place for place, layer in enumerate(layers) if isinstance(layer, Linear))
-    done: list[Linear | Square] = []
-    unit = np.array(input_bound)  # what 1 stands for, in each unit
-    low, high = np.array(-1.0), np.array(1.0)
-    for place, layer in enumerate(layers):
-        if isinstance(layer, Square):
-            unit, low, high = unit**2, *_squared(low, high)
-            done.append(layer)
-            continue
-        weight = layer.weight * unit
-        low, high = _mapped(weight, layer.bias, low, high)
-        largest = np.maximum(np.abs(low), np.abs(high)) * (1 + FLOAT_ERROR)
-        exponents = exponents_of(largest)
-        unit = np.ldexp(1.0, exponents) if place == last else np.where(largest > 0, largest, 1.0)
-        low, high = low / unit, high / unit
-        done.append(Linear(weight / unit[:, None], layer.bias / unit))
-    return Normalised(tuple(done), exponents_of(unit) - 1)
-
-
-def _squared(low: Matrix, high: Matrix) -> tuple[Matrix, Matrix]:
-    """Return the interval of x² for x in [low, high]."""
-    ends = np.minimum(low**2, high**2), np.maximum(low**2, high**2)
-    return np.where((low < 0) & (high > 0), 0.0, ends[0]), ends[1]
-
-
-def _mapped(weight: Matrix, bias: Matrix, low: Matrix, high: Matrix) -> tuple[Matrix, Matrix]:
-    """Return the interval of weight @ x + bias for x in [low, high]."""
-    up, down = np.maximum(weight, 0.0), np.minimum(weight, 0.0)
-    low, high = np.broadcast_to(low, weight.shape[1]), np.broadcast_to(high, weight.shape[1])
-    return up @ low + down @ high + bias, up @ high + down @ low + bias
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -1,36 +1,43 @@
-"""Networks with squares under CKKS, stage by stage, on Microsoft SEAL: one row in one ciphertext.
+"""Networks under CKKS on Microsoft SEAL: the client's half, and the engine that executes a plan at the server.
 
-The plan says what to compute and at which level and scale; this engine only encodes and executes. Another engine can
-take the same plan and the same bytes.
+The plan says what to compute, at which level and scale; this engine only encodes and executes. Another engine can take
+the same plan, the same weights (`diagonals`) and the same bytes.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.he.encode import Normalised, in_box
-from confide.he.plan_mlp import MatVec, MlpPlan, Squaring
+from confide.crypto.random import Randomness
+from confide.he import diagonals
+from confide.he.encode import in_box
+from confide.he.error_bound import error_bound
+from confide.he.normalise import Constants, Ready
+from confide.he.plan_network import NetworkPlan
 from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
-from confide.model.graph import Linear
+from confide.he.shapes import LinearMap
+from confide.he.stages import Combined, Mapped, Multiplied, product_scale
 
 Matrix = NDArray[np.float64]
 
 
-class MlpClient:
+class NetworkClient:
     """The client's half: public tables of one plan.
 
     Args:
         plan: a stranger's, checked.
     """
 
-    def __init__(self, plan: MlpPlan) -> None:
+    def __init__(self, plan: NetworkPlan) -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
-        self._reply = self.context.form(limbs=1, ntt=True, scale=plan.reply_scale)
-        self._source = plan.entry.source(plan.slots)
+        self._reply = self.context.form(limbs=plan.reply_limbs, ntt=True, scale=plan.reply_scale)
+        self._labels = plan.entry.labels(plan.slots)
+        self._places = plan.packed.slots_of()
 
     def encrypt(self, secret: SecretKey, x: Matrix) -> tuple[bytes, ...]:
         """Return one fresh encryption per row of `x`, shape (rows, features).
@@ -39,121 +46,209 @@ class MlpClient:
             DataError: `x` is not in the certified box.
         """
         normal = in_box(x, self.plan.features, self.plan.input_bound) / self.plan.input_bound
-        padded = np.zeros((len(x), self.plan.entry.padded_inputs))
-        padded[:, : self.plan.features] = normal
-        return tuple(self._encrypt(secret, row[self._source]) for row in padded)
+        return tuple(self._encrypt(secret, row) for row in normal)
 
-    def _encrypt(self, secret: SecretKey, slots: Matrix) -> bytes:
+    def _encrypt(self, secret: SecretKey, row: Matrix) -> bytes:
+        halves = [np.where(labels >= 0, row[np.maximum(labels, 0)], 0.0) for labels in self._labels]
+        slots = halves[0] if len(halves) == 1 else halves[0] + 1j * halves[1]
         limbs = len(self.plan.parameters.data_primes)
         plain = self.context.encode(slots, limbs=limbs, scale=2.0**self.plan.scale_bits)
         return self.context.to_bytes(secret.encrypt(plain))
 
     def decrypt(self, secret: SecretKey, ciphertexts: tuple[bytes, ...]) -> Matrix:
-        """Return the normalised results, shape (rows, outputs); they include noise, so they stay with the client.
+        """Return the results in units, shape (rows, outputs); they include noise, so they stay with the client.
 
         Raises:
             ProtocolError: a malformed reply.
         """
         ciphers = [self.context.load(body, self._reply) for body in ciphertexts]
-        return np.stack([self.context.decode(secret.decrypt(cipher))[: self.plan.outputs] for cipher in ciphers])
+        return np.stack([self.context.decode(secret.decrypt(cipher))[self._places] for cipher in ciphers])
 
 
 @dataclass(frozen=True, slots=True)
-class _Matrix:
-    """One matrix as plaintexts: diagonals by giant and baby step, and the bias."""
+class _Map:
+    """One map as plaintexts: by giant step, (place of the baby, plaintext); and the bias."""
 
-    diagonals: list[list[Plaintext]]
+    giants: list[list[tuple[int, Plaintext]]]
     bias: Plaintext
 
     def __repr__(self) -> str:
-        return "_Matrix()"
+        return "_Map()"
 
 
-class MlpServer:
-    """The server's half: the weights as diagonals.
+@dataclass(frozen=True, slots=True)
+class _Combination:
+    """Constants as plaintexts, one for each term, and the one that is added."""
+
+    factors: list[Plaintext]
+    offset: Plaintext
+
+    def __repr__(self) -> str:
+        return "_Combination()"
+
+
+class NetworkServer:
+    """The server's half: the weights as plaintexts, and the execution.
 
     Args:
         plan: of the model's shape.
-        network: the model with every value in [-1, 1].
+        ready: the model, scaled for the plan.
     """
 
-    def __init__(self, plan: MlpPlan, network: Normalised) -> None:
+    def __init__(self, plan: NetworkPlan, ready: Ready) -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
-        matrices = [layer for layer in network.layers if isinstance(layer, Linear)]
-        self.error = np.ldexp(plan.error_bound([np.abs(layer.weight) for layer in matrices]), network.exponents)
-        self.exponents = network.exponents
-        self._query = self.context.form(limbs=len(plan.parameters.data_primes), ntt=True, scale=2.0**plan.scale_bits)
-        remaining = iter(matrices)
-        self._matrices = [
-            self._encode(stage, next(remaining), limbs, scale) if isinstance(stage, MatVec) else None
-            for stage, limbs, scale, _ in plan.levels()
-        ]
+        self.error = error_bound(plan, ready)
+        self.exponents = np.full(plan.outputs, ready.exponent, np.int64)
+        limbs = len(plan.parameters.data_primes)
+        self._query = self.context.form(limbs=limbs, ntt=True, scale=2.0**plan.scale_bits)
+        self._encoded = [self._encode(number, part) for number, part in enumerate(ready.parts)]
+        sources = [source for stage in plan.stages for source in stage.sources]
+        self._last_use = {
+            source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources
+        }
 
-    def answer(self, keys: Evaluation, ciphertexts: tuple[bytes, ...]) -> tuple[bytes, ...]:
+    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per row.
+
+        Args:
+            keys: the client's.
+            ciphertexts: a stranger's.
+            rng: for the flooding of protected replies.
 
         Raises:
             ProtocolError: a malformed query.
         """
         queries = [self.context.load(body, self._query) for body in ciphertexts]
         with refusing_transparent():
-            return tuple(self.context.to_bytes(self._apply(keys, query)) for query in queries)
+            return tuple(self.context.to_bytes(self._leave(keys, self._run(keys, query), rng)) for query in queries)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, stage: MatVec, layer: Linear, limbs: int, scale: float) -> _Matrix:
-        """Return the plaintexts of a layer, at the scale of the prime that its product is divided by."""
-        prime = float(self.plan.parameters.data_primes[limbs - 1])
-        weight = np.zeros((stage.padded_outputs, stage.padded_inputs))
-        weight[: stage.outputs, : stage.inputs] = layer.weight
-        bias = np.zeros(stage.padded_outputs)
-        bias[: stage.outputs] = layer.bias
-        slots = np.arange(self.plan.slots)
-        source = stage.source(self.plan.slots)
+    def _encode(self, number: int, part: LinearMap | Constants | None) -> _Map | _Combination | None:
+        stage = self.plan.stages[number]
+        if isinstance(stage, Mapped):
+            assert isinstance(part, LinearMap)
+            return self._encode_map(number, stage, part)
+        if isinstance(stage, Combined):
+            assert isinstance(part, Constants)
+            return self._encode_constants(number, stage, part)
+        return None
 
-        def diagonal(giant: int, baby: int) -> Plaintext:
-            # What meets the input rotated by `baby` now, and is rotated by giant * babies afterwards.
-            slot = slots - giant * stage.babies
-            values = weight[slot % stage.padded_outputs, source[(slots + baby) % self.plan.slots]]
-            if not np.rint(values * prime).any():
-                values = np.full(self.plan.slots, 1 / prime)  # SEAL refuses products with zero; this is below rounding
-            return self.context.encode(values, limbs=limbs, scale=prime)
+    def _encode_map(self, number: int, stage: Mapped, part: LinearMap) -> _Map:
+        before, after = self.plan.registers[stage.source], self.plan.registers[number + 1]
+        giants: list[list[tuple[int, Plaintext]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
+        for one in diagonals.diagonals(self.plan, number, part):
+            plain = self._nonzero(one.values, before.limbs, 2.0**stage.weight_bits)
+            giants[one.giant].append((one.baby, plain))
+        bias = diagonals.bias(self.plan, number, part)
+        return _Map(giants, self.context.encode(bias, limbs=after.limbs, scale=after.scale))
 
-        return _Matrix(
-            [[diagonal(giant, baby) for baby in range(stage.babies)] for giant in range(stage.giants)],
-            self.context.encode(bias[slots % stage.padded_outputs], limbs=limbs - 1, scale=scale),
-        )
+    def _encode_constants(self, number: int, stage: Combined, part: Constants) -> _Combination:
+        read = [self.plan.registers[source] for source in stage.terms]
+        after, scale = self.plan.registers[number + 1], product_scale(stage, read)
+        limbs = min(register.limbs for register in read)
+        factors = [
+            self._nonzero(np.full(self.plan.slots, factor), limbs, scale / register.scale)
+            for factor, register in zip(part.factors, read, strict=True)
+        ]
+        offset = np.full(self.plan.slots, part.offset)
+        return _Combination(factors, self.context.encode(offset, limbs=after.limbs, scale=after.scale))
+
+    def _nonzero(self, values: diagonals.Slots, limbs: int, scale: float) -> Plaintext:
+        """Return a plaintext to multiply by; SEAL refuses zeros, so one below rounding stands in."""
+        plain = self.context.encode(values, limbs=limbs, scale=scale)
+        return plain if self.context.is_nonzero(plain) else self.context.encode(1 / scale, limbs=limbs, scale=scale)
 
     # --- execution ----------------------------------------------------------------------------------------------------
 
-    def _apply(self, keys: Evaluation, cipher: Ciphertext) -> Ciphertext:
-        for (stage, _, _, after), matrix in zip(self.plan.levels(), self._matrices, strict=True):
-            if isinstance(stage, Squaring):
-                self.context.square(cipher)
-                keys.relinearise(cipher)
-                self.context.rescale(cipher, scale=after)
+    def _run(self, keys: Evaluation, query: Ciphertext) -> Ciphertext:
+        registers: dict[int, Ciphertext] = {0: query}
+        for number, (stage, encoded) in enumerate(zip(self.plan.stages, self._encoded, strict=True)):
+            match stage:
+                case Mapped():
+                    assert isinstance(encoded, _Map)
+                    result = self._map(keys, number, stage, encoded, registers[stage.source])
+                case Multiplied():
+                    result = self._product(keys, number, stage, registers[stage.left], registers[stage.right])
+                case Combined():
+                    assert isinstance(encoded, _Combination)
+                    result = self._combine(number, stage, encoded, [registers[term] for term in stage.terms])
+            registers[number + 1] = result
+            for source in set(stage.sources):
+                if self._last_use[source] == number:
+                    del registers[source]
+        return registers[len(self.plan.stages)]
+
+    def _map(self, keys: Evaluation, number: int, stage: Mapped, encoded: _Map, cipher: Ciphertext) -> Ciphertext:
+        rotations, slots = stage.layout.rotations, self.plan.slots
+        babies: list[Ciphertext] = []
+        for parent, step in rotations.derived():
+            origin = cipher if parent < 0 else babies[parent]
+            babies.append(keys.rotate(origin, step % slots) if step % slots else origin)
+        total: Ciphertext | None = None
+        for plains in reversed(encoded.giants):  # Horner: rotate what is there, add the next giant's
+            if total is not None:
+                total = keys.rotate(total, rotations.giant[1] % slots)
+            for baby, plain in plains:
+                product = self.context.times_plain(babies[baby], plain)
+                if total is None:
+                    total = product
+                else:
+                    self.context.add(total, product)
+        assert total is not None
+        self._divide(number, total, stage.drops)
+        for step in rotations.sums:
+            self.context.add(total, keys.rotate(total, step % slots))
+        if stage.conjugate:
+            self.context.add(total, keys.conjugate(total))
+        self.context.add_plain(total, encoded.bias)
+        return total
+
+    def _product(
+        self, keys: Evaluation, number: int, stage: Multiplied, left: Ciphertext, right: Ciphertext
+    ) -> Ciphertext:
+        limbs = min(self.plan.registers[source].limbs for source in stage.sources)
+        one, other = self.context.switch(left, limbs=limbs), self.context.switch(right, limbs=limbs)
+        product = self.context.times(one, one if left is right else other)
+        keys.relinearise(product)
+        self._divide(number, product, stage.drops)
+        return product
+
+    def _combine(self, number: int, stage: Combined, encoded: _Combination, terms: Sequence[Ciphertext]) -> Ciphertext:
+        read = [self.plan.registers[source] for source in stage.terms]
+        limbs, scale = min(register.limbs for register in read), product_scale(stage, read)
+        total: Ciphertext | None = None
+        for term, factor in zip(terms, encoded.factors, strict=True):
+            product = self.context.times_plain(self.context.switch(term, limbs=limbs), factor)
+            product.value.scale(scale)  # equal up to the last bit of a float
+            if total is None:
+                total = product
             else:
-                assert matrix is not None
-                cipher = self._multiply(keys, stage, matrix, cipher)
-                self.context.rescale(cipher, scale=after)
-                self.context.add_plain(cipher, matrix.bias)
+                self.context.add(total, product)
+        assert total is not None
+        self._divide(number, total, stage.drops)
+        self.context.add_plain(total, encoded.offset)
+        return total
+
+    def _divide(self, number: int, cipher: Ciphertext, drops: int) -> None:
+        after = self.plan.registers[number + 1]
+        for _ in range(drops):
+            self.context.rescale(cipher, scale=after.scale)
+        cipher.value.scale(after.scale)
+
+    def _leave(self, keys: Evaluation, cipher: Ciphertext, rng: Randomness) -> Ciphertext:
+        """Return the reply, at the fewest primes; of a protected model with an encryption of zero and with noise."""
+        limbs, scale = self.plan.reply_limbs, self.plan.reply_scale
+        reply = self.context.switch(cipher, limbs=limbs)
         if self.plan.protected:
-            self.context.add(cipher, keys.zero(limbs=1, scale=self.plan.reply_scale))
-        return cipher
+            self.context.add(reply, keys.zero(limbs=limbs, scale=scale))
+            noise = self.plan.flooding * uniform(rng, 2 * self.plan.slots).view(np.complex128)
+            self.context.add_plain(reply, self.context.encode(noise, limbs=limbs, scale=scale))
+        return reply
 
-    def _multiply(self, keys: Evaluation, stage: MatVec, matrix: _Matrix, cipher: Ciphertext) -> Ciphertext:
-        babies = [cipher, *(keys.rotate(cipher, step) for step in range(1, stage.babies))]
-        total = self._inner(babies, matrix.diagonals[-1])
-        for diagonals in reversed(matrix.diagonals[:-1]):  # Horner: rotate what is there, add the next giant's
-            total = keys.rotate(total, stage.babies)
-            self.context.add(total, self._inner(babies, diagonals))
-        for step in stage.sums:
-            self.context.add(total, keys.rotate(total, step))
-        return total
 
-    def _inner(self, babies: list[Ciphertext], diagonals: list[Plaintext]) -> Ciphertext:
-        total, *others = map(self.context.times_plain, babies, diagonals)
-        for other in others:
-            self.context.add(total, other)
-        return total
+def uniform(rng: Randomness, count: int) -> Matrix:
+    """Return numbers in [-1, 1), uniform to 53 bits, shape (count,)."""
+    words = np.frombuffer(rng.bytes(8 * count), "<u8") >> np.uint64(11)
+    return words.astype(np.float64) * 2.0**-52 - 1.0

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
 from confide.he.encode import in_box
+from confide.he.engine_seal import uniform
 from confide.he.plan_trees import TreesPlan
 from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
 from confide.he.trees import Leaves
@@ -49,7 +51,7 @@ class TreesClient:
     def _encrypt(self, secret: SecretKey, vector: NDArray[np.complex128]) -> bytes:
         limbs = len(self.plan.parameters.data_primes)
         scale = 2.0**self.plan.input_scale_bits
-        plain = self.context.encode_complex(vector[self._source], limbs=limbs, scale=scale)
+        plain = self.context.encode(vector[self._source], limbs=limbs, scale=scale)
         return self.context.to_bytes(secret.encrypt(plain))
 
     def decrypt(self, secret: SecretKey, ciphertexts: Sequence[bytes]) -> Matrix:
@@ -139,7 +141,7 @@ class _Execution(Steps[_Tracked]):
 
     def product(self, one: _Tracked, other: _Tracked) -> _Tracked:
         limbs = min(one.level.limbs, other.level.limbs)
-        cipher = self._context.product(*(self._lowered(value, limbs) for value in (one, other)))
+        cipher = self._context.times(*(self._lowered(value, limbs) for value in (one, other)))
         self._keys.relinearise(cipher)
         return self.brought(cipher, limbs, self._chain.product(one.level, other.level))
 
@@ -170,8 +172,7 @@ class _Execution(Steps[_Tracked]):
         return _Tracked(cipher, level)
 
     def _lowered(self, value: _Tracked, limbs: int) -> Ciphertext:
-        same = value.level.limbs == limbs
-        return value.cipher if same else self._context.lower(value.cipher, limbs=limbs)
+        return self._context.switch(value.cipher, limbs=limbs)
 
 
 class TreesServer:
@@ -195,12 +196,13 @@ class TreesServer:
         self._offsets = self.context.encode(spread(offsets, plan.slots), limbs=1, scale=plan.reply.scale)
         self.error = np.ldexp(self._error(leaves), leaves.exponents)
 
-    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes]) -> tuple[bytes, ...]:
+    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per row.
 
         Args:
             keys: the client's.
             ciphertexts: a stranger's, `plan.ciphertexts` for each row.
+            rng: for the flooding of protected replies.
 
         Raises:
             ProtocolError: a malformed query.
@@ -211,7 +213,7 @@ class TreesServer:
         queries = [self.context.load(body, self._query) for body in ciphertexts]
         rows = [queries[first : first + each] for first in range(0, len(queries), each)]
         with refusing_transparent():
-            return tuple(self.context.to_bytes(self._apply(keys, row)) for row in rows)
+            return tuple(self.context.to_bytes(self._apply(keys, row, rng)) for row in rows)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
@@ -232,7 +234,7 @@ class TreesServer:
             values = np.where(inside, low - 1j * high, 0.0).astype(np.complex128) / (2 * half)
             if not np.rint(np.abs(values) * scale).any():
                 values = np.full(plan.slots, 1 / scale, np.complex128)  # SEAL refuses products with zero
-            return self.context.encode_complex(values, limbs=self._limbs, scale=scale)
+            return self.context.encode(values, limbs=self._limbs, scale=scale)
 
         return [
             [[diagonal(giant, part, baby) for baby in range(plan.babies)] for part in range(plan.ciphertexts)]
@@ -250,12 +252,13 @@ class TreesServer:
             trees, shift = leaves.trees[own], shifted[own]
             largest = [shift[trees == tree].max() for tree in np.unique(trees[trees >= 0])]
             squares = float(((np.abs(leaves.values[own]) + shift) ** 2).sum())
-            errors[output] = plan.error_bound(squares, float(sum(largest)) / abs(leaf_factor(plan.depth)))
+            encoding = float(sum(largest)) / abs(leaf_factor(plan.depth))
+            errors[output] = plan.error_bound(squares, encoding) + plan.flooding
         return errors
 
     # --- execution ----------------------------------------------------------------------------------------------------
 
-    def _apply(self, keys: Evaluation, row: Sequence[Ciphertext]) -> Ciphertext:
+    def _apply(self, keys: Evaluation, row: Sequence[Ciphertext], rng: Randomness) -> Ciphertext:
         plan, context = self.plan, self.context
         total = self._multiply(keys, row)
         context.add(total, keys.conjugate(total))  # twice the real part
@@ -269,6 +272,8 @@ class TreesServer:
         context.add_plain(reply, self._offsets)
         if plan.protected:
             context.add(reply, keys.zero(limbs=1, scale=plan.reply.scale))
+            noise = plan.flooding * uniform(rng, 2 * plan.slots).view(np.complex128)
+            context.add_plain(reply, context.encode(noise, limbs=1, scale=plan.reply.scale))
         return reply
 
     def _multiply(self, keys: Evaluation, row: Sequence[Ciphertext]) -> Ciphertext:

@@ -27,8 +27,9 @@ from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.he.encode import LARGEST_EXPONENT, FixedPoint, Quantised, in_box, quantise
+from confide.he.network import Network
 from confide.he.paillier_keys import SecretKey, generate
-from confide.he.plan import Network, layer_problems, range_problems
+from confide.he.plan import layer_problems, range_problems
 from confide.he.pypaillier import PublicKey, library
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
 from confide.ideal import Backend, Kit, Matrix

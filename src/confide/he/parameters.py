@@ -30,6 +30,35 @@ ERROR_BOUND = 21
 ERROR_VARIANCE = 10.5
 
 
+#: Bases that tell primes from all other numbers below 3.3e24.
+_WITNESSES = (2, 3, 5, 7, 11, 13, 17, 19, 23, 29, 31, 37, 41)
+
+
+def is_prime(number: int) -> bool:
+    """Return whether `number`, below 2^64, is prime: no doubt is left.
+
+    Paper: Miller (1976) and Rabin (1980); the bases by Sorenson and Webster, Mathematics of Computation 86 (2017).
+    """
+    if number < 2 or any(number % base == 0 for base in _WITNESSES):
+        return number in _WITNESSES
+    odd, halvings = number - 1, 0
+    while odd % 2 == 0:
+        odd, halvings = odd // 2, halvings + 1
+    return all(_passes(number, base, odd, halvings) for base in _WITNESSES)
+
+
+def _passes(number: int, base: int, odd: int, halvings: int) -> bool:
+    """Return False if `base` proves that `number`, 1 + odd 2^halvings, is composite."""
+    power = pow(base, odd, number)
+    if power in (1, number - 1):
+        return True
+    for _ in range(halvings - 1):
+        power = power * power % number
+        if power == number - 1:
+            return True
+    return False
+
+
 class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One set of ring-LWE parameters; public.
 
@@ -76,11 +105,21 @@ class Parameters(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ProtocolError(f"Expected a ring degree of {', '.join(map(str, LIMIT_BITS))} and 1 to 16 primes")
         if any(not 1 < prime < 1 << 60 or prime % (2 * self.degree) != 1 for prime in self.primes):
             raise ProtocolError("Expected primes below 2^60 that are 1 modulo twice the ring degree")
+        if not all(map(is_prime, self.primes)):
+            raise ProtocolError("Expected moduli that are prime")
         if len(set(self.primes)) != len(self.primes) or self.total_bits > limit:
             raise ProtocolError(f"Expected different primes of at most {limit} bits in all, got {self.total_bits}")
         if (self.scheme == "bfv") != (1 < self.plain_modulus < 1 << 60):
             raise ProtocolError("Expected a plaintext modulus below 2^60 for BFV and none for CKKS")
         return self
+
+    def check_switching(self) -> None:
+        """Refuse parameters under which no key can be switched. Raises ProtocolError without a special prime.
+
+        How long it is decides about noise, which a plan's error accounts for, and not about security.
+        """
+        if len(self.primes) < 2:
+            raise ProtocolError("Expected a special prime beside the data primes, to switch keys")
 
     def __str__(self) -> str:
         bits = "+".join(str(prime.bit_length()) for prime in self.primes)

@@ -1,28 +1,49 @@
 """From a graph to a plan: what the client must know, and what an engine executes. No key, no weight.
 
-A plan is public: it is the client's kit. It depends on shapes, the input box and the wanted precision alone, so two
-models of one shape have the same plan. `linear` executes a `LinearPlan`, `engine_seal` an `MlpPlan`, `engine_trees` a
-`TreesPlan`.
+A plan is public: it is the client's kit. It depends on shapes, the input box and the wanted precision, and of a
+network on the bits of room that it needs; two linear models of one shape have the same plan. `linear` executes a
+`LinearPlan`, an engine (`engine_seal`) a `NetworkPlan`, `engine_trees` a `TreesPlan`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.he.encode import normalise
+from confide.he.encode import LARGEST_EXPONENT, exponents_of
+from confide.he.network import MOST_DEGREE, Network
+from confide.he.normalise import Ready, normalise, samples
 from confide.he.plan_linear import LinearPlan, plan_linear
-from confide.he.plan_mlp import MlpPlan, plan_mlp
-from confide.he.plan_trees import MOST_BINS, MOST_DEPTH, TreesPlan, bins_for, plan_trees
+from confide.he.plan_network import NetworkPlan
+from confide.he.plan_trees import MOST_DEPTH, MOST_FEATURES, TreesPlan, bins_for, plan_trees
+from confide.he.planner import ROOMS_BITS, plan_network, seconds
 from confide.he.trees import shape_of
-from confide.model.graph import Graph, Linear, Problem, Sigmoid, Square
+from confide.model.graph import (
+    AveragePool,
+    Conv,
+    Gelu,
+    Graph,
+    Layer,
+    Linear,
+    Polynomial,
+    Problem,
+    Relu,
+    Residual,
+    Sigmoid,
+    Square,
+    Tanh,
+)
 from confide.model.trees import Trees
 
-Plan = LinearPlan | MlpPlan | TreesPlan
+Matrix = NDArray[np.float64]
+Plan = LinearPlan | NetworkPlan | TreesPlan
 
 _WIDEST = 1 << 14
+_DEAR = 1.5  # times longer: what certified ranges may cost unless they are asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,71 +54,27 @@ class Settings:
         protect_model: whether replies must not show the weights.
         input_bound: largest absolute value of a feature.
         precision_bits: outputs may be off by 2^-precision_bits of their range over the box.
+        scheme: "bfv" or "ckks" for linear models, None takes BFV; networks are CKKS.
+        certify: whether a network keeps room for every input of the box; None does if that costs little.
+        rows: inputs by which typical values are judged, shape (rows, features); points of the box if None.
         tree_bins: intervals that trees tell apart in a feature; None leaves it to the planner.
     """
 
     protect_model: bool
     input_bound: float
     precision_bits: int
+    scheme: str | None = None
+    certify: bool | None = None
+    rows: Matrix | None = None
     tree_bins: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A graph as a plan sees it: neighbouring linear layers multiplied out, the last sigmoid set apart."""
-
-    layers: tuple[Linear | Square, ...]
-    sigmoid: bool
-
-    @staticmethod
-    def of(graph: Graph) -> Network:
-        """Return the network of a graph whose only sigmoid, if any, is its last layer."""
-        layers: list[Linear | Square] = []
-        for layer in graph.layers:
-            if isinstance(layer, Sigmoid):
-                continue
-            assert not isinstance(layer, Trees)  # refused by `layer_problems`
-            before = layers[-1] if layers else None
-            if isinstance(layer, Linear) and isinstance(before, Linear):
-                layers[-1] = Linear(layer.weight @ before.weight, layer.weight @ before.bias + layer.bias)
-            else:
-                layers.append(layer)
-        return Network(tuple(layers), isinstance(graph.layers[-1], Sigmoid))
-
-    @property
-    def linear(self) -> Linear | None:
-        """Return the one linear layer of a linear model, None if there is a square."""
-        first = self.layers[0]
-        return first if len(self.layers) == 1 and isinstance(first, Linear) else None
-
-
-def make_plan(net: Network, settings: Settings) -> Plan | None:
-    """Return the cheapest plan for a network, or None if no parameters of the table give the wanted precision."""
-    layer = net.linear
-    if layer is None:
-        return plan_mlp(
-            net.layers,
-            sigmoid=net.sigmoid,
-            protected=settings.protect_model,
-            input_bound=settings.input_bound,
-            precision_bits=settings.precision_bits,
-        )
-    outputs, features = layer.weight.shape
-    return plan_linear(
-        (outputs, features),
-        sigmoid=net.sigmoid,
-        protected=settings.protect_model,
-        input_bound=settings.input_bound,
-        precision_bits=settings.precision_bits,
-    )
-
-
-def plan_of(graph: Graph, settings: Settings) -> Plan | None:
-    """Return the cheapest plan for a graph without problems, or None as `make_plan`."""
+def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | None:
+    """Return the cheapest plan for a graph without problems, as `make_plan` does."""
     trees = graph.layers[0]
     if not isinstance(trees, Trees):
         return make_plan(Network.of(graph), settings)
-    return plan_trees(
+    plan = plan_trees(
         shape_of(trees),
         bins=settings.tree_bins or bins_for(trees.features),
         sigmoid=isinstance(graph.layers[-1], Sigmoid),
@@ -105,9 +82,54 @@ def plan_of(graph: Graph, settings: Settings) -> Plan | None:
         input_bound=settings.input_bound,
         precision_bits=settings.precision_bits,
     )
+    return None if plan is None else (plan, None)
 
 
-def tree_problems(graph: Graph, settings: Settings) -> list[Problem]:
+def make_plan(net: Network, settings: Settings) -> tuple[Plan, Ready | None] | None:
+    """Return the cheapest plan for a network with its scaled weights (None for BFV, which has its own).
+
+    None if no parameters of the table give the wanted precision. A network's plan depends on its shapes and on one
+    number: how many bits of room its largest values need, in steps of four.
+    """
+    layer = net.linear
+    if layer is None or settings.scheme == "ckks":
+        return _network_plan(net, settings)
+    outputs, features = layer.weight.shape
+    plan = plan_linear(
+        (outputs, features),
+        sigmoid=net.sigmoid,
+        protected=settings.protect_model,
+        input_bound=settings.input_bound,
+        precision_bits=settings.precision_bits,
+    )
+    return None if plan is None else (plan, None)
+
+
+def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan, Ready] | None:
+    """Return the cheapest certified plan, or, if it takes much longer, the cheapest without."""
+    found: list[tuple[NetworkPlan, Ready]] = []
+    for room_bits in ROOMS_BITS:
+        plan = plan_network(
+            net,
+            protected=settings.protect_model,
+            input_bound=settings.input_bound,
+            precision_bits=settings.precision_bits,
+            room_bits=room_bits,
+        )
+        if plan is None or (found and settings.certify is None and seconds(plan) > _DEAR * seconds(found[0][0])):
+            break
+        inputs = samples(plan.features, plan.input_bound, settings.rows)
+        ready = normalise(net, plan.rooms, plan.input_bound, inputs, certify=settings.certify is not False)
+        if ready.certified and ready.exact:
+            return msgspec.structs.replace(plan, certified=True), ready
+        if settings.certify is not True and not found:
+            found.append((plan, normalise(net, plan.rooms, plan.input_bound, inputs, certify=False)))
+        if settings.certify is False:
+            break
+    return found[0] if found else None
+
+
+def tree_problems(graph: Graph) -> list[Problem]:
     """Return everything in a graph of trees that no plan covers, each with its replacement."""
     trees = graph.layers[0]
     assert isinstance(trees, Trees)
@@ -116,41 +138,53 @@ def tree_problems(graph: Graph, settings: Settings) -> list[Problem]:
         for number, layer in enumerate(graph.layers[1:], 1)
         if not (isinstance(layer, Sigmoid) and number == len(graph.layers) - 1)
     ]
-    features, _, depth, leaves = shape_of(trees)
-    name = _name(0, trees)
+    features, _, depth, _ = shape_of(trees)
     if depth > MOST_DEPTH:
-        found.append(Problem(name, f"its depth {depth} is above {MOST_DEPTH}", "train with a smaller depth"))
-    if features > MOST_BINS:
-        found.append(Problem(name, f"it has more than {MOST_BINS} features", "reduce its inputs"))
-    if not found and plan_of(graph, settings) is None:
-        reason = f"no parameters of the 128-bit table hold {leaves} leaves of one output at depth {depth}"
-        found.append(Problem(name, reason, "use fewer or smaller trees, fewer tree_bins or a lower precision_bits"))
+        found.append(Problem(_name(0, trees), f"its depth {depth} is above {MOST_DEPTH}", "train with a smaller depth"))
+    if features > MOST_FEATURES:
+        found.append(Problem(_name(0, trees), f"it has more than {MOST_FEATURES} features", "reduce its inputs"))
     return found
 
 
 def problems(graph: Graph, settings: Settings) -> list[Problem]:
     """Return everything in `graph` that no plan covers, each with its replacement."""
     if isinstance(graph.layers[0], Trees):
-        return tree_problems(graph, settings)
+        return tree_problems(graph)
     found = layer_problems(graph)
     for number, layer in enumerate(graph.layers):
-        if isinstance(layer, Linear) and max(layer.weight.shape) > _WIDEST:
+        if isinstance(layer, Linear | Conv) and max(_sizes(layer)) > _WIDEST:
             found.append(Problem(_name(number, layer), f"it is wider than {_WIDEST}", "reduce its inputs or outputs"))
     if not found:
         found += range_problems(graph, settings.input_bound)
-    if not found and make_plan(Network.of(graph), settings) is None:
-        reason = (
-            f"no parameters of the 128-bit table give precision_bits={settings.precision_bits} at its size and depth"
-        )
-        found.append(Problem("the model", reason, "use fewer squares or inputs, or lower precision_bits"))
     return found
+
+
+def size_problem(graph: Graph, settings: Settings) -> Problem:
+    """Return the problem of a model that no plan carries."""
+    if isinstance(trees := graph.layers[0], Trees):
+        _, _, depth, leaves = shape_of(trees)
+        reason = f"no parameters of the 128-bit table hold {leaves} leaves of one output at depth {depth}"
+        replacement = "use fewer or smaller trees, fewer tree_bins or a lower precision_bits"
+        return Problem(_name(0, trees), reason, replacement)
+    reason = f"no parameters of the 128-bit table give precision_bits={settings.precision_bits} at its size and depth"
+    return Problem("the model", reason, "use fewer squares or inputs, or lower precision_bits")
+
+
+def _sizes(layer: Linear | Conv) -> tuple[int, int]:
+    return layer.weight.shape if isinstance(layer, Linear) else (layer.inputs, layer.outputs)
 
 
 def range_problems(graph: Graph, input_bound: float) -> list[Problem]:
     """Return a problem if outputs on the box are too large to come back as reals."""
+    net = Network.of(graph)
+    layer = net.linear
     try:
         with np.errstate(over="ignore", invalid="ignore"):
-            normalise(Network.of(graph).layers, input_bound)
+            if layer is not None:
+                exponents_of(np.abs(layer.weight * input_bound).sum(axis=1) + np.abs(layer.bias))
+            else:
+                rooms = [float(LARGEST_EXPONENT)] * (len(net.operations) + 1)
+                normalise(net, rooms, input_bound, samples(graph.features, input_bound))
     except ModelError:
         return [Problem("the model", "its outputs can exceed 2^512 on the input box", "scale its weights down")]
     return []
@@ -165,27 +199,36 @@ def layer_problems(graph: Graph, *, squares: bool = True) -> list[Problem]:
     """
     found: list[Problem] = []
     for number, layer in enumerate(graph.layers):
-        last = number == len(graph.layers) - 1
-        if (
-            isinstance(layer, Linear)
-            or (isinstance(layer, Sigmoid) and last)
-            or (isinstance(layer, Square) and squares)
-        ):
-            continue
-        name = _name(number, layer)
-        if isinstance(layer, Sigmoid):
-            found.append(
-                Problem(name, "a sigmoid runs at the client only, as the last layer", "train with Square here")
-            )
-        elif isinstance(layer, Trees):
-            found.append(
-                Problem(name, "trees need products of encrypted values", "use the backend he or plain, or train Linear")
-            )
-        elif type(layer) is Square:
-            found.append(Problem(name, "this backend adds and scales only", "use the backend he, or a linear model"))
-        else:
-            found.append(Problem(name, "it has no encrypted form", "use Linear and Square, and Sigmoid at the end"))
+        if isinstance(layer, Sigmoid) and number == len(graph.layers) - 1:
+            continue  # it runs at the client
+        found += _problems(_name(number, layer), layer, squares=squares)
+    if not found and squares and not isinstance(graph.layers[0], Linear | Conv | AveragePool):
+        found.append(Problem(_name(0, graph.layers[0]), "it is the first layer", "begin with Linear or Conv"))
     return found
+
+
+def _problems(name: str, layer: Layer, *, squares: bool) -> list[Problem]:
+    match layer:
+        case Linear():
+            return []
+        case Trees():
+            return [Problem(name, "trees need products of encrypted values", "use the backend he or plain")]
+        case Sigmoid():
+            return [Problem(name, "a sigmoid runs at the client only, as the last layer", "train with Square here")]
+        case Relu() | Tanh() | Gelu():
+            reason = "encrypted arithmetic has no such function"
+            return [Problem(name, reason, "replace it by a square or a polynomial: confide fit-polynomial")]
+        case _ if not squares:
+            return [Problem(name, "this backend adds and scales only", "use the backend he, or a linear model")]
+        case Polynomial(coefficients) if len(coefficients) - 1 > MOST_DEGREE:
+            return [Problem(name, f"its degree is above {MOST_DEGREE}", f"fit one of degree {MOST_DEGREE} or less")]
+        case Residual(body, shortcut):
+            inner = [(f"{name}, {_name(place, one)}", one) for place, one in enumerate((*body, *shortcut))]
+            return [problem for where, one in inner for problem in _problems(where, one, squares=squares)]
+        case Conv() | AveragePool() | Square() | Polynomial():
+            return []
+        case _:
+            return [Problem(name, "it has no encrypted form", "use Linear and Square, and Sigmoid at the end")]
 
 
 def _name(number: int, layer: object) -> str:

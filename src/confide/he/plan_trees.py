@@ -27,9 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
+from confide.he import noise
 from confide.he.encode import FLOAT_ERROR
 from confide.he.parameters import ERROR_VARIANCE, LIMIT_BITS, Parameters
-from confide.he.seal import CONJUGATE, Needs, ntt_primes
+from confide.he.seal import CONJUGATION, Needs, ntt_primes
 from confide.he.trees_levels import TAIL, Chain, Level, NoRoom, leaf_factor, reached, total
 
 #: Most conditions on the way to a leaf.
@@ -39,7 +40,7 @@ MOST_DEPTH = 8
 MOST_MODEL_BYTES = 1 << 32
 
 MOST_BINS = 1 << 12
-_MOST_FEATURES = 1 << 12
+MOST_FEATURES = 1 << 12
 _MOST_KEY_BYTES = 1 << 30
 
 
@@ -157,7 +158,7 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def needs(self) -> Needs:
         """Return the public keys that the server needs."""
-        return Needs(encryption=self.protected, relinearisation=self.depth > 1, steps=(CONJUGATE, *self.steps))
+        return Needs(encryption=self.protected, relinearisation=self.depth > 1, steps=(CONJUGATION, *self.steps))
 
     @property
     def key_bytes(self) -> int:
@@ -218,6 +219,11 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return Level(limbs=limbs - 1, scale=2.0**self.scale_bits, error=sum(errors))
 
     @property
+    def reply_limbs(self) -> int:
+        """Return the primes of a reply."""
+        return 1
+
+    @property
     def reply(self) -> Level:
         """Return the level of the reply. Raises NoRoom if the modulus is too small."""
         if len(self.parameters.data_primes) < 2 or products_bits(self) >= math.log2(self.parameters.modulus):
@@ -233,8 +239,10 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """
         chain, reply = self.chain, self.reply
         assert reply.added is not None
-        noise = reply.added + chain.switching(reply.limbs) / reply.scale + chain.encoding / reply.scale
-        return total((math.sqrt(squares) * reply.error, noise * math.sqrt(2 * self.leaves))) + encoded + FLOAT_ERROR
+        added = reply.added + (chain.switching(reply.limbs) + chain.encoding) / reply.scale
+        fresh = TAIL * noise.zero(self.parameters.degree, self.parameters.special) / reply.scale
+        errors = math.sqrt(squares) * reply.error, added * math.sqrt(2 * self.leaves), fresh
+        return total(errors) + encoded + FLOAT_ERROR
 
     @property
     def typical_error(self) -> float:
@@ -242,6 +250,13 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         squares = min(self.leaves, 4 << self.depth) * (leaf_factor(self.depth) / 4) ** 2
         encoded = 2 * math.sqrt(self.parameters.degree / 12) / 2.0**self.leaf_scale_bits / abs(leaf_factor(self.depth))
         return self.error_bound(squares, 4 * encoded)
+
+    @property
+    def flooding(self) -> float:
+        """Return B: a protected reply gets uniform noise in [-B, B] on both parts of every slot, some times the error
+        that is expected: what a reply's error says of the leaves is hidden in as much, no more.
+        """
+        return self.typical_error / 8 if self.protected else 0.0
 
     # --- checks and text ----------------------------------------------------------------------------------------------
 
@@ -251,7 +266,7 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         powers = (self.bins, self.leaves, self.babies)
         if self.parameters.scheme != "ckks" or any(size < 1 or size & (size - 1) for size in powers):
             raise ProtocolError("Expected CKKS parameters, and bins, leaves and baby steps that are powers of two")
-        if not (2 <= self.bins <= MOST_BINS and 1 <= self.features <= _MOST_FEATURES and 1 <= self.depth <= MOST_DEPTH):
+        if not (2 <= self.bins <= MOST_BINS and 1 <= self.features <= MOST_FEATURES and 1 <= self.depth <= MOST_DEPTH):
             raise ProtocolError("Expected bins, features and a depth in use")
         if not 1 <= self.outputs <= self.leaves <= self.slots or self.outputs_padded > self.leaves:
             raise ProtocolError("Expected leaves that fit the slots, and at least one for each output")

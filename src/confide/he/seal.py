@@ -1,8 +1,8 @@
 """Microsoft SEAL behind types that say who may hold what: the only file that touches the package `seal`.
 
 `SecretKey` and `PublicKeys` are two types, and nothing makes public keys but `Context.generate`. Bytes of strangers
-pass `seal_format` before SEAL sees them, so a hostile body is a `ProtocolError`. `invariant_noise_budget`, which
-depends on the secret key, is not offered.
+are numbers alone (`packed`), checked before SEAL sees them, so a hostile body is a `ProtocolError`.
+`invariant_noise_budget`, which depends on the secret key, is not offered.
 
 SEAL draws its own randomness from the operating system; it cannot be seeded from here.
 """
@@ -19,13 +19,13 @@ import seal
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
+from confide.he.packed import pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
 from confide.he.parameters import Parameters
 from confide.he.seal_format import (
     Form,
     Residues,
-    check_ciphertext,
-    check_key_set,
     check_residues,
+    limbs_of,
     parms_id_bytes,
     read_ciphertext,
     read_plaintext,
@@ -33,8 +33,8 @@ from confide.he.seal_format import (
     write_plaintext,
 )
 
-#: The "rotation step" that stands for complex conjugation of every slot, as SEAL counts.
-CONJUGATE = 0
+#: The "rotation" that conjugates every slot, by SEAL's convention.
+CONJUGATION = 0
 
 _REFUSED = (RuntimeError, ValueError, TypeError)  # how SEAL says no
 
@@ -72,6 +72,9 @@ class Plaintext:
 
     def __repr__(self) -> str:
         return "Plaintext()"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a plaintext is not pickled")
 
 
 class SecretKey:
@@ -115,7 +118,9 @@ class PublicKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         nonce: 16 random bytes, so that two clients never share a key id.
         encryption: the public key, for fresh encryptions of zero.
         relinearisation: one key-switching key, for squares.
-        rotation: one key-switching key per rotation step.
+        rotation: one key-switching key per rotation step, by SEAL's position.
+
+    The last three are packed (`packed`).
     """
 
     nonce: bytes
@@ -130,7 +135,7 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     Args:
         encryption: a public key, for fresh encryptions of zero.
         relinearisation: a key for squares.
-        steps: rotations, in slots to the left, all different.
+        steps: rotations, in slots to the left, all different; `CONJUGATION` is one.
     """
 
     encryption: bool = False
@@ -158,15 +163,15 @@ class Evaluation:
         form, digits = context.key_form, len(context.parameters.data_primes)
         try:
             if needs.encryption:
-                check_ciphertext(keys.encryption, form)
-                self._zeros = seal.Encryptor(context.seal, context.seal.from_public_str(_text(keys.encryption)))
+                body = unpack_ciphertext(keys.encryption, form)
+                self._zeros = seal.Encryptor(context.seal, context.seal.from_public_str(_text(body)))
             if needs.relinearisation:
-                check_key_set(keys.relinearisation, form, digits=digits, indices=(0,))
-                self._relinearisation = context.seal.from_relin_str(_text(keys.relinearisation))
+                body = unpack_key_set(keys.relinearisation, form, digits=digits, indices=(0,))
+                self._relinearisation = context.seal.from_relin_str(_text(body))
             if needs.steps:
                 indices = frozenset(map(context.galois_index, needs.steps))
-                check_key_set(keys.rotation, form, digits=digits, indices=indices)
-                self._rotation = context.seal.from_galois_str(_text(keys.rotation))
+                body = unpack_key_set(keys.rotation, form, digits=digits, indices=indices)
+                self._rotation = context.seal.from_galois_str(_text(body))
         except _REFUSED:
             raise ProtocolError("Expected public keys that SEAL takes") from None
 
@@ -189,7 +194,7 @@ class Evaluation:
         return Ciphertext(self._context.evaluator.rotate_vector(cipher.value, step, self._rotation))
 
     def conjugate(self, cipher: Ciphertext) -> Ciphertext:
-        """Return `cipher` with the complex conjugate in every slot."""
+        """Return `cipher` with the complex conjugate of each slot."""
         return Ciphertext(self._context.evaluator.complex_conjugate(cipher.value, self._rotation))
 
 
@@ -242,15 +247,19 @@ class Context:
             needs: which public keys to make.
         """
         maker = seal.KeyGenerator(self.seal)
-        rotation = seal.GaloisKeys()
+        form, digits = self.key_form, len(self.parameters.data_primes)
+        encryption = relinearisation = rotation = b""
+        if needs.encryption:
+            encryption = pack_ciphertext(maker.create_public_key().to_string(), form)
+        if needs.relinearisation:
+            body = maker.create_relin_keys().to_string()
+            relinearisation = pack_key_set(body, form, digits=digits, indices=(0,))
         if needs.steps:
-            maker.create_galois_keys(list(needs.steps), rotation)
-        public = PublicKeys(
-            nonce=nonce,
-            encryption=maker.create_public_key().to_string() if needs.encryption else b"",
-            relinearisation=maker.create_relin_keys().to_string() if needs.relinearisation else b"",
-            rotation=rotation.to_string() if needs.steps else b"",
-        )
+            made = seal.GaloisKeys()
+            maker.create_galois_keys(list(needs.steps), made)
+            indices = frozenset(map(self.galois_index, needs.steps))
+            rotation = pack_key_set(made.to_string(), form, digits=digits, indices=indices)
+        public = PublicKeys(nonce=nonce, encryption=encryption, relinearisation=relinearisation, rotation=rotation)
         return SecretKey(self, maker.secret_key()), public
 
     def secret(self, body: bytes) -> SecretKey:
@@ -262,8 +271,8 @@ class Context:
 
     def galois_index(self, step: int) -> int:
         """Return where SEAL stores the key of the rotation by `step` slots to the left, or of the conjugation."""
-        element = pow(3, step, 2 * self.parameters.degree) if step != CONJUGATE else 2 * self.parameters.degree - 1
-        return (element - 1) // 2
+        degree = self.parameters.degree
+        return degree - 1 if step == CONJUGATION else (pow(3, step, 2 * degree) - 1) // 2
 
     # --- ciphertexts and bytes ----------------------------------------------------------------------------------------
 
@@ -273,15 +282,17 @@ class Context:
         Raises:
             ProtocolError: `body` is not a ciphertext of this form.
         """
-        check_ciphertext(body, form)
+        whole = unpack_ciphertext(body, form)
         try:
-            return Ciphertext(self.seal.from_cipher_str(_text(body)))
+            return Ciphertext(self.seal.from_cipher_str(_text(whole)))
         except _REFUSED:
             raise ProtocolError("Expected a ciphertext of these parameters") from None
 
     def to_bytes(self, cipher: Ciphertext) -> bytes:
-        """Return the ciphertext as SEAL's bytes, uncompressed: their length tells nothing."""
-        return cipher.value.to_string()
+        """Return the numbers of a ciphertext, packed: their length depends on its level alone."""
+        body = cipher.value.to_string()
+        limbs, ntt, scale = limbs_of(body), cipher.value.is_ntt_form(), cipher.value.scale()
+        return pack_ciphertext(body, self.form(limbs=limbs, ntt=ntt, scale=scale))
 
     def residues(self, cipher: Ciphertext, form: Form) -> Residues:
         """Return the numbers of a ciphertext, read-only, shape `form.shape`."""
@@ -308,19 +319,23 @@ class Context:
         """Return the coefficients of a BFV plaintext, each in [0, t), shape (N,)."""
         return read_plaintext(plain.value.to_bytes(), self.parameters.degree)
 
-    def encode(self, slots: NDArray[np.float64], *, limbs: int, scale: float) -> Plaintext:
-        """Return the CKKS plaintext with these slots, shape (N/2,), at the level with `limbs` primes."""
+    def encode(
+        self, slots: NDArray[np.float64] | NDArray[np.complex128] | float, *, limbs: int, scale: float
+    ) -> Plaintext:
+        """Return the CKKS plaintext with these slots, shape (N/2,), or one number in all, at `limbs` primes."""
         assert self._encoder is not None
-        plain = self._encoder.encode(np.ascontiguousarray(slots, np.float64), scale)
+        if isinstance(slots, float):
+            plain = self._encoder.encode(slots, scale)
+        elif np.iscomplexobj(slots):
+            plain = self._encoder.encode_complex(np.ascontiguousarray(slots, np.complex128), scale)
+        else:
+            plain = self._encoder.encode(np.ascontiguousarray(slots, np.float64), scale)
         self.evaluator.mod_switch_to_inplace(plain, self._ids[limbs])
         return Plaintext(plain)
 
-    def encode_complex(self, slots: NDArray[np.complex128], *, limbs: int, scale: float) -> Plaintext:
-        """Return the CKKS plaintext with these slots, shape (N/2,), at the level with `limbs` primes."""
-        assert self._encoder is not None
-        plain = self._encoder.encode_complex(np.ascontiguousarray(slots, np.complex128), scale)
-        self.evaluator.mod_switch_to_inplace(plain, self._ids[limbs])
-        return Plaintext(plain)
+    def is_nonzero(self, plain: Plaintext) -> bool:
+        """Return whether a plaintext holds anything."""
+        return not plain.value.is_zero()
 
     def decode(self, plain: Plaintext) -> NDArray[np.float64]:
         """Return the slots of a CKKS plaintext, shape (N/2,)."""
@@ -357,17 +372,21 @@ class Context:
         """Return the sum with a plaintext."""
         return Ciphertext(self.evaluator.add_plain(cipher.value, plain.value))
 
+    def times(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
+        """Return the product of two, three polynomials until it is relinearised."""
+        if cipher is other:
+            return Ciphertext(self.evaluator.square(cipher.value))
+        return Ciphertext(self.evaluator.multiply(cipher.value, other.value))
+
+    def switch(self, cipher: Ciphertext, *, limbs: int) -> Ciphertext:
+        """Return `cipher` at the level with `limbs` primes, itself if it is there already; its scale stays."""
+        if cipher.value.parms_id() == self._ids[limbs]:
+            return cipher
+        return Ciphertext(self.evaluator.mod_switch_to(cipher.value, self._ids[limbs]))
+
     def square(self, cipher: Ciphertext) -> None:
         """Square, in place: three polynomials until it is relinearised."""
         self.evaluator.square_inplace(cipher.value)
-
-    def product(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
-        """Return the product of two encryptions at one level: three polynomials until it is relinearised."""
-        return Ciphertext(self.evaluator.multiply(cipher.value, other.value))
-
-    def lower(self, cipher: Ciphertext, *, limbs: int) -> Ciphertext:
-        """Return `cipher` modulo its first `limbs` primes."""
-        return Ciphertext(self.evaluator.mod_switch_to(cipher.value, self._ids[limbs]))
 
     def rescale(self, cipher: Ciphertext, *, scale: float) -> None:
         """Divide by the last prime and drop it, in place; `scale` is the scale that this leaves."""
@@ -385,5 +404,5 @@ def _chain(context: seal.SEALContext) -> dict[int, list[int]]:
     return ids
 
 
-def _text(body: bytes) -> Any:
-    return body  # the binding's stubs call its byte strings "str"
+def _text(body: bytes | bytearray) -> Any:
+    return bytes(body)  # the binding's stubs call its byte strings "str"

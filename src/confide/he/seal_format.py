@@ -128,15 +128,46 @@ def check_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[i
             place += form.size_bytes
 
 
-def read_ciphertext(body: bytes, form: Form) -> Residues:
+def key_set_places(form: Form, *, digits: int, indices: Collection[int]) -> list[int]:
+    """Return where the ciphertexts of a set of key-switching keys begin, in order; arguments as in `check_key_set`."""
+    first = _HEADER.size + _ID_BYTES + _COUNT.size
+    return [
+        first + _COUNT.size * (index + 1) + (rank * digits + part) * form.size_bytes
+        for rank, index in enumerate(sorted(indices))
+        for part in range(digits)
+    ]
+
+
+def empty_key_set(form: Form, *, digits: int, indices: Collection[int]) -> bytearray:
+    """Return a set of key-switching keys with zeros where its ciphertexts go; arguments as in `check_key_set`."""
+    places, count = key_set_places(form, digits=digits, indices=indices), max(indices) + 1
+    whole = bytearray(places[-1] + form.size_bytes)
+    head = _header(len(whole)) + form.parms_id + _COUNT.pack(count)
+    whole[: len(head)] = head
+    for at in places[::digits]:
+        _COUNT.pack_into(whole, at - _COUNT.size, digits)
+    return whole
+
+
+def limbs_of(body: bytes) -> int:
+    """Return the number of primes of a ciphertext of SEAL's own."""
+    return _CIPHERTEXT.unpack_from(body, _HEADER.size)[4]
+
+
+def read_ciphertext(body: bytes | memoryview, form: Form) -> Residues:
     """Return the numbers of a ciphertext that was checked, read-only, shape `form.shape`."""
     return np.frombuffer(body, "<u8", offset=_WORDS_AT).reshape(form.shape)
 
 
+def ciphertext_head(form: Form) -> bytes:
+    """Return what comes before the numbers of a serialised ciphertext."""
+    size = 16 * len(form.primes) * form.degree
+    return _header(form.size_bytes) + _CIPHERTEXT.pack(*form.fields()) + _words_head(size)
+
+
 def write_ciphertext(residues: Residues, form: Form) -> bytes:
     """Return the serialised ciphertext with these numbers, shape `form.shape`."""
-    words = np.ascontiguousarray(residues, "<u8").tobytes()
-    return _header(form.size_bytes) + _CIPHERTEXT.pack(*form.fields()) + _words(words)
+    return ciphertext_head(form) + np.ascontiguousarray(residues, "<u8").tobytes()
 
 
 def read_plaintext(body: bytes, degree: int) -> Residues:
@@ -149,7 +180,7 @@ def write_plaintext(coefficients: Residues) -> bytes:
     """Return the serialised plaintext with these coefficients, in coefficient form."""
     words = np.ascontiguousarray(coefficients, "<u8").tobytes()
     fields = _PLAINTEXT.pack(bytes(_ID_BYTES), len(coefficients), 1.0)
-    return _header(_COEFFICIENTS_AT + len(words)) + fields + _words(words)
+    return _header(_COEFFICIENTS_AT + len(words)) + fields + _words_head(len(words)) + words
 
 
 def _check_header(view: memoryview, length: int) -> None:
@@ -166,5 +197,5 @@ def _header(total: int) -> bytes:
     return _HEADER.pack(_MAGIC, _HEADER.size, _MAJOR, _MINOR, 0, 0, total)
 
 
-def _words(words: bytes) -> bytes:
-    return _header(_HEADER.size + _COUNT.size + len(words)) + _COUNT.pack(len(words) // 8) + words
+def _words_head(size_bytes: int) -> bytes:
+    return _header(_HEADER.size + _COUNT.size + size_bytes) + _COUNT.pack(size_bytes // 8)

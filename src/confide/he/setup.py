@@ -3,7 +3,8 @@
     client -> server   {backend}/keys     the public keys, whose SHA-256 is the key id
     server -> client   {backend}/key-id   the id, once the keys are in the server's store
 
-Setting up again with the same store sends the same keys again, so a crash in between costs nothing but a repeat.
+Small public keys stay beside the secret, and setting up again sends the same ones. Large ones are not kept twice:
+setting up again makes a new pair, which costs less than their bytes at every start and leaves nothing that links both.
 """
 
 from __future__ import annotations
@@ -14,10 +15,14 @@ from collections.abc import Callable
 import msgspec
 
 from confide.errors import ProtocolError, UsageError
+from confide.he.loaded import LoadedKeys
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 #: Largest upload that is read; drivers may allow less.
 MAX_KEYS_BYTES = 1 << 30
+
+#: Largest public keys that a client keeps beside its secret key.
+KEPT_PUBLIC_BYTES = 1 << 20
 
 
 class Owned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -41,28 +46,46 @@ class KeyId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key_id: str
 
 
+def known_path(backend: str, key_id: str) -> str:
+    """Return where a server keeps what it must know of keys before it reads them."""
+    return f"{backend}/known/{key_id}"
+
+
 def key_id_of(body: bytes) -> str:
     """Return the id of public keys."""
     return hashlib.sha256(body).hexdigest()
 
 
-def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes]], store: Store) -> Party:
-    """Return the client's party: makes keys unless the store has some, sends the public ones, returns their id.
+def _always(kept: Owned) -> bool:
+    return True
+
+
+def setup_client(
+    backend: str,
+    kit: bytes,
+    make: Callable[[], tuple[bytes, bytes]],
+    store: Store,
+    *,
+    current: Callable[[Owned], bool] = _always,
+) -> Party:
+    """Return the client's party: makes keys unless the store has both halves, sends the public one, returns its id.
 
     Args:
         backend: the registry name.
         kit: the client kit's bytes; keys for different kits do not meet.
         make: makes the secret key and the public keys, both as bytes; may take long.
         store: the client's.
+        current: whether saved keys are still good; others are replaced.
 
     Leaks: the public keys, to the server.
     """
     path = _path(backend, kit)
     saved, body = store.get(f"{path}/secret"), store.get(f"{path}/keys")
     changes: dict[str, bytes | None] = {}
-    if saved is None or body is None:
+    if saved is None or body is None or not current(decode(saved, Owned, max_bytes=MAX_KEYS_BYTES)):
         secret, body = make()
-        changes = {f"{path}/secret": encode(Owned(key_id_of(body), secret)), f"{path}/keys": body}
+        changes = {f"{path}/secret": encode(Owned(key_id_of(body), secret))}
+        changes[f"{path}/keys"] = body if len(body) <= KEPT_PUBLIC_BYTES else None
     message = Message("client", "server", f"{backend}/keys", body)
     received = yield Step(send=(message,), save=changes, await_tag=f"{backend}/key-id", wait_for=("server",))
     reply = decode(received["server"].body, KeyId, max_bytes=256)
@@ -71,21 +94,25 @@ def setup_client(backend: str, kit: bytes, make: Callable[[], tuple[bytes, bytes
     return reply.key_id
 
 
-def setup_server(backend: str, check: Callable[[bytes], object]) -> Party:
+def setup_server(
+    backend: str, check: Callable[[bytes], object], *, record: Callable[[bytes], bytes] = lambda body: b"\x01"
+) -> Party:
     """Return the server's party: checks the client's public keys, keeps them under their id, replies and returns it.
 
     Args:
         backend: the registry name.
         check: raises ProtocolError unless the bytes are keys for this kit.
+        record: what is kept beside the keys, small; may raise ProtocolError, and runs before `check`.
     """
     received = yield Step(await_tag=f"{backend}/keys", wait_for=("client",))
     body = received["client"].body
     if len(body) > MAX_KEYS_BYTES:
         raise ProtocolError(f"Expected keys of at most {MAX_KEYS_BYTES} bytes")
+    known = record(body)
     check(body)
     key_id = key_id_of(body)
     reply = Message("server", "client", f"{backend}/key-id", encode(KeyId(key_id)))
-    yield Step(send=(reply,), save={f"{backend}/keys/{key_id}": body, f"{backend}/known/{key_id}": b"\x01"})
+    yield Step(send=(reply,), save={f"{backend}/keys/{key_id}": body, known_path(backend, key_id): known})
     return key_id
 
 
@@ -98,33 +125,36 @@ def owned(backend: str, kit: bytes, store: Store) -> Owned:
 
 
 class Registered:
-    """The clients' public keys as a server kit uses them: parsed once, the latest few kept.
+    """The clients' public keys as a server kit uses them: parsed once, and kept while there is room.
 
     Args:
         backend: the registry name.
         parse: turns an upload into what the kit works with.
-        most: how many are kept.
+        loaded: where parsed keys are kept; a server sets one for all its kits.
     """
 
-    def __init__(self, backend: str, parse: Callable[[bytes], object], *, most: int = 8) -> None:
+    def __init__(self, backend: str, parse: Callable[[bytes], object], *, loaded: LoadedKeys | None = None) -> None:
         self._backend = backend
         self._parse = parse
-        self._most = most
-        self._kept: dict[str, object] = {}
+        self.loaded = LoadedKeys() if loaded is None else loaded
 
     def get(self, key_id: str, store: Store) -> object:
         """Return the keys called `key_id`. Raises ProtocolError if the store does not have them (any more)."""
-        known = len(key_id) == 64 and store.get(f"{self._backend}/known/{key_id}") is not None
-        kept = self._kept.pop(key_id, None)
-        if known and kept is None:
+
+        def load() -> tuple[object, int]:
             body = store.get(f"{self._backend}/keys/{key_id}")
-            kept = None if body is None else self._parse(body)
-        if not known or kept is None:
-            raise ProtocolError("Expected the id of keys that are here; set up first")
-        self._kept[key_id] = kept
-        for oldest in list(self._kept)[: -self._most]:
-            self._kept.pop(oldest, None)
-        return kept
+            if body is None:
+                raise _not_here()
+            return self._parse(body), len(body)
+
+        if len(key_id) != 64 or store.get(known_path(self._backend, key_id)) is None:
+            self.loaded.forget(self, key_id)
+            raise _not_here()
+        return self.loaded.get(self, key_id, load)
+
+
+def _not_here() -> ProtocolError:
+    return ProtocolError("Expected the id of keys that are here; set up first")
 
 
 def _path(backend: str, kit: bytes) -> str:

@@ -3,12 +3,15 @@
     offset      bytes   content
     0           8       magic, "CONFIDE" and a zero byte
     8           4       h, length of the header, unsigned little-endian
-    12          h       header, a MessagePack map: format, label, metadata, signer, sizes and SHA-256 of the parts ...
+    12          h       header, a MessagePack map: format, label, metadata, signer, classes, hashes of the parts ...
     12 + h      64      Ed25519 signature over every byte before it
     76 + h              the graph as ONNX, then the preprocessing as MessagePack, to the last byte of the file
 
 `decode` believes a file step by step: sizes, then the signature (with the key that the caller pins, before anything
 is parsed), then the hashes; only then are the parts opened. The header's hash names the model: its fingerprint.
+
+What stands before the graph is the model's statement: a server can show it to clients, who check whose model is served
+without seeing a weight (`decode_statement`).
 """
 
 from __future__ import annotations
@@ -18,10 +21,12 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import IO
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -40,12 +45,13 @@ from confide.errors import IntegrityError, ModelError, ProtocolError
 from confide.guarantee import PrivacyLabel
 from confide.model import onnx
 from confide.model.graph import Graph
+from confide.model.links import link_of
 from confide.model.preprocess import Preprocess
 from confide.structs import known
 
 _MAGIC = b"CONFIDE\0"
-_FORMAT = 2  # 1 had a label with fewer fields: they read as not stated
-_READABLE = (1, _FORMAT)
+_FORMAT = 3  # 1 had a label with fewer fields, 2 no classes, outputs and link: they read as not stated
+_READABLE = (1, 2, _FORMAT)
 _LENGTH_BYTES = 4
 _PREFIX_BYTES = len(_MAGIC) + _LENGTH_BYTES
 _LARGEST_HEADER_BYTES = 1 << 20
@@ -81,6 +87,36 @@ class _Header(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     metadata: dict[str, str]
     graph: _Part
     preprocess: _Part
+    classes: tuple[str, ...] | None = None
+    outputs: int | None = None
+    link: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a model's owner has signed, without the model.
+
+    Args:
+        signer: hex Ed25519 public key.
+        created: UTC time, "2026-01-31T12:00:00Z".
+        label: what the training promised.
+        metadata: further public facts.
+        preprocess_sha256: of the preprocessing's bytes.
+        graph_sha256: of the graph's bytes, which stay at the server.
+        classes, outputs, link: as the graph has them (`confide.model.links`); None in files of earlier formats.
+        fingerprint: hex SHA-256 of the file's header, which names the model.
+    """
+
+    signer: str
+    created: str
+    label: PrivacyLabel
+    metadata: Mapping[str, str]
+    preprocess_sha256: bytes
+    graph_sha256: bytes
+    classes: tuple[str, ...] | None
+    outputs: int | None
+    link: str | None
+    fingerprint: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -91,10 +127,12 @@ class Artifact:
         graph: the layers with their parameters.
         preprocess: raw columns to the graph's features; runs where the raw data is.
         label: what the training promised.
-        metadata: further public facts, text to text ("data set", "job").
+        metadata: further public facts, text to text ("data set", "job"). "link" says what the outputs are
+            (`confide.model.links`) where the graph does not.
         created: UTC time, "2026-01-31T12:00:00Z"; empty takes the time of saving.
         signer: hex Ed25519 public key that the file is signed with; empty if not from a file.
         fingerprint: hex SHA-256 of the file's header, which covers everything else; empty if not from a file.
+        statement: the signed head of the file, for `decode_statement`; empty if not from a file.
 
     **Guarantees**: `load` accepts exactly what `save` wrote: a file with any bit changed, cut off or appended is
     refused, and with a pinned key so is every file that its holder did not sign. Nothing inside a file is run.
@@ -109,6 +147,7 @@ class Artifact:
     created: str = ""
     signer: str = ""
     fingerprint: str = ""
+    statement: bytes = b""
 
     def __post_init__(self) -> None:
         if self.preprocess.features != self.graph.features:
@@ -116,6 +155,11 @@ class Artifact:
                 f"Expected preprocessing that gives the graph's {self.graph.features} features, "
                 f"got {self.preprocess.features}"
             )
+
+    @property
+    def link(self) -> str:
+        """Return what the outputs are, see `confide.model.links`. Raises ModelError if the metadata say nonsense."""
+        return link_of(self.graph, self.metadata.get("link", ""))
 
     def encode(self, key: SigningKey) -> bytes:
         """Return the signed file's bytes.
@@ -134,6 +178,9 @@ class Artifact:
                 metadata=dict(self.metadata),
                 graph=_Part.of(graph),
                 preprocess=_Part.of(preprocess),
+                classes=self.graph.classes,
+                outputs=self.graph.outputs,
+                link=self.link,
             )
         )
         if len(header) > _LARGEST_HEADER_BYTES:
@@ -158,10 +205,15 @@ class Artifact:
             write_whole(path, body)
         except OSError as error:
             raise ModelError(f"Expected to write the model to {path}; {error.strerror}") from None
-        header_bytes, _ = _header_bytes(body, str(path))
+        header_bytes, end = _header_bytes(body, str(path))
         header = _header(header_bytes, str(path))
-        fingerprint = hashlib.sha256(header_bytes).hexdigest()
-        return replace(self, created=header.created, signer=header.signer.hex(), fingerprint=fingerprint)
+        return replace(
+            self,
+            created=header.created,
+            signer=header.signer.hex(),
+            fingerprint=hashlib.sha256(header_bytes).hexdigest(),
+            statement=body[: end + SIGNATURE_BYTES],
+        )
 
 
 def load(path: str | Path, *, trust: bytes | None = None) -> Artifact:
@@ -172,7 +224,12 @@ def load(path: str | Path, *, trust: bytes | None = None) -> Artifact:
         IntegrityError: as in `decode`.
         MissingExtra: `onnx` is not installed.
     """
-    return decode(_read(Path(path), _LARGEST_FILE_BYTES, "model"), trust=trust, where=str(path))
+    return decode(read(path), trust=trust, where=str(path))
+
+
+def read(path: str | Path) -> bytes:
+    """Return a model file's bytes, for `decode`. Raises ModelError if the file is absent or too large."""
+    return _read(Path(path), _LARGEST_FILE_BYTES, "model")
 
 
 def decode(body: bytes, *, trust: bytes | None, where: str = "the model") -> Artifact:
@@ -189,22 +246,15 @@ def decode(body: bytes, *, trust: bytes | None, where: str = "the model") -> Art
         IntegrityError: another signer, or the file is incomplete or changed.
         MissingExtra: `onnx` is not installed.
     """
-    header_bytes, end = _header_bytes(body, where)
-    signed, signature, parts = body[:end], body[end : end + SIGNATURE_BYTES], body[end + SIGNATURE_BYTES :]
-    if trust is not None:
-        _verify(trust, signed, signature, f"Expected {where} as the holder of the pinned key signed it")
-    header = _header(header_bytes, where)
+    header, header_bytes, end = _signed(body, trust, where)
     if trust is None:
-        _verify(header.signer, signed, signature, f"Expected {where} as its signer left it")
         warnings.warn(
             f"{where} was opened without a pinned key; pin the key of whoever trained it with trust= "
             f"(the file says {header.signer.hex()})",
             UnverifiedModel,
             stacklevel=3,  # where `load` was called
         )
-    elif header.signer != trust:
-        raise IntegrityError(f"Expected {where} to name the pinned key as its signer; get the file again")
-    graph, preprocess = _parts(parts, header, where)
+    graph, preprocess = _parts(body[end:], header, where)
     return Artifact(
         graph=onnx.from_onnx(graph),
         preprocess=Preprocess.decode(preprocess),
@@ -213,7 +263,52 @@ def decode(body: bytes, *, trust: bytes | None, where: str = "the model") -> Art
         created=header.created,
         signer=header.signer.hex(),
         fingerprint=hashlib.sha256(header_bytes).hexdigest(),
+        statement=body[:end],
     )
+
+
+def decode_statement(body: bytes, *, trust: bytes | None, where: str = "the model's statement") -> Statement:
+    """Return what a model's owner has signed.
+
+    Args:
+        body: `Artifact.statement`; may come from anybody.
+        trust: the 32-byte public key that must have signed it. None accepts any signer: it then says who, not that
+            it is the right one.
+        where: what the texts call it.
+
+    Raises:
+        ModelError: not a statement of this format.
+        IntegrityError: another signer, or it is incomplete or changed.
+    """
+    header, header_bytes, end = _signed(body, trust, where)
+    if end != len(body):
+        raise IntegrityError(f"Expected {where} to end with its signature; get it again")
+    return Statement(
+        signer=header.signer.hex(),
+        created=header.created,
+        label=header.label,
+        metadata=header.metadata,
+        preprocess_sha256=header.preprocess.sha256,
+        graph_sha256=header.graph.sha256,
+        classes=header.classes,
+        outputs=header.outputs,
+        link=header.link,
+        fingerprint=hashlib.sha256(header_bytes).hexdigest(),
+    )
+
+
+def _signed(body: bytes, trust: bytes | None, where: str) -> tuple[_Header, bytes, int]:
+    """Return the header, its bytes, and where the signature ends; with a pinned key nothing is parsed before that."""
+    header_bytes, end = _header_bytes(body, where)
+    signed, signature = body[:end], body[end : end + SIGNATURE_BYTES]
+    if trust is not None:
+        _verify(trust, signed, signature, f"Expected {where} as the holder of the pinned key signed it")
+    header = _header(header_bytes, where)
+    if trust is None:
+        _verify(header.signer, signed, signature, f"Expected {where} as its signer left it")
+    elif header.signer != trust:
+        raise IntegrityError(f"Expected {where} to name the pinned key as its signer; get the file again")
+    return header, header_bytes, end + SIGNATURE_BYTES
 
 
 def _header_bytes(body: bytes, where: str) -> tuple[bytes, int]:
@@ -327,12 +422,12 @@ def _read(path: Path, largest_bytes: int, what: str) -> bytes:
     return body
 
 
-def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
-    """Write a file that is either there in full or as it was before, also after a power cut.
+@contextmanager
+def whole_file(path: Path, *, mode: int = _PRIVATE_MODE) -> Generator[IO[bytes]]:
+    """Open a file for writing that is either there in full or as it was before, also after a power cut.
 
     Args:
-        path: replaced if it exists; a link is replaced, not followed.
-        body: the content.
+        path: replaced if it exists, when the `with` block ends without an error; a link is replaced, not followed.
         mode: permissions; its owner alone by default.
 
     Raises:
@@ -340,7 +435,7 @@ def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
     """
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
-            file.write(body)
+            yield file
             file.flush()
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
@@ -353,3 +448,9 @@ def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
         os.fsync(folder)  # the new name itself
     finally:
         os.close(folder)
+
+
+def write_whole(path: Path, body: bytes, *, mode: int = _PRIVATE_MODE) -> None:
+    """Write a file at once; as `whole_file`."""
+    with whole_file(path, mode=mode) as file:
+        file.write(body)

@@ -1,14 +1,21 @@
 """A graph as ONNX bytes and back: the saved form that any viewer and any ONNX runtime opens.
 
-    Linear     Gemm with transB = 1, weight and bias as float64 initializers
-    Square     Mul of a tensor with itself
-    Sigmoid    Sigmoid
-    Trees      TreeEnsemble (ai.onnx.ml 5) and Add of the offset, as the first nodes; see onnx_trees.py
+    Linear         Gemm with transB = 1, weight and bias as float64 initializers
+    Conv           Conv in float32, the only type in which onnxruntime has it; weights are kept exactly
+    AveragePool    AveragePool in float32
+    Square         Mul of a tensor with itself
+    Relu, Sigmoid, Tanh    as they are
+    Gelu           x (1 + erf(x / sqrt 2)) / 2, written out in float32
+    Polynomial     PolynomialN of the domain "confide", with its definition by standard operators in the file
+    Residual       Add
+    Trees          TreeEnsemble (ai.onnx.ml 5) and Add of the offset, as the first nodes; see onnx_trees.py
 
-One input "x" (batch, features), one output "y" (batch, outputs). Foreign models are read if they are such a chain,
-with weights in float32 or float64; a graph computes in float64 either way. Bytes from elsewhere are hostile until
-shown otherwise: nothing is loaded from outside the bytes, no size is believed before it is checked against them, and
-everything that cannot run is listed at once.
+One input "x" (batch, features), one output "y" (batch, outputs), both float64. Foreign models are read if they are such
+graphs, or close to it: scales, shifts and batch normalisation are merged into the layers beside them, images may come
+as (batch, channels, height, width), weights in float32, float64 or as whole numbers with scales. A graph computes in
+float64 either way. Bytes from elsewhere are hostile until shown otherwise: nothing is loaded from outside the bytes, no
+size is believed before it is checked against them, no definition of an operator is run, and everything that cannot run
+is listed at once.
 """
 
 # `onnx` builds its message classes at run time, and its stubs leave their fields untyped.
@@ -17,23 +24,20 @@ everything that cannot run is listed at once.
 from __future__ import annotations
 
 import json
-import math
+import re
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from confide.errors import MissingExtra, ModelError
-from confide.model import onnx_trees
-from confide.model.graph import Graph, Layer, Linear, Problem, Sigmoid, Square
+from confide.model import onnx_rules, onnx_tensors, onnx_trees, onnx_write
+from confide.model.graph import Graph, Layer, Problem, parts_of
+from confide.model.layers import MOST_DEGREE, MOST_UNITS
 from confide.model.trees import Trees
 
 if TYPE_CHECKING:
     import onnx
-
-Matrix = NDArray[np.float64]
 
 #: Largest file that is parsed: 8 million float64 parameters.
 LARGEST_BYTES = 1 << 26
@@ -41,7 +45,6 @@ LARGEST_BYTES = 1 << 26
 #: Most parameters of a graph; an initializer counts each time that a node takes it, because each layer keeps its own.
 MOST_PARAMETERS = LARGEST_BYTES // 4  # as many as float32 weights fill a file
 
-_OPSET = 13
 _OLDEST_OPSET = 7  # the first whose Gemm and Mul broadcast as today
 _IR_VERSION = 8
 _IR_VERSION_OF_TREES = 10
@@ -51,68 +54,98 @@ _LONGEST_NAME = 40
 _CLASSES = "confide.classes"  # the metadata property that carries the names of the outcomes
 
 _REPLACEMENTS: Mapping[str, str] = {
-    "Add": "put the sum into the bias of a Gemm",
-    "Constant": "store the value as an initializer",
-    "Conv": "flatten the image and take a Gemm, for now",
-    "Dropout": "export the model in inference mode",
-    "MatMul": "take a Gemm, whose bias may be zero",
-    "Pow": "write the square as Mul(x, x)",
-    "Relu": "train with squares instead: Mul(x, x)",
-    "Softmax": "train with one Sigmoid for each class",
-    "Tanh": "take Sigmoid: tanh(x) = 2 sigmoid(2 x) - 1",
+    "ArgMax": "end at the scores; the client takes the largest",
+    "Clip": "train with Relu or Square",
+    "Concat": "give the columns in one input",
+    "Elu": "train with Gelu or Square",
+    "HardSigmoid": "train with Sigmoid",
+    "HardSwish": "train with Gelu or Square",
+    "LayerNormalization": "train with BatchNormalization, which merges into its neighbours",
+    "LeakyRelu": "train with Relu or Square",
     "LinearClassifier": "export the coefficients as Gemm and Sigmoid",
+    "LinearRegressor": "export the coefficients as Gemm",
+    "LogSoftmax": "end at the logits; the client applies it",
+    "LSTM": "flatten a window of the series and take Gemm or Conv",
+    "MaxPool": "train with AveragePool",
+    "Pad": "put the padding into the Conv",
+    "PRelu": "train with Relu or Square",
+    "Scaler": "put the scale into the first Gemm",
+    "Selu": "train with Gelu or Square",
+    "Shape": "flatten with Flatten, or Reshape to a fixed shape",
+    "Softmax": "end at the logits; the client applies it",
+    "Softplus": "train with Gelu or Square",
     "TreeEnsembleClassifier": "export the trees as a TreeEnsemble of ai.onnx.ml 5 whose leaves are sums",
     "TreeEnsembleRegressor": "export the trees as a TreeEnsemble of ai.onnx.ml 5",
+    "ZipMap": "export the probabilities as one tensor",
 }
-# What a supported node may carry, with AttributeProto's type of it: FLOAT = 1, INT = 2.
+_WINDOW: Mapping[str, int] = {"auto_pad": 3, "dilations": 7, "kernel_shape": 7, "pads": 7, "strides": 7}
+# What a supported node may carry, with AttributeProto's type of it: FLOAT 1, INT 2, STRING 3, TENSOR 4, INTS 7.
 _ATTRIBUTES: Mapping[str, Mapping[str, int]] = {
+    "Add": {},
+    "AveragePool": {**_WINDOW, "ceil_mode": 2, "count_include_pad": 2},
+    "BatchNormalization": {"epsilon": 1, "momentum": 1, "spatial": 2, "training_mode": 2},
+    "Cast": {"round_mode": 3, "saturate": 2, "to": 2},
+    "Constant": {"value": 4, "value_float": 1, "value_int": 2, "value_ints": 7},
+    "Conv": {**_WINDOW, "group": 2},
+    "DequantizeLinear": {"axis": 2, "block_size": 2, "output_dtype": 2},
+    "Div": {},
+    "Dropout": {"ratio": 1, "seed": 2},
+    "Erf": {},
+    "Flatten": {"axis": 2},
+    "Gelu": {"approximate": 3},
     "Gemm": {"alpha": 1, "beta": 1, "transA": 2, "transB": 2},
+    "GlobalAveragePool": {},
+    "Identity": {},
+    "MatMul": {},
     "Mul": {},
+    "Pow": {},
+    "ReduceMean": {"axes": 7, "keepdims": 2, "noop_with_empty_axes": 2},
+    "Relu": {},
+    "Reshape": {"allowzero": 2},
     "Sigmoid": {},
+    "Sub": {},
+    "Tanh": {},
+    "Transpose": {"perm": 7},
     "TreeEnsemble": onnx_trees.ATTRIBUTES,
 }
-_ANY_REPLACEMENT = "build the model from Gemm, Mul(x, x) and Sigmoid"
+_ANY_REPLACEMENT = "build the model from Gemm, Conv, AveragePool, Add and activations"
+_NO_TENSOR = "Expected an ONNX graph whose nodes take what nodes before them give, each under a name of its own"
 
 
-def to_onnx(graph: Graph) -> bytes:
+def to_onnx(graph: Graph, *, int8: bool = False) -> bytes:
     """Return `graph` as an ONNX model: the same bytes for the same graph.
+
+    Args:
+        graph: any.
+        int8: store each weight matrix as int8 with one float32 scale for each output, and biases as float32: an eighth
+            of the bytes, and weights off by up to 1/254 of the largest of their row. What is read back is the rounded
+            model.
 
     Raises:
         MissingExtra: `onnx` is not installed.
         ModelError: the model is larger than 64 MiB.
     """
     onnx = _library("train")
-    make, initializers, nodes = onnx.helper, [], []
-    tensor = "x"
-    for number, layer in enumerate(graph.layers):
-        out = "y" if number == len(graph.layers) - 1 else f"layer{number}"
-        match layer:
-            case Linear(weight, bias):
-                names = f"weight{number}", f"bias{number}"
-                pairs = zip((weight, bias), names, strict=True)
-                initializers += [onnx.numpy_helper.from_array(np.asarray(a, "<f8"), name) for a, name in pairs]
-                nodes.append(make.make_node("Gemm", [tensor, *names], [out], name=f"linear{number}", transB=1))
-            case Square():
-                nodes.append(make.make_node("Mul", [tensor, tensor], [out], name=f"square{number}"))
-            case Sigmoid():
-                nodes.append(make.make_node("Sigmoid", [tensor], [out], name=f"sigmoid{number}"))
-            case Trees():
-                made, held = onnx_trees.to_nodes(layer, tensor, out, number, onnx)
-                nodes, initializers = nodes + made, initializers + held
-        tensor = out
+    make, writer = onnx.helper, onnx_write.Writer(onnx, int8)
+    onnx_write.finish(writer, onnx_write.write(writer, graph.layers, onnx_write.Flow("x")))
     double = onnx.TensorProto.DOUBLE
     body = make.make_graph(
-        nodes,
+        writer.nodes,
         "confide",
         [make.make_tensor_value_info("x", double, ["batch", graph.features])],
         [make.make_tensor_value_info("y", double, ["batch", graph.outputs])],
-        initializers,
+        writer.initializers,
     )
-    versions, ir_version = [make.make_opsetid("", _OPSET)], _IR_VERSION
+    versions, ir_version = [make.make_opsetid("", onnx_write.OPSET)], _IR_VERSION
     if isinstance(graph.layers[0], Trees):
         versions.append(make.make_opsetid(onnx_trees.DOMAIN, onnx_trees.VERSION))
         ir_version = _IR_VERSION_OF_TREES
-    model = make.make_model(body, producer_name="confide", ir_version=ir_version, opset_imports=versions)
+    if writer.functions:
+        versions.append(make.make_opsetid(onnx_write.DOMAIN, onnx_write.VERSION))
+    functions = [definition for _, definition in sorted(writer.functions.items())]
+    model = make.make_model(
+        body, producer_name="confide", ir_version=ir_version, opset_imports=versions, functions=functions
+    )
     if graph.classes:
         make.set_model_props(model, {_CLASSES: json.dumps(list(graph.classes), ensure_ascii=False)})
     written = model.SerializeToString(deterministic=True)
@@ -131,8 +164,8 @@ def from_onnx(body: bytes) -> Graph:
 
     Raises:
         MissingExtra: `onnx` is not installed.
-        ModelError: the bytes are too many or no ONNX model, the model is no chain, or it holds what no rule covers:
-            then the text lists every such node with its replacement.
+        ModelError: the bytes are too many or no ONNX model, or the model holds what no rule covers: then the text lists
+            every such node with its replacement.
     """
     onnx = _library("serve")
     if len(body) > LARGEST_BYTES:
@@ -142,13 +175,10 @@ def from_onnx(body: bytes) -> Graph:
         model.ParseFromString(body)
     except Exception:  # protobuf's DecodeError, whose module differs between its releases
         raise ModelError("Expected an ONNX model; the bytes are damaged or something else") from None
-    problems = [*_unsupported(model, onnx), *_unsupported_nodes(model.graph)]
-    if problems:
-        lines = [*map(str, problems[:_MOST_PROBLEMS])]
-        lines += [f"and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
-        chain = "Expected a chain of Gemm, Mul(x, x) and Sigmoid, or a TreeEnsemble before them; change:"
-        raise ModelError("\n  ".join([chain, *lines]))
-    return Graph(tuple(_layers(model.graph, onnx)), _classes(model))
+    refused = dict(_unsupported_nodes(model.graph))
+    if problems := [*_unsupported(model, onnx)]:
+        _refuse([*map(str, problems), *map(str, refused.values())])
+    return Graph(_read(model.graph, refused), _classes(model))
 
 
 def require_onnx() -> None:
@@ -166,6 +196,12 @@ def _library(extra: str) -> Any:
     return onnx
 
 
+def _refuse(problems: list[str]) -> None:
+    lines = problems[:_MOST_PROBLEMS]
+    lines += [f"and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
+    raise ModelError("\n  ".join(["Expected a model that a graph can hold; change:", *lines]))
+
+
 def _named(kind: str, name: str) -> str:
     """Return a node's or tensor's name for a text: short, with control characters escaped."""
     kind = kind if kind.isascii() and kind.isidentifier() else repr(kind)
@@ -180,10 +216,11 @@ def _unsupported(model: onnx.ModelProto, onnx: Any) -> Iterator[Problem]:
         yield Problem(
             "opset", f"operator set {versions} of ai.onnx", f"export with one from {_OLDEST_OPSET} to {newest}"
         )
-    trees = [entry.version for entry in model.opset_import if entry.domain == onnx_trees.DOMAIN]
-    if trees not in ([], [onnx_trees.VERSION]):
-        yield Problem("opset", f"operator set {trees} of {onnx_trees.DOMAIN}", f"export with {onnx_trees.VERSION}")
-    if model.functions or model.training_info:
+    for domain, version in ((onnx_trees.DOMAIN, onnx_trees.VERSION), (onnx_write.DOMAIN, onnx_write.VERSION)):
+        found = [entry.version for entry in model.opset_import if entry.domain == domain]
+        if found not in ([], [version]):
+            yield Problem("opset", f"operator set {found} of {domain}", f"export with {version}")
+    if model.training_info or not all(_is_ours(function, onnx) for function in model.functions):
         yield Problem("model", "functions or training information", "export the plain inference graph")
     graph = model.graph
     if len(graph.node) > _MOST_NODES:
@@ -193,140 +230,141 @@ def _unsupported(model: onnx.ModelProto, onnx: Any) -> Iterator[Problem]:
     for tensor in graph.initializer:
         if tensor.data_location != onnx.TensorProto.DEFAULT or tensor.external_data:
             yield Problem(_named("initializer", tensor.name), "weights in another file", "save them inside the model")
-        elif tensor.data_type not in (onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE):
-            yield Problem(_named("initializer", tensor.name), "neither float32 nor float64", "convert it, or remove it")
+        elif not onnx_tensors.readable(tensor):
+            yield Problem(_named("initializer", tensor.name), "a type that is not read", "convert it to float32")
 
 
-def _unsupported_nodes(graph: onnx.GraphProto) -> Iterator[Problem]:
-    before = ""
-    for node in list(graph.node)[:_MOST_NODES]:
-        where = _named(node.op_type, node.name)
-        trees = node.op_type == "TreeEnsemble" and node.domain == onnx_trees.DOMAIN
-        kind = node.op_type if trees or (node.op_type != "TreeEnsemble" and node.domain in ("", "ai.onnx")) else ""
-        before, previous = node.op_type, before
-        if kind == "Add" and previous == "TreeEnsemble" and not node.attribute:
-            continue  # the trees' offset
+def _is_ours(function: onnx.FunctionProto, onnx: Any) -> bool:
+    """Return whether a definition is the one that we write: it is never run, but others would run it."""
+    if function.domain != onnx_write.DOMAIN or not _is_polynomial(function.name):
+        return False
+    wanted = onnx_write.polynomial_function(int(function.name.removeprefix("Polynomial")), onnx)
+    forms = [
+        (list(each.input), list(each.output), [(n.op_type, n.domain, [*n.input], [*n.output]) for n in each.node])
+        for each in (function, wanted)
+    ]
+    return forms[0] == forms[1]
+
+
+def _is_polynomial(kind: str) -> bool:
+    return bool(re.fullmatch("Polynomial[1-9][0-9]{0,2}", kind, re.ASCII)) and int(kind[10:]) <= MOST_DEGREE
+
+
+def _unsupported_nodes(graph: onnx.GraphProto) -> Iterator[tuple[int, Problem]]:
+    """Yield the place of each node that no rule covers, and why."""
+    for place, node in enumerate(list(graph.node)[:_MOST_NODES]):
+        where, kind = _named(node.op_type, node.name), node.op_type
+        home = {"TreeEnsemble": (onnx_trees.DOMAIN,)}.get(kind, ("", "ai.onnx"))
+        ours = node.domain == onnx_write.DOMAIN and _is_polynomial(kind)
+        known: Mapping[str, int] = {} if ours else _ATTRIBUTES.get(kind, {})
         names = [attribute.name for attribute in node.attribute]
-        if kind not in _ATTRIBUTES:
-            reason = "no rule covers this node" if kind else f"the operator domain {node.domain[:_LONGEST_NAME]!r}"
-            yield Problem(where, reason, _REPLACEMENTS.get(node.op_type, _ANY_REPLACEMENT))
-        elif set(names) - _ATTRIBUTES[kind].keys() or len(set(names)) != len(names):
-            yield Problem(where, "an unknown or repeated attribute", "export with a current operator set")
-        elif any(attribute.type != _ATTRIBUTES[kind][attribute.name] for attribute in node.attribute):
-            yield Problem(where, "an attribute of the wrong type", "export the model again")
-        elif _attribute(node, "transA", 0):
-            yield Problem(where, "a transposed input", "transpose the weights, not the input")
-        elif kind == "Mul" and len(set(node.input)) > 1:
-            yield Problem(where, "a product of two different tensors", "put a constant factor into a Gemm")
+        if not ours and (kind not in _ATTRIBUTES or node.domain not in home):
+            domain = f"the operator domain {node.domain[:_LONGEST_NAME]!r}"
+            reason = "no rule covers this node" if node.domain in ("", "ai.onnx") else domain
+            yield place, Problem(where, reason, _REPLACEMENTS.get(kind, _ANY_REPLACEMENT))
+        elif set(names) - known.keys() or len(set(names)) != len(names):
+            yield place, Problem(where, "an unknown or repeated attribute", "export with a current operator set")
+        elif any(attribute.type != known[attribute.name] for attribute in node.attribute):
+            yield place, Problem(where, "an attribute of the wrong type", "export the model again")
+        elif found := _unsupported_setting(node):
+            yield place, Problem(where, *found)
 
 
-def _layers(graph: onnx.GraphProto, onnx: Any) -> Iterator[Layer]:
-    """Yield the layers of a graph whose nodes are all supported, following the one chain from input to output."""
+def _unsupported_setting(node: onnx.NodeProto) -> tuple[str, str] | None:
+    """Return why a node of a known kind cannot run as it is set, and what to do."""
+    number, numbers = onnx_tensors.number, onnx_tensors.numbers
+    if number(node, "transA", 0):
+        return "a transposed input", "transpose the weights, not the input"
+    if number(node, "group", 1) != 1:
+        return "a grouped convolution", "take group=1"
+    if any(each != 1 for each in numbers(node, "dilations", ())):
+        return "a dilated window", "take dilation 1"
+    if number(node, "ceil_mode", 0):
+        return "windows beyond the image", "take ceil_mode=0"
+    if number(node, "training_mode", 0):
+        return "statistics of a batch", "export the model in inference mode"
+    if node.op_type == "Cast" and number(node, "to", 0) not in onnx_tensors.FLOATS:
+        return "a cast to something else than float32 or float64", "export the model in float32"
+    if number(node, "block_size", 0):
+        return "scales for blocks", "take one scale for each output"
+    return None
+
+
+def _read(graph: onnx.GraphProto, refused: dict[int, Problem]) -> tuple[Layer, ...]:
+    """Return the layers of a graph, following its nodes from the input on."""
     weights = {tensor.name: tensor for tensor in graph.initializer}
     inputs = [value for value in graph.input if value.name not in weights]
     if len(inputs) != 1 or len(graph.output) != 1 or len(weights) != len(graph.initializer):
         raise ModelError("Expected an ONNX graph with one input, one output and weights of different names")
-    parameters = sum(_size(weights[name], onnx) for node in graph.node for name in node.input if name in weights)
-    trees: Trees | None = None  # read, and its offset still to come
+    parameters = sum(onnx_tensors.size(weights[name]) for n in graph.node for name in n.input if name in weights)
+    _limit(parameters)
+    problems: list[str] = []
+    found: dict[str, onnx_rules.Value | None] = {inputs[0].name: onnx_rules.Signal((), _declared_shape(inputs[0]))}
+    for place, node in enumerate(graph.node):
+        if any(name and name not in found and name not in weights for name in node.input):
+            raise ModelError(_NO_TENSOR)
+        if not node.output or not node.output[0] or any(name in found or name in weights for name in node.output):
+            raise ModelError(_NO_TENSOR)
+        found.update(dict.fromkeys(filter(None, node.output)))  # None: not known
+        if place in refused:
+            problems.append(str(refused[place]))
+            continue
+        if any(name in found and found[name] is None for name in node.input):
+            continue  # what gave it was refused
+        try:
+            values = [_value(name, found, weights) for name in node.input]
+            result = onnx_rules.run(node, values)
+        except ModelError as error:
+            problems.append(f"{_named(node.op_type, node.name)}: {error}")
+            continue
+        parameters += _held(result, [found.get(name) for name in node.input])
+        _limit(parameters)
+        found[node.output[0]] = result
+    if problems:
+        _refuse(problems)
+    last = found.get(graph.output[0].name)
+    if not isinstance(last, onnx_rules.Signal) or not graph.node:
+        raise ModelError("Expected an ONNX graph whose output depends on its input by nodes")
+    return onnx_rules.finished(last)
+
+
+def _limit(parameters: int) -> None:
     if parameters > MOST_PARAMETERS:
         raise ModelError(f"Expected an ONNX model of at most {MOST_PARAMETERS} parameters, got {parameters}")
-    tensor, seen = inputs[0].name, {inputs[0].name, *weights}
-    width = _declared_width(inputs[0])
-    for node in graph.node:
-        chained = node.input and node.input[0] == tensor and len(node.output) == 1
-        if not chained or node.output[0] in seen or not node.output[0]:
-            raise ModelError("Expected an ONNX graph whose nodes form one chain, each fed by the one before it")
-        if trees is not None and node.op_type == "Add":
-            trees, layer = None, _with_offset(trees, node, weights, onnx)
-        elif node.op_type == "TreeEnsemble":
-            trees, layer = onnx_trees.from_node(node, width, onnx), None
-        else:
-            layer = _layer(node, weights, onnx)
-        if width and isinstance(layer, Linear) and layer.weight.shape[1] != width:
-            raise ModelError(f"Expected a Gemm that takes the declared {width} features, got {layer.weight.shape[1]}")
-        width, tensor = 0, node.output[0]
-        seen.add(tensor)
-        if trees is not None and layer is not None:  # no offset came
-            yield trees
-            trees = None
-        if layer is not None:
-            yield layer
-    if trees is not None:
-        yield trees
-    if tensor != graph.output[0].name:
-        raise ModelError("Expected an ONNX graph whose last node gives its output")
 
 
-def _with_offset(trees: Trees, node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], onnx: Any) -> Trees:
-    if len(node.input) != 2 or node.input[1] not in weights:
-        raise ModelError("Expected the Add behind a TreeEnsemble to take its offset from an initializer")
-    offset = _array(weights[node.input[1]], onnx).ravel()
-    if len(offset) not in (1, len(trees.offset)):
-        raise ModelError(f"Expected an offset of {len(trees.offset)} values behind a TreeEnsemble, got {len(offset)}")
-    return replace(trees, offset=np.broadcast_to(offset, trees.offset.shape).copy())
+def _value(
+    name: str, found: Mapping[str, onnx_rules.Value | None], weights: Mapping[str, onnx.TensorProto]
+) -> onnx_rules.Value | None:
+    return onnx_tensors.array(weights[name]) if name in weights else found[name] if name else None
 
 
-def _layer(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], onnx: Any) -> Layer:
-    most, least = {"Mul": (2, 2), "Sigmoid": (1, 1), "Gemm": (3, 2)}[node.op_type]
-    if not least <= len(node.input) <= most:
-        raise ModelError(f"Expected {node.op_type} to have {most} inputs, got {len(node.input)}")
-    if node.op_type == "Mul":
-        return Square()
-    if node.op_type == "Sigmoid":
-        return Sigmoid()
-    names = list(node.input)[1:]
-    if len(names) == 2 and not names[1]:  # ONNX writes an absent optional input as ""
-        names.pop()
-    if any(name not in weights for name in names):
-        raise ModelError("Expected Gemm to take its weight and bias from initializers")
-    with np.errstate(over="ignore", invalid="ignore"):  # Linear refuses what is not finite
-        weight = _array(weights[names[0]], onnx) * _attribute(node, "alpha", 1.0)
-        bias = _array(weights[names[1]], onnx) if len(names) == 2 else np.zeros(1)
-        bias = bias * _attribute(node, "beta", 1.0)
-    if weight.ndim != 2:
-        raise ModelError(f"Expected the weight of a Gemm to be a matrix, got shape {weight.shape}")
-    weight = weight if _attribute(node, "transB", 0) else weight.T
-    if (bias.ndim == 2 and bias.shape[0] != 1) or bias.size not in (1, weight.shape[0]):
-        raise ModelError(f"Expected the bias of a Gemm to have {weight.shape[0]} values, got shape {bias.shape}")
-    return Linear(np.ascontiguousarray(weight), np.broadcast_to(bias.ravel(), weight.shape[:1]).copy())
+def _held(result: onnx_rules.Value, computed: list[onnx_rules.Value | None]) -> int:
+    """Return the numbers that a layer keeps beyond those of initializers: computed constants, and copies in a block."""
+    if not isinstance(result, onnx_rules.Signal):
+        return 0
+    last = result.items[-1] if result.items else None
+    found = sum(value.size for value in computed if isinstance(value, np.ndarray))
+    if isinstance(last, onnx_rules.Scale):
+        return 2 * len(last.factor) + found
+    return sum(part.size for part in parts_of(last)) if isinstance(last, onnx_rules.Residual) else found
 
 
-def _size(tensor: onnx.TensorProto, onnx: Any) -> int:
-    """Return how many values an initializer's bytes hold, whatever shape it declares."""
-    if tensor.data_type == onnx.TensorProto.FLOAT:
-        return len(tensor.raw_data) // 4 if tensor.raw_data else len(tensor.float_data)
-    return len(tensor.raw_data) // 8 if tensor.raw_data else len(tensor.double_data)
-
-
-def _array(tensor: onnx.TensorProto, onnx: Any) -> Matrix:
-    """Return an initializer as float64, once its declared shape agrees with the bytes that are there."""
-    width = 4 if tensor.data_type == onnx.TensorProto.FLOAT else 8
-    values = tensor.float_data if width == 4 else tensor.double_data
-    if (
-        len(tensor.dims) > 2
-        or any(dim < 1 for dim in tensor.dims)
-        or math.prod(tensor.dims) != _size(tensor, onnx)
-        or len(tensor.raw_data) % width
-    ):
-        raise ModelError("Expected an initializer whose values fill its shape")
-    raw = np.frombuffer(tensor.raw_data, f"<f{width}") if tensor.raw_data else np.array(values)
-    return raw.astype(np.float64).reshape(tuple(tensor.dims))
-
-
-def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
-    """Return a number that a node carries: `alpha` and `beta` are float32, `transA` and `transB` integers."""
-    for attribute in node.attribute:
-        if attribute.name == name:
-            return attribute.f if isinstance(default, float) else attribute.i
-    return default
-
-
-def _declared_width(value: onnx.ValueInfoProto) -> int:
-    """Return the number of features that the input declares; 0 if it leaves them open."""
-    dims = value.type.tensor_type.shape.dim
-    if len(dims) not in (0, 2):
-        raise ModelError(f"Expected an input of shape (batch, features), got {len(dims)} axes")
-    return dims[1].dim_value if dims else 0
+def _declared_shape(value: onnx.ValueInfoProto) -> tuple[int, ...] | None:
+    """Return the shape behind the batch that the input declares; None if it leaves it open."""
+    dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    if len(dims) not in (0, 2, 4):
+        raise ModelError(
+            f"Expected an input (batch, features) or (batch, channels, height, width), got {len(dims)} axes"
+        )
+    if not dims or not all(dims[1:]):
+        return None
+    units = 1
+    for size in dims[1:]:
+        units *= size
+        if size < 0 or units > MOST_UNITS:
+            raise ModelError(f"Expected an input of at most {MOST_UNITS} numbers for each record")
+    return tuple(dims[1:])
 
 
 def _classes(model: onnx.ModelProto) -> tuple[str, ...]:

@@ -1,8 +1,8 @@
 """One-round parties over HTTP: the client sends one message, the server answers with one.
 
-`answer` drives the server's party inside a request handler, `ask` drives the client's around one call. Both keep the
-rules of `wire.run`: an `Inbox` decides what a party is resumed with, and `Step.save` is committed to the party's store
-before anything leaves. `InProcess` lets a client talk to an ASGI application without a port: same bytes.
+`answer` drives the server's party inside a request handler, `converse` drives the client's around one call. Both keep
+the rules of `wire.run`: an `Inbox` decides what a party is resumed with, and `Step.save` is committed to the party's
+store before anything leaves. `InProcess` lets a client talk to an ASGI application without a port: same bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import asyncio
 import ipaddress
 import threading
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Generator, MutableMapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -118,13 +119,18 @@ def expects_message(party: Party) -> bool:
         party.close()
 
 
-def ask(party: Party, post: Callable[[Message], Reply], *, store: Store, me: str = "client") -> Transcript:
-    """Drive the client's `party` through its one round, or through none if it ends without asking.
+Conversation = Generator[Message, Reply, Transcript]
+
+
+def converse(party: Party, *, store: Store, me: str = "client") -> Conversation:
+    """Drive the client's `party` through its one round, or through none if it ends without asking; no I/O here.
 
     Args:
         party: sends one message, waits for its reply, ends.
-        post: carries a message to the server and returns the reply.
-        store: the client's; what the party saves is there before `post` is called.
+        store: the client's; what the party saves is there before its message is yielded.
+
+    Yields:
+        The message to carry to the server; to be resumed with the reply.
 
     Returns:
         The transcript with both messages, their bytes and each side's seconds; the output is under `me`.
@@ -141,7 +147,7 @@ def ask(party: Party, post: Callable[[Message], Reply], *, store: Store, me: str
         if len(leaving) != 1:
             raise ProtocolError(f"Expected one message per round, not {len(leaving)}")
         message = leaving[0]
-        reply = post(message)
+        reply = yield message
         incoming = driven.incoming(reply.body)
         came = transcript.add(incoming)
         transcript.events.append(Event(message.dst, message.tag, reply.seconds, sent, (came,)))
@@ -152,6 +158,23 @@ def ask(party: Party, post: Callable[[Message], Reply], *, store: Store, me: str
         raise ProtocolError("Expected a client that speaks first")
     transcript.outputs[me] = driven.output
     return transcript
+
+
+def resume(conversation: Conversation, reply: Reply | None = None) -> Message | Transcript:
+    """Return what a conversation says next: the message to carry, or at its end the transcript. None starts it."""
+    try:
+        return next(conversation) if reply is None else conversation.send(reply)
+    except StopIteration as stop:
+        return stop.value
+
+
+def ask(party: Party, post: Callable[[Message], Reply], *, store: Store, me: str = "client") -> Transcript:
+    """Drive `party` as `converse` says; `post` carries its message to the server and returns the reply."""
+    conversation = converse(party, store=store, me=me)
+    said = resume(conversation)
+    while isinstance(said, Message):
+        said = resume(conversation, post(said))
+    return said
 
 
 def is_loopback(host: str) -> bool:
@@ -168,7 +191,7 @@ _Event = MutableMapping[str, Any]
 Application = Callable[[_Event, Callable[[], Awaitable[_Event]], Callable[[_Event], Awaitable[None]]], Awaitable[None]]
 
 
-class InProcess(httpx2.BaseTransport):
+class InProcess(httpx2.BaseTransport, httpx2.AsyncBaseTransport):
     """A transport that hands requests to an ASGI application in this process, on an event loop of its own.
 
     Args:
@@ -186,10 +209,16 @@ class InProcess(httpx2.BaseTransport):
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         """Run the application on `request` and return its whole response."""
-        return asyncio.run_coroutine_threadsafe(self._handle(request), self._loop).result()
+        return self._submit(request, request.read()).result()
 
-    async def _handle(self, request: httpx2.Request) -> httpx2.Response:
-        body = request.read()
+    async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
+        """Run the application on `request`, on its own loop, and return its whole response."""
+        return await asyncio.wrap_future(self._submit(request, await request.aread()))
+
+    def _submit(self, request: httpx2.Request, body: bytes) -> Future[httpx2.Response]:
+        return asyncio.run_coroutine_threadsafe(self._handle(request, body), self._loop)
+
+    async def _handle(self, request: httpx2.Request, body: bytes) -> httpx2.Response:
         replayed = httpx2.Request(request.method, request.url, headers=request.headers, content=body)
         response = await self._transport.handle_async_request(replayed)
         content = await response.aread()
@@ -201,3 +230,7 @@ class InProcess(httpx2.BaseTransport):
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+    async def aclose(self) -> None:
+        """Stop the event loop; the application is not told."""
+        self.close()

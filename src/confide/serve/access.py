@@ -2,7 +2,7 @@
 
 Encryption hides the query from the server, never the answers from the client: `features + 1` answers of a linear model
 determine it. Only a count can bound that, and a count needs somebody to hold it against. Key ids are free, so the quota
-counts the rows of each API key's holder.
+counts the rows of each principal: the holder of an API key, or the subject of a client certificate.
 """
 
 from __future__ import annotations
@@ -14,12 +14,14 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from confide.crypto.random import Randomness
 from confide.errors import UsageError
+from confide.serve.keys import CountingStore
 from confide.serve.protocol import Refusal
-from confide.wire import Store
 
+_LONGEST_SUBJECT = 200
 _KNOWN_CALLERS = 4096  # buckets kept by the rate limit; anonymous callers could otherwise fill the memory
 
 
@@ -65,6 +67,23 @@ class ApiKeys:
         return found
 
 
+def certificate_holder(scope: Mapping[str, Any]) -> str:
+    """Return the subject of the client certificate in an ASGI scope, which `listen` put there (ASGI's TLS extension).
+
+    The subject is what the authority vouches for, whatever key it certifies: a renewed certificate has the same budget.
+
+    Raises:
+        Refusal: 401 without one.
+    """
+    extensions: Mapping[str, Mapping[str, Any]] = scope.get("extensions") or {}
+    subject = extensions.get("tls", {}).get("client_cert_name") or ""
+    if not subject:
+        raise Refusal(401, "unauthorised", "Expected a client certificate with a subject; ask the operator for one")
+    if len(subject) <= _LONGEST_SUBJECT and re.fullmatch(r"[\x20-\x7e]+", subject):
+        return subject
+    return "sha256:" + hashlib.sha256(subject.encode()).hexdigest()
+
+
 class RateLimit:
     """A token bucket for each caller.
 
@@ -96,38 +115,71 @@ class RateLimit:
 class Quota:
     """Counts the rows that each caller has had answered, and refuses beyond a bound; survives a restart.
 
-    Rows are reserved in the store ahead, in blocks of a twentieth of the quota: a crash can only count too many.
+    Processes that share the store count together. Each reserves rows in the store ahead, a twentieth of what is left
+    and so none at the end: what is answered never goes beyond the quota, a crash counts what was reserved as answered,
+    and a process that ends in order gives it back.
 
     Args:
-        rows: rows per caller and model.
+        rows: rows per caller and model; None does not count them.
         store: where the counts are kept; must not forget.
+        total_rows: rows per caller over all models; None does not count them.
     """
 
-    def __init__(self, rows: int, store: Store) -> None:
+    def __init__(self, rows: int | None, store: CountingStore, *, total_rows: int | None = None) -> None:
         self._rows = rows
+        self._total_rows = total_rows
         self._store = store
-        self._block = max(1, rows // 20)
-        self._used: dict[str, int] = {}
-        self._reserved: dict[str, int] = {}
+        self._left: dict[str, int] = {}  # reserved and not answered yet
         self._lock = threading.Lock()
 
     def charge(self, caller: str, model: str, rows: int) -> None:
-        """Count `rows` answers. Raises Refusal (429) if they would go beyond the quota; then nothing is counted."""
-        key = f"{model}/{caller}"
+        """Count `rows` answers. Raises Refusal (429) if they would go beyond a quota; then nothing is counted."""
         with self._lock:
-            if key not in self._used:
-                saved = int.from_bytes(self._store.get(key) or b"", "little")
-                self._used[key] = self._reserved[key] = saved
-            used = self._used[key] + rows
-            if used > self._rows:
-                raise Refusal(
-                    429,
-                    "quota",
-                    f"Expected at most {self._rows} rows for one API key, because enough answers determine a model "
-                    "under every technique; ask the operator for more",
-                )
-            if used > self._reserved[key]:
-                reserved = min(self._rows, used + self._block)
-                self._store.commit({key: reserved.to_bytes(8, "little")})
-                self._reserved[key] = reserved
-            self._used[key] = used
+            if self._rows is not None:
+                self._take(f"{model}/{caller}", rows, self._rows)
+            if self._total_rows is not None:
+                try:
+                    self._take(f"*/{caller}", rows, self._total_rows)
+                except BaseException:
+                    if self._rows is not None:
+                        self._left[f"{model}/{caller}"] += rows
+                    raise
+
+    def close(self) -> None:
+        """Give back what was reserved and not answered."""
+        with self._lock:
+            for key, left in self._left.items():
+                if left:
+                    self._store.update(key, lambda saved, left=left: _count(_number(saved) - left))
+            self._left.clear()
+
+    def _take(self, key: str, rows: int, most: int) -> None:
+        left = self._left.get(key, 0)
+        if rows > left:
+            ahead = 0
+
+            def reserve(saved: bytes | None) -> bytes:
+                nonlocal ahead
+                used = _number(saved) - left + rows
+                if used > most:
+                    raise Refusal(
+                        429,
+                        "quota",
+                        f"Expected at most {most} rows for one caller, because enough answers determine a model under "
+                        "every technique; ask the operator for more",
+                    )
+                ahead = (most - used) // 20
+                return _count(used + ahead)
+
+            self._store.update(key, reserve)
+            self._left[key] = ahead
+        else:
+            self._left[key] = left - rows
+
+
+def _number(saved: bytes | None) -> int:
+    return int.from_bytes(saved or b"", "little")
+
+
+def _count(number: int) -> bytes:
+    return number.to_bytes(8, "little")

@@ -1,65 +1,64 @@
 """The client: asks a served model without showing the question, as far as the model's backend can hide it.
 
 Keys are made at the first question and kept in the client's store; the public ones are uploaded once under their hash,
-and again if the server has forgotten them. Raw columns are prepared here, by the model's public preprocessing.
+and again if the server has forgotten them. Raw columns are prepared here, by the model's public preprocessing. What is
+asked in which order stands in `steps`; this file carries it out, one effect after the other.
 """
 
 from __future__ import annotations
 
-import re
-import ssl
-from collections.abc import Mapping
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
-from urllib.parse import quote
+from typing import Any, Self
 
 import httpx2
-import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
+from confide.errors import UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
-from confide.model.encoder import Encoder
+from confide.model import links
+from confide.model.artifact import read_public_key
 from confide.model.preprocess import Preprocess
-from confide.net import oip
-from confide.net.http import Reply, ask, is_loopback
-from confide.serve.protocol import MAX_KIT_BYTES, ClientKit, Refusal, digest
-from confide.serve.session import JSON_BYTES, Columns, Session
-from confide.structs import known
-from confide.wire import MemoryStore, Message, Store, Transcript
+from confide.serve.connect import Address, send
+from confide.serve.effects import Alone, Patience, Pause, Result, Send, Steps
+from confide.serve.protocol import ClientKit
+from confide.serve.session import Columns, Session
+from confide.serve.steps import ROWS, Asking, Progress, Unread, Wanted
+from confide.wire import MemoryStore, Store, Transcript
 
 Matrix = NDArray[np.float64]
 
-_MAX_REPLY_BYTES = 1 << 28
-_TIMING = re.compile(r"\bwork;dur=(\d{1,9}(?:\.\d{1,9})?)")
-
-
-class _Served(msgspec.Struct, frozen=True):
-    models: tuple[str, ...]
-
-
-class _TooLarge(UsageError):
-    """A message that the server would refuse by its size."""
+RETRIES = 4
+GIVE_UP_SECONDS = 60.0
+TIMEOUT_SECONDS = 120.0
 
 
 class Client:
-    """Asks one model of one server. Not for several threads at a time.
+    """Asks one model of one server. Safe for several threads; `AsyncClient` is the same for an event loop.
 
     Args:
         url: of the server, "https://..."; plain "http://" only to this machine.
         model: the model's name; may be left out if the server has one.
         backend: how to ask; by default the server's choice, as long as that hides the query from the server.
-        store: where the secret keys stay (`SqliteStore` to keep them); by default they end with this object.
+        store: where the secret keys stay (`KeyStore` for a file); by default they end with this object.
         api_key: if the server asks for one.
         ca_file: PEM file with the authority that signed the server's certificate; the system's by default.
+        certificate, private_key: PEM files by which the client says who it is, if the server asks for that.
         encoder: file of the encoder, for models whose images go through one; see `encoders` of `preprocess`.
         kit_sha256: the kit that must be served, as its operator published it; any by default.
+        signer: who must have signed the model: 64 hex digits or a PEM file; anybody by default.
         insecure_plain_http: True allows "http://" to another machine.
         timeout_seconds: for each request.
+        retries: how often a request that failed for now is repeated.
+        give_up_seconds: time after which one request is not repeated any more.
+        repeat_questions: True repeats also a question whose answer was lost; the server may then count it twice.
+        progress: called with (done, total, what): (0, 0, "making keys"), bytes of "uploading keys", rows of "rows".
         rng: for the secrets.
         transport: instead of the network, for tests (`confide.net.http.InProcess`).
 
@@ -69,7 +68,8 @@ class Client:
         ...     print(client.predict({"age": [61], "sex": ["f"]}))
 
     **Guarantees**: the secret key never leaves the store; a backend that shows the query to the server is used only
-    when asked for by name; nothing is sent if x lies outside the bounds that the model states.
+    when asked for by name; nothing is sent if x lies outside the bounds that the model states; the server is not told
+    whether a reply could be read.
     **Leaks**: to the server what the backend's `Guarantee` says, and when and how often it is asked, and how many rows.
     """
 
@@ -82,22 +82,28 @@ class Client:
         store: Store | None = None,
         api_key: str | None = None,
         ca_file: str | Path | None = None,
+        certificate: str | Path | None = None,
+        private_key: str | Path | None = None,
         encoder: str | Path | None = None,
         kit_sha256: str | None = None,
+        signer: str | Path | None = None,
         insecure_plain_http: bool = False,
-        timeout_seconds: float = 120.0,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        retries: int = RETRIES,
+        give_up_seconds: float = GIVE_UP_SECONDS,
+        repeat_questions: bool = False,
+        progress: Progress | None = None,
         rng: Randomness | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
-        self._http = _connect(url, api_key, ca_file, insecure_plain_http, timeout_seconds, transport)
-        self._url = url.rstrip("/")
-        self._model = model
-        self._backend_name = backend
-        self._store: Store = MemoryStore() if store is None else store
-        self._pin = kit_sha256
-        self._encoder = encoder
-        self._rng: Randomness = SystemRandomness() if rng is None else rng
-        self._session: Session | None = None
+        address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)
+        wanted = Wanted(model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder)
+        self._asking = asking(
+            address, wanted, store=store, retries=retries, give_up_seconds=give_up_seconds,
+            repeat_questions=repeat_questions, progress=progress, rng=rng,
+        )  # fmt: skip
+        self._http = httpx2.Client(**address.settings(), transport=transport)
+        self._alone = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -135,8 +141,17 @@ class Client:
 
     @property
     def label(self) -> PrivacyLabel:
-        """Return what the model's training promised, as the server states it."""
+        """Return what the model's training promised; signed by `signer` if there is one, else as the server states."""
         return self.kit.label
+
+    @property
+    def signer(self) -> str:
+        """Return who signed the model, hex Ed25519 public key; "" if the server shows no signature.
+
+        Without a pinned signer it says only who, not that it is the right one.
+        """
+        signed = self._open().signed
+        return signed.signer if signed else ""
 
     @property
     def preprocess(self) -> Preprocess | None:
@@ -164,220 +179,145 @@ class Client:
         """
         return self.ask(x).output("client")
 
+    def publish(self, x: ArrayLike | Columns) -> Matrix:
+        """Return predictions that may be shown to others, the server among them, without harm to the secret key.
+
+        What is decrypted under CKKS carries noise that depends on the key: `predict` is for the client's own eyes, this
+        adds noise that hides it and counts. Under exact schemes both are the same. When the keys have been used up, new
+        ones are made and uploaded.
+        """
+        return self._run(self._asking.ask(x, publish=True)).output("client")
+
+    def probabilities(self, x: ArrayLike | Columns) -> Matrix:
+        """Return the probability of each class, shape (rows, classes): softmax or sigmoid at this side of the wire.
+
+        Raises:
+            UsageError: the outputs are no logits or probabilities of named classes; as in `predict`.
+        """
+        return links.probabilities(self.predict(x), self.kit.link, self.classes)
+
+    def mean(self, x: ArrayLike | Columns) -> Matrix:
+        """Return what the model is about, shape (rows, outputs): its link undone, such as exp for a Poisson model."""
+        return links.mean(self.predict(x), self.kit.link)
+
     def decide(self, x: ArrayLike | Columns) -> list[str]:
         """Return the name of the likeliest outcome of each row. Raises UsageError if the model names no outcomes."""
-        classes = self.classes
-        if not classes:
+        if not self.classes:
             raise UsageError("Expected a model that names its classes; use predict")
-        y = self.predict(x)
-        places = (y[:, 0] > 0.5).astype(int) if y.shape[1] == 1 else y.argmax(axis=1)
-        return [classes[place] for place in places.tolist()]
+        return links.decide(self.predict(x), self.kit.link, self.classes)
 
     def ask(self, x: ArrayLike | Columns) -> Transcript:
         """Return the transcript of a prediction; its output for "client" is what `predict` returns.
 
         Bytes are those of the message bodies, HTTP's headers not counted; seconds of the server are what it reports.
         """
-        try:
-            return self._ask_all(x)
-        except Refusal as refusal:
-            if refusal.code != "old_kit":
-                raise
-        self._session = None  # another kit may prepare x in another way: start from x again
-        return self._ask_all(x)
+        return self._run(self._asking.ask(x))
+
+    def stream(self, x: ArrayLike | Columns) -> Iterator[Matrix]:
+        """Yield predictions as they come, question by question, in the order of the rows.
+
+        Raises:
+            As in `predict`. A reply that cannot be read ends it only after the last question.
+        """
+        session = self._open()
+        features = session.features(x)
+        unread: Unread | None = None
+        done = 0
+        while done < len(features):
+            part = features[done : done + session.rows]
+            done += len(part)
+            try:
+                transcript = self._run(self._asking.rows(session, part, quiet=True))
+            except Unread as error:
+                unread = unread or error
+                continue
+            self._asking.progress(done, len(features), ROWS)
+            if not unread:
+                yield transcript.output("client")
+        if unread:
+            raise unread.error from None
 
     def features(self, x: ArrayLike | Columns) -> Matrix:
         """Return x as the model takes it, float64, shape (rows, features), checked against the model's bounds."""
         return self._open().features(x)
 
+    # --- keys ---------------------------------------------------------------------------------------------------------
+
     def setup(self) -> Transcript:
-        """Make the keys and upload the public ones now, instead of at the first question; return the transcript.
+        """Have the keys at the server now, instead of at the first question; return the transcript of the upload.
 
-        Keys that are in the store already are not made again.
+        Keys that the server has are neither made nor sent again: the transcript is empty then.
         """
-        session = self._open()
-        party = session.backend.setup("client", session.client, session.keys, self._rng)
-        transcript = ask(party, self._upload, store=session.keys)
-        if session.kit.needs_keys:
-            session.own.commit({"key_id": str(transcript.output("client")).encode()})
-        return transcript
+        return self._run(self._asking.setup())
 
-    def _ask_all(self, x: ArrayLike | Columns) -> Transcript:
-        features = self.features(x)
-        whole = Transcript()
-        outputs: list[Matrix] = []
-        while (done := sum(map(len, outputs))) < len(features):
-            rows = self._open().rows
-            try:
-                part = self._ask(features[done : done + rows])
-            except _TooLarge:
-                if rows == 1:
-                    raise
-                self._open().rows = rows // 2
-                continue
-            outputs.append(part.output("client"))
-            whole = whole.merge(part)
-        whole.outputs["client"] = np.concatenate(outputs)
-        return whole
+    def forget(self) -> None:
+        """Delete this model's keys: the public ones at the server, then all in the store. The next question makes new
+        ones.
 
-    def _ask(self, x: Matrix) -> Transcript:
-        """Ask one question; if the server has forgotten the keys, upload them again and ask once more."""
-        session = self._ready()
-        try:
-            return self._predict(session, x)
-        except Refusal as refusal:
-            if refusal.code != "unknown_key":
-                raise
-        session.own.commit({"key_id": None})
-        return self._predict(self._ready(), x)
+        Raises:
+            UsageError: the server cannot be reached or deletes nothing on request; then the store keeps them too.
+        """
+        self._run(self._asking.forget())
 
-    def _predict(self, session: Session, x: Matrix) -> Transcript:
-        party = session.backend.predict("client", session.client, x, session.keys, self._rng)
-        transcript = ask(party, self._infer, store=session.keys)
-        if np.shape(transcript.output("client")) != (len(x), session.kit.outputs):
-            raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
-        session.learn_rows(len(x), transcript.sizes[0])
-        return transcript
+    def delete_at_server(self, path: str, key_id: str) -> None:
+        """Delete public keys at the server by what `KeyStore.list` says of them; none by that name counts as done."""
+        self._run(self._asking.delete(path, key_id))
 
-    def _ready(self) -> Session:
-        """Return the session with its keys at the server."""
-        session = self._open()
-        if session.kit.needs_keys and session.key_id is None:
-            self.setup()
-        return session
+    # --- carrying out -------------------------------------------------------------------------------------------------
 
     def _open(self) -> Session:
-        if self._session is None:
-            name = self._model or self._only_model()
-            version = f"/versions/{quote(self._backend_name, safe='')}" if self._backend_name else ""
-            path = f"/v2/models/{quote(name, safe='')}{version}/kit"
-            body = self._call("GET", path, max_bytes=MAX_KIT_BYTES).body
-            if self._pin and digest(body) != self._pin:
-                raise IntegrityError(f"Expected the kit with kit_sha256={self._pin}; the server serves another one")
-            session = Session(body, self._url, name, self._backend_name, self._store)
-            if self._encoder is not None and session.preprocess is not None:
-                session.preprocess = session.preprocess.opened(Encoder.read(Path(self._encoder)))
-            self._session = session
-        return self._session
+        return self._run(self._asking.open())
 
-    # --- HTTP ---------------------------------------------------------------------------------------------------------
-
-    def _only_model(self) -> str:
+    def _run(self, steps: Steps[Result]) -> Result:
+        """Carry out steps to their end."""
+        result: Any = None
+        failure: Exception | None = None
         try:
-            served = msgspec.json.decode(self._call("GET", "/v2", max_bytes=1 << 20).body, type=known(_Served))
-        except (msgspec.MsgspecError, UnicodeDecodeError):
-            raise ProtocolError("Expected a confide server; check the URL") from None
-        if len(served.models) != 1:
-            raise UsageError(f"Expected model= one of {', '.join(map(repr, served.models))}")
-        return served.models[0]
-
-    def _upload(self, message: Message) -> Reply:
-        session = self._open()
-        _check_size(message, session.kit.max_keys_bytes)
-        headers = {"content-type": "application/octet-stream"}
-        return self._call("POST", f"{session.path}/keys", content=message.body, headers=headers).reply
-
-    def _infer(self, message: Message) -> Reply:
-        session = self._open()
-        _check_size(message, session.kit.max_query_bytes)
-        parameters: oip.Parameters = {"kit_sha256": session.pin}
-        if session.key_id:
-            parameters["key_id"] = session.key_id
-        query = oip.Tensor.of_bytes("query", message.body)
-        body, length = oip.encode_request([query], binary_outputs=["reply"], parameters=parameters)
-        headers = {"content-type": "application/octet-stream", oip.HEADER_LENGTH: str(length)}
-        response = self._call("POST", f"{session.path}/infer", content=body, headers=headers)
-        split = response.headers.get(oip.HEADER_LENGTH, "")
-        if not (split.isascii() and split.isdigit()):
-            raise ProtocolError("Expected a reply in binary form")
-        tensors = oip.decode_reply(response.body, int(split), max_json_bytes=1 << 20)
-        if "reply" not in tensors:
-            raise ProtocolError('Expected a reply with the tensor "reply"')
-        return Reply(tensors["reply"].payload(), response.reply.seconds)
-
-    def _call(
-        self,
-        method: str,
-        path: str,
-        *,
-        content: bytes | None = None,
-        headers: Mapping[str, str] | None = None,
-        max_bytes: int = _MAX_REPLY_BYTES,
-    ) -> _Response:
-        """Return a successful response of bounded size; every other end is one of confide's errors."""
-        try:
-            with self._http.stream(method, path, content=content, headers=headers) as response:
-                body = _read(response, max_bytes)
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from None
-        if response.status_code != 200:
-            raise Refusal.parse(response.status_code, body, response.headers.get("retry-after"))
-        return _Response(body, response.headers)
-
-    def _unreachable(self, error: httpx2.TransportError) -> ConfideError:
-        if "CERTIFICATE_VERIFY_FAILED" in str(error):
-            return IntegrityError("Expected a certificate from a known authority; name another one with ca_file")
-        if isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout):
-            return UsageError(f"Expected a server at {self._url}; check that it runs and that the URL is right")
-        hint = "ask again later" if self._url.startswith("https") else "if the server speaks TLS, write https://"
-        return UsageError(f"Expected an answer, the connection ended first ({type(error).__name__}); {hint}")
+            while True:
+                effect = steps.send(result) if failure is None else steps.throw(failure)
+                result = failure = None
+                try:
+                    if isinstance(effect, Send):
+                        result = send(self._http, effect, partial(report, self._asking.progress, effect.what))
+                    elif isinstance(effect, Pause):
+                        time.sleep(effect.seconds)
+                    elif isinstance(effect, Alone):
+                        with self._alone:
+                            result = self._run(effect.steps)
+                    else:
+                        result = effect.job()
+                except Exception as error:
+                    failure = error
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            steps.close()
 
 
-@dataclass(frozen=True, slots=True)
-class _Response:
-    body: bytes
-    headers: Mapping[str, str]
-
-    @property
-    def reply(self) -> Reply:
-        """Return the body with the seconds that the server says it worked; 0 if it says nothing."""
-        timing = _TIMING.search(self.headers.get("server-timing", ""))
-        return Reply(self.body, float(timing[1]) / 1e3 if timing else 0.0)
-
-
-def _connect(
-    url: str,
-    api_key: str | None,
-    ca_file: str | Path | None,
-    insecure_plain_http: bool,
-    timeout_seconds: float,
-    transport: httpx2.BaseTransport | None,
-) -> httpx2.Client:
-    try:
-        parsed = httpx2.URL(url)
-    except httpx2.InvalidURL:
-        raise UsageError("Expected url as https://HOST[:PORT]") from None
-    if parsed.scheme not in ("http", "https") or not parsed.host or parsed.userinfo or parsed.query:
-        raise UsageError("Expected url as https://HOST[:PORT], without user, password and query")
-    if parsed.scheme == "http" and not is_loopback(parsed.host) and not insecure_plain_http:
-        raise UsageError(f"Expected https:// for host={parsed.host}; insist on http:// with insecure_plain_http")
-    headers = {"accept-encoding": "identity", "user-agent": "confide"}
-    if api_key is not None:
-        headers["authorization"] = f"Bearer {api_key}"
-    verify: ssl.SSLContext | bool = parsed.scheme == "https"  # the authorities are slow to load where none is asked
-    if ca_file is not None:
-        try:
-            verify = ssl.create_default_context(cafile=ca_file)
-        except (OSError, ssl.SSLError):
-            raise UsageError(f"Expected ca_file={Path(ca_file).name} to be a PEM file with certificates") from None
-    return httpx2.Client(
-        base_url=url, headers=headers, verify=verify, timeout=timeout_seconds, transport=transport, trust_env=False
-    )
+def asking(
+    address: Address,
+    wanted: Wanted,
+    *,
+    store: Store | None,
+    retries: int,
+    give_up_seconds: float,
+    repeat_questions: bool,
+    progress: Progress | None,
+    rng: Randomness | None,
+) -> Asking:
+    """Return the steps of a client; see `Client` for the arguments."""
+    url = address.url.rstrip("/")
+    patience = Patience(
+        url, retries=retries, give_up_seconds=give_up_seconds, repeat_questions=repeat_questions,
+        clock=time.monotonic, rng=SystemRandomness(),
+    )  # fmt: skip
+    return Asking(
+        url, wanted, store=MemoryStore() if store is None else store, patience=patience,
+        rng=SystemRandomness() if rng is None else rng, progress=progress,
+    )  # fmt: skip
 
 
-def _read(response: httpx2.Response, max_bytes: int) -> bytes:
-    if response.headers.get("content-encoding", "identity") != "identity":
-        raise ProtocolError("Expected a reply that is not compressed, as the request says")
-    chunks: list[bytes] = []
-    size = 0
-    for chunk in response.iter_bytes():
-        size += len(chunk)
-        if size > max_bytes:
-            raise ProtocolError(f"Expected a reply of at most {max_bytes} bytes")
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _check_size(message: Message, max_bytes: int) -> None:
-    if len(message.body) > max_bytes - JSON_BYTES:
-        raise _TooLarge(f"Expected a message of at most {max_bytes} bytes, which is what the server takes")
+def report(progress: Progress, what: str, done: int, total: int) -> None:
+    """Tell how much of a body has left, if anybody wants to know."""
+    if what:
+        progress(done, total, what)

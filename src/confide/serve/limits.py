@@ -9,6 +9,9 @@ from typing import Any
 
 from confide.errors import UsageError
 from confide.serve.protocol import Refusal
+from confide.store.entries import LARGEST_VALUE_BYTES
+
+_LARGEST_KEYS_BYTES = LARGEST_VALUE_BYTES - 1024  # a store keeps its own notes beside a value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,7 +28,8 @@ class Limits:
         keys: uploads that the key store holds; the oldest leave first and their owners upload again.
         key_store_bytes: bytes that the key store holds.
         key_lifetime_seconds: age at which uploaded keys are forgotten.
-        workers: predictions at one time.
+        loaded_keys_bytes: memory for parsed keys in each worker process; those used longest ago are parsed again.
+        workers: predictions at one time: worker processes, or threads where there are none.
         waiting: requests that wait for a worker or are at one, before new ones are told to come back.
         connections: open connections.
         header_bytes: request line and headers of one request.
@@ -34,9 +38,11 @@ class Limits:
         reply_seconds: time for a client to take its reply; after that the connection is cut.
         idle_seconds: time that a connection may stay open between two requests.
         drain_seconds: time that requests get to finish when the server is stopped.
-        requests_per_second: for each caller (the holder of an API key, else the address); None does not limit.
-        query_quota: rows answered for each API key and model, ever; None does not count. About `features + 1` answers
+        requests_per_second: for each caller (the holder of an API key, the subject of a client certificate, else the
+            address) and server process; None does not limit.
+        query_quota: rows answered for each caller and model, ever; None does not count. About `features + 1` answers
             determine a linear model under every technique, so a quota below that is what keeps such a model private.
+        total_quota: rows answered for each caller over all models, ever; None does not count.
     """
 
     query_bytes: int = 16 << 20
@@ -48,6 +54,7 @@ class Limits:
     keys: int = 1000
     key_store_bytes: int = 4 << 30
     key_lifetime_seconds: float = 7 * 86400.0
+    loaded_keys_bytes: int = 512 << 20
     workers: int = 2
     waiting: int = 64
     connections: int = 512
@@ -60,6 +67,12 @@ class Limits:
     drain_seconds: float = 30.0
     requests_per_second: float | None = None
     query_quota: int | None = None
+    total_quota: int | None = None
+
+    @property
+    def counts(self) -> bool:
+        """Return True if rows are counted, which needs callers who are known."""
+        return self.query_quota is not None or self.total_quota is not None
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -70,6 +83,10 @@ class Limits:
             raise UsageError(
                 f"Expected buffered_bytes={self.buffered_bytes} to hold one body; raise it, or lower query_bytes, "
                 "keys_bytes and reply_bytes"
+            )
+        if self.keys_bytes > _LARGEST_KEYS_BYTES:
+            raise UsageError(
+                f"Expected keys_bytes={self.keys_bytes} of at most {_LARGEST_KEYS_BYTES}, which every store takes"
             )
         if self.key_store_bytes < 2 * self.keys_bytes:
             raise UsageError(

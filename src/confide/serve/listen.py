@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cryptography import x509
+
 from confide.errors import MissingExtra, UsageError
 from confide.net.http import is_loopback
 from confide.serve.limits import Limits
@@ -29,7 +31,9 @@ def serve(
     port: int = 8080,
     certificate: Path | None = None,
     private_key: Path | None = None,
+    client_ca: Path | None = None,
     insecure_plain_http: bool = False,
+    share_port: bool = False,
     ready: Callable[[str], None] | None = None,
 ) -> None:
     """Serve `app` until SIGINT or SIGTERM; requests that have begun are finished.
@@ -38,6 +42,9 @@ def serve(
         app: from `create_app`.
         host, port: the address; port 0 takes a free one.
         certificate, private_key: PEM files; with them the server speaks TLS (1.2 or newer) only.
+        client_ca: PEM file of the authorities that may certify clients; every connection then needs such a certificate.
+        share_port: True lets other server processes of this user listen at the same port; the system spreads
+            connections over them (SO_REUSEPORT).
         insecure_plain_http: True allows another address than loopback without TLS: queries of the plain backend, API
             keys and kits are then open to the network, and whoever sits on it can change them.
         ready: called with the URL once connections are accepted.
@@ -53,8 +60,12 @@ def serve(
             f"Expected a certificate for host={host}: without TLS anybody between could read and change what is sent; "
             "give certificate and private_key, or insist with insecure_plain_http"
         )
-    program = _program(app, certificate, private_key)
-    listener = _listen(host, port)
+    if client_ca is not None and certificate is None:
+        raise UsageError("Expected certificate and private_key with client_ca: client certificates need TLS")
+    if app.certificates and client_ca is None:
+        raise UsageError("Expected client_ca for an application whose callers are named by their certificates")
+    program = _program(app, certificate, private_key, client_ca)
+    listener = _listen(host, port, share_port=share_port)
     with listener:
         scheme = "http" if certificate is None else "https"
         shown = f"[{host}]" if ":" in host else host
@@ -64,19 +75,19 @@ def serve(
             program.run(sockets=[listener])
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def _listen(host: str, port: int, *, share_port: bool) -> socket.socket:
     if not 0 <= port < 1 << 16:
         raise UsageError(f"Expected port={port} from 0 to 65535")
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.create_server((host, port), family=family, backlog=1024)
+        listener = socket.create_server((host, port), family=family, backlog=1024, reuse_port=share_port)
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio leaves it out for a listener like this
         return listener
     except OSError:
         raise UsageError(f"Expected host={host} and port={port} to be free and ours; choose another port") from None
 
 
-def _program(app: Server, certificate: Path | None, private_key: Path | None) -> uvicorn.Server:
+def _program(app: Server, certificate: Path | None, private_key: Path | None, client_ca: Path | None) -> uvicorn.Server:
     try:
         import uvicorn
     except ImportError:
@@ -84,7 +95,7 @@ def _program(app: Server, certificate: Path | None, private_key: Path | None) ->
     limits = app.limits
     config = uvicorn.Config(
         app,
-        http=_bounded_protocol(limits),
+        http=_bounded_protocol(limits, must=client_ca is not None),
         ws="none",
         lifespan="on",
         proxy_headers=False,
@@ -97,11 +108,14 @@ def _program(app: Server, certificate: Path | None, private_key: Path | None) ->
         h11_max_incomplete_event_size=limits.header_bytes,
         ssl_certfile=certificate,
         ssl_keyfile=private_key,
+        ssl_ca_certs=None if client_ca is None else str(client_ca),
+        ssl_cert_reqs=ssl.CERT_NONE if client_ca is None else ssl.CERT_REQUIRED,
     )
     try:
         config.load()
     except (OSError, ssl.SSLError):
-        raise UsageError("Expected certificate and private_key to be PEM files that belong together") from None
+        also = "" if client_ca is None else ", and client_ca one with certificates"
+        raise UsageError(f"Expected certificate and private_key to be PEM files that belong together{also}") from None
     return uvicorn.Server(config)
 
 
@@ -129,16 +143,26 @@ class _Alarm:
             self._handle = None
 
 
-def _bounded_protocol(limits: Limits) -> Any:
+def _subject(transport: Any) -> str | None:
+    """Return the subject of the client certificate of a connection, as RFC 4514 writes it; None without one."""
+    tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
+    certificate = None if tls is None else tls.getpeercert(binary_form=True)
+    return None if certificate is None else x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
+
+
+def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
     """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of a request's headers, time of a reply.
 
     A connection with unsent bytes is cut after `reply_seconds`, so clients that do not read cannot keep the others out;
     the health endpoints answer however many connections are open. Without httptools uvicorn's h11 protocol is taken,
-    which bounds the size of headers by itself but no time.
+    which bounds the size of headers by itself but no time. It also puts the subject of a client certificate into the
+    scope, as ASGI's TLS extension has it; for that this protocol is a `must`.
     """
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:
+        if must:
+            raise MissingExtra("httptools", "serve") from None
         return "h11"
 
     class BoundedProtocol(HttpToolsProtocol):
@@ -147,6 +171,7 @@ def _bounded_protocol(limits: Limits) -> Any:
         def connection_made(self, transport: Any) -> None:
             self._headers_due = _Alarm(limits.header_seconds)
             self._reply_due = _Alarm(limits.reply_seconds)  # on while the client has bytes to take
+            self._client = _subject(transport)
             super().connection_made(transport)
             transport.set_write_buffer_limits(high=1)  # writing is paused while anything is unsent; 0 confuses TLS
             self._expect_headers()
@@ -158,6 +183,8 @@ def _bounded_protocol(limits: Limits) -> Any:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            if self._client is not None:
+                self.scope["extensions"] = {"tls": {"client_cert_name": self._client}}
             self._expect_headers()
 
         def on_headers_complete(self) -> None:

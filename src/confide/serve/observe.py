@@ -6,12 +6,14 @@ Neither ever holds a path, a query string, a body, a header or the text of an ex
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
 from confide.errors import MissingExtra
+from confide.serve.work import Figures
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -29,7 +31,7 @@ class Observed:
         request_id: random, in the error body too.
         route: the endpoint's name, never the path; "unknown" if there is none.
         model, backend: as the server knows them, "" if the request named none that exists.
-        caller: the holder of the API key, "" without one.
+        caller: the holder of the API key, or the subject of the client certificate; "" without either.
         status: the HTTP status; 499 if the client went away.
         code: "ok", or the refusal's code.
         failure: type and place of an unexpected exception, never its text.
@@ -47,6 +49,21 @@ class Observed:
     request_bytes: int = 0
     reply_bytes: int = 0
     failure: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a server stands when its metrics are asked for.
+
+    Args:
+        waiting: requests that wait for a worker or are at one.
+        stored_bytes: of the key store.
+        figures: of the work.
+    """
+
+    waiting: int
+    stored_bytes: int
+    figures: Figures
 
 
 class Observer:
@@ -86,9 +103,14 @@ class Observer:
             self._log.write(msgspec.json.encode(line).decode() + "\n")
             self._log.flush()
 
-    def exposition(self) -> bytes | None:
-        """Return the metrics in Prometheus's text format; None if they are off."""
-        return self._metrics.exposition() if self._metrics else None
+    @property
+    def counts(self) -> bool:
+        """Return True if metrics are on."""
+        return self._metrics is not None
+
+    def exposition(self, standing: Standing) -> bytes:
+        """Return the metrics in Prometheus's text format; b"" if they are off."""
+        return self._metrics.exposition(standing) if self._metrics else b""
 
 
 class _Metrics:
@@ -116,11 +138,26 @@ class _Metrics:
             "confide_request_bytes", "Bytes of request bodies", labels, buckets=_BYTES, registry=self._registry
         )
 
+        gauge = partial(prometheus_client.Gauge, registry=self._registry)
+        self._gauges = {
+            "waiting": gauge("confide_requests_waiting", "Requests that wait for a worker or are at one"),
+            "workers": gauge("confide_workers", "Worker processes that there should be"),
+            "alive": gauge("confide_workers_alive", "Worker processes that are ready or at work"),
+            "restarts": gauge("confide_worker_restarts", "Worker processes that were replaced since the start"),
+            "loaded_keys": gauge("confide_loaded_keys", "Clients' keys that are parsed, in all workers"),
+            "loaded_bytes": gauge("confide_loaded_keys_bytes", "Memory that they take, estimated"),
+            "stored_bytes": gauge("confide_key_store_bytes", "Bytes of the key store"),
+        }
+
     def count(self, seen: Observed, seconds: float) -> None:
         labels = (seen.model, seen.backend, seen.code)
         self._requests.labels(*labels).inc()
         self._seconds.labels(*labels).observe(seconds)
         self._received.labels(*labels).observe(seen.request_bytes)
 
-    def exposition(self) -> bytes:
+    def exposition(self, standing: Standing) -> bytes:
+        figures = standing.figures
+        now = {"waiting": standing.waiting, "stored_bytes": standing.stored_bytes, **asdict(figures)}
+        for name, gauge in self._gauges.items():
+            gauge.set(now[name])
         return self._generate(self._registry)

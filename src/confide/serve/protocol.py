@@ -36,6 +36,9 @@ class ClientKit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         needs_keys: True if public keys must be uploaded before the first question.
         max_rows: rows that one question may carry.
         max_query_bytes, max_keys_bytes: sizes beyond which the server refuses a body.
+        link: what an output is; see `confide.model.links`.
+        statement: the head of the model file with its owner's signature (`confide.serve.signed`); empty if the
+            server shows none.
     """
 
     format: int = FORMAT
@@ -52,6 +55,8 @@ class ClientKit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_rows: int
     max_query_bytes: int
     max_keys_bytes: int
+    link: str = ""
+    statement: bytes = b""
 
     def encode(self) -> bytes:
         """Return the kit as MessagePack: the same bytes for the same kit, so that it can be pinned."""

@@ -9,18 +9,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError
 from confide.guarantee import PrivacyLabel
+from confide.he.loaded import LoadedKeys
+from confide.he.setup import Registered
 from confide.ideal import Backend, Kit, PlainPredict
+from confide.model.artifact import decode_statement
+from confide.model.extraction import extraction
 from confide.model.graph import Graph
+from confide.model.links import link_of
 from confide.net import oip
 from confide.net.http import answer, expects_message
+from confide.serve.keys import Uploads, unknown_key
 from confide.serve.limits import Limits
-from confide.serve.protocol import KEY_ID, ClientKit, Refusal, digest
-from confide.store import Prefixed, Staged
+from confide.serve.protocol import ClientKit, Refusal, digest
+from confide.serve.signed import differences
+from confide.store import Staged
 from confide.wire import MemoryStore, Store
 
 
@@ -34,6 +42,8 @@ class Model:
         label: what its training promised.
         backends: how it may be asked, the default first; their names differ.
         preprocess: `Preprocess.encode()` of its public preprocessing; empty if it takes features as they are.
+        link: what the outputs are, where the graph does not say; see `confide.model.links`.
+        statement: `Artifact.statement`, its owner's signature, shown to clients; empty shows none.
     """
 
     name: str
@@ -41,6 +51,8 @@ class Model:
     label: PrivacyLabel
     backends: tuple[Backend, ...]
     preprocess: bytes = b""
+    link: str = ""
+    statement: bytes = b""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[\w-][\w.-]{0,63}", self.name, re.ASCII):
@@ -49,6 +61,13 @@ class Model:
             )
         if not self.backends or len({backend.name for backend in self.backends}) != len(self.backends):
             raise ModelError("Expected at least one backend, and each one once")
+        link = link_of(self.graph, self.link)
+        if self.statement:
+            signed, graph = decode_statement(self.statement, trust=None), self.graph
+            if differing := differences(
+                signed, self.label, self.preprocess, classes=graph.classes, outputs=graph.outputs, link=link
+            ):
+                raise ModelError(f"Expected the {', '.join(differing)} of the model's statement; serve the whole file")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +92,44 @@ class Measured(Protocol):
         ...
 
 
+@runtime_checkable
+class Planned(Protocol):
+    """A backend that can say how it runs a model."""
+
+    def plan(self, graph: Graph) -> object:
+        """Return the public plan; its text states parameters and layout."""
+        ...
+
+
+class About(msgspec.Struct, frozen=True, kw_only=True):
+    """What a server tells of a model under one backend; all of it is public, and none of it the model.
+
+    Args:
+        model, backend: names.
+        metadata: of the Open Inference Protocol, as JSON.
+        client_kit: the bytes of `ClientKit`; `pin` is their SHA-256.
+        needs_keys: True if public keys must be uploaded first.
+        determined_rows: answered rows that determine the model (`extraction`).
+        lines: what an operator should know, in sentences.
+    """
+
+    model: str
+    backend: str
+    metadata: bytes
+    client_kit: bytes
+    pin: str
+    needs_keys: bool
+    determined_rows: int
+    lines: tuple[str, ...]
+
+
+@runtime_checkable
+class KeepsKeys(Protocol):
+    """A server's kit that works on clients' keys."""
+
+    keys: Registered
+
+
 class Served:
     """A model prepared under one backend.
 
@@ -81,19 +138,31 @@ class Served:
             reply to one row is beyond the limits.
         store: the server's; this model and backend get a part of their own.
         rng: for the backend's secrets.
+        loaded: where parsed keys are kept, for several models; None gives this one its own.
     """
 
-    def __init__(self, model: Model, backend: Backend, *, store: Store, limits: Limits, rng: Randomness) -> None:
+    def __init__(
+        self,
+        model: Model,
+        backend: Backend,
+        *,
+        store: Store,
+        limits: Limits,
+        rng: Randomness,
+        loaded: LoadedKeys | None = None,
+    ) -> None:
         kits = backend.prepare(model.graph, rng)
         self.model = model
         self.backend = backend
         self.guarantee = backend.guarantee_for(model.graph)
+        self.extraction = extraction(model.graph)
         self.limits = limits
         self._kit = kits["server"]
+        if isinstance(self._kit, KeepsKeys):
+            self._kit.keys.loaded = LoadedKeys(limits.loaded_keys_bytes) if loaded is None else loaded
         self.max_rows = _max_rows(self._kit, limits, model.name)
         self._rng = rng
-        self._store = Prefixed(store, f"{model.name}/{backend.name}/")
-        self._keys = Prefixed(self._store, "keys/")
+        self.uploads = Uploads(store, model.name, backend.name, max_bytes=limits.key_store_bytes)
         self.needs_keys = expects_message(backend.setup("server", self._kit, MemoryStore(), rng))
         self.client_kit = ClientKit(
             model=model.name,
@@ -109,8 +178,31 @@ class Served:
             max_rows=self.max_rows,
             max_query_bytes=limits.query_bytes,
             max_keys_bytes=limits.keys_bytes,
+            link=link_of(model.graph, model.link),
+            statement=model.statement,
         ).encode()
         self.pin = digest(self.client_kit)
+        self.about = self._about()
+
+    def _about(self) -> About:
+        guarantee, graph = self.guarantee, self.model.graph
+        plan = [str(self.backend.plan(graph))] if isinstance(self.backend, Planned) else []
+        return About(
+            model=self.model.name,
+            backend=self.backend.name,
+            metadata=msgspec.json.encode(self.metadata()),
+            client_kit=self.client_kit,
+            pin=self.pin,
+            needs_keys=self.needs_keys,
+            determined_rows=self.extraction.rows,
+            lines=(
+                f"{'; '.join(guarantee.sentences())}. Leaks: {guarantee.leaks}",
+                *plan,
+                self.model.label.sentence(),
+                self.extraction.sentence(),
+                f"--kit-sha256 {self.pin}",
+            ),
+        )
 
     def metadata(self) -> dict[str, Any]:
         """Return the model metadata of the Open Inference Protocol."""
@@ -135,6 +227,8 @@ class Served:
                 "primary": guarantee.primary,
                 "security_bits": guarantee.security_bits,
                 "label": self.model.label.sentence(),
+                "determined_by_rows": self.extraction.rows,
+                "determined_by": self.extraction.sentence(),
                 "kit_sha256": self.pin,
                 "keys": "uploaded once" if self.needs_keys else "none",
                 "max_rows": self.max_rows,
@@ -142,12 +236,12 @@ class Served:
             },
         }
 
-    def knows(self, key_id: str) -> bool:
-        """Return True if the keys called `key_id` are here."""
-        return bool(KEY_ID.fullmatch(key_id)) and self._store.get(f"known/{key_id}") is not None
-
-    def register(self, body: bytes) -> bytes:
+    def register(self, body: bytes, owner: str) -> bytes:
         """Take a client's public keys and return the reply's body; the keys are in the store when this returns.
+
+        Args:
+            body: of the HTTP request.
+            owner: who may delete them; "" for whoever knows their id.
 
         Raises:
             ProtocolError: the backend refuses them.
@@ -155,15 +249,9 @@ class Served:
         """
         if not self.needs_keys:
             raise Refusal(400, "no_keys", f"Expected no keys: the backend {self.backend.name} needs none")
-        staged = Staged(self._keys)
+        staged = Staged(self.uploads.keys)
         answered = answer(self.backend.setup("server", self._kit, staged, self._rng), body, store=staged)
-        key_id: str = answered.output
-        if not self.knows(key_id):  # one commit, so that the store forgets the keys and their name together
-            size, most = sum(len(value or b"") for value in staged.changes.values()), self.limits.key_store_bytes
-            if size > most:
-                raise Refusal(413, "too_large", f"Expected keys of at most {most} bytes")
-            entries = {f"keys/{key}": value for key, value in staged.changes.items()}
-            self._store.commit({**entries, f"known/{key_id}": b"\x01"})
+        self.uploads.keep(answered.output, staged.changes, owner)
         return answered.body
 
     def infer(self, body: bytes, header_length: int | None, *, charge: Callable[[int], None]) -> Answered:
@@ -195,18 +283,14 @@ class Served:
         return Answered(reply, length, seconds)
 
     def _answer_message(self, request: oip.Request, charge: Callable[[int], None]) -> oip.Tensor:
-        if self.needs_keys and not self.knows(str(request.parameters.get("key_id", ""))):
-            raise Refusal(
-                404,
-                "unknown_key",
-                f"Expected parameters.key_id of keys that are here; POST them to /v2/models/{self.model.name}/keys",
-            )
+        if self.needs_keys and not self.uploads.knows(str(request.parameters.get("key_id", ""))):
+            raise unknown_key(f"POST them to /v2/models/{self.model.name}/keys")
         query = request.inputs["query"].payload()
         measured = self._kit if isinstance(self._kit, Measured) else None
         if measured:
             self._admit(measured.rows(query), charge)
-        party = self.backend.predict("server", self._kit, None, self._keys, self._rng)
-        answered = answer(party, query, store=self._keys)
+        party = self.backend.predict("server", self._kit, None, self.uploads.keys, self._rng)
+        answered = answer(party, query, store=self.uploads.keys)
         if not measured:
             self._admit(answered.output if isinstance(answered.output, int) else 1, charge)
         return oip.Tensor.of_bytes("reply", answered.body)

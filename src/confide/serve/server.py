@@ -8,10 +8,12 @@
     GET  /v2/models/M[/versions/B]/kit              what a client needs to ask, once
     POST /v2/models/M[/versions/B]/keys             public keys, once; the reply names their id
     GET  /v2/models/M[/versions/B]/keys/ID          200 if the keys are here, else 404
+    DELETE of the same                              forgets them
     GET  /metrics                                   Prometheus, if asked for
 
 M is a model, B one of its backends (the protocol's version of a model); without B the model's first backend answers.
-The event loop reads and writes; everything else runs on a bounded pool of threads, so that health checks go through.
+The event loop reads and writes; everything else runs on a bounded pool of threads, which hand predictions to as many
+processes (`pool`) or make them (`work.Local`, for tests and simulation), so that health checks go through.
 
 Guarantees:
     No refusal and no log line contains a byte of a request body, a path or a header. An answer repeats the request's id
@@ -29,21 +31,21 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
-from traceback import extract_tb
 from typing import Any, TextIO, TypeVar
 
 import msgspec
 
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.errors import ModelError, PrivacyError, ProtocolError, UsageError, nearest
+from confide.errors import ProtocolError, UsageError, nearest
 from confide.net.oip import HEADER_LENGTH
-from confide.serve.access import ApiKeys, Quota, RateLimit
-from confide.serve.keys import key_store, usage_store
+from confide.serve.access import ApiKeys, RateLimit, certificate_holder
+from confide.serve.keys import CountingStore, KeyStore, Uploads, key_store, unknown_key, usage_store
 from confide.serve.limits import Bodies, Disconnected, Limits, busy
-from confide.serve.observe import Observed, Observer
+from confide.serve.observe import Observed, Observer, Standing
 from confide.serve.protocol import Refusal
-from confide.serve.served import Model, Served
-from confide.wire import Store
+from confide.serve.routes import route
+from confide.serve.served import About, Model
+from confide.serve.work import Local, Work, place_of, refusal_of
 
 _Event = MutableMapping[str, Any]
 _Receive = Callable[[], Awaitable[_Event]]
@@ -89,23 +91,45 @@ class _Call:
 
 
 class Server:
-    """The ASGI application; `create_app` makes one. `pins` has the SHA-256 of each kit by (model, backend)."""
+    """The ASGI application; `create_app` makes one.
+
+    Args:
+        work: what prepares the models and answers; `Local`, or a `Pool` of processes.
+        keys: the store of clients' public keys, which `work` uses too.
+        limits: sizes, counts and times.
+        api_keys: of the callers; None asks for none.
+        certificates: True takes the subject of a client certificate for the caller and refuses who has none.
+        rng: for request ids.
+        observer: of requests.
+
+    `pins` has the SHA-256 of each kit by (model, backend).
+    """
 
     def __init__(
         self,
-        served: Mapping[str, Mapping[str, Served]],
+        work: Work,
         *,
+        keys: KeyStore,
         limits: Limits,
         api_keys: ApiKeys | None,
-        quota: Quota | None,
+        certificates: bool,
         rng: Randomness,
         observer: Observer,
     ) -> None:
         self.limits = limits
-        self._served = served
-        self.pins = {(model, name): one.pin for model, its in served.items() for name, one in its.items()}
+        self.certificates = certificates
+        self.abouts = work.abouts
+        self._abouts: dict[str, dict[str, About]] = {}
+        self._uploads: dict[tuple[str, str], Uploads] = {}
+        for about in work.abouts:
+            self._abouts.setdefault(about.model, {})[about.backend] = about
+            self._uploads[about.model, about.backend] = Uploads(
+                keys, about.model, about.backend, max_bytes=limits.key_store_bytes
+            )
+        self.pins = {(about.model, about.backend): about.pin for about in work.abouts}
+        self._done = work
+        self._keys = keys
         self._api_keys = api_keys
-        self._quota = quota
         self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
         self._rng = rng
         self._observer = observer
@@ -113,17 +137,17 @@ class Server:
         self._pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="confide")
         self._working = 0
         self._closing = False
-        self._routes: dict[str, dict[str, Callable[[_Call, Served], Awaitable[_Response]]]] = {
+        self._routes: dict[str, dict[str, Callable[[_Call, About], Awaitable[_Response]]]] = {
             "model": {"GET": self._model},
             "model_ready": {"GET": self._model_ready},
             "infer": {"POST": self._infer},
             "kit": {"GET": self._kit},
             "keys": {"POST": self._upload},
-            "key": {"GET": self._known},
+            "key": {"GET": self._known, "DELETE": self._delete},
         }
-        self._plain_routes: dict[str, Callable[[], _Response]] = {
+        self._plain_routes: dict[str, Callable[[], Awaitable[_Response]]] = {
             "server": self._metadata,
-            "live": lambda: _json({"live": True}),
+            "live": self._live,
             "ready": self._ready,
             "metrics": self._metrics,
         }
@@ -136,9 +160,10 @@ class Server:
             await self._handle(scope, receive, send)
 
     def close(self) -> None:
-        """Stop the workers; requests that wait are dropped."""
+        """Stop the work; requests that wait are dropped."""
         self._closing = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._done.close()
 
     async def _lifespan(self, receive: _Receive, send: _Send) -> None:
         while (await receive())["type"] == "lifespan.startup":
@@ -155,10 +180,9 @@ class Server:
         except Disconnected:
             return self._observer.finish(seen)
         except Exception as error:
-            refusal = _refusal(error)
+            refusal = refusal_of(error)
             if refusal.status == 500:  # a bug: the client learns the request id, the log learns where
-                place = extract_tb(error.__traceback__)[-1]
-                seen.failure = f"{type(error).__name__} at {place.name}:{place.lineno}"
+                seen.failure = place_of(error)
             response = self._refuse(call, refusal)
         seen.status, seen.reply_bytes = response.status, len(response.body)
         try:
@@ -200,35 +224,37 @@ class Server:
     # --- routing ------------------------------------------------------------------------------------------------------
 
     async def _respond(self, call: _Call) -> _Response:
-        route, name, version, call.argument = _route(call.scope["path"])
+        endpoint, name, version, call.argument = route(call.scope["path"])
         method = "GET" if call.scope["method"] == "HEAD" else call.scope["method"]
-        if route in self._plain_routes or route in self._routes:
-            call.seen.route = route
+        if endpoint in self._plain_routes or endpoint in self._routes:
+            call.seen.route = endpoint
         else:
             raise Refusal(
                 404, "unknown_path", "Expected a path of the Open Inference Protocol, /v2/...; see docs/serve.md"
             )
-        if method not in self._routes.get(route, {"GET"}):
+        if method not in self._routes.get(endpoint, {"GET"}):
             raise Refusal(405, "method", "Expected another method; the header Allow names it")
-        if route not in _OPEN_ROUTES:
+        if endpoint not in _OPEN_ROUTES:
             self._admit(call)
-        if route in self._plain_routes:
-            return self._plain_routes[route]()
-        served = self._find(name, version)
-        call.seen.model, call.seen.backend = served.model.name, served.backend.name
-        return await self._routes[route][method](call, served)
+        if endpoint in self._plain_routes:
+            return await self._plain_routes[endpoint]()
+        about = self._find(name, version)
+        call.seen.model, call.seen.backend = about.model, about.backend
+        return await self._routes[endpoint][method](call, about)
 
     def _admit(self, call: _Call) -> None:
         if self._api_keys:
             call.seen.caller = self._api_keys.holder(call.header("authorization"))
+        elif self.certificates:
+            call.seen.caller = certificate_holder(call.scope)
         if self._rate:
             address = call.scope.get("client") or ("",)
             self._rate.take(call.seen.caller or f"address {address[0]}")
 
-    def _find(self, name: str, version: str) -> Served:
-        backends = self._served.get(name)
+    def _find(self, name: str, version: str) -> About:
+        backends = self._abouts.get(name)
         if backends is None:
-            raise Refusal(404, "unknown_model", f"Expected a model that is served here{nearest(name, self._served)}")
+            raise Refusal(404, "unknown_model", f"Expected a model that is served here{nearest(name, self._abouts)}")
         if version and version not in backends:
             known = ", ".join(backends)
             raise Refusal(404, "unknown_version", f"Expected a version (backend) of this model: {known}")
@@ -236,58 +262,63 @@ class Server:
 
     # --- endpoints ----------------------------------------------------------------------------------------------------
 
-    def _metadata(self) -> _Response:
+    async def _metadata(self) -> _Response:
         extensions = ["binary_tensor_data", "confide_kit", "confide_keys"]
-        return _json({"name": "confide", "version": _version(), "extensions": extensions, "models": list(self._served)})
+        return _json({"name": "confide", "version": _version(), "extensions": extensions, "models": list(self._abouts)})
 
-    def _ready(self) -> _Response:
+    async def _live(self) -> _Response:
+        return _json({"live": True})
+
+    async def _ready(self) -> _Response:
         if self._closing:
             raise busy("the server is stopping")
         return _json({"live": True, "ready": True})
 
-    def _metrics(self) -> _Response:
-        text = self._observer.exposition()
-        if text is None:
+    async def _metrics(self) -> _Response:
+        if not self._observer.counts:
             raise Refusal(404, "unknown_path", "Expected a server with metrics; start it with metrics on")
+        stored = await asyncio.to_thread(self._keys.stored_bytes)  # not behind the requests that wait
+        text = self._observer.exposition(Standing(self._working, stored, self._done.figures()))
         return _Response(200, text, b"text/plain; version=0.0.4; charset=utf-8")
 
-    async def _model(self, call: _Call, served: Served) -> _Response:
-        return _json(served.metadata())
+    async def _model(self, call: _Call, about: About) -> _Response:
+        return _Response(200, about.metadata)
 
-    async def _model_ready(self, call: _Call, served: Served) -> _Response:
-        return _json({"name": served.model.name, "ready": not self._closing})
+    async def _model_ready(self, call: _Call, about: About) -> _Response:
+        return _json({"name": about.model, "ready": not self._closing})
 
-    async def _kit(self, call: _Call, served: Served) -> _Response:
-        return _Response(200, served.client_kit, b"application/msgpack")
+    async def _kit(self, call: _Call, about: About) -> _Response:
+        return _Response(200, about.client_kit, b"application/msgpack")
 
-    async def _known(self, call: _Call, served: Served) -> _Response:
-        if not await self._work(partial(served.knows, call.argument)):
-            raise Refusal(404, "unknown_key", "Expected the id of keys that are here; upload the keys")
+    async def _known(self, call: _Call, about: About) -> _Response:
+        uploads = self._uploads[about.model, about.backend]
+        if not await self._work(partial(uploads.knows, call.argument)):
+            raise unknown_key("upload the keys")
         return _json({"known": True})
 
-    async def _upload(self, call: _Call, served: Served) -> _Response:
-        return await self._with_body(call, self.limits.keys_bytes, partial(self._register, served))
+    async def _delete(self, call: _Call, about: About) -> _Response:
+        uploads = self._uploads[about.model, about.backend]
+        await self._work(partial(uploads.delete, call.argument, call.seen.caller))
+        return _json({"deleted": True})
 
-    async def _infer(self, call: _Call, served: Served) -> _Response:
-        length = call.integer(HEADER_LENGTH)
-        charge = partial(self._charge, call.seen.caller, served.model.name)
-        return await self._with_body(call, self.limits.query_bytes, partial(self._predict, served, length, charge))
+    async def _upload(self, call: _Call, about: About) -> _Response:
+        job = partial(self._register, about, call.seen.caller)
+        return await self._with_body(call, self.limits.keys_bytes, job)
 
-    def _register(self, served: Served, body: bytes) -> _Response:
-        begin = time.perf_counter()
-        reply = served.register(body)
-        return _Response(200, reply, _BINARY, (_timing(time.perf_counter() - begin),))
+    async def _infer(self, call: _Call, about: About) -> _Response:
+        job = partial(self._predict, about, call.integer(HEADER_LENGTH), call.seen.caller)
+        return await self._with_body(call, self.limits.query_bytes, job)
 
-    def _predict(self, served: Served, length: int | None, charge: Callable[[int], None], body: bytes) -> _Response:
-        answered = served.infer(body, length, charge=charge)
+    def _register(self, about: About, caller: str, body: bytes) -> _Response:
+        answered = self._done.register(about, body, caller)
+        return _Response(200, answered.body, _BINARY, (_timing(answered.seconds),))
+
+    def _predict(self, about: About, length: int | None, caller: str, body: bytes) -> _Response:
+        answered = self._done.infer(about, body, length, caller)
         if answered.header_length is None:
             return _Response(200, answered.body, _JSON, (_timing(answered.seconds),))
         header = (HEADER_LENGTH.encode(), b"%d" % answered.header_length)
         return _Response(200, answered.body, _BINARY, (header, _timing(answered.seconds)))
-
-    def _charge(self, caller: str, model: str, rows: int) -> None:
-        if self._quota:
-            self._quota.charge(caller, model, rows)
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -317,6 +348,10 @@ class Server:
         try:
             async with deadline:
                 return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if not future.cancelled():
+                raise  # the request's own
+            raise busy("the server is stopping") from None
         except TimeoutError:
             if not deadline.expired():
                 raise  # the job's own
@@ -331,22 +366,25 @@ class Server:
 def create_app(
     models: Sequence[Model],
     *,
-    store: Store | None = None,
-    usage: Store | None = None,
+    store: KeyStore | None = None,
+    usage: CountingStore | None = None,
     limits: Limits | None = None,
     api_keys: Mapping[str, str] | None = None,
+    certificates: bool = False,
     rng: Randomness | None = None,
     log: TextIO | None = None,
     metrics: bool = False,
 ) -> Server:
-    """Prepare `models` and return the ASGI application that serves them.
+    """Prepare `models` and return the ASGI application that serves them, all in this process.
 
     Args:
         models: at least one; their names differ.
         store: where clients' public keys are kept (`key_store`); in memory by default.
         usage: where the counts of the query quota are kept (`usage_store`); in memory by default.
-        limits: sizes, counts and times.
+        limits: sizes, counts and times; `workers` is a number of threads here.
         api_keys: hex SHA-256 of each API key by its holder (`hash_api_key`); None lets everybody ask.
+        certificates: True takes the subject of the client's certificate for the caller (`serve(client_ca=...)`), unless
+            there are API keys, which then name the caller.
         rng: for the backends' secrets and the request ids; the operating system's by default.
         log: where one JSON line per request goes; None writes none.
         metrics: True serves /metrics.
@@ -356,73 +394,28 @@ def create_app(
         UsageError: settings that do not fit each other.
         MissingExtra: metrics without prometheus-client.
     """
-    if not models or len({model.name for model in models}) != len(models):
-        raise UsageError("Expected at least one model, and models with different names")
     limits, rng = limits or Limits(), rng or SystemRandomness()
+    check_callers(limits, api_keys, certificates)
     store = key_store(None, limits) if store is None else store
-    quota = None
-    if limits.query_quota is not None:
-        if not api_keys:
-            raise UsageError(
-                f"Expected api_keys with query_quota={limits.query_quota}: a caller without one starts afresh at will"
-            )
-        quota = Quota(limits.query_quota, usage_store(None) if usage is None else usage)
-    served = {
-        model.name: {
-            backend.name: Served(model, backend, store=store, limits=limits, rng=rng) for backend in model.backends
-        }
-        for model in models
-    }
-    holders = ApiKeys(api_keys) if api_keys else None
+    usage = usage_store(None) if usage is None else usage
+    work = Local(models, store=store, usage=usage, limits=limits, rng=rng)
     return Server(
-        served, limits=limits, api_keys=holders, quota=quota, rng=rng, observer=Observer(log, metrics=metrics)
+        work,
+        keys=store,
+        limits=limits,
+        api_keys=ApiKeys(api_keys) if api_keys else None,
+        certificates=certificates,
+        rng=rng,
+        observer=Observer(log, metrics=metrics),
     )
 
 
-def _route(path: str) -> tuple[str, str, str, str]:
-    """Return the endpoint's name, the model, its version and the last argument; "" where there is none."""
-    match path.strip("/").split("/"):
-        case ["v2"]:
-            return "server", "", "", ""
-        case ["v2", "health", ("live" | "ready") as which]:
-            return which, "", "", ""
-        case ["metrics"]:
-            return "metrics", "", "", ""
-        case ["v2", "models", name, *rest]:
-            version = ""
-            if len(rest) > 1 and rest[0] == "versions":
-                version, rest = rest[1], rest[2:]
-            endpoint, argument = _endpoint(rest)
-            return endpoint, name, version, argument
-        case _:
-            return "", "", "", ""
-
-
-def _endpoint(rest: list[str]) -> tuple[str, str]:
-    match rest:
-        case []:
-            return "model", ""
-        case ["ready"]:
-            return "model_ready", ""
-        case [("infer" | "kit" | "keys") as which]:
-            return which, ""
-        case ["keys", key_id]:
-            return "key", key_id
-        case _:
-            return "", ""
-
-
-def _refusal(error: Exception) -> Refusal:
-    """Return what the client is told; texts of these classes never contain an input."""
-    match error:
-        case Refusal():
-            return error
-        case ProtocolError() | ModelError():
-            return Refusal(400, "malformed", str(error))
-        case PrivacyError():
-            return Refusal(403, "privacy", str(error))
-        case _:
-            return Refusal(500, "internal", "Something went wrong here; tell the operator the request_id")
+def check_callers(limits: Limits, api_keys: Mapping[str, str] | None, certificates: bool) -> None:
+    """Raise UsageError for a quota without callers to count for."""
+    if limits.counts and not api_keys and not certificates:
+        raise UsageError(
+            "Expected api_keys or client certificates with a quota: a caller without either starts afresh at will"
+        )
 
 
 def _json(value: Mapping[str, Any]) -> _Response:

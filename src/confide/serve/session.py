@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
@@ -13,9 +14,12 @@ from confide.errors import DataError, IntegrityError, PrivacyError, ProtocolErro
 from confide.ideal import Backend, Kit
 from confide.model.preprocess import Preprocess
 from confide.serve import load_backend
+from confide.serve.key_store import About
 from confide.serve.protocol import ClientKit, digest
+from confide.serve.signed import Signed
+from confide.serve.signed import checked as checked_signature
 from confide.store import Prefixed
-from confide.wire import Store
+from confide.wire import Store, encode
 
 Matrix = NDArray[np.float64]
 
@@ -43,7 +47,7 @@ _FIRST_ROWS = 16  # of the first question, before the size of a row is known
 
 
 class Session:
-    """One kit in use.
+    """One kit in use; safe for threads where backends are called under `lock`.
 
     Args:
         body: the kit as it was fetched.
@@ -51,13 +55,17 @@ class Session:
         model: the model that was asked for.
         wanted: the backend that the caller named, None to take the server's.
         store: the client's; this server's model and backend get a part of their own.
+        signer: whose model it must be, an Ed25519 public key; None takes anybody's.
     """
 
-    def __init__(self, body: bytes, url: str, model: str, wanted: str | None, store: Store) -> None:
+    def __init__(
+        self, body: bytes, url: str, model: str, wanted: str | None, store: Store, *, signer: bytes | None = None
+    ) -> None:
         self.kit = ClientKit.decode(body)
         self.pin = digest(body)
         if self.kit.model != model:
             raise ProtocolError("Expected the kit of the model that was asked for; the server sent another one")
+        self.signed: Signed | None = checked_signature(self.kit, signer)
         self.backend = _checked(self.kit, wanted)
         self.client: Kit = self.backend.decode_kit("client", self.kit.kit)
         self.preprocess = Preprocess.decode(self.kit.preprocess) if self.kit.preprocess else None
@@ -68,12 +76,41 @@ class Session:
         self.keys = Prefixed(store, f"client/{part}/keys/")
         self.own = Prefixed(store, f"client/{part}/")
         self.rows = min(_FIRST_ROWS, self.kit.max_rows)  # how many rows the next question may carry
+        self.lock = threading.Lock()
+        self._about = encode(About(url, self.path, model, self.kit.backend))
 
     @property
     def key_id(self) -> str | None:
-        """Return the id of the keys that were uploaded, None before that."""
-        saved = self.own.get("key_id")
-        return None if saved is None else saved.decode()
+        """Return the id of the keys that the server has confirmed, None before that."""
+        return _text(self.own.get("key_id"))
+
+    @property
+    def pending(self) -> str | None:
+        """Return the id of keys that were sent, or were to be, without an answer so far."""
+        return _text(self.own.get("pending"))
+
+    def describe(self) -> None:
+        """Write down whose keys are about to be made."""
+        if self.kit.needs_keys:
+            self.own.commit({"about": self._about, "key_id": None, "pending": None})
+
+    def expect(self, key_id: str) -> None:
+        """Write down which keys are about to be sent."""
+        self.own.commit({"pending": key_id.encode()})
+
+    def confirm(self, key_id: str | None) -> None:
+        """Write down which keys the server has; None for none."""
+        self.own.commit({"key_id": None if key_id is None else key_id.encode(), "pending": None})
+
+    def forgotten(self, key_id: str | None) -> None:
+        """Write down that the server has lost these keys, unless others took their place meanwhile."""
+        with self.lock:
+            if self.key_id == key_id:
+                self.confirm(None)
+
+    def clear(self) -> None:
+        """Delete everything that the store has of these keys."""
+        self.own.commit(dict.fromkeys(self.own.keys()))
 
     def learn_rows(self, rows: int, size_bytes: int) -> None:
         """Fit the next questions to the server's bound: `rows` took `size_bytes`, and more may pack more tightly."""
@@ -93,6 +130,10 @@ class Session:
         if self.preprocess is None:
             raise DataError(f"Expected x with {self.kit.features} features: this model has no rules for columns")
         return self.preprocess.apply(_columns(self.preprocess, x))
+
+
+def _text(saved: bytes | None) -> str | None:
+    return None if saved is None else saved.decode()
 
 
 def _checked(kit: ClientKit, wanted: str | None) -> Backend:

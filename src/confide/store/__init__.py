@@ -8,6 +8,7 @@ needs an extra.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -23,6 +24,10 @@ __all__ = ["DurableStore", "Lease", "Patient", "Prefixed", "SqliteStore", "Stage
 
 class DurableStore(Store, Protocol):
     """A store that outlives the process; `get`, `keys` and `commit` raise StoreError when it does not work."""
+
+    def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replace the value under `key` by what `change` makes of it, so that no two processes count from the same."""
+        ...
 
     def exclusive(self, name: str) -> Lease:
         """Return the lease called `name`, or raise UsageError while somebody else holds it."""

@@ -23,7 +23,7 @@ import psycopg
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import TupleRow
 
-from confide.errors import StoreError, UsageError
+from confide.errors import ConfideError, StoreError, UsageError
 from confide.store.entries import check_changes, encode_key
 from confide.store.lease import Lease, check_name, refusal
 
@@ -133,7 +133,24 @@ class PostgresStore:
         """
         check_changes(changes)
         ordered = [(key.encode(), changes[key]) for key in sorted(changes)]  # so no two writers wait for each other
-        self._run(lambda connection: self._write(connection, ordered))
+        self._run(lambda connection: self._transact(connection, lambda inside: _put(inside, ordered)))
+
+    def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replace the value under `key` by what `change` makes of it; no other `update` of it comes in between.
+
+        Raises:
+            UsageError, StoreError: as `commit`; and whatever `change` raises, then nothing is written.
+        """
+        encoded, sql = encode_key(key), "SELECT value FROM confide_entries WHERE key = %b"
+
+        def work(connection: _Connection) -> None:
+            connection.execute("SELECT pg_advisory_xact_lock(%s)", (_lock_number(self._schema, f"update {key}"),))
+            row = connection.execute(sql, (encoded,), binary=True).fetchone()
+            value = change(None if row is None else bytes(row[0]))
+            check_changes({key: value})
+            _put(connection, [(encoded, value)])
+
+        self._run(lambda connection: self._transact(connection, work))
 
     def exclusive(self, name: str) -> Lease:
         """Return the lease called `name`: nobody else gets it until it is released or this process has ended.
@@ -222,18 +239,16 @@ class PostgresStore:
 
     # --- what is done on it -------------------------------------------------------------------------------------------
 
-    def _write(self, connection: _Connection, ordered: list[tuple[bytes, bytes | None]]) -> None:
+    def _transact(self, connection: _Connection, work: Callable[[_Connection], None]) -> None:
         asked = False
         try:
             connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-            with connection.cursor() as cursor:
-                for gone, entries in groupby(ordered, lambda entry: entry[1] is None):
-                    if gone:
-                        cursor.executemany(_DELETE, [(key,) for key, _ in entries])
-                    else:
-                        cursor.executemany(_WRITE, list(entries))
+            work(connection)
             asked = True
             connection.execute("COMMIT")
+        except ConfideError:  # the caller's own: nothing is wrong with the connection
+            connection.execute("ROLLBACK")
+            raise
         except psycopg.Error as error:
             if not _is_gone(connection, error):
                 with suppress(psycopg.Error):
@@ -278,6 +293,15 @@ class PostgresStore:
                 self._lost.discard(name)
             elif self._connection is not None:
                 _unlock(self._connection, _lock_number(self._schema, name))
+
+
+def _put(connection: _Connection, ordered: list[tuple[bytes, bytes | None]]) -> None:
+    with connection.cursor() as cursor:
+        for gone, entries in groupby(ordered, lambda entry: entry[1] is None):
+            if gone:
+                cursor.executemany(_DELETE, [(key,) for key, _ in entries])
+            else:
+                cursor.executemany(_WRITE, list(entries))
 
 
 def _conninfo(url: str) -> tuple[str, str]:

@@ -106,13 +106,27 @@ class SqliteStore:
         if self._max_bytes is not None and size > self._max_bytes:
             raise StoreError(f"Expected values of at most {self._max_bytes} bytes together, got {size}")
         with self._lock, self._errors("nothing was written"), self._transaction():
-            upload = self._next_upload()
-            for key, value in changes.items():
-                self._connection.execute(f"DELETE FROM {self._table} WHERE key = ?", (key,))  # noqa: S608
-                if value is not None:
-                    row = (key, value, len(value), upload, self._clock())
-                    self._connection.execute(f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?)", row)  # noqa: S608
-            self._forget()
+            self._put(changes)
+
+    def update(self, key: str, change: Callable[[bytes | None], bytes | None]) -> None:
+        """Replace the value under `key` by what `change` makes of it; no other process writes in between.
+
+        Raises:
+            UsageError, StoreError: as `commit`; and whatever `change` raises, then nothing is written.
+        """
+        encode_key(key)
+        sql = f"SELECT value FROM {self._table} WHERE key = ? AND written > ?"  # noqa: S608
+        with self._lock, self._errors("nothing was written"), self._transaction():
+            row = self._connection.execute(sql, (key, self._oldest())).fetchone()
+            changes = {key: change(None if row is None else bytes(row[0]))}
+            check_changes(changes)
+            self._put(changes)
+
+    def stored_bytes(self) -> int:
+        """Return how many bytes the values have together."""
+        with self._lock, self._errors("nothing was read"):
+            row = self._connection.execute(f"SELECT sum(size) FROM {self._table}").fetchone()  # noqa: S608
+        return row[0] or 0
 
     def exclusive(self, name: str) -> Lease:
         """Return the lease called `name`: nobody else gets it until it is released or this process has ended.
@@ -145,6 +159,15 @@ class SqliteStore:
 
     def _oldest(self) -> float:
         return -1.0 if self._lifetime_seconds is None else self._clock() - self._lifetime_seconds
+
+    def _put(self, changes: Mapping[str, bytes | None]) -> None:
+        upload = self._next_upload()
+        for key, value in changes.items():
+            self._connection.execute(f"DELETE FROM {self._table} WHERE key = ?", (key,))  # noqa: S608
+            if value is not None:
+                row = (key, value, len(value), upload, self._clock())
+                self._connection.execute(f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?)", row)  # noqa: S608
+        self._forget()
 
     def _next_upload(self) -> int:
         row = self._connection.execute(f"SELECT max(upload) FROM {self._table}").fetchone()  # noqa: S608

@@ -174,6 +174,7 @@ def _passes(
         raise ModelError("Expected a graph that ends in Sigmoid; training uses the logistic loss")
     if isinstance(graph.layers[0], Trees):
         raise ModelError("Expected a graph with gradients; trees have none, they grow by boosting")
+    _require_known(graph)
     product, squash = (_product_by_record, sigmoid_by_record) if by_record else (np.matmul, sigmoid)
     inputs: list[Matrix] = []
     value = x
@@ -186,7 +187,7 @@ def _passes(
                 value = value * value
             case Sigmoid():
                 value = squash(value)
-            case Trees():  # refused above
+            case _:  # refused above
                 pass
     gradient = residuals(squash(value), y, class_weights)
     passes: list[tuple[Matrix, Matrix]] = []
@@ -200,7 +201,7 @@ def _passes(
             case Sigmoid():
                 out = squash(given)
                 gradient = gradient * out * (1.0 - out)
-            case Trees():
+            case _:
                 pass
     return passes[::-1]
 
@@ -210,7 +211,11 @@ def scores_by_record(graph: Graph, x: Matrix) -> Matrix:
 
     **Guarantees** that a row is bit for bit the same whatever the other rows are, so that one record more or less moves
     no other record's score over an edge; a score beyond float64 is NaN, and no warning depends on a record.
+
+    Raises:
+        ModelError: a layer that training in numpy does not have.
     """
+    _require_known(graph)
     value = x
     with np.errstate(all="ignore"):
         for layer in graph.layers:
@@ -223,7 +228,14 @@ def scores_by_record(graph: Graph, x: Matrix) -> Matrix:
                     value = sigmoid_by_record(value)
                 case Trees():
                     value = layer.apply(value)
+                case _:  # refused above
+                    pass
     return value
+
+
+def _require_known(graph: Graph) -> None:
+    if not all(isinstance(layer, Linear | Square | Sigmoid | Trees) for layer in graph.layers):
+        raise ModelError("Expected a graph of Linear, Square, Sigmoid and Trees; train other layers as a torch module")
 
 
 def gradient_sum(graph: Graph, x: Matrix, y: Labels, *, class_weights: tuple[float, ...] = ()) -> Matrix:

@@ -1,0 +1,202 @@
+"""Encrypted inference against every bar of the comparison, end to end over HTTP on loopback, peers in the same run.
+
+    python bench/he.py [--only NAME ...] [--repeats 50] [--seconds 60] [--no-peer] [--json FILE] [--cifar FILE]
+    python bench/he.py --accuracy [--only NAME ...] [--images N] [--folder DIR]
+    python bench/he.py --growth [--plot FILE.svg]
+    python bench/he.py --train-trees
+
+The server is a process of its own; each repeat asks for one row with `confide.Client` and is timed from the features to
+the prediction. For each case: the first answer of a client without keys (kit, key generation, upload, question), the
+server's own time and the whole, what that adds to onnxruntime on the plain model, the 95th percentile with 1, 8 and 64
+clients at once, a LAN (0.25 ms one way, 1 Gb/s) and a WAN (20 ms, 100 Mb/s) through a shaped relay, bytes, memory and
+the largest error. Medians; the machine has few cores, and client, server and relay share them.
+
+Peers are timed without any network (bench/he_peers.py): their client and server together stand beside the whole of
+ours. A peer whose parameters are below 128 bits, or whose outputs are much more exact than ours, is "not comparable";
+one whose outputs are much less exact says so. What cannot run yet is listed with the reason. `--accuracy` asks for
+whole test sets and goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from statistics import median
+
+import he_accuracy
+import he_growth
+from he_cases import MODELS, Case, cases
+from he_ours import Measured, bulk_rate, measure
+from he_peers import Peer, peers_of, table, write_trees
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table and one record of the file, which leaves the note out; `value` is None for "not yet"."""
+
+    figure: str
+    value: float | None
+    unit: str
+    peer: str | None = None
+    peer_value: float | None = None
+    bar: float | None = None
+    met: bool | None = None
+    note: str = ""
+
+
+def spread(values: Sequence[float]) -> str:
+    ranked = sorted(values)
+    return f"p5 {ranked[len(ranked) // 20]:.2f}, p95 {ranked[-1 - len(ranked) // 20]:.2f}, {len(ranked)} runs"
+
+
+def percentile95(values: Sequence[float]) -> float:
+    ranked = sorted(values)
+    return ranked[-1 - len(ranked) // 20]
+
+
+def figures_of(case: Case, ours: Measured, peers: Sequence[Peer]) -> list[Figure]:
+    """Return every figure of one case."""
+    whole, server = median(ours.end_to_end), median(ours.server)
+    error = f"largest error of an output {ours.error:.1e}"
+    found = [
+        *_beside(case, "end to end", whole, peers, f"{spread(ours.end_to_end)}; {error}"),
+        *_beside(case, "server", server, peers, spread(ours.server)),
+        _figure(case, "cold first answer", median(ours.cold), "ms", f"{len(ours.cold)} runs"),
+        _figure(case, "of it keys made and uploaded", ours.keys_ms, "ms"),
+        _figure(case, "plain onnxruntime", ours.plain, "ms"),
+        _figure(case, "added to plain", whole - ours.plain, "ms"),
+        _figure(case, "times plain", whole / ours.plain, "x"),
+    ]
+    for clients, values in ours.crowd.items():
+        note = f"{len(values)} answers, {ours.crowd_refused[clients]} refused"
+        found.append(_figure(case, f"p95 at {clients} clients", percentile95(values), "ms", note))
+    for name, (first, later) in ours.lines.items():
+        found.append(_figure(case, f"{name} first answer", first, "ms"))
+        found.append(_figure(case, f"{name} later answers", later, "ms"))
+    return [
+        *found,
+        *_beside(case, "keys kB", ours.keys_bytes / 1e3, peers, ""),
+        *_beside(case, "query kB", ours.query_bytes / 1e3, peers, ""),
+        *_beside(case, "reply kB", ours.reply_bytes / 1e3, peers, ""),
+        _figure(case, "server memory MB", ours.memory_bytes / 1e6, ""),
+    ]
+
+
+def _figure(case: Case, name: str, value: float, unit: str, note: str = "") -> Figure:
+    bar = case.bars.get(name)
+    met = None if bar is None else value <= bar
+    return Figure(f"{case.title}, {name}", round(value, 4), unit, None, None, bar, met, note)
+
+
+_THEIRS = {"end to end": "total", "server": "server"}
+
+
+def _beside(case: Case, name: str, value: float, peers: Sequence[Peer], note: str) -> list[Figure]:
+    """Return one figure for each peer, or one without."""
+    unit = "ms" if name in _THEIRS else ""
+    one = _figure(case, name, value, unit, note)
+    found: list[Figure] = []
+    for peer in peers:
+        theirs = getattr(peer, _THEIRS[name]) if name in _THEIRS else getattr(peer, f"{name[:-3]}_bytes") / 1e3
+        found.append(replace(one, peer=peer.name, peer_value=round(theirs, 3), note="" if found else note))
+    return found or [one]
+
+
+def compared(peers: Sequence[Peer], error: float) -> list[Peer]:
+    """Return the peers, their names saying what sets them apart from an answer that is off by `error`."""
+    return [replace(peer, name=f"{peer.name} ({why})") if (why := peer.against(error)) else peer for peer in peers]
+
+
+def not_yet(case: Case) -> list[Figure]:
+    """Return the bars of a case that cannot run."""
+    return [Figure(f"{case.title}, {name}", None, "", bar=bar, note=case.why) for name, bar in case.bars.items()] or [
+        Figure(case.title, None, "", note=case.why)
+    ]
+
+
+def bulk_figures(case: Case, seconds: float) -> list[Figure]:
+    rate, error = bulk_rate(case, seconds)
+    bar = case.bars["rows/s"]
+    return [
+        Figure(
+            case.title, round(rate), "rows/s", bar=bar, met=rate >= bar, note=f"largest error of an output {error:.1e}"
+        )
+    ]
+
+
+def show(figures: Sequence[Figure]) -> None:
+    for one in figures:
+        line = f"{one.figure:<62} " + (f"{one.value:>12.2f} {one.unit:<6}" if one.value is not None else "not yet")
+        if one.peer_value is not None and one.value:
+            line += f" {one.peer}: {one.peer_value:.2f} ({one.peer_value / one.value:.1f}x)"
+        if one.bar is not None:
+            line += f"  bar {one.bar:g}: {'-' if one.met is None else 'met' if one.met else 'MISSED'}"
+        print(line + (f"  [{one.note}]" if one.note else ""), flush=True)
+
+
+def tables(chosen: Sequence[Case], options: argparse.Namespace) -> list[Figure]:
+    """Measure every case and print its figures as soon as they are there."""
+    found: list[Figure] = []
+    theirs: dict[str, list[Peer]] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for case in chosen:
+            print(f"\n== {case.title}")
+            if case.peers not in theirs and not options.no_peer:
+                theirs[case.peers] = peers_of(
+                    case, repeats=options.repeats, seconds=10 * options.seconds, folder=Path(folder)
+                )
+                table(theirs[case.peers])
+            peers = theirs.get(case.peers, [])
+            if case.backend is None:
+                figures = not_yet(case)
+            elif "rows/s" in case.bars:
+                figures = bulk_figures(case, min(options.seconds, 10))
+            else:
+                ours = measure(case, repeats=options.repeats, seconds=options.seconds)
+                figures = figures_of(case, ours, compared(peers, ours.error))
+            show(figures)
+            found += figures
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of cases")
+    parser.add_argument("--repeats", type=int, default=50)
+    parser.add_argument("--seconds", type=float, default=60.0, help="after which a figure has fewer runs")
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--cifar", type=Path, help="x_test and y_test of CIFAR-10, an .npz")
+    parser.add_argument("--accuracy", action="store_true", help="ask for whole test sets")
+    parser.add_argument("--images", type=int, help="how many of a test set: 10,000, and 500 of CIFAR-10")
+    parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where accuracy keeps its answers")
+    parser.add_argument("--growth", action="store_true", help="against width, depth and ring degree")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--train-trees", action="store_true", help="write bench/models/xgboost.onnx anew")
+    options = parser.parse_args()
+    if options.train_trees:
+        write_trees(MODELS / "xgboost.onnx")
+        return
+    listed = cases(options.cifar)
+    names = [case.name for case in listed]
+    if unknown := set(options.only or ()) - set(names):
+        raise SystemExit(f"Expected --only with {', '.join(names)}, got {', '.join(sorted(unknown))}")
+    chosen = [case for case in listed if not options.only or case.name in options.only]
+    if options.growth:
+        records = he_growth.curves(options.seconds, options.plot)
+    elif options.accuracy:
+        records = he_accuracy.accuracy(chosen, options.images, options.folder)
+    else:
+        records = [
+            {name: value for name, value in asdict(one).items() if name != "note"} for one in tables(chosen, options)
+        ]
+    if options.json:
+        options.json.write_text(json.dumps(records, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

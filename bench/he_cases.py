@@ -1,0 +1,194 @@
+"""What bench/he.py measures: the models, the rows that are asked for, the backends and the bars of each case.
+
+Networks come from bench/models/*.onnx; the linear models are trained here on scikit-learn's breast-cancer data (30
+features, scaled to [-1, 1]). What cannot run yet is a case with a reason instead of a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sklearn.datasets import load_breast_cancer
+
+from confide.errors import ConfideError
+from confide.he import Homomorphic, Paillier
+from confide.ideal import Backend
+from confide.model import zoo
+from confide.model.graph import Graph, Linear, Square
+from confide.model.onnx import from_onnx
+from confide.train.local import descend
+
+MODELS = Path(__file__).parent / "models"
+MNIST = Path(__file__).parents[1] / "../shared/data/mnist/mnist.npz"
+TRAINED = 400  # rows of the breast-cancer data; the other 169 are held out
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows in [-1, 1] to ask for, and what they are, -1 where nobody knows."""
+
+    x: Any
+    labels: Any
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model under one backend; `why` says what is missing where there is no backend.
+
+    `bars` are upper bounds by figure, in its unit; that of "rows/s" is a lower bound.
+    """
+
+    name: str
+    title: str
+    rows: Rows
+    graph: Graph | None = None
+    backend: Backend | None = None
+    why: str = ""
+    bars: Mapping[str, float] = field(default_factory=dict)
+    peers: str = ""
+
+
+# --- data -------------------------------------------------------------------------------------------------------------
+
+
+def breast_cancer() -> tuple[Rows, Rows]:
+    """Return the rows to train with and those that are held out."""
+    raw = load_breast_cancer()
+    low, high = raw.data.min(axis=0), raw.data.max(axis=0)
+    x, y = 2 * (raw.data - low) / (high - low) - 1, raw.target.astype(np.int64)
+    order = np.random.default_rng(0).permutation(len(x))
+    first, last = order[:TRAINED], order[TRAINED:]
+    return Rows(x[first], y[first]), Rows(x[last], y[last])
+
+
+def within_bounds(held: Rows, count: int) -> Rows:
+    """Return the held-out rows, then rows drawn uniformly within the bounds, `count` in all; those have no labels."""
+    drawn = np.random.default_rng(1).uniform(-1, 1, (count - len(held.x), held.x.shape[1]))
+    return Rows(np.concatenate([held.x, drawn]), np.concatenate([held.labels, np.full(len(drawn), -1)]))
+
+
+def images(path: Path | None, shape: tuple[int, int, int]) -> Rows:
+    """Return test images, channel by channel, in [-1, 1]; drawn ones without labels where there is no file."""
+    channels, height, width = shape
+    if path is None or not path.is_file():
+        x = np.random.default_rng(2).uniform(-1, 1, (20, channels * height * width))
+        return Rows(x, np.full(len(x), -1))
+    with np.load(path) as archive:
+        x, labels = archive["x_test"], archive["y_test"]
+    x = x.reshape(-1, height, width, channels).transpose(0, 3, 1, 2).reshape(len(x), -1)
+    return Rows(x / 127.5 - 1, labels.reshape(-1).astype(np.int64))
+
+
+# --- cases ------------------------------------------------------------------------------------------------------------
+
+
+def ready(case: Case, make: Callable[[], Backend]) -> Case:
+    """Return `case` with its backend, or with everything that keeps it from running."""
+    assert case.graph is not None
+    try:
+        backend = make()
+        problems = backend.check(case.graph)
+    except (TypeError, ConfideError, NotImplementedError) as error:
+        return _without(case, f"not yet: {error}")
+    if problems:
+        return _without(case, "not yet: " + "; ".join(map(str, problems[:3])))
+    return replace(case, backend=backend)
+
+
+def _without(case: Case, why: str) -> Case:
+    return replace(case, why=" ".join(why.split()))
+
+
+def network_of(name: str) -> Graph | str:
+    """Return the network of bench/models, or why there is none."""
+    path = MODELS / f"{name}.onnx"
+    if not path.is_file():
+        return f"not yet: no {path.name} in bench/models"
+    try:
+        return from_onnx(path.read_bytes())
+    except ConfideError as error:
+        return f"not yet: {error}"
+
+
+def linear_cases() -> list[Case]:
+    """Return the logistic regression under each backend, and a small network."""
+    train, held = breast_cancer()
+    options: dict[str, Any] = {"steps": 300, "momentum": 0.9, "weight_decay": 1e-4}
+    logistic = descend(zoo.logistic(30), train.x, train.labels, learning_rate=1.0, **options)
+    small = descend(zoo.mlp(30, 16, seed=1), train.x, train.labels, learning_rate=0.01, **options)
+    listed = (
+        ("logistic", "logistic 30, BFV, protected", {"server": 1.5, "end to end": 4.0}, Homomorphic),
+        ("logistic-open", "logistic 30, BFV, open", {"end to end": 2.0}, lambda: Homomorphic(protect_model=False)),
+        ("logistic-ckks", "logistic 30, CKKS, protected", {"server": 5.0, "end to end": 12.0}, _ckks),
+        ("paillier", "logistic 30, Paillier 3072", {}, Paillier),
+    )
+    found = [
+        ready(Case(name, title, held, logistic, bars=bars, peers="logistic"), make)
+        for name, title, bars, make in listed
+    ]
+    found.append(
+        ready(Case("network", "network 30-16-1", held, small, bars={"end to end": 60.0}, peers="network"), Homomorphic)
+    )
+    bulk = Case("bulk", "bulk scoring, logistic 30", within_bounds(held, 65536), logistic, bars={"rows/s": 20_000})
+    return [*found, ready(bulk, lambda: Homomorphic(**_goal(Homomorphic)))]
+
+
+def _ckks() -> Backend:
+    return Homomorphic(scheme="ckks")  # type: ignore[call-arg]
+
+
+def _goal(kind: type[Homomorphic]) -> dict[str, Any]:
+    """Return the settings that ask for throughput, where the backend has them."""
+    try:
+        kind(goal="throughput")  # type: ignore[call-arg]
+    except TypeError:
+        return {}
+    return {"goal": "throughput"}
+
+
+def network_cases(cifar: Path | None = None) -> list[Case]:
+    """Return the networks of bench/models."""
+    digit, photo = (1, 28, 28), (3, 32, 32)
+    sizes = {"keys kB": 60_000.0, "query kB": 500.0, "reply kB": 150.0}
+    found: list[Case] = []
+    for name, title, shape, bars in (
+        ("mlp", "MLP 784-128-128-10", digit, {"end to end": 200.0}),
+        ("lola", "MNIST, LoLa network", digit, {"end to end": 120.0} | sizes),
+        ("lenet", "MNIST, LeNet", digit, {"end to end": 1200.0}),
+        ("cifar", "CIFAR-10 network", photo, {"end to end": 60_000.0, "server memory MB": 12_000.0}),
+    ):
+        rows = images(MNIST if shape == digit else cifar, shape)
+        graph = network_of(name)
+        case = Case(name, title, rows, None if isinstance(graph, str) else graph, bars=bars, peers=name)
+        found.append(_without(case, graph) if isinstance(graph, str) else ready(case, Homomorphic))
+    return found
+
+
+def tree_cases() -> list[Case]:
+    """Return the boosted trees, whose decisions are compared on 10,000 rows."""
+    _, held = breast_cancer()
+    graph = network_of("xgboost")
+    bars = {"end to end": 500.0}
+    case = Case("trees", "XGBoost, 20 trees of depth 3", within_bounds(held, 10_000), bars=bars, peers="trees")
+    if isinstance(graph, str):
+        return [_without(case, graph)]
+    return [ready(replace(case, graph=graph), Homomorphic)]
+
+
+def cases(cifar: Path | None = None) -> list[Case]:
+    """Return every case, those that cannot run yet among them."""
+    return [*linear_cases(), *network_cases(cifar), *tree_cases()]
+
+
+def chain_of(width: int, depth: int, outputs: int = 10) -> Graph:
+    """Return a network of `depth` squares between dense layers of one width, its weights drawn: for growth curves."""
+    rng = np.random.default_rng(3)
+    layers: list[Any] = []
+    for _ in range(depth):
+        layers += [Linear(rng.normal(0, 0.5 / np.sqrt(width), (width, width)), np.zeros(width)), Square()]
+    layers.append(Linear(rng.normal(0, 1 / np.sqrt(width), (outputs, width)), np.zeros(outputs)))
+    return Graph(tuple(layers))

@@ -1,0 +1,82 @@
+"""How an encrypted network grows with its width, its depth and the ring degree: used by bench/he.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from he_cases import Case, Rows, chain_of, ready
+from he_ours import measure
+
+from confide.he import Homomorphic
+
+WIDTHS, DEPTHS = (16, 32, 64, 128, 256, 512), (1, 2, 3, 4, 5, 6)
+WIDTH, DEPTH = 64, 2  # what stays the same while the other grows
+
+
+def points() -> list[tuple[str, int, int, int]]:
+    """Return (curve, width, depth, wanted bits) of every point; more bits want a larger ring."""
+    found = [("width", width, DEPTH, 10) for width in WIDTHS]
+    found += [("depth", WIDTH, depth, 10) for depth in DEPTHS]
+    return found + [("precision", WIDTH, DEPTH, bits) for bits in (6, 10, 16, 20, 24)]
+
+
+def curves(seconds: float, plot: Path | None) -> list[dict[str, Any]]:
+    """Print and return the figures of every point; the ring degree is the planner's choice and stands beside each."""
+    records: list[dict[str, Any]] = []
+    shown: list[tuple[str, int, float, int]] = []
+    for curve, width, depth, bits in points():
+        graph = chain_of(width, depth)
+        x = np.random.default_rng(4).uniform(-1, 1, (20, width))
+        title = f"{width} wide, {depth} squares, {bits} bits"
+        case = Case("growth", title, Rows(x, np.full(20, -1)), graph)
+        backend = Homomorphic(precision_bits=bits)
+        case = ready(case, lambda backend=backend: backend)
+        if case.backend is None:
+            print(f"{curve:<10} {title:<32} {case.why}")
+            continue
+        degree = backend.plan(graph).parameters.degree
+        ours = measure(case, repeats=30, seconds=min(seconds, 20), crowds=())
+        server, whole = median(ours.server), median(ours.end_to_end)
+        print(
+            f"{curve:<10} {title:<32} N={degree:<6} server {server:9.2f} ms, end to end {whole:9.2f} ms, "
+            f"cold {median(ours.cold):9.1f} ms, keys {ours.keys_bytes / 1e6:7.2f} MB, "
+            f"query {ours.query_bytes / 1e3:7.1f} kB, reply {ours.reply_bytes / 1e3:6.1f} kB, error {ours.error:.1e}",
+            flush=True,
+        )
+        shown.append((curve, {"width": width, "depth": depth, "precision": bits}[curve], server, degree))
+        empty = dict.fromkeys(("peer", "peer_value", "bar", "met"))
+        for figure, value, unit in (
+            ("server", server, "ms"),
+            ("end to end", whole, "ms"),
+            ("keys", ours.keys_bytes / 1e6, "MB"),
+        ):
+            name = f"{curve}: {title}, N={degree}, {figure}"
+            records.append({"figure": name, "value": round(value, 3), "unit": unit} | empty)
+    if plot:
+        draw(shown, plot)
+    return records
+
+
+def draw(shown: list[tuple[str, int, float, int]], path: Path) -> None:
+    """Write one panel for each curve: the server's time, marked by the ring degree that the planner took."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), constrained_layout=True)
+    for axis, curve in zip(axes, ("width", "depth", "precision"), strict=True):
+        here = [(at, server, degree) for name, at, server, degree in shown if name == curve]
+        axis.plot([at for at, _, _ in here], [server for _, server, _ in here], "-", color="tab:grey")
+        for place, degree in enumerate(sorted({degree for _, _, degree in here})):
+            some = [(at, server) for at, server, other in here if other == degree]
+            axis.plot(*zip(*some, strict=True), "o", color=f"C{place}", label=f"N = {degree}")
+        axis.set(yscale="log", xlabel=curve, ylabel="server, ms")
+        if curve == "width":
+            axis.set(xscale="log")
+        axis.grid(alpha=0.3)
+        axis.legend()
+    figure.savefig(path, dpi=150)

@@ -1,0 +1,212 @@
+"""`confide serve`: a model file as a service."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import tomllib
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from confide.cli import console
+from confide.cli.console import warnings_as_lines
+from confide.errors import UsageError
+
+if TYPE_CHECKING:
+    from confide.serve.limits import Limits
+    from confide.serve.server import Server
+
+
+def serve(
+    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
+    backend: Annotated[
+        list[str],
+        typer.Option(help="plain, he or paillier; may be repeated, the first is the clients' default."),
+    ] = ["he"],  # noqa: B006 (typer copies it)
+    open_model: Annotated[
+        bool, typer.Option("--open-model", help="With he: faster, but a client can read the weights from one reply.")
+    ] = False,
+    trust: Annotated[
+        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; all but loopback need TLS.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
+    private_key: Annotated[Path | None, typer.Option(help="TLS private key, PEM.")] = None,
+    insecure_plain_http: Annotated[
+        bool, typer.Option("--insecure-plain-http", help="Listen beyond loopback without TLS: open to the network.")
+    ] = False,
+    client_ca: Annotated[
+        Path | None, typer.Option(help="PEM file of the authorities that certify clients; all others are cut off.")
+    ] = None,
+    share_port: Annotated[
+        bool, typer.Option("--share-port", help="Let other servers of this user listen at the same port.")
+    ] = False,
+    workers: Annotated[
+        int, typer.Option(min=0, help="Processes that answer, each with the model in memory; 0: threads of this one.")
+    ] = 2,
+    store: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|URL", help="Keeps clients' public keys over restarts: an SQLite file or postgresql://..."
+        ),
+    ] = None,
+    api_keys: Annotated[
+        Path | None, typer.Option(help='TOML file with lines HOLDER = "hash"; `confide api-key` makes them.')
+    ] = None,
+    query_quota: Annotated[
+        int | None, typer.Option(min=1, help="Rows per caller and model, ever: features + 1 copy a linear model.")
+    ] = None,
+    total_quota: Annotated[int | None, typer.Option(min=1, help="Rows per caller over all models, ever.")] = None,
+    limit: Annotated[
+        list[str], typer.Option(metavar="NAME=VALUE", help="Another bound of docs/serve.md; may be repeated.")
+    ] = [],  # noqa: B006 (typer copies it)
+    metrics: Annotated[bool, typer.Option("--metrics", help="Serve Prometheus figures at /metrics.")] = False,
+) -> None:
+    """Serve a model over HTTP: Open Inference Protocol v2, with encrypted queries.
+
+    Prints the address once it accepts connections, then one JSON line for each request, without inputs.
+
+        confide serve model.confide --backend he --backend plain
+    """
+    from confide.serve.listen import serve as listen
+
+    limits = _limits(limit, workers=workers, query_quota=query_quota, total_quota=total_quota)
+    if limits.counts and store is None:
+        raise UsageError("Expected --store with a quota: counts must outlive a restart; name a file or a database")
+    with _kept_at(store) as place:
+        server = _server(
+            model,
+            backends=tuple(dict.fromkeys(backend)),
+            open_model=open_model,
+            trust=trust,
+            processes=workers > 0,
+            store=place,
+            limits=limits,
+            api_keys=_api_keys(api_keys) if api_keys else None,
+            certificates=client_ca is not None,
+            metrics=metrics,
+        )
+
+        def ready(url: str) -> None:
+            for line in _told(server):
+                console.err.print(line)
+            console.out.print(f"listening on {url}")
+            sys.stdout.flush()  # whoever started this process waits for the line
+
+        try:
+            listen(
+                server,
+                host=host,
+                port=port,
+                certificate=certificate,
+                private_key=private_key,
+                client_ca=client_ca,
+                share_port=share_port,
+                insecure_plain_http=insecure_plain_http,
+                ready=ready,
+            )
+        finally:
+            server.close()
+
+
+def _limits(given: Sequence[str], *, workers: int, query_quota: int | None, total_quota: int | None) -> Limits:
+    from confide.serve.limits import Limits
+
+    values: dict[str, Any] = {"query_quota": query_quota, "total_quota": total_quota, "workers": workers or 2}
+    numbers = {field.name for field in fields(Limits)} - values.keys()
+    for one in given:
+        name, _, text = one.partition("=")
+        if name not in numbers:
+            raise UsageError(f"Expected --limit NAME=VALUE with a name of docs/serve.md, got {name!r}")
+        try:
+            values[name] = int(text) if text.isdigit() else float(text)
+        except ValueError:
+            raise UsageError(f"Expected --limit {name}=VALUE with a number") from None
+    return Limits(**values)
+
+
+@contextmanager
+def _kept_at(store: str | None) -> Generator[str]:
+    """Yield where keys are kept: a file that ends with this server, if no other is named."""
+    if store is not None:
+        yield store
+        return
+    with tempfile.TemporaryDirectory(prefix="confide-serve-") as folder:
+        yield str(Path(folder) / "keys.db")
+
+
+def _server(
+    path: Path,
+    *,
+    backends: tuple[str, ...],
+    open_model: bool,
+    trust: str | None,
+    processes: bool,
+    store: str,
+    limits: Limits,
+    api_keys: dict[str, str] | None,
+    certificates: bool,
+    metrics: bool,
+) -> Server:
+    """Prepare the model of a file; raises before any process is started if the file is not what it should be."""
+    from confide.model.artifact import decode, read, read_public_key
+    from confide.serve.keys import open_stores
+    from confide.serve.pool import create_pooled_app
+    from confide.serve.server import create_app
+    from confide.serve.source import model_file
+
+    with warnings_as_lines():
+        body = read(path)
+        artifact = decode(body, trust=read_public_key(trust) if trust else None, where=str(path))
+    source = model_file(
+        _model_name(path), body, signer=bytes.fromhex(artifact.signer), backends=backends, open_model=open_model
+    )
+    models = source.models()  # a mistake shows here already
+    shared: dict[str, Any] = {
+        "limits": limits,
+        "api_keys": api_keys,
+        "certificates": certificates,
+        "log": sys.stdout,
+        "metrics": metrics,
+    }
+    if processes:
+        return create_pooled_app(source, store=store, **shared)
+    stores = open_stores(store, limits)
+    return create_app(models, store=stores.keys, usage=stores.usage, **shared)
+
+
+def _told(server: Server) -> list[str]:
+    """Return what the operator should know before anybody asks."""
+    lines: list[str] = []
+    for about in server.abouts:
+        lines += [f"{about.backend}: {line}" for line in about.lines]
+        quotas = [quota for quota in (server.limits.query_quota, server.limits.total_quota) if quota is not None]
+        if not any(quota < about.determined_rows for quota in quotas):
+            lines.append(
+                f"warning: no quota is below {about.determined_rows} rows, so a caller may copy {about.model}; set "
+                "--query-quota"
+            )
+    return list(dict.fromkeys(lines))
+
+
+def _model_name(path: Path) -> str:
+    """Return a file's name as a model name: letters, digits, '-', '_' and '.' only."""
+    return "".join(
+        letter if letter.isascii() and (letter.isalnum() or letter in "-_.") else "-" for letter in path.stem
+    )[:64]
+
+
+def _api_keys(path: Path) -> dict[str, str]:
+    try:
+        table = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
+        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one') from None
+    if not all(isinstance(value, str) for value in table.values()):
+        raise UsageError(f'Expected lines HOLDER = "hash" in {path}; `confide api-key HOLDER` prints one')
+    return table

@@ -1,0 +1,92 @@
+"""The largest error of a network's outputs for every input in the box, followed through the stages.
+
+Errors of encryption, rounding and key switching count as independent and are bounded at `noise.TAIL` deviations: the
+bound fails with probability below 2^-64 under that usual assumption. It holds where the plan is certified; elsewhere
+it holds for inputs whose values stay within the plan's room.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.he import noise
+from confide.he.normalise import Constants, Ready
+from confide.he.plan_network import NetworkPlan
+from confide.he.shapes import LinearMap
+from confide.he.stages import Combined, Mapped, Multiplied, product_scale
+
+Matrix = NDArray[np.float64]
+
+#: Relative error of the few float64 operations around the ciphertexts, generously.
+FLOAT_ERROR = 2.0**-44
+
+
+def error_bound(plan: NetworkPlan, ready: Ready) -> Matrix:
+    """Return the largest error of each output, in the model's own numbers, shape (outputs,)."""
+    degree = plan.parameters.degree
+    errors = [np.full(plan.features, noise.TAIL * noise.fresh(degree) / plan.registers[0].scale)]
+    slots = [1.5]  # largest absolute value in any slot, rubbish included
+    for number, part in enumerate(ready.parts):
+        stage = plan.stages[number]
+        read = [errors[source] for source in stage.sources]
+        match stage:
+            case Mapped():
+                assert isinstance(part, LinearMap)
+                error, most = _mapped(plan, number, part, read[0], ready.largest[stage.source], slots[stage.source])
+            case Multiplied():
+                left, right = (ready.largest[source] for source in stage.sources)
+                error = left * read[1] + right * read[0] + read[0] * read[1] + _switched(plan, number)
+                most = slots[stage.left] * slots[stage.right]
+            case Combined():
+                assert isinstance(part, Constants)
+                error, most = _combined(stage, part, read, [slots[source] for source in stage.terms])
+        if stage.drops:
+            error = error + noise.TAIL * noise.rounding(degree) / plan.registers[number + 1].scale
+        errors.append(error)
+        slots.append(most)
+    last = errors[-1] + FLOAT_ERROR * (1 + ready.largest[-1])
+    if plan.protected:
+        last = last + noise.TAIL * noise.zero(degree, plan.parameters.special) / plan.reply_scale + plan.flooding
+    return np.ldexp(last, ready.exponent)
+
+
+def _switched(plan: NetworkPlan, number: int) -> float:
+    """Return the error of a stage's key switch at the scale of its product."""
+    stage, parameters = plan.stages[number], plan.parameters
+    read = [plan.registers[source] for source in stage.sources]
+    primes = parameters.data_primes[: min(register.limbs for register in read)]
+    return noise.TAIL * noise.switching(parameters.degree, primes, parameters.special) / product_scale(stage, read)
+
+
+def _mapped(
+    plan: NetworkPlan, number: int, part: LinearMap, error: Matrix, largest: Matrix, most: float
+) -> tuple[Matrix, float]:
+    stage, after, parameters = plan.stages[number], plan.registers[number + 1], plan.parameters
+    assert isinstance(stage, Mapped)
+    degree, rotations = parameters.degree, stage.layout.rotations
+    folds = 1 << (len(rotations.sums) + stage.conjugate)
+    before = _switched(plan, number) * 2.0**stage.weight_bits
+    longest = sum(count - 1 for count, _ in rotations.babies) + (rotations.base != 0)
+    weights = np.abs(part.weight)
+    rounded = noise.TAIL * noise.encoding(degree) * np.sqrt(float(rotations.products * folds)) / 2.0**stage.weight_bits
+    found = part.applied(weights, error + longest * before) + rounded * (most + error.max())
+    found = found + (rotations.giant[0] - 1) * folds * _switched(plan, number)
+    if folds > 1:
+        switch = noise.switching(degree, parameters.data_primes[: after.limbs], parameters.special)
+        found = found + folds * noise.TAIL * switch / after.scale
+    if stage.drops:
+        found = found + (folds - 1) * noise.TAIL * noise.rounding(degree) / after.scale
+    found = found + noise.TAIL * noise.encoding(degree) / after.scale
+    partial = part.applied(weights, largest) + np.abs(part.bias)
+    return found, float(partial.max())
+
+
+def _combined(stage: Combined, part: Constants, read: Sequence[Matrix], slots: Sequence[float]) -> tuple[Matrix, float]:
+    error, most = np.zeros(1), abs(part.offset)
+    for factor, term, largest in zip(part.factors, read, slots, strict=True):
+        error = error + abs(factor) * term + largest * 2.0**-stage.weight_bits
+        most += abs(factor) * largest
+    return error + 2.0**-stage.weight_bits, most

@@ -1,0 +1,67 @@
+"""Clients' public keys as a server works with them: parsed once, and forgotten in the order of their last use."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+#: Bytes of parsed keys for each byte of an upload, at most: residues of 32 bits or more are words of 64 in memory.
+EXPANSION = 2
+
+_DEFAULT_BYTES = 512 << 20
+
+
+class LoadedKeys:
+    """Parsed keys up to a number of bytes; several models of a process may share one.
+
+    Args:
+        max_bytes: of memory; the keys that were used longest ago leave first, those just asked for never do.
+    """
+
+    def __init__(self, max_bytes: int = _DEFAULT_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._kept: dict[tuple[int, str], tuple[object, int]] = {}
+        self._held_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def held_bytes(self) -> int:
+        """Return how much memory the keys take, estimated from the bytes of their uploads."""
+        return self._held_bytes
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, owner: object, key_id: str, load: Callable[[], tuple[object, int]]) -> object:
+        """Return the keys called `key_id`, from `load` if they are not here.
+
+        Args:
+            owner: keys for different owners (kits) do not meet.
+            key_id: their name.
+            load: returns them parsed, and the bytes of the upload; whatever it raises, nothing is kept.
+        """
+        place = (id(owner), key_id)
+        with self._lock:
+            found = self._kept.pop(place, None)
+            if found is not None:
+                self._kept[place] = found  # the latest stands last
+                return found[0]
+        keys, size = load()
+        with self._lock:
+            self._drop(place)  # another thread may have loaded them meanwhile
+            self._kept[place] = (keys, EXPANSION * size)
+            self._held_bytes += EXPANSION * size
+            for oldest in list(self._kept)[:-1]:
+                if self._held_bytes <= self._max_bytes:
+                    break
+                self._drop(oldest)
+        return keys
+
+    def forget(self, owner: object, key_id: str) -> None:
+        """Forget keys that their store does not have any more."""
+        with self._lock:
+            self._drop((id(owner), key_id))
+
+    def _drop(self, place: tuple[int, str]) -> None:
+        _, size = self._kept.pop(place, (None, 0))
+        self._held_bytes -= size

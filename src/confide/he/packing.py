@@ -1,0 +1,197 @@
+"""Where vectors stand in the slots of a ciphertext, and which rotations a linear map takes between two such places.
+
+A packing says which number of a vector stands in each slot; everything else follows from it. For a map y = W x, slot s
+of the result collects W[o(s), i(s + k)] · x over the rotations k of a set: `diagonals` reads the weights off, whatever
+the packings are. The set of rotations is a grid, so that one key serves each axis: babies are rotations of the input,
+giants rotations of sums (Horner's rule), and `sums` add parts of results that lie at a distance.
+
+    n      slots
+    label  the number that stands in a slot; -1 where there is none, and whatever is there then counts as rubbish
+
+Paper: diagonals after Halevi and Shoup (CRYPTO 2014, 2018); several outputs per block after GAZELLE (USENIX Security
+2018); strided convolutions in one level by multiplexed packing after Lee et al. (ICML 2022).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import product
+from math import prod
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.errors import ProtocolError
+
+Indices = NDArray[np.int64]
+
+_MOST_AXES = 6
+_MOST_SLOTS = 1 << 14
+_MOST_ROTATIONS = 1 << 12
+
+#: A count and the distance between neighbours.
+Axis = tuple[int, int]
+
+
+class Packing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Number i of a vector, in mixed radix (d_0, d_1, ...) over the axes' counts, stands in slot Σ d_j · stride_j.
+
+    Args:
+        size: numbers of the vector; slots of larger numbers hold rubbish.
+        axes: (count, stride), from the most significant digit to the least; no two numbers share a slot.
+        period: the whole repeats after so many slots; a power of two that divides n.
+        copies: repetitions that hold numbers, from the first on.
+    """
+
+    size: int
+    axes: tuple[Axis, ...]
+    period: int
+    copies: int
+
+    def slots_of(self) -> Indices:
+        """Return the slot of each number in the first copy, shape (size,)."""
+        number, slot = np.arange(self.size), np.zeros(self.size, np.int64)
+        for count, stride in reversed(self.axes):
+            slot += (number % count) * stride
+            number = number // count
+        return slot
+
+    def labels(self, slots: int) -> Indices:
+        """Return the number in each slot, -1 for rubbish, shape (slots,)."""
+        labels = np.full(slots, -1, np.int64)
+        base = self.slots_of()
+        for copy in range(self.copies):
+            labels[base + copy * self.period] = np.arange(self.size)
+        return labels
+
+    def checked(self, slots: int) -> Packing:
+        """Return self if it fits `slots`; a stranger may have sent it. Raises ProtocolError if not."""
+        _check_axes(self.axes)
+        if not (1 <= self.size <= prod(count for count, _ in self.axes) and 1 <= self.copies <= slots):
+            raise ProtocolError("Expected a packing whose axes hold its numbers")
+        if not 1 <= self.period <= slots or self.period * self.copies > slots:
+            raise ProtocolError("Expected a packing that fits the slots")
+        if sum((count - 1) * stride for count, stride in self.axes) >= self.period:
+            raise ProtocolError("Expected a packing whose numbers lie within its period")
+        return self
+
+
+class Rotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The rotations of a linear map: k = base + a grid of babies + giant · j.
+
+    Args:
+        base: the first rotation, may be below 0.
+        babies: (count, step) of each axis; every baby comes from its neighbour along an axis.
+        giant: (count, step) of the giant steps.
+        sums: rotations after which a result is added to itself.
+    """
+
+    base: int
+    babies: tuple[Axis, ...]
+    giant: Axis
+    sums: tuple[int, ...]
+
+    @property
+    def offsets(self) -> tuple[int, ...]:
+        """Return the rotation of each baby, the first axis slowest."""
+        parts = product(*(range(0, count * step, step) for count, step in self.babies))
+        return tuple(self.base + sum(part) for part in parts)
+
+    @property
+    def keys(self) -> frozenset[int]:
+        """Return every rotation for which a key is needed."""
+        steps = {self.base, *(step for count, step in self.babies if count > 1), *self.sums}
+        return frozenset(steps | ({self.giant[1]} if self.giant[0] > 1 else set())) - {0}
+
+    @property
+    def before(self) -> int:
+        """Return how often fresh inputs or products are rotated: babies and giants."""
+        count = prod(count for count, _ in self.babies)
+        return count - (self.base == 0) + self.giant[0] - 1
+
+    @property
+    def products(self) -> int:
+        """Return how many plaintext products there are at most."""
+        return prod(count for count, _ in self.babies) * self.giant[0]
+
+    def distinct(self, slots: int) -> Iterator[tuple[int, int, int]]:
+        """Yield (giant, place of the baby, whole rotation), leaving out whole rotations that came before."""
+        seen: set[int] = set()
+        for giant in range(self.giant[0]):
+            for place, offset in enumerate(self.offsets):
+                whole = (offset + giant * self.giant[1]) % slots
+                if whole not in seen:
+                    seen.add(whole)
+                    yield giant, place, whole
+
+    def derived(self) -> Iterator[tuple[int, int]]:
+        """Yield for each baby its parent's place and the step from there; the first one's parent is the input, -1."""
+        yield -1, self.base
+        strides = [prod(count for count, _ in self.babies[place + 1 :]) for place in range(len(self.babies))]
+        for digits in list(np.ndindex(*(count for count, _ in self.babies)))[1:]:
+            axis = max(place for place, digit in enumerate(digits) if digit)
+            place = sum(digit * stride for digit, stride in zip(digits, strides, strict=True))
+            yield place - strides[axis], self.babies[axis][1]
+
+    def checked(self, slots: int) -> Rotations:
+        """Return self if it fits `slots`. Raises ProtocolError if not."""
+        _check_axes(self.babies)
+        _check_axes((self.giant,))
+        if any(not 1 <= abs(step) < slots for step in self.sums) or len(self.sums) > _MOST_AXES * 4:
+            raise ProtocolError("Expected rotations within the slots")
+        if abs(self.base) >= slots or self.products > _MOST_ROTATIONS:
+            raise ProtocolError("Expected rotations within the slots, and not more than are in use")
+        return self
+
+
+def _check_axes(axes: tuple[Axis, ...]) -> None:
+    if not len(axes) <= _MOST_AXES:
+        raise ProtocolError(f"Expected at most {_MOST_AXES} axes")
+    if any(not (1 <= count <= _MOST_SLOTS and 0 <= stride <= _MOST_SLOTS) for count, stride in axes):
+        raise ProtocolError("Expected axes within the slots")
+
+
+def parts(labels: Indices, sums: tuple[int, ...]) -> Indices:
+    """Return which result each slot holds a part of, before the parts are added up, shape (slots,)."""
+    before = labels.copy()
+    for step in sums:
+        moved = np.roll(before, step)  # slot s + step goes into slot s
+        before = np.where(before >= 0, before, moved)
+    return before
+
+
+#: Returns the weights W[o, i] for arrays of labels, 0 where one is -1.
+Weights = Callable[[Indices, Indices], NDArray[np.float64]]
+
+
+def diagonal(weights: Weights, results: Indices, inputs: Indices, rotation: int) -> NDArray[np.float64]:
+    """Return what multiplies the input after `rotation`: W[o(s), i(s + k)] in slot s.
+
+    Args:
+        weights: of the map.
+        results: `parts` of the results, shape (slots,).
+        inputs: labels of the input, shape (slots,).
+        rotation: k.
+    """
+    return weights(results, np.roll(inputs, -rotation))
+
+
+def simulate(
+    weights: Weights, rotations: Rotations, results: Indices, inputs: Indices, x: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return what the slots hold after the map, computed in the clear as the engine would: its specification.
+
+    Args:
+        weights: of the map.
+        rotations: babies, giants, sums.
+        results: `parts` of the results.
+        inputs: labels of the input.
+        x: the slots, rubbish included, float64, shape (slots,).
+    """
+    total = np.zeros(len(x))
+    for _, _, rotation in rotations.distinct(len(x)):
+        total += diagonal(weights, results, inputs, rotation) * np.roll(x, -rotation)
+    for step in rotations.sums:
+        total += np.roll(total, -step)
+    return total

@@ -1,0 +1,312 @@
+"""Worker processes: predictions run in them, because Microsoft SEAL's Python binding keeps the interpreter to itself.
+
+Every worker is started afresh (no fork), prepares the models once and then answers one request at a time. A worker that
+dies is replaced, and its request is answered 503; one that works longer than `answer_seconds` is ended. Requests of
+one key id go to the worker that has those keys loaded, where it is free.
+"""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TextIO
+
+import msgspec
+
+from confide import errors
+from confide.crypto.random import SystemRandomness
+from confide.errors import UsageError
+from confide.serve.access import ApiKeys
+from confide.serve.keys import open_stores
+from confide.serve.limits import Limits, busy
+from confide.serve.observe import Observer
+from confide.serve.protocol import Refusal
+from confide.serve.served import About, Answered
+from confide.serve.server import Server, check_callers
+from confide.serve.source import Source
+from confide.serve.work import Failed, Figures
+from confide.serve.worker import Done, Job, NotReady, Ready, Start
+from confide.structs import known
+
+_STOP_SECONDS = 5.0  # for a worker that has nothing to do
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 30.0
+_SHORT_LIFE_SECONDS = 10.0
+_WORKER = "import sys; from confide.serve.worker import main; main(int(sys.argv[1]))"
+
+
+class _Asked(msgspec.Struct, frozen=True):
+    parameters: dict[str, object] = {}
+
+
+class _Worker:
+    """One process and the socket to it."""
+
+    def __init__(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+        self.process = process
+        self.connection = connection
+        self.abouts: tuple[About, ...] = ()
+        self.began = time.monotonic()
+        self.loaded: OrderedDict[str, None] = OrderedDict()  # key ids, as far as we know; the latest stands last
+        self.loaded_keys = self.loaded_bytes = 0
+
+    def note(self, key_id: str, done: Done) -> None:
+        """Follow what the worker holds: the same keys in the same order, cut to the same number."""
+        self.loaded_keys, self.loaded_bytes = done.loaded_keys, done.loaded_bytes
+        if key_id and not done.refused:
+            self.loaded.pop(key_id, None)
+            self.loaded[key_id] = None
+        while len(self.loaded) > done.loaded_keys:
+            self.loaded.popitem(last=False)
+
+
+class Pool:
+    """The work of a server, done in processes.
+
+    Args:
+        source: of the models; every worker makes the same of it.
+        store: where keys and counts are kept, as `open_stores` takes it; a file or a database, which they share.
+        limits: the server's; `workers` is how many processes.
+
+    Raises:
+        ModelError, UsageError, StoreError: what kept the first workers from starting.
+    """
+
+    def __init__(self, source: Source, *, store: str, limits: Limits) -> None:
+        self._start = Start(path=tuple(sys.path), source=source, store=store, limits=limits)
+        self._limits = limits
+        self._changed = threading.Condition()
+        self._free: list[_Worker] = []  # the one that has waited longest stands first
+        self._alive: set[_Worker] = set()
+        self._restarts = 0
+        self._closing = threading.Event()
+        try:
+            with ThreadPoolExecutor(limits.workers) as starting:
+                launched = [starting.submit(self._launch) for _ in range(limits.workers)]
+            first = [one.result() for one in launched]
+            self.abouts = first[0].abouts
+            if any(worker.abouts != self.abouts for worker in first):
+                raise UsageError("Expected a backend whose kits are the same in every process; serve without workers")
+        except BaseException:
+            self.close()
+            raise
+        self._keepers = [threading.Thread(target=self._keep, args=(worker,), daemon=True) for worker in first]
+        for keeper in self._keepers:
+            keeper.start()
+
+    # --- the work -----------------------------------------------------------------------------------------------------
+
+    def register(self, about: About, body: bytes, caller: str) -> Answered:
+        return self._do(Job(kind="register", model=about.model, backend=about.backend, caller=caller), body, "")
+
+    def infer(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered:
+        job = Job(kind="infer", model=about.model, backend=about.backend, caller=caller, header_length=header_length)
+        return self._do(job, body, _key_id(body, header_length) if about.needs_keys else "")
+
+    def figures(self) -> Figures:
+        with self._changed:
+            alive = list(self._alive)
+            return Figures(
+                self._limits.workers,
+                len(alive),
+                self._restarts,
+                sum(worker.loaded_keys for worker in alive),
+                sum(worker.loaded_bytes for worker in alive),
+            )
+
+    def _do(self, job: Job, body: bytes, key_id: str) -> Answered:
+        worker = self._take(key_id)
+        try:
+            done, reply = self._exchange(worker, job, body)
+        except BaseException:  # whatever is still on its way would be the answer to somebody else
+            worker.process.kill()
+            raise
+        worker.note(key_id, done)
+        self._give_back(worker)
+        if done.refused is None:
+            return Answered(reply, done.header_length, done.seconds)
+        if done.refused.place:
+            raise Failed(done.refused.place)
+        refused = done.refused
+        raise Refusal(refused.status, refused.code, refused.text, retry_after_seconds=refused.retry_after_seconds)
+
+    def _exchange(self, worker: _Worker, job: Job, body: bytes) -> tuple[Done, bytes]:
+        try:
+            worker.connection.send_bytes(msgspec.msgpack.encode(job))
+            worker.connection.send_bytes(body)
+            if not worker.connection.poll(self._limits.answer_seconds):
+                raise busy(f"the answer took longer than {self._limits.answer_seconds:g} s")
+            done: Done = msgspec.msgpack.decode(worker.connection.recv_bytes(), type=known(Done))
+            return done, worker.connection.recv_bytes()
+        except (EOFError, OSError):
+            text = "Expected the worker process to live until its answer; ask again later"
+            raise Refusal(503, "worker_ended", text, retry_after_seconds=1) from None
+
+    def _take(self, key_id: str) -> _Worker:
+        deadline = time.monotonic() + self._limits.answer_seconds
+        with self._changed:
+            while not self._free:
+                left = deadline - time.monotonic()
+                if self._closing.is_set() or left <= 0 or not self._changed.wait(left):
+                    raise busy("no worker is free")
+            holder = next((worker for worker in self._free if key_id and key_id in worker.loaded), self._free[0])
+            self._free.remove(holder)
+            return holder
+
+    def _give_back(self, worker: _Worker) -> None:
+        with self._changed:
+            if worker in self._alive:
+                self._free.append(worker)
+                self._changed.notify()
+
+    # --- the processes ------------------------------------------------------------------------------------------------
+
+    def _launch(self) -> _Worker:
+        """Start a process and return it once its models are prepared."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(  # noqa: S603 (this interpreter, our own words)
+                [sys.executable, "-c", _WORKER, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                process_group=0,  # Ctrl-C is for the server, which ends its workers in order
+            )
+        worker = _Worker(process, Connection(ours.detach()))
+        with self._changed:
+            self._alive.add(worker)
+        try:
+            worker.connection.send_bytes(msgspec.msgpack.encode(self._start))
+            answer = msgspec.msgpack.decode(worker.connection.recv_bytes(), type=known(Ready | NotReady))
+        except (EOFError, OSError):
+            answer = NotReady("", "ended")
+        except BaseException:
+            self._lose(worker)
+            raise
+        if isinstance(answer, NotReady):
+            self._lose(worker)
+            raise _why(answer)
+        worker.abouts = answer.abouts
+        with self._changed:
+            if not self._closing.is_set():
+                self._free.append(worker)
+                self._changed.notify()
+                return worker
+        self._lose(worker)
+        raise busy("the server is stopping")
+
+    def _lose(self, worker: _Worker) -> None:
+        """Forget a process that has ended, or end it."""
+        with self._changed:
+            self._alive.discard(worker)
+            if worker in self._free:
+                self._free.remove(worker)
+        worker.process.kill()
+        worker.process.wait()
+
+    def _keep(self, worker: _Worker) -> None:
+        """Replace a process whenever it ends, at growing intervals if it does so at once; until `close`."""
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            worker.process.wait()
+            if self._closing.is_set():
+                return
+            self._lose(worker)
+            if time.monotonic() - worker.began > _SHORT_LIFE_SECONDS:
+                pause = _FIRST_PAUSE_SECONDS
+            while not self._closing.wait(pause):
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+                with suppress(errors.ConfideError):
+                    worker = self._launch()
+                    self._restarts += 1
+                    break
+            else:
+                return
+
+    def close(self) -> None:
+        """Let the workers that have nothing to do end by themselves, and end the others."""
+        self._closing.set()
+        with self._changed:
+            free, self._free = self._free, []
+            alive = list(self._alive)
+            self._changed.notify_all()
+        for worker in alive:
+            if worker in free:
+                worker.connection.close()
+            else:
+                worker.process.kill()
+        for worker in alive:
+            try:
+                worker.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+        with self._changed:
+            self._alive.clear()
+
+
+def create_pooled_app(
+    source: Source,
+    *,
+    store: str | Path,
+    limits: Limits | None = None,
+    api_keys: Mapping[str, str] | None = None,
+    certificates: bool = False,
+    log: TextIO | None = None,
+    metrics: bool = False,
+) -> Server:
+    """Start `limits.workers` processes that prepare the models of `source`, and return the application before them.
+
+    `Server.close`, which the end of the application calls, ends them.
+
+    Args:
+        source: of the models (`confide.serve.source`).
+        store: where keys and counts are kept, for all processes: an SQLite file or `postgresql://user@host/database`.
+        limits, api_keys, certificates, log, metrics: as in `create_app`.
+
+    Raises:
+        ModelError, UsageError, MissingExtra: as in `create_app`.
+        StoreError: the database does not answer.
+    """
+    limits = limits or Limits()
+    check_callers(limits, api_keys, certificates)
+    observer = Observer(log, metrics=metrics)
+    holders = ApiKeys(api_keys) if api_keys else None
+    keys = open_stores(store, limits).keys
+    work = Pool(source, store=str(store), limits=limits)
+    return Server(
+        work,
+        keys=keys,
+        limits=limits,
+        api_keys=holders,
+        certificates=certificates,
+        rng=SystemRandomness(),
+        observer=observer,
+    )
+
+
+def _key_id(body: bytes, header_length: int | None) -> str:
+    """Return the key id that a question names, "" if it does not: only to choose a worker, which reads it again."""
+    try:
+        asked: _Asked = msgspec.json.decode(body[:header_length], type=known(_Asked))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return ""
+    return str(asked.parameters.get("key_id", ""))[:64]
+
+
+def _why(answer: NotReady) -> Exception:
+    """Return the error of a worker that could not start, as its server raises it."""
+    kind = getattr(errors, answer.kind, None)
+    if isinstance(kind, type) and issubclass(kind, errors.ConfideError):
+        made = kind.__new__(kind)  # without the constructor, which for some takes more than the text
+        made.args = (answer.text,)
+        return made
+    return UsageError(f"Expected a worker process to start, got {answer.text}; see standard error")

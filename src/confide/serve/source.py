@@ -1,0 +1,80 @@
+"""Where a server's models come from, as bytes that every worker process can make the same models of."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+import msgspec
+
+from confide.errors import UsageError
+from confide.he import Homomorphic
+from confide.ideal import Backend
+from confide.model.artifact import decode
+from confide.serve import load_backend
+from confide.serve.served import Model
+from confide.structs import known
+
+
+class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A function that makes models, and what it makes them of; comes from this machine alone, never from a client.
+
+    Args:
+        maker: "module:function"; the function takes `argument` and returns the models.
+        argument: bytes.
+    """
+
+    maker: str
+    argument: bytes
+
+    def models(self) -> list[Model]:
+        """Return the models."""
+        module, _, function = self.maker.partition(":")
+        return getattr(import_module(module), function)(self.argument)
+
+
+class _ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: str
+    body: bytes
+    signer: bytes
+    backends: tuple[str, ...]
+    open_model: bool
+
+
+def model_file(name: str, body: bytes, *, signer: bytes, backends: tuple[str, ...], open_model: bool = False) -> Source:
+    """Return the source of one model from a model file.
+
+    Args:
+        name: of the model in the service.
+        body: the file, which `confide.model.artifact.decode` has accepted.
+        signer: the public key that signed it.
+        backends: names, the default first.
+        open_model: True serves it under `he` without model protection.
+    """
+    made = _ModelFile(name=name, body=body, signer=signer, backends=backends, open_model=open_model)
+    return Source("confide.serve.source:from_model_file", msgspec.msgpack.encode(made))
+
+
+def from_model_file(argument: bytes) -> list[Model]:
+    """Return the model of `model_file`."""
+    made: _ModelFile = msgspec.msgpack.decode(argument, type=known(_ModelFile))
+    artifact = decode(made.body, trust=made.signer)
+    return [
+        Model(
+            name=made.name,
+            graph=artifact.graph,
+            label=artifact.label,
+            backends=tuple(_backend(name, open_model=made.open_model) for name in made.backends),
+            preprocess=artifact.preprocess.encode(),
+            link=artifact.link,
+            statement=artifact.statement,
+        )
+    ]
+
+
+def _backend(name: str, *, open_model: bool) -> Backend:
+    backend = load_backend(name)
+    if not open_model:
+        return backend
+    if name != "he":
+        raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
+    return Homomorphic(protect_model=False)

@@ -1,0 +1,166 @@
+"""A worker process: prepares the models once, then answers one job after the other over a socket to its server.
+
+    server -> worker   Start
+    worker -> server   Ready, or NotReady and the end
+    server -> worker   Job, then its body, as two messages
+    worker -> server   Done, then its body, as two messages
+
+Messages are MessagePack of fixed structs behind their length; bodies are bytes as the client sent them. The worker
+reads nothing else, ignores the signals that are meant for its server, and ends when the server does.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+import msgspec
+
+from confide.crypto.random import SystemRandomness
+from confide.errors import ConfideError
+from confide.serve.keys import open_stores
+from confide.serve.limits import Limits
+from confide.serve.served import About, Answered
+from confide.serve.source import Source
+from confide.serve.work import Local, place_of, refusal_of
+from confide.structs import known
+
+
+class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """What a worker needs.
+
+    Args:
+        path: where modules are looked for.
+        source: of the models.
+        store: where the keys and counts are, as `open_stores` takes it.
+        limits: the server's.
+    """
+
+    path: tuple[str, ...]
+    source: Source
+    store: str
+    limits: Limits
+
+
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The models are prepared."""
+
+    abouts: tuple[About, ...]
+
+
+class NotReady(msgspec.Struct, frozen=True, tag=True):
+    """They cannot be; `kind` is the error's class, "" for a bug."""
+
+    kind: str
+    text: str
+
+
+class Job(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """One request; its body follows."""
+
+    kind: str  # "register" or "infer"
+    model: str
+    backend: str
+    caller: str
+    header_length: int | None = None
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """A `Refusal`, and where the bug was if it is one."""
+
+    status: int
+    code: str
+    text: str
+    retry_after_seconds: int | None
+    place: str
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True, tag=True):
+    """The outcome of a job; the reply's body follows, empty where it was refused.
+
+    Args:
+        header_length, seconds: as in `Answered`.
+        refused: instead of an answer.
+        loaded_keys, loaded_bytes: what this process holds now.
+    """
+
+    header_length: int | None = None
+    seconds: float = 0.0
+    refused: Refused | None = None
+    loaded_keys: int
+    loaded_bytes: int
+
+
+def main(descriptor: int) -> None:
+    """Work for the server at the other end of the socket `descriptor` until it closes it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal or a service manager: the server ends us in order
+        signal.signal(number, signal.SIG_IGN)
+    connection = Connection(descriptor)
+    with suppress(EOFError, OSError):  # the server has ended, or wants us to
+        start: Start = msgspec.msgpack.decode(connection.recv_bytes(), type=known(Start))
+        sys.path[:] = start.path
+        if work := _prepared(start, connection):
+            try:
+                _serve(work, connection)
+            finally:
+                work.close()
+
+
+def _serve(work: Local, connection: Connection) -> None:
+    while True:
+        job: Job = msgspec.msgpack.decode(connection.recv_bytes(), type=known(Job))
+        done, reply = _answer(work, job, connection.recv_bytes())
+        connection.send_bytes(msgspec.msgpack.encode(done))
+        connection.send_bytes(reply)
+        del reply  # of many megabytes, until the next job
+
+
+def _prepared(start: Start, connection: Connection) -> Local | None:
+    """Return the work, or None after telling the server why there is none."""
+    answer: Ready | NotReady
+    work = None
+    try:
+        stores = open_stores(start.store, start.limits)
+        work = Local(
+            start.source.models(),
+            store=stores.keys,
+            usage=stores.usage,
+            limits=start.limits,
+            rng=SystemRandomness(),
+        )
+        answer = Ready(work.abouts)
+    except ConfideError as error:
+        answer = NotReady(type(error).__name__, str(error))
+    except Exception as error:
+        answer = NotReady("", place_of(error))
+    connection.send_bytes(msgspec.msgpack.encode(answer))
+    return work
+
+
+def _answer(work: Local, job: Job, body: bytes) -> tuple[Done, bytes]:
+    refused, answered = None, Answered(b"", None, 0.0)
+    try:
+        about = work.served[job.model, job.backend].about
+        if job.kind == "register":
+            answered = work.register(about, body, job.caller)
+        else:
+            answered = work.infer(about, body, job.header_length, job.caller)
+    except Exception as error:
+        refusal = refusal_of(error)
+        place = place_of(error) if refusal.status == 500 else ""
+        refused = Refused(refusal.status, refusal.code, refusal.text, refusal.retry_after_seconds, place)
+    figures = work.figures()
+    done = Done(
+        header_length=answered.header_length,
+        seconds=answered.seconds,
+        refused=refused,
+        loaded_keys=figures.loaded_keys,
+        loaded_bytes=figures.loaded_bytes,
+    )
+    return done, answered.body
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
