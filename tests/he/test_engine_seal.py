@@ -64,7 +64,7 @@ def test_zero_weights_are_neither_refused_nor_shown():
     blank = Linear(np.zeros((16, 30)), np.zeros(16))
     pair = ready(Homomorphic(), Graph((blank, Square(), Linear(np.zeros((1, 16)), np.array([0.25])))))
     transcript = pair.predict(corners(1, 30))
-    assert abs(transcript.output("client").item() - 0.25) < 1e-6
+    assert abs(transcript.output("client").item() - 0.25) < 1e-3
     assert transcript.sizes == SMALL_SIZES
 
 
