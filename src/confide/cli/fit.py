@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from confide.cli import console
@@ -88,8 +89,6 @@ def _model(model: Path, trust: str | None) -> tuple[Any, Any]:
 
 def _records(table: Path, schema: Path | None, graph: Any, prepare: Any) -> tuple[Any, Any, Any]:
     """Return features as a graph takes them, labels, and the preparation of a table."""
-    import numpy as np
-
     from confide.data.schema import Category, Number, Schema
     from confide.data.table import read_table
     from confide.model.preprocess import OneHot, Preprocess, Scale
