@@ -12,7 +12,7 @@ from confide.he.envelope import SealedQuery
 from confide.he.packed import packed_bytes
 from confide.he.plan_linear import LinearPlan
 from confide.he.plan_network import NetworkPlan
-from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.model.graph import Graph, Linear, Relu, Sigmoid, Square
 from confide.wire import alter, decode, encode
 from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
 
@@ -119,6 +119,9 @@ def test_guarantees_say_what_leaks():
     assert "visible to the client" in visible.guarantee_for(logistic(1, 30)).leaks
     assert "No claim is made for the weights" in protected.guarantee_for(mlp(1, 30, 16, 1)).leaks
     assert "No claim is made for the weights" in protected.guarantee.leaks
+    for guarantee in (protected.guarantee, visible.guarantee, protected.guarantee_for(mlp(1, 30, 16, 1))):
+        for assumed in ("honest but curious", "not verified", "honestly generated"):
+            assert assumed in guarantee.leaks
     assert protected.guarantee_for(logistic(1, 30)).primary == "BFV, N=4096, log q=109 (Microsoft SEAL)"
 
 
@@ -288,3 +291,45 @@ def test_odd_mlp_queries_are_refused(rows):
     else:
         failures = altered_struct(pair, corners(1, 6), "he/query", Query, rows=rows)
     assert isinstance(failures["server"], ProtocolError)
+
+
+# --- settings of networks ---------------------------------------------------------------------------------------------
+
+
+def test_activations_become_polynomials_where_a_degree_is_given():
+    graph = Graph((linear(1, 4, 6, 0.2), Relu(), linear(2, 2, 4)))
+    with pytest.raises(ModelError, match="fit-polynomial"):
+        Homomorphic().prepare(graph, RNG)
+    backend = Homomorphic(activation_degree=4, protect_model=False)
+    pair = ready(backend, graph)
+    x = corners(3, 6)
+    y = pair.predict(x).output("client")
+    assert (np.abs(y - backend.arithmetic(graph).apply(x)) <= pair.server.error_bound).all()
+    assert np.abs(y - graph.apply(x)).max() < 0.2 < np.abs(graph.apply(x)).max()
+
+
+def test_linear_models_run_under_ckks_if_asked():
+    graph = logistic(1, 30)
+    pair = ready(Homomorphic(scheme="ckks", precision_bits=16), graph)
+    assert isinstance(pair.client.plan, NetworkPlan)
+    x = corners(3, 30)
+    error = np.abs(pair.predict(x).output("client") - graph.apply(x))
+    assert (error <= pair.server.error_bound).all()
+    assert error.max() < 1e-3
+
+
+def test_ranges_are_certified_or_the_plan_says_so():
+    graph = mlp(3, 20, 16, 12, 2)
+    asked = Homomorphic(certify=True).plan(graph)
+    free = Homomorphic(certify=False).plan(graph)
+    assert isinstance(asked, NetworkPlan)
+    assert isinstance(free, NetworkPlan)
+    assert asked.certified
+    assert not free.certified
+    assert asked.parameters.total_bits >= free.parameters.total_bits
+
+
+@pytest.mark.parametrize("degree", [0, 9])
+def test_degrees_out_of_range_are_refused(degree):
+    with pytest.raises(UsageError, match="activation_degree"):
+        Homomorphic(activation_degree=degree)

@@ -10,7 +10,7 @@ from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.packed import ciphertext_bytes
 from confide.model.graph import Graph, Linear, Sigmoid, Square
-from he.oracle import corners, linear, public_keys, ready
+from he.oracle import RNG, corners, linear, public_keys, ready
 
 SMALL = ready(
     Homomorphic(protect_model=False),
@@ -87,7 +87,7 @@ def test_protected_replies_are_fresh_and_open_ones_are_not():
         secret, public = client.context.generate(bytes(16), client.plan.needs)
         keys = public_keys(pair.server, public)
         query = client.encrypt(secret, x)
-        assert (server.answer(keys, query) != server.answer(keys, query)) is fresh
+        assert (server.answer(keys, query, RNG) != server.answer(keys, query, RNG)) is fresh
 
 
 def test_a_strangers_ciphertexts_are_checked_on_both_sides():
@@ -95,15 +95,15 @@ def test_a_strangers_ciphertexts_are_checked_on_both_sides():
     secret, public = client.context.generate(bytes(16), client.plan.needs)
     keys = public_keys(SMALL.server, public)
     (query,) = client.encrypt(secret, corners(1, 30))
-    (reply,) = server.answer(keys, (query,))
+    (reply,) = server.answer(keys, (query,), RNG)
     limbs = len(client.plan.parameters.data_primes)
     form = client.context.form(limbs=limbs, ntt=True, scale=2.0**client.plan.scale_bits)
     with pytest.raises(ProtocolError):
-        server.answer(keys, (bytes(ciphertext_bytes(form)),))
+        server.answer(keys, (bytes(ciphertext_bytes(form)),), RNG)
     assert client.decrypt(secret, (reply,)).shape == (1, 2)
     for body in (b"", query[:-1], query + b"\0", reply, b"\xff" * len(query)):
         with pytest.raises(ProtocolError):
-            server.answer(keys, (body,))
+            server.answer(keys, (body,), RNG)
     for body in (b"", reply[:-1], reply + b"\0", query, b"\xff" * len(reply)):
         with pytest.raises(ProtocolError):
             client.decrypt(secret, (body,))

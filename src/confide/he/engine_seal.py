@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.crypto.random import Randomness
 from confide.he import diagonals
 from confide.he.encode import in_box
 from confide.he.error_bound import error_bound
@@ -107,15 +108,20 @@ class NetworkServer:
             source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources
         }
 
-    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes]) -> tuple[bytes, ...]:
+    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per row.
+
+        Args:
+            keys: the client's.
+            ciphertexts: a stranger's.
+            rng: for the flooding of protected replies.
 
         Raises:
             ProtocolError: a malformed query.
         """
         queries = [self.context.load(body, self._query) for body in ciphertexts]
         with refusing_transparent():
-            return tuple(self.context.to_bytes(self._run(keys, query)) for query in queries)
+            return tuple(self.context.to_bytes(self._leave(keys, self._run(keys, query), rng)) for query in queries)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
@@ -172,7 +178,7 @@ class NetworkServer:
             for source in set(stage.sources):
                 if self._last_use[source] == number:
                     del registers[source]
-        return self._leave(keys, registers[len(self.plan.stages)])
+        return registers[len(self.plan.stages)]
 
     def _map(self, keys: Evaluation, number: int, stage: Mapped, encoded: _Map, cipher: Ciphertext) -> Ciphertext:
         rotations, slots = stage.layout.rotations, self.plan.slots
@@ -231,9 +237,18 @@ class NetworkServer:
             self.context.rescale(cipher, scale=after.scale)
         cipher.value.scale(after.scale)
 
-    def _leave(self, keys: Evaluation, cipher: Ciphertext) -> Ciphertext:
-        """Return the reply: at the fewest primes, and with a fresh encryption of zero if the model is protected."""
-        reply = self.context.switch(cipher, limbs=self.plan.reply_limbs)
+    def _leave(self, keys: Evaluation, cipher: Ciphertext, rng: Randomness) -> Ciphertext:
+        """Return the reply, at the fewest primes; of a protected model with an encryption of zero and with noise."""
+        limbs, scale = self.plan.reply_limbs, self.plan.reply_scale
+        reply = self.context.switch(cipher, limbs=limbs)
         if self.plan.protected:
-            self.context.add(reply, keys.zero(limbs=self.plan.reply_limbs, scale=self.plan.reply_scale))
+            self.context.add(reply, keys.zero(limbs=limbs, scale=scale))
+            noise = self.plan.flooding * uniform(rng, 2 * self.plan.slots).view(np.complex128)
+            self.context.add_plain(reply, self.context.encode(noise, limbs=limbs, scale=scale))
         return reply
+
+
+def uniform(rng: Randomness, count: int) -> Matrix:
+    """Return numbers in [-1, 1), uniform to 53 bits, shape (count,)."""
+    words = np.frombuffer(rng.bytes(8 * count), "<u8") >> np.uint64(11)
+    return words.astype(np.float64) * 2.0**-52 - 1.0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import cached_property
 
 import msgspec
@@ -94,6 +93,13 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """Return the deviation that is expected of an output's error, where typical outputs are 1."""
         return errors(self.parameters, self.scale_bits, self.stages)[-1]
 
+    @property
+    def flooding(self) -> float:
+        """Return B: a protected reply gets uniform noise in [-B, B] on both parts of every slot, as large as the
+        error that is expected: what a reply's error says of the weights is hidden in as much again, no more.
+        """
+        return math.sqrt(3.0) * self.estimated_error if self.protected else 0.0
+
     @cached_property
     def needs(self) -> Needs:
         """Return the public keys that the server needs."""
@@ -146,22 +152,3 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         keys = f"{len(self.needs.steps) + self.needs.relinearisation} evaluation keys"
         keys = f"{keys} of {self.key_bytes / 1e6:.0f} MB"
         return f"{self.parameters}; scale {self.scale_bits} bits; {self.rotations} rotations, {keys}"
-
-
-def described(plan: NetworkPlan) -> Sequence[str]:
-    """Return a line for each stage: what it computes, at which level, with how many rotations and products."""
-    lines: list[str] = []
-    for number, stage in enumerate(plan.stages):
-        before, after = plan.registers[stage.sources[0]], plan.registers[number + 1]
-        where = f"{before.limbs} primes, scale 2^{math.log2(before.scale):.0f} -> 2^{math.log2(after.scale):.0f}"
-        match stage:
-            case Mapped():
-                rotations = stage.layout.rotations
-                count = rotations.before + len(rotations.sums) + stage.conjugate
-                what = f"{stage.shape}: {count} rotations, {rotations.products} products with weights"
-            case Multiplied():
-                what = "square" if stage.left == stage.right else "product"
-            case _:
-                what = f"combination of {len(stage.sources)}"
-        lines.append(f"{number + 1}. {what}; {where}")
-    return lines

@@ -34,8 +34,9 @@ _PRODUCT = 0.45  # of a plaintext product and its sum, in transforms per prime
 _SQUARE = 0.9
 _DIVISION = 2.0
 _MOST_PRIMES = 15
-_SCALES = (22, 23, 24, 25, 26, 28, 31, 34, 38, 42)
-_FINER = (0.75, 1.5, 2.25, 3.0, 5.0, 8.0, 11.0, 14.0)
+_DEAR_KEY_BYTES = 1e9  # keys of this size are worth twice the time
+_SCALES = (22, 24, 25, 26, 28, 31, 34, 40)
+_FINER = (0.75, 1.5, 2.25, 3.0, 6.0, 10.0, 14.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def plan_network(
     for degree in TRANSFORM_MS:
         way = ways(net.operations, degree // 2)
         for plan in _plans(way, degree, net, protected, input_bound, precision_bits, room_bits) if way else ():
-            found.append((seconds(plan), plan))
+            found.append((seconds(plan) * (1 + plan.key_bytes / _DEAR_KEY_BYTES), plan))
         if len(found) >= 2:
             break  # larger rings only get slower from here
     return min(found, key=lambda pair: pair[0])[1] if found else None
@@ -203,7 +204,7 @@ def _sizes(degree: int, count: int, least_bits: float) -> Iterator[tuple[int, ..
     A larger special prime makes key switches more exact, a larger first one leaves room in the reply.
     """
     limit = LIMIT_BITS[degree]
-    for bits in range(60, 23, -1) if count > 1 else (60,):
+    for bits in range(60, 23, -1 if count < 6 else -2) if count > 1 else (60,):
         for extra in (0, 3, 6, 10):
             special = min(60, bits + extra)
             if count == 1:
