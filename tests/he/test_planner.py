@@ -144,7 +144,7 @@ def test_scaled_networks_are_the_same_function(name, bound):
     graph = GRAPHS[name]
     found = plan_network(Network.of(graph), protected=False, input_bound=bound, precision_bits=10, room_bits=50.0)
     assert found is not None
-    ready = normalise(Network.of(graph), found.rooms, bound, samples(graph.features, bound))
+    ready = normalise(Network.of(graph), found.rooms, bound, samples(Network.of(graph).entry, bound))
     x = np.random.default_rng(1).uniform(-bound, bound, size=(50, graph.features))
     registers = in_the_clear(found, ready, x)
     want = graph.apply(x)
@@ -157,7 +157,7 @@ def test_the_largest_values_fit_the_room_or_the_plan_says_so():
     graph = mlp(1, 30, 16, 16, 2)
     for room_bits in (3.0, 50.0):
         found = plan(graph, room_bits=room_bits)
-        given_ = samples(30, 1.0)
+        given_ = samples(Network.of(graph).entry, 1.0)
         fitted = normalise(Network.of(graph), found.rooms, 1.0, given_)
         assert fitted.certified
         assert all(
@@ -170,7 +170,7 @@ def test_the_largest_values_fit_the_room_or_the_plan_says_so():
 def test_a_polynomial_outside_of_its_interval_is_not_certified():
     narrow = Graph((linear(1, 6, 9), Polynomial(np.array([0.2, 0.5, -0.3]), -0.1, 0.1), linear(2, 3, 6)))
     found = plan(narrow)
-    assert not normalise(Network.of(narrow), found.rooms, 1.0, samples(9, 1.0)).certified
+    assert not normalise(Network.of(narrow), found.rooms, 1.0, samples(Network.of(narrow).entry, 1.0)).certified
 
 
 # --- strangers --------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan, Ready]
         )
         if plan is None or (found and settings.certify is None and seconds(plan) > _DEAR * seconds(found[0][0])):
             break
-        inputs = samples(plan.features, plan.input_bound, settings.rows)
+        inputs = samples(net.entry, plan.input_bound, settings.rows)
         ready = normalise(net, plan.rooms, plan.input_bound, inputs, certify=settings.certify is not False)
         if ready.certified and ready.exact:
             return msgspec.structs.replace(plan, certified=True), ready
@@ -184,7 +184,7 @@ def range_problems(graph: Graph, input_bound: float) -> list[Problem]:
                 exponents_of(np.abs(layer.weight * input_bound).sum(axis=1) + np.abs(layer.bias))
             else:
                 rooms = [float(LARGEST_EXPONENT)] * (len(net.operations) + 1)
-                normalise(net, rooms, input_bound, samples(graph.features, input_bound))
+                normalise(net, rooms, input_bound, samples(net.entry, input_bound))
     except ModelError:
         return [Problem("the model", "its outputs can exceed 2^512 on the input box", "scale its weights down")]
     return []
