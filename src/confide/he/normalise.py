@@ -90,7 +90,7 @@ def samples(shape: Shape, input_bound: float, rows: Matrix | None = None) -> Mat
     """Return inputs to judge typical values by, shape (rows, features).
 
     Given ones; or points of the box, drawn from a public stream. Where the first map is a convolution they are smooth
-    images, coarse grids made finer: what networks of images were trained for, and unlike noise, which excites them more.
+    images, coarse grids made finer: what networks of images are trained for; noise excites them far more.
 
     Args:
         shape: of the first map.
