@@ -23,6 +23,7 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import KeysExpired, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
+from confide.he.describe import sizes
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
@@ -182,6 +183,11 @@ class ServerKit:
     def reply_bytes(self, rows: int) -> int:
         """Return a bound of the size of a reply to `rows` rows."""
         return _reply_bytes(self.plan, rows)
+
+    @property
+    def keys_bytes(self) -> int:
+        """Return a bound of the size of one client's public keys as they are uploaded."""
+        return sizes(self.plan).keys + _REPLY_HEAD_BYTES + _SEALED_BYTES
 
     def parse_keys(self, body: bytes) -> Evaluation:
         """Return a client's public keys. Raises ProtocolError on anything else."""

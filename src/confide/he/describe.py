@@ -41,7 +41,8 @@ def sizes(plan: Plan) -> Sizes:
     if isinstance(plan, LinearPlan):
         reply = packed_bytes(data, rows=1, count=degree * plan.blocks.products)
         return Sizes(keys, whole, reply + packed_bytes(data, rows=1, count=plan.outputs))
-    return Sizes(keys, whole, whole)
+    reply = packed_bytes(data[: plan.reply_limbs], rows=2, count=degree)
+    return Sizes(keys, plan.ciphertexts * whole, reply)
 
 
 def facts(plan: Plan) -> Iterator[tuple[str, str]]:

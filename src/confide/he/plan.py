@@ -7,6 +7,7 @@ network on the bits of room that it needs; two linear models of one shape have t
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import msgspec
@@ -43,7 +44,7 @@ Matrix = NDArray[np.float64]
 Plan = LinearPlan | NetworkPlan | TreesPlan
 
 _WIDEST = 1 << 14
-_DEAR = 1.5  # times longer: what certified ranges may cost unless they are asked for
+_DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +108,9 @@ def make_plan(net: Network, settings: Settings) -> tuple[Plan, Ready | None] | N
 
 def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan, Ready] | None:
     """Return the cheapest certified plan, or, if it takes much longer, the cheapest without."""
-    found: list[tuple[NetworkPlan, Ready]] = []
-    for room_bits in ROOMS_BITS:
+    inputs = samples(net.entry, settings.input_bound, settings.rows)
+
+    def planned(room_bits: float, *, certify: bool) -> tuple[NetworkPlan, Ready] | None:
         plan = plan_network(
             net,
             protected=settings.protect_model,
@@ -116,17 +118,24 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan, Ready]
             precision_bits=settings.precision_bits,
             room_bits=room_bits,
         )
-        if plan is None or (found and settings.certify is None and seconds(plan) > _DEAR * seconds(found[0][0])):
+        if plan is None:
+            return None
+        ready = normalise(net, plan.rooms, plan.input_bound, inputs, certify=certify)
+        return msgspec.structs.replace(plan, certified=certify and ready.certified and ready.exact), ready
+
+    free = planned(ROOMS_BITS[0], certify=False)
+    if free is None or settings.certify is False:
+        return free
+    needed = max(math.log2(max(float(largest.max()), 1.0)) for largest in free[1].largest)
+    for room_bits in ROOMS_BITS:
+        if room_bits < needed:
+            continue
+        found = planned(room_bits, certify=True)
+        if found is None or (settings.certify is None and seconds(found[0]) > _DEAR * seconds(free[0])):
             break
-        inputs = samples(net.entry, plan.input_bound, settings.rows)
-        ready = normalise(net, plan.rooms, plan.input_bound, inputs, certify=settings.certify is not False)
-        if ready.certified and ready.exact:
-            return msgspec.structs.replace(plan, certified=True), ready
-        if settings.certify is not True and not found:
-            found.append((plan, normalise(net, plan.rooms, plan.input_bound, inputs, certify=False)))
-        if settings.certify is False:
-            break
-    return found[0] if found else None
+        if found[0].certified:
+            return found
+    return None if settings.certify else free
 
 
 def tree_problems(graph: Graph) -> list[Problem]:

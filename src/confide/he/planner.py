@@ -9,6 +9,7 @@ Everything here reads shapes, never weights: two models of one shape have one pl
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -63,12 +64,14 @@ def plan_network(
         room_bits: bits kept free above typical values, at most.
     """
     found: list[tuple[float, NetworkPlan]] = []
-    for degree in TRANSFORM_MS:
+    cheapest = math.inf  # key switches times the time of a transform: what a larger ring has to beat
+    for degree, transform in TRANSFORM_MS.items():
         way = ways(net.operations, degree // 2)
-        for plan in _plans(way, degree, net, protected, input_bound, precision_bits, room_bits) if way else ():
+        if way is None or way.cost * transform > cheapest:
+            continue
+        for plan in _plans(way, degree, net, protected, input_bound, precision_bits, room_bits):
+            cheapest = way.cost * transform
             found.append((seconds(plan) * (1 + plan.key_bytes / _DEAR_KEY_BYTES), plan))
-        if len(found) >= 2:
-            break  # larger rings only get slower from here
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
@@ -204,8 +207,8 @@ def _sizes(degree: int, count: int, least_bits: float) -> Iterator[tuple[int, ..
     A larger special prime makes key switches more exact, a larger first one leaves room in the reply.
     """
     limit = LIMIT_BITS[degree]
-    for bits in range(60, 23, -1 if count < 6 else -2) if count > 1 else (60,):
-        for extra in (0, 3, 6, 10):
+    for bits in range(60, 23, -1 if count < 7 else -2) if count > 1 else (60,):
+        for extra in (0, 3, 6, 10) if count < 6 else (0, 6):
             special = min(60, bits + extra)
             if count == 1:
                 special = min(60, limit // 2)

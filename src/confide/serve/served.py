@@ -130,12 +130,22 @@ class KeepsKeys(Protocol):
     keys: Registered
 
 
+@runtime_checkable
+class SizesKeys(Protocol):
+    """A server's kit that knows how large an upload of keys is."""
+
+    @property
+    def keys_bytes(self) -> int:
+        """Return a bound of the size of one client's public keys as they are uploaded."""
+        ...
+
+
 class Served:
     """A model prepared under one backend.
 
     Args:
         model, backend: what is served; preparing raises ModelError with every problem of `Backend.check`, and if the
-            reply to one row is beyond the limits.
+            reply to one row or a client's keys are beyond the limits.
         store: the server's; this model and backend get a part of their own.
         rng: for the backend's secrets.
         loaded: where parsed keys are kept, for several models; None gives this one its own.
@@ -161,6 +171,7 @@ class Served:
         if isinstance(self._kit, KeepsKeys):
             self._kit.keys.loaded = LoadedKeys(limits.loaded_keys_bytes) if loaded is None else loaded
         self.max_rows = _max_rows(self._kit, limits, model.name)
+        _check_keys(self._kit, limits, model.name)
         self._rng = rng
         self.uploads = Uploads(store, model.name, backend.name, max_bytes=limits.key_store_bytes)
         self.needs_keys = expects_message(backend.setup("server", self._kit, MemoryStore(), rng))
@@ -312,6 +323,16 @@ class Served:
         if not np.isfinite(y).all():
             raise ProtocolError("Expected x small enough for a finite prediction")
         return oip.Tensor.of_numbers("y", y)
+
+
+def _check_keys(kit: Kit, limits: Limits, name: str) -> None:
+    """Raise ModelError if no client could upload its keys."""
+    if isinstance(kit, SizesKeys) and kit.keys_bytes > limits.keys_bytes:
+        raise ModelError(
+            f"Expected keys_bytes={limits.keys_bytes} to hold a client's keys for the model {name!r}, which take "
+            f"{kit.keys_bytes}; raise it (confide serve --limit keys_bytes={kit.keys_bytes}), and buffered_bytes and "
+            "key_store_bytes where they are smaller"
+        )
 
 
 def _max_rows(kit: Kit, limits: Limits, name: str) -> int:
