@@ -1,7 +1,7 @@
 """The backend "he": the client's inputs stay encrypted from its own machine and back.
 
-A linear model runs under BFV (exact integers, no evaluation key), a network with squares under CKKS; the plan is chosen
-from the model's shape. A last sigmoid runs at the client, which therefore sees the logit.
+A linear model runs under BFV (exact integers, no evaluation key), a network with squares and trees under CKKS; the plan
+is chosen from the model's shape. A last sigmoid runs at the client, which therefore sees the logit.
 
     client -> server   he/keys    public keys, their dates, a key for envelopes
     server -> client   he/key-id  their hash
@@ -25,6 +25,7 @@ from confide.errors import KeysExpired, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_seal import NetworkClient, NetworkServer
+from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
     LIFETIME_SECONDS,
     LONGEST_SECONDS,
@@ -42,11 +43,13 @@ from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready
 from confide.he.packed import pack, packed_bytes, unpack
 from confide.he.parameters import SECURITY_BITS
-from confide.he.plan import Plan, Settings, make_plan, problems, size_problem
+from confide.he.plan import Plan, Settings, plan_of, problems, size_problem
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
+from confide.he.plan_trees import MOST_BINS, TreesPlan
 from confide.he.publish import Decrypted, Publications, may_publish, reserve, used_up
 from confide.he.seal import Evaluation, SecretKey
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
+from confide.he.trees import leaves_of
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.fitted import approximated
 from confide.model.graph import Graph, Problem, sigmoid
@@ -120,8 +123,10 @@ class ClientKit:
         return self.encode()
 
     @cached_property
-    def engine(self) -> LinearClient | NetworkClient:
+    def engine(self) -> LinearClient | NetworkClient | TreesClient:
         """Return the client's half of the plan's engine."""
+        if isinstance(self.plan, TreesPlan):
+            return TreesClient(self.plan)
         return LinearClient(self.plan) if isinstance(self.plan, LinearPlan) else NetworkClient(self.plan)
 
     def keys(self, kept: Owned) -> Mine:
@@ -140,13 +145,16 @@ class ServerKit:
         ready: its scaled weights, for a `NetworkPlan`.
     """
 
-    def __init__(self, plan: Plan, net: Network, ready: Ready | None) -> None:
+    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None) -> None:
         self.plan = plan
-        self.engine: LinearServer | NetworkServer
-        layer = net.linear
-        if isinstance(plan, LinearPlan):
-            assert layer is not None
-            self.engine = LinearServer(plan, quantise(layer, plan.fixed))
+        self.engine: LinearServer | NetworkServer | TreesServer
+        if isinstance(plan, TreesPlan):
+            assert isinstance(net, Trees)
+            self.engine = TreesServer(plan, leaves_of(net, plan))
+        elif isinstance(plan, LinearPlan):
+            assert isinstance(net, Network)
+            assert net.linear is not None
+            self.engine = LinearServer(plan, quantise(net.linear, plan.fixed))
         else:
             assert ready is not None
             self.engine = NetworkServer(plan, ready)
@@ -208,6 +216,9 @@ class Homomorphic(Backend):
         activation_degree: replaces ReLU, GELU, tanh and inner sigmoids by polynomials of this degree, 1 to 8, fitted on
             the interval that each can reach over the box; None refuses them. `confide fit-polynomial` trains such a
             network, which is more exact.
+        tree_bins: even intervals of the box that trees tell apart, a power of two; thresholds are moved to the nearest
+            edge. None takes as many as one ciphertext holds, from 128 to 1024; twice as many halve the share of rows
+            that a moved threshold decides otherwise, and double the time once they need another ciphertext.
         key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
         publications: what a client may publish under one key (`publish`).
         clock: seconds since 1970.
@@ -219,7 +230,7 @@ class Homomorphic(Backend):
 
     **Leaks**: `guarantee_for`.
 
-    Paper: `linear`, `plan_linear`, `planner`.
+    Paper: `linear`, `plan_linear`, `planner`, `plan_trees`.
     """
 
     name = "he"
@@ -234,6 +245,7 @@ class Homomorphic(Backend):
         certify: bool | None = None,
         typical_rows: Matrix | None = None,
         activation_degree: int | None = None,
+        tree_bins: int | None = None,
         key_lifetime_seconds: int = LIFETIME_SECONDS,
         publications: Publications = _PUBLICATIONS,
         clock: Callable[[], float] = time.time,
@@ -242,6 +254,8 @@ class Homomorphic(Backend):
             raise UsageError(f"Expected input_bound={input_bound} above 0; take the largest absolute feature")
         if not 1 <= precision_bits <= 40:
             raise UsageError(f"Expected precision_bits={precision_bits} from 1 to 40; 10 suits most models")
+        if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
+            raise UsageError(f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; take 256")
         if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
             raise UsageError(f"Expected key_lifetime_seconds={key_lifetime_seconds} from 1 to {LONGEST_SECONDS}")
         self._lifetime_seconds = key_lifetime_seconds
@@ -257,6 +271,7 @@ class Homomorphic(Backend):
             scheme=scheme,
             certify=certify,
             rows=typical_rows,
+            tree_bins=tree_bins,
         )
         self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
         self.guarantee = _guarantee(None, protect_model=protect_model)
@@ -275,9 +290,9 @@ class Homomorphic(Backend):
         if self._latest is None or self._latest[0] is not graph:
             arithmetic = self.arithmetic(graph)
             found = problems(arithmetic, self._settings)
-            made = None if found else make_plan(Network.of(arithmetic), self._settings)
+            made = None if found else plan_of(arithmetic, self._settings)
             if made is None:
-                lines = [*map(str, found)] or [str(size_problem(self._settings))]
+                lines = [*map(str, found)] or [str(size_problem(graph, self._settings))]
                 raise ModelError("Expected a model that he can run:\n" + "\n".join(lines))
             self._latest = graph, made
         return self._latest[1]
@@ -295,12 +310,14 @@ class Homomorphic(Backend):
             try:
                 self._prepared(graph)
             except ModelError:
-                found = [size_problem(self._settings)]
+                found = [size_problem(graph, self._settings)]
         return found
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
         plan, ready = self._prepared(graph)
-        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(self.arithmetic(graph)), ready)}
+        first = graph.layers[0]
+        net = first if isinstance(first, Trees) else Network.of(self.arithmetic(graph))
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -398,7 +415,9 @@ def _ask(
     return release(_read(kit.engine, keys.secret, keys.channel.answer(query, sealed), len(x)))
 
 
-def _read(engine: LinearClient | NetworkClient, secret: SecretKey, body: bytes, rows: int) -> Matrix | Decrypted:
+def _read(
+    engine: LinearClient | NetworkClient | TreesClient, secret: SecretKey, body: bytes, rows: int
+) -> Matrix | Decrypted:
     if isinstance(engine, LinearClient):
         return _read_linear(engine, secret, body, rows)
     return _read_network(engine, secret, body, rows)
@@ -416,7 +435,7 @@ def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int
     return sigmoid(y) if plan.sigmoid else y
 
 
-def _read_network(engine: NetworkClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
+def _read_network(engine: NetworkClient | TreesClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
     plan = engine.plan
     reply = decode(body, NetworkReply, max_bytes=_MAX_QUERY_BYTES)
     exponents = _exponents(reply.exponents, plan.outputs)
@@ -456,13 +475,14 @@ def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Rand
         primes = kit.plan.parameters.data_primes
         c0, c1 = engine.answer(keys, query.ciphertexts, rows, rng)
         return LinearReply(exponents, pack(c0.reshape(len(primes), -1), primes), pack(c1, primes))
-    if len(query.ciphertexts) != rows or not rows:
-        raise ProtocolError("Expected one ciphertext for each row")
+    each = kit.plan.ciphertexts if isinstance(kit.plan, TreesPlan) else 1
+    if len(query.ciphertexts) != rows * each or not rows:
+        raise ProtocolError("Expected as many ciphertexts as the rows take")
     error_bits = np.array([_error_bits(engine)], "<i2").tobytes()
     return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts, rng))
 
 
-def _error_bits(engine: NetworkServer) -> int:
+def _error_bits(engine: NetworkServer | TreesServer) -> int:
     """Return a power of two above every output's error in units of the last stage: by the model, not by a query."""
     largest = float(np.ldexp(engine.error, -engine.exponents).max())
     if not math.isfinite(largest):
@@ -472,7 +492,11 @@ def _error_bits(engine: NetworkServer) -> int:
 
 # --- guarantees -------------------------------------------------------------------------------------------------------
 
-_SERVER_SEES = "The server sees who asks, when, and how many rows."
+_SERVER_SEES = (
+    "The server sees who asks, when, and how many rows. It is taken to follow the protocol (honest but curious): the "
+    "result is not verified, though nobody on the way can change or mix up messages. Keys are taken to be honestly "
+    "generated."
+)
 _PROTECTED = (
     "The client sees the outputs before any sigmoid, and a power of two above each one's range; features + 1 queries "
     "determine a linear model, as under every technique. Replies are otherwise within "
@@ -486,7 +510,15 @@ _OPEN = (
 _MLP = (
     "No claim is made for the weights: the noise of a reply depends on them, re-randomised or not. The client sees the "
     "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
-    f"carries noise that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
+    f"carries noise that depends on its key: it is the client's alone; others see what `publish` gives. {_SERVER_SEES}"
+)
+_TREES = (
+    "No claim is made for the leaves: the noise of a reply depends on them, re-randomised or not. The client sees the "
+    "number of features, the largest depth, the number of leaves up to the next power of two, the outputs before any "
+    "sigmoid, and a power of two above each one's range; not the number of trees, nor their shapes, features and "
+    "thresholds. Queries on both sides of a threshold find it, as under every technique. Thresholds are moved to edges "
+    "of public intervals, so a row with a feature in between may be decided otherwise. What it decrypts carries noise "
+    f"that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
 )
 
 
@@ -497,9 +529,10 @@ def _guarantee(plan: Plan | None, *, protect_model: bool) -> Guarantee:
         leaks = _PROTECTED if protect_model else _OPEN
         claims |= {Claim("weights", "client")} if protect_model else set()
     elif plan is not None:
-        leaks = _MLP
+        leaks = _TREES if isinstance(plan, TreesPlan) else _MLP
     else:
         leaks = f"Linear models: {_PROTECTED} Networks with squares: {_MLP}" if protect_model else _OPEN
+        leaks += f" Trees: {_TREES}"
     return Guarantee(
         claims=frozenset(claims),
         adversary=Adversary.SEMI_HONEST,

@@ -34,6 +34,7 @@ _PRODUCT = 0.45  # of a plaintext product and its sum, in transforms per prime
 _SQUARE = 0.9
 _DIVISION = 2.0
 _MOST_PRIMES = 15
+_DEAR_KEY_BYTES = 1e9  # keys of this size are worth twice the time
 _SCALES = (22, 24, 25, 26, 28, 31, 34, 40)
 _FINER = (0.75, 1.5, 2.25, 3.0, 6.0, 10.0, 14.0)
 
@@ -65,7 +66,7 @@ def plan_network(
     for degree in TRANSFORM_MS:
         way = ways(net.operations, degree // 2)
         for plan in _plans(way, degree, net, protected, input_bound, precision_bits, room_bits) if way else ():
-            found.append((seconds(plan), plan))
+            found.append((seconds(plan) * (1 + plan.key_bytes / _DEAR_KEY_BYTES), plan))
         if len(found) >= 2:
             break  # larger rings only get slower from here
     return min(found, key=lambda pair: pair[0])[1] if found else None
