@@ -36,8 +36,9 @@ TRANSFORM_MS: Mapping[int, float] = MappingProxyType({4096: 0.04, 8192: 0.08, 16
 _PRODUCT = 0.45  # of a plaintext product and its sum, in transforms per prime
 _SQUARE = 0.9
 _DIVISION = 2.0
-_SUM = 0.02  # of an integer product in a matrix product over whole ciphertexts, with its part of the memory traffic
-_MOVED = 2.0  # of a ciphertext between SEAL and the matrix product
+_SUM = 0.05  # of an integer product in a matrix product over whole ciphertexts, with its part of the memory traffic
+_SECONDS_PER_BYTE = 1e-8  # of a batch's question: packing, checking, a line
+_MOVED = 6.0  # of a ciphertext between SEAL and the matrix product
 _MOST_PRIMES = 15
 _SCALES = (22, 24, 25, 26, 28, 31, 34, 40)
 _FINER = (0.75, 1.5, 2.25, 3.0, 6.0, 10.0, 14.0)
@@ -81,7 +82,7 @@ def plan_network(
             sigmoid=net.sigmoid,
             protected=protected,
         )
-        plan = levelled(way.stages, degree, precision_bits, room_bits, make)
+        plan = levelled(way.stages, degree, precision_bits, room_bits, make, cost=seconds)
         if plan is not None:
             found.append((seconds(plan), plan))
         if len(found) >= 2:
@@ -108,10 +109,14 @@ def plan_batch(
         protected=protected,
     )
     for degree in TRANSFORM_MS:  # rows of larger rings take longer transforms, and no fewer bits
-        plan = levelled(stages, degree, precision_bits, room_bits, make)
+        plan = levelled(stages, degree, precision_bits, room_bits, make, cost=_with_traffic)
         if plan is not None:
             return plan
     return None
+
+
+def _with_traffic(plan: BatchPlan) -> float:
+    return seconds(plan) + _SECONDS_PER_BYTE * plan.block_bytes
 
 
 def _batched(operation: Operation) -> Stage:
@@ -229,6 +234,8 @@ def levelled(
     precision_bits: float,
     room_bits: float,
     make: Callable[..., Made],
+    *,
+    cost: Callable[[Made], float],
 ) -> Made | None:
     """Return the plan at the fewest primes that carry `stages`; None if the table has none.
 
@@ -238,6 +245,7 @@ def levelled(
         precision_bits: of the outputs, as for `plan_network`.
         room_bits: bits kept free above typical values, at most.
         make: takes `parameters`, `scale_bits` and `stages` with levels.
+        cost: of a plan, in seconds.
     """
     rooms, wanted = headrooms(stages, room_bits), precision_bits - 2.0
     needed = {
@@ -251,7 +259,7 @@ def levelled(
         for bits in _sizes(degree, count, least):
             for parameters, scale_bits, found, error in _candidates(stages, degree, bits, wanted, rooms, needed):
                 plan = make(parameters=parameters, scale_bits=scale_bits, stages=found)
-                rank = seconds(plan), error
+                rank = cost(plan), error
                 if best is None or rank < best[:2]:
                     best = *rank, plan
         if best is not None:
