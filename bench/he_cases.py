@@ -6,7 +6,7 @@ features, scaled to [-1, 1]). What cannot run yet is a case with a reason instea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -47,6 +47,7 @@ class Case:
     rows: Rows
     graph: Graph | None = None
     backend: Backend | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
     why: str = ""
     bars: Mapping[str, float] = field(default_factory=dict)
     peers: str = ""
@@ -86,17 +87,22 @@ def images(path: Path | None, shape: tuple[int, int, int]) -> Rows:
 # --- cases ------------------------------------------------------------------------------------------------------------
 
 
-def ready(case: Case, make: Callable[[], Backend]) -> Case:
+def backend_of(name: str, settings: Mapping[str, Any]) -> Backend:
+    """Return a backend with some settings of its own."""
+    return {"he": Homomorphic, "paillier": Paillier}[name](**settings)
+
+
+def ready(case: Case, name: str = "he", **settings: Any) -> Case:
     """Return `case` with its backend, or with everything that keeps it from running."""
     assert case.graph is not None
     try:
-        backend = make()
+        backend = backend_of(name, settings)
         problems = backend.check(case.graph)
     except (TypeError, ConfideError, NotImplementedError) as error:
         return _without(case, f"not yet: {error}")
     if problems:
         return _without(case, "not yet: " + "; ".join(map(str, problems[:3])))
-    return replace(case, backend=backend)
+    return replace(case, backend=backend, settings=settings)
 
 
 def _without(case: Case, why: str) -> Case:
@@ -120,34 +126,25 @@ def linear_cases() -> list[Case]:
     options: dict[str, Any] = {"steps": 300, "momentum": 0.9, "weight_decay": 1e-4}
     logistic = descend(zoo.logistic(30), train.x, train.labels, learning_rate=1.0, **options)
     small = descend(zoo.mlp(30, 16, seed=1), train.x, train.labels, learning_rate=0.01, **options)
-    listed = (
-        ("logistic", "logistic 30, BFV, protected", {"server": 1.5, "end to end": 4.0}, Homomorphic),
-        ("logistic-open", "logistic 30, BFV, open", {"end to end": 2.0}, lambda: Homomorphic(protect_model=False)),
-        ("logistic-ckks", "logistic 30, CKKS, protected", {"server": 5.0, "end to end": 12.0}, _ckks),
-        ("paillier", "logistic 30, Paillier 3072", {}, Paillier),
+    listed: tuple[tuple[str, str, dict[str, float], str, dict[str, Any]], ...] = (
+        ("logistic", "logistic 30, BFV, protected", {"server": 1.5, "end to end": 4.0}, "he", {}),
+        ("logistic-open", "logistic 30, BFV, open", {"end to end": 2.0}, "he", {"protect_model": False}),
+        (
+            "logistic-ckks",
+            "logistic 30, CKKS, protected",
+            {"server": 5.0, "end to end": 12.0},
+            "he",
+            {"scheme": "ckks"},
+        ),
+        ("paillier", "logistic 30, Paillier 3072", {}, "paillier", {}),
     )
     found = [
-        ready(Case(name, title, held, logistic, bars=bars, peers="logistic"), make)
-        for name, title, bars, make in listed
+        ready(Case(name, title, held, logistic, bars=bars, peers="logistic"), kind, **settings)
+        for name, title, bars, kind, settings in listed
     ]
-    found.append(
-        ready(Case("network", "network 30-16-1", held, small, bars={"end to end": 60.0}, peers="network"), Homomorphic)
-    )
+    network = Case("network", "network 30-16-1", held, small, bars={"end to end": 60.0}, peers="network")
     bulk = Case("bulk", "bulk scoring, logistic 30", within_bounds(held, 65536), logistic, bars={"rows/s": 20_000})
-    return [*found, ready(bulk, lambda: Homomorphic(**_goal(Homomorphic)))]
-
-
-def _ckks() -> Backend:
-    return Homomorphic(scheme="ckks")  # type: ignore[call-arg]
-
-
-def _goal(kind: type[Homomorphic]) -> dict[str, Any]:
-    """Return the settings that ask for throughput, where the backend has them."""
-    try:
-        kind(goal="throughput")  # type: ignore[call-arg]
-    except TypeError:
-        return {}
-    return {"goal": "throughput"}
+    return [*found, ready(network), ready(bulk)]
 
 
 def network_cases(cifar: Path | None = None) -> list[Case]:
@@ -164,7 +161,7 @@ def network_cases(cifar: Path | None = None) -> list[Case]:
         rows = images(MNIST if shape == digit else cifar, shape)
         graph = network_of(name)
         case = Case(name, title, rows, None if isinstance(graph, str) else graph, bars=bars, peers=name)
-        found.append(_without(case, graph) if isinstance(graph, str) else ready(case, Homomorphic))
+        found.append(_without(case, graph) if isinstance(graph, str) else ready(case))
     return found
 
 
@@ -176,7 +173,7 @@ def tree_cases() -> list[Case]:
     case = Case("trees", "XGBoost, 20 trees of depth 3", within_bounds(held, 10_000), bars=bars, peers="trees")
     if isinstance(graph, str):
         return [_without(case, graph)]
-    return [ready(replace(case, graph=graph), Homomorphic)]
+    return [ready(replace(case, graph=graph))]
 
 
 def cases(cifar: Path | None = None) -> list[Case]:

@@ -32,12 +32,11 @@ def curves(seconds: float, plot: Path | None) -> list[dict[str, Any]]:
         x = np.random.default_rng(4).uniform(-1, 1, (20, width))
         title = f"{width} wide, {depth} squares, {bits} bits"
         case = Case("growth", title, Rows(x, np.full(20, -1)), graph)
-        backend = Homomorphic(precision_bits=bits)
-        case = ready(case, lambda backend=backend: backend)
-        if case.backend is None:
+        case = ready(case, precision_bits=bits)
+        if not isinstance(case.backend, Homomorphic):
             print(f"{curve:<10} {title:<32} {case.why}")
             continue
-        degree = backend.plan(graph).parameters.degree
+        degree = case.backend.plan(graph).parameters.degree
         ours = measure(case, repeats=30, seconds=min(seconds, 20), crowds=())
         server, whole = median(ours.server), median(ours.end_to_end)
         print(

@@ -68,12 +68,13 @@ class Recorded(httpx2.HTTPTransport):
         httpx2.HTTPTransport.__init__(self)
 
     def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+        body = request.read()  # before it is sent: a stream is read once
         answer = super().handle_request(request)
         if request.url.path.endswith("/infer"):
             kept = {
                 name: value for name, value in request.headers.items() if name.startswith(("inference", "content-t"))
             }
-            self.question = {"path": request.url.path, "headers": kept, "body": request.read().hex()}
+            self.question = {"path": request.url.path, "headers": kept, "body": body.hex()}
             self.question["reply_bytes"] = len(answer.read())
         return answer
 

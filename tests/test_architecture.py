@@ -157,7 +157,7 @@ def no_chain_of_super(source: Source) -> Iterator[tuple[int, str]]:
         id(call)
         for node in source.walk(ast.ClassDef)
         for base in map(dotted, node.bases)
-        if base in foreign or re.search(r"(Error|Exception|Aborted)$", base)
+        if base.partition(".")[0] in foreign or re.search(r"(Error|Exception|Aborted)$", base)
         for call in ast.walk(node)
     }
     for node in source.walk(ast.Call):

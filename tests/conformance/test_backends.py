@@ -16,7 +16,7 @@ from confide.he import Homomorphic, Paillier
 from confide.ideal import Backend, PlainPredict
 from confide.model.graph import Graph, Sigmoid
 from confide.wire import MemoryStore, alter, delay, drop, repeat, truncate
-from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready
+from he.oracle import RNG, Pair, corners, forest, linear, logistic, mlp, ready
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ CASES = [
     Case("he, protected", Homomorphic, logistic(1, 6)),
     Case("he, open", lambda: Homomorphic(protect_model=False), logistic(2, 6, outputs=3)),
     Case("he, squares", Homomorphic, mlp(3, 6, 4, 2), 3, 1),
+    Case("he, trees", Homomorphic, Graph((forest(5, 6, 3, 2), Sigmoid())), 3, 1),
     Case("paillier", lambda: Paillier(insecure_test_key_bits=2048), logistic(4, 6), 2, 2),
 ]
 PRIVATE = [case for case in CASES if case.hides]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from confide.he.seal import Evaluation, PublicKeys
 from confide.he.setup import owned
 from confide.ideal import Backend, Kit
 from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.model.trees import Trees, perfect
 from confide.wire import MemoryStore, Transcript, alter, decode, encode, run
 
 RNG = SystemRandomness()
@@ -36,6 +38,19 @@ def mlp(seed: int, *sizes: int) -> Graph:
     for place, (inputs, outputs) in enumerate(pairwise(sizes)):
         layers += [Square()] * (place > 0) + [linear(seed + place, outputs, inputs, 0.5)]
     return Graph(tuple(layers))
+
+
+def forest(seed: int, features: int, trees: int, depth: int, *, outputs: int = 1, steps: int = 64) -> Trees:
+    """Perfect trees with random comparisons and leaves; thresholds are edges of `steps` even intervals of [-1, 1]."""
+    stream = np.random.default_rng(seed)
+    shape = perfect(trees, depth, features=features, outputs=outputs)
+    return replace(
+        shape,
+        feature=stream.integers(0, features, len(shape.feature)),
+        threshold=2 * stream.integers(1, steps, len(shape.feature)) / steps - 1,
+        value=stream.normal(size=len(shape.value)),
+        offset=stream.normal(size=outputs),
+    )
 
 
 class Pair:

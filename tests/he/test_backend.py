@@ -119,6 +119,9 @@ def test_guarantees_say_what_leaks():
     assert "visible to the client" in visible.guarantee_for(logistic(1, 30)).leaks
     assert "No claim is made for the weights" in protected.guarantee_for(mlp(1, 30, 16, 1)).leaks
     assert "No claim is made for the weights" in protected.guarantee.leaks
+    for guarantee in (protected.guarantee, visible.guarantee, protected.guarantee_for(mlp(1, 30, 16, 1))):
+        for assumed in ("honest but curious", "not verified", "honestly generated"):
+            assert assumed in guarantee.leaks
     assert protected.guarantee_for(logistic(1, 30)).primary == "BFV, N=4096, log q=109 (Microsoft SEAL)"
 
 

@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
+from confide.he.describe import facts, sizes, stage_lines
 from confide.he.levels import errors
 from confide.he.network import Network
 from confide.he.normalise import normalise, samples
 from confide.he.parameters import LIMIT_BITS, Parameters
 from confide.he.plan import Settings, make_plan
-from confide.he.plan_network import NetworkPlan, described
+from confide.he.plan_network import NetworkPlan
 from confide.he.planner import plan_network, seconds
 from confide.he.seal import CONJUGATION, ntt_primes
 from confide.he.stages import Combined, Mapped, Multiplied, product_scale
@@ -70,10 +71,11 @@ def test_a_plan_is_data():
     assert msgspec.msgpack.decode(body, type=NetworkPlan) == found
     assert found.needs.encryption
     assert [type(stage) for stage in found.stages] == [Mapped, Multiplied, Mapped, Multiplied, Mapped]
-    lines = described(found)
-    assert len(lines) == 5
-    assert "rotations" in lines[0]
-    assert "square" in lines[1]
+    lines = list(stage_lines(found))
+    assert [line[0] for line in lines[:2]] == ["convolution 1 -> 4 channels, 3x3, stride 2x2", "square"]
+    assert sum(int(line[1]) for line in lines) == found.rotations
+    assert dict(facts(found))["security"].startswith("128 bits")
+    assert sizes(found).keys < found.key_bytes + 8 * found.parameters.degree * 2 * len(found.parameters.primes)
 
 
 def test_more_is_asked_more_is_taken():

@@ -213,6 +213,32 @@ def test_two_servers_at_one_port_share_keys_and_one_may_die(tmp_path):
     mine.close()
 
 
+@pytest.mark.slow
+def test_servers_on_postgresql_go_on_after_they_are_killed_and_after_the_database_is(tmp_path, postgres, database):
+    shared = {"store": database, "processes": True, "limits": {"workers": 1}}
+    mine, log = SqliteStore(tmp_path / "client.db"), tmp_path / "log"
+    with running(**shared) as one:
+        with Client(one.url, store=mine) as client:
+            assert np.array_equal(client.predict(X), GRAPH.apply(X))
+        os.kill(one.process.pid, signal.SIGKILL)
+        one.process.wait(30)
+    with running(**shared, log=str(log), port=one.port) as two:
+        with Client(two.url, store=mine) as client:
+            assert np.array_equal(client.predict(X), GRAPH.apply(X))
+            assert '"route":"keys"' not in log.read_text()
+            postgres.stop(crash=True)
+            with httpx2.Client(base_url=two.url, timeout=60) as http:
+                refused = http.get(f"/v2/models/diagnosis/keys/{'0' * 64}")
+                assert (refused.status_code, refused.json()["code"]) == (503, "busy")
+                assert refused.headers["retry-after"] == "1"
+                assert http.get("/v2/health/live").status_code == 200
+                postgres.start()
+                assert http.get(f"/v2/models/diagnosis/keys/{'0' * 64}").status_code == 404
+            assert np.array_equal(client.predict(X), GRAPH.apply(X))
+        assert '"route":"keys"' not in log.read_text()
+    mine.close()
+
+
 def test_a_port_is_shared_only_where_both_want_it(tmp_path):
     with running(store=str(tmp_path / "keys.db")) as one, pytest.raises(UsageError, match="to be free"):
         serve(create_app([toy_model()]), port=one.port, share_port=True)

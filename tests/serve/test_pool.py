@@ -214,9 +214,10 @@ def odd_question(app, first: float) -> dict:
         suppress(Exception),  # whatever the client makes of it
     ):
         client.predict(np.array([[first, 0, 0]]))
-    return {"content": caught[0].content, "headers": dict(caught[0].headers)}
+    return {"content": caught[0].read(), "headers": dict(caught[0].headers)}
 
 
+@pytest.mark.slow
 def test_a_request_that_kills_its_worker_takes_no_other_with_it(shared, http):
     app, log = shared
     refused = http.post("/v2/models/odd/infer", **odd_question(app, Odd.DIE))
@@ -245,11 +246,12 @@ def test_a_worker_that_overruns_is_ended(tmp_path):
     ):
         (stuck,) = processes(app)
         refused = http.post("/v2/models/odd/infer", **odd_question(app, Odd.SLEEP))
-        assert (refused.status_code, refused.json()["code"]) == (503, "busy")
+        assert (refused.status_code, refused.json()["code"]) == (503, "late")
         wait_for(lambda: processes(app) not in ([], [stuck]) and app._done._free)
         assert http.post("/v2/models/diagnosis/versions/plain/infer", json=question(0.5)).status_code == 200
 
 
+@pytest.mark.slow
 def test_more_than_the_queue_holds_is_told_to_come_back_while_metrics_and_health_answer(tmp_path):
     with (
         pooled(tmp_path, Source("serve.host:models", b"odd"), workers=1, waiting=2) as (app, _),

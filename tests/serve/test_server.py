@@ -404,7 +404,8 @@ def test_an_answer_that_takes_too_long_keeps_its_place():
     app = create_app([toy_model("m", Slow())], limits=Limits(workers=1, waiting=1, answer_seconds=0.05))
     with client_of(app) as client:
         body, headers = sealed(plain_query())
-        assert client.post("/v2/models/m/infer", content=body, headers=headers).status_code == 503
+        late = client.post("/v2/models/m/infer", content=body, headers=headers)
+        assert (late.status_code, late.json()["code"]) == (503, "late")
         assert app._working == 1  # the worker is still busy, so the next one is refused too
         assert client.post("/v2/models/m/infer", content=body, headers=headers).json()["code"] == "busy"
         go_on.set()

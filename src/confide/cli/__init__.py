@@ -18,8 +18,10 @@ from rich.table import Table
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
+from confide.cli.fit import fit_polynomial
 from confide.cli.label import label
 from confide.cli.node import node_app
+from confide.cli.plan import plan
 from confide.cli.predict import predict
 from confide.cli.serving import serve
 from confide.cli.split import split
@@ -39,9 +41,11 @@ app.add_typer(federation.app, name="federation")
 app.command()(split)
 app.command()(serve)
 app.command()(predict)
+app.command()(plan)
 app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
+app.command("fit-polynomial")(fit_polynomial)
 app.add_typer(node_app, name="node")
 app.add_typer(data.app, name="data")
 app.add_typer(keys.app, name="keys")

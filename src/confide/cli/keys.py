@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from confide.cli import console
 from confide.errors import UsageError
@@ -80,14 +78,16 @@ def list_keys(
         found = store.list()
         protection = "encrypted" if store.encrypted else "not encrypted: whoever can read the file has the keys"
     console.err.print(f"{file}: {protection}")
-    table = Table("name", "model", "backend", "server", "made", "at the server", "bytes", box=None)
+    rows = [("name", "model", "backend", "server", "made", "at the server", "bytes")]
     for kept in found:
         about = kept.about
-        made = datetime.fromtimestamp(kept.made_seconds, UTC).strftime("%Y-%m-%d %H:%M")
-        model, backend, server = (about.model, about.backend, about.server) if about else ("?", "?", "?")
-        row = (kept.part[:_NAME_DIGITS], model, backend, server, made, kept.key_id[:_NAME_DIGITS] or "not confirmed")
-        table.add_row(*map(console.plain, row), str(kept.size_bytes))
-    Console(markup=False, highlight=False).print(table if found else "no keys")
+        made = datetime.fromtimestamp(kept.made_seconds, UTC).strftime("%Y-%m-%dT%H:%MZ")
+        whose = (about.model, about.backend, about.server) if about else ("?", "?", "?")
+        here = (*whose, made, kept.key_id[:_NAME_DIGITS] or "not confirmed", str(kept.size_bytes))
+        rows.append((kept.part[:_NAME_DIGITS], *map(console.plain, here)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if found else [("no keys",)]:
+        console.out.print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=False)).rstrip())
 
 
 @app.command("delete")

@@ -1,7 +1,7 @@
 """The backend "he": the client's inputs stay encrypted from its own machine and back.
 
-A linear model runs under BFV (exact integers, no evaluation key), a network with squares under CKKS; the plan is chosen
-from the model's shape. A last sigmoid runs at the client, which therefore sees the logit.
+A linear model runs under BFV (exact integers, no evaluation key), a network with squares and trees under CKKS; the plan
+is chosen from the model's shape. A last sigmoid runs at the client, which therefore sees the logit.
 
     client -> server   he/keys    public keys, their dates, a key for envelopes
     server -> client   he/key-id  their hash
@@ -26,6 +26,7 @@ from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.engine_seal import NetworkClient, NetworkServer
+from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
     LIFETIME_SECONDS,
     LONGEST_SECONDS,
@@ -39,33 +40,36 @@ from confide.he.enrolment import (
 )
 from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
 from confide.he.linear import LinearClient, LinearServer
+from confide.he.message_bytes import block_rows, query_bytes, reply_bytes
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready
-from confide.he.packed import pack, packed_bytes, unpack
+from confide.he.packed import pack, unpack
 from confide.he.parameters import SECURITY_BITS
-from confide.he.plan import Plan, Settings, batch_problems, make_plan, problems, size_problem
+from confide.he.plan import Plan, Settings, batch_problems, plan_of, problems, size_problem
 from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
 from confide.he.plan_network import NetworkPlan
+from confide.he.plan_trees import MOST_BINS, TreesPlan
 from confide.he.publish import Decrypted, Publications, may_publish, reserve, used_up
 from confide.he.seal import Evaluation, SecretKey
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
+from confide.he.trees import leaves_of
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.fitted import approximated
 from confide.model.graph import Graph, Problem, sigmoid
 from confide.model.trees import Trees
 from confide.wire import Message, Party, Step, Store, decode, encode
 
+CkksClient = NetworkClient | BatchClient | TreesClient
+CkksServer = NetworkServer | BatchServer | TreesServer
+
 #: Version of kits and messages.
 FORMAT = 1
 
 _MAX_KIT_BYTES = 1 << 16
 _MAX_QUERY_BYTES = 1 << 28
-_REPLY_HEAD_BYTES = 256
-_SEALED_BYTES = 256
 _MOST_CIPHERTEXTS = 1 << 16
 _PUBLICATIONS = Publications()
-_CIPHERTEXT_HEAD_BYTES = 256
 
 
 class _Public(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -123,20 +127,22 @@ class ClientKit:
         return self.encode()
 
     @cached_property
-    def engine(self) -> LinearClient | NetworkClient | BatchClient:
+    def engine(self) -> LinearClient | CkksClient:
         """Return the client's half of the plan's engine."""
         match self.plan:
             case LinearPlan():
                 return LinearClient(self.plan)
-            case BatchPlan():
-                return BatchClient(self.plan)
             case NetworkPlan():
                 return NetworkClient(self.plan)
+            case BatchPlan():
+                return BatchClient(self.plan)
+            case TreesPlan():
+                return TreesClient(self.plan)
 
     @property
     def block_rows(self) -> int:
         """Return the rows that a question carries at the cost of one."""
-        return _block_rows(self.plan)
+        return block_rows(self.plan)
 
     def keys(self, kept: Owned) -> Mine:
         """Return the keys in `kept`, parsed once."""
@@ -154,13 +160,16 @@ class ServerKit:
         ready: its scaled weights, for a network.
     """
 
-    def __init__(self, plan: Plan, net: Network, ready: Ready | None) -> None:
+    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None) -> None:
         self.plan = plan
-        self.engine: LinearServer | NetworkServer | BatchServer
-        layer = net.linear
-        if isinstance(plan, LinearPlan):
-            assert layer is not None
-            self.engine = LinearServer(plan, quantise(layer, plan.fixed))
+        self.engine: LinearServer | CkksServer
+        if isinstance(plan, TreesPlan):
+            assert isinstance(net, Trees)
+            self.engine = TreesServer(plan, leaves_of(net, plan))
+        elif isinstance(plan, LinearPlan):
+            assert isinstance(net, Network)
+            assert net.linear is not None
+            self.engine = LinearServer(plan, quantise(net.linear, plan.fixed))
         else:
             assert ready is not None
             self.engine = BatchServer(plan, ready) if isinstance(plan, BatchPlan) else NetworkServer(plan, ready)
@@ -193,42 +202,19 @@ class ServerKit:
     @property
     def block_rows(self) -> int:
         """Return the rows that a question carries at the cost of one."""
-        return _block_rows(self.plan)
+        return block_rows(self.plan)
 
     def query_bytes(self, rows: int) -> int:
         """Return a bound of the size of a query of `rows` rows."""
-        return _query_bytes(self.plan, rows)
+        return query_bytes(self.plan, rows)
 
     def reply_bytes(self, rows: int) -> int:
         """Return a bound of the size of a reply to `rows` rows."""
-        return _reply_bytes(self.plan, rows)
+        return reply_bytes(self.plan, rows)
 
     def parse_keys(self, body: bytes) -> Evaluation:
         """Return a client's public keys. Raises ProtocolError on anything else."""
         return public_keys(body, self.engine.context, self.plan.needs)
-
-
-def _block_rows(plan: Plan) -> int:
-    return plan.slots if isinstance(plan, BatchPlan) else 1
-
-
-def _query_bytes(plan: Plan, rows: int) -> int:
-    """Return a bound of the size of a query of `rows` rows."""
-    count = plan.blocks.ciphertexts(rows) if isinstance(plan, LinearPlan) else plan.queries(rows)
-    size = packed_bytes(plan.parameters.data_primes, rows=2, count=plan.parameters.degree) + _CIPHERTEXT_HEAD_BYTES
-    return count * size + _SEALED_BYTES
-
-
-def _reply_bytes(plan: Plan, rows: int) -> int:
-    """Return a bound of the size of a reply to `rows` rows."""
-    primes, degree = plan.parameters.data_primes, plan.parameters.degree
-    if isinstance(plan, LinearPlan):
-        count = plan.blocks.ciphertexts(rows) * plan.blocks.products
-        size = packed_bytes(primes, rows=1, count=rows * plan.outputs) + packed_bytes(primes, rows=count, count=degree)
-    else:
-        each = packed_bytes(primes[: plan.reply_limbs], rows=2, count=degree) + _CIPHERTEXT_HEAD_BYTES
-        size = plan.replies(rows) * each
-    return size + 2 * plan.outputs + _REPLY_HEAD_BYTES + _SEALED_BYTES
 
 
 class Homomorphic(Backend):
@@ -250,6 +236,9 @@ class Homomorphic(Backend):
         activation_degree: replaces ReLU, GELU, tanh and inner sigmoids by polynomials of this degree, 1 to 8, fitted on
             the interval that each can reach over the box; None refuses them. `confide fit-polynomial` trains such a
             network, which is more exact.
+        tree_bins: even intervals of the box that trees tell apart, a power of two; thresholds are moved to the nearest
+            edge. None takes as many as one ciphertext holds, from 128 to 1024; twice as many halve the share of rows
+            that a moved threshold decides otherwise, and double the time once they need another ciphertext.
         key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
         publications: what a client may publish under one key (`publish`).
         clock: seconds since 1970.
@@ -261,7 +250,7 @@ class Homomorphic(Backend):
 
     **Leaks**: `guarantee_for`.
 
-    Paper: `linear`, `plan_linear`, `planner`.
+    Paper: `linear`, `plan_linear`, `planner`, `plan_trees`.
     """
 
     name = "he"
@@ -277,6 +266,7 @@ class Homomorphic(Backend):
         goal: Literal["latency", "throughput"] = "latency",
         typical_rows: Matrix | None = None,
         activation_degree: int | None = None,
+        tree_bins: int | None = None,
         key_lifetime_seconds: int = LIFETIME_SECONDS,
         publications: Publications = _PUBLICATIONS,
         clock: Callable[[], float] = time.time,
@@ -287,6 +277,8 @@ class Homomorphic(Backend):
             raise UsageError(f"Expected precision_bits={precision_bits} from 1 to 40; 10 suits most models")
         if goal not in ("latency", "throughput"):
             raise UsageError(f"Expected goal={goal!r} to be latency or throughput")
+        if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
+            raise UsageError(f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; take 256")
         if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
             raise UsageError(f"Expected key_lifetime_seconds={key_lifetime_seconds} from 1 to {LONGEST_SECONDS}")
         self._lifetime_seconds = key_lifetime_seconds
@@ -303,6 +295,7 @@ class Homomorphic(Backend):
             certify=certify,
             goal=goal,
             rows=typical_rows,
+            tree_bins=tree_bins,
         )
         self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
         self.guarantee = _guarantee(None, protect_model=protect_model)
@@ -317,23 +310,23 @@ class Homomorphic(Backend):
         return self._prepared(graph)[0]
 
     def _prepared(self, graph: Graph) -> tuple[Plan, Ready | None]:
-        """Return the plan of a model and its scaled weights; raises ModelError with problems."""
+        """Return the plan of a model and its scaled weights. Raises ModelError with its problems."""
         made = self._tried(graph)
         if isinstance(made, list):
             raise ModelError("Expected a model that he can run:\n" + "\n".join(map(str, made)))
         return made
 
     def _tried(self, graph: Graph) -> tuple[Plan, Ready | None] | list[Problem]:
-        """Return a model's plan and scaled weights, or its problems; the latest's are kept."""
+        """Return a model's plan and scaled weights, or its problems; the latest's are kept: planning takes long."""
         if self._latest is not None and self._latest[0] is graph:
             return self._latest[1]
         arithmetic = self.arithmetic(graph)
         found = problems(arithmetic, self._settings)
+        made = None if found else plan_of(arithmetic, self._settings)
+        if made is None:
+            return found or [size_problem(graph, self._settings)]
+        found = batch_problems(made[0])
         if found:
-            return found
-        made = make_plan(Network.of(arithmetic), self._settings)
-        found = [size_problem(self._settings)] if made is None else batch_problems(made[0])
-        if made is None or found:
             return found
         self._latest = graph, made
         return made
@@ -351,7 +344,9 @@ class Homomorphic(Backend):
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
         plan, ready = self._prepared(graph)
-        return {"client": ClientKit(plan), "server": ServerKit(plan, Network.of(self.arithmetic(graph)), ready)}
+        first = graph.layers[0]
+        net = first if isinstance(first, Trees) else Network.of(self.arithmetic(graph))
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -444,14 +439,12 @@ def _ask(
     received = yield Step(
         send=(Message("client", "server", "he/query", encode(query)),), await_tag="he/reply", wait_for=("server",)
     )
-    most = _reply_bytes(kit.plan, len(x))
+    most = reply_bytes(kit.plan, len(x))
     sealed = decode(received["server"].body, SealedReply, max_bytes=most)
     return release(_read(kit.engine, keys.secret, keys.channel.answer(query, sealed), len(x)))
 
 
-def _read(
-    engine: LinearClient | NetworkClient | BatchClient, secret: SecretKey, body: bytes, rows: int
-) -> Matrix | Decrypted:
+def _read(engine: LinearClient | CkksClient, secret: SecretKey, body: bytes, rows: int) -> Matrix | Decrypted:
     if isinstance(engine, LinearClient):
         return _read_linear(engine, secret, body, rows)
     return _read_network(engine, secret, body, rows)
@@ -469,7 +462,7 @@ def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int
     return sigmoid(y) if plan.sigmoid else y
 
 
-def _read_network(engine: NetworkClient | BatchClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
+def _read_network(engine: CkksClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
     plan = engine.plan
     reply = decode(body, NetworkReply, max_bytes=_MAX_QUERY_BYTES)
     exponents = _exponents(reply.exponents, plan.outputs)
@@ -515,7 +508,7 @@ def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Rand
     return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts, rng))
 
 
-def _error_bits(engine: NetworkServer | BatchServer) -> int:
+def _error_bits(engine: CkksServer) -> int:
     """Return a power of two above every output's error in units of the last stage: by the model, not by a query."""
     largest = float(np.ldexp(engine.error, -engine.exponents).max())
     if not math.isfinite(largest):
@@ -525,7 +518,11 @@ def _error_bits(engine: NetworkServer | BatchServer) -> int:
 
 # --- guarantees -------------------------------------------------------------------------------------------------------
 
-_SERVER_SEES = "The server sees who asks, when, and how many rows."
+_SERVER_SEES = (
+    "The server sees who asks, when, and how many rows. It is taken to follow the protocol (honest but curious): the "
+    "result is not verified, though nobody on the way can change or mix up messages. Keys are taken to be honestly "
+    "generated."
+)
 _PROTECTED = (
     "The client sees the outputs before any sigmoid, and a power of two above each one's range; features + 1 queries "
     "determine a linear model, as under every technique. Replies are otherwise within "
@@ -539,7 +536,15 @@ _OPEN = (
 _MLP = (
     "No claim is made for the weights: the noise of a reply depends on them, re-randomised or not. The client sees the "
     "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
-    f"carries noise that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
+    f"carries noise that depends on its key: it is the client's alone; others see what `publish` gives. {_SERVER_SEES}"
+)
+_TREES = (
+    "No claim is made for the leaves: the noise of a reply depends on them, re-randomised or not. The client sees the "
+    "number of features, the largest depth, the number of leaves up to the next power of two, the outputs before any "
+    "sigmoid, and a power of two above each one's range; not the number of trees, nor their shapes, features and "
+    "thresholds. Queries on both sides of a threshold find it, as under every technique. Thresholds are moved to edges "
+    "of public intervals, so a row with a feature in between may be decided otherwise. What it decrypts carries noise "
+    f"that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
 )
 
 
@@ -550,9 +555,10 @@ def _guarantee(plan: Plan | None, *, protect_model: bool) -> Guarantee:
         leaks = _PROTECTED if protect_model else _OPEN
         claims |= {Claim("weights", "client")} if protect_model else set()
     elif plan is not None:
-        leaks = _MLP
+        leaks = _TREES if isinstance(plan, TreesPlan) else _MLP
     else:
         leaks = f"Linear models: {_PROTECTED} Networks with squares: {_MLP}" if protect_model else _OPEN
+        leaks += f" Trees: {_TREES}"
     return Guarantee(
         claims=frozenset(claims),
         adversary=Adversary.SEMI_HONEST,

@@ -204,6 +204,21 @@ def _entered(
 def _image_entries(shape: Convolution, halves: int, slots: int) -> Iterator[tuple[Entry, Layout]]:
     unit = power(prod(shape.map))
     yield from _entered(shape.taps, shape.channels[1], unit, halves, slots, shape)
+    if halves == 1:
+        yield from _whole_images(shape, slots)
+
+
+def _whole_images(shape: Convolution, slots: int) -> Iterator[tuple[Entry, Layout]]:
+    """Yield layouts of a first convolution whose image is sent as it is: fewer slots than its patches take."""
+    (rows, columns), blocks, unit = shape.image, power(shape.channels[0]), power(prod(shape.image))
+    period = blocks * unit
+    if period > slots:
+        return
+    axes = ((blocks, unit), (1, columns), (1, 1), (rows, columns), (columns, 1))
+    packed = Packing(size=shape.inputs, axes=axes, period=period, copies=1)
+    entry = Entry(features=shape.inputs, packed=packed, copies=slots // period)
+    for layout in _shifted(shape, msgspec.structs.replace(packed, copies=slots // period), slots):
+        yield entry, layout
 
 
 def _shifted(shape: Convolution, packed: Packing, slots: int) -> Iterator[Layout]:

@@ -15,7 +15,7 @@ SEAL could send a seed for half of a fresh symmetric ciphertext or key; its Pyth
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ from confide.he.seal_format import (
     check_ciphertext,
     check_key_set,
     ciphertext_head,
-    empty_key_set,
+    key_set_frame,
     key_set_places,
     read_ciphertext,
 )
@@ -62,20 +62,26 @@ def unpack(body: bytes | memoryview, shape: tuple[int, ...], primes: Sequence[in
     if len(body) != packed_bytes(primes, rows=rows, count=count):
         raise ProtocolError("Expected as many packed numbers as the plan implies")
     residues = np.empty((rows, len(primes), count), np.uint64)
-    _unpack_into(residues, memoryview(body), primes)
+    for place, numbers in enumerate(_numbers(memoryview(body), primes, rows, count)):
+        residues[divmod(place, len(primes))] = numbers
     return residues.reshape(shape)
 
 
-def _unpack_into(residues: Residues, view: memoryview, primes: Sequence[int]) -> None:
-    """Write the numbers in `view`, of the right length, into `residues`, shape (rows, primes, count)."""
+def _numbers(view: memoryview, primes: Sequence[int], rows: int, count: int) -> Iterator[Residues]:
+    """Yield the numbers of each row modulo each prime, shape (count,), from packed ones of the right length.
+
+    Raises:
+        ProtocolError: a number that is not below its prime.
+    """
     at = 0
-    for row in residues:
-        for place, prime in enumerate(primes):
+    for _ in range(rows):
+        for prime in primes:
             bits = residue_bits(prime)
-            end = at + (len(row[place]) * bits + 7) // 8
-            row[place] = ring.unpack(bytes(view[at:end]), bits, len(row[place]))
-            if len(row[place]) and int(row[place].max()) >= prime:
+            end = at + (count * bits + 7) // 8
+            numbers = ring.unpack(bytes(view[at:end]), bits, count)
+            if count and int(numbers.max()) >= prime:
                 raise ProtocolError("Expected numbers below their primes")
+            yield numbers.astype(np.uint64, copy=False)
             at = end
 
 
@@ -93,7 +99,7 @@ def pack_ciphertext(body: bytes, form: Form) -> bytes:
     return pack(read_ciphertext(body, form), form.primes)
 
 
-def unpack_ciphertext(body: bytes, form: Form) -> bytearray:
+def unpack_ciphertext(body: bytes, form: Form) -> bytes:
     """Return the ciphertext or public key in `body`, a stranger's, as SEAL reads it.
 
     Raises:
@@ -101,16 +107,14 @@ def unpack_ciphertext(body: bytes, form: Form) -> bytearray:
     """
     if len(body) != ciphertext_bytes(form):
         raise ProtocolError("Expected a ciphertext of the length that the plan implies")
-    whole = bytearray(form.size_bytes)
-    _write_ciphertext(memoryview(whole), memoryview(body), form)
-    return whole
+    return b"".join(_pieces(memoryview(body), form))
 
 
-def _write_ciphertext(out: memoryview, body: memoryview, form: Form) -> None:
-    """Write a packed ciphertext in SEAL's form into `out`, of its size."""
-    head = ciphertext_head(form)
-    out[: len(head)] = head
-    _unpack_into(np.frombuffer(out, "<u8", offset=len(head)).reshape(form.shape), body, form.primes)
+def _pieces(body: memoryview, form: Form) -> Iterator[bytes]:
+    """Yield a packed ciphertext in SEAL's form, piece by piece."""
+    yield ciphertext_head(form)
+    for numbers in _numbers(body, form.primes, 2, form.degree):
+        yield numbers.astype("<u8", copy=False).tobytes()
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -139,7 +143,7 @@ def pack_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[in
     return b"".join(pack(read_ciphertext(view[at : at + size], form), form.primes) for at in places)
 
 
-def unpack_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[int]) -> bytearray:
+def unpack_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[int]) -> bytes:
     """Return the key-switching keys in `body`, a stranger's, as SEAL reads them.
 
     Raises:
@@ -147,8 +151,12 @@ def unpack_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[
     """
     if len(body) != key_set_bytes(form, digits=digits, keys=len(indices)):
         raise ProtocolError("Expected the key-switching keys of this plan, each of full length, and no others")
-    whole = empty_key_set(form, digits=digits, indices=indices)
-    out, view, step = memoryview(whole), memoryview(body), ciphertext_bytes(form)
-    for count, at in enumerate(key_set_places(form, digits=digits, indices=indices)):
-        _write_ciphertext(out[at : at + form.size_bytes], view[count * step : (count + 1) * step], form)
-    return whole
+    return b"".join(_set_pieces(memoryview(body), form, digits, indices))
+
+
+def _set_pieces(body: memoryview, form: Form, digits: int, indices: Collection[int]) -> Iterator[bytes]:
+    """Yield packed keys in SEAL's form, piece by piece."""
+    size = ciphertext_bytes(form)
+    for count, between in enumerate(key_set_frame(form, digits=digits, indices=indices)):
+        yield between
+        yield from _pieces(body[count * size : (count + 1) * size], form)

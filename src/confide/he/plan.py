@@ -2,7 +2,7 @@
 
 A plan is public: it is the client's kit. It depends on shapes, the input box and the wanted precision, and of a
 network on the bits of room that it needs; two linear models of one shape have the same plan. `linear` executes a
-`LinearPlan`, an engine (`engine_seal`, `engine_batch`) a `NetworkPlan` or a `BatchPlan`.
+`LinearPlan`, an engine (`engine_seal`, `engine_batch`) a `NetworkPlan` or a `BatchPlan`, `engine_trees` a `TreesPlan`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from confide.he.normalise import Ready, normalise, samples
 from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import LinearPlan, plan_linear
 from confide.he.plan_network import NetworkPlan
+from confide.he.plan_trees import MOST_DEPTH, MOST_FEATURES, TreesPlan, bins_for, plan_trees
 from confide.he.planner import ROOMS_BITS, plan_batch, plan_network, seconds
+from confide.he.trees import shape_of
 from confide.model.graph import (
     AveragePool,
     Conv,
@@ -40,7 +42,7 @@ from confide.model.graph import (
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
-Plan = LinearPlan | NetworkPlan | BatchPlan
+Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
 _LONGEST_SECONDS = 60.0  # of a batch, on the core of `planner.TRANSFORM_MS`
@@ -60,6 +62,7 @@ class Settings:
         certify: whether a network keeps room for every input of the box; None does if that costs little.
         goal: the least time for one row, or for each of many: then networks run in batches (`plan_batch`).
         rows: inputs by which typical values are judged, shape (rows, features); points of the box if None.
+        tree_bins: intervals that trees tell apart in a feature; None leaves it to the planner.
     """
 
     protect_model: bool
@@ -69,6 +72,23 @@ class Settings:
     certify: bool | None = None
     goal: Literal["latency", "throughput"] = "latency"
     rows: Matrix | None = None
+    tree_bins: int | None = None
+
+
+def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | None:
+    """Return the cheapest plan for a graph without problems, as `make_plan` does."""
+    trees = graph.layers[0]
+    if not isinstance(trees, Trees):
+        return make_plan(Network.of(graph), settings)
+    plan = plan_trees(
+        shape_of(trees),
+        bins=settings.tree_bins or bins_for(trees.features),
+        sigmoid=isinstance(graph.layers[-1], Sigmoid),
+        protected=settings.protect_model,
+        input_bound=settings.input_bound,
+        precision_bits=settings.precision_bits,
+    )
+    return None if plan is None else (plan, None)
 
 
 def make_plan(net: Network, settings: Settings) -> tuple[Plan, Ready | None] | None:
@@ -116,8 +136,27 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | Batch
     return found[0] if found else None
 
 
+def tree_problems(graph: Graph) -> list[Problem]:
+    """Return everything in a graph of trees that no plan covers, each with its replacement."""
+    trees = graph.layers[0]
+    assert isinstance(trees, Trees)
+    found = [
+        Problem(_name(number, layer), "only a last sigmoid follows trees", "put its weights into the leaves' values")
+        for number, layer in enumerate(graph.layers[1:], 1)
+        if not (isinstance(layer, Sigmoid) and number == len(graph.layers) - 1)
+    ]
+    features, _, depth, _ = shape_of(trees)
+    if depth > MOST_DEPTH:
+        found.append(Problem(_name(0, trees), f"its depth {depth} is above {MOST_DEPTH}", "train with a smaller depth"))
+    if features > MOST_FEATURES:
+        found.append(Problem(_name(0, trees), f"it has more than {MOST_FEATURES} features", "reduce its inputs"))
+    return found
+
+
 def problems(graph: Graph, settings: Settings) -> list[Problem]:
     """Return everything in `graph` that no plan covers, each with its replacement."""
+    if isinstance(graph.layers[0], Trees):
+        return tree_problems(graph)
     found = layer_problems(graph)
     for number, layer in enumerate(graph.layers):
         if isinstance(layer, Linear | Conv) and max(_sizes(layer)) > _WIDEST:
@@ -127,8 +166,13 @@ def problems(graph: Graph, settings: Settings) -> list[Problem]:
     return found
 
 
-def size_problem(settings: Settings) -> Problem:
+def size_problem(graph: Graph, settings: Settings) -> Problem:
     """Return the problem of a model that no plan carries."""
+    if isinstance(trees := graph.layers[0], Trees):
+        _, _, depth, leaves = shape_of(trees)
+        reason = f"no parameters of the 128-bit table hold {leaves} leaves of one output at depth {depth}"
+        replacement = "use fewer or smaller trees, fewer tree_bins or a lower precision_bits"
+        return Problem(_name(0, trees), reason, replacement)
     reason = f"no parameters of the 128-bit table give precision_bits={settings.precision_bits} at its size and depth"
     return Problem("the model", reason, "use fewer squares or inputs, or lower precision_bits")
 
@@ -187,7 +231,7 @@ def _problems(name: str, layer: Layer, *, squares: bool) -> list[Problem]:
         case Linear():
             return []
         case Trees():
-            return [Problem(name, "trees do not run under encryption yet", "use the backend plain, or train Linear")]
+            return [Problem(name, "trees need products of encrypted values", "use the backend he or plain")]
         case Sigmoid():
             return [Problem(name, "a sigmoid runs at the client only, as the last layer", "train with Square here")]
         case Relu() | Tanh() | Gelu():

@@ -8,14 +8,12 @@ Paper: CryptoNets (ICML 2016); the primes and the scales are chosen as for `plan
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from functools import cached_property
 
 from confide.errors import ProtocolError
 from confide.he.packed import packed_bytes
 from confide.he.plan_staged import StagedPlan
-from confide.he.stages import Combined, Multiplied, Summed, sizes
+from confide.he.stages import Summed, sizes
 
 #: Largest number of ciphertexts that a plan holds at one time.
 MOST_CIPHERTEXTS = 1 << 16
@@ -80,22 +78,3 @@ class BatchPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 def products(stage: Summed) -> int:
     """Return the products with weights of a stage, padding counted too."""
     return stage.shape.fan_in * stage.shape.outputs
-
-
-def described(plan: BatchPlan) -> Sequence[str]:
-    """Return a line for each stage: what it computes, at which level, on how many ciphertexts."""
-    lines: list[str] = []
-    for number, stage in enumerate(plan.stages):
-        before, after = plan.registers[stage.sources[0]], plan.registers[number + 1]
-        where = f"{before.limbs} primes, scale 2^{math.log2(before.scale):.0f} -> 2^{math.log2(after.scale):.0f}"
-        match stage:
-            case Summed():
-                what = f"{stage.shape}: {products(stage)} products with weights"
-            case Multiplied():
-                what = f"{plan.sizes[number + 1]} products"
-            case Combined():
-                what = f"{plan.sizes[number + 1]} combinations of {len(stage.terms)}"
-            case _:
-                raise AssertionError(type(stage))
-        lines.append(f"{number + 1}. {what}; {where}")
-    return lines

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 from confide.errors import ProtocolError
 from confide.he.layouts import Entry
 from confide.he.packing import Packing
 from confide.he.plan_staged import StagedPlan
-from confide.he.stages import Mapped, Multiplied, check_packed
+from confide.he.stages import Mapped, check_packed
 
 
 class NetworkPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="network", dict=True):
@@ -69,22 +66,3 @@ class NetworkPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
         keys = f"{len(self.needs.steps) + self.needs.relinearisation} evaluation keys"
         keys = f"{keys} of {self.key_bytes / 1e6:.0f} MB"
         return f"{self.parameters}; scale {self.scale_bits} bits; {self.rotations} rotations, {keys}"
-
-
-def described(plan: NetworkPlan) -> Sequence[str]:
-    """Return a line for each stage: what it computes, at which level, with how many rotations and products."""
-    lines: list[str] = []
-    for number, stage in enumerate(plan.stages):
-        before, after = plan.registers[stage.sources[0]], plan.registers[number + 1]
-        where = f"{before.limbs} primes, scale 2^{math.log2(before.scale):.0f} -> 2^{math.log2(after.scale):.0f}"
-        match stage:
-            case Mapped():
-                rotations = stage.layout.rotations
-                count = rotations.before + len(rotations.sums) + stage.conjugate
-                what = f"{stage.shape}: {count} rotations, {rotations.products} products with weights"
-            case Multiplied():
-                what = "square" if stage.left == stage.right else "product"
-            case _:
-                what = f"combination of {len(stage.sources)}"
-        lines.append(f"{number + 1}. {what}; {where}")
-    return lines

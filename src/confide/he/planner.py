@@ -40,6 +40,7 @@ _SUM = 0.05  # of an integer product in a matrix product over whole ciphertexts,
 _SECONDS_PER_BYTE = 1e-8  # of a batch's question: packing, checking, a line
 _MOVED = 6.0  # of a ciphertext between SEAL and the matrix product
 _MOST_PRIMES = 15
+_DEAR_KEY_BYTES = 1e9  # keys of this size are worth twice the time
 _SCALES = (22, 24, 25, 26, 28, 31, 34, 40)
 _FINER = (0.75, 1.5, 2.25, 3.0, 6.0, 10.0, 14.0)
 
@@ -84,7 +85,7 @@ def plan_network(
         )
         plan = levelled(way.stages, degree, precision_bits, room_bits, make, cost=seconds)
         if plan is not None:
-            found.append((seconds(plan), plan))
+            found.append((seconds(plan) * (1 + plan.key_bytes / _DEAR_KEY_BYTES), plan))
         if len(found) >= 2:
             break  # larger rings only get slower from here
     return min(found, key=lambda pair: pair[0])[1] if found else None

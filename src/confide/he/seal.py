@@ -368,6 +368,10 @@ class Context:
         """Add `plain` to `cipher`, in place."""
         self.evaluator.add_plain_inplace(cipher.value, plain.value)
 
+    def plus_plain(self, cipher: Ciphertext, plain: Plaintext) -> Ciphertext:
+        """Return the sum with a plaintext."""
+        return Ciphertext(self.evaluator.add_plain(cipher.value, plain.value))
+
     def times(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
         """Return the product of two, three polynomials until it is relinearised."""
         if cipher is other:
@@ -400,5 +404,5 @@ def _chain(context: seal.SEALContext) -> dict[int, list[int]]:
     return ids
 
 
-def _text(body: bytes | bytearray) -> Any:
-    return bytes(body)  # the binding's stubs call its byte strings "str"
+def _text(body: bytes) -> Any:
+    return body  # the binding's stubs call its byte strings "str"

@@ -138,15 +138,16 @@ def key_set_places(form: Form, *, digits: int, indices: Collection[int]) -> list
     ]
 
 
-def empty_key_set(form: Form, *, digits: int, indices: Collection[int]) -> bytearray:
-    """Return a set of key-switching keys with zeros where its ciphertexts go; arguments as in `check_key_set`."""
-    places, count = key_set_places(form, digits=digits, indices=indices), max(indices) + 1
-    whole = bytearray(places[-1] + form.size_bytes)
-    head = _header(len(whole)) + form.parms_id + _COUNT.pack(count)
-    whole[: len(head)] = head
-    for at in places[::digits]:
-        _COUNT.pack_into(whole, at - _COUNT.size, digits)
-    return whole
+def key_set_frame(form: Form, *, digits: int, indices: Collection[int]) -> list[bytes]:
+    """Return what stands before each ciphertext of a set of key-switching keys; arguments as in `check_key_set`."""
+    size = key_set_places(form, digits=digits, indices=indices)[-1] + form.size_bytes
+    frame = [b""] * (len(indices) * digits)
+    before = -1
+    for rank, index in enumerate(sorted(indices)):
+        frame[rank * digits] = bytes(_COUNT.size * (index - before - 1)) + _COUNT.pack(digits)
+        before = index
+    frame[0] = _header(size) + form.parms_id + _COUNT.pack(max(indices) + 1) + frame[0]
+    return frame
 
 
 def limbs_of(body: bytes) -> int:

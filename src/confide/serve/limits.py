@@ -161,5 +161,10 @@ def busy(reason: str) -> Refusal:
     return Refusal(503, "busy", f"Expected less to do: {reason}; ask again later", retry_after_seconds=1)
 
 
+def late(reason: str) -> Refusal:
+    """Return the refusal of a question that the server may have counted; a client does not repeat it by itself."""
+    return Refusal(503, "late", f"Expected less to do: {reason}; the question may count", retry_after_seconds=1)
+
+
 def _too_large(max_bytes: int) -> Refusal:
     return Refusal(413, "too_large", f"Expected a body of at most {max_bytes} bytes; send fewer rows at a time")

@@ -27,7 +27,7 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import UsageError
 from confide.serve.access import ApiKeys
 from confide.serve.keys import open_stores
-from confide.serve.limits import Limits, busy
+from confide.serve.limits import Limits, busy, late
 from confide.serve.observe import Observer
 from confide.serve.protocol import Refusal
 from confide.serve.served import About, Answered
@@ -143,7 +143,7 @@ class Pool:
             worker.connection.send_bytes(msgspec.msgpack.encode(job))
             worker.connection.send_bytes(body)
             if not worker.connection.poll(self._limits.answer_seconds):
-                raise busy(f"the answer took longer than {self._limits.answer_seconds:g} s")
+                raise late(f"the answer took longer than {self._limits.answer_seconds:g} s")
             done: Done = msgspec.msgpack.decode(worker.connection.recv_bytes(), type=known(Done))
             return done, worker.connection.recv_bytes()
         except (EOFError, OSError):
@@ -174,7 +174,7 @@ class Pool:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(  # noqa: S603 (this interpreter, our own words)
-                [sys.executable, "-c", _WORKER, str(theirs.fileno())],
+                [sys.executable, "-P", "-c", _WORKER, str(theirs.fileno())],  # -P: not from the working directory
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=[theirs.fileno()],

@@ -40,7 +40,7 @@ from confide.errors import ProtocolError, UsageError, nearest
 from confide.net.oip import HEADER_LENGTH
 from confide.serve.access import ApiKeys, RateLimit, certificate_holder
 from confide.serve.keys import CountingStore, KeyStore, Uploads, key_store, unknown_key, usage_store
-from confide.serve.limits import Bodies, Disconnected, Limits, busy
+from confide.serve.limits import Bodies, Disconnected, Limits, busy, late
 from confide.serve.observe import Observed, Observer, Standing
 from confide.serve.protocol import Refusal
 from confide.serve.routes import route
@@ -334,7 +334,10 @@ class Server:
             response = await self._work(partial(job, body))
         finally:
             self._bodies.release(call.seen.request_bytes)
-        self._bodies.hold(len(response.body))
+        try:
+            self._bodies.hold(len(response.body))
+        except Refusal:
+            raise late("the server holds as many replies as it may") from None
         call.held_bytes = len(response.body)
         return response
 
@@ -355,7 +358,7 @@ class Server:
         except TimeoutError:
             if not deadline.expired():
                 raise  # the job's own
-            raise busy(f"the answer took longer than {self.limits.answer_seconds:g} s") from None
+            raise late(f"the answer took longer than {self.limits.answer_seconds:g} s") from None
 
     def _worked(self, future: asyncio.Future[Any]) -> None:
         self._working -= 1

@@ -31,7 +31,8 @@ Matrix = NDArray[np.float64]
 Kind = Literal["square", "polynomial"]
 
 _MARGIN = 1.2  # how much wider than the inputs seen the interval of a polynomial is, at the start
-_RANGE, _KNOWLEDGE = 1.0, 0.5  # weights in the loss
+_RANGE_OF_A_POLYNOMIAL, _RANGE_OF_A_SQUARE = 1.0, 0.01  # weights in the loss; a square holds everywhere
+_KNOWLEDGE = 0.5
 _LONGEST_STEP = 1.0  # norm of a gradient
 _KINDS: Mapping[type[nn.Module], type[Relu | Tanh | Gelu | Sigmoid]] = {
     nn.ReLU: Relu,
@@ -50,7 +51,8 @@ class FittedNetwork:
         before, after: accuracy on the held-out records (of numbers: the mean squared error), first of the network as it
             came, then of `graph`.
         plain: of the network with the best polynomials put in without training.
-        outside: the share of held-out records of which some number left its polynomial's interval.
+        outside: the share of held-out records of which some number left its polynomial's interval; for squares, which
+            hold everywhere, of what the records spanned at the start.
         replaced: how many activations.
     """
 
@@ -149,6 +151,7 @@ class _Blend(nn.Module):
         super().__init__()
         self.original, self.made = original, made
         self.low, self.high, self.share = low, high, 1.0
+        self.weight = _RANGE_OF_A_SQUARE if isinstance(made, _ScaledSquare) else _RANGE_OF_A_POLYNOMIAL
         self.beyond, self.left = torch.zeros(()), torch.zeros(0, dtype=torch.bool)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -201,7 +204,7 @@ def _square_like(polynomial: Polynomial) -> _ScaledSquare:
     """Return the square that is a polynomial of degree two up to a constant, which the next layer's bias learns."""
     half, middle = (polynomial.high - polynomial.low) / 2, (polynomial.high + polynomial.low) / 2
     slope, bend = float(polynomial.coefficients[1]), abs(float(polynomial.coefficients[2]))
-    bend = max(bend, abs(slope) / 8)  # of an odd function the best parabola is a line
+    bend = max(bend, abs(slope) / 2)  # of an odd function the best parabola is a line: it would stay one
     t = math.sqrt(2 * bend) / half
     return _ScaledSquare(t, t * (slope * half / (4 * bend) - middle))
 
@@ -224,7 +227,7 @@ def _step(
     given: Tensor = module(torch.tensor(x, dtype=torch.get_default_dtype()))
     scale = wanted.pow(2).mean() + 1e-6
     loss = _loss(given, y) + _KNOWLEDGE * (given - wanted).pow(2).mean() / scale
-    loss = loss + _RANGE * torch.stack([blend.beyond for blend in blends]).sum()
+    loss = loss + torch.stack([blend.weight * blend.beyond for blend in blends]).sum()
     if not torch.isfinite(loss):
         raise ModelError("Expected a training that converges; take a lower learning rate or more epochs")
     loss.backward()  # pyright: ignore[reportUnknownMemberType]

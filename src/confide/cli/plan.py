@@ -1,0 +1,81 @@
+"""`confide plan`: what an encrypted prediction will take, before a key is made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from confide.cli import console
+from confide.cli.console import warnings_as_lines
+from confide.errors import UsageError
+
+if TYPE_CHECKING:
+    from confide.model.graph import Graph
+
+
+def plan(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A model file that `confide train` wrote, or an ONNX file.")
+    ],
+    open_model: Annotated[
+        bool, typer.Option("--open-model", help="Replies as they come: faster for linear models, which they show.")
+    ] = False,
+    scheme: Annotated[str | None, typer.Option(help="bfv or ckks, for linear models; bfv if left out.")] = None,
+    goal: Annotated[
+        Literal["latency", "throughput"], typer.Option(help="Rows one by one, or networks in batches of thousands.")
+    ] = "latency",
+    precision_bits: Annotated[int, typer.Option(min=1, max=40, help="Wanted precision of the outputs, bits.")] = 10,
+    activation_degree: Annotated[
+        int | None, typer.Option(min=1, max=8, help="Replace ReLU and the like by polynomials of this degree.")
+    ] = None,
+    certify: Annotated[
+        bool | None,
+        typer.Option(
+            "--certify/--no-certify", help="Room for every input, or for typical ones; the cheaper by default."
+        ),
+    ] = None,
+) -> None:
+    """Show the plan of encrypted predictions: parameters, keys, bytes, levels, expected error and time. No weights.
+
+    confide plan model.confide
+    """
+    from confide.he.backend import Homomorphic
+    from confide.he.describe import facts, stage_lines
+    from confide.he.plan_batch import BatchPlan
+    from confide.he.plan_network import NetworkPlan
+
+    if scheme not in (None, "bfv", "ckks"):
+        raise UsageError(f"Expected --scheme {scheme!r} to be bfv or ckks")
+    backend = Homomorphic(
+        protect_model=not open_model,
+        goal=goal,
+        scheme=scheme,  # type: ignore[arg-type]  (one of the two)
+        precision_bits=precision_bits,
+        activation_degree=activation_degree,
+        certify=certify,
+    )
+    found = backend.plan(_graph(model))
+    for name, value in facts(found):
+        console.out.print(f"{name}: {value}")
+    if isinstance(found, NetworkPlan | BatchPlan):
+        table = Table("stage", "rotations", "products", "level", box=None)
+        for line in stage_lines(found):
+            table.add_row(*line)
+        console.out.print(table)
+
+
+def _graph(path: Path) -> Graph:
+    from confide.model.artifact import load
+    from confide.model.onnx import LARGEST_BYTES, from_onnx
+
+    if path.suffix != ".onnx":
+        with warnings_as_lines():
+            return load(path).graph
+    if not path.is_file():
+        raise UsageError(f"Expected {path} to be a model file; check the path")
+    if path.stat().st_size > LARGEST_BYTES:
+        raise UsageError(f"Expected an ONNX file of at most {LARGEST_BYTES} bytes")
+    return from_onnx(path.read_bytes())
