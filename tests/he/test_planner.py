@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
-from confide.he.describe import facts, sizes, stage_lines
+from confide.he.describe import facts, stage_lines
 from confide.he.levels import errors
+from confide.he.message_bytes import keys_bytes
 from confide.he.network import Network
 from confide.he.normalise import normalise, samples
 from confide.he.parameters import LIMIT_BITS, Parameters
@@ -75,7 +76,7 @@ def test_a_plan_is_data():
     assert [line[0] for line in lines[:2]] == ["convolution 1 -> 4 channels, 3x3, stride 2x2", "square"]
     assert sum(int(line[1]) for line in lines) == found.rotations
     assert dict(facts(found))["security"].startswith("128 bits")
-    assert sizes(found).keys < found.key_bytes + 8 * found.parameters.degree * 2 * len(found.parameters.primes)
+    assert keys_bytes(found) < found.key_bytes + 8 * found.parameters.degree * 2 * len(found.parameters.primes)
 
 
 def test_more_is_asked_more_is_taken():

@@ -26,7 +26,7 @@ from confide.net import oip
 from confide.net.http import answer, expects_message
 from confide.serve.keys import Uploads, unknown_key
 from confide.serve.limits import Limits
-from confide.serve.protocol import ClientKit, Refusal, digest
+from confide.serve.protocol import JSON_BYTES, ClientKit, Refusal, digest
 from confide.serve.signed import differences
 from confide.store import Staged
 from confide.wire import MemoryStore, Store
@@ -89,6 +89,20 @@ class Measured(Protocol):
 
     def reply_bytes(self, rows: int) -> int:
         """Return a bound of the size of a reply to `rows` rows; it grows with them."""
+        ...
+
+
+@runtime_checkable
+class InBlocks(Protocol):
+    """A server's kit whose questions cost the same, and count the same, for any number of rows up to a block."""
+
+    @property
+    def block_rows(self) -> int:
+        """Return the rows of a block."""
+        ...
+
+    def query_bytes(self, rows: int) -> int:
+        """Return a bound of the size of a query of `rows` rows."""
         ...
 
 
@@ -345,4 +359,17 @@ def _max_rows(kit: Kit, limits: Limits, name: str) -> int:
             f"Expected reply_bytes={limits.reply_bytes} to hold one answer of the model {name!r}, which takes "
             f"{kit.reply_bytes(1)}; raise reply_bytes, or serve a model of fewer outputs"
         )
+    if isinstance(kit, InBlocks):
+        block, query_bytes = kit.block_rows, kit.query_bytes(1) + JSON_BYTES
+        if query_bytes > limits.query_bytes:
+            raise ModelError(
+                f"Expected query_bytes={limits.query_bytes} to hold one question of the model {name!r}, which takes "
+                f"{query_bytes}; raise query_bytes, or serve a model of fewer features"
+            )
+        if rows < block:
+            raise ModelError(
+                f"Expected batch_rows={limits.batch_rows} to hold the {block} rows that every question of the model "
+                f"{name!r} counts as; raise batch_rows"
+            )
+        rows -= rows % block
     return rows
