@@ -38,7 +38,7 @@ def small() -> tuple[Graph, Matrix]:
 
 
 def digits() -> tuple[Graph, Matrix]:
-    """Return a network 64-32-10 and scikit-learn's digits; it was trained with ReLU: its squares serve for times only."""
+    """Return a network 64-32-10 and the digits of scikit-learn; trained with ReLU: its squares serve for times only."""
     images, labels = load_digits(return_X_y=True)
     images = images / 8 - 1
     found = MLPClassifier((32,), activation="relu", max_iter=60, random_state=1).fit(images, labels)
