@@ -79,6 +79,34 @@ def test_another_input_box_is_certified_and_kept():
     assert isinstance(pair.predict(x * 1.001).failures["client"], DataError)
 
 
+PARTIAL = Graph((linear(2, 16, 30, 0.5), Square(), linear(3, 3, 16, 0.5)))  # ends in blocks: sums that do not wrap
+
+
+def partial_sums(protect_model: bool) -> tuple[np.ndarray, np.ndarray]:
+    """What a client reads between the slots of outputs, and what each hidden unit adds to two neighbouring outputs."""
+    pair = ready(Homomorphic(protect_model=protect_model), PARTIAL)
+    client, server = engines(pair)
+    secret, x = pair.keys.secret, corners(1, 30)
+    keys = pair.server.keys.get(pair.keys.key_id, pair.stores["server"])
+    (reply,) = server.answer(keys, client.encrypt(secret, x), RNG)
+    slots = client.context.decode(secret.decrypt(client.context.load(reply, client._reply)))
+    apart = client.plan.packed.slots_of()[1]
+    hidden = Graph(PARTIAL.layers[:-1]).apply(x)[0]
+    weight = PARTIAL.layers[-1].weight
+    read = np.diff(np.ldexp(slots[:apart], int(server.exponents[0])))
+    return read, ((weight[1] - weight[0]) * hidden)[: apart - 1]
+
+
+def test_partial_sums_are_masked():
+    read, contributions = partial_sums(protect_model=True)
+    assert np.abs(read - contributions).mean() > 100 * np.abs(contributions).max()
+
+
+def test_the_control_open_replies_show_every_hidden_unit():
+    read, contributions = partial_sums(protect_model=False)
+    assert np.corrcoef(read[1:], contributions[1:])[0, 1] > 0.99
+
+
 def test_protected_replies_are_fresh_and_open_ones_are_not():
     x = corners(1, 30)
     for protect, fresh in ((True, True), (False, False)):

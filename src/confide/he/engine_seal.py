@@ -243,7 +243,8 @@ class NetworkServer:
         reply = self.context.switch(cipher, limbs=limbs)
         if self.plan.protected:
             self.context.add(reply, keys.zero(limbs=limbs, scale=scale))
-            noise = self.plan.flooding * uniform(rng, 2 * self.plan.slots).view(np.complex128)
+            size = np.where(self.plan.leftovers, self.plan.mask, self.plan.flooding)
+            noise = size * uniform(rng, 2 * self.plan.slots).view(np.complex128)
             self.context.add_plain(reply, self.context.encode(noise, limbs=limbs, scale=scale))
         return reply
 

@@ -50,6 +50,7 @@ def error_bound(plan: NetworkPlan, ready: Ready) -> Matrix:
     last = errors[-1] + FLOAT_ERROR * (1 + ready.largest[-1])
     if plan.protected:
         last = last + noise.TAIL * noise.zero(degree, plan.parameters.special) / plan.reply_scale + plan.flooding
+        last = last + FLOAT_ERROR * plan.mask
     return np.ldexp(last, ready.exponent)
 
 

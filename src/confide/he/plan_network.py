@@ -6,11 +6,14 @@ import math
 from functools import cached_property
 
 import msgspec
+import numpy as np
+from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
 from confide.he.layouts import Entry
 from confide.he.levels import SLACK_BITS, errors, headrooms, reply_limbs
-from confide.he.packing import Packing
+from confide.he.noise import TAIL
+from confide.he.packing import Packing, parts
 from confide.he.parameters import Parameters
 from confide.he.seal import CONJUGATION, Needs
 from confide.he.stages import Mapped, Multiplied, Register, Stage, check_stages, trace
@@ -18,6 +21,10 @@ from confide.he.stages import Mapped, Multiplied, Register, Stage, check_stages,
 #: More room than outputs below 2^512 can need.
 MOST_ROOM_BITS = 512.0
 
+#: Bits that a mask of partial sums has above the largest value, where the last level has room for them.
+MASK_BITS = 20.0
+
+_LARGEST_MASK = 2.0**36  # times the flooding: the float64 error of its encoding stays far below that
 _MOST_KEY_BYTES = 1 << 30
 
 
@@ -81,7 +88,8 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     @cached_property
     def reply_limbs(self) -> int:
         """Return the primes of a reply."""
-        return reply_limbs(self.parameters, self.registers[-1], self.rooms[-1])
+        bits = MASK_BITS if self.protected and self.leftovers.any() else 0.0
+        return reply_limbs(self.parameters, self.registers[-1], self.rooms[-1] + bits)
 
     @property
     def reply_scale(self) -> float:
@@ -97,8 +105,33 @@ class NetworkPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def flooding(self) -> float:
         """Return B: a protected reply gets uniform noise in [-B, B] on both parts of every slot, as large as the
         error that is expected: what a reply's error says of the weights is hidden in as much again, no more.
+        Slots with `leftovers` get the `mask` instead.
         """
         return math.sqrt(3.0) * self.estimated_error if self.protected else 0.0
+
+    @cached_property
+    def leftovers(self) -> NDArray[np.bool_]:
+        """Return which slots of the last register hold something that is no output: partial sums, shape (slots,)."""
+        labels, stage = self.packed.labels(self.slots), self.stages[-1]
+        filled = np.ones(self.slots, np.bool_)
+        if isinstance(stage, Mapped):
+            sums = stage.layout.rotations.sums
+            filled = parts(labels, sums) >= 0
+            for step in sums:
+                filled = filled | np.roll(filled, -step)
+        return filled & (labels < 0)
+
+    @cached_property
+    def mask(self) -> float:
+        """Return M: a protected reply gets uniform noise in [-M, M] on both parts of the slots with `leftovers`.
+
+        As much as the modulus has room for: an encoded coefficient of it is a sum of many independent terms.
+        """
+        if not self.protected or not self.leftovers.any():
+            return 0.0
+        bits = math.log2(math.prod(self.parameters.data_primes[: self.reply_limbs]))
+        room = 2.0 ** (bits - math.log2(self.reply_scale) - SLACK_BITS) - 2.0 ** self.rooms[-1]
+        return min(max(room, 0.0) * math.sqrt(self.parameters.degree) / (2 * TAIL), self.flooding * _LARGEST_MASK)
 
     @cached_property
     def needs(self) -> Needs:
