@@ -43,6 +43,9 @@ Columns = Mapping[str, ArrayLike] | Frame
 #: Room that the JSON part of a request may take beside the message.
 JSON_BYTES = 4096
 
+#: Largest question that is made, whatever a server says that it takes: all of it is in memory, some times over.
+MOST_QUERY_BYTES = 1 << 26
+
 _FIRST_ROWS = 16  # of the first question, before the size of a row is known
 
 
@@ -114,7 +117,8 @@ class Session:
 
     def learn_rows(self, rows: int, size_bytes: int) -> None:
         """Fit the next questions to the server's bound: `rows` took `size_bytes`, and more may pack more tightly."""
-        room = (self.kit.max_query_bytes - JSON_BYTES) * rows // max(1, size_bytes)
+        most = min(self.kit.max_query_bytes, MOST_QUERY_BYTES)
+        room = (most - JSON_BYTES) * rows // max(1, size_bytes)
         self.rows = max(self.rows, min(room, self.kit.max_rows))
 
     def features(self, x: ArrayLike | Columns) -> Matrix:
