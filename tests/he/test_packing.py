@@ -150,6 +150,7 @@ def test_babies_come_from_their_neighbours_with_one_key_for_each_axis():
         {"copies": 100},
         {"size": 0},
         {"size": 1000},
+        {"axes": ((1 << 14, 0), (1 << 14, 0)), "size": 1 << 28},  # gigabytes of labels for one slot
     ],
 )
 def test_a_strangers_packing_is_checked(change):

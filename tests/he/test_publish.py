@@ -120,6 +120,33 @@ def test_a_publication_counts_from_before_the_question_leaves():
     assert isinstance(published(pair, corners(1, 4)).failures["client"], KeysExpired)
 
 
+def test_processes_that_share_a_store_publish_no_more_than_one_may():
+    """Each read how much was left before any of them wrote."""
+    pair = ready(PRECISE, GRAPH)
+
+    def ask():
+        return pair.backend.publish(pair.client, corners(3, 4), pair.stores["client"], RNG)
+
+    asking = [ask() for _ in range(4)]
+    steps = [next(party) for party in asking]
+    for step in steps:
+        pair.stores["client"].commit(step.save)
+    for party in asking:
+        with pytest.raises(KeysExpired):
+            next(party)
+    pair.setup()
+    asking = [ask() for _ in range(2)]
+    for party in asking:
+        pair.stores["client"].commit(next(party).save)
+    assert all(next(party).send for party in asking)
+
+
+def test_a_plan_that_is_not_certified_is_not_published_from():
+    pair = ready(Homomorphic(precision_bits=26, publications=EIGHT, certify=False), GRAPH)
+    with pytest.raises(UsageError, match="certif"):
+        pair.backend.publish(pair.client, corners(1, 4), pair.stores["client"], RNG)
+
+
 def test_noise_for_another_allowance_takes_a_new_key():
     """Noise for two allowances does not add up to either."""
     pair = ready(PRECISE, GRAPH)

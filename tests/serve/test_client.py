@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import msgspec
@@ -40,6 +41,7 @@ from confide.serve.keys import key_store
 from confide.serve.limits import Limits
 from confide.serve.protocol import ClientKit, Refusal, digest
 from confide.serve.server import create_app
+from confide.serve.session import Session
 from confide.store import SqliteStore
 from confide.wire import MemoryStore
 from serve.toy import GRAPH, LABEL, PREPROCESS, Toy, toy_model
@@ -339,6 +341,14 @@ def kit_of(**changes) -> ClientKit:
         outputs=1, classes=(), needs_keys=False, max_rows=10, max_query_bytes=10**6, max_keys_bytes=10**6,
     )  # fmt: skip
     return msgspec.structs.replace(base, **changes)
+
+
+def test_a_server_that_takes_everything_is_not_sent_everything_at_once():
+    """A question is in memory some times over, so the server's word is not its only bound."""
+    kit = kit_of(max_rows=10**9, max_query_bytes=10**18)
+    session = SimpleNamespace(kit=kit, rows=16)
+    Session.learn_rows(session, 16, 16 << 20)
+    assert 32 <= session.rows <= 64
 
 
 def lying(answer) -> httpx2.BaseTransport:

@@ -252,6 +252,38 @@ def test_a_worker_that_overruns_is_ended(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_worker_that_does_not_even_read_is_ended(tmp_path):
+    """More than the socket between them holds: the server would wait for it to be read, forever."""
+    with (
+        pooled(tmp_path, Source("serve.host:models", b""), workers=1, answer_seconds=1) as (app, _),
+        httpx2.Client(transport=InProcess(app), base_url="http://127.0.0.1") as http,
+    ):
+        (stuck,) = processes(app)
+        os.kill(stuck, signal.SIGSTOP)
+        refused = http.post("/v2/models/diagnosis/versions/plain/infer", content=bytes(4 << 20))
+        assert (refused.status_code, refused.json()["code"]) == (503, "late")
+        wait_for(lambda: processes(app) not in ([], [stuck]) and app._done._free)
+        assert http.post("/v2/models/diagnosis/versions/plain/infer", json=question(0.5)).status_code == 200
+
+
+@pytest.mark.slow
+def test_json_beyond_the_limit_is_not_read_in_the_server(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(confide.serve.pool, "_key_id", lambda body, length: read.append(len(body)) or "")
+    with (
+        pooled(tmp_path, Source("serve.test_pool:encrypted", b""), workers=1, json_bytes=1000) as (app, _),
+        httpx2.Client(transport=InProcess(app), base_url="http://127.0.0.1") as http,
+    ):
+        bomb = b'{"parameters":{"a":[' + b"[]," * 1000 + b"[]]}}"
+        for headers in ({}, {"inference-header-content-length": str(len(bomb))}):
+            refused = http.post("/v2/models/m/infer", content=bomb, headers=headers)
+            assert (refused.status_code, refused.json()["code"]) == (400, "malformed")
+        assert not read
+        http.post("/v2/models/m/infer", content=b"{}")
+        assert read == [2]
+
+
+@pytest.mark.slow
 def test_more_than_the_queue_holds_is_told_to_come_back_while_metrics_and_health_answer(tmp_path):
     with (
         pooled(tmp_path, Source("serve.host:models", b"odd"), workers=1, waiting=2) as (app, _),

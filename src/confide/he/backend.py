@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import KeysExpired, ModelError, ProtocolError, UsageError
+from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_batch import BatchClient, BatchServer
@@ -50,7 +50,7 @@ from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import FLOODING_BITS, LinearPlan
 from confide.he.plan_network import NetworkPlan
 from confide.he.plan_trees import MOST_BINS, TreesPlan
-from confide.he.publish import Decrypted, Publications, may_publish, reserve, used_up
+from confide.he.publish import Decrypted, Publications, check_reserved, may_publish, reserve
 from confide.he.seal import Evaluation, SecretKey
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
 from confide.he.trees import leaves_of
@@ -397,12 +397,18 @@ class Homomorphic(Backend):
         Exact results are shown as they are; those of CKKS are flooded, and counted per key (`publish`).
 
         Raises:
-            UsageError: too many rows at once; from the party, a plan that is not precise enough to publish from.
+            UsageError: a plan that is not certified; from the party, too many rows at once, or a plan that is not
+                precise enough to publish from.
             KeysExpired: nothing more may be published under this key; set up again.
         """
         client = _client("client", kit)
         if isinstance(client.plan, LinearPlan):
             return self.predict("client", kit, x, store, rng)
+        if isinstance(client.plan, NetworkPlan) and not client.plan.certified:
+            raise UsageError(
+                "Expected a certified plan to publish from: beyond its room a value carries errors that no noise is "
+                "sized for; have the server certify it (Homomorphic(certify=True))"
+            )
         keys = client.keys(owned(self.name, client.encoded, store)).checked(self._clock())
         return _ask_counted(client, x, keys, store, rng, self._publications)
 
@@ -423,12 +429,8 @@ def _private(result: Matrix | Decrypted) -> Matrix:
 
 def _ask_counted(kit: ClientKit, x: Matrix, keys: Mine, store: Store, rng: Randomness, allowed: Publications) -> Party:
     name = Homomorphic.name
-    try:
-        save = reserve(name, keys.key_id, store, rows=len(x), allowed=allowed)
-    except KeysExpired:
-        yield Step(save=used_up(name, keys.key_id, allowed))
-        raise
-    yield Step(save=save)
+    yield Step(save=reserve(name, keys.key_id, rows=len(x), allowed=allowed, rng=rng))
+    check_reserved(name, keys.key_id, store, allowed)
 
     def release(result: Matrix | Decrypted) -> Matrix:
         return result.publish(allowed, rng) if isinstance(result, Decrypted) else result

@@ -70,6 +70,8 @@ class Packing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _check_axes(self.axes)
         if not (1 <= self.size <= prod(count for count, _ in self.axes) and 1 <= self.copies <= slots):
             raise ProtocolError("Expected a packing whose axes hold its numbers")
+        if self.size > self.period:  # axes may have a stride of 0, so their counts alone bound nothing
+            raise ProtocolError("Expected a packing with a slot for each number")
         if not 1 <= self.period <= slots or self.period * self.copies > slots:
             raise ProtocolError("Expected a packing that fits the slots")
         if sum((count - 1) * stride for count, stride in self.axes) >= self.period:

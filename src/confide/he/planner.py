@@ -16,7 +16,7 @@ from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TypeVar
 
-from confide.he.layouts import Entry, Layout, entries, layouts
+from confide.he.layouts import Entry, Layout, entries, layouts, leftovers
 from confide.he.levels import errors, fits, headrooms, least_bits, scheduled
 from confide.he.network import Network, Operation
 from confide.he.packing import Packing
@@ -74,7 +74,7 @@ def plan_network(
     found: list[tuple[float, NetworkPlan]] = []
     cheapest = math.inf  # key switches times the time of a transform: what a larger ring has to beat
     for degree, transform in TRANSFORM_MS.items():
-        way = ways(net.operations, degree // 2)
+        way = ways(net.operations, degree // 2, protected=protected)
         if way is None or way.cost * transform > cheapest:
             continue
         make = partial(
@@ -163,8 +163,14 @@ def _switch(limbs: int) -> float:
 # --- layouts ----------------------------------------------------------------------------------------------------------
 
 
-def ways(operations: Sequence[Operation], slots: int) -> Way | None:
-    """Return the cheapest way through all operations, None if some vector does not fit the slots."""
+def ways(operations: Sequence[Operation], slots: int, *, protected: bool = True) -> Way | None:
+    """Return the cheapest way through all operations, None if some vector does not fit the slots.
+
+    Args:
+        operations: of a network.
+        slots: of a ciphertext.
+        protected: whether the last ciphertext must hold outputs and nothing else: no partial sums.
+    """
     first = operations[0].part
     assert isinstance(first, LinearMap)
     states: dict[Packing, Way] = {}
@@ -173,8 +179,14 @@ def ways(operations: Sequence[Operation], slots: int) -> Way | None:
         _keep(states, Way(_cost(layout) + stage.conjugate, entry, (stage,), layout.packed))
     for operation in operations[1:]:
         states = _step(states, operation)
-    whole = [way for way in states.values() if way.packed.period * way.packed.copies == slots]
-    return min(whole, key=lambda way: way.cost, default=None)  # replies hold outputs, and nothing else of the model
+    ends = [way for way in states.values() if not (protected and _shows_sums(way, slots))]
+    return min(ends, key=lambda way: way.cost, default=None)
+
+
+def _shows_sums(way: Way, slots: int) -> bool:
+    """Return whether the last ciphertext holds partial sums beside the outputs."""
+    maps = [stage for stage in way.stages if isinstance(stage, Mapped) and stage.layout.packed == way.packed]
+    return any(leftovers(stage.layout, slots).any() for stage in maps)
 
 
 def _step(states: Mapping[Packing, Way], operation: Operation) -> dict[Packing, Way]:

@@ -183,27 +183,36 @@ def may_publish(backend: str, key_id: str, store: Store, allowed: Publications) 
     return _left(backend, key_id, store, allowed) > 0
 
 
-def reserve(backend: str, key_id: str, store: Store, *, rows: int, allowed: Publications) -> dict[str, bytes | None]:
+def reserve(backend: str, key_id: str, *, rows: int, allowed: Publications, rng: Randomness) -> dict[str, bytes | None]:
     """Return what must be in the client's store before `rows` rows are asked for, so that a crash counts them too.
+
+    It is an entry of its own: processes that share the store cannot overwrite each other's. Once it is there,
+    `check_reserved` says whether all of them together are within the allowance.
 
     Raises:
         UsageError: more rows at once than one key allows.
-        KeysExpired: more than are left.
     """
     if rows > allowed.rows:
         raise UsageError(f"Expected at most {allowed.rows} rows, the most that one key may publish; send fewer")
-    left = _left(backend, key_id, store, allowed)
-    if rows > left:
+    return {f"{_path(backend, key_id)}/{rng.bytes(8).hex()}": f"{rows}/{allowed}".encode()}
+
+
+def check_reserved(backend: str, key_id: str, store: Store, allowed: Publications) -> None:
+    """Check, after a reservation was stored, that nothing went beyond the allowance; if so the rest is forfeited.
+
+    Raises:
+        KeysExpired: more rows than were left, or noise for another allowance before.
+    """
+    if _left(backend, key_id, store, allowed) < 0:
         raise KeysExpired(f"Expected keys under which fewer than {allowed.rows} rows were published; set up again")
-    return {_path(backend, key_id): f"{allowed.rows - left + rows}/{allowed}".encode()}
-
-
-def used_up(backend: str, key_id: str, allowed: Publications) -> dict[str, bytes | None]:
-    """Return the entry of a key under which nothing more may be published: setting up replaces it."""
-    return {_path(backend, key_id): f"{allowed.rows}/{allowed}".encode()}
 
 
 def _left(backend: str, key_id: str, store: Store, allowed: Publications) -> int:
-    """Return the rows that may still be published; none if those before had noise for another allowance."""
-    used, _, under = (store.get(_path(backend, key_id)) or f"0/{allowed}".encode()).partition(b"/")
-    return allowed.rows - int(used) if under.decode() == str(allowed) else 0
+    """Return the rows that may still be published; less than none if any before had noise for another allowance."""
+    used = 0
+    for path in store.keys(_path(backend, key_id)):
+        rows, _, under = (store.get(path) or b"0/").partition(b"/")
+        if under.decode() != str(allowed):
+            return -1
+        used += int(rows)
+    return allowed.rows - used

@@ -109,7 +109,9 @@ class Pool:
 
     def infer(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered:
         job = Job(kind="infer", model=about.model, backend=about.backend, caller=caller, header_length=header_length)
-        return self._do(job, body, _key_id(body, header_length) if about.needs_keys else "")
+        size = len(body) if header_length is None else header_length
+        named = about.needs_keys and size <= self._limits.json_bytes  # the worker refuses what is beyond, unread
+        return self._do(job, body, _key_id(body, header_length) if named else "")
 
     def figures(self) -> Figures:
         with self._changed:
@@ -139,16 +141,28 @@ class Pool:
         raise Refusal(refused.status, refused.code, refused.text, retry_after_seconds=refused.retry_after_seconds)
 
     def _exchange(self, worker: _Worker, job: Job, body: bytes) -> tuple[Done, bytes]:
+        """Return a worker's answer. At the deadline it is ended, wherever it hangs: it may not even read the body."""
+        overdue = threading.Event()
+
+        def end() -> None:
+            overdue.set()
+            worker.process.kill()
+
+        watch = threading.Timer(self._limits.answer_seconds, end)
+        watch.daemon = True
+        watch.start()
         try:
             worker.connection.send_bytes(msgspec.msgpack.encode(job))
             worker.connection.send_bytes(body)
-            if not worker.connection.poll(self._limits.answer_seconds):
-                raise late(f"the answer took longer than {self._limits.answer_seconds:g} s")
             done: Done = msgspec.msgpack.decode(worker.connection.recv_bytes(), type=known(Done))
             return done, worker.connection.recv_bytes()
         except (EOFError, OSError):
+            if overdue.is_set():
+                raise late(f"the answer took longer than {self._limits.answer_seconds:g} s") from None
             text = "Expected the worker process to live until its answer; ask again later"
             raise Refusal(503, "worker_ended", text, retry_after_seconds=1) from None
+        finally:
+            watch.cancel()
 
     def _take(self, key_id: str) -> _Worker:
         deadline = time.monotonic() + self._limits.answer_seconds

@@ -50,6 +50,9 @@ class Blocks(Protocol):
 
 Columns = Mapping[str, ArrayLike] | Frame
 
+#: Largest question that is made, whatever a server says that it takes: all of it is in memory, some times over.
+MOST_QUERY_BYTES = 1 << 26
+
 _FIRST_ROWS = 16  # of the first question, before the size of a row is known
 
 
@@ -124,8 +127,8 @@ class Session:
 
     def learn_rows(self, rows: int, size_bytes: int) -> None:
         """Fit the next questions to the server's bound: `rows` took `size_bytes`, and more may pack more tightly."""
-        blocks = -(-rows // self._block_rows)
-        room = (self.kit.max_query_bytes - JSON_BYTES) * blocks // max(1, size_bytes) * self._block_rows
+        most, blocks = min(self.kit.max_query_bytes, MOST_QUERY_BYTES), -(-rows // self._block_rows)
+        room = (most - JSON_BYTES) * blocks // max(1, size_bytes) * self._block_rows
         self.rows = max(self.rows, min(room, self.kit.max_rows))
 
     def features(self, x: ArrayLike | Columns) -> Matrix:
