@@ -21,7 +21,7 @@ import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import KeysExpired, ModelError, ProtocolError, UsageError
+from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_seal import NetworkClient, NetworkServer
