@@ -6,7 +6,7 @@ features, scaled to [-1, 1]). What cannot run yet is a case with a reason instea
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from confide.train.local import descend
 
 MODELS = Path(__file__).parent / "models"
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist/mnist.npz"
+LINEAR = ("logistic", "logistic-open", "logistic-ckks", "paillier", "network", "bulk")
+NAMES = (*LINEAR, "mlp", "lola", "lenet", "cifar", "trees")
 TRAINED = 400  # rows of the breast-cancer data; the other 169 are held out
 
 
@@ -147,8 +149,8 @@ def linear_cases() -> list[Case]:
     return [*found, ready(network), ready(bulk)]
 
 
-def network_cases(cifar: Path | None = None) -> list[Case]:
-    """Return the networks of bench/models."""
+def network_cases(cifar: Path | None, only: Collection[str]) -> list[Case]:
+    """Return the networks of bench/models that are called `only`."""
     digit, photo = (1, 28, 28), (3, 32, 32)
     sizes = {"keys kB": 60_000.0, "query kB": 500.0, "reply kB": 150.0}
     found: list[Case] = []
@@ -158,6 +160,8 @@ def network_cases(cifar: Path | None = None) -> list[Case]:
         ("lenet", "MNIST, LeNet", digit, {"end to end": 1200.0}),
         ("cifar", "CIFAR-10 network", photo, {"end to end": 60_000.0, "server memory MB": 12_000.0}),
     ):
+        if name not in only:
+            continue
         rows = images(MNIST if shape == digit else cifar, shape)
         graph = network_of(name)
         case = Case(name, title, rows, None if isinstance(graph, str) else graph, bars=bars, peers=name)
@@ -176,9 +180,11 @@ def tree_cases() -> list[Case]:
     return [ready(replace(case, graph=graph))]
 
 
-def cases(cifar: Path | None = None) -> list[Case]:
-    """Return every case, those that cannot run yet among them."""
-    return [*linear_cases(), *network_cases(cifar), *tree_cases()]
+def cases(cifar: Path | None = None, only: Collection[str] = NAMES) -> list[Case]:
+    """Return the cases called `only`, those that cannot run yet among them; no other is planned."""
+    trees = tree_cases() if "trees" in only else []
+    found = [*(linear_cases() if set(LINEAR) & set(only) else []), *network_cases(cifar, only), *trees]
+    return [case for case in found if case.name in only]
 
 
 def chain_of(width: int, depth: int, outputs: int = 10) -> Graph:

@@ -1,6 +1,7 @@
 """Images, activations, residual blocks and polynomials as ONNX, out and in; onnxruntime is the oracle."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -314,6 +315,25 @@ def test_scales_become_no_layer_where_a_neighbour_takes_them():
 def test_scales_that_no_neighbour_takes_exactly_become_a_layer():
     assert kinds("batch norm before a padded convolution")[:2] == ["Conv", "Conv"]
     assert kinds("batch norm between activations")[:4] == ["Conv", "Relu", "Conv", "Tanh"]
+
+
+EXAMPLES = sorted((Path(__file__).parents[2] / "bench" / "models").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_networks_are_read(path):
+    body = path.read_bytes()
+    asked = session(body).get_inputs()[0]
+    x = np.random.default_rng(0).uniform(0, 1, (3, *asked.shape[1:]))
+    wanted = runtime(body, x.astype(np.float32 if asked.type == "tensor(float)" else np.float64))
+    np.testing.assert_allclose(from_onnx(body).apply(x.reshape(3, -1)), wanted, atol=1e-4 * np.abs(wanted).max())
+
+
+def test_constants_may_stand_in_nodes():
+    made = helper.make_node("Constant", [], ["e"], value=numpy_helper.from_array(W["w"]))
+    body = foreign([made, *written("p=Conv x e; POOL; HEAD")], W)
+    x = single(2, 1, 8, 8)
+    np.testing.assert_allclose(from_onnx(body).apply(x.reshape(2, -1)), runtime(body, x), rtol=1e-4, atol=1e-4)
 
 
 # --- in: what is refused ----------------------------------------------------------------------------------------------

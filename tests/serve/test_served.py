@@ -172,3 +172,11 @@ def test_clients_send_as_many_rows_as_the_reply_has_room_for():
         assert client.kit.max_rows == 2
         x = GENERATOR.uniform(-1, 1, (9, 2))
         assert np.allclose(client.predict(x), model.apply(x), rtol=1e-12)
+
+
+def test_a_model_whose_keys_no_client_could_upload_is_refused():
+    graph = Graph((Linear(np.ones((16, 30)) / 30, np.zeros(16)), Square(), Linear(np.ones((1, 16)), np.zeros(1))))
+    small = Limits(keys_bytes=1 << 20)
+    with pytest.raises(ModelError, match="keys_bytes="):
+        create_app([Model("net", graph, LABEL, (Homomorphic(),))], limits=small)
+    assert create_app([Model("net", graph, LABEL, (Homomorphic(),))]).pins

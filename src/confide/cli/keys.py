@@ -78,7 +78,7 @@ def list_keys(
         found = store.list()
         protection = "encrypted" if store.encrypted else "not encrypted: whoever can read the file has the keys"
     console.err.print(f"{file}: {protection}")
-    rows = [("name", "model", "backend", "server", "made", "at the server", "bytes")]
+    rows: list[tuple[str, ...]] = [("name", "model", "backend", "server", "made", "at the server", "bytes")]
     for kept in found:
         about = kept.about
         made = datetime.fromtimestamp(kept.made_seconds, UTC).strftime("%Y-%m-%dT%H:%MZ")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -24,6 +24,9 @@ def plan(
         bool, typer.Option("--open-model", help="Replies as they come: faster for linear models, which they show.")
     ] = False,
     scheme: Annotated[str | None, typer.Option(help="bfv or ckks, for linear models; bfv if left out.")] = None,
+    goal: Annotated[
+        Literal["latency", "throughput"], typer.Option(help="Rows one by one, or networks in batches of thousands.")
+    ] = "latency",
     precision_bits: Annotated[int, typer.Option(min=1, max=40, help="Wanted precision of the outputs, bits.")] = 10,
     activation_degree: Annotated[
         int | None, typer.Option(min=1, max=8, help="Replace ReLU and the like by polynomials of this degree.")
@@ -41,12 +44,14 @@ def plan(
     """
     from confide.he.backend import Homomorphic
     from confide.he.describe import facts, stage_lines
+    from confide.he.plan_batch import BatchPlan
     from confide.he.plan_network import NetworkPlan
 
     if scheme not in (None, "bfv", "ckks"):
         raise UsageError(f"Expected --scheme {scheme!r} to be bfv or ckks")
     backend = Homomorphic(
         protect_model=not open_model,
+        goal=goal,
         scheme=scheme,  # type: ignore[arg-type]  (one of the two)
         precision_bits=precision_bits,
         activation_degree=activation_degree,
@@ -55,7 +60,7 @@ def plan(
     found = backend.plan(_graph(model))
     for name, value in facts(found):
         console.out.print(f"{name}: {value}")
-    if isinstance(found, NetworkPlan):
+    if isinstance(found, NetworkPlan | BatchPlan):
         table = Table("stage", "rotations", "products", "level", box=None)
         for line in stage_lines(found):
             table.add_row(*line)

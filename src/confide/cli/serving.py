@@ -9,7 +9,7 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -31,6 +31,10 @@ def serve(
     open_model: Annotated[
         bool, typer.Option("--open-model", help="With he: faster, but a client can read the weights from one reply.")
     ] = False,
+    goal: Annotated[
+        Literal["latency", "throughput"],
+        typer.Option(help="With he: answer a network's rows one by one, or thousands in one question."),
+    ] = "latency",
     trust: Annotated[
         str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
@@ -84,6 +88,7 @@ def serve(
             model,
             backends=tuple(dict.fromkeys(backend)),
             open_model=open_model,
+            goal=goal,
             trust=trust,
             processes=workers > 0,
             store=place,
@@ -146,6 +151,7 @@ def _server(
     *,
     backends: tuple[str, ...],
     open_model: bool,
+    goal: Literal["latency", "throughput"],
     trust: str | None,
     processes: bool,
     store: str,
@@ -165,7 +171,12 @@ def _server(
         body = read(path)
         artifact = decode(body, trust=read_public_key(trust) if trust else None, where=str(path))
     source = model_file(
-        _model_name(path), body, signer=bytes.fromhex(artifact.signer), backends=backends, open_model=open_model
+        _model_name(path),
+        body,
+        signer=bytes.fromhex(artifact.signer),
+        backends=backends,
+        open_model=open_model,
+        goal=goal,
     )
     models = source.models()  # a mistake shows here already
     shared: dict[str, Any] = {

@@ -4,76 +4,51 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 
-from confide.he.packed import packed_bytes
+from confide.he.message_bytes import keys_bytes, query_bytes, reply_bytes
 from confide.he.parameters import LIMIT_BITS, SECURITY_BITS
 from confide.he.plan import Plan
-from confide.he.plan_linear import LinearPlan
+from confide.he.plan_batch import BatchPlan, products
 from confide.he.plan_network import NetworkPlan
 from confide.he.planner import seconds
-from confide.he.stages import Mapped, Multiplied
-
-
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """What travels, in bytes, packed; headers not counted.
-
-    Args:
-        keys: once for each client.
-        query, reply: of one row.
-    """
-
-    keys: int
-    query: int
-    reply: int
-
-
-def sizes(plan: Plan) -> Sizes:
-    """Return what travels under a plan."""
-    primes, data, degree = plan.parameters.primes, plan.parameters.data_primes, plan.parameters.degree
-    whole = packed_bytes(data, rows=2, count=degree)
-    key = packed_bytes(primes, rows=2, count=degree)
-    switching = len(plan.needs.steps) + plan.needs.relinearisation
-    keys = key * (plan.needs.encryption + switching * len(data))
-    if isinstance(plan, NetworkPlan):
-        return Sizes(keys, whole, packed_bytes(data[: plan.reply_limbs], rows=2, count=degree))
-    if isinstance(plan, LinearPlan):
-        reply = packed_bytes(data, rows=1, count=degree * plan.blocks.products)
-        return Sizes(keys, whole, reply + packed_bytes(data, rows=1, count=plan.outputs))
-    return Sizes(keys, whole, whole)
+from confide.he.stages import Mapped, Multiplied, Summed
 
 
 def facts(plan: Plan) -> Iterator[tuple[str, str]]:
     """Yield what is public of a plan, as (name, value)."""
-    parameters, found = plan.parameters, sizes(plan)
+    parameters = plan.parameters
     yield "scheme", f"{parameters.scheme.upper()}, ring degree N = {parameters.degree}"
     bits = " + ".join(str(prime.bit_length()) for prime in parameters.primes)
     yield "primes", f"{bits} = {parameters.total_bits} bits"
     limit = LIMIT_BITS[parameters.degree]
     yield "security", f"{SECURITY_BITS} bits: the table allows {limit} bits at this degree, secrets are uniform ternary"
     switching = len(plan.needs.steps) + plan.needs.relinearisation
-    yield "keys", f"{switching} evaluation keys; {_size(found.keys)} to upload once"
-    yield "query, reply", f"{_size(found.query)}, {_size(found.reply)} for one row"
-    if isinstance(plan, NetworkPlan):
+    yield "keys", f"{switching} evaluation keys; {_size(keys_bytes(plan))} to upload once"
+    rows = f"{plan.slots} rows or fewer" if isinstance(plan, BatchPlan) else "one row"
+    yield "query, reply", f"{_size(query_bytes(plan, 1))}, {_size(reply_bytes(plan, 1))} for {rows}"
+    if isinstance(plan, NetworkPlan | BatchPlan):
         yield from _network_facts(plan)
     else:
         yield "layout", str(plan)
 
 
-def _network_facts(plan: NetworkPlan) -> Iterator[tuple[str, str]]:
+def _network_facts(plan: NetworkPlan | BatchPlan) -> Iterator[tuple[str, str]]:
     error = plan.estimated_error
-    yield "rotations", str(plan.rotations)
+    rows = f"{plan.slots} rows" if isinstance(plan, BatchPlan) else "one row"
+    yield "rotations", "0" if isinstance(plan, BatchPlan) else str(plan.rotations)
     yield "estimated error", f"{error:.1e} of a typical output (standard deviation)"
-    yield "estimated time", f"{1e3 * seconds(plan):.0f} ms for one row on one core"
+    yield "estimated time", f"{1e3 * seconds(plan):.0f} ms for {rows} on one core"
     held = "every input of the box" if plan.certified else "typical inputs: not certified for every input of the box"
     yield "range", f"{plan.room_bits:.0f} bits above typical values, enough for {held}"
+    if isinstance(plan, BatchPlan):
+        yield "packing", f"each feature in a ciphertext of its own, a row in each of {plan.slots} slots"
+        return
     half = ", in both halves of complex slots" if plan.entry.halves == 2 else ""
     patches = "patches of the first convolution" if plan.entry.patches else "features"
     yield "packing", f"{patches} in {plan.slots} slots, {plan.entry.copies} copies{half}"
 
 
-def stage_lines(plan: NetworkPlan) -> Iterator[tuple[str, str, str, str]]:
+def stage_lines(plan: NetworkPlan | BatchPlan) -> Iterator[tuple[str, str, str, str]]:
     """Yield for each stage what it computes, its rotations, its products with weights, and its primes and scale."""
     for number, stage in enumerate(plan.stages):
         before, after = plan.registers[stage.sources[0]], plan.registers[number + 1]
@@ -84,6 +59,8 @@ def stage_lines(plan: NetworkPlan) -> Iterator[tuple[str, str, str, str]]:
                 rotations = stage.layout.rotations
                 count = rotations.before + len(rotations.sums) + stage.conjugate
                 yield str(stage.shape), str(count), str(rotations.products), level
+            case Summed():
+                yield str(stage.shape), "0", str(products(stage)), level
             case Multiplied():
                 yield "square" if stage.left == stage.right else "product", "0", "0", level
             case _:

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness
 from confide.he import diagonals
 from confide.he.encode import in_box
+from confide.he.engine_steps import Combination, Steps
 from confide.he.error_bound import error_bound
 from confide.he.normalise import Constants, Ready
 from confide.he.plan_network import NetworkPlan
 from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
 from confide.he.shapes import LinearMap
-from confide.he.stages import Combined, Mapped, Multiplied, product_scale
+from confide.he.stages import Combined, Mapped, Multiplied
 
 Matrix = NDArray[np.float64]
 
@@ -76,17 +77,6 @@ class _Map:
         return "_Map()"
 
 
-@dataclass(frozen=True, slots=True)
-class _Combination:
-    """Constants as plaintexts, one for each term, and the one that is added."""
-
-    factors: list[Plaintext]
-    offset: Plaintext
-
-    def __repr__(self) -> str:
-        return "_Combination()"
-
-
 class NetworkServer:
     """The server's half: the weights as plaintexts, and the execution.
 
@@ -98,6 +88,7 @@ class NetworkServer:
     def __init__(self, plan: NetworkPlan, ready: Ready) -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
+        self._steps = Steps(plan, self.context)
         self.error = error_bound(plan, ready)
         self.exponents = np.full(plan.outputs, ready.exponent, np.int64)
         limbs = len(plan.parameters.data_primes)
@@ -121,44 +112,28 @@ class NetworkServer:
         """
         queries = [self.context.load(body, self._query) for body in ciphertexts]
         with refusing_transparent():
-            return tuple(self.context.to_bytes(self._leave(keys, self._run(keys, query), rng)) for query in queries)
+            return tuple(self._steps.leave(keys, self._run(keys, query), rng) for query in queries)
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, number: int, part: LinearMap | Constants | None) -> _Map | _Combination | None:
+    def _encode(self, number: int, part: LinearMap | Constants | None) -> _Map | Combination | None:
         stage = self.plan.stages[number]
         if isinstance(stage, Mapped):
             assert isinstance(part, LinearMap)
             return self._encode_map(number, stage, part)
         if isinstance(stage, Combined):
             assert isinstance(part, Constants)
-            return self._encode_constants(number, stage, part)
+            return self._steps.encoded(number, stage, part)
         return None
 
     def _encode_map(self, number: int, stage: Mapped, part: LinearMap) -> _Map:
         before, after = self.plan.registers[stage.source], self.plan.registers[number + 1]
         giants: list[list[tuple[int, Plaintext]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
         for one in diagonals.diagonals(self.plan, number, part):
-            plain = self._nonzero(one.values, before.limbs, 2.0**stage.weight_bits)
+            plain = self._steps.nonzero(one.values, before.limbs, 2.0**stage.weight_bits)
             giants[one.giant].append((one.baby, plain))
         bias = diagonals.bias(self.plan, number, part)
         return _Map(giants, self.context.encode(bias, limbs=after.limbs, scale=after.scale))
-
-    def _encode_constants(self, number: int, stage: Combined, part: Constants) -> _Combination:
-        read = [self.plan.registers[source] for source in stage.terms]
-        after, scale = self.plan.registers[number + 1], product_scale(stage, read)
-        limbs = min(register.limbs for register in read)
-        factors = [
-            self._nonzero(np.full(self.plan.slots, factor), limbs, scale / register.scale)
-            for factor, register in zip(part.factors, read, strict=True)
-        ]
-        offset = np.full(self.plan.slots, part.offset)
-        return _Combination(factors, self.context.encode(offset, limbs=after.limbs, scale=after.scale))
-
-    def _nonzero(self, values: diagonals.Slots, limbs: int, scale: float) -> Plaintext:
-        """Return a plaintext to multiply by; SEAL refuses zeros, so one below rounding stands in."""
-        plain = self.context.encode(values, limbs=limbs, scale=scale)
-        return plain if self.context.is_nonzero(plain) else self.context.encode(1 / scale, limbs=limbs, scale=scale)
 
     # --- execution ----------------------------------------------------------------------------------------------------
 
@@ -170,10 +145,12 @@ class NetworkServer:
                     assert isinstance(encoded, _Map)
                     result = self._map(keys, number, stage, encoded, registers[stage.source])
                 case Multiplied():
-                    result = self._product(keys, number, stage, registers[stage.left], registers[stage.right])
+                    result = self._steps.product(keys, number, stage, registers[stage.left], registers[stage.right])
                 case Combined():
-                    assert isinstance(encoded, _Combination)
-                    result = self._combine(number, stage, encoded, [registers[term] for term in stage.terms])
+                    assert isinstance(encoded, Combination)
+                    result = self._steps.combine(number, stage, encoded, [registers[term] for term in stage.terms])
+                case _:
+                    raise AssertionError(type(stage))
             registers[number + 1] = result
             for source in set(stage.sources):
                 if self._last_use[source] == number:
@@ -197,59 +174,10 @@ class NetworkServer:
                 else:
                     self.context.add(total, product)
         assert total is not None
-        self._divide(number, total, stage.drops)
+        self._steps.divide(number, total, stage.drops)
         for step in rotations.sums:
             self.context.add(total, keys.rotate(total, step % slots))
         if stage.conjugate:
             self.context.add(total, keys.conjugate(total))
         self.context.add_plain(total, encoded.bias)
         return total
-
-    def _product(
-        self, keys: Evaluation, number: int, stage: Multiplied, left: Ciphertext, right: Ciphertext
-    ) -> Ciphertext:
-        limbs = min(self.plan.registers[source].limbs for source in stage.sources)
-        one, other = self.context.switch(left, limbs=limbs), self.context.switch(right, limbs=limbs)
-        product = self.context.times(one, one if left is right else other)
-        keys.relinearise(product)
-        self._divide(number, product, stage.drops)
-        return product
-
-    def _combine(self, number: int, stage: Combined, encoded: _Combination, terms: Sequence[Ciphertext]) -> Ciphertext:
-        read = [self.plan.registers[source] for source in stage.terms]
-        limbs, scale = min(register.limbs for register in read), product_scale(stage, read)
-        total: Ciphertext | None = None
-        for term, factor in zip(terms, encoded.factors, strict=True):
-            product = self.context.times_plain(self.context.switch(term, limbs=limbs), factor)
-            product.value.scale(scale)  # equal up to the last bit of a float
-            if total is None:
-                total = product
-            else:
-                self.context.add(total, product)
-        assert total is not None
-        self._divide(number, total, stage.drops)
-        self.context.add_plain(total, encoded.offset)
-        return total
-
-    def _divide(self, number: int, cipher: Ciphertext, drops: int) -> None:
-        after = self.plan.registers[number + 1]
-        for _ in range(drops):
-            self.context.rescale(cipher, scale=after.scale)
-        cipher.value.scale(after.scale)
-
-    def _leave(self, keys: Evaluation, cipher: Ciphertext, rng: Randomness) -> Ciphertext:
-        """Return the reply, at the fewest primes; of a protected model with an encryption of zero and with noise."""
-        limbs, scale = self.plan.reply_limbs, self.plan.reply_scale
-        reply = self.context.switch(cipher, limbs=limbs)
-        if self.plan.protected:
-            self.context.add(reply, keys.zero(limbs=limbs, scale=scale))
-            size = np.where(self.plan.leftovers, self.plan.mask, self.plan.flooding)
-            noise = size * uniform(rng, 2 * self.plan.slots).view(np.complex128)
-            self.context.add_plain(reply, self.context.encode(noise, limbs=limbs, scale=scale))
-        return reply
-
-
-def uniform(rng: Randomness, count: int) -> Matrix:
-    """Return numbers in [-1, 1), uniform to 53 bits, shape (count,)."""
-    words = np.frombuffer(rng.bytes(8 * count), "<u8") >> np.uint64(11)
-    return words.astype(np.float64) * 2.0**-52 - 1.0

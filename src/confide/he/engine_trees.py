@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
 from confide.he.encode import in_box
-from confide.he.engine_seal import uniform
+from confide.he.engine_steps import uniform
 from confide.he.plan_trees import TreesPlan
 from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
 from confide.he.trees import Leaves

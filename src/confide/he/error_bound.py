@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from confide.he import noise
 from confide.he.normalise import Constants, Ready
-from confide.he.plan_network import NetworkPlan
+from confide.he.plan_staged import StagedPlan
 from confide.he.shapes import LinearMap
-from confide.he.stages import Combined, Mapped, Multiplied, product_scale
+from confide.he.stages import Combined, Mapped, Multiplied, Summed, product_scale
 
 Matrix = NDArray[np.float64]
 
@@ -24,10 +24,10 @@ Matrix = NDArray[np.float64]
 FLOAT_ERROR = 2.0**-44
 
 
-def error_bound(plan: NetworkPlan, ready: Ready) -> Matrix:
+def error_bound(plan: StagedPlan, ready: Ready) -> Matrix:
     """Return the largest error of each output, in the model's own numbers, shape (outputs,)."""
     degree = plan.parameters.degree
-    errors = [np.full(plan.features, noise.TAIL * noise.fresh(degree) / plan.registers[0].scale)]
+    errors = [np.full(ready.largest[0].shape, noise.TAIL * noise.fresh(degree) / plan.registers[0].scale)]
     slots = [1.5]  # largest absolute value in any slot, rubbish included
     for number, part in enumerate(ready.parts):
         stage = plan.stages[number]
@@ -36,6 +36,9 @@ def error_bound(plan: NetworkPlan, ready: Ready) -> Matrix:
             case Mapped():
                 assert isinstance(part, LinearMap)
                 error, most = _mapped(plan, number, part, read[0], ready.largest[stage.source], slots[stage.source])
+            case Summed():
+                assert isinstance(part, LinearMap)
+                error, most = _summed(plan, number, part, read[0], ready.largest[stage.source])
             case Multiplied():
                 left, right = (ready.largest[source] for source in stage.sources)
                 error = left * read[1] + right * read[0] + read[0] * read[1] + _switched(plan, number)
@@ -50,11 +53,10 @@ def error_bound(plan: NetworkPlan, ready: Ready) -> Matrix:
     last = errors[-1] + FLOAT_ERROR * (1 + ready.largest[-1])
     if plan.protected:
         last = last + noise.TAIL * noise.zero(degree, plan.parameters.special) / plan.reply_scale + plan.flooding
-        last = last + FLOAT_ERROR * plan.mask
     return np.ldexp(last, ready.exponent)
 
 
-def _switched(plan: NetworkPlan, number: int) -> float:
+def _switched(plan: StagedPlan, number: int) -> float:
     """Return the error of a stage's key switch at the scale of its product."""
     stage, parameters = plan.stages[number], plan.parameters
     read = [plan.registers[source] for source in stage.sources]
@@ -63,7 +65,7 @@ def _switched(plan: NetworkPlan, number: int) -> float:
 
 
 def _mapped(
-    plan: NetworkPlan, number: int, part: LinearMap, error: Matrix, largest: Matrix, most: float
+    plan: StagedPlan, number: int, part: LinearMap, error: Matrix, largest: Matrix, most: float
 ) -> tuple[Matrix, float]:
     stage, after, parameters = plan.stages[number], plan.registers[number + 1], plan.parameters
     assert isinstance(stage, Mapped)
@@ -83,6 +85,17 @@ def _mapped(
     found = found + noise.TAIL * noise.encoding(degree) / after.scale
     partial = part.applied(weights, largest) + np.abs(part.bias)
     return found, float(partial.max())
+
+
+def _summed(plan: StagedPlan, number: int, part: LinearMap, error: Matrix, largest: Matrix) -> tuple[Matrix, float]:
+    """Return the error of integer sums: weights are off by half a step, one in a row of zeros by a whole one."""
+    stage = plan.stages[number]
+    assert isinstance(stage, Summed)
+    reached = error + largest
+    rounded = part.applied(np.ones_like(part.weight), reached) / 2 + reached.max() / 2
+    scale = product_scale(stage, [plan.registers[stage.source]])
+    found = part.applied(np.abs(part.weight), error) + rounded / 2.0**stage.weight_bits + 1 / scale
+    return found, float((part.applied(np.abs(part.weight), largest) + np.abs(part.bias)).max())
 
 
 def _combined(stage: Combined, part: Constants, read: Sequence[Matrix], slots: Sequence[float]) -> tuple[Matrix, float]:

@@ -18,9 +18,10 @@ from math import prod
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
-from confide.he.packing import Axis, Indices, Packing, Rotations
+from confide.he.packing import Axis, Indices, Packing, Rotations, parts
 from confide.he.shapes import Convolution, Dense, Shape
 
 
@@ -84,6 +85,15 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     rotations: Rotations
     packed: Packing
+
+
+def leftovers(layout: Layout, slots: int) -> NDArray[np.bool_]:
+    """Return which slots hold partial sums that are no results, shape (slots,): they would show what is summed up."""
+    labels = layout.packed.labels(slots)
+    filled = parts(labels, layout.rotations.sums) >= 0
+    for step in layout.rotations.sums:
+        filled = filled | np.roll(filled, -step)
+    return filled & (labels < 0)
 
 
 def power(size: int) -> int:

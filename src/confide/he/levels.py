@@ -17,7 +17,7 @@ import msgspec
 
 from confide.he import noise
 from confide.he.parameters import Parameters
-from confide.he.stages import Combined, Mapped, Multiplied, Register, Stage, product_scale, trace
+from confide.he.stages import Combined, Mapped, Multiplied, Register, Stage, Summed, product_scale, trace
 
 #: Bits that are kept free above the largest value for signs and errors.
 SLACK_BITS = 1.0
@@ -37,7 +37,7 @@ def headrooms(stages: Sequence[Stage], cap_bits: float) -> list[float]:
     for stage in stages:
         bits = [found[source] for source in stage.sources]
         match stage:
-            case Mapped():
+            case Mapped() | Summed():
                 room = bits[0] + math.log2(stage.shape.fan_in) / 2 + 0.5
             case Multiplied():
                 room = sum(bits)
@@ -66,6 +66,8 @@ def errors(parameters: Parameters, scale_bits: int, stages: Sequence[Stage]) -> 
         match stage:
             case Mapped():
                 new = _mapped(parameters, stage, error[0], (read[0].scale, scale, after), switch)
+            case Summed():
+                new = math.hypot(error[0], _rounded(degree, stage) / 2.0**stage.weight_bits)
             case Multiplied():
                 new = math.hypot(error[0], error[1]) * math.sqrt(2) + switch / scale
             case Combined():
@@ -85,18 +87,28 @@ def _mapped(
     parts = len(rotations.sums) + stage.conjugate
     babies = switch * math.sqrt(sum(count for count, _ in rotations.babies) + (rotations.base != 0))
     rotated = math.hypot(error, babies / before if rotations.keys else 0.0)
-    weights = noise.encoding(degree) * math.sqrt(float(rotations.products << parts)) / 2.0**stage.weight_bits
+    weights = _rounded(degree, stage) / 2.0**stage.weight_bits
     giants = switch * math.sqrt(float(rotations.giant[0] - 1)) / scale
     sums = noise.switching(degree, parameters.data_primes[: after.limbs], parameters.special) if parts else 0.0
     folded = (giants, sums / after.scale, noise.rounding(degree) / after.scale if stage.drops else 0.0)
     return math.hypot(rotated, weights, *(part * math.sqrt(float(1 << parts)) for part in folded))
 
 
-def _weight_bits(degree: int, stage: Mapped, precision_bits: float) -> int:
+def _parts(stage: Mapped | Summed) -> int:
+    """Return how often a result is added to itself after its products."""
+    return len(stage.layout.rotations.sums) + stage.conjugate if isinstance(stage, Mapped) else 0
+
+
+def _rounded(degree: int, stage: Mapped | Summed) -> float:
+    """Return the deviation of an output by rounding weights to integers, for inputs of about 1."""
+    if isinstance(stage, Summed):
+        return math.sqrt(stage.shape.fan_in / 12)
+    return noise.encoding(degree) * math.sqrt(float(stage.layout.rotations.products << _parts(stage)))
+
+
+def _weight_bits(degree: int, stage: Mapped | Summed, precision_bits: float) -> int:
     """Return the scale at which rounded weights change an output by less than 2^-precision_bits."""
-    parts = len(stage.layout.rotations.sums) + stage.conjugate
-    rounded = noise.encoding(degree) * math.sqrt(float(stage.layout.rotations.products << parts))
-    return math.ceil(math.log2(rounded) + precision_bits)
+    return max(1, math.ceil(math.log2(_rounded(degree, stage)) + precision_bits))
 
 
 def least_bits(
@@ -107,7 +119,7 @@ def least_bits(
     for stage in stages:
         read = [scales[source] for source in stage.sources]
         match stage:
-            case Mapped():
+            case Mapped() | Summed():
                 scale = read[0] + _weight_bits(degree, stage, precision_bits)
             case Multiplied():
                 scale = sum(read)
@@ -135,11 +147,9 @@ def scheduled(
     for stage in stages:
         read = [registers[source] for source in stage.sources]
         limbs, waterline = min(register.limbs for register in read), scale_bits - 0.5
-        if isinstance(stage, Mapped):
-            rotations = stage.layout.rotations
-            parts = len(rotations.sums) + stage.conjugate
+        if isinstance(stage, Mapped | Summed):
             stage = msgspec.structs.replace(stage, weight_bits=_weight_bits(degree, stage, precision_bits))
-            waterline = max(waterline, math.log2(noise.rounding(degree)) + parts / 2 + precision_bits)
+            waterline = max(waterline, math.log2(noise.rounding(degree)) + _parts(stage) / 2 + precision_bits)
         if isinstance(stage, Combined):
             stage = msgspec.structs.replace(stage, weight_bits=math.ceil(precision_bits) + 2)
         bits, drops = math.log2(product_scale(stage, read)), 0

@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.he.shapes import Convolution, Dense, LinearMap
+from confide.he.shapes import Convolution, Dense, LinearMap, Shape
 from confide.model.graph import AveragePool, Conv, Graph, Layer, Linear, Polynomial, Residual, Sigmoid, Square
 
 Matrix = NDArray[np.float64]
@@ -61,6 +61,13 @@ class Network:
         if made.operations[-1].kind == "product":
             made.add("combination", (last,))  # which brings a power of two as the outputs' unit
         return Network(tuple(made.operations), sigmoid, graph.outputs)
+
+    @property
+    def entry(self) -> Shape:
+        """Return the shape of the first map."""
+        part = self.operations[0].part
+        assert isinstance(part, LinearMap)
+        return part.shape
 
     @property
     def linear(self) -> Linear | None:

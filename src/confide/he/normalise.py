@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.crypto.random import public_stream
 from confide.errors import ModelError
 from confide.he.encode import LARGEST_EXPONENT
 from confide.he.network import Network, Operation
-from confide.he.shapes import LinearMap
+from confide.he.shapes import Dense, LinearMap, Shape
 from confide.model.graph import Polynomial
 
 Matrix = NDArray[np.float64]
@@ -28,6 +29,8 @@ Integers = NDArray[np.int64]
 _SAFE = 1 + 2.0**-40  # for float64's own rounding
 _SAMPLES = 64
 _BEYOND = 1e-6  # how far outside of [-1, 1] a polynomial is still followed: the slack of earlier intervals adds up
+_COARSE = 6
+_LOW = 0.25
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -84,12 +87,39 @@ class _Values:
         return _Values(self.unit / factor, self.low * factor, self.high * factor, self.samples * factor, self.known)
 
 
-def samples(features: int, input_bound: float, rows: Matrix | None = None) -> Matrix:
-    """Return inputs to judge typical values by: given ones, or points of the box in a fixed order (Kronecker's)."""
+def samples(shape: Shape, input_bound: float, rows: Matrix | None = None) -> Matrix:
+    """Return inputs to judge typical values by, shape (rows, features).
+
+    Given ones; or points of the box, drawn from a public stream. Where the first map is a convolution they are smooth
+    images, coarse grids made finer: what networks of images are trained for; noise excites them far more.
+
+    Args:
+        shape: of the first map.
+        input_bound: features lie in [-input_bound, input_bound].
+        rows: given ones, or None.
+    """
     if rows is not None:
         return rows
-    steps = np.sqrt(np.arange(2, features + 2, dtype=np.float64))
-    return input_bound * (2 * np.modf(np.arange(1, _SAMPLES + 1)[:, None] * steps)[0] - 1)
+    stream = public_stream("confide", "typical inputs")
+    if isinstance(shape, Dense):
+        return input_bound * _half_sparse(stream.uniform(-1.0, 1.0, (_SAMPLES, shape.inputs)))
+    (height, width), channels = shape.image, shape.channels[0]
+    grid = stream.uniform(-1.0, 1.0, (_SAMPLES, 1, _COARSE, _COARSE))
+    grid = 0.75 * grid + 0.25 * stream.uniform(-1.0, 1.0, (_SAMPLES, channels, _COARSE, _COARSE))
+    fine = np.einsum("yi,ncij,xj->ncyx", _stretched(height), grid, _stretched(width))
+    return input_bound * _half_sparse(fine.reshape(_SAMPLES, -1))
+
+
+def _half_sparse(x: Matrix) -> Matrix:
+    """Return `x` with every other row mostly at the lower bound: strokes on a background, rare events in a table."""
+    x[::2] = np.clip(3.0 * x[::2] - 2.0, -1.0, 1.0)
+    return x
+
+
+def _stretched(size: int) -> Matrix:
+    """Return the matrix that interpolates `_COARSE` points linearly to `size`, shape (size, _COARSE)."""
+    place = np.linspace(0.0, _COARSE - 1.0, size)
+    return np.maximum(0.0, 1.0 - np.abs(place[:, None] - np.arange(_COARSE)))
 
 
 def normalise(
@@ -134,9 +164,9 @@ def normalise(
 
 
 def _typical(values: _Values) -> float:
-    """Return the root mean square over samples, never 0."""
-    squares = np.nan_to_num(values.samples**2, nan=0.0, posinf=0.0)
-    return max(math.sqrt(float(squares.mean())), 2.0**-LARGEST_EXPONENT)
+    """Return the root mean square of a sample, a low one of them so that errors stay small for most; never 0."""
+    squares = np.nan_to_num(values.samples**2, nan=0.0, posinf=0.0).mean(axis=1)
+    return max(math.sqrt(float(np.quantile(squares, _LOW))), 2.0**-LARGEST_EXPONENT)
 
 
 def _unit(values: _Values, room: float, *, last: bool) -> float:

@@ -2,12 +2,14 @@
 
 A plan is public: it is the client's kit. It depends on shapes, the input box and the wanted precision, and of a
 network on the bits of room that it needs; two linear models of one shape have the same plan. `linear` executes a
-`LinearPlan`, an engine (`engine_seal`) a `NetworkPlan`, `engine_trees` a `TreesPlan`.
+`LinearPlan`, an engine (`engine_seal`, `engine_batch`) a `NetworkPlan` or a `BatchPlan`, `engine_trees` a `TreesPlan`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import msgspec
 import numpy as np
@@ -17,10 +19,11 @@ from confide.errors import ModelError
 from confide.he.encode import LARGEST_EXPONENT, exponents_of
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready, normalise, samples
+from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import LinearPlan, plan_linear
 from confide.he.plan_network import NetworkPlan
 from confide.he.plan_trees import MOST_DEPTH, MOST_FEATURES, TreesPlan, bins_for, plan_trees
-from confide.he.planner import ROOMS_BITS, plan_network, seconds
+from confide.he.planner import ROOMS_BITS, plan_batch, plan_network, seconds
 from confide.he.trees import shape_of
 from confide.model.graph import (
     AveragePool,
@@ -40,10 +43,12 @@ from confide.model.graph import (
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
-Plan = LinearPlan | NetworkPlan | TreesPlan
+Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
-_DEAR = 1.5  # times longer: what certified ranges may cost unless they are asked for
+_LONGEST_SECONDS = 60.0  # of a batch, on the core of `planner.TRANSFORM_MS`
+_LARGEST_BYTES = 1 << 27  # of a batch's question or reply
+_DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +61,7 @@ class Settings:
         precision_bits: outputs may be off by 2^-precision_bits of their range over the box.
         scheme: "bfv" or "ckks" for linear models, None takes BFV; networks are CKKS.
         certify: whether a network keeps room for every input of the box; None does if that costs little.
+        goal: the least time for one row, or for each of many: then networks run in batches (`plan_batch`).
         rows: inputs by which typical values are judged, shape (rows, features); points of the box if None.
         tree_bins: intervals that trees tell apart in a feature; None leaves it to the planner.
     """
@@ -65,6 +71,7 @@ class Settings:
     precision_bits: int
     scheme: str | None = None
     certify: bool | None = None
+    goal: Literal["latency", "throughput"] = "latency"
     rows: Matrix | None = None
     tree_bins: int | None = None
 
@@ -105,28 +112,37 @@ def make_plan(net: Network, settings: Settings) -> tuple[Plan, Ready | None] | N
     return None if plan is None else (plan, None)
 
 
-def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan, Ready] | None:
+def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | BatchPlan, Ready] | None:
     """Return the cheapest certified plan, or, if it takes much longer, the cheapest without."""
-    found: list[tuple[NetworkPlan, Ready]] = []
-    for room_bits in ROOMS_BITS:
-        plan = plan_network(
+    inputs = samples(net.entry, settings.input_bound, settings.rows)
+    make = plan_batch if settings.goal == "throughput" else plan_network
+
+    def planned(room_bits: float, *, certify: bool) -> tuple[NetworkPlan | BatchPlan, Ready] | None:
+        plan = make(
             net,
             protected=settings.protect_model,
             input_bound=settings.input_bound,
             precision_bits=settings.precision_bits,
             room_bits=room_bits,
         )
-        if plan is None or (found and settings.certify is None and seconds(plan) > _DEAR * seconds(found[0][0])):
+        if plan is None:
+            return None
+        ready = normalise(net, plan.rooms, plan.input_bound, inputs, certify=certify)
+        return msgspec.structs.replace(plan, certified=certify and ready.certified and ready.exact), ready
+
+    free = planned(ROOMS_BITS[0], certify=False)
+    if free is None or settings.certify is False:
+        return free
+    needed = max(math.log2(max(float(largest.max()), 1.0)) for largest in free[1].largest)
+    for room_bits in ROOMS_BITS:
+        if room_bits < needed:
+            continue
+        found = planned(room_bits, certify=True)
+        if found is None or (settings.certify is None and seconds(found[0]) > _DEAR * seconds(free[0])):
             break
-        inputs = samples(plan.features, plan.input_bound, settings.rows)
-        ready = normalise(net, plan.rooms, plan.input_bound, inputs, certify=settings.certify is not False)
-        if ready.certified and ready.exact:
-            return msgspec.structs.replace(plan, certified=True), ready
-        if settings.certify is not True and not found:
-            found.append((plan, normalise(net, plan.rooms, plan.input_bound, inputs, certify=False)))
-        if settings.certify is False:
-            break
-    return found[0] if found else None
+        if found[0].certified:
+            return found
+    return None if settings.certify else free
 
 
 def tree_problems(graph: Graph) -> list[Problem]:
@@ -170,6 +186,18 @@ def size_problem(graph: Graph, settings: Settings) -> Problem:
     return Problem("the model", reason, "use fewer squares or inputs, or lower precision_bits")
 
 
+def batch_problems(plan: Plan) -> list[Problem]:
+    """Return a problem if a batch takes absurdly long or is absurdly large, whatever it holds."""
+    if not isinstance(plan, BatchPlan):
+        return []
+    taken, size = seconds(plan), plan.block_bytes
+    if taken <= _LONGEST_SECONDS and size <= _LARGEST_BYTES:
+        return []
+    reason = f"a batch of it takes about {taken:.0f} s and {size / 1e6:.0f} MB"
+    bounds = f"{_LONGEST_SECONDS:.0f} s and {_LARGEST_BYTES / 1e6:.0f} MB"
+    return [Problem("the model", f"{reason}, more than {bounds}", 'use goal="latency", or fewer features and products')]
+
+
 def _sizes(layer: Linear | Conv) -> tuple[int, int]:
     return layer.weight.shape if isinstance(layer, Linear) else (layer.inputs, layer.outputs)
 
@@ -184,7 +212,7 @@ def range_problems(graph: Graph, input_bound: float) -> list[Problem]:
                 exponents_of(np.abs(layer.weight * input_bound).sum(axis=1) + np.abs(layer.bias))
             else:
                 rooms = [float(LARGEST_EXPONENT)] * (len(net.operations) + 1)
-                normalise(net, rooms, input_bound, samples(graph.features, input_bound))
+                normalise(net, rooms, input_bound, samples(net.entry, input_bound))
     except ModelError:
         return [Problem("the model", "its outputs can exceed 2^512 on the input box", "scale its weights down")]
     return []

@@ -98,6 +98,14 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Return the ciphertexts of a row."""
         return -(-self.features // self.features_each)
 
+    def queries(self, rows: int) -> int:
+        """Return the ciphertexts of a question."""
+        return rows * self.ciphertexts
+
+    def replies(self, rows: int) -> int:
+        """Return the ciphertexts of a reply."""
+        return rows
+
     @property
     def period(self) -> int:
         """Return the slots after which the client's vector repeats."""

@@ -1,8 +1,8 @@
 """The steps of an encrypted computation, as data: what an engine executes, one after the other.
 
-Stage j reads registers and writes register j + 1; register 0 is the query. A register holds one ciphertext. Each stage
-says how many primes it divides by (`drops`), so that the level and the scale of every register follow from the plan
-alone (`trace`), and weights are encoded at the level that they meet.
+Stage j reads registers and writes register j + 1; register 0 is the query. A register holds one ciphertext, or, in a
+batch, one for each of its numbers. Each stage says how many primes it divides by (`drops`), so that the level and the
+scale of every register follow from the plan alone (`trace`), and weights are encoded at the level that they meet.
 
     level   primes that are left
     scale   what 1 is represented by; it grows with every product and shrinks with every division by a prime
@@ -51,6 +51,27 @@ class Mapped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return (self.source,)
 
 
+class Summed(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="sum"):
+    """y = W x + b in a batch, where every number has a ciphertext of its own: sums of ciphertexts times integers.
+
+    Args:
+        source: register of x.
+        shape: of W.
+        weight_bits: weights are rounded to multiples of 2^-weight_bits.
+        drops: primes divided by.
+    """
+
+    source: int
+    shape: Dense | Convolution
+    weight_bits: int
+    drops: int
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Return the registers that are read."""
+        return (self.source,)
+
+
 class Multiplied(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="product"):
     """y = a · b in every slot, relinearised; a square if both are one.
 
@@ -88,7 +109,7 @@ class Combined(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         return self.terms
 
 
-Stage = Mapped | Multiplied | Combined
+Stage = Mapped | Summed | Multiplied | Combined
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +119,7 @@ class Register:
     Args:
         limbs: primes that are left.
         scale: what 1 is represented by.
-        packed: places of its numbers.
+        packed: places of its numbers; none in a batch.
     """
 
     limbs: int
@@ -134,7 +155,7 @@ def trace(parameters: Parameters, scale_bits: int, stages: Sequence[Stage]) -> l
 def product_scale(stage: Stage, read: Sequence[Register]) -> float:
     """Return the scale of a stage's product, before it is divided."""
     match stage:
-        case Mapped():
+        case Mapped() | Summed():
             return read[0].scale * 2.0**stage.weight_bits
         case Multiplied():
             return read[0].scale * read[1].scale
@@ -142,19 +163,50 @@ def product_scale(stage: Stage, read: Sequence[Register]) -> float:
             return max(register.scale for register in read) * 2.0**stage.weight_bits
 
 
-def check_stages(parameters: Parameters, scale_bits: int, entry: Entry, stages: Sequence[Stage]) -> None:
-    """Check what a stranger sent. Raises ProtocolError unless it is a computation that an engine can execute."""
+def check_packed(parameters: Parameters, entry: Entry, stages: Sequence[Stage]) -> None:
+    """Check the places of what a stranger sent, one row in a ciphertext. Raises ProtocolError if they do not fit."""
     slots = parameters.degree // 2
     entry.checked(slots)
-    if not 1 <= len(stages) <= 1024 or not isinstance(stages[0], Mapped):
-        raise ProtocolError("Expected stages, and a linear map as the first")
+    if not stages or not isinstance(stages[0], Mapped):
+        raise ProtocolError("Expected a linear map as the first stage")
     for number, stage in enumerate(stages):
+        if isinstance(stage, Summed):
+            raise ProtocolError("Expected no stages of a batch")
         if isinstance(stage, Mapped):
             stage.shape.checked()
             stage.layout.packed.checked(slots)
             stage.layout.rotations.checked(slots)
             if stage.layout.packed.size != stage.shape.outputs or (number and not stage.source):
                 raise ProtocolError("Expected layouts of their maps, and one map of the query")
+
+
+def sizes(features: int, stages: Sequence[Stage]) -> list[int]:
+    """Return how many ciphertexts each register of a batch is, the query first.
+
+    Raises:
+        ProtocolError: stages that do not fit each other, or none of a batch.
+    """
+    found = [features]
+    for stage in stages:
+        if any(not 0 <= source < len(found) for source in stage.sources):
+            raise ProtocolError("Expected stages that read earlier ones")
+        read = {found[source] for source in stage.sources}
+        inputs, outputs = next(iter(read), 0), next(iter(read), 0)
+        if isinstance(stage, Summed):
+            inputs, outputs = stage.shape.inputs, stage.shape.outputs
+        if isinstance(stage, Mapped) or read != {inputs}:
+            raise ProtocolError("Expected stages of a batch that fit each other")
+        found.append(outputs)
+    return found
+
+
+def check_stages(parameters: Parameters, scale_bits: int, stages: Sequence[Stage]) -> None:
+    """Check levels and scales of what a stranger sent. Raises ProtocolError if no engine can execute them."""
+    if not 1 <= len(stages) <= 1024:
+        raise ProtocolError("Expected stages")
+    for stage in stages:
+        if isinstance(stage, Mapped | Summed):
+            stage.shape.checked()
         if isinstance(stage, Combined) and not 1 <= len(stage.terms) <= _MOST_SOURCES:
             raise ProtocolError("Expected combinations of few registers")
         if not isinstance(stage, Multiplied) and not 1 <= stage.weight_bits <= _MOST_BITS:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import Module
 
 from confide.errors import ModelError
 from confide.model.folded import Scale, folded
@@ -40,7 +41,7 @@ Matrix = NDArray[np.float64]
 Shape = tuple[int, ...]
 
 
-class Squared(nn.Module):
+class Squared(Module):
     """y = x^2."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,7 +49,7 @@ class Squared(nn.Module):
         return x * x
 
 
-class Residual(nn.Module):
+class Residual(Module):
     """y = body(x) + shortcut(x).
 
     Args:
@@ -66,7 +67,7 @@ class Residual(nn.Module):
         return self.body(x) + beside
 
 
-class Chebyshev(nn.Module):
+class Chebyshev(Module):
     """y = sum over k of c_k T_k(u), u = (2 x - low - high) / (high - low), elementwise; the coefficients are trained.
 
     Args:
@@ -270,7 +271,7 @@ def to_torch(graph: Graph) -> nn.Sequential:
     return nn.Sequential(*(_module(layer) for layer in graph.layers))
 
 
-class _Image(nn.Module):
+class _Image(Module):
     """A module of images that takes and gives flat vectors."""
 
     def __init__(self, module: nn.Module, shape: tuple[int, int, int], padding: tuple[int, int, int, int]) -> None:

@@ -18,6 +18,9 @@ FORMAT = 1
 #: Largest kit that a client reads.
 MAX_KIT_BYTES = 64 << 20
 
+#: Room that the JSON part of a request may take beside the message.
+JSON_BYTES = 4096
+
 KEY_ID = re.compile(r"[0-9a-f]{64}")
 
 

@@ -26,7 +26,7 @@ from confide.net import oip
 from confide.net.http import answer, expects_message
 from confide.serve.keys import Uploads, unknown_key
 from confide.serve.limits import Limits
-from confide.serve.protocol import ClientKit, Refusal, digest
+from confide.serve.protocol import JSON_BYTES, ClientKit, Refusal, digest
 from confide.serve.signed import differences
 from confide.store import Staged
 from confide.wire import MemoryStore, Store
@@ -93,6 +93,20 @@ class Measured(Protocol):
 
 
 @runtime_checkable
+class InBlocks(Protocol):
+    """A server's kit whose questions cost the same, and count the same, for any number of rows up to a block."""
+
+    @property
+    def block_rows(self) -> int:
+        """Return the rows of a block."""
+        ...
+
+    def query_bytes(self, rows: int) -> int:
+        """Return a bound of the size of a query of `rows` rows."""
+        ...
+
+
+@runtime_checkable
 class Planned(Protocol):
     """A backend that can say how it runs a model."""
 
@@ -130,12 +144,22 @@ class KeepsKeys(Protocol):
     keys: Registered
 
 
+@runtime_checkable
+class SizesKeys(Protocol):
+    """A server's kit that knows how large an upload of keys is."""
+
+    @property
+    def keys_bytes(self) -> int:
+        """Return a bound of the size of one client's public keys as they are uploaded."""
+        ...
+
+
 class Served:
     """A model prepared under one backend.
 
     Args:
         model, backend: what is served; preparing raises ModelError with every problem of `Backend.check`, and if the
-            reply to one row is beyond the limits.
+            reply to one row or a client's keys are beyond the limits.
         store: the server's; this model and backend get a part of their own.
         rng: for the backend's secrets.
         loaded: where parsed keys are kept, for several models; None gives this one its own.
@@ -161,6 +185,7 @@ class Served:
         if isinstance(self._kit, KeepsKeys):
             self._kit.keys.loaded = LoadedKeys(limits.loaded_keys_bytes) if loaded is None else loaded
         self.max_rows = _max_rows(self._kit, limits, model.name)
+        _check_keys(self._kit, limits, model.name)
         self._rng = rng
         self.uploads = Uploads(store, model.name, backend.name, max_bytes=limits.key_store_bytes)
         self.needs_keys = expects_message(backend.setup("server", self._kit, MemoryStore(), rng))
@@ -314,6 +339,16 @@ class Served:
         return oip.Tensor.of_numbers("y", y)
 
 
+def _check_keys(kit: Kit, limits: Limits, name: str) -> None:
+    """Raise ModelError if no client could upload its keys."""
+    if isinstance(kit, SizesKeys) and kit.keys_bytes > limits.keys_bytes:
+        raise ModelError(
+            f"Expected keys_bytes={limits.keys_bytes} to hold a client's keys for the model {name!r}, which take "
+            f"{kit.keys_bytes}; raise it (confide serve --limit keys_bytes={kit.keys_bytes}), and buffered_bytes and "
+            "key_store_bytes where they are smaller"
+        )
+
+
 def _max_rows(kit: Kit, limits: Limits, name: str) -> int:
     """Return how many rows one question may carry. Raises ModelError if it is none."""
     if not isinstance(kit, Measured):
@@ -324,4 +359,17 @@ def _max_rows(kit: Kit, limits: Limits, name: str) -> int:
             f"Expected reply_bytes={limits.reply_bytes} to hold one answer of the model {name!r}, which takes "
             f"{kit.reply_bytes(1)}; raise reply_bytes, or serve a model of fewer outputs"
         )
+    if isinstance(kit, InBlocks):
+        block, query_bytes = kit.block_rows, kit.query_bytes(1) + JSON_BYTES
+        if query_bytes > limits.query_bytes:
+            raise ModelError(
+                f"Expected query_bytes={limits.query_bytes} to hold one question of the model {name!r}, which takes "
+                f"{query_bytes}; raise query_bytes, or serve a model of fewer features"
+            )
+        if rows < block:
+            raise ModelError(
+                f"Expected batch_rows={limits.batch_rows} to hold the {block} rows that every question of the model "
+                f"{name!r} counts as; raise batch_rows"
+            )
+        rows -= rows % block
     return rows

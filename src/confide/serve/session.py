@@ -15,7 +15,7 @@ from confide.ideal import Backend, Kit
 from confide.model.preprocess import Preprocess
 from confide.serve import load_backend
 from confide.serve.key_store import About
-from confide.serve.protocol import ClientKit, digest
+from confide.serve.protocol import JSON_BYTES, ClientKit, digest
 from confide.serve.signed import Signed
 from confide.serve.signed import checked as checked_signature
 from confide.store import Prefixed
@@ -38,10 +38,17 @@ class Frame(Protocol):
         ...
 
 
-Columns = Mapping[str, ArrayLike] | Frame
+@runtime_checkable
+class Blocks(Protocol):
+    """A client's kit whose questions cost the same for any number of rows up to a block of them."""
 
-#: Room that the JSON part of a request may take beside the message.
-JSON_BYTES = 4096
+    @property
+    def block_rows(self) -> int:
+        """Return the rows of a block."""
+        ...
+
+
+Columns = Mapping[str, ArrayLike] | Frame
 
 #: Largest question that is made, whatever a server says that it takes: all of it is in memory, some times over.
 MOST_QUERY_BYTES = 1 << 26
@@ -78,7 +85,10 @@ class Session:
         part = digest(f"{url}\0{self.path}\0".encode() + self.kit.kit)[:32]  # no two servers see the same keys
         self.keys = Prefixed(store, f"client/{part}/keys/")
         self.own = Prefixed(store, f"client/{part}/")
-        self.rows = min(_FIRST_ROWS, self.kit.max_rows)  # how many rows the next question may carry
+        self._block_rows = self.client.block_rows if isinstance(self.client, Blocks) else 1
+        self.rows = min(
+            max(_FIRST_ROWS, self._block_rows), self.kit.max_rows
+        )  # how many rows the next question may carry
         self.lock = threading.Lock()
         self._about = encode(About(url, self.path, model, self.kit.backend))
 
@@ -117,8 +127,8 @@ class Session:
 
     def learn_rows(self, rows: int, size_bytes: int) -> None:
         """Fit the next questions to the server's bound: `rows` took `size_bytes`, and more may pack more tightly."""
-        most = min(self.kit.max_query_bytes, MOST_QUERY_BYTES)
-        room = (most - JSON_BYTES) * rows // max(1, size_bytes)
+        most, blocks = min(self.kit.max_query_bytes, MOST_QUERY_BYTES), -(-rows // self._block_rows)
+        room = (most - JSON_BYTES) * blocks // max(1, size_bytes) * self._block_rows
         self.rows = max(self.rows, min(room, self.kit.max_rows))
 
     def features(self, x: ArrayLike | Columns) -> Matrix:

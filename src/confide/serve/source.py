@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from typing import Literal
 
 import msgspec
 
@@ -13,6 +14,8 @@ from confide.model.artifact import decode
 from confide.serve import load_backend
 from confide.serve.served import Model
 from confide.structs import known
+
+Goal = Literal["latency", "throughput"]
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,9 +41,18 @@ class _ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     signer: bytes
     backends: tuple[str, ...]
     open_model: bool
+    goal: Goal
 
 
-def model_file(name: str, body: bytes, *, signer: bytes, backends: tuple[str, ...], open_model: bool = False) -> Source:
+def model_file(
+    name: str,
+    body: bytes,
+    *,
+    signer: bytes,
+    backends: tuple[str, ...],
+    open_model: bool = False,
+    goal: Goal = "latency",
+) -> Source:
     """Return the source of one model from a model file.
 
     Args:
@@ -49,8 +61,9 @@ def model_file(name: str, body: bytes, *, signer: bytes, backends: tuple[str, ..
         signer: the public key that signed it.
         backends: names, the default first.
         open_model: True serves it under `he` without model protection.
+        goal: of `he`: "throughput" answers networks in batches.
     """
-    made = _ModelFile(name=name, body=body, signer=signer, backends=backends, open_model=open_model)
+    made = _ModelFile(name=name, body=body, signer=signer, backends=backends, open_model=open_model, goal=goal)
     return Source("confide.serve.source:from_model_file", msgspec.msgpack.encode(made))
 
 
@@ -63,7 +76,7 @@ def from_model_file(argument: bytes) -> list[Model]:
             name=made.name,
             graph=artifact.graph,
             label=artifact.label,
-            backends=tuple(_backend(name, open_model=made.open_model) for name in made.backends),
+            backends=tuple(_backend(name, open_model=made.open_model, goal=made.goal) for name in made.backends),
             preprocess=artifact.preprocess.encode(),
             link=artifact.link,
             statement=artifact.statement,
@@ -71,10 +84,7 @@ def from_model_file(argument: bytes) -> list[Model]:
     ]
 
 
-def _backend(name: str, *, open_model: bool) -> Backend:
-    backend = load_backend(name)
-    if not open_model:
-        return backend
-    if name != "he":
+def _backend(name: str, *, open_model: bool, goal: Goal) -> Backend:
+    if open_model and name != "he":
         raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
-    return Homomorphic(protect_model=False)
+    return Homomorphic(protect_model=not open_model, goal=goal) if name == "he" else load_backend(name)

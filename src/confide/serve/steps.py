@@ -26,8 +26,8 @@ from confide.model.encoder import Encoder
 from confide.net import oip
 from confide.net.http import Conversation, Reply, converse, resume
 from confide.serve.effects import Alone, Patience, Received, Send, Steps, Work
-from confide.serve.protocol import KEY_ID, MAX_KIT_BYTES, Refusal, digest
-from confide.serve.session import JSON_BYTES, Columns, Session
+from confide.serve.protocol import JSON_BYTES, KEY_ID, MAX_KIT_BYTES, Refusal, digest
+from confide.serve.session import Columns, Session
 from confide.structs import known
 from confide.wire import Message, Store, Transcript
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.nn import Module, functional
 
 from confide.errors import DataError, ModelError
 from confide.model.fitted import fit, squared
@@ -133,7 +133,7 @@ def fit_polynomial(
     )
 
 
-class _ScaledSquare(nn.Module):
+class _ScaledSquare(Module):
     """y = (t x + q)²."""
 
     def __init__(self, t: float, q: float) -> None:
@@ -144,7 +144,7 @@ class _ScaledSquare(nn.Module):
         return (self.t * x + self.q) ** 2
 
 
-class _Blend(nn.Module):
+class _Blend(Module):
     """An activation on its way to a polynomial; `beyond` is how far the last batch left the interval."""
 
     def __init__(self, original: nn.Module, made: Chebyshev | _ScaledSquare, low: float, high: float) -> None:
