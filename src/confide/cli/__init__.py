@@ -19,6 +19,7 @@ from confide.cli import budget, console, data, federation, keys, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.fit import fit_polynomial
+from confide.cli.importing import import_model
 from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.plan import plan
@@ -42,6 +43,7 @@ app.command()(split)
 app.command()(serve)
 app.command()(predict)
 app.command()(plan)
+app.command("import")(import_model)
 app.command()(label)
 app.command()(coordinator)
 app.command()(submit)
@@ -221,7 +223,9 @@ def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, di
 
 @app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.confide", help="A model file of `confide train` or `confide import`.")
+    ],
     trust: Annotated[
         str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
