@@ -136,6 +136,12 @@ def test_a_label_is_a_sentence():
     assert "with 2 colluding parties, noise" in label("a", "b", "c", colluding=2, **numbers)
 
 
+def test_the_commands_stand_in_the_order_of_a_models_life(run):
+    listed = [line.split()[0] for line in run("--help").partition("Commands:")[2].splitlines() if line.strip()]
+    wanted = ["demo", "train", "import", "serve", "predict"]
+    assert [name for name in listed if name in wanted] == wanted
+
+
 @pytest.mark.slow
 def test_lola_reads_the_first_digits_of_mnist_under_encryption(folder, run):
     if not MNIST.is_file():
