@@ -153,3 +153,30 @@ def test_lola_reads_the_first_digits_of_mnist_under_encryption(folder, run):
     with hosted(folder / "m.confide", ["he"]) as url:
         run("predict", url, "six.npz", "--class-only", "--out", "y.csv")
     assert [row["decision"] for row in csv.DictReader(Path("y.csv").read_text().splitlines())] == list("721041")
+
+
+def test_a_colour_image_is_three_columns(folder, run):
+    head, _, _ = DIGITS.partition("x =")
+    names = "plane,car,bird,cat,deer,dog,frog,horse,ship,truck"
+    channels = ("red", "green", "blue")
+    columns = "".join(f'{name} = {{ type = "image", height = 32, width = 32, to = [-1, 1] }}\n' for name in channels)
+    Path("colours.toml").write_text(head + columns)
+    imported(run, ROOT / "bench/models/cifar.onnx", "colours.toml", "--classes", names)
+    artifact = load("m.confide", trust=read_public_key("k.pem.pub"))
+    assert artifact.graph.classes[:2] == ("plane", "car")
+    images = RNG.integers(0, 256, (2, 3, 32, 32)).astype(np.uint8)
+    found = artifact.graph.apply(
+        artifact.preprocess.apply({name: images[:, place] for place, name in enumerate(channels)})
+    )
+    session = onnxruntime.InferenceSession(ROOT / "bench/models/cifar.onnx", providers=["CPUExecutionProvider"])
+    x = (images / 127.5 - 1).astype(np.float32)
+    expected = session.run(None, {"x": x.reshape(2, *session.get_inputs()[0].shape[1:])})[0]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=5e-3)  # float32, sums of thousands
+
+
+def test_trees_are_imported_too(folder, run):
+    columns = "".join(f'c{place} = {{ type = "number", low = -1, high = 1 }}\n' for place in range(30))
+    Path("trees.toml").write_text(PEOPLE.partition("age")[0] + columns)
+    imported(run, ROOT / "bench/models/xgboost.onnx", "trees.toml")
+    artifact = load("m.confide", trust=read_public_key("k.pem.pub"))
+    assert (artifact.link, artifact.graph.classes) == ("probability", ("no", "yes"))
