@@ -104,6 +104,10 @@ class Guarantee:
         return sorted(str(claim) for claim in self.claims) or ["nothing is hidden"]
 
 
+#: The aggregator in the label of a model that was made elsewhere.
+IMPORTED = "imported"
+
+
 class UtilityLost(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What privacy cost in quality. The type admits no figure from private records that was not paid for.
 
@@ -229,15 +233,38 @@ class PrivacyLabel(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     def sentence(self) -> str:
         """Return the label in one line, for a terminal, a page or a response header."""
+        if self.aggregator == IMPORTED:
+            return "made elsewhere and imported; nothing is claimed for its training, no differential privacy"
         groups = self.hidden_among is not None and self.hidden_among < self.quorum
         among = f" in sums over {self.hidden_among} or more of them" if groups else ""
+        alone = len(self.parties) == 1
+        trained = "trained by one party" if alone else f"trained by {self.aggregator} over {len(self.parties)} parties"
         if self.epsilon is None:
-            return f"trained by {self.aggregator} over {len(self.parties)} parties{among}, no differential privacy"
+            return f"{trained}{among}, no differential privacy"
+        colluding = "1 colluding party" if self.colluding == 1 else f"{self.colluding} colluding parties"
         return (
-            f"trained by {self.aggregator} over {len(self.parties)} parties{among}, epsilon={self.epsilon:.3g} "
-            f"at delta={self.delta:.3g} per {self.unit} ({self.relation}) against the server with "
-            f"{self.colluding} colluding parties, noise from: {self.seed}"
+            f"{trained}{among}, epsilon={self.epsilon:.3g} at delta={self.delta:.3g} per {self.unit} "
+            f"({self.relation}) against the server with {colluding}, noise from: {self.seed}"
         )
+
+
+def imported_label() -> PrivacyLabel:
+    """Return the label of a model that was made elsewhere: it claims nothing, and says that nothing is known."""
+    unknown = "not known: the model was made elsewhere"
+    return PrivacyLabel(
+        aggregator=IMPORTED,
+        parties=(),
+        quorum=0,
+        colluding=0,
+        rounds=0,
+        server_sees=unknown,
+        parties_see=unknown,
+        outsiders_see=unknown,
+        released=unknown,
+        metrics=unknown,
+        tuning=unknown,
+        public_data=unknown,
+    )
 
 
 def nothing_hidden(leaks: str) -> Guarantee:

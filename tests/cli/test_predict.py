@@ -122,3 +122,8 @@ def test_classes_alone_and_softmax_at_this_side(run, folder):
     decisions = ["abc"[place] for place in logits.argmax(axis=1)]
     assert [row["decision"] for row in rows] == decisions
     assert alone.splitlines() == ["decision", *decisions]
+
+
+def test_a_folder_that_is_not_there_is_named(run, folder, server, tmp_path):
+    said = run("predict", server, folder / "x.csv", "--out", tmp_path / "no" / "y.csv", code=2)[1]
+    assert f"no such folder, make it first: {tmp_path / 'no'}\n" in said

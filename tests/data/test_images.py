@@ -141,12 +141,25 @@ def with_image(stated):
         ("height = 3, width = 4, low = -1e308, high = 1e308", "at a finite distance"),
         ("height = 3, width = 4, high = nan", "columns.scan.high is nan; state a finite number"),
         ("height = 3, width = 4, missing = 0", "columns.scan.missing is unknown"),
+        ("height = 3, width = 4, to = [1, -1]", "columns.scan.to is no pair of rising numbers within [-1, 1]"),
+        ("height = 3, width = 4, to = [0, 255]", "columns.scan.to is no pair of rising numbers"),
+        ("height = 3, width = 4, to = [0, nan]", "columns.scan.to is no pair of rising numbers"),
+        ("height = 3, width = 4, to = [0]", "columns.scan.to is no pair of rising numbers"),
+        ("height = 3, width = 4, to = 1", "columns.scan.to is 1; state a list of numbers"),
     ],
 )
 def test_every_mistake_in_a_schema_is_named(stated, text):
     with pytest.raises(DataError) as caught:
         Schema.parse(with_image(stated))
     assert text in str(caught.value)
+
+
+def test_a_range_is_kept_apart_from_none():
+    def stated(more):
+        (column,) = Schema.parse(with_image(f"height = 3, width = 4{more}")).columns
+        return column.to
+
+    assert [stated(""), stated(", to = [0, 1]"), stated(", to = [-1, 1]")] == [None, (0.0, 1.0), (-1.0, 1.0)]
 
 
 def test_bounds_of_bytes_are_the_default():

@@ -334,6 +334,30 @@ def test_features_of_images_are_those_of_the_transform_within_minus_one_and_one(
     np.testing.assert_array_equal(x, Scattering(16, 12, **form).apply(expected) if form else expected.reshape(3, -1))
 
 
+def test_pixels_take_the_range_that_a_network_was_trained_on():
+    images = np.arange(192, dtype=np.uint8).reshape(1, 16, 12)
+    rule = Pixels(**SCAN, to=(-1, 1))
+    np.testing.assert_allclose(rule.apply(images), images.reshape(1, 192) / 127.5 - 1, atol=1e-15)
+    ends = Pixels(**SCAN, to=(-0.5, 0.25)).apply(np.array([[[0] * 12] * 16, [[255] * 12] * 16]))
+    assert (ends[0] == -0.5).all()
+    assert (ends[1] == 0.25).all()
+    prepare = Preprocess((rule,))
+    assert Preprocess.decode(prepare.encode()) == prepare
+
+
+def test_the_usual_range_leaves_the_bytes_of_rules_as_they_were():
+    usual = Preprocess((Pixels(**SCAN),))
+    assert Preprocess((Pixels(**SCAN, to=(0, 1)),)).encode() == usual.encode()
+    assert "to" not in msgspec.to_builtins(usual)["rules"][0]
+    assert Preprocess.decode(usual.encode()).rules[0].range == (0.0, 1.0)
+
+
+def test_a_scattering_transform_takes_pixels_from_0_to_1_alone():
+    with pytest.raises(ModelError, match="scattering transform"):
+        Pixels(**SCAN, scales=2, to=(-1, 1))
+    assert Pixels(**SCAN, scales=2, to=(0, 1)).range == (0.0, 1.0)
+
+
 @pytest.mark.parametrize("form", [{}, {"scales": 2}, {"scales": 2, "groups": 27, "averaged": True}], ids=str)
 def test_no_images_give_no_rows(form):
     prepare = Preprocess((Pixels(**SCAN, **form),), unit_rows=True, projection=Projection(outputs=7, seed=1))
@@ -400,6 +424,11 @@ def test_rules_that_were_saved_before_there_were_projections_still_open():
         {"low": 255},
         {"low": float("nan")},
         {"high": float("inf")},
+        {"to": [1, -1]},
+        {"to": [0, 2]},
+        {"to": [float("nan"), 1]},
+        {"to": [0]},
+        {"to": None},
         {"name": ""},
         {"unknown": 1},
     ],

@@ -89,6 +89,7 @@ def test_the_quota_counts_rows_for_each_caller_and_model():
     with pytest.raises(Refusal) as refusal:
         quota.charge("a", "m", 2)
     assert (refusal.value.status, refusal.value.code, refusal.value.retry_after_seconds) == (429, "quota", None)
+    assert "; 1 are left" in str(refusal.value)
     quota.charge("a", "m", 1)  # the refused rows were not counted
     with pytest.raises(Refusal):
         quota.charge("a", "m", 1)

@@ -235,6 +235,10 @@ def test_names_the_nearest_model(toy):
     assert 'did you mean "diagnosis"?' in toy.get("/v2/models/diagnose").json()["error"]
 
 
+def test_names_the_models_that_there_are(toy):
+    assert toy.get("/v2/models/zz").json()["error"].endswith("that is served here: diagnosis")
+
+
 @pytest.mark.parametrize(
     "asked",
     [

@@ -19,6 +19,7 @@ from confide.cli import budget, console, data, federation, keys, ledger, proxies
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.fit import fit_polynomial
+from confide.cli.importing import import_model
 from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.plan import plan
@@ -35,20 +36,6 @@ app = typer.Typer(
     help="Train on data that nobody may see, serve on inputs that nobody may see, and measure the choice.",
     epilog="Start with: confide demo. Each command has a page in docs/.",
 )
-app.add_typer(ledger.app, name="ledger")
-app.add_typer(budget.app, name="budget")
-app.add_typer(federation.app, name="federation")
-app.command()(split)
-app.command()(serve)
-app.command()(predict)
-app.command()(plan)
-app.command()(label)
-app.command()(coordinator)
-app.command()(submit)
-app.command("fit-polynomial")(fit_polynomial)
-app.add_typer(node_app, name="node")
-app.add_typer(data.app, name="data")
-app.add_typer(keys.app, name="keys")
 
 
 @app.callback(invoke_without_command=True)
@@ -66,7 +53,6 @@ def root(
     )
 
 
-@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="The HTML report.")] = Path("confide-demo.html"),
     seeds: Annotated[int, typer.Option(min=1, help="Splits over which the training figures are repeated.")] = 10,
@@ -124,7 +110,6 @@ def _print_records(records: Sequence[Any]) -> None:
         console.out.print(f"  leaks: {guarantee.leaks}")
 
 
-@app.command()
 def train(
     job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job; docs/train.md lists every key.")],
 ) -> None:
@@ -204,7 +189,6 @@ def _evaluate_together(job: Any, data: Any, last: Any, output: Any) -> None:
         console.out.print(line)
 
 
-@app.command("api-key")
 def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, digits, '-', '_' and '.'.")]) -> None:
     """Make an API key: the key for its holder on standard error, the line for `serve --api-keys` on standard output.
 
@@ -219,9 +203,10 @@ def api_key(holder: Annotated[str, typer.Argument(help="Who gets it: letters, di
     console.out.print(f'"{holder}" = "{hash_api_key(key)}"')
 
 
-@app.command()
 def inspect(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.confide", help="A model file of `confide train` or `confide import`.")
+    ],
     trust: Annotated[
         str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
@@ -246,6 +231,27 @@ def inspect(
     console.out.print(f"signer: {artifact.signer}")
     console.out.print(f"fingerprint: {artifact.fingerprint}")
 
+
+# The order in which --help lists them: a model's life, then what stays beside it.
+app.command()(demo)
+app.command()(train)
+app.command()(split)
+app.command()(coordinator)
+app.command()(submit)
+app.command()(inspect)
+app.command()(label)
+app.command("import")(import_model)
+app.command("fit-polynomial")(fit_polynomial)
+app.command()(plan)
+app.command()(serve)
+app.command("api-key")(api_key)
+app.command()(predict)
+app.add_typer(federation.app, name="federation")
+app.add_typer(node_app, name="node")
+app.add_typer(data.app, name="data")
+app.add_typer(budget.app, name="budget")
+app.add_typer(ledger.app, name="ledger")
+app.add_typer(keys.app, name="keys")
 
 _INTERRUPTED = 130
 

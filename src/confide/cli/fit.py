@@ -10,6 +10,7 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import warnings_as_lines
+from confide.cli.importing import preprocess_of, signing_key_at
 from confide.errors import UsageError
 
 
@@ -47,8 +48,8 @@ def fit_polynomial(
     x, y, prepare = _records(table, schema, graph, prepare)
     if out.suffix == ".confide" and prepare is None:
         raise UsageError(
-            "Expected --schema with a .confide file: its users must know the columns; for images write .onnx, then "
-            "make a file as docs/models.md shows"
+            "Expected --schema with a .confide file: its users must know the columns; or write .onnx, then make a file "
+            "with `confide import`"
         )
     done = trained(
         graph,
@@ -92,9 +93,8 @@ def _model(model: Path, trust: str | None) -> tuple[Any, Any]:
 
 def _records(table: Path, schema: Path | None, graph: Any, prepare: Any) -> tuple[Any, Any, Any]:
     """Return features as a graph takes them, labels, and the preparation of a table."""
-    from confide.data.schema import Category, Number, Schema
+    from confide.data.schema import Schema
     from confide.data.table import read_table
-    from confide.model.preprocess import OneHot, Preprocess, Scale
 
     if schema is None:
         if table.suffix != ".npz" or not table.is_file():
@@ -110,24 +110,13 @@ def _records(table: Path, schema: Path | None, graph: Any, prepare: Any) -> tupl
     known = Schema.load(schema)
     records = read_table(table, known)
     if prepare is None:
-        rules: list[Any] = []
-        for column in known.columns:
-            match column:
-                case Number(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins):
-                    rules.append(Scale(name=name, low=low, high=high, missing=missing, outside=outside, bins=bins))
-                case Category(name=name, categories=categories, missing=missing):
-                    rules.append(OneHot(name=name, categories=categories, missing=missing))
-                case _:
-                    raise UsageError("Expected numbers and categories; give images as .npz with arrays x and y")
-        prepare = Preprocess(tuple(rules))
+        prepare = preprocess_of(known)
     return prepare.apply(records.columns), records.labels, prepare
 
 
 def _save(graph: Any, prepare: Any, out: Path, signing_key: Path) -> None:
-    from confide.crypto.random import SystemRandomness
     from confide.guarantee import PrivacyLabel
-    from confide.model.artifact import Artifact, create_signing_key, read_signing_key
+    from confide.model.artifact import Artifact
 
-    key = read_signing_key(signing_key) if signing_key.exists() else create_signing_key(signing_key, SystemRandomness())
     label = PrivacyLabel(aggregator="local", parties=("fit-polynomial",), quorum=1, colluding=0, rounds=1)
-    Artifact(graph, prepare, label, {"trained": "fit-polynomial, in the clear"}).save(out, key)
+    Artifact(graph, prepare, label, {"trained": "fit-polynomial, in the clear"}).save(out, signing_key_at(signing_key))

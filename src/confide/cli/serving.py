@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 def serve(
-    model: Annotated[Path, typer.Argument(metavar="MODEL.confide", help="A model file that `confide train` wrote.")],
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL.confide", help="A model file of `confide train` or `confide import`.")
+    ],
     backend: Annotated[
         list[str],
         typer.Option(help="plain, he or paillier; may be repeated, the first is the clients' default."),

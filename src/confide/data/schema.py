@@ -116,6 +116,7 @@ class Image:
         name: as the parties know it.
         height, width: in pixels, 1 to 256.
         low, high: public bounds of a pixel, low < high.
+        to: what they become, rising and within [-1, 1]; None if the schema does not say, which is [0, 1].
     """
 
     name: str
@@ -123,6 +124,7 @@ class Image:
     width: int
     low: float = 0.0
     high: float = 255.0
+    to: tuple[float, float] | None = None
     type: Literal["image"] = "image"
 
 
@@ -426,7 +428,7 @@ def _date(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> tup
 
 
 def _image(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Image:
-    read.known(table, ("type", "height", "width", "low", "high"), where, "an image")
+    read.known(table, ("type", "height", "width", "low", "high", "to"), where, "an image")
     sides = {key: read.value(table, key, where, int, 0) for key in ("height", "width")}
     for key, side in sides.items():
         if isinstance(table.get(key), int) and not 1 <= side <= LARGEST_SIDE:
@@ -435,7 +437,12 @@ def _image(read: _Reader, name: str, table: Mapping[str, Any], where: str) -> Im
     low, high = read.number(bounds, "low", where), read.number(bounds, "high", where)
     if low >= high or math.isinf(high - low):
         read.problem(f"{where}low", f"is {low:g}, which is not below high = {high:g} at a finite distance")
-    return Image(name=name, height=sides["height"], width=sides["width"], low=low, high=high)
+    to = read.value(table, "to", where, list[float], [0.0, 1.0], required=False)
+    if len(to) != 2 or not -1 <= to[0] < to[1] <= 1:
+        read.problem(f"{where}to", "is no pair of rising numbers within [-1, 1]; take [0, 1] or [-1, 1]")
+        to = [0.0, 1.0]
+    ends = (to[0], to[1]) if "to" in table else None
+    return Image(name=name, height=sides["height"], width=sides["width"], low=low, high=high, to=ends)
 
 
 def _label(read: _Reader, table: Mapping[str, Any]) -> Label:

@@ -16,6 +16,7 @@ without seeing a weight (`decode_statement`).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -315,8 +316,8 @@ def _header_bytes(body: bytes, where: str) -> tuple[bytes, int]:
     """Return the header and where it ends."""
     if not body.startswith(_MAGIC):
         raise ModelError(
-            f"Expected a confide model, {where} is something else; write one with `confide train`, or of an ONNX, "
-            "torch, scikit-learn or XGBoost model as docs/models.md shows"
+            f"Expected a confide model, {where} is something else; write one with `confide train`, of an ONNX "
+            "network with `confide import`, or of a torch, scikit-learn or XGBoost model as docs/models.md shows"
         )
     length = int.from_bytes(body[len(_MAGIC) : _PREFIX_BYTES], "little")
     end = _PREFIX_BYTES + length
@@ -436,6 +437,8 @@ def whole_file(path: Path, *, mode: int = _PRIVATE_MODE) -> Generator[IO[bytes]]
     Raises:
         OSError: as the system says; nothing is left behind.
     """
+    if not path.parent.is_dir():  # else the text would name the temporary file
+        raise FileNotFoundError(errno.ENOENT, "no such folder, make it first", str(path.parent))
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
         try:
             yield file

@@ -14,7 +14,7 @@ from typing import Any
 
 import msgspec
 
-from confide.guarantee import FALSE_POSITIVE_RATE, PrivacyLabel
+from confide.guarantee import FALSE_POSITIVE_RATE, IMPORTED, PrivacyLabel
 from confide.model.artifact import Artifact
 
 _WIDTH = 110
@@ -101,6 +101,9 @@ def _promise(label: PrivacyLabel) -> Iterator[tuple[str, str]]:
 
 
 def _views(label: PrivacyLabel) -> Iterator[tuple[str, str]]:
+    if label.aggregator == IMPORTED:
+        yield "", "Not known: the model was made elsewhere, and nothing is claimed for its training."
+        return
     yield "parties", f"{len(label.parties)}: {', '.join(label.parties)}; {label.quorum} or more in every released sum"
     allies = f" together with up to {_parties(label.colluding)}" if label.colluding else ""
     yield "the server", f"{label.server_sees or _UNSTATED}{_against(label.epsilon, allies)}"
@@ -131,6 +134,9 @@ def _mechanism(label: PrivacyLabel) -> Iterator[tuple[str, str]]:
 
 
 def _accesses(label: PrivacyLabel) -> Iterator[tuple[str, str]]:
+    if label.aggregator == IMPORTED:
+        yield "", "Not known, neither what was measured nor how settings were chosen."
+        return
     yield "released", f"{label.released}, {label.rounds} rounds"
     yield "metrics", label.metrics or _UNSTATED
     cost = label.preprocessing_epsilon

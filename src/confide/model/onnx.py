@@ -156,16 +156,17 @@ def to_onnx(graph: Graph, *, int8: bool = False) -> bytes:
     return written
 
 
-def from_onnx(body: bytes) -> Graph:
+def from_onnx(body: bytes, *, classes: tuple[str, ...] = ()) -> Graph:
     """Return the graph in an ONNX model.
 
     Args:
         body: the file; may come from anybody.
+        classes: names of the outcomes, in the place of those that the file may have.
 
     Raises:
         MissingExtra: `onnx` is not installed.
-        ModelError: the bytes are too many or no ONNX model, or the model holds what no rule covers: then the text lists
-            every such node with its replacement.
+        ModelError: there are not as many classes as outcomes, the bytes are too many or no ONNX model, or the model
+            holds what no rule covers: then the text lists every such node with its replacement.
     """
     onnx = _library("serve")
     if len(body) > LARGEST_BYTES:
@@ -178,7 +179,7 @@ def from_onnx(body: bytes) -> Graph:
     refused = dict(_unsupported_nodes(model.graph))
     if problems := [*_unsupported(model, onnx)]:
         _refuse([*map(str, problems), *map(str, refused.values())])
-    return Graph(_read(model.graph, refused), _classes(model))
+    return Graph(_read(model.graph, refused), classes or _classes(model))
 
 
 def require_onnx() -> None:

@@ -19,12 +19,13 @@ from confide.model.whitening import Whitener, Whitening
 Matrix = NDArray[np.float64]
 
 _BLOCK_NUMBERS = 1 << 20  # of one intermediate array
+_UNIT = (0.0, 1.0)
 
 
 class Pixels(
     msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="pixels", tag_field="rule", dict=True
 ):
-    """A grey image, mapped linearly from [low, high] to [0, 1], then as it is or through a scattering transform.
+    """A grey image, mapped linearly from [low, high] to `to`, then as it is or through a scattering transform.
 
     Args:
         name: the raw column.
@@ -34,6 +35,8 @@ class Pixels(
         frequencies: of `Frequencies`: how many slow waves of each channel's map are kept in place of the map; 0 keeps
             the map.
         whitening: brings the features to one scale by what synthetic images say about them.
+        to: what low and high become, rising and within [-1, 1]; unset is [0, 1], as a scattering transform needs it.
+            [0, 1] is never written out, so that rules have the same bytes as before there was a choice.
 
     What is made of these settings (filters, and the statistics of the synthetic images, which take seconds) is made
     when it is first needed and kept with the object.
@@ -50,6 +53,7 @@ class Pixels(
     groups: int = 0
     frequencies: int = 0
     whitening: Whitening | None = None
+    to: tuple[float, float] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
         check_text(self.name)
@@ -59,6 +63,7 @@ class Pixels(
             raise ModelError(f"Expected low={self.low} below high={self.high} for column {self.name!r}")
         if not (1 <= self.height <= LARGEST_SIDE and 1 <= self.width <= LARGEST_SIDE):
             raise ModelError(f"Expected images of 1 to {LARGEST_SIDE} pixels on a side in column {self.name!r}")
+        self._check_range()
         if (self.frequencies or self.whitening) and not self.scales:
             raise ModelError(
                 "Expected no frequencies and no whitening of bare pixels; they follow a scattering transform"
@@ -68,9 +73,24 @@ class Pixels(
         if self.scales:  # each refuses sizes that do not fit
             self._check_whitening(self._waves.features if self._waves else self._scattering.features)
 
+    def _check_range(self) -> None:
+        low, high = map(float, self.range)
+        if not -1.0 <= low < high <= 1.0:
+            raise ModelError(f"Expected to = [0, 1], or other rising ends within [-1, 1], for column {self.name!r}")
+        if self.scales and (low, high) != _UNIT:
+            raise ModelError(
+                f"Expected to = [0, 1] for column {self.name!r}, which goes through a scattering transform"
+            )
+        msgspec.structs.force_setattr(self, "to", msgspec.UNSET if (low, high) == _UNIT else (low, high))
+
     def _check_whitening(self, features: int) -> None:
         if self.whitening is not None:
             self.whitening.check(features, self.height, self.width, channels=self._scattering.channels)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Return what the darkest and the brightest pixel become."""
+        return _UNIT if self.to is msgspec.UNSET else self.to
 
     @property
     def sides(self) -> tuple[int, ...]:
@@ -115,7 +135,9 @@ class Pixels(
     def _transformed(self, x: Matrix) -> Matrix:
         """Return the features before they are whitened, shape (n, count), of images from 0 to 1."""
         if not self.scales:
-            return x.reshape(len(x), self.height * self.width)
+            flat = x.reshape(len(x), self.height * self.width)
+            low, high = self.range
+            return flat if (low, high) == _UNIT else low + (high - low) * flat
         found = self._scattering.apply(x)
         return self._waves.apply(found) if self._waves else found
 

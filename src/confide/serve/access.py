@@ -166,7 +166,8 @@ class Quota:
                         429,
                         "quota",
                         f"Expected at most {most} rows for one caller, because enough answers determine a model under "
-                        "every technique; ask the operator for more",
+                        f"every technique; {max(0, most - used + rows)} are left, ask for as many or the operator for "
+                        "more",
                     )
                 ahead = (most - used) // 20
                 return _count(used + ahead)

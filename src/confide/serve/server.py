@@ -56,6 +56,7 @@ _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 _PIECE_BYTES = 1 << 16  # a reply leaves in pieces: what lies in a transport is counted nowhere
 _OPEN_ROUTES = frozenset({"live", "ready"})
+_MOST_NAMED = 20  # models in a refusal
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +255,9 @@ class Server:
     def _find(self, name: str, version: str) -> About:
         backends = self._abouts.get(name)
         if backends is None:
-            raise Refusal(404, "unknown_model", f"Expected a model that is served here{nearest(name, self._abouts)}")
+            there = ", ".join(list(self._abouts)[:_MOST_NAMED]) + (", ..." if len(self._abouts) > _MOST_NAMED else "")
+            meant = nearest(name, self._abouts)
+            raise Refusal(404, "unknown_model", f"Expected a model that is served here{meant}: {there}")
         if version and version not in backends:
             known = ", ".join(backends)
             raise Refusal(404, "unknown_version", f"Expected a version (backend) of this model: {known}")

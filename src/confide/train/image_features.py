@@ -24,7 +24,7 @@ def pixels_of(column: Image, model: ModelSection, encoder: Encoder | None = None
 
     Raises:
         ModelError: images too small, or features too many, for what [model] asks.
-        JobError: [model] names an encoder, and it is not here.
+        JobError: [model] names an encoder, and it is not here; or the schema wants pixels that it does not take.
     """
     place: dict[str, Any] = {"name": column.name, "height": column.height, "width": column.width}
     channels, whitening = 1, None
@@ -32,6 +32,11 @@ def pixels_of(column: Image, model: ModelSection, encoder: Encoder | None = None
         channels = 1 + model.scales * model.angles + model.angles**2 * model.scales * (model.scales - 1) // 2
     if model.whiten != "none":
         whitening = Whitening.usual(model.whiten, column.height, column.width, channels=channels)
+    if model.features != "columns" and column.to not in (None, (0.0, 1.0)):
+        raise JobError(
+            f'Expected pixels from 0 to 1 for model.features="{model.features}"; leave "to" out of the schema\'s '
+            f"column {column.name!r}"
+        )
     if model.features == "encoder":
         if encoder is None or whitening is None:
             raise JobError(
@@ -52,4 +57,5 @@ def pixels_of(column: Image, model: ModelSection, encoder: Encoder | None = None
         groups=model.channel_groups,
         frequencies=model.frequencies,
         whitening=whitening,
+        to=column.to or (0.0, 1.0),
     )

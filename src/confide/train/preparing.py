@@ -278,7 +278,7 @@ def _usual_square(preprocess: Preprocess) -> float:
             case Scale(bins=()):
                 found += 0.5
             case Pixels(groups=0, whitening=None):
-                found += rule.count / 4
+                found += rule.count * (rule.range[0] ** 2 + rule.range[1] ** 2) / 4
             case _:
                 found += 1.0
     kept = (
