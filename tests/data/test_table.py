@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.format import write_array_header_1_0
 
+from confide.data.files import present
 from confide.data.schema import Schema
 from confide.data.table import Table, check, read_columns, read_table
 from confide.errors import DataError
@@ -412,3 +413,15 @@ def test_card_payments_are_read_from_an_archive(tmp_path):
     table = read_table(tmp_path / "t.npz", schema)
     assert (table.n, int(table.labels.sum())) == (13326, 492)
     np.testing.assert_array_equal(table.columns["V7"], x[:, 7].astype(np.float64))
+
+
+@pytest.mark.parametrize(
+    ("found", "text"),
+    [
+        (["worst radius", "area"], r"'mean radius' in a\.csv; add"),  # the only near one is another column's
+        (["worst radius", "mean_radius"], r"'mean radius' in a\.csv \(did you mean \"mean_radius\"\?\); add"),
+    ],
+)
+def test_no_column_that_has_its_place_is_proposed_for_an_absent_one(found, text):
+    with pytest.raises(DataError, match=text):
+        present(["mean radius", "worst radius"], found, "a.csv")

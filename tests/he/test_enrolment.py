@@ -163,7 +163,7 @@ def test_the_messages_above_are_all_there_are():
         kind.__name__
         for kind in structs(confide.he.backend, confide.he.enrolment, confide.he.envelope, confide.he.setup)
     }
-    plans = {"LinearPlan", "NetworkPlan", "Parameters", "Needs", "FixedPoint", "Blocks"}
+    plans = {"LinearPlan", "NetworkPlan", "TreesPlan", "BatchPlan", "Parameters", "Needs", "FixedPoint", "Blocks"}
     assert names - plans <= {kind.__name__ for kind in MESSAGES} | STORED
 
 

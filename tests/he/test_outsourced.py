@@ -265,6 +265,12 @@ def test_plans_of_the_other_backend_are_refused():
     ):
         with pytest.raises(ProtocolError):
             Outsourced().decode_kit("server", msgspec.msgpack.encode({"format": 1, "plan": wrong}))
+    kit = msgspec.msgpack.encode({"format": 1, "plan": plan})
+    Homomorphic().decode_kit("client", kit)  # what is refused below is the kind of weights, not the rest
+    Outsourced().decode_kit("server", msgspec.msgpack.encode({"format": 1, "plan": Outsourced().plan(SHAPES["small"])}))
+    ours = msgspec.msgpack.encode({"format": 1, "plan": Outsourced().plan(SHAPES["small"])})
+    with pytest.raises(ProtocolError, match="weights"):
+        Homomorphic().decode_kit("client", ours)
 
 
 def test_uploads_and_messages_stay_below_the_stated_bounds():

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
+from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.describe import facts, stage_lines
 from confide.he.levels import errors
 from confide.he.message_bytes import keys_bytes
@@ -20,8 +21,8 @@ from confide.he.plan_network import NetworkPlan
 from confide.he.planner import plan_network, seconds
 from confide.he.seal import CONJUGATION, ntt_primes
 from confide.he.stages import Combined, Mapped, Multiplied, product_scale
-from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Square
-from he.oracle import linear, mlp
+from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Square, Tanh
+from he.oracle import corners, linear, mlp, ready
 
 
 def plan(graph: Graph, *, precision_bits: int = 10, protected: bool = False, room_bits: float = 10.0) -> NetworkPlan:
@@ -227,3 +228,17 @@ def test_neighbouring_linear_layers_become_one():
     assert Network.of(Graph((linear(1, 4, 9), linear(2, 3, 4)))).linear is not None
     assert Network.of(IMAGES).linear is None
     assert isinstance(linear(1, 2, 3), Linear)
+
+
+def test_polynomials_in_a_row_can_be_certified():
+    """The slack of one interval leaves the next one by some 1e-9 of its size, which is not "unknown"."""
+    graph = Graph((linear(3, 6, 5, 0.4), Tanh(), linear(4, 6, 6, 0.4), Tanh(), linear(5, 2, 6, 0.4)))
+    backend = Homomorphic(precision_bits=6, certify=True, activation_degree=3)
+    pair = ready(backend, graph)
+    assert isinstance(pair.client, ClientKit)
+    assert isinstance(pair.server, ServerKit)
+    assert isinstance(pair.client.plan, NetworkPlan)
+    assert pair.client.plan.certified
+    x = corners(6, 5)
+    y = pair.predict(x).output("client")
+    assert (np.abs(y - backend.arithmetic(graph).apply(x)) <= pair.server.error_bound).all()

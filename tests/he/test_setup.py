@@ -113,7 +113,7 @@ def test_a_server_keeps_the_latest_parsed_keys():
         assert registered.get(key_id_of(body), store) == body
     assert parsed == [b"a", b"b", b"c", b"b"]
     assert (len(loaded), loaded.held_bytes) == (2, 2 * EXPANSION)
-    for wrong in ("", "0" * 64, key_id_of(b"a")[:-1], "../" * 20):
+    for wrong in ("", "0" * 64, key_id_of(b"a")[:-1], "../" * 20, "\0" * 64):
         with pytest.raises(ProtocolError):
             registered.get(wrong, store)
 

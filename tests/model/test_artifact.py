@@ -323,7 +323,9 @@ def test_files_that_are_absent_no_files_or_too_large_are_refused(tmp_path, monke
 
 def test_other_files_are_not_taken_for_models(tmp_path):
     (tmp_path / "m").write_text("age,sex\n1,f\n")
-    with pytest.raises(ModelError, match="something else; write one with `confide train`"):
+    with pytest.raises(
+        ModelError, match=r"something else; write one with `confide train`, or of an ONNX.* as docs/models.md shows"
+    ):
         load(tmp_path / "m", trust=KEY.public)
 
 

@@ -69,7 +69,9 @@ def test_a_pool_is_torchs(channels, kernel_h, kernel_w, more_h, more_w, stride_h
 
 
 @pytest.mark.parametrize(
-    ("layer", "wanted"), [(Relu(), functional.relu), (Tanh(), torch.tanh), (Gelu(), functional.gelu)], ids=str
+    ("layer", "wanted"),
+    [(Relu(), functional.relu), (Tanh(), torch.tanh), (Gelu(), functional.gelu)],
+    ids=["relu", "tanh", "gelu"],
 )
 def test_activations_are_torchs(layer, wanted):
     x = np.concatenate([np.linspace(-9, 9, 1001), [0.0, -1e300, 1e300]])[None]

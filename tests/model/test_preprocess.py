@@ -122,6 +122,14 @@ def test_columns_that_do_not_fit_are_refused(columns, text):
         Preprocess((AGE, SEX)).apply(columns)
 
 
+def test_no_column_that_has_its_place_is_proposed_for_an_absent_one():
+    prepare = Preprocess(tuple(Scale(name=name, low=0, high=1) for name in ("mean radius", "worst radius")))
+    with pytest.raises(DataError, match="Expected a column 'mean radius'; add it"):
+        prepare.apply({"worst radius": np.zeros(1)})
+    with pytest.raises(DataError, match=r"'mean radius' \(did you mean \"mean_radius\"\?\); add it"):
+        prepare.apply({"worst radius": np.zeros(1), "mean_radius": np.zeros(1)})
+
+
 @pytest.mark.parametrize("rows", [0, 1, 5])
 def test_any_number_of_rows_passes(rows):
     assert Preprocess((AGE,)).apply({"age": np.zeros(rows)}).shape == (rows, 1)

@@ -89,8 +89,8 @@ def test_a_wrong_passphrase_is_said_and_opens_nothing(tmp_path):
     filled(path, passphrase="correct horse").close()
     for options, text in (
         ({"passphrase": "wrong horse"}, "does not open"),
-        ({}, "a passphrase for this key store"),
-        ({"keyring": Ring()}, "a passphrase for this key store"),
+        ({}, "a passphrase for this key store; give --passphrase-file or --ask-passphrase"),
+        ({"keyring": Ring()}, "a passphrase for this key store; give --passphrase-file or --ask-passphrase"),
         ({"passphrase": ""}, "letters"),
         ({"passphrase": "correct horse", "keyring": Ring()}, "not both"),
     ):
@@ -115,9 +115,29 @@ def test_a_keyring_without_the_key_and_a_system_without_a_keyring(tmp_path, monk
         KeyStore(tmp_path / "other.sqlite", keyring=True)
 
 
-def test_the_systems_keyring_is_the_package(monkeypatch):
-    keyring = pytest.importorskip("keyring")
-    assert sealed.system_keyring() is keyring
+def test_the_systems_keyring_is_the_package(tmp_path, monkeypatch):
+    package, ring = pytest.importorskip("keyring"), Ring()
+    monkeypatch.setattr(package, "get_password", ring.get_password)
+    monkeypatch.setattr(package, "set_password", ring.set_password)
+    filled(tmp_path / "keys.sqlite", keyring=True).close()
+    assert len(ring.kept) == 1
+    with KeyStore(tmp_path / "keys.sqlite", keyring=True) as store:
+        assert store.encrypted
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_system_whose_keyring_is_absent_or_locked_is_told_so(tmp_path, monkeypatch, made):
+    package, path = pytest.importorskip("keyring"), tmp_path / "keys.sqlite"
+    if made:
+        filled(path, keyring=Ring()).close()
+
+    def fails(*_):
+        raise package.errors.NoKeyringError("No recommended backend was available")
+
+    monkeypatch.setattr(package, "get_password", fails)
+    monkeypatch.setattr(package, "set_password", fails)
+    with pytest.raises(UsageError, match="a keyring of the system that is there and open; .*--passphrase-file"):
+        KeyStore(path, keyring=True)
 
 
 def test_entries_that_were_changed_or_exchanged_are_noticed():

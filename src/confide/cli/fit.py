@@ -46,7 +46,10 @@ def fit_polynomial(
         graph, prepare = _model(model, trust)
     x, y, prepare = _records(table, schema, graph, prepare)
     if out.suffix == ".confide" and prepare is None:
-        raise UsageError("Expected --schema with a .confide file: its users must know the columns")
+        raise UsageError(
+            "Expected --schema with a .confide file: its users must know the columns; for images write .onnx, then "
+            "make a file as docs/models.md shows"
+        )
     done = trained(
         graph,
         x,

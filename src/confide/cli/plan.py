@@ -13,6 +13,7 @@ from confide.cli.console import warnings_as_lines
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
+    from confide.model.fitted import Fit
     from confide.model.graph import Graph
 
 
@@ -57,14 +58,27 @@ def plan(
         activation_degree=activation_degree,
         certify=certify,
     )
-    found = backend.plan(_graph(model))
+    graph = _graph(model)
+    found = backend.plan(graph)
     for name, value in facts(found):
         console.out.print(f"{name}: {value}")
+    for fit in _fits(graph, activation_degree):
+        console.out.print(f"polynomial: {fit}, which the estimated error leaves out")
     if isinstance(found, NetworkPlan | BatchPlan):
         table = Table("stage", "rotations", "products", "level", box=None)
         for line in stage_lines(found):
             table.add_row(*line)
         console.out.print(table)
+
+
+def _fits(graph: Graph, degree: int | None) -> tuple[Fit, ...]:
+    """Return the polynomials that are planned in the place of activations, with their errors."""
+    from confide.model.fitted import approximated
+    from confide.model.trees import Trees
+
+    if degree is None or isinstance(graph.layers[0], Trees):
+        return ()
+    return approximated(graph, -1.0, 1.0, degree)[1]
 
 
 def _graph(path: Path) -> Graph:

@@ -321,4 +321,5 @@ def present(names: Collection[str], found: Collection[str], where: str) -> None:
     """Refuse a table without a column of each name."""
     for name in names:
         if name not in found:
-            raise DataError(f"Expected a column {name!r} in {where}{nearest(name, found)}; add or rename it")
+            unclaimed = [one for one in found if one not in names]
+            raise DataError(f"Expected a column {name!r} in {where}{nearest(name, unclaimed)}; add or rename it")

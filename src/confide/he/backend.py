@@ -67,6 +67,7 @@ CkksServer = NetworkServer | BatchServer | TreesServer
 FORMAT = 1
 
 _MAX_KIT_BYTES = 1 << 16
+_MOST_KEYS_BYTES = 1 << 28  # that a client makes for a stranger's plan, and that a server's store takes
 _MAX_QUERY_BYTES = 1 << 28
 _MOST_CIPHERTEXTS = 1 << 16
 _PUBLICATIONS = Publications()
@@ -358,6 +359,8 @@ class Homomorphic(Backend):
         if role != "client" or public.format != FORMAT:
             raise ProtocolError(f"Expected a client kit of format={FORMAT}")
         kit = ClientKit(public.plan.checked())
+        if keys_bytes(kit.plan) > _MOST_KEYS_BYTES:
+            raise ProtocolError(f"Expected a plan with keys of at most {_MOST_KEYS_BYTES} bytes")
         if kit.plan.needs.relinearisation or kit.plan.needs.steps:
             kit.plan.parameters.check_switching()
         _ = kit.engine  # SEAL takes the parameters, or this raises ProtocolError

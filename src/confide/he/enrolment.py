@@ -18,7 +18,7 @@ from confide.crypto.random import Randomness
 from confide.errors import KeysExpired, ProtocolError
 from confide.he.envelope import Channel
 from confide.he.seal import Context, Evaluation, Needs, PublicKeys, SecretKey
-from confide.he.setup import MAX_KEYS_BYTES, Owned, known_path
+from confide.he.setup import MAX_KEYS_BYTES, Owned, is_key_id, known_path
 from confide.wire import Store, decode, encode
 
 KEY_BYTES = 32
@@ -174,7 +174,7 @@ def channel(backend: str, key_id: str, store: Store, *, kit: bytes, now: float) 
     Raises:
         ProtocolError: no such keys, or expired ones.
     """
-    body = store.get(known_path(backend, key_id)) if len(key_id) == 64 else None
+    body = store.get(known_path(backend, key_id)) if is_key_id(key_id) else None
     if body is None:
         raise ProtocolError("Expected the id of keys that are here; set up first")
     known = decode(body, Known, max_bytes=_MOST_KNOWN_BYTES)

@@ -28,6 +28,7 @@ Integers = NDArray[np.int64]
 
 _SAFE = 1 + 2.0**-40  # for float64's own rounding
 _SAMPLES = 64
+_BEYOND = 1e-6  # how far outside of [-1, 1] a polynomial is still followed: the slack of earlier intervals adds up
 _COARSE = 6
 _LOW = 0.25
 
@@ -209,17 +210,18 @@ def _computed(operation: Operation, read: Sequence[_Values]) -> tuple[_Values, L
 
 
 def _powers(polynomial: Polynomial, read: Sequence[_Values]) -> tuple[_Values, Constants]:
-    """Return p(u) of the powers u, u² ... that the registers hold; u stays in [-1, 1] as far as it is certified."""
+    """Return p(u) of the powers u, u² ... that the registers hold; u stays about in [-1, 1] if it is certified."""
     constant, *factors = np.polynomial.chebyshev.cheb2poly(polynomial.coefficients)
-    inside = np.clip(read[0].low, -1, 1), np.clip(read[0].high, -1, 1)
+    most = 1 + _BEYOND
+    inside = np.clip(read[0].low, -most, most), np.clip(read[0].high, -most, most)
     low, high = _interval(polynomial.coefficients, *inside)
-    known = bool((read[0].low >= -1 - 1e-9).all() and (read[0].high <= 1 + 1e-9).all())
+    known = bool((read[0].low >= -most).all() and (read[0].high <= most).all())
     values = np.asarray(np.polynomial.chebyshev.chebval(read[0].samples, polynomial.coefficients), np.float64)
     return _Values(1.0, low, high, values, known), Constants(tuple(map(float, factors)), float(constant))
 
 
 def _interval(coefficients: Matrix, low: Matrix, high: Matrix) -> tuple[Matrix, Matrix]:
-    """Return bounds of a polynomial over intervals in [-1, 1]: its values at the ends and at its turning points."""
+    """Return bounds of a polynomial over intervals about [-1, 1]: its values at the ends and at its turning points."""
     turning = np.polynomial.chebyshev.chebroots(np.polynomial.chebyshev.chebder(coefficients))
     real = turning.real[np.abs(turning.imag) < 1e-9] if len(turning) else np.zeros(0)
     ends = [np.polynomial.chebyshev.chebval(end, coefficients) for end in (low, high)]

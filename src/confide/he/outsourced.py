@@ -458,10 +458,10 @@ def _beyond(graph: Graph) -> list[Problem]:
 
 def _checked(plan: NetworkPlan) -> NetworkPlan:
     """Return a stranger's plan if it is one of ours. Raises ProtocolError if not."""
-    kinds = all((isinstance(s, Mapped) and s.encrypted) or isinstance(s, Multiplied) for s in plan.stages)
+    kinds = all(isinstance(stage, Mapped | Multiplied) for stage in plan.stages)
     if not kinds or plan.protected or plan.certified:
         raise ProtocolError("Expected a plan with encrypted weights")
-    plan = plan.checked()
+    plan = plan.checked(encrypted=True)
     plan.parameters.check_switching()
     return plan
 

@@ -10,6 +10,7 @@ setting up again makes a new pair, which costs less than their bytes at every st
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 
 import msgspec
@@ -23,6 +24,8 @@ MAX_KEYS_BYTES = 1 << 30
 
 #: Largest public keys that a client keeps beside its secret key.
 KEPT_PUBLIC_BYTES = 1 << 20
+
+_KEY_ID = re.compile(r"[0-9a-f]{64}")
 
 
 class Owned(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -49,6 +52,11 @@ class KeyId(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def known_path(backend: str, key_id: str) -> str:
     """Return where a server keeps what it must know of keys before it reads them."""
     return f"{backend}/known/{key_id}"
+
+
+def is_key_id(text: str) -> bool:
+    """Return whether a stranger's `text` can name keys: what a store cannot even be asked for is none."""
+    return _KEY_ID.fullmatch(text) is not None
 
 
 def key_id_of(body: bytes) -> str:
@@ -147,7 +155,7 @@ class Registered:
                 raise _not_here()
             return self._parse(body), len(body)
 
-        if len(key_id) != 64 or store.get(known_path(self._backend, key_id)) is None:
+        if not is_key_id(key_id) or store.get(known_path(self._backend, key_id)) is None:
             self.loaded.forget(self, key_id)
             raise _not_here()
         return self.loaded.get(self, key_id, load)

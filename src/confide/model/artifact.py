@@ -314,7 +314,10 @@ def _signed(body: bytes, trust: bytes | None, where: str) -> tuple[_Header, byte
 def _header_bytes(body: bytes, where: str) -> tuple[bytes, int]:
     """Return the header and where it ends."""
     if not body.startswith(_MAGIC):
-        raise ModelError(f"Expected a confide model, {where} is something else; write one with `confide train`")
+        raise ModelError(
+            f"Expected a confide model, {where} is something else; write one with `confide train`, or of an ONNX, "
+            "torch, scikit-learn or XGBoost model as docs/models.md shows"
+        )
     length = int.from_bytes(body[len(_MAGIC) : _PREFIX_BYTES], "little")
     end = _PREFIX_BYTES + length
     if length > _LARGEST_HEADER_BYTES or len(body) < end + SIGNATURE_BYTES:

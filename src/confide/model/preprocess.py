@@ -340,7 +340,8 @@ class Preprocess(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """
         for rule in self.rules:
             if rule.name not in columns:
-                raise DataError(f"Expected a column {rule.name!r}{nearest(rule.name, columns)}; add it")
+                unclaimed = [name for name in columns if name not in self.columns]
+                raise DataError(f"Expected a column {rule.name!r}{nearest(rule.name, unclaimed)}; add it")
             rows = columns[self.columns[0]].shape[:1]
             if columns[rule.name].shape != (*rows, *rule.sides) or not rows:
                 size = f" of {rule.sides[0]} x {rule.sides[1]} pixels" if rule.sides else ""

@@ -39,6 +39,9 @@ _SERVICE = "confide key store"
 COST_BITS = 17
 _BLOCK = 8
 _LEAST_BITS, _MOST_BITS = 14, 20  # 16 MiB to 1 GiB: a file from a stranger must not take all memory
+_NO_KEYRING = (
+    "Expected a keyring of the system that is there and open; unlock it, or take a passphrase (--passphrase-file)"
+)
 
 
 class Keyring(Protocol):
@@ -138,8 +141,11 @@ def unlocked(
         return key
     lock = _read(saved)
     if lock.kind != wanted:
-        means = "a passphrase" if lock.kind == "passphrase" else "the system's keyring"
-        raise UsageError(f"Expected {means} for this key store; it was made under one")
+        if lock.kind == "passphrase":
+            text = "a passphrase for this key store; give --passphrase-file or --ask-passphrase (passphrase= in Python)"
+        else:
+            text = "the system's keyring for this key store; give --keyring (keyring=True in Python)"
+        raise UsageError(f"Expected {text}, as when it was made")
     if passphrase is not None:
         return _unwrapped(lock, passphrase)
     assert keyring is not None
@@ -153,9 +159,30 @@ def system_keyring() -> Keyring:
     """Return the system's keyring. Raises MissingExtra without the package `keyring`."""
     try:
         import keyring
+        import keyring.errors
     except ImportError:
         raise MissingExtra("keyring", "keyring") from None
-    return cast("Keyring", keyring)
+    return _SystemKeyring(cast("Keyring", keyring), keyring.errors.KeyringError)
+
+
+class _SystemKeyring:
+    """The package `keyring`, with its errors as ours: a machine without a desktop has none, or it is locked."""
+
+    def __init__(self, package: Keyring, error: type[Exception]) -> None:
+        self._package = package
+        self._error = error
+
+    def get_password(self, service_name: str, username: str) -> str | None:
+        try:
+            return self._package.get_password(service_name, username)
+        except self._error:
+            raise UsageError(_NO_KEYRING) from None
+
+    def set_password(self, service_name: str, username: str, password: str) -> None:
+        try:
+            self._package.set_password(service_name, username, password)
+        except self._error:
+            raise UsageError(_NO_KEYRING) from None
 
 
 def _made(passphrase: str | None, keyring: Keyring | None, rng: Randomness) -> tuple[_Lock, bytes]:
