@@ -438,7 +438,8 @@ def _made(net: Network, settings: Settings) -> tuple[NetworkPlan, Ready] | None:
             encrypted=True,
         )
         if plan is not None:
-            return plan, normalise(net, plan.rooms, plan.input_bound, samples(net.entry, plan.input_bound))
+            ready = normalise(net, plan.rooms, plan.input_bound, samples(net.entry, plan.input_bound))
+            return (plan, ready) if ready.certified else None
     return None
 
 
