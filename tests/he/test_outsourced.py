@@ -13,7 +13,7 @@ from confide.he import Homomorphic, Outsourced
 from confide.he.error_bound import error_bound
 from confide.he.network import Network
 from confide.he.normalise import normalise, samples
-from confide.he.outsourced import CloudKit, OwnerKit, Upload
+from confide.he.outsourced_kits import CloudKit, OwnerKit, Upload
 from confide.he.plan_network import NetworkPlan
 from confide.he.setup import Owned, owned
 from confide.he.stages import Mapped
