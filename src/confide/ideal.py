@@ -220,6 +220,7 @@ class Backend(ABC):
     name: ClassVar[str]
     guarantee: Guarantee  # a class attribute, or set by __init__ where it depends on settings
     roles: ClassVar[tuple[str, ...]] = ("client", "server")
+    public_role: ClassVar[str] = "client"  # whose kit travels; the other's stays where prepare ran
 
     @abstractmethod
     def check(self, graph: Graph) -> list[Problem]:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from confide.errors import ModelError, ProtocolError, UsageError
-from confide.he import Homomorphic, Paillier
+from confide.he import Homomorphic, Outsourced, Paillier
 from confide.ideal import Backend, PlainPredict
 from confide.model.graph import Graph, Sigmoid
 from confide.wire import MemoryStore, alter, delay, drop, repeat, truncate
@@ -45,6 +45,7 @@ CASES = [
     Case("he, open", lambda: Homomorphic(protect_model=False), logistic(2, 6, outputs=3)),
     Case("he, squares", Homomorphic, mlp(3, 6, 4, 2), 3, 1),
     Case("he, trees", Homomorphic, Graph((forest(5, 6, 3, 2), Sigmoid())), 3, 1),
+    Case("he-outsourced", Outsourced, mlp(3, 6, 4, 2), 3, 1),
     Case("paillier", lambda: Paillier(insecure_test_key_bits=2048), logistic(4, 6), 2, 2),
 ]
 PRIVATE = [case for case in CASES if case.hides]
@@ -65,7 +66,8 @@ def tags(pair: Pair) -> tuple[str, str]:
 
 
 def bound(pair: Pair):
-    return getattr(pair.server, "error_bound", 1e-12)
+    holder = pair.server if pair.backend.public_role == "client" else pair.client  # who has the model
+    return getattr(holder, "error_bound", 1e-12)
 
 
 # --- the ideal function -----------------------------------------------------------------------------------------------
@@ -158,7 +160,7 @@ def test_the_same_question_never_looks_the_same(case):
 
 
 @every(PRIVATE)
-def test_client_kits_are_the_same_for_every_model_of_a_shape(case):
+def test_kits_that_travel_are_the_same_for_every_model_of_a_shape(case):
     backend = case.make()
     other = Graph(
         tuple(
@@ -166,7 +168,7 @@ def test_client_kits_are_the_same_for_every_model_of_a_shape(case):
             for place, layer in enumerate(case.graph.layers)
         )
     )
-    kits = [backend.prepare(graph, RNG)["client"].encode() for graph in (case.graph, other)]
+    kits = [backend.prepare(graph, RNG)[backend.public_role].encode() for graph in (case.graph, other)]
     assert kits[0] == kits[1]
 
 

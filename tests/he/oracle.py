@@ -60,8 +60,9 @@ class Pair:
         self.backend = backend
         self.graph = graph
         kits = backend.prepare(graph, RNG)
+        kits |= {role: backend.decode_kit(role, kits[role].encode()) for role in [backend.public_role]}
         self.server: Kit = kits["server"]
-        self.client: Kit = backend.decode_kit("client", kits["client"].encode())
+        self.client: Kit = kits["client"]
         self.stores = {"client": stores.get("client", MemoryStore()), "server": stores.get("server", MemoryStore())}
 
     def setup(self, fault=None) -> Transcript:

@@ -2,6 +2,7 @@
 
 from confide.he.aggregate import EncryptedSum, EncryptedSums
 from confide.he.backend import Homomorphic
+from confide.he.outsourced import Outsourced
 from confide.he.paillier import Paillier
 
-__all__ = ["EncryptedSum", "EncryptedSums", "Homomorphic", "Paillier"]
+__all__ = ["EncryptedSum", "EncryptedSums", "Homomorphic", "Outsourced", "Paillier"]

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from confide.he.packing import Indices, diagonal, parts
 from confide.he.plan_network import NetworkPlan
-from confide.he.shapes import Dense, LinearMap
+from confide.he.shapes import Dense, LinearMap, Shape
 from confide.he.stages import Mapped
 
 Slots = NDArray[np.float64] | NDArray[np.complex128]
@@ -41,15 +41,38 @@ def diagonals(plan: NetworkPlan, number: int, part: LinearMap) -> Iterator[Diago
     """
     stage = plan.stages[number]
     assert isinstance(stage, Mapped)
+    step = stage.layout.rotations.giant[1]
+    for giant, baby, rotation, results, inputs in _met(plan, number, part):
+        halves = [diagonal(part.at, results, labels, rotation) for labels in inputs]
+        values = halves[0] if len(halves) == 1 else (halves[0] - 1j * halves[1]) / 2
+        yield Diagonal(giant, baby, np.roll(values, giant * step))
+
+
+def places(plan: NetworkPlan, number: int, shape: Shape) -> Iterator[tuple[int, int]]:
+    """Yield (giant, baby) of the plaintexts of stage `number`, in the order of `diagonals`: from the shape alone."""
+    blank = LinearMap(shape, np.zeros(_weights_of(shape)), np.zeros(shape.outputs))
+    for giant, baby, _, _, _ in _met(plan, number, blank):
+        yield giant, baby
+
+
+def _weights_of(shape: Shape) -> tuple[int, ...]:
+    if isinstance(shape, Dense):
+        return shape.outputs, shape.inputs
+    return shape.channels[1], shape.channels[0], *shape.kernel
+
+
+def _met(
+    plan: NetworkPlan, number: int, part: LinearMap
+) -> Iterator[tuple[int, int, int, Indices, tuple[Indices, ...]]]:
+    """Yield giant, baby, whole rotation, and the labels of results and inputs, where any slot pairs two of them."""
+    stage = plan.stages[number]
+    assert isinstance(stage, Mapped)
     rotations, slots = stage.layout.rotations, plan.slots
     results = parts(stage.layout.packed.labels(slots), rotations.sums)
     inputs = input_labels(plan, number)
     for giant, baby, rotation in rotations.distinct(slots):
-        if not any(_reaches(part, results, labels, rotation) for labels in inputs):
-            continue
-        halves = [diagonal(part.at, results, labels, rotation) for labels in inputs]
-        values = halves[0] if len(halves) == 1 else (halves[0] - 1j * halves[1]) / 2
-        yield Diagonal(giant, baby, np.roll(values, giant * rotations.giant[1]))
+        if any(_reaches(part, results, labels, rotation) for labels in inputs):
+            yield giant, baby, rotation, results, inputs
 
 
 def input_labels(plan: NetworkPlan, number: int) -> tuple[Indices, ...]:

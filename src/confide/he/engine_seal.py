@@ -67,14 +67,17 @@ class NetworkClient:
 
 
 @dataclass(frozen=True, slots=True)
-class _Map:
-    """One map as plaintexts: by giant step, (place of the baby, plaintext); and the bias."""
+class EncodedMap:
+    """One map as plaintexts, or all as ciphertexts: by giant step, (place of the baby, weights); and the bias."""
 
-    giants: list[list[tuple[int, Plaintext]]]
-    bias: Plaintext
+    giants: list[list[tuple[int, Plaintext | Ciphertext]]]
+    bias: Plaintext | Ciphertext
 
     def __repr__(self) -> str:
-        return "_Map()"
+        return "EncodedMap()"
+
+
+Encoded = EncodedMap | Combination | None
 
 
 class NetworkServer:
@@ -94,10 +97,7 @@ class NetworkServer:
         limbs = len(plan.parameters.data_primes)
         self._query = self.context.form(limbs=limbs, ntt=True, scale=2.0**plan.scale_bits)
         self._encoded = [self._encode(number, part) for number, part in enumerate(ready.parts)]
-        sources = [source for stage in plan.stages for source in stage.sources]
-        self._last_use = {
-            source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources
-        }
+        self._execution = Execution(plan, self._steps)
 
     def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per row.
@@ -112,11 +112,13 @@ class NetworkServer:
         """
         queries = [self.context.load(body, self._query) for body in ciphertexts]
         with refusing_transparent():
-            return tuple(self._steps.leave(keys, self._run(keys, query), rng) for query in queries)
+            return tuple(
+                self._steps.leave(keys, self._execution.run(keys, self._encoded, query), rng) for query in queries
+            )
 
     # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, number: int, part: LinearMap | Constants | None) -> _Map | Combination | None:
+    def _encode(self, number: int, part: LinearMap | Constants | None) -> Encoded:
         stage = self.plan.stages[number]
         if isinstance(stage, Mapped):
             assert isinstance(part, LinearMap)
@@ -126,29 +128,52 @@ class NetworkServer:
             return self._steps.encoded(number, stage, part)
         return None
 
-    def _encode_map(self, number: int, stage: Mapped, part: LinearMap) -> _Map:
+    def _encode_map(self, number: int, stage: Mapped, part: LinearMap) -> EncodedMap:
         before, after = self.plan.registers[stage.source], self.plan.registers[number + 1]
-        giants: list[list[tuple[int, Plaintext]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
+        giants: list[list[tuple[int, Plaintext | Ciphertext]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
         for one in diagonals.diagonals(self.plan, number, part):
             plain = self._steps.nonzero(one.values, before.limbs, 2.0**stage.weight_bits)
             giants[one.giant].append((one.baby, plain))
         bias = diagonals.bias(self.plan, number, part)
-        return _Map(giants, self.context.encode(bias, limbs=after.limbs, scale=after.scale))
+        return EncodedMap(giants, self.context.encode(bias, limbs=after.limbs, scale=after.scale))
 
-    # --- execution ----------------------------------------------------------------------------------------------------
 
-    def _run(self, keys: Evaluation, query: Ciphertext) -> Ciphertext:
+class Execution:
+    """The execution of a plan, whoever holds the weights.
+
+    Args:
+        plan: says what to do.
+        steps: of its parameters.
+    """
+
+    def __init__(self, plan: NetworkPlan, steps: Steps) -> None:
+        self.plan = plan
+        self.context = steps.context
+        self._steps = steps
+        sources = [source for stage in plan.stages for source in stage.sources]
+        self._last_use = {
+            source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources
+        }
+
+    def run(self, keys: Evaluation, encoded: Sequence[Encoded], query: Ciphertext) -> Ciphertext:
+        """Return the last register.
+
+        Args:
+            keys: the client's.
+            encoded: the private part of each stage.
+            query: the first register.
+        """
         registers: dict[int, Ciphertext] = {0: query}
-        for number, (stage, encoded) in enumerate(zip(self.plan.stages, self._encoded, strict=True)):
+        for number, (stage, part) in enumerate(zip(self.plan.stages, encoded, strict=True)):
             match stage:
                 case Mapped():
-                    assert isinstance(encoded, _Map)
-                    result = self._map(keys, number, stage, encoded, registers[stage.source])
+                    assert isinstance(part, EncodedMap)
+                    result = self._map(keys, number, stage, part, registers[stage.source])
                 case Multiplied():
                     result = self._steps.product(keys, number, stage, registers[stage.left], registers[stage.right])
                 case Combined():
-                    assert isinstance(encoded, Combination)
-                    result = self._steps.combine(number, stage, encoded, [registers[term] for term in stage.terms])
+                    assert isinstance(part, Combination)
+                    result = self._steps.combine(number, stage, part, [registers[term] for term in stage.terms])
                 case _:
                     raise AssertionError(type(stage))
             registers[number + 1] = result
@@ -157,27 +182,47 @@ class NetworkServer:
                     del registers[source]
         return registers[len(self.plan.stages)]
 
-    def _map(self, keys: Evaluation, number: int, stage: Mapped, encoded: _Map, cipher: Ciphertext) -> Ciphertext:
+    def _map(self, keys: Evaluation, number: int, stage: Mapped, encoded: EncodedMap, cipher: Ciphertext) -> Ciphertext:
         rotations, slots = stage.layout.rotations, self.plan.slots
         babies: list[Ciphertext] = []
         for parent, step in rotations.derived():
             origin = cipher if parent < 0 else babies[parent]
             babies.append(keys.rotate(origin, step % slots) if step % slots else origin)
         total: Ciphertext | None = None
-        for plains in reversed(encoded.giants):  # Horner: rotate what is there, add the next giant's
+        for weights in reversed(encoded.giants):  # Horner: rotate what is there, add the next giant's
             if total is not None:
                 total = keys.rotate(total, rotations.giant[1] % slots)
-            for baby, plain in plains:
-                product = self.context.times_plain(babies[baby], plain)
-                if total is None:
-                    total = product
-                else:
-                    self.context.add(total, product)
+            added = self._products(keys, weights, babies)
+            if total is None:
+                total = added
+            elif added is not None:
+                self.context.add(total, added)
         assert total is not None
         self._steps.divide(number, total, stage.drops)
         for step in rotations.sums:
             self.context.add(total, keys.rotate(total, step % slots))
         if stage.conjugate:
             self.context.add(total, keys.conjugate(total))
-        self.context.add_plain(total, encoded.bias)
+        if isinstance(encoded.bias, Ciphertext):
+            self.context.add(total, encoded.bias)
+        else:
+            self.context.add_plain(total, encoded.bias)
+        return total
+
+    def _products(
+        self, keys: Evaluation, weights: Sequence[tuple[int, Plaintext | Ciphertext]], babies: Sequence[Ciphertext]
+    ) -> Ciphertext | None:
+        """Return Σ weights · babies; products of ciphertexts are summed at three polynomials, relinearised once."""
+        total: Ciphertext | None = None
+        for baby, weight in weights:
+            if isinstance(weight, Ciphertext):
+                product = self.context.times(babies[baby], weight)
+            else:
+                product = self.context.times_plain(babies[baby], weight)
+            if total is None:
+                total = product
+            else:
+                self.context.add(total, product)
+        if total is not None and isinstance(weights[0][1], Ciphertext):
+            keys.relinearise(total)
         return total

@@ -74,15 +74,17 @@ def _mapped(
     before = _switched(plan, number) * 2.0**stage.weight_bits
     longest = sum(count - 1 for count, _ in rotations.babies) + (rotations.base != 0)
     weights = np.abs(part.weight)
-    rounded = noise.TAIL * noise.encoding(degree) * np.sqrt(float(rotations.products * folds)) / 2.0**stage.weight_bits
+    each = noise.TAIL * (noise.fresh(degree) if stage.encrypted else noise.encoding(degree))
+    rounded = each * np.sqrt(float(rotations.products * folds)) / 2.0**stage.weight_bits
     found = part.applied(weights, error + longest * before) + rounded * (most + error.max())
-    found = found + (rotations.giant[0] - 1) * folds * _switched(plan, number)
+    switches = rotations.giant[0] * (1 + stage.encrypted) - 1
+    found = found + switches * folds * _switched(plan, number)
     if folds > 1:
         switch = noise.switching(degree, parameters.data_primes[: after.limbs], parameters.special)
         found = found + folds * noise.TAIL * switch / after.scale
     if stage.drops:
         found = found + (folds - 1) * noise.TAIL * noise.rounding(degree) / after.scale
-    found = found + noise.TAIL * noise.encoding(degree) / after.scale
+    found = found + each / after.scale
     partial = part.applied(weights, largest) + np.abs(part.bias)
     return found, float(partial.max())
 

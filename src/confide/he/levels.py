@@ -88,10 +88,12 @@ def _mapped(
     babies = switch * math.sqrt(sum(count for count, _ in rotations.babies) + (rotations.base != 0))
     rotated = math.hypot(error, babies / before if rotations.keys else 0.0)
     weights = _rounded(degree, stage) / 2.0**stage.weight_bits
-    giants = switch * math.sqrt(float(rotations.giant[0] - 1)) / scale
+    relinearised = rotations.giant[0] if stage.encrypted else 0
+    giants = switch * math.sqrt(float(rotations.giant[0] - 1 + relinearised)) / scale
+    bias = noise.fresh(degree) / after.scale if stage.encrypted else 0.0
     sums = noise.switching(degree, parameters.data_primes[: after.limbs], parameters.special) if parts else 0.0
     folded = (giants, sums / after.scale, noise.rounding(degree) / after.scale if stage.drops else 0.0)
-    return math.hypot(rotated, weights, *(part * math.sqrt(float(1 << parts)) for part in folded))
+    return math.hypot(rotated, weights, bias, *(part * math.sqrt(float(1 << parts)) for part in folded))
 
 
 def _parts(stage: Mapped | Summed) -> int:
@@ -100,10 +102,11 @@ def _parts(stage: Mapped | Summed) -> int:
 
 
 def _rounded(degree: int, stage: Mapped | Summed) -> float:
-    """Return the deviation of an output by rounding weights to integers, for inputs of about 1."""
+    """Return the deviation of an output by rounding or encrypting weights, for inputs of about 1."""
     if isinstance(stage, Summed):
         return math.sqrt(stage.shape.fan_in / 12)
-    return noise.encoding(degree) * math.sqrt(float(stage.layout.rotations.products << _parts(stage)))
+    each = noise.fresh(degree) if stage.encrypted else noise.encoding(degree)
+    return each * math.sqrt(float(stage.layout.rotations.products << _parts(stage)))
 
 
 def _weight_bits(degree: int, stage: Mapped | Summed, precision_bits: float) -> int:

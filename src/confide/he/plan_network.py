@@ -53,8 +53,14 @@ class NetworkPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
                 found += rotations.before + len(rotations.sums) + stage.conjugate
         return found
 
-    def checked(self) -> NetworkPlan:
-        """Return self if it is a plan of ours; a stranger may have sent it. Raises ProtocolError if not."""
+    def checked(self, *, encrypted: bool = False) -> NetworkPlan:
+        """Return self if it is a plan of ours; a stranger may have sent it. Raises ProtocolError if not.
+
+        Args:
+            encrypted: whether the weights of all maps must be encrypted, or of none.
+        """
+        if any(isinstance(stage, Mapped) and stage.encrypted != encrypted for stage in self.stages):
+            raise ProtocolError(f"Expected weights {'encrypted' if encrypted else 'at the server'}")
         self.parameters.checked()
         check_packed(self.parameters, self.entry, self.stages)
         self.check_levels()

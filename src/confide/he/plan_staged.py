@@ -88,7 +88,9 @@ class StagedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             steps.add(CONJUGATION)
         return Needs(
             encryption=self.protected,
-            relinearisation=any(isinstance(stage, Multiplied) for stage in self.stages),
+            relinearisation=any(
+                isinstance(s, Multiplied) or (isinstance(s, Mapped) and s.encrypted) for s in self.stages
+            ),
             steps=tuple(sorted(steps)),
         )
 

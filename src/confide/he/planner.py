@@ -16,6 +16,8 @@ from functools import lru_cache, partial
 from types import MappingProxyType
 from typing import TypeVar
 
+import msgspec
+
 from confide.he.layouts import Entry, Layout, entries, layouts, leftovers
 from confide.he.levels import errors, fits, headrooms, least_bits, scheduled
 from confide.he.network import Network, Operation
@@ -36,6 +38,7 @@ TRANSFORM_MS: Mapping[int, float] = MappingProxyType({4096: 0.04, 8192: 0.08, 16
 
 _PRODUCT = 0.45  # of a plaintext product and its sum, in transforms per prime
 _SQUARE = 0.9
+_ENCRYPTED_PRODUCT = 1.1  # of two ciphertexts, left at three polynomials
 _DIVISION = 2.0
 _SUM = 0.05  # of an integer product in a matrix product over whole ciphertexts, with its part of the memory traffic
 _SECONDS_PER_BYTE = 1e-8  # of a batch's question: packing, checking, a line
@@ -59,7 +62,13 @@ class Way:
 
 
 def plan_network(
-    net: Network, *, protected: bool, input_bound: float, precision_bits: int, room_bits: float
+    net: Network,
+    *,
+    protected: bool,
+    input_bound: float,
+    precision_bits: int,
+    room_bits: float,
+    encrypted: bool = False,
 ) -> NetworkPlan | None:
     """Return the plan with the least estimated time, or None if no parameters of the table carry the network.
 
@@ -70,6 +79,7 @@ def plan_network(
         precision_bits: the error of an output is expected to be below 2^(2 - precision_bits) of its typical size; its
             range over the box is far more than four times that.
         room_bits: bits kept free above typical values, at most.
+        encrypted: whether the server gets the weights of the maps encrypted.
     """
     found: list[tuple[float, NetworkPlan]] = []
     cheapest = math.inf  # key switches times the time of a transform: what a larger ring has to beat
@@ -85,11 +95,16 @@ def plan_network(
             sigmoid=net.sigmoid,
             protected=protected,
         )
-        plan = levelled(way.stages, degree, precision_bits, room_bits, make, cost=seconds)
+        stages = _encrypted(way.stages) if encrypted else way.stages
+        plan = levelled(stages, degree, precision_bits, room_bits, make, cost=seconds)
         if plan is not None:
             cheapest = way.cost * transform
             found.append((seconds(plan) * (1 + plan.key_bytes / _DEAR_KEY_BYTES), plan))
     return min(found, key=lambda pair: pair[0])[1] if found else None
+
+
+def _encrypted(stages: Sequence[Stage]) -> tuple[Stage, ...]:
+    return tuple(msgspec.structs.replace(s, encrypted=True) if isinstance(s, Mapped) else s for s in stages)
 
 
 def plan_batch(
@@ -145,7 +160,9 @@ def seconds(plan: StagedPlan) -> float:
         match stage:
             case Mapped():
                 rotations = stage.layout.rotations
-                total += rotations.before * _switch(limbs) + rotations.products * _PRODUCT * limbs
+                product = _ENCRYPTED_PRODUCT if stage.encrypted else _PRODUCT
+                total += rotations.before * _switch(limbs) + rotations.products * product * limbs
+                total += rotations.giant[0] * stage.encrypted * _switch(limbs)
                 total += (len(rotations.sums) + stage.conjugate) * _switch(after.limbs)
             case Summed():
                 total += (_SUM * products(stage) + _MOVED * (stage.shape.inputs + count)) * limbs

@@ -103,7 +103,7 @@ class SecretKey:
         return self._value.to_string()
 
     def encrypt(self, plain: Plaintext) -> Ciphertext:
-        """Return a fresh encryption, at the top level."""
+        """Return a fresh encryption: under CKKS at the level of `plain`, under BFV at the top."""
         return Ciphertext(self._encryptor.encrypt_symmetric(plain.value))
 
     def decrypt(self, cipher: Ciphertext) -> Plaintext:

@@ -27,7 +27,7 @@ _MOST_SOURCES = 16
 
 
 class Mapped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="linear"):
-    """y = W x + b: rotations and plaintext products (`packing`), the division, sums, and the bias.
+    """y = W x + b: rotations and products (`packing`), the division, sums, and the bias.
 
     Args:
         source: register of x.
@@ -36,6 +36,7 @@ class Mapped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         weight_bits: weights are encoded at scale 2^weight_bits.
         drops: primes divided by, before the sums.
         conjugate: whether the real part is taken at the end: x came in both halves of complex slots.
+        encrypted: whether W and b are encryptions, for a server that must not see them (`outsourced`).
     """
 
     source: int
@@ -44,6 +45,7 @@ class Mapped(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     weight_bits: int
     drops: int
     conjugate: bool = False
+    encrypted: bool = False
 
     @property
     def sources(self) -> tuple[int, ...]:
