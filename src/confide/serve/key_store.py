@@ -85,8 +85,7 @@ class KeyStore:
 
     Example:
         >>> import tempfile
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> with KeyStore(f"{folder.name}/confide/keys.sqlite") as store:
+        >>> with tempfile.TemporaryDirectory() as folder, KeyStore(f"{folder}/confide/keys.sqlite") as store:
         ...     store.commit({"client/0a/keys/x": b"secret"})
         ...     [kept.part for kept in store.list()]
         ['0a']
