@@ -130,7 +130,7 @@ MISTAKES = [
     (("invite", "server", "--federation", "fed"), "is not 'server'"),
     (("invite", "x", "--federation", "fed", "--role", "nodes"), 'did you mean "node"'),
     (("invite", "x", "--federation", "fed", "--valid-hours", "0"), "valid_hours=0 above 0"),
-    (("invite", "x", "--federation", "fed", "--out", "no/where"), "No such file"),
+    (("invite", "x", "--federation", "fed", "--out", "no/where"), "no such folder"),
     (("invite", "x", "--federation", "absent"), "confide federation init makes"),
     (("join",), "Expected INVITATION"),
     (("join", "absent"), "No such file"),

@@ -346,7 +346,7 @@ def kit_of(**changes) -> ClientKit:
 def test_a_server_that_takes_everything_is_not_sent_everything_at_once():
     """A question is in memory some times over, so the server's word is not its only bound."""
     kit = kit_of(max_rows=10**9, max_query_bytes=10**18)
-    session = SimpleNamespace(kit=kit, rows=16)
+    session = SimpleNamespace(kit=kit, rows=16, _block_rows=1)
     Session.learn_rows(session, 16, 16 << 20)
     assert 32 <= session.rows <= 64
 

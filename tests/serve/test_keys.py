@@ -136,7 +136,7 @@ ID, OTHER = "1" * 64, "2" * 64
 @pytest.mark.parametrize("bounded", [False, True])
 def test_only_who_uploaded_keys_deletes_them(bounded):
     store = Bounded(MemoryStore(), Limits()) if bounded else key_store(None, Limits())
-    uploads, elsewhere = (Uploads(store, "m", backend, max_bytes=100) for backend in ("he", "paillier"))
+    uploads, elsewhere = (Uploads(store, "m", backend, max_bytes=1000) for backend in ("he", "paillier"))
     for key_id, owner in ((ID, "clinic"), (OTHER, "")):
         uploads.keep(key_id, {f"he/keys/{key_id}": b"k", f"he/known/{key_id}": b"1"}, owner)
     uploads.keep(ID, {f"he/keys/{ID}": b"k"}, "thief")  # known keys keep their owner
