@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from brca import brca
-from confide.cli import predict
+from confide.cli.predict import _header, _rows
 from confide.crypto.random import SeededRandomness
 from confide.errors import DataError, JobError, PrivacyError
 from confide.he import Homomorphic
@@ -468,8 +468,8 @@ def test_a_log_hazard_is_served_encrypted_and_printed_as_it_is(tmp_path):
     answers = ready(Homomorphic(), last.model).predict(data.test.x).output("client")
     assert answers == pytest.approx(expected, abs=2e-3)
     kit = SimpleNamespace(classes=(), link="identity", outputs=1)
-    assert predict._header(kit, False) == ["output_0"]
-    printed = [float(value) for (value,) in predict._rows(expected, kit, False)]
+    assert _header(kit, False) == ["output_0"]
+    printed = [float(value) for (value,) in _rows(expected, kit, False)]
     assert printed == pytest.approx(expected[:, 0], abs=1e-5)
 
 
