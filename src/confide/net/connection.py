@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from logging import CRITICAL, Logger
 from typing import Protocol, cast
@@ -354,7 +355,8 @@ class Connection(asyncio.BufferedProtocol):
         if self._transport is not None:
             self._transport.resume_reading()
             if self._transport.can_write_eof():
-                self._transport.write_eof()
+                with suppress(OSError):  # the peer is gone already: there is nobody to tell
+                    self._transport.write_eof()
             self._timer = self._loop.call_later(LINGER_SECONDS, self.abort)
 
     def _wait_if_full(self) -> None:
