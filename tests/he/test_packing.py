@@ -187,3 +187,9 @@ def test_a_strangers_entry_is_checked(change):
     assert isinstance(good, Entry)
     with pytest.raises(ProtocolError):
         msgspec.structs.replace(good, **change).checked(SLOTS)
+
+
+def test_one_copy_over_all_slots_is_an_entry_that_clients_take():
+    shape = Convolution(channels=(3, 32), image=(16, 16), kernel=(4, 4), stride=(2, 2), padding=(1, 1, 1, 1))
+    for entry, _ in entries(shape, 32 * 64):  # as many channels as there are maps of slots
+        assert entry.checked(32 * 64) is entry

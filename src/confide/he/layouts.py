@@ -200,7 +200,7 @@ def _entered(
             patches=image,
             halves=halves,
             copies=copies,
-            shift=each * unit,
+            shift=each * unit if copies > 1 else 0,
         )
         axes, count = (((width, unit), *inner), slots // (width * unit))
         if image is not None:
