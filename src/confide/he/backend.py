@@ -250,7 +250,8 @@ class Homomorphic(Backend):
         clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
-    security; results on the box are exact to the stated error bound; with `protect_model`, replies of a linear model
+    security; results on the box are exact to the stated error bound (of networks where the plan is certified);
+    with `protect_model`, replies of a linear model
     are within 2^-40 per number (over the client's honest randomness, and under ring-LWE) of replies that depend on the
     outputs alone.
 

@@ -140,6 +140,8 @@ class Rotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Return self if it fits `slots`. Raises ProtocolError if not."""
         _check_axes(self.babies)
         _check_axes((self.giant,))
+        if any(step and not step % slots for step in self.keys):
+            raise ProtocolError("Expected rotations that move something")
         if any(not 1 <= abs(step) < slots for step in self.sums) or len(self.sums) > _MOST_AXES * 4:
             raise ProtocolError("Expected rotations within the slots")
         if abs(self.base) >= slots or self.products > _MOST_ROTATIONS:

@@ -384,10 +384,6 @@ class Context:
             return cipher
         return Ciphertext(self.evaluator.mod_switch_to(cipher.value, self._ids[limbs]))
 
-    def square(self, cipher: Ciphertext) -> None:
-        """Square, in place: three polynomials until it is relinearised."""
-        self.evaluator.square_inplace(cipher.value)
-
     def rescale(self, cipher: Ciphertext, *, scale: float) -> None:
         """Divide by the last prime and drop it, in place; `scale` is the scale that this leaves."""
         self.evaluator.rescale_to_next_inplace(cipher.value)
