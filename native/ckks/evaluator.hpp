@@ -13,7 +13,7 @@
 //
 // Noise. Let B bound the coefficients of a key's errors and N those of s by 1. A key switch of c at l limbs takes
 // digits d_i = c mod q_i and yields, divided by p, an error E = sum_i d_i e_i / p + r_0 + r_1 s, |r| <= 1/2.
-//   * SEAL permutes c by the automorphism g and then takes digits in [0, q_i), so |E| <= sum_i N q_i B / p + (N + 1) / 2
+//   * SEAL permutes c by the automorphism g and then takes digits in [0, q_i), so |E| <= sum_i N q_i B / p + (N+1) / 2
 //     =: K.  (Every product of two polynomials sums N terms; a division by p rounds by at most 1/2.)
 //   * Hoisting takes the digits of c and permutes those: g(d_i) has coefficients in (-q_i, q_i), and g(d_i) = g(c)
 //     modulo q_i, which is all that the key asks of a digit, for its message is 0 modulo the other primes. So the same
@@ -34,13 +34,15 @@ namespace confide::ckks {
 // Words of scratch that any function here needs at the level with `limbs`.
 std::size_t scratch_words(const Context &context, std::size_t limbs) noexcept;
 
-// --- without keys; `rows` is polynomials * limbs where it does not matter which is which ------------------------------
+// --- without keys ----------------------------------------------------------------------------------------------------
 
 // out may be a, b or both.
 void add(const Context &, std::size_t limbs, std::size_t polynomials, const Word *a, const Word *b, Word *out);
-void subtract(const Context &, std::size_t limbs, std::size_t polynomials, const Word *a, const Word *b, Word *out);
+void subtract(const Context &, std::size_t limbs, std::size_t polynomials, const Word *a, const Word *b,
+              Word *out);
 // out = a + plain; out may be a.
-void add_plain(const Context &, std::size_t limbs, std::size_t polynomials, const Word *a, const Word *plain, Word *out);
+void add_plain(const Context &, std::size_t limbs, std::size_t polynomials, const Word *a, const Word *plain,
+               Word *out);
 // out = a * plain; out may be a.
 void multiply_plain(const Context &, std::size_t limbs, std::size_t polynomials, const Word *a, const Word *plain,
                     Word *out);
@@ -57,7 +59,10 @@ void rescale(const Context &, std::size_t limbs, std::size_t polynomials, const 
 // Residues in NTT form of signed coefficients, N of them: a plaintext of `limbs`, and of p behind it where `extended`.
 void encode(const Context &, std::size_t limbs, bool extended, const std::int64_t *coefficients, Word *out);
 
-// --- with keys --------------------------------------------------------------------------------------------------------
+// Whether every word is below its prime; takes the same time whatever the words are.
+bool below(const Context &, std::size_t limbs, bool extended, std::size_t polynomials, const Word *in);
+
+// --- with keys -------------------------------------------------------------------------------------------------------
 
 // Three polynomials to two; out may be `in`.
 void relinearise(const Context &, std::size_t limbs, const SwitchKey &key, const Word *in, Word *out, Word *scratch);
@@ -65,7 +70,7 @@ void relinearise(const Context &, std::size_t limbs, const SwitchKey &key, const
 void rotate(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation, const Word *in,
             Word *out, Word *scratch);
 
-// --- hoisted: one decomposition for many rotations --------------------------------------------------------------------
+// --- hoisted: one decomposition for many rotations -------------------------------------------------------------------
 
 // Words of the digits of one polynomial: [place][digit][N], limbs + 1 places of `limbs` digits.
 std::size_t digits_words(const Context &context, std::size_t limbs) noexcept;
@@ -75,7 +80,7 @@ void decompose(const Context &, std::size_t limbs, const Word *polynomial, Word 
 void rotate_hoisted(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
                     const Word *digits, const Word *first, Word *out, Word *scratch);
 
-// --- doubly hoisted: sums of products in extended form, divided once --------------------------------------------------
+// --- doubly hoisted: sums of products in extended form, divided once -------------------------------------------------
 
 // p times a ciphertext, in extended form: what is not rotated. Exact.
 void extend(const Context &, std::size_t limbs, const Word *in, Word *out);
@@ -86,11 +91,11 @@ void rotate_extended(const Context &, std::size_t limbs, const SwitchKey &key, c
 // it there. Destroys sum. (A giant step.)
 void rotate_extended_sum(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
                          Word *sum, Word *out, bool add, Word *scratch);
-// Divides an extended form by p, rounded: out [polynomials][limbs][N]. Destroys the last limb of each polynomial of sum.
+// Divides an extended form by p, rounded: out [polynomials][limbs][N]. Destroys the last limb of its polynomials.
 void divide(const Context &, std::size_t limbs, std::size_t polynomials, Word *sum, Word *out);
 void add_extended(const Context &, std::size_t limbs, std::size_t polynomials, const Word *a, const Word *b, Word *out);
 
-// --- the parts of a key switch, for threads that share one ------------------------------------------------------------
+// --- the parts of a key switch, for threads that share one -----------------------------------------------------------
 //
 // In order: `digit_coefficients` for each digit < limbs; `digits_at` and `sums_at` for each place <= limbs;
 // `divide_special` for each polynomial; `divide_at` for each polynomial and limb. Calls of one step do not meet.
@@ -101,8 +106,8 @@ void digit_coefficients(const Context &, std::size_t limbs, const Word *polynomi
 // digits [limbs][N]: all digits at one place, in NTT form.
 void digits_at(const Context &, std::size_t limbs, const Word *polynomial, const Word *coefficients, std::size_t place,
                Word *digits);
-// sums [2][limbs + 1][N]: writes, or adds to, the two rows of `place`. permutation may be null: none. scratch: limbs rows
-// if there is a permutation.
+// sums [2][limbs + 1][N]: writes, or adds to, the two rows of `place`. permutation may be null: none. scratch: limbs
+// rows if there is a permutation.
 void sums_at(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation *permutation,
              std::size_t place, const Word *digits, Word *sums, bool add, Word *scratch);
 // sum [limbs + 1][N], one polynomial: its last row becomes what `divide_at` subtracts.
