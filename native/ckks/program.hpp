@@ -34,7 +34,9 @@ namespace confide::ckks {
 // The public keys of one client, for executing programs. Each row of a Galois key is stored with the inverse of its
 // automorphism applied, so that sums of products are permuted once and not each digit.
 struct ProgramKeys {
-    explicit ProgramKeys(std::shared_ptr<const Context> context) : context(std::move(context)) {}
+    explicit ProgramKeys(std::shared_ptr<const Context> parameters) : context(std::move(parameters)) {}
+    ProgramKeys(const ProgramKeys &) = delete;
+    ProgramKeys &operator=(const ProgramKeys &) = delete;
     // From SEAL's order [digit][2][prime, special last][N]; kept for levels up to `limbs`. element 0: relinearisation.
     // Returns false where a residue is not below its prime.
     bool load(std::size_t element, std::size_t limbs, const Word *residues);
@@ -90,6 +92,8 @@ class Program {
   public:
     explicit Program(std::shared_ptr<const Context> context);
     ~Program();
+    Program(const Program &) = delete;
+    Program &operator=(const Program &) = delete;
 
     // --- making; each throws std::invalid_argument for what does not fit --------------------------------------------
 
