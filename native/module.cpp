@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
@@ -137,4 +138,5 @@ NB_MODULE(_native, module) {
     module.def("route", &route, arg("codes").noconvert(), arg("slots").noconvert(), arg("column").noconvert(),
                arg("goes_left").noconvert(), arg("next").noconvert());
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
+    confide::ckks::bind_sums(module);
 }

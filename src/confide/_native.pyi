@@ -29,3 +29,17 @@ def best_splits(
     best: NDArray[Any],
     gain: NDArray[Any],
 ) -> None: ...
+
+class IntegerMap:
+    def __init__(
+        self, inputs: int, outputs: int, groups: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+    ) -> None: ...
+    def sums(
+        self,
+        residues: NDArray[Any],
+        biases: NDArray[Any],
+        primes: list[int],
+        out: NDArray[Any],
+        threads: int,
+        path: str = "",
+    ) -> None: ...

@@ -14,7 +14,7 @@ from confide.crypto.random import Randomness
 from confide.he.encode import in_box
 from confide.he.engine_steps import Combination, Steps
 from confide.he.error_bound import error_bound
-from confide.he.integer_sums import Group, groups, weighted_sums
+from confide.he.integer_sums import IntegerMap
 from confide.he.normalise import Constants, Ready
 from confide.he.packed import unpack
 from confide.he.plan_batch import BatchPlan
@@ -135,18 +135,20 @@ class BatchServer:
         at = self.plan.registers[register]
         return self.context.form(limbs=at.limbs, ntt=True, scale=at.scale)
 
-    def _encode(self, number: int, part: LinearMap | Constants | None) -> tuple[list[Group], list[int]] | Combination:
+    def _encode(
+        self, number: int, part: LinearMap | Constants | None
+    ) -> tuple[IntegerMap, list[int]] | Combination | None:
         stage = self.plan.stages[number]
         match stage:
             case Summed():
                 assert isinstance(part, LinearMap)
                 scale = self.plan.registers[stage.source].scale * 2.0**stage.weight_bits
-                return groups(part, stage.weight_bits), [round(bias * scale) for bias in part.bias.tolist()]
+                return IntegerMap(part, stage.weight_bits), [round(bias * scale) for bias in part.bias.tolist()]
             case Combined():
                 assert isinstance(part, Constants)
                 return self._steps.encoded(number, stage, part)
             case _:
-                return [], []
+                return None
 
     def _run(self, keys: Evaluation, query: _Numbers) -> _Numbers:
         registers = {0: query}
@@ -172,10 +174,10 @@ class BatchServer:
                     del registers[source]
         return registers[len(self.plan.stages)]
 
-    def _sums(self, number: int, stage: Summed, encoded: tuple[list[Group], list[int]], read: _Numbers) -> _Numbers:
+    def _sums(self, number: int, stage: Summed, encoded: tuple[IntegerMap, list[int]], read: _Numbers) -> _Numbers:
         before = self.plan.registers[stage.source]
         primes = self.plan.parameters.data_primes[: before.limbs]
-        sums = weighted_sums(encoded[0], read.residues(), encoded[1], primes)
+        sums = encoded[0].sums(read.residues(), encoded[1], primes)
         if not stage.drops:
             return _Numbers(self.context, self._form(number + 1), sums)
         scale = before.scale * 2.0**stage.weight_bits
