@@ -140,4 +140,5 @@ NB_MODULE(_native, module) {
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
     auto ckks = module.def_submodule("ckks", "CKKS on ciphertexts, encoded weights and public keys.");
     confide::ckks::bind_evaluator(ckks);
+    confide::ckks::bind_program(ckks);
 }

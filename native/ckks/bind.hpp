@@ -48,5 +48,6 @@ struct Keys {
 };
 
 void bind_evaluator(nanobind::module_ &module);
+void bind_program(nanobind::module_ &module);
 
 }  // namespace confide::ckks
