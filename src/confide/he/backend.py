@@ -25,6 +25,7 @@ from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Guarantee
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_batch import BatchClient, BatchServer
+from confide.he.engine_native import Engine, NativeKeys
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
@@ -37,6 +38,7 @@ from confide.he.enrolment import (
     mine,
     public_keys,
     record,
+    uploaded,
 )
 from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
 from confide.he.guarantees import guarantee
@@ -159,21 +161,25 @@ class ServerKit:
         plan: of the model's shape.
         net: the model.
         ready: its scaled weights, for a network.
+        engine: what executes plans under CKKS.
     """
 
-    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None) -> None:
+    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None, engine: Engine = "auto") -> None:
         self.plan = plan
         self.engine: LinearServer | CkksServer
         if isinstance(plan, TreesPlan):
             assert isinstance(net, Trees)
-            self.engine = TreesServer(plan, leaves_of(net, plan))
+            self.engine = TreesServer(plan, leaves_of(net, plan), engine)
         elif isinstance(plan, LinearPlan):
             assert isinstance(net, Network)
             assert net.linear is not None
             self.engine = LinearServer(plan, quantise(net.linear, plan.fixed))
         else:
             assert ready is not None
-            self.engine = BatchServer(plan, ready) if isinstance(plan, BatchPlan) else NetworkServer(plan, ready)
+            if isinstance(plan, BatchPlan):
+                self.engine = BatchServer(plan, ready)
+            else:
+                self.engine = NetworkServer(plan, ready, engine)
         self.keys = Registered("he", self.parse_keys)
         self.public = ClientKit(plan).encode()
 
@@ -218,13 +224,15 @@ class ServerKit:
         """Return a bound of the size of one client's public keys as they are uploaded."""
         return keys_bytes(self.plan)
 
-    def parse_keys(self, body: bytes) -> Evaluation:
+    def parse_keys(self, body: bytes) -> Evaluation | NativeKeys:
         """Return a client's public keys. Raises ProtocolError on anything else."""
-        return public_keys(body, self.engine.context, self.plan.needs)
+        if isinstance(self.engine, LinearServer):
+            return public_keys(body, self.engine.context, self.plan.needs)
+        return self.engine.keys(uploaded(body))
 
 
 class Homomorphic(Backend):
-    """Predictions on encrypted inputs, by Microsoft SEAL.
+    """Predictions on encrypted inputs, by Microsoft SEAL and, at the server, an evaluator of our own on its format.
 
     Args:
         protect_model: True re-randomises and floods the replies of linear models, so that they show their outputs and
@@ -247,6 +255,8 @@ class Homomorphic(Backend):
             that a moved threshold decides otherwise, and double the time once they need another ciphertext.
         key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
         publications: what a client may publish under one key (`publish`).
+        engine: what executes networks and trees at the server: "native" is C++ (`engine_native`), "seal" Microsoft
+            SEAL; "auto" takes the native one where it is. Clients cannot tell.
         clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
@@ -276,6 +286,7 @@ class Homomorphic(Backend):
         tree_bins: int | None = None,
         key_lifetime_seconds: int = LIFETIME_SECONDS,
         publications: Publications = _PUBLICATIONS,
+        engine: Engine = "auto",
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < input_bound < math.inf:
@@ -284,12 +295,15 @@ class Homomorphic(Backend):
             raise UsageError(f"Expected precision_bits={precision_bits} from 1 to 40; 10 suits most models")
         if goal not in ("latency", "throughput"):
             raise UsageError(f"Expected goal={goal!r} to be latency or throughput")
+        if engine not in ("auto", "native", "seal"):
+            raise UsageError(f"Expected engine={engine!r} to be auto, native or seal")
         if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
             raise UsageError(f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; take 256")
         if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
             raise UsageError(f"Expected key_lifetime_seconds={key_lifetime_seconds} from 1 to {LONGEST_SECONDS}")
         self._lifetime_seconds = key_lifetime_seconds
         self._publications = publications
+        self._engine: Engine = engine
         self._clock = clock
         if activation_degree is not None and not 1 <= activation_degree <= MOST_DEGREE:
             raise UsageError(f"Expected activation_degree={activation_degree} from 1 to {MOST_DEGREE}; take 4")
@@ -353,7 +367,7 @@ class Homomorphic(Backend):
         plan, ready = self._prepared(graph)
         first = graph.layers[0]
         net = first if isinstance(first, Trees) else Network.of(self.arithmetic(graph))
-        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready)}
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready, self._engine)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -500,16 +514,19 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     line = channel(Homomorphic.name, query.key_id, store, kit=kit.public, now=now)
     body = decode(line.opened(query), Query, max_bytes=_MAX_QUERY_BYTES)  # no work before this holds
     keys = kit.keys.get(query.key_id, store)
-    assert isinstance(keys, Evaluation)
+    assert isinstance(keys, Evaluation | NativeKeys)
     reply = line.reply(query, encode(_answer(kit, keys, body, query.rows, rng)))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))
     return query.rows
 
 
-def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
+def _answer(
+    kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness
+) -> msgspec.Struct:
     engine = kit.engine
     exponents = engine.exponents.astype("<i2").tobytes()
     if isinstance(engine, LinearServer):
+        assert isinstance(keys, Evaluation)
         primes = kit.plan.parameters.data_primes
         c0, c1 = engine.answer(keys, query.ciphertexts, rows, rng)
         return LinearReply(exponents, pack(c0.reshape(len(primes), -1), primes), pack(c1, primes))
