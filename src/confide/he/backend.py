@@ -177,7 +177,7 @@ class ServerKit:
         else:
             assert ready is not None
             if isinstance(plan, BatchPlan):
-                self.engine = BatchServer(plan, ready)
+                self.engine = BatchServer(plan, ready, engine)
             else:
                 self.engine = NetworkServer(plan, ready, engine)
         self.keys = Registered("he", self.parse_keys)
@@ -520,9 +520,7 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     return query.rows
 
 
-def _answer(
-    kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness
-) -> msgspec.Struct:
+def _answer(kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
     engine = kit.engine
     exponents = engine.exponents.astype("<i2").tobytes()
     if isinstance(engine, LinearServer):
