@@ -6,7 +6,7 @@ the same plan, the same weights (`diagonals`) and the same bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from confide.he.encode import in_box
 from confide.he.engine_steps import Combination, Steps
 from confide.he.error_bound import error_bound
 from confide.he.normalise import Constants, Ready
+from confide.he.packing import imaginary
 from confide.he.plan_network import NetworkPlan
 from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
 from confide.he.shapes import LinearMap
@@ -151,6 +152,10 @@ class Execution:
         self.context = steps.context
         self._steps = steps
         sources = [source for stage in plan.stages for source in stage.sources]
+        mapped = [stage for stage in plan.stages if isinstance(stage, Mapped) and stage.layout.rotations.fold]
+        folded = {plan.registers[stage.source].limbs for stage in mapped}
+        units = imaginary(plan.slots)
+        self._units = {limbs: self.context.encode(units, limbs=limbs, scale=1.0) for limbs in folded}
         self._last_use = {
             source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources
         }
@@ -184,10 +189,15 @@ class Execution:
 
     def _map(self, keys: Evaluation, number: int, stage: Mapped, encoded: EncodedMap, cipher: Ciphertext) -> Ciphertext:
         rotations, slots = stage.layout.rotations, self.plan.slots
-        babies: list[Ciphertext] = []
-        for parent, step in rotations.derived():
-            origin = cipher if parent < 0 else babies[parent]
-            babies.append(keys.rotate(origin, step % slots) if step % slots else origin)
+        if rotations.fold:
+            half = keys.rotate(cipher, rotations.fold)
+            whole = self.context.times_plain(half, self._units[self.plan.registers[stage.source].limbs])
+            self.context.add(whole, cipher)
+            cipher = whole
+        babies = {-1: cipher}
+        for origin, line in rotations.lines():
+            for place, step in line:
+                babies[place] = keys.rotate(babies[origin], step % slots) if step % slots else babies[origin]
         total: Ciphertext | None = None
         for weights in reversed(encoded.giants):  # Horner: rotate what is there, add the next giant's
             if total is not None:
@@ -199,8 +209,9 @@ class Execution:
                 self.context.add(total, added)
         assert total is not None
         self._steps.divide(number, total, stage.drops)
-        for step in rotations.sums:
-            self.context.add(total, keys.rotate(total, step % slots))
+        for count, step in rotations.sums:
+            for part in [keys.rotate(total, multiple * step) for multiple in range(1, count)]:
+                self.context.add(total, part)
         if stage.conjugate:
             self.context.add(total, keys.conjugate(total))
         if isinstance(encoded.bias, Ciphertext):
@@ -210,7 +221,7 @@ class Execution:
         return total
 
     def _products(
-        self, keys: Evaluation, weights: Sequence[tuple[int, Plaintext | Ciphertext]], babies: Sequence[Ciphertext]
+        self, keys: Evaluation, weights: Sequence[tuple[int, Plaintext | Ciphertext]], babies: Mapping[int, Ciphertext]
     ) -> Ciphertext | None:
         """Return Σ weights · babies; products of ciphertexts are summed at three polynomials, relinearised once."""
         total: Ciphertext | None = None
