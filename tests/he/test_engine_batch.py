@@ -15,7 +15,7 @@ from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.cost import seconds
 from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.integer_sums import groups, weighted_sums
-from confide.he.machine import SEAL
+from confide.he.speeds import SEAL
 from confide.he.network import Network, linear_map
 from confide.he.plan_batch import BatchPlan
 from confide.he.planner import plan_batch

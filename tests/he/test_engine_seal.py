@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from confide.errors import DataError, ProtocolError
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.engine_seal import NetworkClient, NetworkServer
-from confide.he.machine import Engine
+from confide.he.speeds import Executor
 from confide.he.packed import ciphertext_bytes
 from confide.he.packing import imaginary
 from confide.he.parameters import Parameters
@@ -53,7 +53,7 @@ IMAGES = Graph(
 )
 
 
-def answered(graph: Graph, engine: Engine) -> tuple[NetworkPlan, np.ndarray, np.ndarray]:
+def answered(graph: Graph, engine: Executor) -> tuple[NetworkPlan, np.ndarray, np.ndarray]:
     """A plan that is made for `engine`, run on SEAL: the plan, the answers, the largest errors."""
     asked = Settings(protect_model=True, input_bound=1.0, precision_bits=10, engine=engine)
     made = plan_of(graph, asked)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from confide.errors import ProtocolError
 from confide.he.cost import mapped, tuned
 from confide.he.layouts import Entry, Layout, entries, layouts
-from confide.he.machine import NATIVE, SEAL
+from confide.he.speeds import NATIVE, SEAL
 from confide.he.packing import Packing, Rotations, parts, simulate
 from confide.he.shapes import Convolution, Dense, LinearMap
 

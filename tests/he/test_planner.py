@@ -13,7 +13,7 @@ from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.cost import seconds
 from confide.he.describe import facts, stage_lines
 from confide.he.levels import errors
-from confide.he.machine import SEAL
+from confide.he.speeds import SEAL
 from confide.he.message_bytes import keys_bytes
 from confide.he.network import Network
 from confide.he.normalise import normalise, samples

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from confide.he.cost import seconds
-from confide.he.machine import NATIVE, SEAL
+from confide.he.speeds import NATIVE, SEAL
 from confide.he.message_bytes import keys_bytes, query_bytes, reply_bytes
 from confide.he.parameters import LIMIT_BITS, SECURITY_BITS
 from confide.he.plan import Plan
@@ -38,7 +38,7 @@ def _network_facts(plan: NetworkPlan | BatchPlan) -> Iterator[tuple[str, str]]:
     rows = f"{plan.slots} rows" if isinstance(plan, BatchPlan) else "one row"
     yield "rotations", "0" if isinstance(plan, BatchPlan) else str(plan.rotations)
     yield "estimated error", f"{error:.1e} of a typical output (standard deviation)"
-    times = (f"{1e3 * seconds(plan, machine):.0f} ms" for machine in (SEAL, NATIVE))
+    times = (f"{1e3 * seconds(plan, speeds):.0f} ms" for speeds in (SEAL, NATIVE))
     yield "estimated time", f"{next(times)} for {rows} on one core, {next(times)} with the native engine"
     held = "every input of the box" if plan.certified else "typical inputs: not certified for every input of the box"
     yield "range", f"{plan.room_bits:.0f} bits above typical values, enough for {held}"

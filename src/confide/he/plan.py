@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from confide.errors import ModelError
 from confide.he.cost import seconds
 from confide.he.encode import LARGEST_EXPONENT, exponents_of
-from confide.he.machine import MACHINES, SEAL, Engine
+from confide.he.speeds import SEAL, SPEEDS, Executor
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready, normalise, samples
 from confide.he.plan_batch import BatchPlan
@@ -48,8 +48,8 @@ Matrix = NDArray[np.float64]
 Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
-_LONGEST_SECONDS = 60.0  # of a batch, on the core of `machine`
-_LARGEST_BYTES = 1 << 27  # of a batch's question or reply
+_LONGEST_SECONDS = 60.0  # of a batch, by `speeds.SEAL`
+_LARGEST_BYTES = 1 << 28  # of a batch's question or reply
 _DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 
@@ -77,7 +77,7 @@ class Settings:
     goal: Literal["latency", "throughput"] = "latency"
     rows: Matrix | None = None
     tree_bins: int | None = None
-    engine: Engine = "seal"
+    engine: Executor = "seal"
 
 
 def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | None:
@@ -119,7 +119,7 @@ def make_plan(net: Network, settings: Settings) -> tuple[Plan, Ready | None] | N
 def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | BatchPlan, Ready] | None:
     """Return the cheapest certified plan, or, if it takes much longer, the cheapest without."""
     inputs = samples(net.entry, settings.input_bound, settings.rows)
-    make, machine = plan_batch if settings.goal == "throughput" else plan_network, MACHINES[settings.engine]
+    make, speeds = plan_batch if settings.goal == "throughput" else plan_network, SPEEDS[settings.engine]
 
     def planned(room_bits: float, *, certify: bool) -> tuple[NetworkPlan | BatchPlan, Ready] | None:
         plan = make(
@@ -128,7 +128,7 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | Batch
             input_bound=settings.input_bound,
             precision_bits=settings.precision_bits,
             room_bits=room_bits,
-            machine=machine,
+            speeds=speeds,
         )
         if plan is None:
             return None
@@ -144,7 +144,7 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | Batch
             continue
         found = planned(room_bits, certify=True)
         if found is None or (
-            settings.certify is None and seconds(found[0], machine) > _DEAR * seconds(free[0], machine)
+            settings.certify is None and seconds(found[0], speeds) > _DEAR * seconds(free[0], speeds)
         ):
             break
         if found[0].certified:

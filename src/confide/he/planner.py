@@ -4,7 +4,7 @@
     2. Primes: as few as carry the computation at the wanted precision within the 128-bit table.
     3. Layouts again, now that each stage's primes are known; and the cheapest of the ring degrees.
 
-What is cheap depends on who executes the plan (`machine`). Everything here reads shapes, never weights: two models of
+What is cheap depends on who executes the plan (`speeds`). Everything here reads shapes, never weights: two models of
 one shape have one plan.
 """
 
@@ -20,7 +20,7 @@ import msgspec
 
 from confide.he.cost import multiplied, seconds, tuned
 from confide.he.layouts import Entry, entries, layouts, leftovers
-from confide.he.machine import SEAL, Machine
+from confide.he.speeds import SEAL, Speeds
 from confide.he.network import Network, Operation
 from confide.he.packing import Packing
 from confide.he.plan_batch import BatchPlan
@@ -54,7 +54,7 @@ def plan_network(
     precision_bits: int,
     room_bits: float,
     encrypted: bool = False,
-    machine: Machine = SEAL,
+    speeds: Speeds = SEAL,
 ) -> NetworkPlan | None:
     """Return the plan with the least estimated time, or None if no parameters of the table carry the network.
 
@@ -66,7 +66,7 @@ def plan_network(
             range over the box is far more than four times that.
         room_bits: bits kept free above typical values, at most.
         encrypted: whether the server gets the weights of the maps encrypted.
-        machine: what operations cost.
+        speeds: what operations cost.
     """
 
     def levels_of(way: Way, degree: int) -> NetworkPlan | None:
@@ -79,13 +79,13 @@ def plan_network(
             protected=protected,
         )
         stages = _encrypted(way.stages) if encrypted else way.stages
-        cost = partial(seconds, machine=machine)
-        return levelled(stages, degree, precision_bits, room_bits, make, cost=cost, largest_bits=machine.largest_bits)
+        cost = partial(seconds, speeds=speeds)
+        return levelled(stages, degree, precision_bits, room_bits, make, cost=cost, largest_bits=speeds.largest_bits)
 
-    ready = partial(ways, net.operations, machine=machine, protected=protected)
+    ready = partial(ways, net.operations, speeds=speeds, protected=protected)
     found: list[tuple[float, NetworkPlan]] = []
     cheapest = math.inf  # milliseconds by guessed primes: what a larger ring has to beat
-    for degree in machine.transform_ms:
+    for degree in speeds.transform_ms:
         way = ready(degree, _guessed(len(net.operations)))
         if way is None or way.cost > cheapest:
             continue
@@ -96,12 +96,12 @@ def plan_network(
         others = [ready(degree, limbs), ready(degree, limbs, folds=False)]  # a folded map takes some bits more
         stages = {other.stages: other for other in others if other is not None and other.stages != way.stages}
         plans = [plan, *(levels_of(other, degree) for other in stages.values())]
-        found += [(_worth(one, machine), one) for one in plans if one is not None]
+        found += [(_worth(one, speeds), one) for one in plans if one is not None]
     return min(found, key=lambda pair: pair[0])[1] if found else None
 
 
-def _worth(plan: NetworkPlan, machine: Machine) -> float:
-    return 1e3 * seconds(plan, machine) + plan.key_bytes * machine.key_ms_per_byte
+def _worth(plan: NetworkPlan, speeds: Speeds) -> float:
+    return 1e3 * seconds(plan, speeds) + plan.key_bytes * speeds.key_ms_per_byte
 
 
 def _guessed(count: int) -> list[tuple[int, int]]:
@@ -128,7 +128,7 @@ def plan_batch(
     input_bound: float,
     precision_bits: int,
     room_bits: float,
-    machine: Machine = SEAL,
+    speeds: Speeds = SEAL,
 ) -> BatchPlan | None:
     """Return the batch plan with the least estimated time for a row, or None if no parameters carry the network.
 
@@ -147,10 +147,10 @@ def plan_batch(
     )
 
     def cost(plan: BatchPlan) -> float:
-        return seconds(plan, machine) + _SECONDS_PER_BYTE * plan.block_bytes
+        return seconds(plan, speeds) + _SECONDS_PER_BYTE * plan.block_bytes
 
-    for degree in machine.transform_ms:  # rows of larger rings take longer transforms, and no fewer bits
-        plan = levelled(stages, degree, precision_bits, room_bits, make, cost=cost, largest_bits=machine.largest_bits)
+    for degree in speeds.transform_ms:  # rows of larger rings take longer transforms, and no fewer bits
+        plan = levelled(stages, degree, precision_bits, room_bits, make, cost=cost, largest_bits=speeds.largest_bits)
         if plan is not None:
             return plan
     return None
@@ -175,7 +175,7 @@ def ways(
     degree: int,
     limbs: Sequence[tuple[int, int]],
     *,
-    machine: Machine = SEAL,
+    speeds: Speeds = SEAL,
     protected: bool = True,
     folds: bool = True,
 ) -> Way | None:
@@ -185,13 +185,13 @@ def ways(
         operations: of a network.
         degree: of the ring.
         limbs: primes before and after each stage, a guess.
-        machine: what operations cost.
+        speeds: what operations cost.
         protected: whether the last ciphertext must hold outputs and nothing else: no partial sums.
         folds: whether inputs of maps may be folded.
     """
     first = operations[0].part
     assert isinstance(first, LinearMap)
-    tune = partial(_tuned, machine, degree)
+    tune = partial(_tuned, speeds, degree)
     slots = degree // 2
     states: dict[Packing, Way] = {}
     for entry, layout in entries(first.shape, slots):
@@ -206,7 +206,7 @@ def ways(
             for stage in _stages(way, operation):
                 if isinstance(stage, Mapped) and stage.conjugate and not folds:
                     continue
-                cost, packed = multiplied(machine, degree, levels[0]), way.packed
+                cost, packed = multiplied(speeds, degree, levels[0]), way.packed
                 if isinstance(stage, Mapped):
                     cost, stage = tune(levels, stage)
                     packed = stage.layout.packed
@@ -216,11 +216,11 @@ def ways(
     return min(ends, key=lambda way: way.cost, default=None)
 
 
-def _tuned(machine: Machine, degree: int, limbs: tuple[int, int], stage: Mapped) -> tuple[float, Mapped]:
+def _tuned(speeds: Speeds, degree: int, limbs: tuple[int, int], stage: Mapped) -> tuple[float, Mapped]:
     """Return the price of a map in milliseconds, and the map with its rotations in their cheapest form."""
-    price, rotations = tuned(machine, degree, stage.layout.rotations, limbs)
+    price, rotations = tuned(speeds, degree, stage.layout.rotations, limbs)
     layout = msgspec.structs.replace(stage.layout, rotations=rotations)
-    price += stage.conjugate * machine.switch(degree, limbs[1])
+    price += stage.conjugate * speeds.switch(degree, limbs[1])
     return price, msgspec.structs.replace(stage, layout=layout)
 
 

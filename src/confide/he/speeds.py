@@ -18,11 +18,11 @@ from types import MappingProxyType
 from typing import Literal
 
 #: Who executes a plan: Microsoft SEAL, or our own evaluator over the same bytes.
-Engine = Literal["seal", "native"]
+Executor = Literal["seal", "native"]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Machine:
+class Speeds:
     """The operations of one engine.
 
     Args:
@@ -36,7 +36,7 @@ class Machine:
         key_ms_per_byte: what a byte of keys, once uploaded, is worth in time of every request.
     """
 
-    engine: Engine
+    engine: Executor
     transform_ms: Mapping[int, float]
     product: float
     switched: float
@@ -71,7 +71,7 @@ class Machine:
 
 
 #: Microsoft SEAL 4.4, scalar.
-SEAL = Machine(
+SEAL = Speeds(
     engine="seal",
     transform_ms=MappingProxyType({4096: 0.06, 8192: 0.12, 16384: 0.24, 32768: 0.5}),
     product=0.28,
@@ -83,7 +83,7 @@ SEAL = Machine(
 )
 
 #: Our own, with AVX-512-IFMA, which multiplies numbers below 2^52.
-NATIVE = Machine(
+NATIVE = Speeds(
     engine="native",
     transform_ms=MappingProxyType({4096: 0.0047, 8192: 0.01, 16384: 0.022, 32768: 0.048}),
     product=0.2,
@@ -94,4 +94,4 @@ NATIVE = Machine(
     key_ms_per_byte=2e-8,
 )
 
-MACHINES: Mapping[Engine, Machine] = MappingProxyType({"seal": SEAL, "native": NATIVE})
+SPEEDS: Mapping[Executor, Speeds] = MappingProxyType({"seal": SEAL, "native": NATIVE})
