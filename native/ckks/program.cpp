@@ -41,31 +41,15 @@ bool switched_off() {
 bool ProgramKeys::load(std::size_t element, std::size_t limbs, const Word *residues) {
     SwitchKey key(*context, limbs);
     if (!key.load(*context, residues)) return false;
-    if (element) {
-        const std::size_t degree = context->degree(), mask = 2 * degree - 1;
-        std::size_t back = 1;  // the inverse of element: its order is a power of two
-        for (std::size_t power = element; power != 1; power = power * power & mask) back = back * power & mask;
-        const Permutation &moves = context->permutation(back);
-        const Memory whole(degree);
-        Word *copy = whole.data();
-        for (std::size_t place = 0; place <= limbs; ++place)
-            for (std::size_t digit = 0; digit < limbs; ++digit)
-                for (std::size_t polynomial = 0; polynomial < 2; ++polynomial) {
-                    Word *row = key.row(limbs, place, digit, polynomial);
-                    std::memcpy(copy, row, degree * sizeof(Word));
-                    const Ring &at = context->ring_at(limbs, place);
-                    at.kernels->permute(at, moves, copy, row);
-                }
-    }
     keys.erase(element);
     keys.emplace(element, std::move(key));
     return true;
 }
 
 std::size_t ProgramKeys::bytes() const noexcept {
-    std::size_t words = 0;
-    for (const auto &[element, key] : keys) words += key.words();
-    return words * sizeof(Word);
+    std::size_t whole = 0;
+    for (const auto &[element, key] : keys) whole += key.bytes();
+    return whole;
 }
 
 // --- making ----------------------------------------------------------------------------------------------------------
@@ -170,14 +154,21 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
     return write(std::move(instruction), limbs, true);
 }
 
-std::size_t Program::fold(std::size_t source, std::size_t limbs, std::vector<std::size_t> elements) {
+std::size_t Program::fold(std::size_t source, std::size_t limbs,
+                          const std::vector<std::vector<std::size_t>> &groups) {
     const Register &held = readable(source, limbs);
-    expect(!elements.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
-    for (const std::size_t element : elements) {
-        expect(element != 0, "Expected a Galois element");
-        need(element, limbs);
+    expect(!groups.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
+    Instruction instruction{Kind::fold, limbs, {source}, 0, {}, {}, 0, {}};
+    for (const auto &group : groups) {
+        expect(!group.empty(), "Expected rotations in each group");
+        for (const std::size_t element : group) {
+            expect(element != 0, "Expected a Galois element");
+            need(element, limbs);
+            instruction.elements.push_back(element);
+        }
+        instruction.sizes.push_back(group.size());
     }
-    return write({Kind::fold, limbs, {source}, 0, {}, std::move(elements), 0, {}}, limbs, true);
+    return write(std::move(instruction), limbs, true);
 }
 
 std::size_t Program::rotate(std::size_t source, std::size_t limbs, std::size_t element) {

@@ -9,14 +9,13 @@ namespace {
 
 // How scratch memory is divided.
 struct Scratch {
-    Word *target, *coefficients, *digits, *sums, *permuted, *row;
+    Word *target, *coefficients, *digits, *sums, *row;
     Scratch(const Context &context, std::size_t limbs, Word *words) {
         const std::size_t rows = limbs * context.degree();
         target = words;
         coefficients = target + rows;
         digits = coefficients + rows;
-        permuted = digits + rows;
-        sums = permuted + rows;
+        sums = digits + rows;
         row = sums + 2 * (rows + context.degree());
     }
 };
@@ -27,15 +26,17 @@ void switch_into(const Context &context, std::size_t limbs, const SwitchKey &key
     for (std::size_t digit = 0; digit < limbs; ++digit)
         digit_coefficients(context, limbs, target, digit, scratch.coefficients);
     for (std::size_t place = 0; place <= limbs; ++place) {
-        digits_at(context, limbs, target, scratch.coefficients, place, scratch.digits);
-        sums_at(context, limbs, key, nullptr, place, scratch.digits, sums, add, nullptr);
+        digits_at(context, limbs, scratch.coefficients, place, scratch.digits);
+        sums_at(context, limbs, key, nullptr, place, target, scratch.digits, sums, add);
     }
 }
 
-// out = sum / p, plus addend if there is one: one polynomial.
-void quotient(const Context &context, std::size_t limbs, Word *sum, const Word *addend, Word *out, Word *row) {
+// out = sum / p, plus addend if there is one, permuted if that is asked for: one polynomial.
+void quotient(const Context &context, std::size_t limbs, Word *sum, const Word *addend, const Permutation *permutation,
+              Word *out, Word *row) {
     divide_special(context, limbs, sum);
-    for (std::size_t limb = 0; limb < limbs; ++limb) divide_at(context, limbs, sum, limb, addend, out, row);
+    for (std::size_t limb = 0; limb < limbs; ++limb)
+        divide_at(context, limbs, sum, limb, addend, permutation, out, row);
 }
 
 void permute_rows(const Context &context, const Permutation &permutation, std::size_t rows, const Word *in, Word *out) {
@@ -47,7 +48,7 @@ void permute_rows(const Context &context, const Permutation &permutation, std::s
 }  // namespace
 
 std::size_t scratch_words(const Context &context, std::size_t limbs) noexcept {
-    return (4 * limbs + 2 * (limbs + 1) + 1) * context.degree();
+    return (3 * limbs + 2 * (limbs + 1) + 1) * context.degree();
 }
 
 std::size_t digits_words(const Context &context, std::size_t limbs) noexcept {
@@ -64,41 +65,24 @@ void digit_coefficients(const Context &context, std::size_t, const Word *polynom
     ring.kernels->inverse(ring, coefficients + digit * n);
 }
 
-void digits_at(const Context &context, std::size_t limbs, const Word *polynomial, const Word *coefficients,
-               std::size_t place, Word *digits) {
+void digits_at(const Context &context, std::size_t limbs, const Word *coefficients, std::size_t place, Word *digits) {
     const std::size_t n = context.degree();
     const Ring &ring = context.ring_at(limbs, place);
     for (std::size_t digit = 0; digit < limbs; ++digit, digits += n) {
-        if (digit == place) {  // it is there already
-            std::memcpy(digits, polynomial + digit * n, n * sizeof(Word));
-            continue;
-        }
+        if (digit == place) continue;
         ring.kernels->reduce(ring, coefficients + digit * n, 0, digits);
         ring.kernels->forward(ring, digits);
     }
 }
 
 void sums_at(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation *permutation,
-             std::size_t place, const Word *digits, Word *sums, bool add, Word *scratch) {
-    constexpr std::size_t most = 32;
-    const Word *a[most], *b[2][most];
+             std::size_t place, const Word *polynomial, const Word *digits, Word *sums, bool add) {
+    const Word *rows[most_limbs];
     const std::size_t n = context.degree();
-    const Ring &ring = context.ring_at(limbs, place);
-    if (permutation) {
-        permute_rows(context, *permutation, limbs, digits, scratch);
-        digits = scratch;
-    }
-    for (std::size_t first = 0; first < limbs; first += most) {
-        const std::size_t count = limbs - first < most ? limbs - first : most;
-        for (std::size_t digit = 0; digit < count; ++digit) {
-            a[digit] = digits + (first + digit) * n;
-            for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
-                b[polynomial][digit] = key.row(limbs, place, first + digit, polynomial);
-        }
-        for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
-            ring.kernels->dot(ring, a, b[polynomial], count, sums + (polynomial * (limbs + 1) + place) * n,
-                              add || first);
-    }
+    for (std::size_t digit = 0; digit < limbs; ++digit)
+        rows[digit] = (digit == place ? polynomial : digits) + digit * n;
+    Word *first = sums + place * n;
+    key.sums(context, limbs, place, permutation, rows, first, first + (limbs + 1) * n, add);
 }
 
 void divide_special(const Context &context, std::size_t limbs, Word *sum) {
@@ -109,15 +93,18 @@ void divide_special(const Context &context, std::size_t limbs, Word *sum) {
 }
 
 void divide_at(const Context &context, std::size_t limbs, const Word *sum, std::size_t limb, const Word *addend,
-               Word *out, Word *scratch) {
+               const Permutation *permutation, Word *out, Word *scratch) {
     const std::size_t n = context.degree();
     const Ring &ring = context.ring(limb);
     const Division &division = context.by_special();
     ring.kernels->reduce(ring, sum + limbs * n, division.minus_half[limb], scratch);
     ring.kernels->forward(ring, scratch);
-    Word *quotient = addend ? scratch : out + limb * n;
-    ring.kernels->subtract_scale(ring, sum + limb * n, scratch, division.inverse[limb], quotient);
-    if (addend) ring.kernels->add(ring, addend + limb * n, scratch, out + limb * n);
+    const Word *row = sum + limb * n;
+    const Word inverse = division.inverse[limb];
+    if (addend)
+        switch_loops(ring).quotient(ring, row, scratch, inverse, addend + limb * n, permutation, out + limb * n);
+    else
+        ring.kernels->subtract_scale(ring, row, scratch, inverse, out + limb * n);
 }
 
 // --- whole -----------------------------------------------------------------------------------------------------------
@@ -128,7 +115,7 @@ void relinearise(const Context &context, std::size_t limbs, const SwitchKey &key
     const std::size_t size = limbs * context.degree();
     switch_into(context, limbs, key, in + 2 * size, scratch.sums, false, scratch);
     for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
-        quotient(context, limbs, scratch.sums + polynomial * (size + context.degree()), in + polynomial * size,
+        quotient(context, limbs, scratch.sums + polynomial * (size + context.degree()), in + polynomial * size, nullptr,
                  out + polynomial * size, scratch.row);
 }
 
@@ -136,11 +123,10 @@ void rotate(const Context &context, std::size_t limbs, const SwitchKey &key, con
             const Word *in, Word *out, Word *words) {
     const Scratch scratch(context, limbs, words);
     const std::size_t size = limbs * context.degree();
-    permute_rows(context, permutation, limbs, in, out);
     permute_rows(context, permutation, limbs, in + size, scratch.target);
     switch_into(context, limbs, key, scratch.target, scratch.sums, false, scratch);
-    quotient(context, limbs, scratch.sums, out, out, scratch.row);
-    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, out + size, scratch.row);
+    quotient(context, limbs, scratch.sums, in, &permutation, out, scratch.row);
+    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, nullptr, out + size, scratch.row);
 }
 
 void decompose(const Context &context, std::size_t limbs, const Word *polynomial, Word *digits, Word *words) {
@@ -148,29 +134,28 @@ void decompose(const Context &context, std::size_t limbs, const Word *polynomial
     for (std::size_t digit = 0; digit < limbs; ++digit)
         digit_coefficients(context, limbs, polynomial, digit, scratch.coefficients);
     for (std::size_t place = 0; place <= limbs; ++place)
-        digits_at(context, limbs, polynomial, scratch.coefficients, place, digits + place * limbs * context.degree());
+        digits_at(context, limbs, scratch.coefficients, place, digits + place * limbs * context.degree());
 }
 
 void rotate_hoisted(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
-                    const Word *digits, const Word *first, Word *out, Word *words) {
+                    const Word *in, const Word *digits, Word *out, Word *words) {
     const Scratch scratch(context, limbs, words);
     const std::size_t size = limbs * context.degree();
     for (std::size_t place = 0; place <= limbs; ++place)
-        sums_at(context, limbs, key, &permutation, place, digits + place * size, scratch.sums, false, scratch.permuted);
-    permute_rows(context, permutation, limbs, first, out);
-    quotient(context, limbs, scratch.sums, out, out, scratch.row);
-    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, out + size, scratch.row);
+        sums_at(context, limbs, key, &permutation, place, in + size, digits + place * size, scratch.sums, false);
+    quotient(context, limbs, scratch.sums, in, &permutation, out, scratch.row);
+    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, nullptr, out + size, scratch.row);
 }
 
 void rotate_extended(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
-                     const Word *digits, const Word *first, Word *out, Word *words) {
+                     const Word *in, const Word *digits, Word *out, Word *words) {
     const Scratch scratch(context, limbs, words);
-    const std::size_t n = context.degree();
+    const std::size_t n = context.degree(), size = limbs * n;
     for (std::size_t place = 0; place <= limbs; ++place)
-        sums_at(context, limbs, key, &permutation, place, digits + place * limbs * n, out, false, scratch.permuted);
+        sums_at(context, limbs, key, &permutation, place, in + size, digits + place * size, out, false);
     for (std::size_t limb = 0; limb < limbs; ++limb) {
         const Ring &ring = context.ring(limb);
-        ring.kernels->permute(ring, permutation, first + limb * n, scratch.row);
+        ring.kernels->permute(ring, permutation, in + limb * n, scratch.row);
         ring.kernels->scale(ring, scratch.row, context.by_special().itself[limb], scratch.row);
         ring.kernels->add(ring, out + limb * n, scratch.row, out + limb * n);
     }
@@ -180,8 +165,8 @@ void rotate_extended_sum(const Context &context, std::size_t limbs, const Switch
                          const Permutation &permutation, Word *sum, Word *out, bool add, Word *words) {
     const Scratch scratch(context, limbs, words);
     const std::size_t n = context.degree(), size = (limbs + 1) * n;
-    quotient(context, limbs, sum + size, nullptr, scratch.permuted, scratch.row);
-    permute_rows(context, permutation, limbs, scratch.permuted, scratch.target);
+    quotient(context, limbs, sum + size, nullptr, nullptr, scratch.digits, scratch.row);
+    permute_rows(context, permutation, limbs, scratch.digits, scratch.target);
     switch_into(context, limbs, key, scratch.target, out, add, scratch);
     for (std::size_t place = 0; place <= limbs; ++place) {
         const Ring &ring = context.ring_at(limbs, place);

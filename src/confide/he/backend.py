@@ -520,9 +520,7 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     return query.rows
 
 
-def _answer(
-    kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness
-) -> msgspec.Struct:
+def _answer(kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
     engine = kit.engine
     exponents = engine.exponents.astype("<i2").tobytes()
     if isinstance(engine, LinearServer):

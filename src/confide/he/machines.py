@@ -79,7 +79,8 @@ def leave(
     context: Context, keys: Evaluation, cipher: Ciphertext, reply: Shape, flooding: float | None, rng: Randomness
 ) -> bytes:
     """Return a ciphertext as it travels, at the fewest primes; where it is protected, with an encryption of zero and
-    with noise."""
+    with noise.
+    """
     cipher = context.switch(cipher, limbs=reply.limbs)
     if flooding is not None:
         context.add(cipher, keys.zero(limbs=reply.limbs, scale=reply.scale))
