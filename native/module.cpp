@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "ckks/bind.hpp"
+#include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
@@ -141,4 +142,5 @@ NB_MODULE(_native, module) {
     auto ckks = module.def_submodule("ckks", "CKKS on ciphertexts, encoded weights and public keys.");
     confide::ckks::bind_evaluator(ckks);
     confide::ckks::bind_program(ckks);
+    confide::ckks::bind_sums(module);
 }

@@ -15,7 +15,7 @@ from confide.he.arithmetic import SealArithmetic, SealEncoder
 from confide.he.encode import in_box
 from confide.he.engine_steps import Combination, Steps
 from confide.he.error_bound import error_bound
-from confide.he.integer_sums import Group, groups, weighted_sums
+from confide.he.integer_sums import IntegerMap
 from confide.he.machines import Keys, leave
 from confide.he.normalise import Constants, Ready
 from confide.he.packed import unpack
@@ -26,7 +26,7 @@ from confide.he.shapes import LinearMap
 from confide.he.stages import Combined, Multiplied, Summed
 
 Matrix = NDArray[np.float64]
-_Encoded = tuple[list[Group], list[int]] | Combination[Plaintext]
+_Encoded = tuple[IntegerMap, list[int]] | Combination[Plaintext] | None
 
 
 class BatchClient:
@@ -151,12 +151,12 @@ class BatchServer:
             case Summed():
                 assert isinstance(part, LinearMap)
                 scale = self.plan.registers[stage.source].scale * 2.0**stage.weight_bits
-                return groups(part, stage.weight_bits), [round(bias * scale) for bias in part.bias.tolist()]
+                return IntegerMap(part, stage.weight_bits), [round(bias * scale) for bias in part.bias.tolist()]
             case Combined():
                 assert isinstance(part, Constants)
                 return self._steps.encoded(SealEncoder(self.context), number, stage, part)
             case _:
-                return [], []
+                return None
 
     def _run(self, arithmetic: SealArithmetic, query: _Numbers) -> _Numbers:
         registers = {0: query}
@@ -188,12 +188,12 @@ class BatchServer:
         arithmetic: SealArithmetic,
         number: int,
         stage: Summed,
-        encoded: tuple[list[Group], list[int]],
+        encoded: tuple[IntegerMap, list[int]],
         read: _Numbers,
     ) -> _Numbers:
         before = self.plan.registers[stage.source]
         primes = self.plan.parameters.data_primes[: before.limbs]
-        sums = weighted_sums(encoded[0], read.residues(), encoded[1], primes)
+        sums = encoded[0].sums(read.residues(), encoded[1], primes)
         if not stage.drops:
             return _Numbers(self.context, self._form(number + 1), sums)
         scale = before.scale * 2.0**stage.weight_bits
