@@ -27,8 +27,9 @@ from sklearn.ensemble import GradientBoostingClassifier
 
 from confide.crypto.random import SystemRandomness
 from confide.he.engine_trees import TreesClient, TreesServer
+from confide.he.machines import Keys
 from confide.he.plan_trees import TreesPlan, plan_trees
-from confide.he.seal import Evaluation, SecretKey
+from confide.he.seal import SecretKey
 from confide.he.trees import leaves_of, moved, shape_of
 from confide.model.trees import Trees
 
@@ -97,7 +98,7 @@ class Party:
     client: TreesClient
     server: TreesServer
     secret: SecretKey
-    keys: Evaluation
+    keys: Keys
     keygen_seconds: float
 
     @staticmethod
@@ -109,7 +110,7 @@ class Party:
         start = time.perf_counter()
         secret, public = client.context.generate(bytes(16), plan.needs)
         seconds = time.perf_counter() - start
-        return Party(plan, client, server, secret, Evaluation(client.context, public, plan.needs), seconds)
+        return Party(plan, client, server, secret, server.keys(public), seconds)
 
     def asked(self, x: Matrix) -> tuple[Matrix, dict[str, float]]:
         """Return the outputs of rows, one by one, and medians of times in ms, and bytes."""
