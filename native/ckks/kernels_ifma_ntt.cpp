@@ -75,7 +75,8 @@ constexpr bool fits(unsigned in, unsigned stage, unsigned place, unsigned other)
 
 // (x, y) to (x + y, (x - y) w), the difference made positive by the bound of y.
 template <unsigned Room, unsigned In, unsigned Stage, unsigned Place, bool Last>
-CONFIDE_INLINE void butterfly_back(Vector &x, Vector &y, Vector w, Vector constant, const Prime &prime, const Ifma52 &tables) {
+CONFIDE_INLINE void butterfly_back(Vector &x, Vector &y, Vector w, Vector constant, const Prime &prime,
+                                   const Ifma52 &tables) {
     constexpr unsigned other = Place | 1u << Stage;
     constexpr bool lowered = !fits<Room>(In, Stage, Place, other);
     constexpr unsigned most = lowered ? 2 : bound<Room>(In, Stage, other);
