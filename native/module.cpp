@@ -144,5 +144,5 @@ NB_MODULE(_native, module) {
     confide::ckks::bind_evaluator(ckks);
     confide::ckks::bind_kernels(ckks);
     confide::ckks::bind_program(ckks);
-    confide::ckks::bind_sums(module);
+    confide::ckks::bind_sums(ckks);
 }
