@@ -19,6 +19,7 @@ import seal
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
+from confide.he.ahead import MOST_AHEAD, Stock
 from confide.he.packed import pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
 from confide.he.parameters import Parameters
 from confide.he.seal_format import (
@@ -160,6 +161,7 @@ class Evaluation:
         if len(keys.nonce) != 16 or present != (needs.encryption, needs.relinearisation, bool(needs.steps)):
             raise ProtocolError("Expected the public keys that this plan needs, and no others")
         self._context = context
+        self._ahead: Stock[int, seal.Ciphertext] = Stock(self._fresh_zero)
         form, digits = context.key_form, len(context.parameters.data_primes)
         try:
             if needs.encryption:
@@ -180,10 +182,23 @@ class Evaluation:
         return Ciphertext(self._zeros.encrypt(plain.value))
 
     def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
-        """Return a fresh encryption of zero under the client's key."""
-        cipher = self._zeros.encrypt_zero(self._context.parms_id(limbs))
+        """Return a fresh encryption of zero under the client's key, made now or ahead; no other call gets the same."""
+        cipher = self._ahead.take(limbs)
         cipher.scale(scale)
         return Ciphertext(cipher)
+
+    def _fresh_zero(self, limbs: int) -> seal.Ciphertext:
+        return self._zeros.encrypt_zero(self._context.parms_id(limbs))
+
+    def prepare_ahead(self) -> bool:
+        """Make an encryption of zero for a later reply. Returns False if there are enough of them."""
+        return self._ahead.prepare()
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Return a bound of the memory that encryptions of zero take before they are used."""
+        parameters = self._context.parameters
+        return MOST_AHEAD * 16 * parameters.degree * len(parameters.data_primes)
 
     def relinearise(self, cipher: Ciphertext) -> None:
         """Bring a square back to two polynomials, in place."""

@@ -110,6 +110,8 @@ def main(descriptor: int) -> None:
 
 def _serve(work: Local, connection: Connection) -> None:
     while True:
+        while not connection.poll() and work.prepare_ahead():
+            pass  # piece by piece, for as long as nobody asks
         job: Job = msgspec.msgpack.decode(connection.recv_bytes(), type=known(Job))
         done, reply = _answer(work, job, connection.recv_bytes())
         connection.send_bytes(msgspec.msgpack.encode(done))
