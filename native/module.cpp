@@ -6,6 +6,7 @@
 #include <memory>
 #include <stdexcept>
 
+#include "ckks/bind_linear.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
@@ -121,6 +122,7 @@ void route(Table<const std::uint8_t> codes, In<std::int32_t> slots, In<std::int3
 
 NB_MODULE(_native, module) {
     using nb::arg;
+    nb::set_leak_warnings(false);  // what lives as long as the interpreter is no leak
     module.doc() = "The compiled kernels of confide; the rooms call them.";
     module.def("add_words", &add_words<std::uint32_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
     module.def("add_words", &add_words<std::uint64_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
@@ -137,4 +139,5 @@ NB_MODULE(_native, module) {
     module.def("route", &route, arg("codes").noconvert(), arg("slots").noconvert(), arg("column").noconvert(),
                arg("goes_left").noconvert(), arg("next").noconvert());
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
+    confide::ckks::bind_linear(module);
 }

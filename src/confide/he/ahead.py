@@ -42,20 +42,20 @@ class Stock(Generic[Form, Item]):
     Only forms that were taken before are prepared, the latest first, so that a stock without use stays empty.
     """
 
-    __slots__ = ("__weakref__", "_items", "_lock", "_make", "_making", "_most")
+    __slots__ = ("__weakref__", "_items", "_kept", "_lock", "_make", "_making", "_most")
 
     def __init__(self, make: Callable[[Form], Item], *, most: int = MOST_AHEAD) -> None:
         self._make = make
         self._most = most
         self._items: dict[Form, list[Item]] = {}  # the form that was taken last stands last
-        self._making = 0
+        self._kept = self._making = 0
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return sum(map(len, self._items.values()))
+        return self._kept
 
     def __repr__(self) -> str:
-        return f"Stock({len(self)})"
+        return f"Stock({self._kept})"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a stock is not pickled: two copies would use an item twice")
@@ -63,16 +63,16 @@ class Stock(Generic[Form, Item]):
     def take(self, form: Form) -> Item:
         """Return an item that nobody else gets: a prepared one, or a new one."""
         with self._lock:
-            kept = self._items.pop(form, [])
-            self._items[form] = kept
-            if kept:
-                return kept.pop()
+            items = self._items[form] = self._items.pop(form, [])
+            if items:
+                self._kept -= 1
+                return items.pop()
         return self._make(form)
 
     def prepare(self) -> bool:
         """Make one item ahead. Returns False if the stock is full, or nothing was ever taken."""
         with self._lock:
-            if not self._items or len(self) + self._making >= self._most:
+            if not self._items or self._kept + self._making >= self._most:
                 return False
             form = next(reversed(self._items))
             self._making += 1
@@ -80,6 +80,7 @@ class Stock(Generic[Form, Item]):
             item = self._make(form)
             with self._lock:
                 self._items[form].append(item)
+                self._kept += 1
         finally:
             with self._lock:
                 self._making -= 1
