@@ -8,7 +8,7 @@ import weakref
 
 import pytest
 
-from confide.he.ahead import MOST_AHEAD, PreparesAhead, Stock
+from confide.he.ahead import MOST_AHEAD, HoldsAhead, Stock
 from confide.he.loaded import EXPANSION, LoadedKeys
 from confide.he.parameters import Parameters
 from confide.he.seal import Context, Evaluation, Needs, ntt_primes
@@ -141,7 +141,7 @@ def test_two_keys_have_stocks_of_their_own():
 
 def test_zeros_are_counted_with_the_keys_and_leave_with_them():
     keys = Evaluation(BFV, PUBLIC, NEEDS)
-    assert isinstance(keys, PreparesAhead)
+    assert isinstance(keys, HoldsAhead)
     size = 2 * 2 * 4096 * 8
     assert keys.ahead_bytes == MOST_AHEAD * size
     loaded = LoadedKeys(2 * EXPANSION + 2 * keys.ahead_bytes)

@@ -26,6 +26,11 @@ class PreparesAhead(Protocol):
         """Do one piece of it, which takes milliseconds. Returns False if there was nothing to do."""
         ...
 
+
+@runtime_checkable
+class HoldsAhead(PreparesAhead, Protocol):
+    """The same, and how much it may hold."""
+
     @property
     def ahead_bytes(self) -> int:
         """Return a bound of the memory that takes."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from confide.he.ahead import PreparesAhead
+from confide.he.ahead import HoldsAhead
 
 #: Bytes of parsed keys for each byte of an upload, at most: residues of 32 bits or more are words of 64 in memory.
 EXPANSION = 2
@@ -49,7 +49,7 @@ class LoadedKeys:
                 self._kept[place] = found  # the latest stands last
                 return found[0]
         keys, size = load()
-        held = EXPANSION * size + (keys.ahead_bytes if isinstance(keys, PreparesAhead) else 0)
+        held = EXPANSION * size + (keys.ahead_bytes if isinstance(keys, HoldsAhead) else 0)
         with self._lock:
             self._drop(place)  # another thread may have loaded them meanwhile
             self._kept[place] = (keys, held)
@@ -64,7 +64,7 @@ class LoadedKeys:
         """Do one piece of work for a later question, for the keys used last first. Returns False if there is none."""
         with self._lock:
             latest = [keys for keys, _ in reversed(self._kept.values())]
-        return any(keys.prepare_ahead() for keys in latest if isinstance(keys, PreparesAhead))
+        return any(keys.prepare_ahead() for keys in latest if isinstance(keys, HoldsAhead))
 
     def forget(self, owner: object, key_id: str) -> None:
         """Forget keys that their store does not have any more."""
