@@ -19,7 +19,6 @@ from sklearn.neural_network import MLPClassifier
 from confide.crypto.random import SystemRandomness
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.plan_batch import BatchPlan
-from confide.he.seal import Evaluation
 from confide.model.graph import Graph, Linear, Square
 from confide.wire import MemoryStore, run
 
@@ -81,7 +80,7 @@ def measure(graph: Graph, x: Matrix, goal: str, *, repeats: int = 5) -> dict[str
 
     whole, transcript = timed(ask, repeats)
     secret, public = client.engine.context.generate(bytes(16), server.plan.needs)
-    keys = Evaluation(server.engine.context, public, server.plan.needs)
+    keys = server.engine.keys(public)
     query = client.engine.encrypt(secret, rows)
     alone, _ = timed(lambda: server.engine.answer(keys, query, rng), repeats)  # type: ignore[call-arg, arg-type]
     expected, outputs = graph.apply(rows), transcript.output("client")

@@ -6,7 +6,9 @@
 #include <memory>
 #include <stdexcept>
 
+#include "ckks/bind.hpp"
 #include "ckks/bind_linear.hpp"
+#include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
@@ -139,5 +141,9 @@ NB_MODULE(_native, module) {
     module.def("route", &route, arg("codes").noconvert(), arg("slots").noconvert(), arg("column").noconvert(),
                arg("goes_left").noconvert(), arg("next").noconvert());
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
-    confide::ckks::bind_linear(module);
+    auto ckks = module.def_submodule("ckks", "CKKS on ciphertexts, encoded weights and public keys.");
+    confide::ckks::bind_evaluator(ckks);
+    confide::ckks::bind_program(ckks);
+    confide::ckks::bind_linear(ckks);
+    confide::ckks::bind_sums(ckks);
 }

@@ -163,9 +163,14 @@ def record(body: bytes, *, kit: bytes, now: float) -> bytes:
     return encode(Known(dates=enrolment.dates, authentication=enrolment.authentication))
 
 
+def uploaded(body: bytes) -> PublicKeys:
+    """Return the public keys in an upload, not checked yet. Raises ProtocolError on anything else."""
+    return decode(body, Enrolment, max_bytes=MAX_KEYS_BYTES).keys
+
+
 def public_keys(body: bytes, context: Context, needs: Needs) -> Evaluation:
     """Return the public keys in an upload. Raises ProtocolError on anything but the keys that a plan needs."""
-    return Evaluation(context, decode(body, Enrolment, max_bytes=MAX_KEYS_BYTES).keys, needs)
+    return Evaluation(context, uploaded(body), needs)
 
 
 def channel(backend: str, key_id: str, store: Store, *, kit: bytes, now: float) -> Channel:
