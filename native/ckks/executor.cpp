@@ -127,12 +127,7 @@ void Executor::digits_of(std::size_t limbs, const Word *polynomial) {
             return;
         }
         Word *out = digits_ + task * degree_;
-        const Word *coefficients = coefficients_ + digit * degree_;
-        if (place == digit)
-            std::memcpy(out, coefficients, degree_ * sizeof(Word));
-        else
-            at.kernels->reduce(at, coefficients, 0, out);
-        at.kernels->forward(at, out);
+        forward_from(at, coefficients_ + digit * degree_, context_.ring(digit).q.value, 0, out);
         digit_at_[task] = out;
     });
 }
@@ -356,10 +351,13 @@ void Executor::divide(const Instruction &instruction) {
         const std::size_t polynomial = task / kept, place = task % kept;
         const Ring &at = context_.ring(place);
         Word *whole = spare(worker, 0), *part = spare(worker, 1), inverses = 1, divisors = 1;
+        if (count == 1)
+            forward_from(at, rests + polynomial * degree_, ring(l, place_of(0)).q.value, by(0).minus_half[place],
+                         whole);
         for (std::size_t divisor = 0; divisor < count; ++divisor) {
             const Division &division = by(divisor);
             const Word *rest = rests + (polynomial * count + divisor) * degree_;
-            at.kernels->reduce(at, rest, division.minus_half[place], divisor ? part : whole);
+            if (count > 1) at.kernels->reduce(at, rest, division.minus_half[place], divisor ? part : whole);
             if (divisor) {
                 at.kernels->scale(at, part, divisors, part);
                 at.kernels->add(at, whole, part, whole);
@@ -367,7 +365,7 @@ void Executor::divide(const Instruction &instruction) {
             inverses = multiply(inverses, division.inverse[place], at.q);
             divisors = multiply(divisors, division.itself[place], at.q);
         }
-        at.kernels->forward(at, whole);
+        if (count > 1) at.kernels->forward(at, whole);
         at.kernels->subtract_scale(at, row(from, polynomial, l, place), whole, inverses,
                                    row(instruction.written, polynomial, kept, place));
     });
