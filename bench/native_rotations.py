@@ -3,9 +3,9 @@
     python bench/native_rotations.py [--seconds 3] [--path ifma]
 
 For each set of parameters: one rotation alone; one of 16 that share a decomposition, which counts for a sixteenth of
-itself; the same in extended form, as sums of products take it, which divide once. Each rotation has a key of its own, so keys come
-from memory as they do in a plan. What a hoisted rotation cannot be faster than: the bytes of its key over the speed at
-which one core here reads memory.
+itself; the same in extended form, as sums of products take it, which divide once. Each rotation has a key of its own,
+so keys come from memory as they do in a plan. What a hoisted rotation cannot be faster than: the bytes of its key over
+the speed at which one core here reads memory.
 
 One thread: the least of many runs in processor time; two: by the clock. SEAL and native take turns of some runs each.
 Other programs only ever make a run longer.
