@@ -81,7 +81,7 @@ def measure(graph: Graph, x: Matrix, goal: str, *, repeats: int = 5) -> dict[str
 
     whole, transcript = timed(ask, repeats)
     secret, public = client.engine.context.generate(bytes(16), server.plan.needs)
-    keys = Evaluation(server.engine.context, public, server.plan.needs)
+    keys = server.engine.keys(public)
     query = client.engine.encrypt(secret, rows)
     alone, _ = timed(lambda: server.engine.answer(keys, query, rng), repeats)  # type: ignore[call-arg, arg-type]
     expected, outputs = graph.apply(rows), transcript.output("client")

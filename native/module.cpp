@@ -6,6 +6,8 @@
 #include <memory>
 #include <stdexcept>
 
+#include "ckks/bind.hpp"
+#include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
@@ -137,4 +139,8 @@ NB_MODULE(_native, module) {
     module.def("route", &route, arg("codes").noconvert(), arg("slots").noconvert(), arg("column").noconvert(),
                arg("goes_left").noconvert(), arg("next").noconvert());
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
+    auto ckks = module.def_submodule("ckks", "CKKS on ciphertexts, encoded weights and public keys.");
+    confide::ckks::bind_evaluator(ckks);
+    confide::ckks::bind_program(ckks);
+    confide::ckks::bind_sums(module);
 }

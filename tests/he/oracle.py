@@ -12,8 +12,10 @@ import numpy as np
 
 from confide.crypto.random import SystemRandomness
 from confide.he.backend import ClientKit, ServerKit
+from confide.he.engine_native import NativeKeys
 from confide.he.enrolment import Mine
 from confide.he.envelope import SealedQuery, SealedReply
+from confide.he.linear import LinearServer
 from confide.he.seal import Evaluation, PublicKeys
 from confide.he.setup import owned
 from confide.ideal import Backend, Kit
@@ -111,9 +113,11 @@ class Pair:
         return self.client.keys(owned("he", self.client.encoded, self.stores["client"]))
 
 
-def public_keys(kit: ServerKit, keys: PublicKeys) -> Evaluation:
+def public_keys(kit: ServerKit, keys: PublicKeys) -> Evaluation | NativeKeys:
     """What the server makes of a client's public keys."""
-    return Evaluation(kit.engine.context, keys, kit.plan.needs)
+    if isinstance(kit.engine, LinearServer):
+        return Evaluation(kit.engine.context, keys, kit.plan.needs)
+    return kit.engine.keys(keys)
 
 
 def ready(backend: Backend, graph: Graph) -> Pair:

@@ -300,7 +300,7 @@ def test_a_reply_holds_the_outputs_over_and_over_and_nothing_else():
     client, server = engines(pair)
     secret, public = client.context.generate(bytes(16), client.plan.needs)
     x = corners(1, 12)
-    (reply,) = server.answer(Evaluation(client.context, public, client.plan.needs), client.encrypt(secret, x), RNG)
+    (reply,) = server.answer(server.keys(public), client.encrypt(secret, x), RNG)
     form = client.context.form(limbs=1, ntt=True, scale=client.plan.reply.scale)
     slots = client.context.decode(secret.decrypt(client.context.load(reply, form))).reshape(-1, 4)
     expected = np.append(np.ldexp(trees.apply(x)[0], -server.exponents), 0.0)
@@ -313,7 +313,7 @@ def test_protected_replies_are_fresh_and_open_ones_are_not():
         pair = ready(Homomorphic(protect_model=protect, tree_bins=64), graph)
         client, server = engines(pair)
         secret, public = client.context.generate(bytes(16), client.plan.needs)
-        keys = Evaluation(client.context, public, client.plan.needs)
+        keys = server.keys(public)
         query = client.encrypt(secret, corners(1, 4))
         assert (server.answer(keys, query, RNG) != server.answer(keys, query, RNG)) is fresh
 
@@ -401,7 +401,7 @@ def replace_scheme(plan: TreesPlan):
 def test_a_strangers_ciphertexts_are_checked():
     client, server = engines(CANCER)
     secret, public = client.context.generate(bytes(16), client.plan.needs)
-    keys = Evaluation(client.context, public, client.plan.needs)
+    keys = server.keys(public)
     (query,) = client.encrypt(secret, corners(1, 30))
     for body in ((), (b"",), (query[:-1],), (query + b"\0",), (b"\xff" * len(query),)):
         with pytest.raises(ProtocolError):

@@ -22,9 +22,10 @@ import numpy as np
 
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError, UsageError
-from confide.guarantee import Adversary, Claim, Guarantee, Trust
+from confide.guarantee import Guarantee
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_batch import BatchClient, BatchServer
+from confide.he.engine_native import Engine, NativeKeys
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
@@ -37,17 +38,18 @@ from confide.he.enrolment import (
     mine,
     public_keys,
     record,
+    uploaded,
 )
 from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
+from confide.he.guarantees import guarantee
 from confide.he.linear import LinearClient, LinearServer
 from confide.he.message_bytes import block_rows, keys_bytes, query_bytes, reply_bytes
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready
 from confide.he.packed import pack, unpack
-from confide.he.parameters import SECURITY_BITS
 from confide.he.plan import Plan, Settings, batch_problems, plan_of, problems, size_problem
 from confide.he.plan_batch import BatchPlan
-from confide.he.plan_linear import FLOODING_BITS, LinearPlan
+from confide.he.plan_linear import LinearPlan
 from confide.he.plan_network import NetworkPlan
 from confide.he.plan_trees import MOST_BINS, TreesPlan
 from confide.he.publish import Decrypted, Publications, check_reserved, may_publish, reserve
@@ -162,21 +164,25 @@ class ServerKit:
         plan: of the model's shape.
         net: the model.
         ready: its scaled weights, for a network.
+        engine: what executes plans under CKKS.
     """
 
-    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None) -> None:
+    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None, engine: Engine = "auto") -> None:
         self.plan = plan
         self.engine: LinearServer | CkksServer
         if isinstance(plan, TreesPlan):
             assert isinstance(net, Trees)
-            self.engine = TreesServer(plan, leaves_of(net, plan))
+            self.engine = TreesServer(plan, leaves_of(net, plan), engine)
         elif isinstance(plan, LinearPlan):
             assert isinstance(net, Network)
             assert net.linear is not None
             self.engine = LinearServer(plan, quantise(net.linear, plan.fixed))
         else:
             assert ready is not None
-            self.engine = BatchServer(plan, ready) if isinstance(plan, BatchPlan) else NetworkServer(plan, ready)
+            if isinstance(plan, BatchPlan):
+                self.engine = BatchServer(plan, ready)
+            else:
+                self.engine = NetworkServer(plan, ready, engine)
         self.keys = Registered("he", self.parse_keys)
         self.public = ClientKit(plan).encode()
 
@@ -221,13 +227,15 @@ class ServerKit:
         """Return a bound of the size of one client's public keys as they are uploaded."""
         return keys_bytes(self.plan)
 
-    def parse_keys(self, body: bytes) -> Evaluation:
+    def parse_keys(self, body: bytes) -> Evaluation | NativeKeys:
         """Return a client's public keys. Raises ProtocolError on anything else."""
-        return public_keys(body, self.engine.context, self.plan.needs)
+        if isinstance(self.engine, LinearServer):
+            return public_keys(body, self.engine.context, self.plan.needs)
+        return self.engine.keys(uploaded(body, self.engine.context, self.plan.needs))
 
 
 class Homomorphic(Backend):
-    """Predictions on encrypted inputs, by Microsoft SEAL.
+    """Predictions on encrypted inputs, by Microsoft SEAL and, at the server, an evaluator of our own on its format.
 
     Args:
         protect_model: True re-randomises and floods the replies of linear models, so that they show their outputs and
@@ -250,6 +258,8 @@ class Homomorphic(Backend):
             that a moved threshold decides otherwise, and double the time once they need another ciphertext.
         key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
         publications: what a client may publish under one key (`publish`).
+        engine: what executes networks and trees at the server: "native" is C++ (`engine_native`), "seal" Microsoft
+            SEAL; "auto" takes the native one where it is. Clients cannot tell.
         clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
@@ -279,6 +289,7 @@ class Homomorphic(Backend):
         tree_bins: int | None = None,
         key_lifetime_seconds: int = LIFETIME_SECONDS,
         publications: Publications = _PUBLICATIONS,
+        engine: Engine = "auto",
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < input_bound < math.inf:
@@ -287,12 +298,15 @@ class Homomorphic(Backend):
             raise UsageError(f"Expected precision_bits={precision_bits} from 1 to 40; 10 suits most models")
         if goal not in ("latency", "throughput"):
             raise UsageError(f"Expected goal={goal!r} to be latency or throughput")
+        if engine not in ("auto", "native", "seal"):
+            raise UsageError(f"Expected engine={engine!r} to be auto, native or seal")
         if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
             raise UsageError(f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; take 256")
         if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
             raise UsageError(f"Expected key_lifetime_seconds={key_lifetime_seconds} from 1 to {LONGEST_SECONDS}")
         self._lifetime_seconds = key_lifetime_seconds
         self._publications = publications
+        self._engine: Engine = engine
         self._clock = clock
         if activation_degree is not None and not 1 <= activation_degree <= MOST_DEGREE:
             raise UsageError(f"Expected activation_degree={activation_degree} from 1 to {MOST_DEGREE}; take 4")
@@ -308,12 +322,12 @@ class Homomorphic(Backend):
             tree_bins=tree_bins,
         )
         self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
-        self.guarantee = _guarantee(None, protect_model=protect_model)
+        self.guarantee = guarantee(None, protect_model=protect_model)
 
     def guarantee_for(self, graph: Graph) -> Guarantee:
         """Return the guarantee for one model, which can say more than `guarantee`: that holds for every model."""
         plan = self.plan(graph)
-        return _guarantee(plan, protect_model=self._settings.protect_model)
+        return guarantee(plan, protect_model=self._settings.protect_model)
 
     def plan(self, graph: Graph) -> Plan:
         """Return the public plan of a model; its text states parameters and layout. Raises ModelError with problems."""
@@ -356,7 +370,7 @@ class Homomorphic(Backend):
         plan, ready = self._prepared(graph)
         first = graph.layers[0]
         net = first if isinstance(first, Trees) else Network.of(self.arithmetic(graph))
-        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready)}
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready, self._engine)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
@@ -505,19 +519,22 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     line = channel(Homomorphic.name, query.key_id, store, kit=kit.public, now=now)
     body = decode(line.opened(query), Query, max_bytes=_MAX_QUERY_BYTES)  # no work before this holds
     keys = kit.keys.get(query.key_id, store)
-    assert isinstance(keys, Evaluation)
+    assert isinstance(keys, Evaluation | NativeKeys)
     reply = line.reply(query, encode(_answer(kit, keys, body, query.rows, rng)))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))
     return query.rows
 
 
-def _answer(kit: ServerKit, keys: Evaluation, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
+def _answer(
+    kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness
+) -> msgspec.Struct:
     engine = kit.engine
     minor, ciphertexts = None, query.ciphertexts
     if query.form == "seal":
         minor, ciphertexts = packed_query(ciphertexts, engine.context, kit.plan, rows)
     exponents = engine.exponents.astype("<i2").tobytes()
     if isinstance(engine, LinearServer):
+        assert isinstance(keys, Evaluation)
         primes = kit.plan.parameters.data_primes
         c0, c1 = engine.answer(keys, ciphertexts, rows, rng)
         if minor is not None:
@@ -537,64 +554,3 @@ def _error_bits(engine: CkksServer) -> int:
     if not math.isfinite(largest):
         return 0  # nothing can be published from such a plan
     return max(-LARGEST_EXPONENT, min(0, math.ceil(math.log2(largest))))
-
-
-# --- guarantees -------------------------------------------------------------------------------------------------------
-
-_SERVER_SEES = (
-    "The server sees who asks, when, and how many rows. It is taken to follow the protocol (honest but curious): the "
-    "result is not verified, though nobody on the way can change or mix up messages. Keys are taken to be honestly "
-    "generated."
-)
-_PROTECTED = (
-    "The client sees the outputs before any sigmoid, and a power of two above each one's range; features + 1 queries "
-    "determine a linear model, as under every technique. Replies are otherwise within "
-    f"2^-{FLOODING_BITS} per number of ones that depend on the outputs alone; a client that deviates from the protocol "
-    f"(a forged public key or query) learns the weights. {_SERVER_SEES}"
-)
-_OPEN = (
-    "The model is visible to the client: it reads the weights of a linear model off one reply, and no claim is made "
-    f"for those of a network with squares. It sees the outputs before any sigmoid. {_SERVER_SEES}"
-)
-_MLP = (
-    "No claim is made for the weights: the noise of a reply depends on them, re-randomised or not. The client sees the "
-    "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
-    f"carries noise that depends on its key: it is the client's alone; others see what `publish` gives. {_SERVER_SEES}"
-)
-_TREES = (
-    "No claim is made for the leaves: the noise of a reply depends on them, re-randomised or not. The client sees the "
-    "number of features, the largest depth, the number of leaves up to the next power of two, the outputs before any "
-    "sigmoid, and a power of two above each one's range; not the number of trees, nor their shapes, features and "
-    "thresholds. Queries on both sides of a threshold find it, as under every technique. Thresholds are moved to edges "
-    "of public intervals, so a row with a feature in between may be decided otherwise. What it decrypts carries noise "
-    f"that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
-)
-
-
-def _guarantee(plan: Plan | None, *, protect_model: bool) -> Guarantee:
-    """Return what holds for `plan`, or for every plan."""
-    claims = {Claim("query", "server"), Claim("prediction", "server")}
-    if isinstance(plan, LinearPlan):
-        leaks = _PROTECTED if protect_model else _OPEN
-        claims |= {Claim("weights", "client")} if protect_model else set()
-    elif plan is not None:
-        leaks = _TREES if isinstance(plan, TreesPlan) else _MLP
-    else:
-        leaks = f"Linear models: {_PROTECTED} Networks with squares: {_MLP}" if protect_model else _OPEN
-        leaks += f" Trees: {_TREES}"
-    return Guarantee(
-        claims=frozenset(claims),
-        adversary=Adversary.SEMI_HONEST,
-        trust=Trust.CRYPTOGRAPHY,
-        security_bits=SECURITY_BITS,
-        post_quantum=True,
-        verified_result=False,
-        leaks=leaks,
-        primary="BFV or CKKS (Microsoft SEAL)" if plan is None else _primary(plan),
-        paper="BFV: Fan and Vercauteren, ePrint 2012/144; CKKS: ePrint 2016/421; parameters: HE Standard (2018)",
-    )
-
-
-def _primary(plan: Plan) -> str:
-    parameters = plan.parameters
-    return f"{parameters.scheme.upper()}, N={parameters.degree}, log q={parameters.total_bits} (Microsoft SEAL)"

@@ -11,19 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
+from confide.he.arithmetic import SealArithmetic, SealEncoder
 from confide.he.encode import in_box
 from confide.he.engine_steps import Combination, Steps
 from confide.he.error_bound import error_bound
-from confide.he.integer_sums import Group, groups, weighted_sums
+from confide.he.integer_sums import IntegerMap
+from confide.he.machines import Keys, leave
 from confide.he.normalise import Constants, Ready
 from confide.he.packed import unpack
 from confide.he.plan_batch import BatchPlan
-from confide.he.seal import Ciphertext, Context, Evaluation, SecretKey, refusing_transparent
+from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, PublicKeys, SecretKey, refusing_transparent
 from confide.he.seal_format import Form, Residues
 from confide.he.shapes import LinearMap
 from confide.he.stages import Combined, Multiplied, Summed
 
 Matrix = NDArray[np.float64]
+_Encoded = tuple[IntegerMap, list[int]] | Combination[Plaintext] | None
 
 
 class BatchClient:
@@ -100,13 +103,17 @@ class BatchServer:
     def __init__(self, plan: BatchPlan, ready: Ready) -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
-        self._steps = Steps(plan, self.context)
+        self._steps = Steps(plan)
         self.error = error_bound(plan, ready)
         self.exponents = np.full(plan.outputs, ready.exponent, np.int64)
         self._encoded = [self._encode(number, part) for number, part in enumerate(ready.parts)]
         self._last_use = {source: number for number, stage in enumerate(plan.stages) for source in stage.sources}
 
-    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
+    def keys(self, public: PublicKeys) -> Keys:
+        """Return a client's public keys, checked. Raises ProtocolError on any others than the plan's."""
+        return Evaluation(self.context, public, self.plan.needs)
+
+    def answer(self, keys: Keys, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per output, for N/2 rows at a time.
 
         Args:
@@ -117,11 +124,14 @@ class BatchServer:
         Raises:
             ProtocolError: a malformed query.
         """
+        assert isinstance(keys, Evaluation)
         replies: list[bytes] = []
+        reply, flooding = self._steps.reply, self._steps.flooding
         for start in range(0, len(ciphertexts), self.plan.features):
             query = self._load(ciphertexts[start : start + self.plan.features])
             with refusing_transparent():
-                replies += [self._steps.leave(keys, one, rng) for one in self._run(keys, query).ciphertexts()]
+                results = self._run(SealArithmetic(self.context, keys), query).ciphertexts()
+                replies += [leave(self.context, keys, one, reply, flooding, rng) for one in results]
         return tuple(replies)
 
     def _load(self, bodies: Sequence[bytes]) -> _Numbers:
@@ -135,34 +145,35 @@ class BatchServer:
         at = self.plan.registers[register]
         return self.context.form(limbs=at.limbs, ntt=True, scale=at.scale)
 
-    def _encode(self, number: int, part: LinearMap | Constants | None) -> tuple[list[Group], list[int]] | Combination:
+    def _encode(self, number: int, part: LinearMap | Constants | None) -> _Encoded:
         stage = self.plan.stages[number]
         match stage:
             case Summed():
                 assert isinstance(part, LinearMap)
                 scale = self.plan.registers[stage.source].scale * 2.0**stage.weight_bits
-                return groups(part, stage.weight_bits), [round(bias * scale) for bias in part.bias.tolist()]
+                return IntegerMap(part, stage.weight_bits), [round(bias * scale) for bias in part.bias.tolist()]
             case Combined():
                 assert isinstance(part, Constants)
-                return self._steps.encoded(number, stage, part)
+                return self._steps.encoded(SealEncoder(self.context), number, stage, part)
             case _:
-                return [], []
+                return None
 
-    def _run(self, keys: Evaluation, query: _Numbers) -> _Numbers:
+    def _run(self, arithmetic: SealArithmetic, query: _Numbers) -> _Numbers:
         registers = {0: query}
         for number, (stage, encoded) in enumerate(zip(self.plan.stages, self._encoded, strict=True)):
             match stage:
                 case Summed():
                     assert isinstance(encoded, tuple)
-                    result = self._sums(number, stage, encoded, registers[stage.source])
+                    result = self._sums(arithmetic, number, stage, encoded, registers[stage.source])
                 case Multiplied():
                     sides = registers[stage.left].ciphertexts(), registers[stage.right].ciphertexts()
-                    products = [self._steps.product(keys, number, stage, *pair) for pair in zip(*sides, strict=True)]
+                    pairs = zip(*sides, strict=True)
+                    products = [self._steps.product(arithmetic, number, stage, *pair) for pair in pairs]
                     result = _Numbers(self.context, self._form(number + 1), products)
                 case Combined():
                     assert isinstance(encoded, Combination)
                     terms = zip(*(registers[term].ciphertexts() for term in stage.terms), strict=True)
-                    combined = [self._steps.combine(number, stage, encoded, read) for read in terms]
+                    combined = [self._steps.combine(arithmetic, number, stage, encoded, list(read)) for read in terms]
                     result = _Numbers(self.context, self._form(number + 1), combined)
                 case _:
                     raise AssertionError(type(stage))
@@ -172,15 +183,22 @@ class BatchServer:
                     del registers[source]
         return registers[len(self.plan.stages)]
 
-    def _sums(self, number: int, stage: Summed, encoded: tuple[list[Group], list[int]], read: _Numbers) -> _Numbers:
+    def _sums(
+        self,
+        arithmetic: SealArithmetic,
+        number: int,
+        stage: Summed,
+        encoded: tuple[IntegerMap, list[int]],
+        read: _Numbers,
+    ) -> _Numbers:
         before = self.plan.registers[stage.source]
         primes = self.plan.parameters.data_primes[: before.limbs]
-        sums = weighted_sums(encoded[0], read.residues(), encoded[1], primes)
+        sums = encoded[0].sums(read.residues(), encoded[1], primes)
         if not stage.drops:
             return _Numbers(self.context, self._form(number + 1), sums)
         scale = before.scale * 2.0**stage.weight_bits
         form = self.context.form(limbs=before.limbs, ntt=True, scale=scale)
         divided = _Numbers(self.context, form, sums).ciphertexts()
         for cipher in divided:
-            self._steps.divide(number, cipher, stage.drops)
+            self._steps.divide(arithmetic, number, cipher, stage.drops)
         return _Numbers(self.context, self._form(number + 1), divided)

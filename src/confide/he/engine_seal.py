@@ -1,29 +1,36 @@
-"""Networks under CKKS on Microsoft SEAL: the client's half, and the engine that executes a plan at the server.
+"""Networks under CKKS, one row in one ciphertext: the client's half, and the execution of a plan at the server.
 
-The plan says what to compute, at which level and scale; this engine only encodes and executes. Another engine can take
-the same plan, the same weights (`diagonals`) and the same bytes.
+The plan says what to compute, at which level and scale; here it is encoded and executed, on any `Arithmetic`: SEAL's
+or the native one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
 from confide.he import diagonals
+from confide.he.arithmetic import Arithmetic, Encoder, Shape
 from confide.he.encode import in_box
+from confide.he.engine_native import Engine, machine
 from confide.he.engine_steps import Combination, Steps
 from confide.he.error_bound import error_bound
+from confide.he.machines import Keys
 from confide.he.normalise import Constants, Ready
 from confide.he.plan_network import NetworkPlan
-from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
+from confide.he.seal import CONJUGATION, Context, PublicKeys, SecretKey
 from confide.he.shapes import LinearMap
 from confide.he.stages import Combined, Mapped, Multiplied
 
 Matrix = NDArray[np.float64]
+
+C = TypeVar("C")
+P = TypeVar("P")
 
 
 class NetworkClient:
@@ -67,39 +74,37 @@ class NetworkClient:
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedMap:
-    """One map as plaintexts, or all as ciphertexts: by giant step, (place of the baby, weights); and the bias."""
+class EncodedMap(Generic[P]):
+    """One map as plaintexts (or as ciphertexts): by giant step, (place of the baby, weights); and the bias."""
 
-    giants: list[list[tuple[int, Plaintext | Ciphertext]]]
-    bias: Plaintext | Ciphertext
+    giants: list[list[tuple[int, P]]]
+    bias: P
 
     def __repr__(self) -> str:
         return "EncodedMap()"
 
 
-Encoded = EncodedMap | Combination | None
-
-
 class NetworkServer:
-    """The server's half: the weights as plaintexts, and the execution.
+    """The server's half.
 
     Args:
         plan: of the model's shape.
         ready: the model, scaled for the plan.
+        engine: what executes it.
     """
 
-    def __init__(self, plan: NetworkPlan, ready: Ready) -> None:
+    def __init__(self, plan: NetworkPlan, ready: Ready, engine: Engine = "auto") -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
-        self._steps = Steps(plan, self.context)
         self.error = error_bound(plan, ready)
         self.exponents = np.full(plan.outputs, ready.exponent, np.int64)
-        limbs = len(plan.parameters.data_primes)
-        self._query = self.context.form(limbs=limbs, ntt=True, scale=2.0**plan.scale_bits)
-        self._encoded = [self._encode(number, part) for number, part in enumerate(ready.parts)]
-        self._execution = Execution(plan, self._steps)
+        self.machine = machine(self.context, _Computation(plan, ready), engine)
 
-    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
+    def keys(self, public: PublicKeys) -> Keys:
+        """Return a client's public keys, checked. Raises ProtocolError on any others than the plan's."""
+        return self.machine.keys(public, self.plan.needs)
+
+    def answer(self, keys: Keys, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per row.
 
         Args:
@@ -110,119 +115,105 @@ class NetworkServer:
         Raises:
             ProtocolError: a malformed query.
         """
-        queries = [self.context.load(body, self._query) for body in ciphertexts]
-        with refusing_transparent():
-            return tuple(
-                self._steps.leave(keys, self._execution.run(keys, self._encoded, query), rng) for query in queries
-            )
+        return tuple(reply for body in ciphertexts for reply in self.machine.answer(keys, (body,), rng))
 
-    # --- encoding -----------------------------------------------------------------------------------------------------
 
-    def _encode(self, number: int, part: LinearMap | Constants | None) -> Encoded:
-        stage = self.plan.stages[number]
+class _Computation:
+    """One row of a network, with its weights.
+
+    Args:
+        plan: of the model's shape.
+        ready: the model, scaled for the plan.
+    """
+
+    def __init__(self, plan: NetworkPlan, ready: Ready) -> None:
+        self._plan, self._ready = plan, ready
+        self._steps = Steps(plan)
+
+    @property
+    def question(self) -> Shape:
+        return Shape(1, len(self._plan.parameters.data_primes), 2.0**self._plan.scale_bits)
+
+    @property
+    def reply(self) -> Shape:
+        return self._steps.reply
+
+    @property
+    def flooding(self) -> float | None:
+        return self._steps.flooding
+
+    def encoded(self, encoder: Encoder[P]) -> list[EncodedMap[P] | Combination[P] | None]:
+        return [self._encoded(encoder, number, part) for number, part in enumerate(self._ready.parts)]
+
+    def run(self, arithmetic: Arithmetic[C, P], encoded: Any, ciphers: Sequence[C]) -> list[C]:
+        return [run(self._plan, arithmetic, encoded, ciphers[0])]
+
+    def _encoded(
+        self, encoder: Encoder[P], number: int, part: LinearMap | Constants | None
+    ) -> EncodedMap[P] | Combination[P] | None:
+        stage = self._plan.stages[number]
         if isinstance(stage, Mapped):
             assert isinstance(part, LinearMap)
-            return self._encode_map(number, stage, part)
+            return self._encoded_map(encoder, number, stage, part)
         if isinstance(stage, Combined):
             assert isinstance(part, Constants)
-            return self._steps.encoded(number, stage, part)
+            return self._steps.encoded(encoder, number, stage, part)
         return None
 
-    def _encode_map(self, number: int, stage: Mapped, part: LinearMap) -> EncodedMap:
-        before, after = self.plan.registers[stage.source], self.plan.registers[number + 1]
-        giants: list[list[tuple[int, Plaintext | Ciphertext]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
-        for one in diagonals.diagonals(self.plan, number, part):
-            plain = self._steps.nonzero(one.values, before.limbs, 2.0**stage.weight_bits)
+    def _encoded_map(self, encoder: Encoder[P], number: int, stage: Mapped, part: LinearMap) -> EncodedMap[P]:
+        plan = self._plan
+        before, after = plan.registers[stage.source], plan.registers[number + 1]
+        giants: list[list[tuple[int, P]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
+        for one in diagonals.diagonals(plan, number, part):
+            plain = encoder.weight(one.values, limbs=before.limbs, scale=2.0**stage.weight_bits)
             giants[one.giant].append((one.baby, plain))
-        bias = diagonals.bias(self.plan, number, part)
-        return EncodedMap(giants, self.context.encode(bias, limbs=after.limbs, scale=after.scale))
+        bias = diagonals.bias(plan, number, part)
+        return EncodedMap(giants, encoder.encode(bias, limbs=after.limbs, scale=after.scale))
 
 
-class Execution:
-    """The execution of a plan, whoever holds the weights.
+def run(
+    plan: NetworkPlan,
+    arithmetic: Arithmetic[C, P],
+    encoded: Sequence[EncodedMap[P] | Combination[P] | None],
+    query: C,
+) -> C:
+    """Return the last register of a plan, whoever holds the weights.
 
     Args:
         plan: says what to do.
-        steps: of its parameters.
+        arithmetic: does it.
+        encoded: the private part of each stage.
+        query: the first register.
     """
+    steps = Steps(plan)
+    last_use = {source: number for number, stage in enumerate(plan.stages) for source in stage.sources}
+    registers: dict[int, C] = {0: query}
+    for number, (stage, part) in enumerate(zip(plan.stages, encoded, strict=True)):
+        match stage:
+            case Mapped():
+                assert isinstance(part, EncodedMap)
+                result = _mapped(plan, arithmetic, number, stage, part, registers[stage.source])
+            case Multiplied():
+                result = steps.product(arithmetic, number, stage, registers[stage.left], registers[stage.right])
+            case Combined():
+                assert isinstance(part, Combination)
+                result = steps.combine(arithmetic, number, stage, part, [registers[term] for term in stage.terms])
+            case _:
+                raise AssertionError(type(stage))
+        registers[number + 1] = result
+        for source in set(stage.sources):
+            if last_use[source] == number:
+                del registers[source]
+    return registers[len(plan.stages)]
 
-    def __init__(self, plan: NetworkPlan, steps: Steps) -> None:
-        self.plan = plan
-        self.context = steps.context
-        self._steps = steps
-        sources = [source for stage in plan.stages for source in stage.sources]
-        self._last_use = {
-            source: max(n for n, s in enumerate(plan.stages) if source in s.sources) for source in sources
-        }
 
-    def run(self, keys: Evaluation, encoded: Sequence[Encoded], query: Ciphertext) -> Ciphertext:
-        """Return the last register.
-
-        Args:
-            keys: the client's.
-            encoded: the private part of each stage.
-            query: the first register.
-        """
-        registers: dict[int, Ciphertext] = {0: query}
-        for number, (stage, part) in enumerate(zip(self.plan.stages, encoded, strict=True)):
-            match stage:
-                case Mapped():
-                    assert isinstance(part, EncodedMap)
-                    result = self._map(keys, number, stage, part, registers[stage.source])
-                case Multiplied():
-                    result = self._steps.product(keys, number, stage, registers[stage.left], registers[stage.right])
-                case Combined():
-                    assert isinstance(part, Combination)
-                    result = self._steps.combine(number, stage, part, [registers[term] for term in stage.terms])
-                case _:
-                    raise AssertionError(type(stage))
-            registers[number + 1] = result
-            for source in set(stage.sources):
-                if self._last_use[source] == number:
-                    del registers[source]
-        return registers[len(self.plan.stages)]
-
-    def _map(self, keys: Evaluation, number: int, stage: Mapped, encoded: EncodedMap, cipher: Ciphertext) -> Ciphertext:
-        rotations, slots = stage.layout.rotations, self.plan.slots
-        babies: list[Ciphertext] = []
-        for parent, step in rotations.derived():
-            origin = cipher if parent < 0 else babies[parent]
-            babies.append(keys.rotate(origin, step % slots) if step % slots else origin)
-        total: Ciphertext | None = None
-        for weights in reversed(encoded.giants):  # Horner: rotate what is there, add the next giant's
-            if total is not None:
-                total = keys.rotate(total, rotations.giant[1] % slots)
-            added = self._products(keys, weights, babies)
-            if total is None:
-                total = added
-            elif added is not None:
-                self.context.add(total, added)
-        assert total is not None
-        self._steps.divide(number, total, stage.drops)
-        for step in rotations.sums:
-            self.context.add(total, keys.rotate(total, step % slots))
-        if stage.conjugate:
-            self.context.add(total, keys.conjugate(total))
-        if isinstance(encoded.bias, Ciphertext):
-            self.context.add(total, encoded.bias)
-        else:
-            self.context.add_plain(total, encoded.bias)
-        return total
-
-    def _products(
-        self, keys: Evaluation, weights: Sequence[tuple[int, Plaintext | Ciphertext]], babies: Sequence[Ciphertext]
-    ) -> Ciphertext | None:
-        """Return Σ weights · babies; products of ciphertexts are summed at three polynomials, relinearised once."""
-        total: Ciphertext | None = None
-        for baby, weight in weights:
-            if isinstance(weight, Ciphertext):
-                product = self.context.times(babies[baby], weight)
-            else:
-                product = self.context.times_plain(babies[baby], weight)
-            if total is None:
-                total = product
-            else:
-                self.context.add(total, product)
-        if total is not None and isinstance(weights[0][1], Ciphertext):
-            keys.relinearise(total)
-        return total
+def _mapped(
+    plan: NetworkPlan, arithmetic: Arithmetic[C, P], number: int, stage: Mapped, encoded: EncodedMap[P], cipher: C
+) -> C:
+    rotations, slots = stage.layout.rotations, plan.slots
+    babies = [(parent, step % slots) for parent, step in rotations.derived()]
+    total = arithmetic.transform([cipher], babies, encoded.giants, rotations.giant[1] % slots)
+    Steps(plan).divide(arithmetic, number, total, stage.drops)
+    sums = [step % slots for step in rotations.sums] + [CONJUGATION] * stage.conjugate
+    arithmetic.fold(total, sums)
+    return arithmetic.plus_plain(total, encoded.bias)

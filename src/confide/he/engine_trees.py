@@ -1,4 +1,4 @@
-"""Trees under CKKS on Microsoft SEAL: one row in one or a few ciphertexts, one reply.
+"""Trees under CKKS: one row in one or a few ciphertexts, one reply.
 
 The plan says what to compute and at which level and scale; this engine only encodes and executes. Which plaintext meets
 which ciphertext, and when, depends on the plan alone. A label without a leaf counts for nothing, and rotations close
@@ -9,20 +9,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
+from confide.he.arithmetic import Arithmetic, Encoder, Shape
 from confide.he.encode import in_box
-from confide.he.engine_steps import uniform
+from confide.he.engine_native import Engine, machine
+from confide.he.machines import Keys
 from confide.he.plan_trees import TreesPlan
-from confide.he.seal import Ciphertext, Context, Evaluation, Plaintext, SecretKey, refusing_transparent
+from confide.he.seal import CONJUGATION, Context, PublicKeys, SecretKey
 from confide.he.trees import Leaves
 from confide.he.trees_levels import Level, Steps, leaf_factor, reached
 
 Matrix = NDArray[np.float64]
+
+C = TypeVar("C")
+P = TypeVar("P")
 
 
 class TreesClient:
@@ -78,21 +84,20 @@ def vectors(plan: TreesPlan, digits: NDArray[np.intp]) -> Iterator[NDArray[np.co
         yield vector
 
 
-class _Prepared(Steps[Level]):
+class _Prepared(Steps[Level], Generic[P]):
     """What is added and multiplied with on the way, each encoded at the level where that happens; made by a dry run.
 
     Args:
         plan: of the model's shape.
-        context: of its parameters.
-        values: leaf values, shape (W,).
+        encoder: makes the plaintexts.
+        leaves: leaf values in every slot, shape (slots,).
     """
 
-    def __init__(self, plan: TreesPlan, context: Context, values: Matrix) -> None:
-        self.chain, self.context = plan.chain, context
-        self.constants: dict[tuple[float, int, float], Plaintext] = {}
-        self.values: list[Plaintext] = []
-        least = 1 / plan.chain.leaf_scale  # SEAL refuses products with zero, so leaves that are all alike get this
-        self._leaves = spread(values if (np.abs(values) >= least).any() else np.full(1, least), plan.slots)
+    def __init__(self, plan: TreesPlan, encoder: Encoder[P], leaves: Matrix) -> None:
+        self.chain, self._encoder = plan.chain, encoder
+        self.constants: dict[tuple[float, int, float], P] = {}
+        self.values: list[P] = []
+        self._leaves = leaves
         self.minus(plan.broken, 1.0)
         reached(self, self.chain.settled(plan.broken), plan.depth)
 
@@ -104,12 +109,12 @@ class _Prepared(Steps[Level]):
 
     def minus(self, value: Level, constant: float) -> Level:
         slots = np.full(len(self._leaves), -constant)
-        plain = self.context.encode(slots, limbs=value.limbs, scale=value.scale)
+        plain = self._encoder.encode(slots, limbs=value.limbs, scale=value.scale)
         self.constants[constant, value.limbs, value.scale] = plain
         return self.chain.minus(value, constant)
 
     def times_leaves(self, value: Level) -> Level:
-        self.values.append(self.context.encode(self._leaves, limbs=value.limbs, scale=self.chain.leaf_scale))
+        self.values.append(self._encoder.weight(self._leaves, limbs=value.limbs, scale=self.chain.leaf_scale))
         return self.chain.times_leaves(value)
 
     def level(self, value: Level) -> Level:
@@ -117,62 +122,57 @@ class _Prepared(Steps[Level]):
 
 
 @dataclass(frozen=True, slots=True)
-class _Tracked:
+class _Tracked(Generic[C]):
     """A ciphertext and what is known of it."""
 
-    cipher: Ciphertext
+    cipher: C
     level: Level
 
 
-class _Execution(Steps[_Tracked]):
+class _Execution(Steps[_Tracked[C]], Generic[C, P]):
     """The same steps on ciphertexts.
 
     Args:
         prepared: what they meet.
-        keys: the client's.
+        arithmetic: does the work.
     """
 
-    def __init__(self, prepared: _Prepared, keys: Evaluation) -> None:
-        self._prepared, self._keys = prepared, keys
-        self._chain, self._context = prepared.chain, prepared.context
+    def __init__(self, prepared: _Prepared[P], arithmetic: Arithmetic[C, P]) -> None:
+        self._prepared, self._arithmetic = prepared, arithmetic
+        self._chain = prepared.chain
 
-    def square(self, value: _Tracked) -> _Tracked:
+    def square(self, value: _Tracked[C]) -> _Tracked[C]:
         return self.product(value, value)
 
-    def product(self, one: _Tracked, other: _Tracked) -> _Tracked:
+    def product(self, one: _Tracked[C], other: _Tracked[C]) -> _Tracked[C]:
         limbs = min(one.level.limbs, other.level.limbs)
-        cipher = self._context.times(*(self._lowered(value, limbs) for value in (one, other)))
-        self._keys.relinearise(cipher)
+        cipher = self._arithmetic.times(*(self._lowered(value, limbs) for value in (one, other)))
         return self.brought(cipher, limbs, self._chain.product(one.level, other.level))
 
-    def minus(self, value: _Tracked, constant: float) -> _Tracked:
+    def minus(self, value: _Tracked[C], constant: float) -> _Tracked[C]:
         level = value.level
-        cipher = self._context.plus_plain(value.cipher, self._prepared.constants[constant, level.limbs, level.scale])
-        return _Tracked(cipher, self._chain.minus(level, constant))
+        plain = self._prepared.constants[constant, level.limbs, level.scale]
+        return _Tracked(self._arithmetic.plus_plain(value.cipher, plain), self._chain.minus(level, constant))
 
-    def times_leaves(self, value: _Tracked) -> _Tracked:
-        cipher = self._context.times_plain(value.cipher, self._prepared.values[0])
+    def times_leaves(self, value: _Tracked[C]) -> _Tracked[C]:
+        cipher = self._arithmetic.inner([value.cipher], self._prepared.values[:1])
         return self.brought(cipher, value.level.limbs, self._chain.times_leaves(value.level))
 
-    def level(self, value: _Tracked) -> Level:
+    def level(self, value: _Tracked[C]) -> Level:
         return value.level
 
-    def finished(self, value: _Tracked) -> Ciphertext:
+    def finished(self, value: _Tracked[C]) -> C:
         """Return the ciphertext at one prime."""
         divided = self._chain.divided(value.level)
         return self._lowered(self.brought(value.cipher, value.level.limbs, divided), 1)
 
-    def brought(self, cipher: Ciphertext, limbs: int, level: Level) -> _Tracked:
+    def brought(self, cipher: C, limbs: int, level: Level) -> _Tracked[C]:
         """Return a ciphertext with `limbs` primes after the divisions that lead to `level`."""
-        for left in range(limbs - 1, level.limbs - 1, -1):
-            scale = level.scale
-            for prime in self._chain.primes[level.limbs : left]:
-                scale *= prime
-            self._context.rescale(cipher, scale=scale)
+        self._arithmetic.divide(cipher, limbs - level.limbs, scale=level.scale)
         return _Tracked(cipher, level)
 
-    def _lowered(self, value: _Tracked, limbs: int) -> Ciphertext:
-        return self._context.switch(value.cipher, limbs=limbs)
+    def _lowered(self, value: _Tracked[C], limbs: int) -> C:
+        return self._arithmetic.switch(value.cipher, limbs=limbs)
 
 
 class TreesServer:
@@ -181,22 +181,21 @@ class TreesServer:
     Args:
         plan: of the model's shape.
         leaves: the model's.
+        engine: what executes it.
     """
 
-    def __init__(self, plan: TreesPlan, leaves: Leaves) -> None:
+    def __init__(self, plan: TreesPlan, leaves: Leaves, engine: Engine = "auto") -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
         self.exponents = leaves.exponents
-        self._limbs = len(plan.parameters.data_primes)
-        self._query = self.context.form(limbs=self._limbs, ntt=True, scale=2.0**plan.input_scale_bits)
-        self._diagonals = self._encode(leaves)
-        self._prepared = _Prepared(plan, self.context, leaves.values)
-        offsets = np.zeros(plan.outputs_padded)
-        offsets[: plan.outputs] = leaves.offsets
-        self._offsets = self.context.encode(spread(offsets, plan.slots), limbs=1, scale=plan.reply.scale)
+        self.machine = machine(self.context, _Computation(plan, leaves), engine)
         self.error = np.ldexp(self._error(leaves), leaves.exponents)
 
-    def answer(self, keys: Evaluation, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
+    def keys(self, public: PublicKeys) -> Keys:
+        """Return a client's public keys, checked. Raises ProtocolError on any others than the plan's."""
+        return self.machine.keys(public, self.plan.needs)
+
+    def answer(self, keys: Keys, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per row.
 
         Args:
@@ -210,42 +209,15 @@ class TreesServer:
         each = self.plan.ciphertexts
         if not ciphertexts or len(ciphertexts) % each:
             raise ProtocolError("Expected as many ciphertexts as the rows take")
-        queries = [self.context.load(body, self._query) for body in ciphertexts]
-        rows = [queries[first : first + each] for first in range(0, len(queries), each)]
-        with refusing_transparent():
-            return tuple(self.context.to_bytes(self._apply(keys, row, rng)) for row in rows)
-
-    # --- encoding -----------------------------------------------------------------------------------------------------
-
-    def _encode(self, leaves: Leaves) -> list[list[list[Plaintext]]]:
-        """Return the plaintexts by giant step, ciphertext and baby step."""
-        plan = self.plan
-        slots, source, scale = np.arange(plan.slots), plan.source(), plan.weight_scale
-        half, span = (plan.depth + 1) / 2, plan.features_each * plan.places
-
-        def diagonal(giant: int, part: int, baby: int) -> Plaintext:
-            # What meets the input rotated by `baby` now, and is rotated by giant * babies afterwards.
-            label = (slots - giant * plan.babies) % plan.leaves
-            place = source[(slots + baby) % plan.slots]
-            feature = part * plan.features_each + place // plan.places
-            inside = (place < span) & (feature < plan.features)
-            feature, first = np.where(inside, feature, 0), place % plan.places
-            low, high = leaves.broken[label, feature, first], leaves.broken[label, feature, first + plan.places]
-            values = np.where(inside, low - 1j * high, 0.0).astype(np.complex128) / (2 * half)
-            if not np.rint(np.abs(values) * scale).any():
-                values = np.full(plan.slots, 1 / scale, np.complex128)  # SEAL refuses products with zero
-            return self.context.encode(values, limbs=self._limbs, scale=scale)
-
-        return [
-            [[diagonal(giant, part, baby) for baby in range(plan.babies)] for part in range(plan.ciphertexts)]
-            for giant in range(plan.giants)
-        ]
+        rows = [ciphertexts[first : first + each] for first in range(0, len(ciphertexts), each)]
+        return tuple(reply for row in rows for reply in self.machine.answer(keys, row, rng))
 
     def _error(self, leaves: Leaves) -> Matrix:
         """Return the largest error of each normalised output, with what the encoding made of the leaf values."""
         plan = self.plan
-        encoded = self.context.decode(self._prepared.values[0])
-        shifted = np.abs(encoded - spread(leaves.values, plan.slots)).reshape(-1, plan.leaves).max(axis=0)
+        plain = self.context.encode(leaf_slots(plan, leaves), limbs=1, scale=plan.chain.leaf_scale)
+        shifted = np.abs(self.context.decode(plain) - spread(leaves.values, plan.slots))
+        shifted = shifted.reshape(-1, plan.leaves).max(axis=0)
         errors = np.empty(plan.outputs)
         for output in range(plan.outputs):
             own = slice(output, None, plan.outputs_padded)
@@ -256,42 +228,99 @@ class TreesServer:
             errors[output] = plan.error_bound(squares, encoding) + plan.flooding
         return errors
 
-    # --- execution ----------------------------------------------------------------------------------------------------
 
-    def _apply(self, keys: Evaluation, row: Sequence[Ciphertext], rng: Randomness) -> Ciphertext:
-        plan, context = self.plan, self.context
-        total = self._multiply(keys, row)
-        context.add(total, keys.conjugate(total))  # twice the real part
-        context.rescale(total, scale=plan.broken.scale)
-        steps = _Execution(self._prepared, keys)
+@dataclass(frozen=True, slots=True)
+class _Encoded(Generic[P]):
+    """Diagonals by giant step, (place of the baby, weight); what the steps meet; what is added at the end."""
+
+    giants: list[list[tuple[int, P]]]
+    prepared: _Prepared[P]
+    offsets: P
+
+    def __repr__(self) -> str:
+        return "_Encoded()"
+
+
+class _Computation:
+    """One row, with the leaves.
+
+    Args:
+        plan: of the model's shape.
+        leaves: the model's.
+    """
+
+    def __init__(self, plan: TreesPlan, leaves: Leaves) -> None:
+        self._plan, self._leaves = plan, leaves
+        self._limbs = len(plan.parameters.data_primes)
+
+    @property
+    def question(self) -> Shape:
+        return Shape(self._plan.ciphertexts, self._limbs, 2.0**self._plan.input_scale_bits)
+
+    @property
+    def reply(self) -> Shape:
+        return Shape(1, 1, self._plan.reply.scale)
+
+    @property
+    def flooding(self) -> float | None:
+        return self._plan.flooding if self._plan.protected else None
+
+    def encoded(self, encoder: Encoder[P]) -> _Encoded[P]:
+        plan = self._plan
+        offsets = np.zeros(plan.outputs_padded)
+        offsets[: plan.outputs] = self._leaves.offsets
+        return _Encoded(
+            self._diagonals(encoder),
+            _Prepared(plan, encoder, leaf_slots(plan, self._leaves)),
+            encoder.encode(spread(offsets, plan.slots), limbs=1, scale=plan.reply.scale),
+        )
+
+    def _diagonals(self, encoder: Encoder[P]) -> list[list[tuple[int, P]]]:
+        plan = self._plan
+        return [
+            [
+                (part * plan.babies + baby, self._diagonal(encoder, giant, part, baby))
+                for part in range(plan.ciphertexts)
+                for baby in range(plan.babies)
+            ]
+            for giant in range(plan.giants)
+        ]
+
+    def _diagonal(self, encoder: Encoder[P], giant: int, part: int, baby: int) -> P:
+        # What meets the input rotated by `baby` now, and is rotated by giant * babies afterwards.
+        plan, leaves = self._plan, self._leaves
+        slots, source = np.arange(plan.slots), plan.source()
+        half, span = (plan.depth + 1) / 2, plan.features_each * plan.places
+        label = (slots - giant * plan.babies) % plan.leaves
+        place = source[(slots + baby) % plan.slots]
+        feature = part * plan.features_each + place // plan.places
+        inside = (place < span) & (feature < plan.features)
+        feature, first = np.where(inside, feature, 0), place % plan.places
+        low, high = leaves.broken[label, feature, first], leaves.broken[label, feature, first + plan.places]
+        values = np.where(inside, low - 1j * high, 0.0).astype(np.complex128) / (2 * half)
+        return encoder.weight(values, limbs=self._limbs, scale=plan.weight_scale)
+
+    def run(self, arithmetic: Arithmetic[C, P], encoded: Any, ciphers: Sequence[C]) -> list[C]:
+        plan = self._plan
+        babies = [
+            (-1 - part, baby) for part in range(plan.ciphertexts) for baby in range(plan.babies)
+        ]
+        total = arithmetic.transform(ciphers, babies, encoded.giants, plan.babies)
+        arithmetic.fold(total, [*plan.sums, CONJUGATION])  # twice the real part
+        arithmetic.divide(total, 1, scale=plan.broken.scale)
+        steps = _Execution(encoded.prepared, arithmetic)
         conditions = steps.minus(_Tracked(total, plan.broken), 1.0)
         settled = steps.brought(conditions.cipher, plan.broken.limbs, plan.chain.settled(plan.broken))
         reply = steps.finished(reached(steps, settled, plan.depth))
-        for step in plan.leaf_sums:
-            context.add(reply, keys.rotate(reply, step))
-        context.add_plain(reply, self._offsets)
-        if plan.protected:
-            context.add(reply, keys.zero(limbs=1, scale=plan.reply.scale))
-            noise = plan.flooding * uniform(rng, 2 * plan.slots).view(np.complex128)
-            context.add_plain(reply, context.encode(noise, limbs=1, scale=plan.reply.scale))
-        return reply
+        arithmetic.fold(reply, plan.leaf_sums)
+        return [arithmetic.plus_plain(reply, encoded.offsets)]
 
-    def _multiply(self, keys: Evaluation, row: Sequence[Ciphertext]) -> Ciphertext:
-        babies = [[cipher, *(keys.rotate(cipher, step) for step in range(1, self.plan.babies))] for cipher in row]
-        total = self._inner(babies, self._diagonals[-1])
-        for diagonals in reversed(self._diagonals[:-1]):  # Horner: rotate what is there, add the next giant's
-            total = keys.rotate(total, self.plan.babies)
-            self.context.add(total, self._inner(babies, diagonals))
-        for step in self.plan.sums:
-            self.context.add(total, keys.rotate(total, step))
-        return total
 
-    def _inner(self, babies: list[list[Ciphertext]], diagonals: list[list[Plaintext]]) -> Ciphertext:
-        pairs = [pair for part in zip(babies, diagonals, strict=True) for pair in zip(*part, strict=True)]
-        total, *others = (self.context.times_plain(cipher, plain) for cipher, plain in pairs)
-        for other in others:
-            self.context.add(total, other)
-        return total
+def leaf_slots(plan: TreesPlan, leaves: Leaves) -> Matrix:
+    """Return the leaf values in every slot, shape (slots,); leaves that are all about 0 get one below rounding."""
+    least = 1 / plan.chain.leaf_scale  # SEAL refuses products with zero
+    shown = leaves.values if (np.abs(leaves.values) >= least).any() else np.full(1, least)
+    return spread(shown, plan.slots)
 
 
 def spread(values: Matrix, slots: int) -> Matrix:

@@ -166,11 +166,19 @@ def record(body: bytes, *, kit: bytes, now: float) -> bytes:
     return encode(Known(dates=enrolment.dates, authentication=enrolment.authentication))
 
 
+def uploaded(body: bytes, context: Context, needs: Needs) -> PublicKeys:
+    """Return the public keys in an upload, packed: those that came packed are not checked yet.
+
+    Raises:
+        ProtocolError: no upload, or keys in SEAL's form that are not the ones that are needed.
+    """
+    enrolment = decode(body, Enrolment, max_bytes=MAX_KEYS_BYTES)
+    return packed_keys(enrolment.keys, context, needs) if enrolment.form == "seal" else enrolment.keys
+
+
 def public_keys(body: bytes, context: Context, needs: Needs) -> Evaluation:
     """Return the public keys in an upload. Raises ProtocolError on anything but the keys that a plan needs."""
-    enrolment = decode(body, Enrolment, max_bytes=MAX_KEYS_BYTES)
-    keys = packed_keys(enrolment.keys, context, needs) if enrolment.form == "seal" else enrolment.keys
-    return Evaluation(context, keys, needs)
+    return Evaluation(context, uploaded(body, context, needs), needs)
 
 
 def channel(backend: str, key_id: str, store: Store, *, kit: bytes, now: float) -> Channel:

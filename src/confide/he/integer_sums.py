@@ -5,6 +5,9 @@ residue is cut into pieces of 20 bits, so that every product of floats and every
 exact; the pieces meet again modulo the prime. No key switch and no transform is needed, and what is done, and in which
 order, depends on shapes alone.
 
+The work is done by `confide._native` (C++, interpreter lock released) or, where no compiler was at hand when confide
+was installed, by `weighted_sums`: the same numbers, slower.
+
     w     integer weights with Σ |w| < 2^33 for each output
     words  the numbers of a ciphertext modulo one prime: 2 N
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +25,11 @@ from numpy.typing import NDArray
 from confide.errors import ModelError
 from confide.he.seal_format import Residues
 from confide.he.shapes import Convolution, Indices, LinearMap
+
+try:
+    import confide._native as _native
+except ImportError:
+    _native = None
 
 Matrix = NDArray[np.float64]
 Words = NDArray[np.int64]
@@ -46,6 +55,45 @@ class Group:
 
     def __repr__(self) -> str:
         return f"Group({self.weights.shape})"
+
+
+class IntegerMap:
+    """A linear map in integers, ready to sum ciphertexts; private.
+
+    Args:
+        part: the map.
+        weight_bits: weights are rounded to multiples of 2^-weight_bits.
+        native: whether compiled kernels may do the work.
+
+    Raises:
+        ModelError: weights so far apart that their sums are not exact.
+    """
+
+    def __init__(self, part: LinearMap, weight_bits: int, *, native: bool = True) -> None:
+        self._groups = groups(part, weight_bits)
+        self._outputs = part.shape.outputs
+        self._native: Any = None
+        if native and _native is not None:
+            parts = [
+                (_places(one.results), _places(one.inputs), np.ascontiguousarray(one.weights)) for one in self._groups
+            ]
+            self._native = _native.IntegerMap(part.shape.inputs, self._outputs, parts)
+
+    def __repr__(self) -> str:
+        return f"IntegerMap({self._outputs} outputs)"
+
+    def sums(self, residues: Residues, biases: Sequence[int], primes: Sequence[int]) -> Residues:
+        """Return the ciphertexts Σ w c + b; arguments and result as those of `weighted_sums`."""
+        if self._native is None:
+            return weighted_sums(self._groups, residues, biases, primes)
+        found = np.empty((self._outputs, *residues.shape[1:]), np.uint64)
+        added = np.array([[bias % prime for prime in primes] for bias in biases], np.uint64)
+        self._native.sums(np.ascontiguousarray(residues), added, list(primes), found, threads=0)
+        return found
+
+
+def _places(places: Indices) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(places, np.uint32)
 
 
 def groups(part: LinearMap, weight_bits: int) -> list[Group]:

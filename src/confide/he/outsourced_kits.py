@@ -13,7 +13,8 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
 from confide.he import diagonals
-from confide.he.engine_seal import EncodedMap, Execution, NetworkClient
+from confide.he.arithmetic import SealEncrypted
+from confide.he.engine_seal import EncodedMap, NetworkClient, run
 from confide.he.engine_steps import Steps
 from confide.he.enrolment import (
     Mine,
@@ -21,6 +22,7 @@ from confide.he.enrolment import (
     public_keys,
 )
 from confide.he.error_bound import error_bound
+from confide.he.machines import leave
 from confide.he.message_bytes import keys_bytes, query_bytes, reply_bytes
 from confide.he.normalise import Ready
 from confide.he.packed import ciphertext_bytes
@@ -176,7 +178,7 @@ class _MapForm:
 class Model:
     """An owner's upload at the server, checked: keys, and the parts of the stages as ciphertexts."""
 
-    def __init__(self, keys: Evaluation, parts: list[EncodedMap | None]) -> None:
+    def __init__(self, keys: Evaluation, parts: list[EncodedMap[Ciphertext] | None]) -> None:
         self.keys = keys
         self.parts = parts
 
@@ -193,8 +195,6 @@ class CloudKit:
         self.context = Context(plan.parameters)
         self.public = self.encode()
         self.keys = Registered(NAME, self.parse_keys)
-        self._steps = Steps(plan, self.context)
-        self._execution = Execution(plan, self._steps)
         self._query = self.context.form(limbs=len(plan.parameters.data_primes), ntt=True, scale=2.0**plan.scale_bits)
 
     def encode(self) -> bytes:
@@ -248,15 +248,15 @@ class CloudKit:
         if [len(bodies) for bodies in upload.weights] != [len(one.places) + 1 for one in self._maps.values()]:
             raise ProtocolError("Expected as many encrypted weights as the plan implies")
         keys = public_keys(upload.enrolment, self.context, self.plan.needs)
-        parts: list[EncodedMap | None] = [None] * len(self.plan.stages)
+        parts: list[EncodedMap[Ciphertext] | None] = [None] * len(self.plan.stages)
         for number, bodies in zip(self._maps, upload.weights, strict=True):
             parts[number] = self._parsed(number, bodies)
         return Model(keys, parts)
 
-    def _parsed(self, number: int, bodies: tuple[bytes, ...]) -> EncodedMap:
+    def _parsed(self, number: int, bodies: tuple[bytes, ...]) -> EncodedMap[Ciphertext]:
         stage, form = self.plan.stages[number], self._maps[number]
         assert isinstance(stage, Mapped)
-        giants: list[list[tuple[int, Plaintext | Ciphertext]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
+        giants: list[list[tuple[int, Ciphertext]]] = [[] for _ in range(stage.layout.rotations.giant[0])]
         for (giant, baby), body in zip(form.places, bodies[:-1], strict=True):
             giants[giant].append((baby, self.context.load(body, form.weight)))
         return EncodedMap(giants, self.context.load(bodies[-1], form.bias))
@@ -264,8 +264,7 @@ class CloudKit:
     def answer(self, model: Model, ciphertexts: tuple[bytes, ...], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply for each row. Raises ProtocolError on a malformed question, or weights in the clear."""
         queries = [self.context.load(body, self._query) for body in ciphertexts]
+        arithmetic, steps = SealEncrypted(self.context, model.keys), Steps(self.plan)
         with refusing_transparent():
-            return tuple(
-                self._steps.leave(model.keys, self._execution.run(model.keys, model.parts, query), rng)
-                for query in queries
-            )
+            results = [run(self.plan, arithmetic, model.parts, query) for query in queries]
+            return tuple(leave(self.context, model.keys, one, steps.reply, steps.flooding, rng) for one in results)

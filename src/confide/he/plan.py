@@ -47,7 +47,7 @@ Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
 _LONGEST_SECONDS = 60.0  # of a batch, on the core of `planner.TRANSFORM_MS`
-_LARGEST_BYTES = 1 << 27  # of a batch's question or reply
+_LARGEST_BYTES = 1 << 28
 _DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 

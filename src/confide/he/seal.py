@@ -378,6 +378,10 @@ class Context:
         """Add `other` to `cipher`, in place."""
         self.evaluator.add_inplace(cipher.value, other.value)
 
+    def plus(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
+        """Return the sum of two ciphertexts."""
+        return Ciphertext(self.evaluator.add(cipher.value, other.value))
+
     def add_plain(self, cipher: Ciphertext, plain: Plaintext) -> None:
         """Add `plain` to `cipher`, in place."""
         self.evaluator.add_plain_inplace(cipher.value, plain.value)

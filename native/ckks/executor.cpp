@@ -1,0 +1,416 @@
+// The instructions of a program, each as phases of independent tasks; see program.hpp.
+//
+// A key switch at l limbs is: l inverse transforms of the switched polynomial, l (l + 1) forward ones of its digits, and
+// for each place sums of products of digits and key. Phases split that by digit, by place and by polynomial.
+#include "executor.hpp"
+
+#include <algorithm>
+#include <cstring>
+
+namespace confide::ckks {
+
+namespace {
+
+constexpr std::size_t most_terms = 1024;  // of one call of `dot`
+
+}  // namespace
+
+std::size_t scratch_rows(const Program &program, const Instruction &instruction) {
+    const std::size_t l = instruction.limbs, switching = (l + 1) + (l + 1) * l;
+    switch (instruction.kind) {
+        case Kind::transform: {
+            const auto &babies = instruction.transform.babies;
+            const auto moved = std::count_if(babies.begin(), babies.end(), [](const Baby &b) { return b.element != 1; });
+            return switching + 2 * l * instruction.read.size() + 2 * (l + 1) * static_cast<std::size_t>(moved);
+        }
+        case Kind::fold:
+        case Kind::rotate:
+            return switching + 2 * l;
+        case Kind::product:
+            return switching + l;
+        case Kind::divide:
+            return 2 * (instruction.drops + program.registers()[instruction.read[0]].extended);
+        default:
+            return 0;
+    }
+}
+
+Executor::Executor(const Program &program, const ProgramKeys &keys, Pool &pool, Word *registers, Word *scratch,
+                   Word *temporary)
+    : program_(program),
+      context_(program.context()),
+      keys_(keys),
+      pool_(pool),
+      registers_(registers),
+      scratch_(scratch),
+      temporary_(temporary),
+      degree_(program.context().degree()),
+      left_(pool.threads()),
+      right_(pool.threads()) {}
+
+void Executor::run(const Instruction &instruction) {
+    used_ = 0;
+    switch (instruction.kind) {
+        case Kind::transform: return transform(instruction);
+        case Kind::fold: return fold(instruction, true);
+        case Kind::rotate: return fold(instruction, false);
+        case Kind::product: return product(instruction);
+        case Kind::divide: return divide(instruction);
+        case Kind::add: return add(instruction);
+        case Kind::combine: return combine(instruction);
+        case Kind::add_plain: return add_plain(instruction);
+    }
+}
+
+Word *Executor::row(std::size_t at, std::size_t polynomial, std::size_t limbs, std::size_t place) const {
+    const Register &held = program_.registers()[at];
+    const std::size_t rows = held.limbs + held.extended;
+    return registers_ + held.offset + (polynomial * rows + (place == limbs ? held.limbs : place)) * degree_;
+}
+
+Word *Executor::take(std::size_t rows) {
+    Word *found = scratch_ + used_;
+    used_ += rows * degree_;
+    return found;
+}
+
+// --- key switching ---------------------------------------------------------------------------------------------------
+
+Executor::Extended Executor::times_special(std::size_t limbs, std::size_t source) {
+    Word *out = take(2 * limbs);
+    const Division &by = context_.by_special();
+    pool_.each(2 * limbs, [&](std::size_t task, std::size_t) {
+        const std::size_t polynomial = task / limbs, place = task % limbs;
+        const Ring &at = context_.ring(place);
+        at.kernels->scale(at, row(source, polynomial, limbs, place), by.itself[place], out + task * degree_);
+    });
+    return {{out, out + limbs * degree_}, false};
+}
+
+// Writes the coefficients of a polynomial [limbs][N].
+void Executor::coefficients_of(std::size_t limbs, const Word *polynomial) {
+    pool_.each(limbs, [&](std::size_t place, std::size_t) {
+        Word *out = coefficients_ + place * degree_;
+        std::memcpy(out, polynomial + place * degree_, degree_ * sizeof(Word));
+        const Ring &at = context_.ring(place);
+        at.kernels->inverse(at, out);
+    });
+}
+
+// Writes the coefficients of an extended polynomial [limbs + 1][N] divided by p, rounded.
+void Executor::quotient_of(std::size_t limbs, const Word *polynomial) {
+    const Division &by = context_.by_special();
+    pool_.each(limbs + 1, [&](std::size_t place, std::size_t) {
+        Word *out = coefficients_ + place * degree_;
+        std::memcpy(out, polynomial + place * degree_, degree_ * sizeof(Word));
+        const Ring &at = ring(limbs, place);
+        at.kernels->inverse(at, out);
+        if (place == limbs) at.kernels->reduce(at, out, by.half, out);
+    });
+    const Word *rest = coefficients_ + limbs * degree_;
+    pool_.each(limbs, [&](std::size_t place, std::size_t worker) {
+        const Ring &at = context_.ring(place);
+        Word *own = spare(worker, 0), *out = coefficients_ + place * degree_;
+        at.kernels->reduce(at, rest, by.minus_half[place], own);
+        at.kernels->subtract_scale(at, out, own, by.inverse[place], out);
+    });
+}
+
+// Writes every digit at every place in NTT form; polynomial: what the coefficients came from, [limbs][N], or null.
+void Executor::digits_of(std::size_t limbs, const Word *polynomial) {
+    digit_at_.resize((limbs + 1) * limbs);
+    pool_.each((limbs + 1) * limbs, [&](std::size_t task, std::size_t) {
+        const std::size_t place = task / limbs, digit = task % limbs;
+        const Ring &at = ring(limbs, place);
+        if (place == digit && polynomial) {
+            digit_at_[task] = polynomial + place * degree_;
+            return;
+        }
+        Word *out = digits_ + task * degree_;
+        const Word *coefficients = coefficients_ + digit * degree_;
+        if (place == digit)
+            std::memcpy(out, coefficients, degree_ * sizeof(Word));
+        else
+            at.kernels->reduce(at, coefficients, 0, out);
+        at.kernels->forward(at, out);
+        digit_at_[task] = out;
+    });
+}
+
+// The row at `place` of one polynomial of the switched ciphertext, before the automorphism.
+void Executor::sums_at(std::size_t limbs, std::size_t place, std::size_t polynomial, const SwitchKey &key,
+                       std::size_t worker, Word *out, bool add) {
+    auto &rows = right_[worker];
+    rows.clear();
+    for (std::size_t digit = 0; digit < limbs; ++digit) rows.push_back(key.row(limbs, place, digit, polynomial));
+    const Ring &at = ring(limbs, place);
+    at.kernels->dot(at, digit_at_.data() + place * limbs, rows.data(), limbs, out, add);
+}
+
+// --- linear maps -----------------------------------------------------------------------------------------------------
+
+void Executor::transform(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs;
+    const Transform &made = instruction.transform;
+    coefficients_ = take(l + 1);
+    digits_ = take((l + 1) * l);
+    make_babies(instruction);
+    std::size_t giant = made.giants.size() - 1;
+    while (made.giants[giant].empty()) --giant;
+    pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
+        inner(instruction, giant, task / 2, task % 2, worker, false);
+    });
+    const std::size_t out = instruction.written;
+    while (giant-- > 0) {
+        quotient_of(l, row(out, 1, l, 0));
+        digits_of(l, nullptr);
+        const SwitchKey &key = keys_.keys.at(made.giant_element);
+        const Permutation &moves = context_.permutation(made.giant_element);
+        pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
+            const std::size_t place = task / 2, polynomial = task % 2;
+            const Ring &at = ring(l, place);
+            Word *sums = spare(worker, 0), *total = row(out, polynomial, l, place);
+            sums_at(l, place, polynomial, key, worker, sums, false);
+            if (polynomial == 0) at.kernels->add(at, sums, total, sums);
+            at.kernels->permute(at, moves, sums, total);
+            inner(instruction, giant, place, polynomial, worker, true);
+        });
+    }
+}
+
+void Executor::make_babies(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs;
+    const auto &babies = instruction.transform.babies;
+    sources_.clear();
+    for (const std::size_t source : instruction.read) sources_.push_back(times_special(l, source));
+    babies_.clear();
+    for (const Baby &baby : babies) {
+        if (baby.element == 1) {
+            const auto from = static_cast<std::size_t>(baby.parent < 0 ? -1 - baby.parent : baby.parent);
+            babies_.push_back(baby.parent < 0 ? sources_[from] : babies_[from]);
+        } else {
+            Word *rows = take(2 * (l + 1));
+            babies_.push_back({{rows, rows + (l + 1) * degree_}, true});
+        }
+    }
+    for (std::size_t place = 0; place < babies.size(); ++place) {
+        const auto same = [&](const Baby &other) { return other.element != 1 && other.parent == babies[place].parent; };
+        const auto first = std::find_if(babies.begin(), babies.end(), same);
+        if (first == babies.begin() + static_cast<std::ptrdiff_t>(place)) make_children(instruction, first->parent);
+    }
+}
+
+// All rotations of one parent, which is decomposed once.
+void Executor::make_children(const Instruction &instruction, long parent) {
+    const std::size_t l = instruction.limbs;
+    const auto &babies = instruction.transform.babies;
+    const auto from = static_cast<std::size_t>(parent < 0 ? -1 - parent : parent);
+    const Extended origin = parent < 0 ? sources_[from] : babies_[from];
+    if (origin.special) {
+        quotient_of(l, origin.rows[1]);
+        digits_of(l, nullptr);
+    } else {
+        // A source, or a baby that is one: its second polynomial as it came.
+        long root = parent;
+        while (root >= 0) root = babies[static_cast<std::size_t>(root)].parent;
+        const Word *polynomial = row(instruction.read[static_cast<std::size_t>(-1 - root)], 1, l, 0);
+        coefficients_of(l, polynomial);
+        digits_of(l, polynomial);
+    }
+    std::vector<std::size_t> children;
+    for (std::size_t place = 0; place < babies.size(); ++place)
+        if (babies[place].element != 1 && babies[place].parent == parent) children.push_back(place);
+    const std::size_t rows = 2 * (l + 1);
+    pool_.each(children.size() * rows, [&](std::size_t task, std::size_t worker) {
+        // By place first: the digits of one place stay in the cache for all children.
+        const std::size_t place = task / (2 * children.size()), rest = task % (2 * children.size());
+        const std::size_t child = children[rest / 2], polynomial = rest % 2, element = babies[child].element;
+        const Ring &at = ring(l, place);
+        Word *sums = spare(worker, 0);
+        sums_at(l, place, polynomial, keys_.keys.at(element), worker, sums, false);
+        if (polynomial == 0 && (place < l || origin.special))
+            at.kernels->add(at, sums, origin.rows[0] + place * degree_, sums);
+        Word *out = const_cast<Word *>(babies_[child].rows[polynomial]) + place * degree_;
+        at.kernels->permute(at, context_.permutation(element), sums, out);
+    });
+}
+
+// One row of the sum of a giant step's products.
+void Executor::inner(const Instruction &instruction, std::size_t giant, std::size_t place, std::size_t polynomial,
+                     std::size_t worker, bool add) {
+    const std::size_t l = instruction.limbs;
+    const Ring &at = ring(l, place);
+    auto &ciphers = left_[worker], &plains = right_[worker];
+    ciphers.clear();
+    plains.clear();
+    for (const Weight &weight : instruction.transform.giants[giant]) {
+        const Extended &baby = babies_[weight.baby];
+        if (place == l && !baby.special) continue;
+        const Plain &plain = program_.plain_at(weight.plain);
+        ciphers.push_back(baby.rows[polynomial] + place * degree_);
+        plains.push_back(plain.rows + (place == l ? plain.limbs : place) * degree_);
+    }
+    Word *out = row(instruction.written, polynomial, l, place);
+    if (ciphers.empty() && !add) std::memset(out, 0, degree_ * sizeof(Word));
+    for (std::size_t start = 0; start < ciphers.size(); start += most_terms) {
+        const std::size_t terms = std::min(most_terms, ciphers.size() - start);
+        at.kernels->dot(at, ciphers.data() + start, plains.data() + start, terms, out, add || start > 0);
+    }
+}
+
+void Executor::fold(const Instruction &instruction, bool keep) {
+    const std::size_t l = instruction.limbs, from = instruction.read[0], out = instruction.written;
+    coefficients_ = take(l + 1);
+    digits_ = take((l + 1) * l);
+    bool extended = program_.registers()[from].extended;
+    Extended before = extended ? Extended{{row(from, 0, l, 0), row(from, 1, l, 0)}, true} : times_special(l, from);
+    for (const std::size_t element : instruction.elements) {
+        if (before.special)
+            quotient_of(l, before.rows[1]);
+        else
+            coefficients_of(l, row(from, 1, l, 0));
+        digits_of(l, before.special ? nullptr : row(from, 1, l, 0));
+        const SwitchKey &key = keys_.keys.at(element);
+        const Permutation &moves = context_.permutation(element);
+        pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
+            const std::size_t place = task / 2, polynomial = task % 2;
+            const Ring &at = ring(l, place);
+            Word *sums = spare(worker, 0), *moved = spare(worker, 1), *total = row(out, polynomial, l, place);
+            const Word *held = place < l || before.special ? before.rows[polynomial] + place * degree_ : nullptr;
+            sums_at(l, place, polynomial, key, worker, sums, false);
+            if (polynomial == 0 && held) at.kernels->add(at, sums, held, sums);
+            at.kernels->permute(at, moves, sums, keep && held ? moved : total);
+            if (keep && held) at.kernels->add(at, moved, held, total);
+        });
+        before = {{row(out, 0, l, 0), row(out, 1, l, 0)}, true};
+    }
+}
+
+// --- products and divisions --------------------------------------------------------------------------------------------
+
+void Executor::product(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs, a = instruction.read[0], b = instruction.read[1];
+    const std::size_t out = instruction.written;
+    coefficients_ = take(l + 1);
+    digits_ = take((l + 1) * l);
+    Word *last = take(l);
+    const Division &by = context_.by_special();
+    pool_.each(l, [&](std::size_t place, std::size_t) {
+        const Ring &at = context_.ring(place);
+        const Word *ones[2] = {row(a, 0, l, place), row(a, 1, l, place)};
+        const Word *others[2] = {row(b, 1, l, place), row(b, 0, l, place)};
+        Word *first = row(out, 0, l, place), *second = row(out, 1, l, place);
+        at.kernels->multiply(at, ones[0], others[1], first);
+        at.kernels->dot(at, ones, others, 2, second, false);
+        at.kernels->multiply(at, ones[1], others[0], last + place * degree_);
+        at.kernels->scale(at, first, by.itself[place], first);
+        at.kernels->scale(at, second, by.itself[place], second);
+    });
+    coefficients_of(l, last);
+    digits_of(l, last);
+    const SwitchKey &key = keys_.keys.at(0);
+    pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
+        const std::size_t place = task / 2, polynomial = task % 2;
+        sums_at(l, place, polynomial, key, worker, row(out, polynomial, l, place), place < l);
+    });
+}
+
+// (((x - v_0) / d_0 - v_1) / d_1 ...) with v_k what the division by d_k leaves: x times one constant, minus one
+// polynomial times another, which is put together from coefficients and transformed once.
+void Executor::divide(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs, from = instruction.read[0], kept = l - instruction.drops;
+    const bool extended = program_.registers()[from].extended;
+    const std::size_t count = instruction.drops + extended;
+    const auto place_of = [&](std::size_t divisor) { return extended ? l - divisor : l - 1 - divisor; };
+    const auto by = [&](std::size_t divisor) -> const Division & {
+        return place_of(divisor) == l ? context_.by_special() : context_.by_limb(place_of(divisor));
+    };
+    Word *rests = take(2 * count);
+    pool_.each(2 * count, [&](std::size_t task, std::size_t) {
+        const std::size_t place = place_of(task % count);
+        Word *rest = rests + task * degree_;
+        std::memcpy(rest, row(from, task / count, l, place), degree_ * sizeof(Word));
+        const Ring &at = ring(l, place);
+        at.kernels->inverse(at, rest);
+    });
+    pool_.each(2, [&](std::size_t polynomial, std::size_t worker) {
+        for (std::size_t divisor = 0; divisor < count; ++divisor) {
+            Word *rest = rests + (polynomial * count + divisor) * degree_;
+            const Ring &at = ring(l, place_of(divisor));
+            at.kernels->reduce(at, rest, by(divisor).half, rest);
+            for (std::size_t later = divisor + 1; later < count; ++later) {
+                const std::size_t place = place_of(later);
+                const Ring &there = context_.ring(place);
+                Word *left = spare(worker, 0), *other = rests + (polynomial * count + later) * degree_;
+                there.kernels->reduce(there, rest, by(divisor).minus_half[place], left);
+                there.kernels->subtract_scale(there, other, left, by(divisor).inverse[place], other);
+            }
+        }
+    });
+    pool_.each(2 * kept, [&](std::size_t task, std::size_t worker) {
+        const std::size_t polynomial = task / kept, place = task % kept;
+        const Ring &at = context_.ring(place);
+        Word *whole = spare(worker, 0), *part = spare(worker, 1), inverses = 1, divisors = 1;
+        for (std::size_t divisor = 0; divisor < count; ++divisor) {
+            const Division &division = by(divisor);
+            const Word *rest = rests + (polynomial * count + divisor) * degree_;
+            at.kernels->reduce(at, rest, division.minus_half[place], divisor ? part : whole);
+            if (divisor) {
+                at.kernels->scale(at, part, divisors, part);
+                at.kernels->add(at, whole, part, whole);
+            }
+            inverses = multiply(inverses, division.inverse[place], at.q);
+            divisors = multiply(divisors, division.itself[place], at.q);
+        }
+        at.kernels->forward(at, whole);
+        at.kernels->subtract_scale(at, row(from, polynomial, l, place), whole, inverses,
+                                   row(instruction.written, polynomial, kept, place));
+    });
+}
+
+// --- without keys ------------------------------------------------------------------------------------------------------
+
+void Executor::add(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs;
+    pool_.each(2 * l, [&](std::size_t task, std::size_t) {
+        const std::size_t polynomial = task / l, place = task % l;
+        const Ring &at = context_.ring(place);
+        at.kernels->add(at, row(instruction.read[0], polynomial, l, place),
+                        row(instruction.read[1], polynomial, l, place),
+                        row(instruction.written, polynomial, l, place));
+    });
+}
+
+void Executor::combine(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs;
+    pool_.each(2 * l, [&](std::size_t task, std::size_t worker) {
+        const std::size_t polynomial = task / l, place = task % l;
+        const Ring &at = context_.ring(place);
+        auto &ciphers = left_[worker], &plains = right_[worker];
+        ciphers.clear();
+        plains.clear();
+        for (std::size_t term = 0; term < instruction.read.size(); ++term) {
+            ciphers.push_back(row(instruction.read[term], polynomial, l, place));
+            plains.push_back(program_.plain_at(instruction.plains[term]).rows + place * degree_);
+        }
+        at.kernels->dot(at, ciphers.data(), plains.data(), ciphers.size(),
+                        row(instruction.written, polynomial, l, place), false);
+    });
+}
+
+void Executor::add_plain(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs;
+    const Plain &plain = program_.plain_at(instruction.plains[0]);
+    pool_.each(2 * l, [&](std::size_t task, std::size_t) {
+        const std::size_t polynomial = task / l, place = task % l;
+        const Ring &at = context_.ring(place);
+        const Word *held = row(instruction.read[0], polynomial, l, place);
+        Word *out = row(instruction.written, polynomial, l, place);
+        if (polynomial == 0)
+            at.kernels->add(at, held, plain.rows + place * degree_, out);
+        else
+            std::memcpy(out, held, degree_ * sizeof(Word));
+    });
+}
+
+}  // namespace confide::ckks

@@ -1,0 +1,91 @@
+// See pool.hpp.
+#include "pool.hpp"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace confide::ckks {
+
+namespace {
+
+constexpr unsigned count_bits = 20;
+constexpr std::uint64_t count_mask = (std::uint64_t{1} << count_bits) - 1;
+constexpr int spins = 4000;  // about 50 microseconds
+
+void pause() noexcept {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+}
+
+std::uint64_t taken(std::uint64_t state) noexcept { return state & count_mask; }
+std::uint64_t tasks(std::uint64_t state) noexcept { return state >> count_bits & count_mask; }
+
+}  // namespace
+
+Pool::Pool(std::size_t threads) {
+    for (std::size_t worker = 1; worker < threads; ++worker) others_.emplace_back([this, worker] { work(worker); });
+}
+
+Pool::~Pool() {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        ending_ = true;
+    }
+    awake_.notify_all();
+    for (std::thread &other : others_) other.join();
+}
+
+bool Pool::take(std::size_t worker) {
+    std::uint64_t state = state_.load(std::memory_order_acquire);
+    while (taken(state) < tasks(state)) {
+        if (!state_.compare_exchange_weak(state, state + 1, std::memory_order_acq_rel)) continue;
+        // The phase lasts until this task is done, so its fields stand.
+        call_(task_, static_cast<std::size_t>(taken(state)), worker);
+        done_.fetch_add(1, std::memory_order_release);
+        return true;
+    }
+    return false;
+}
+
+void Pool::share(std::size_t count, Call call, const void *task) {
+    while (count > count_mask) {  // more than a word holds: in parts
+        for (std::size_t i = count_mask; i < count; ++i) call(task, i, 0);
+        count = count_mask;
+    }
+    call_ = call;
+    task_ = task;
+    done_.store(0, std::memory_order_relaxed);
+    const std::uint64_t phase = (state_.load(std::memory_order_relaxed) >> 2 * count_bits) + 1;
+    state_.store(phase << 2 * count_bits | static_cast<std::uint64_t>(count) << count_bits);
+    if (sleeping_.load() > 0) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        awake_.notify_all();
+    }
+    while (take(0)) {
+    }
+    for (int spin = 0; done_.load(std::memory_order_acquire) < count; ++spin) {
+        pause();
+        if (spin > spins) std::this_thread::yield();
+    }
+}
+
+void Pool::work(std::size_t worker) {
+    while (true) {
+        for (int spin = 0; spin < spins; ++spin) {
+            if (take(worker)) spin = 0;
+            pause();
+        }
+        std::unique_lock<std::mutex> lock(mutex_);
+        sleeping_.fetch_add(1);
+        awake_.wait(lock, [this] {
+            const std::uint64_t state = state_.load();
+            return ending_ || taken(state) < tasks(state);
+        });
+        sleeping_.fetch_sub(1);
+        if (ending_) return;
+    }
+}
+
+}  // namespace confide::ckks

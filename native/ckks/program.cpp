@@ -1,0 +1,333 @@
+// Making and planning of programs, and the arenas in which they run; see program.hpp.
+#include "program.hpp"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <cstdlib>
+#include <cstring>
+#include <stdexcept>
+
+#include "executor.hpp"
+
+namespace confide::ckks {
+
+namespace {
+
+constexpr std::size_t slab_words = std::size_t{1} << 22;
+constexpr std::size_t most_threads = 64;
+constexpr std::array<const char *, kinds> names = {"transform", "fold", "rotate",  "product",
+                                                   "divide",    "add",  "combine", "add_plain"};
+
+void expect(bool holds, const char *what) {
+    if (!holds) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+std::size_t wanted_threads() {
+    const char *said = std::getenv("CONFIDE_THREADS");
+    const long count = said ? std::strtol(said, nullptr, 10) : 0;
+    return count > 0 ? static_cast<std::size_t>(count) : 0;
+}
+
+bool switched_off() {
+    const char *said = std::getenv("CONFIDE_NATIVE");
+    return said && std::strcmp(said, "0") == 0;
+}
+
+// --- keys ------------------------------------------------------------------------------------------------------------
+
+bool ProgramKeys::load(std::size_t element, std::size_t limbs, const Word *residues) {
+    SwitchKey key(*context, limbs);
+    if (!key.load(*context, residues)) return false;
+    if (element) {
+        const std::size_t degree = context->degree(), mask = 2 * degree - 1;
+        std::size_t back = 1;  // the inverse of element: its order is a power of two
+        for (std::size_t power = element; power != 1; power = power * power & mask) back = back * power & mask;
+        const Permutation &moves = context->permutation(back);
+        const Memory whole(degree);
+        Word *copy = whole.data();
+        for (std::size_t place = 0; place <= limbs; ++place)
+            for (std::size_t digit = 0; digit < limbs; ++digit)
+                for (std::size_t polynomial = 0; polynomial < 2; ++polynomial) {
+                    Word *row = key.row(limbs, place, digit, polynomial);
+                    std::memcpy(copy, row, degree * sizeof(Word));
+                    const Ring &at = context->ring_at(limbs, place);
+                    at.kernels->permute(at, moves, copy, row);
+                }
+    }
+    keys.erase(element);
+    keys.emplace(element, std::move(key));
+    return true;
+}
+
+std::size_t ProgramKeys::bytes() const noexcept {
+    std::size_t words = 0;
+    for (const auto &[element, key] : keys) words += key.words();
+    return words * sizeof(Word);
+}
+
+// --- making ----------------------------------------------------------------------------------------------------------
+
+struct Program::Slot {
+    Memory arena, temporary;
+    Pool pool;
+    Slot(std::size_t words, std::size_t degree, std::size_t threads)
+        : arena(words), temporary(2 * threads * degree), pool(threads) {}
+};
+
+Program::Program(std::shared_ptr<const Context> context) : context_(std::move(context)) {}
+Program::~Program() = default;
+
+std::size_t Program::input(std::size_t limbs) {
+    expect(!finished_ && instructions_.empty(), "Expected inputs before instructions");
+    expect(limbs >= 1 && limbs <= context_->limbs(), "Expected a level of the parameters");
+    inputs_.push_back(registers_.size());
+    registers_.push_back({limbs, false});
+    return inputs_.back();
+}
+
+// Plaintexts lie beside each other in large blocks: a linear map reads hundreds of them at a time.
+Word *Program::room(std::size_t words) {
+    if (slabs_.empty() || slab_used_ + words > slabs_.back().size()) {
+        slabs_.emplace_back(std::max(words, slab_words));
+        slab_used_ = 0;
+    }
+    Word *found = slabs_.back().data() + slab_used_;
+    slab_used_ += words;
+    plain_words_ += words;
+    return found;
+}
+
+std::size_t Program::plain(const std::int64_t *coefficients, unsigned shift, std::size_t limbs, bool extended) {
+    expect(!finished_, "Expected plaintexts before the program is finished");
+    expect(limbs >= 1 && limbs <= context_->limbs() && shift < 1024, "Expected a level of the parameters");
+    expect(!extended || context_->switches(), "Expected parameters with a special prime");
+    const std::size_t degree = context_->degree(), places = limbs + extended;
+    Word *rows = room(places * degree);
+    for (std::size_t place = 0; place < places; ++place) {
+        const Ring &ring = context_->ring_at(limbs, place);
+        Word *row = rows + place * degree;
+        const auto q = static_cast<std::int64_t>(ring.q.value);
+        for (std::size_t i = 0; i < degree; ++i) {
+            const std::int64_t rest = coefficients[i] % q;
+            row[i] = static_cast<Word>(rest + (q & -static_cast<std::int64_t>(rest < 0)));
+        }
+        if (shift) ring.kernels->scale(ring, row, power(2, shift, ring.q), row);
+        ring.kernels->forward(ring, row);
+    }
+    plains_.push_back({rows, limbs, extended});
+    return plains_.size() - 1;
+}
+
+const Register &Program::readable(std::size_t place, std::size_t limbs) const {
+    expect(!finished_ && place < registers_.size(), "Expected a register that was written");
+    const Register &held = registers_[place];
+    expect(limbs >= 1 && limbs <= held.limbs, "Expected a register with so many primes");
+    return held;
+}
+
+void Program::check_plain(std::size_t plain, std::size_t limbs, bool extended) const {
+    expect(plain < plains_.size() && plains_[plain].limbs >= limbs && plains_[plain].extended >= extended,
+           "Expected a plaintext of this level");
+}
+
+void Program::need(std::size_t element, std::size_t limbs) {
+    expect(context_->switches() && element < 2 * context_->degree() && (element % 2 || !element) && element != 1,
+           "Expected a Galois element");
+    std::size_t &most = key_limbs_[element];
+    most = std::max(most, limbs);
+}
+
+std::size_t Program::write(Instruction instruction, std::size_t limbs, bool extended) {
+    instruction.written = registers_.size();
+    registers_.push_back({limbs, extended});
+    instructions_.push_back(std::move(instruction));
+    return registers_.size() - 1;
+}
+
+std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t limbs, Transform made) {
+    for (const std::size_t source : sources)
+        expect(!readable(source, limbs).extended, "Expected sources that are divided");
+    bool filled = false;
+    const long count = static_cast<long>(sources.size());
+    for (std::size_t place = 0; place < made.babies.size(); ++place) {
+        const Baby &baby = made.babies[place];
+        expect(baby.parent >= -count && baby.parent < static_cast<long>(place), "Expected parents before their babies");
+        if (baby.element != 1) need(baby.element, limbs);
+    }
+    for (const auto &giant : made.giants) {
+        filled |= !giant.empty();
+        for (const Weight &weight : giant) {
+            expect(weight.baby < made.babies.size(), "Expected weights of babies");
+            check_plain(weight.plain, limbs, true);
+        }
+    }
+    expect(filled && count > 0, "Expected a map with weights");
+    if (made.giants.size() > 1) need(made.giant_element, limbs);
+    Instruction instruction{Kind::transform, limbs, std::move(sources), 0, {}, {}, 0, std::move(made)};
+    return write(std::move(instruction), limbs, true);
+}
+
+std::size_t Program::fold(std::size_t source, std::size_t limbs, std::vector<std::size_t> elements) {
+    const Register &held = readable(source, limbs);
+    expect(!elements.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
+    for (const std::size_t element : elements) {
+        expect(element != 0, "Expected a Galois element");
+        need(element, limbs);
+    }
+    return write({Kind::fold, limbs, {source}, 0, {}, std::move(elements), 0, {}}, limbs, true);
+}
+
+std::size_t Program::rotate(std::size_t source, std::size_t limbs, std::size_t element) {
+    const Register &held = readable(source, limbs);
+    expect(element != 0 && (!held.extended || held.limbs == limbs), "Expected a rotation, at the register's level");
+    need(element, limbs);
+    return write({Kind::rotate, limbs, {source}, 0, {}, {element}, 0, {}}, limbs, true);
+}
+
+std::size_t Program::product(std::size_t one, std::size_t other, std::size_t limbs) {
+    expect(!readable(one, limbs).extended && !readable(other, limbs).extended, "Expected factors that are divided");
+    need(0, limbs);
+    return write({Kind::product, limbs, {one, other}, 0, {}, {}, 0, {}}, limbs, true);
+}
+
+std::size_t Program::divide(std::size_t source, std::size_t limbs, std::size_t drops) {
+    const Register &held = readable(source, limbs);
+    expect(drops < limbs && (drops || held.extended), "Expected a division that leaves a prime");
+    expect(!held.extended || held.limbs == limbs, "Expected an extended register at its own level");
+    return write({Kind::divide, limbs, {source}, 0, {}, {}, drops, {}}, limbs - drops, false);
+}
+
+std::size_t Program::add(std::size_t one, std::size_t other, std::size_t limbs) {
+    expect(!readable(one, limbs).extended && !readable(other, limbs).extended, "Expected terms that are divided");
+    return write({Kind::add, limbs, {one, other}, 0, {}, {}, 0, {}}, limbs, false);
+}
+
+std::size_t Program::combine(std::vector<std::size_t> sources, std::size_t limbs, std::vector<std::size_t> plains) {
+    expect(!sources.empty() && sources.size() == plains.size() && sources.size() <= 1024, "Expected a plaintext for each");
+    for (const std::size_t source : sources)
+        expect(!readable(source, limbs).extended, "Expected terms that are divided");
+    for (const std::size_t plain : plains) check_plain(plain, limbs, false);
+    return write({Kind::combine, limbs, std::move(sources), 0, std::move(plains), {}, 0, {}}, limbs, false);
+}
+
+std::size_t Program::add_plain(std::size_t source, std::size_t limbs, std::size_t plain) {
+    expect(!readable(source, limbs).extended, "Expected a term that is divided");
+    check_plain(plain, limbs, false);
+    return write({Kind::add_plain, limbs, {source}, 0, {plain}, {}, 0, {}}, limbs, false);
+}
+
+void Program::finish(std::vector<std::size_t> outputs, std::vector<std::size_t> limbs) {
+    expect(outputs.size() == limbs.size(), "Expected a level for each output");
+    for (std::size_t place = 0; place < outputs.size(); ++place)
+        expect(!readable(outputs[place], limbs[place]).extended, "Expected outputs that are divided");
+    outputs_ = std::move(outputs);
+    output_limbs_ = std::move(limbs);
+    finished_ = true;
+    plan();
+}
+
+// Places in the arena: first fit among the registers that live at the same time.
+void Program::plan() {
+    const std::size_t end = instructions_.size();
+    for (std::size_t number = 0; number < end; ++number) {
+        for (const std::size_t read : instructions_[number].read) registers_[read].last_use = number;
+        registers_[instructions_[number].written].last_use = number;
+    }
+    for (const std::size_t output : outputs_) registers_[output].last_use = end;
+    std::map<std::size_t, std::size_t> taken;  // offset to end
+    const auto place = [&](Register &held) {
+        const std::size_t words = 2 * (held.limbs + held.extended) * context_->degree();
+        std::size_t at = 0;
+        for (const auto &[offset, until] : taken) {
+            if (at + words <= offset) break;
+            at = until;
+        }
+        held.offset = at;
+        taken[at] = at + words;
+        arena_words_ = std::max(arena_words_, at + words);
+    };
+    for (const std::size_t input : inputs_) place(registers_[input]);
+    for (std::size_t number = 0; number < end; ++number) {
+        const Instruction &one = instructions_[number];
+        place(registers_[one.written]);
+        std::vector<std::size_t> over = one.read;
+        over.push_back(one.written);
+        for (const std::size_t read : over)
+            if (registers_[read].last_use == number) taken.erase(registers_[read].offset);
+        scratch_words_ = std::max(scratch_words_, scratch_rows(*this, one) * context_->degree());
+    }
+    seconds_.assign(end, 0.0);
+}
+
+// --- running ---------------------------------------------------------------------------------------------------------
+
+std::unique_ptr<Program::Slot> Program::slot(std::size_t threads) {
+    {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        for (auto &one : idle_)
+            if (one->pool.threads() == threads) {
+                std::swap(one, idle_.back());
+                auto found = std::move(idle_.back());
+                idle_.pop_back();
+                return found;
+            }
+    }
+    return std::make_unique<Slot>(arena_words(), context_->degree(), threads);
+}
+
+void Program::run(const ProgramKeys &keys, const std::vector<const Word *> &inputs, const std::vector<Word *> &outputs,
+                  std::size_t threads) {
+    expect(finished_ && inputs.size() == inputs_.size() && outputs.size() == outputs_.size(),
+           "Expected as many inputs and outputs as the program has");
+    expect(keys.context == context_, "Expected keys of the program's parameters");
+    for (const auto &[element, limbs] : key_limbs_) {
+        const auto found = keys.keys.find(element);
+        expect(found != keys.keys.end() && found->second.limbs() >= limbs, "Expected the keys that the program needs");
+    }
+    auto used = slot(std::min(std::max(threads, std::size_t{1}), most_threads));
+    Executor executor(*this, keys, used->pool, used->arena.data(), used->arena.data() + arena_words_,
+                      used->temporary.data());
+    const std::size_t degree = context_->degree();
+    bool below = true;
+    for (std::size_t place = 0; place < inputs.size(); ++place) {
+        const Register &held = registers_[inputs_[place]];
+        for (std::size_t row = 0; row < 2 * held.limbs; ++row) {
+            Word *own = used->arena.data() + held.offset + row * degree;
+            std::memcpy(own, inputs[place] + row * degree, degree * sizeof(Word));
+            const Ring &ring = context_->ring(row % held.limbs);
+            below &= ring.kernels->below(ring, own);
+        }
+    }
+    std::vector<double> seconds(instructions_.size());
+    for (std::size_t number = 0; below && number < instructions_.size(); ++number) {
+        const auto begin = std::chrono::steady_clock::now();
+        executor.run(instructions_[number]);
+        seconds[number] = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    }
+    for (std::size_t place = 0; below && place < outputs.size(); ++place)
+        for (std::size_t row = 0; row < 2 * output_limbs_[place]; ++row)
+            std::memcpy(outputs[place] + row * degree,
+                        executor.row(outputs_[place], row / output_limbs_[place], output_limbs_[place],
+                                     row % output_limbs_[place]),
+                        degree * sizeof(Word));
+    const std::lock_guard<std::mutex> lock(mutex_);
+    idle_.push_back(std::move(used));
+    expect(below, "Expected numbers below their primes");
+    for (std::size_t number = 0; number < seconds.size(); ++number) seconds_[number] += seconds[number];
+    ++runs_;
+}
+
+std::vector<Program::Spent> Program::profile() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    std::vector<Spent> found;
+    for (std::size_t number = 0; number < instructions_.size(); ++number)
+        found.push_back({std::string(names[static_cast<std::size_t>(instructions_[number].kind)]) + " at " +
+                             std::to_string(instructions_[number].limbs),
+                         runs_, seconds_[number]});
+    return found;
+}
+
+}  // namespace confide::ckks

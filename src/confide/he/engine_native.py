@@ -1,0 +1,172 @@
+"""Models as programs in C++ (`native/ckks`): made once from the plan, executed whole without the interpreter lock.
+
+No secret comes here: a program holds encoded weights and works on ciphertexts and public evaluation keys. Fresh
+encryptions of zero, which need randomness, come from Microsoft SEAL.
+
+`CONFIDE_NATIVE=0` switches this off; so does installing without a C++ compiler. Everything runs on SEAL then, slower.
+`CONFIDE_THREADS` says how many threads one answer may take: 1 if it says nothing.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from confide.crypto.random import Randomness
+from confide.errors import ProtocolError, UsageError
+from confide.he.arithmetic import Computation, Shape
+from confide.he.machines import Keys, Machine, SealMachine, flooding_slots
+from confide.he.packed import key_set_bytes, pack, packed_bytes, unpack
+from confide.he.recorder import Recorder, galois_element
+from confide.he.seal import Ciphertext, Context, Evaluation, Needs, PublicKeys
+from confide.he.seal_format import Residues
+from confide.he.slots import coefficients
+
+try:
+    import confide._native as _native
+except ImportError:
+    _native = None
+
+#: What executes plans: "native" is this module, "seal" Microsoft SEAL; "auto" takes the first that is here.
+Engine = Literal["auto", "native", "seal"]
+
+
+class NativeUnavailable(UserWarning):
+    """Encrypted inference runs several times slower than it could, since the native evaluator is not here."""
+
+
+def available() -> bool:
+    """Return whether programs can be executed: the extension is here, and not switched off."""
+    return _native is not None and not _native.ckks.switched_off()
+
+
+def machine(context: Context, computation: Computation, engine: Engine) -> Machine:
+    """Return what executes a computation.
+
+    Raises:
+        UsageError: "native" was asked for and is not available.
+    """
+    if engine == "seal":
+        return SealMachine(context, computation)
+    if available():
+        return NativeMachine(context, computation)
+    if engine == "native":
+        raise UsageError(
+            "Expected the native evaluator for engine='native'; install confide where a C++17 compiler is, and "
+            "leave CONFIDE_NATIVE unset"
+        )
+    if _native is None:
+        warnings.warn(
+            "confide was installed without a C++ compiler: encrypted inference runs on Microsoft SEAL alone, slower",
+            NativeUnavailable,
+            stacklevel=2,
+        )
+    return SealMachine(context, computation)
+
+
+class NativeKeys:
+    """A client's public keys, as programs use them.
+
+    Args:
+        context: of the parameters.
+        program: says which keys it reads, and at which levels.
+        native: the program's context.
+        public: a stranger's.
+        needs: the plan's.
+
+    Raises:
+        ProtocolError: a part is missing, superfluous or malformed.
+    """
+
+    def __init__(self, context: Context, program: Any, native: Any, public: PublicKeys, needs: Needs) -> None:
+        present = (bool(public.encryption), bool(public.relinearisation), bool(public.rotation))
+        if len(public.nonce) != 16 or present != (needs.encryption, needs.relinearisation, bool(needs.steps)):
+            raise ProtocolError("Expected the public keys that this plan needs, and no others")
+        only = PublicKeys(nonce=public.nonce, encryption=public.encryption)
+        self._encryption = Evaluation(context, only, Needs(encryption=needs.encryption))
+        assert _native is not None
+        self.keys: Any = _native.ckks.ProgramKeys(native)
+        self._limbs = dict(program.key_limbs())
+        self._context = context
+        degree = context.parameters.degree
+        self._load(public.relinearisation, (0,) if needs.relinearisation else ())
+        # On the wire keys stand in the order of SEAL's positions, (element - 1) / 2.
+        self._load(public.rotation, sorted(galois_element(step, degree) for step in needs.steps))
+
+    def _load(self, body: bytes, elements: Sequence[int]) -> None:
+        form, digits = self._context.key_form, len(self._context.parameters.data_primes)
+        if len(body) != key_set_bytes(form, digits=digits, keys=len(elements)):
+            raise ProtocolError("Expected the key-switching keys of this plan, each of full length, and no others")
+        each = key_set_bytes(form, digits=digits, keys=1)
+        for place, element in enumerate(elements):
+            part = memoryview(body)[place * each : (place + 1) * each]
+            residues = unpack(part, (digits, *form.shape), form.primes)
+            if element in self._limbs and not self.keys.load(element, self._limbs[element], residues):
+                raise ProtocolError("Expected numbers below their primes")
+
+    def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
+        return self._encryption.zero(limbs=limbs, scale=scale)
+
+
+class NativeMachine:
+    """Execution of a program.
+
+    Args:
+        context: of the parameters.
+        computation: the model's.
+    """
+
+    def __init__(self, context: Context, computation: Computation) -> None:
+        assert _native is not None
+        parameters = context.parameters
+        self._context = context
+        self._native: Any = _native.ckks.Context(parameters.degree, list(parameters.data_primes), parameters.special)
+        self.program: Any = _native.ckks.Program(self._native)
+        self._threads: int = _native.ckks.wanted_threads() or 1
+        recorder = Recorder(self.program, parameters)
+        self._question, self._reply, self._flooding = computation.question, computation.reply, computation.flooding
+        inputs = [
+            recorder.input(limbs=self._question.limbs, scale=self._question.scale) for _ in range(self._question.count)
+        ]
+        results = computation.run(recorder, computation.encoded(recorder), inputs)
+        recorder.finish(results, limbs=self._reply.limbs)
+
+    def keys(self, public: PublicKeys, needs: Needs) -> NativeKeys:
+        return NativeKeys(self._context, self.program, self._native, public, needs)
+
+    def answer(self, keys: Keys, bodies: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
+        assert isinstance(keys, NativeKeys)
+        if len(bodies) != self._question.count:
+            raise ProtocolError("Expected as many ciphertexts as the rows take")
+        inputs = [self._read(body) for body in bodies]
+        results = [np.empty(self._shape(self._reply), np.uint64) for _ in range(self._reply.count)]
+        self.program.run(keys.keys, inputs, results, self._threads)
+        return tuple(self._leave(keys, one, rng) for one in results)
+
+    def _shape(self, form: Shape) -> tuple[int, int, int]:
+        return 2, form.limbs, self._context.parameters.degree
+
+    def _read(self, body: bytes) -> Residues:
+        primes = self._context.parameters.data_primes[: self._question.limbs]
+        if len(body) != packed_bytes(primes, rows=2, count=self._context.parameters.degree):
+            raise ProtocolError("Expected a ciphertext of the length that the plan implies")
+        return unpack(body, self._shape(self._question), primes)
+
+    def _leave(self, keys: NativeKeys, residues: Residues, rng: Randomness) -> bytes:
+        """Return a result as it travels; where it is protected, with an encryption of zero and with noise."""
+        primes = self._context.parameters.data_primes[: self._reply.limbs]
+        if not residues[1].any():
+            raise ProtocolError("Expected encryptions, not numbers in the clear")
+        if self._flooding is not None:
+            form = self._context.form(limbs=self._reply.limbs, ntt=True, scale=self._reply.scale)
+            zero = self._context.residues(keys.zero(limbs=self._reply.limbs, scale=self._reply.scale), form)
+            degree = self._context.parameters.degree
+            noise, shift = coefficients(flooding_slots(degree, self._flooding, rng), self._reply.scale, degree)
+            assert not shift  # it is about as large as errors are
+            moduli = np.array(primes, np.uint64)[:, None]
+            residues = (residues + zero) % moduli
+            residues[0] = (residues[0] + self._native.encode(noise, self._reply.limbs)) % moduli
+        return pack(residues, primes)
