@@ -153,6 +153,10 @@ class ClientKit:
             self._parsed = kept, mine(kept, self.engine.context, kit=self.encoded)
         return self._parsed[1]
 
+    def prepare_ahead(self) -> bool:
+        """Do a part of the next encryption, of a millisecond. Returns False if there is nothing to do."""
+        return self._parsed is not None and self._parsed[1].secret.prepare_ahead()
+
 
 class ServerKit:
     """Private: the plan and the encoded model. It stays in the server's memory.
