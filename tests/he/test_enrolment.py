@@ -18,6 +18,7 @@ from confide.he.enrolment import LONGEST_SECONDS, SKEW_SECONDS, Dates, Enrolment
 from confide.he.envelope import SealedQuery, SealedReply
 from confide.he.parameters import Parameters
 from confide.he.seal import Context, Needs, PublicKeys, SecretKey, ntt_primes
+from confide.he.seal_wire import SealReply
 from confide.he.setup import KeyId, Owned
 from confide.wire import alter, decode, encode
 from he.oracle import Pair, corners, logistic, ternary_secret
@@ -128,7 +129,7 @@ def test_lifetimes_are_checked(seconds):
 
 # --- what never travels -----------------------------------------------------------------------------------------------
 
-MESSAGES = (Enrolment, KeyId, SealedQuery, SealedReply, Query, LinearReply, NetworkReply, PublicKeys)
+MESSAGES = (Enrolment, KeyId, SealedQuery, SealedReply, Query, LinearReply, NetworkReply, SealReply, PublicKeys)
 STORED = {"Owned", "_Kept", "Known", "Dates", "_Public", "_Rows"}  # a store's, parts of others, the public kit
 
 

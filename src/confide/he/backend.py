@@ -53,7 +53,8 @@ from confide.he.plan_linear import LinearPlan
 from confide.he.plan_network import NetworkPlan
 from confide.he.plan_trees import MOST_BINS, TreesPlan
 from confide.he.publish import Decrypted, Publications, check_reserved, may_publish, reserve
-from confide.he.seal import Evaluation, SecretKey
+from confide.he.seal import Evaluation, Needs, SecretKey
+from confide.he.seal_wire import SealReply, WireForm, linear_reply, network_reply, packed_query
 from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
 from confide.he.trees import leaves_of
 from confide.ideal import Backend, Kit, Matrix
@@ -76,16 +77,18 @@ _PUBLICATIONS = Publications()
 
 
 class _Public(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A client kit on the wire."""
+    """A client kit on the wire; `needs` follows from the plan, and stands there for clients that are not ours."""
 
     format: int
     plan: Plan
+    needs: Needs
 
 
 class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client asks, inside a `SealedQuery`: encryptions of its rows, packed."""
+    """What a client asks, inside a `SealedQuery`: encryptions of its rows, packed or as SEAL writes them."""
 
     ciphertexts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=_MOST_CIPHERTEXTS)]
+    form: WireForm = "packed"
 
 
 class _Rows(msgspec.Struct, frozen=True):
@@ -122,7 +125,7 @@ class ClientKit:
         self._parsed: tuple[Owned, Mine] | None = None
 
     def encode(self) -> bytes:
-        return encode(_Public(FORMAT, self.plan))
+        return encode(_Public(FORMAT, self.plan, self.plan.needs))
 
     @cached_property
     def encoded(self) -> bytes:
@@ -232,7 +235,7 @@ class ServerKit:
         """Return a client's public keys. Raises ProtocolError on anything else."""
         if isinstance(self.engine, LinearServer):
             return public_keys(body, self.engine.context, self.plan.needs)
-        return self.engine.keys(uploaded(body))
+        return self.engine.keys(uploaded(body, self.engine.context, self.plan.needs))
 
 
 class Homomorphic(Backend):
@@ -378,6 +381,8 @@ class Homomorphic(Backend):
         if role != "client" or public.format != FORMAT:
             raise ProtocolError(f"Expected a client kit of format={FORMAT}")
         kit = ClientKit(public.plan.checked())
+        if public.needs != kit.plan.needs:
+            raise ProtocolError("Expected a kit that asks for the keys of its plan")
         if keys_bytes(kit.plan) > _MOST_KEYS_BYTES:
             raise ProtocolError(f"Expected a plan with keys of at most {_MOST_KEYS_BYTES} bytes")
         if kit.plan.needs.relinearisation or kit.plan.needs.steps:
@@ -528,16 +533,23 @@ def _answer(
     kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness
 ) -> msgspec.Struct:
     engine = kit.engine
+    minor, ciphertexts = None, query.ciphertexts
+    if query.form == "seal":
+        minor, ciphertexts = packed_query(ciphertexts, engine.context, kit.plan, rows)
     exponents = engine.exponents.astype("<i2").tobytes()
     if isinstance(engine, LinearServer):
         assert isinstance(keys, Evaluation)
         primes = kit.plan.parameters.data_primes
-        c0, c1 = engine.answer(keys, query.ciphertexts, rows, rng)
+        c0, c1 = engine.answer(keys, ciphertexts, rows, rng)
+        if minor is not None:
+            return SealReply(exponents, linear_reply(c0, c1, engine.context, engine.plan, minor))
         return LinearReply(exponents, pack(c0.reshape(len(primes), -1), primes), pack(c1, primes))
-    if rows < 1 or len(query.ciphertexts) != engine.plan.queries(rows):
+    if rows < 1 or len(ciphertexts) != engine.plan.queries(rows):
         raise ProtocolError("Expected as many ciphertexts as the rows take")
-    error_bits = np.array([_error_bits(engine)], "<i2").tobytes()
-    return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts, rng))
+    answers = engine.answer(keys, ciphertexts, rng)
+    if minor is not None:
+        return SealReply(exponents, network_reply(answers, engine.context, engine.plan, minor))
+    return NetworkReply(exponents, np.array([_error_bits(engine)], "<i2").tobytes(), answers)
 
 
 def _error_bits(engine: CkksServer) -> int:
