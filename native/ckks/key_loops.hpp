@@ -1,7 +1,7 @@
-// Sums of products of digits and one place of a key-switching key: the loops that read keys, and how keys lie in memory.
+// Sums of products of digits and one place of a key-switching key: the loops that read keys, and how keys lie there.
 //
-// A key is read once per key switch, front to back, and is larger than the caches: its bytes are what a hoisted rotation
-// costs at the least. So residues below 2^50 are kept in 52 bits where AVX-512-IFMA reads them, else in words of 64.
+// A key is read once per key switch, front to back, and keys are larger than the caches: its bytes are what a hoisted
+// rotation costs at the least. So residues below 2^50 are kept in 52 bits where AVX-512-IFMA reads them, else in words of 64.
 // Eight residues make a block; the blocks of a place are ordered by position in the row, then digit, then polynomial:
 // one stream, whatever the level.
 #pragma once

@@ -66,7 +66,8 @@ CONFIDE_IFMA inline __m512i whole(__m512i low, __m512i high, const Constants &c)
     low = _mm512_and_si512(low, c.mask);
     const __m512i quotient = _mm512_madd52hi_epu64(zero, high, c.wide_shoup);
     const __m512i product = _mm512_madd52lo_epu64(zero, high, c.wide);
-    const __m512i part = _mm512_and_si512(_mm512_sub_epi64(product, _mm512_madd52lo_epu64(zero, quotient, c.q)), c.mask);
+    const __m512i taken = _mm512_madd52lo_epu64(zero, quotient, c.q);
+    const __m512i part = _mm512_and_si512(_mm512_sub_epi64(product, taken), c.mask);
     const __m512i count = _mm512_madd52hi_epu64(zero, low, c.ratio);
     const __m512i rest = _mm512_sub_epi64(low, _mm512_madd52lo_epu64(zero, count, c.q));
     __m512i sum = _mm512_add_epi64(part, rest);

@@ -41,31 +41,15 @@ bool switched_off() {
 bool ProgramKeys::load(std::size_t element, std::size_t limbs, const Word *residues) {
     SwitchKey key(*context, limbs);
     if (!key.load(*context, residues)) return false;
-    if (element) {
-        const std::size_t degree = context->degree(), mask = 2 * degree - 1;
-        std::size_t back = 1;  // the inverse of element: its order is a power of two
-        for (std::size_t power = element; power != 1; power = power * power & mask) back = back * power & mask;
-        const Permutation &moves = context->permutation(back);
-        const Memory whole(degree);
-        Word *copy = whole.data();
-        for (std::size_t place = 0; place <= limbs; ++place)
-            for (std::size_t digit = 0; digit < limbs; ++digit)
-                for (std::size_t polynomial = 0; polynomial < 2; ++polynomial) {
-                    Word *row = key.row(limbs, place, digit, polynomial);
-                    std::memcpy(copy, row, degree * sizeof(Word));
-                    const Ring &at = context->ring_at(limbs, place);
-                    at.kernels->permute(at, moves, copy, row);
-                }
-    }
     keys.erase(element);
     keys.emplace(element, std::move(key));
     return true;
 }
 
 std::size_t ProgramKeys::bytes() const noexcept {
-    std::size_t words = 0;
-    for (const auto &[element, key] : keys) words += key.words();
-    return words * sizeof(Word);
+    std::size_t whole = 0;
+    for (const auto &[element, key] : keys) whole += key.bytes();
+    return whole;
 }
 
 // --- making ----------------------------------------------------------------------------------------------------------

@@ -31,8 +31,7 @@
 
 namespace confide::ckks {
 
-// The public keys of one client, for executing programs. Each row of a Galois key is stored with the inverse of its
-// automorphism applied, so that sums of products are permuted once and not each digit.
+// The public keys of one client, for executing programs.
 struct ProgramKeys {
     explicit ProgramKeys(std::shared_ptr<const Context> parameters) : context(std::move(parameters)) {}
     ProgramKeys(const ProgramKeys &) = delete;
