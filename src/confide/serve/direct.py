@@ -13,7 +13,6 @@ from __future__ import annotations
 import re
 import select
 import socket
-import ssl
 import threading
 import time
 from collections.abc import Generator
@@ -178,11 +177,19 @@ class _Answer:
     def received(self) -> Received:
         return Received(self._status, self._headers, b"".join(self._chunks))
 
+    def on_message_begin(self) -> None:
+        if self.complete:  # bytes behind the answer, which nobody asked for
+            self.reusable = False
+
     def on_header(self, name: bytes, value: bytes) -> None:
+        if self.complete:
+            return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
 
     def on_headers_complete(self) -> None:
+        if self.complete:
+            return
         self._status = self._parser.get_status_code()
         if self._status < 200:
             return
@@ -193,6 +200,8 @@ class _Answer:
         self._ends_with_connection = not sized
 
     def on_body(self, body: bytes) -> None:
+        if self.complete:
+            return
         self._size += len(body)
         if self._size > self._max_bytes:
             raise too_large(self._max_bytes)
@@ -201,13 +210,8 @@ class _Answer:
     def on_message_complete(self) -> None:
         if self._status < 200:  # "100 Continue" and the like: the answer is still to come
             self._headers = {}
-            return
-        self.reusable = self._lasts and not self.complete
-        self.complete = True
-
-    def on_message_begin(self) -> None:
-        if self.complete:  # bytes behind the answer: nobody asked for them
-            self.reusable = False
+        elif not self.complete:
+            self.complete, self.reusable = True, self._lasts
 
 
 def _write(connection: socket.socket, head: bytes, what: Send, sent: Sent) -> httpx2.TransportError | None:

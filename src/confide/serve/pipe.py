@@ -27,6 +27,7 @@ class Pipe:
 
     def __init__(self, end: socket.socket) -> None:
         self._end = end
+        self._rest = b""  # of what was read: the beginning of the next message
 
     def send(self, head: bytes, body: bytes = b"", *, deadline: float | None = None) -> None:
         """Send one message.
@@ -55,14 +56,16 @@ class Pipe:
             EOFError: the other end has gone.
             TimeoutError, OSError: as in `send`.
         """
-        first = bytearray()
+        first = self._rest
         while len(first) < _LENGTHS.size:
             first += self._some(_READ_BYTES, deadline)
         head, body = _LENGTHS.unpack_from(first)
-        whole = bytearray(_LENGTHS.size + head + body)
+        size = _LENGTHS.size + head + body
+        first, self._rest = first[:size], first[size:]
+        whole = bytearray(size)
         whole[: len(first)] = first
         view, at = memoryview(whole), len(first)
-        while at < len(whole):
+        while at < size:
             self._wait_until(deadline)
             count = self._end.recv_into(view[at:])
             if not count:
@@ -73,6 +76,8 @@ class Pipe:
 
     def poll(self) -> bool:
         """Return whether something has come: a message, or the end."""
+        if self._rest:
+            return True
         waiting = select.poll()
         waiting.register(self._end, select.POLLIN)
         return bool(waiting.poll(0))
