@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
+#include <thread>
 
 #include "executor.hpp"
 
@@ -302,6 +305,37 @@ void Program::run(const ProgramKeys &keys, const std::vector<const Word *> &inpu
     expect(below, "Expected numbers below their primes");
     for (std::size_t number = 0; number < seconds.size(); ++number) seconds_[number] += seconds[number];
     ++runs_;
+}
+
+void Program::run_each(const ProgramKeys &keys, const std::vector<const Word *> &inputs,
+                       const std::vector<Word *> &outputs, std::size_t count, std::size_t threads) {
+    expect(finished_ && inputs.size() == inputs_.size() && outputs.size() == outputs_.size(),
+           "Expected as many inputs and outputs as the program has");
+    std::atomic<std::size_t> next{0};
+    std::exception_ptr failure;
+    const auto work = [&] {
+        std::vector<const Word *> in(inputs.size());
+        std::vector<Word *> out(outputs.size());
+        try {
+            for (std::size_t one; (one = next.fetch_add(1)) < count;) {
+                for (std::size_t place = 0; place < in.size(); ++place)
+                    in[place] = inputs[place] + one * 2 * registers_[inputs_[place]].limbs * context_->degree();
+                for (std::size_t place = 0; place < out.size(); ++place)
+                    out[place] = outputs[place] + one * 2 * output_limbs_[place] * context_->degree();
+                run(keys, in, out, 1);
+            }
+        } catch (...) {
+            next = count;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            failure = std::current_exception();
+        }
+    };
+    std::vector<std::thread> others;
+    for (std::size_t i = 1; i < std::min({std::max(threads, std::size_t{1}), most_threads, count}); ++i)
+        others.emplace_back(work);
+    work();
+    for (std::thread &other : others) other.join();
+    if (failure) std::rethrow_exception(failure);
 }
 
 std::vector<Program::Spent> Program::profile() const {

@@ -117,6 +117,10 @@ class Program {
     void run(const ProgramKeys &keys, const std::vector<const Word *> &inputs, const std::vector<Word *> &outputs,
              std::size_t threads);
 
+    // The same for each of `count` questions, which lie behind each other; threads take whole runs.
+    void run_each(const ProgramKeys &keys, const std::vector<const Word *> &inputs, const std::vector<Word *> &outputs,
+                  std::size_t count, std::size_t threads);
+
     // --- what there is ----------------------------------------------------------------------------------------------
 
     const Context &context() const noexcept { return *context_; }

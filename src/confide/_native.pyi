@@ -118,6 +118,9 @@ class ckks:
         def run(
             self, keys: ckks.ProgramKeys, inputs: Sequence[Words], outputs: Sequence[Words], threads: int
         ) -> None: ...
+        def run_each(
+            self, keys: ckks.ProgramKeys, inputs: Sequence[Words], outputs: Sequence[Words], threads: int
+        ) -> None: ...
         def key_limbs(self) -> list[tuple[int, int]]: ...
         def listing(self) -> list[str]: ...
         def profile(self) -> list[tuple[str, int, float]]: ...
@@ -126,16 +129,16 @@ class ckks:
         @property
         def plain_bytes(self) -> int: ...
 
-class IntegerMap:
-    def __init__(
-        self, inputs: int, outputs: int, groups: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
-    ) -> None: ...
-    def sums(
-        self,
-        residues: NDArray[Any],
-        biases: NDArray[Any],
-        primes: list[int],
-        out: NDArray[Any],
-        threads: int,
-        path: str = "",
-    ) -> None: ...
+    class IntegerMap:
+        def __init__(
+            self, inputs: int, outputs: int, groups: list[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]
+        ) -> None: ...
+        def sums(
+            self,
+            residues: NDArray[Any],
+            biases: NDArray[Any],
+            primes: list[int],
+            out: NDArray[Any],
+            threads: int,
+            path: str = "",
+        ) -> None: ...

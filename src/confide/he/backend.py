@@ -185,7 +185,7 @@ class ServerKit:
         else:
             assert ready is not None
             if isinstance(plan, BatchPlan):
-                self.engine = BatchServer(plan, ready)
+                self.engine = BatchServer(plan, ready, engine)
             else:
                 self.engine = NetworkServer(plan, ready, engine)
         self.keys = Registered("he", self.parse_keys)
