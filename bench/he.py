@@ -29,7 +29,8 @@ from statistics import median
 
 import he_accuracy
 import he_growth
-from he_cases import MODELS, NAMES, Case, cases
+import he_many
+from he_cases import MANY, MODELS, NAMES, Case, cases
 from he_ours import CROWDS, Measured, bulk_rate, measure
 from he_peers import Peer, peers_of, table, write_trees
 
@@ -132,6 +133,12 @@ def bulk_figures(case: Case, seconds: float) -> list[Figure]:
     ]
 
 
+def many_figures(case: Case) -> list[Figure]:
+    found = he_many.measure(case)
+    note = f"largest error of an output {found.error:.1e}"
+    return [_figure(case, *one, note) for one in found.figures()]
+
+
 def show(figures: Sequence[Figure]) -> None:
     for one in figures:
         line = f"{one.figure:<62} " + (
@@ -159,6 +166,8 @@ def tables(chosen: Sequence[Case], options: argparse.Namespace) -> list[Figure]:
             peers = theirs.get(case.peers, [])
             if case.backend is None:
                 figures = not_yet(case)
+            elif case.name in MANY:
+                figures = many_figures(case)
             elif "rows/s" in case.bars:
                 figures = bulk_figures(case, min(options.seconds, 10))
             else:

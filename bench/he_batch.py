@@ -19,7 +19,6 @@ from sklearn.neural_network import MLPClassifier
 from confide.crypto.random import SystemRandomness
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.plan_batch import BatchPlan
-from confide.he.seal import Evaluation
 from confide.model.graph import Graph, Linear, Square
 from confide.wire import MemoryStore, run
 

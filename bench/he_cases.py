@@ -25,7 +25,8 @@ from confide.train.local import descend
 MODELS = Path(__file__).parent / "models"
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist/mnist.npz"
 LINEAR = ("logistic", "logistic-open", "logistic-ckks", "paillier", "network", "bulk")
-NAMES = (*LINEAR, "mlp", "lola", "lenet", "cifar", "trees")
+MANY = ("lola-many", "mlp-many")
+NAMES = (*LINEAR, "mlp", "lola", "lenet", *MANY, "cifar", "trees")
 TRAINED = 400  # rows of the breast-cancer data; the other 169 are held out
 
 
@@ -169,6 +170,22 @@ def network_cases(cifar: Path | None, only: Collection[str]) -> list[Case]:
     return found
 
 
+def many_cases(only: Collection[str]) -> list[Case]:
+    """Return the networks of MNIST in batches, those that are called `only`."""
+    found: list[Case] = []
+    for name, title in zip(MANY, ("LoLa network", "MLP 784-128-128-10"), strict=True):
+        if name not in only:
+            continue
+        graph = network_of(name.removesuffix("-many"))
+        bars = {"server ms/image": 4.0, "points between them": 0.1}
+        case = Case(name, f"MNIST, many images at once, {title}", images(MNIST, (1, 28, 28)), bars=bars)
+        if isinstance(graph, str):
+            found.append(_without(case, graph))
+        else:
+            found.append(ready(replace(case, graph=graph), goal="throughput"))
+    return found
+
+
 def tree_cases() -> list[Case]:
     """Return the boosted trees, whose decisions are compared on 10,000 rows."""
     _, held = breast_cancer()
@@ -183,7 +200,12 @@ def tree_cases() -> list[Case]:
 def cases(cifar: Path | None = None, only: Collection[str] = NAMES) -> list[Case]:
     """Return the cases called `only`, those that cannot run yet among them; no other is planned."""
     trees = tree_cases() if "trees" in only else []
-    found = [*(linear_cases() if set(LINEAR) & set(only) else []), *network_cases(cifar, only), *trees]
+    found = [
+        *(linear_cases() if set(LINEAR) & set(only) else []),
+        *network_cases(cifar, only),
+        *many_cases(only),
+        *trees,
+    ]
     return [case for case in found if case.name in only]
 
 

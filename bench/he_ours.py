@@ -83,16 +83,16 @@ def models_of(argument: bytes) -> list[Model]:
     return [Model(made.name, from_onnx(made.onnx), label, (backend_of(made.backend, made.settings),))]
 
 
-def _serve(made: _Served, pipe: Connection) -> None:
+def _serve(made: _Served, pipe: Connection, limits: Limits) -> None:
     threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
     argument = msgspec.msgpack.encode(made)
     with tempfile.TemporaryDirectory() as folder:
         if made.backend == "he":
             app = create_pooled_app(
-                Source("he_ours:models_of", argument), store=str(Path(folder) / "keys.sqlite"), limits=LIMITS
+                Source("he_ours:models_of", argument), store=str(Path(folder) / "keys.sqlite"), limits=limits
             )
         else:  # its kits hold a key, so no two processes have the same
-            app = create_app(models_of(argument), limits=LIMITS)
+            app = create_app(models_of(argument), limits=limits)
         serve(app, port=0, ready=pipe.send)
 
 
@@ -104,14 +104,14 @@ def _end_with(pipe: Connection) -> None:
 
 
 @contextmanager
-def server(case: Case, *, start_seconds: float = 600.0) -> Iterator[tuple[str, int]]:
+def server(case: Case, *, limits: Limits = LIMITS, start_seconds: float = 600.0) -> Iterator[tuple[str, int]]:
     """Serve one case in a process of its own; yields the URL and the process's number."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
     assert case.graph is not None
     assert case.backend is not None
     made = _Served(case.name, to_onnx(case.graph), case.backend.name, dict(case.settings))
-    process = spawn.Process(target=_serve, args=(made, there))
+    process = spawn.Process(target=_serve, args=(made, there, limits))
     process.start()
     there.close()
     try:

@@ -8,6 +8,7 @@
 
 #include "ckks/bind.hpp"
 #include "ckks/bind_sums.hpp"
+#include "ckks/bind_linear.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
@@ -123,6 +124,7 @@ void route(Table<const std::uint8_t> codes, In<std::int32_t> slots, In<std::int3
 
 NB_MODULE(_native, module) {
     using nb::arg;
+    nb::set_leak_warnings(false);  // what lives as long as the interpreter is no leak
     module.doc() = "The compiled kernels of confide; the rooms call them.";
     module.def("add_words", &add_words<std::uint32_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
     module.def("add_words", &add_words<std::uint64_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
@@ -142,5 +144,6 @@ NB_MODULE(_native, module) {
     auto ckks = module.def_submodule("ckks", "CKKS on ciphertexts, encoded weights and public keys.");
     confide::ckks::bind_evaluator(ckks);
     confide::ckks::bind_program(ckks);
-    confide::ckks::bind_sums(module);
+    confide::ckks::bind_sums(ckks);
+    confide::ckks::bind_linear(module);
 }

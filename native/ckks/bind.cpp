@@ -222,7 +222,7 @@ nb::object rotated_digits(const Handle &handle, const Keys &keys, In<3> a, In<3>
     const Permutation &permutation = handle.context.permutation(element);
     const Aligned in(handle, a), from(handle, digits);
     return made<3>(handle, limbs, {2, limbs + extended, a.shape(2)}, [&](Word *out, Word *scratch) {
-        operation(handle.context, limbs, key, permutation, from, in, out, scratch);
+        operation(handle.context, limbs, key, permutation, in, from, out, scratch);
     });
 }
 

@@ -83,6 +83,33 @@ void run(Program &program, const ProgramKeys &keys, const std::vector<In<3>> &in
     program.run(keys, in, out, threads);
 }
 
+using Questions = nb::ndarray<const Word, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+using Replies = nb::ndarray<Word, nb::ndim<4>, nb::c_contig, nb::device::cpu>;
+
+void run_each(Program &program, const ProgramKeys &keys, const std::vector<Questions> &inputs,
+              const std::vector<Replies> &outputs, std::size_t threads) {
+    const std::size_t degree = program.context().degree();
+    expect(!inputs.empty() && inputs.size() == program.inputs().size() && outputs.size() == program.outputs().size(),
+           "Expected as many inputs and outputs as the program has");
+    const std::size_t count = inputs[0].shape(0);
+    const auto fits = [&](const auto &array, std::size_t limbs) {
+        return array.shape(0) == count && array.shape(1) == 2 && array.shape(2) == limbs && array.shape(3) == degree;
+    };
+    std::vector<const Word *> in;
+    std::vector<Word *> out;
+    for (std::size_t place = 0; place < inputs.size(); ++place) {
+        expect(fits(inputs[place], program.registers()[program.inputs()[place]].limbs),
+               "Expected inputs of shape (count, 2, limbs, N)");
+        in.push_back(inputs[place].data());
+    }
+    for (std::size_t place = 0; place < outputs.size(); ++place) {
+        expect(fits(outputs[place], program.output_limbs()[place]), "Expected outputs of shape (count, 2, limbs, N)");
+        out.push_back(outputs[place].data());
+    }
+    nb::gil_scoped_release unlocked;
+    program.run_each(keys, in, out, count, threads);
+}
+
 // What a program does, one line for each instruction: for tests and for people.
 std::vector<std::string> listing(const Program &program) {
     static const char *const names[] = {"transform", "fold", "rotate", "product", "divide", "add", "combine", "add_plain"};
@@ -138,6 +165,7 @@ void bind_program(nb::module_ &module) {
         .def("add_plain", &Program::add_plain, arg("source"), arg("limbs"), arg("plain"))
         .def("finish", &Program::finish, arg("outputs"), arg("limbs"))
         .def("run", &run, arg("keys"), arg("inputs"), arg("outputs"), arg("threads"))
+        .def("run_each", &run_each, arg("keys"), arg("inputs"), arg("outputs"), arg("threads"))
         .def("key_limbs",
              [](const Program &program) {
                  return Pairs(program.key_limbs().begin(), program.key_limbs().end());

@@ -7,11 +7,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
-#include <algorithm>
-#include <cstdlib>
 #include <stdexcept>
 #include <string>
-#include <thread>
 #include <tuple>
 
 #include "sums.hpp"
@@ -39,14 +36,6 @@ void make(IntegerMap *self, std::size_t inputs, std::size_t outputs, const std::
     new (self) IntegerMap(inputs, outputs, std::move(groups));
 }
 
-// What CONFIDE_THREADS says, or as many as there are cores.
-unsigned threads_of(unsigned wanted) {
-    const char *text = wanted ? nullptr : std::getenv("CONFIDE_THREADS");
-    const long said = text ? std::strtol(text, nullptr, 10) : 0;
-    if (wanted) return wanted;
-    return said > 0 && said < 1024 ? static_cast<unsigned>(said) : std::max(1u, std::thread::hardware_concurrency());
-}
-
 Path path_of(const std::string &name) {
     if (name.empty()) return best_path();
     for (const auto &[path, known] : {std::pair{Path::portable, "portable"}, {Path::avx2, "avx2"}, {Path::ifma, "ifma"}})
@@ -67,7 +56,7 @@ void sums(const IntegerMap &map, In<Word, 4> in, In<Word, 2> biases, const std::
     for (const Word prime : primes) moduli.emplace_back(prime);
     const Path chosen = path_of(path);
     nb::gil_scoped_release unlocked;
-    weighted_sums(map, moduli, degree, in.data(), biases.data(), out.data(), threads_of(threads), chosen);
+    weighted_sums(map, moduli, degree, in.data(), biases.data(), out.data(), threads, chosen);
 }
 
 }  // namespace

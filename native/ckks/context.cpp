@@ -46,7 +46,8 @@ Memory::Memory(std::size_t words) : size_(words) {
 void Memory::Free::operator()(Word *words) const noexcept { std::free(words); }
 
 Context::Context(std::size_t degree, const std::vector<Word> &data_primes, Word special, Path path) : degree_(degree) {
-    if (data_primes.empty()) throw std::invalid_argument("Expected at least one data prime");
+    if (data_primes.empty() || data_primes.size() > most_limbs)
+        throw std::invalid_argument("Expected from 1 to 64 data primes");
     std::vector<Word> all = data_primes;
     if (special) all.push_back(special);
     for (std::size_t i = 0; i < all.size(); ++i)

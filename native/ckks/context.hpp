@@ -38,6 +38,8 @@ struct Division {
     std::vector<Word> itself;       // d modulo each data prime
 };
 
+constexpr std::size_t most_limbs = 64;
+
 // SEAL's numbers: N, data primes q_0 .. q_(L-1), and behind them the special prime p, in which keys also live.
 // At the level with l limbs a ciphertext lives modulo q_0 .. q_(l-1); "place" l of that level is the special prime.
 class Context {

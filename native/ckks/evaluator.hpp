@@ -72,13 +72,14 @@ void rotate(const Context &, std::size_t limbs, const SwitchKey &key, const Perm
 
 // --- hoisted: one decomposition for many rotations -------------------------------------------------------------------
 
-// Words of the digits of one polynomial: [place][digit][N], limbs + 1 places of `limbs` digits.
+// Words of the digits of one polynomial: [place][digit][N], limbs + 1 places of `limbs` digits. The digit of a place's
+// own prime is the polynomial's row, and is left out.
 std::size_t digits_words(const Context &context, std::size_t limbs) noexcept;
 // polynomial [limbs][N]: the second of a ciphertext.
 void decompose(const Context &, std::size_t limbs, const Word *polynomial, Word *digits, Word *scratch);
-// As `rotate`, from the digits of the second polynomial of a ciphertext and its first polynomial.
+// As `rotate`, from a ciphertext and the digits of its second polynomial.
 void rotate_hoisted(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
-                    const Word *digits, const Word *first, Word *out, Word *scratch);
+                    const Word *in, const Word *digits, Word *out, Word *scratch);
 
 // --- doubly hoisted: sums of products in extended form, divided once -------------------------------------------------
 
@@ -86,7 +87,7 @@ void rotate_hoisted(const Context &, std::size_t limbs, const SwitchKey &key, co
 void extend(const Context &, std::size_t limbs, const Word *in, Word *out);
 // A rotation in extended form.
 void rotate_extended(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
-                     const Word *digits, const Word *first, Word *out, Word *scratch);
+                     const Word *in, const Word *digits, Word *out, Word *scratch);
 // Rotates the ciphertext of which `sum` is the extended form, and adds the result in extended form to `out`, or writes
 // it there. Destroys sum. (A giant step.)
 void rotate_extended_sum(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
@@ -103,13 +104,12 @@ void add_extended(const Context &, std::size_t limbs, std::size_t polynomials, c
 // coefficients [limbs][N]: writes the row of `digit`.
 void digit_coefficients(const Context &, std::size_t limbs, const Word *polynomial, std::size_t digit,
                         Word *coefficients);
-// digits [limbs][N]: all digits at one place, in NTT form.
-void digits_at(const Context &, std::size_t limbs, const Word *polynomial, const Word *coefficients, std::size_t place,
-               Word *digits);
-// sums [2][limbs + 1][N]: writes, or adds to, the two rows of `place`. permutation may be null: none. scratch: limbs
-// rows if there is a permutation.
+// digits [limbs][N]: all digits at one place, in NTT form, but for the row of the place's own prime: it is the
+// polynomial's, and `sums_at` reads it there.
+void digits_at(const Context &, std::size_t limbs, const Word *coefficients, std::size_t place, Word *digits);
+// sums [2][limbs + 1][N]: writes, or adds to, the two rows of `place`. permutation may be null: none.
 void sums_at(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation *permutation,
-             std::size_t place, const Word *digits, Word *sums, bool add, Word *scratch);
+             std::size_t place, const Word *polynomial, const Word *digits, Word *sums, bool add);
 // sum [limbs + 1][N], one polynomial: its last row becomes what `divide_at` subtracts.
 void divide_special(const Context &, std::size_t limbs, Word *sum);
 // out row `limb` = the quotient's, plus that of `addend` if it is not null (addend may be out).

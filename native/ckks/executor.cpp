@@ -137,14 +137,10 @@ void Executor::digits_of(std::size_t limbs, const Word *polynomial) {
     });
 }
 
-// The row at `place` of one polynomial of the switched ciphertext, before the automorphism.
-void Executor::sums_at(std::size_t limbs, std::size_t place, std::size_t polynomial, const SwitchKey &key,
-                       std::size_t worker, Word *out, bool add) {
-    auto &rows = right_[worker];
-    rows.clear();
-    for (std::size_t digit = 0; digit < limbs; ++digit) rows.push_back(key.row(limbs, place, digit, polynomial));
-    const Ring &at = ring(limbs, place);
-    at.kernels->dot(at, digit_at_.data() + place * limbs, rows.data(), limbs, out, add);
+// The rows at `place` of the switched ciphertext, its digits permuted unless moves is null.
+void Executor::sums_at(std::size_t limbs, std::size_t place, const SwitchKey &key, const Permutation *moves,
+                       Word *first, Word *second, bool add) const {
+    key.sums(context_, limbs, place, moves, digit_at_.data() + place * limbs, first, second, add);
 }
 
 // --- linear maps -----------------------------------------------------------------------------------------------------
@@ -166,14 +162,14 @@ void Executor::transform(const Instruction &instruction) {
         digits_of(l, nullptr);
         const SwitchKey &key = keys_.keys.at(made.giant_element);
         const Permutation &moves = context_.permutation(made.giant_element);
-        pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
-            const std::size_t place = task / 2, polynomial = task % 2;
+        pool_.each(l + 1, [&](std::size_t place, std::size_t worker) {
             const Ring &at = ring(l, place);
-            Word *sums = spare(worker, 0), *total = row(out, polynomial, l, place);
-            sums_at(l, place, polynomial, key, worker, sums, false);
-            if (polynomial == 0) at.kernels->add(at, sums, total, sums);
-            at.kernels->permute(at, moves, sums, total);
-            inner(instruction, giant, place, polynomial, worker, true);
+            Word *moved = spare(worker, 0), *first = row(out, 0, l, place);
+            at.kernels->permute(at, moves, first, moved);
+            sums_at(l, place, key, &moves, first, row(out, 1, l, place), false);
+            at.kernels->add(at, first, moved, first);
+            inner(instruction, giant, place, 0, worker, true);
+            inner(instruction, giant, place, 1, worker, true);
         });
     }
 }
@@ -220,18 +216,18 @@ void Executor::make_children(const Instruction &instruction, long parent) {
     std::vector<std::size_t> children;
     for (std::size_t place = 0; place < babies.size(); ++place)
         if (babies[place].element != 1 && babies[place].parent == parent) children.push_back(place);
-    const std::size_t rows = 2 * (l + 1);
-    pool_.each(children.size() * rows, [&](std::size_t task, std::size_t worker) {
+    pool_.each(children.size() * (l + 1), [&](std::size_t task, std::size_t worker) {
         // By place first: the digits of one place stay in the cache for all children.
-        const std::size_t place = task / (2 * children.size()), rest = task % (2 * children.size());
-        const std::size_t child = children[rest / 2], polynomial = rest % 2, element = babies[child].element;
+        const std::size_t place = task / children.size(), child = children[task % children.size()];
+        const std::size_t element = babies[child].element;
+        const Permutation &moves = context_.permutation(element);
         const Ring &at = ring(l, place);
-        Word *sums = spare(worker, 0);
-        sums_at(l, place, polynomial, keys_.keys.at(element), worker, sums, false);
-        if (polynomial == 0 && (place < l || origin.special))
-            at.kernels->add(at, sums, origin.rows[0] + place * degree_, sums);
-        Word *out = const_cast<Word *>(babies_[child].rows[polynomial]) + place * degree_;
-        at.kernels->permute(at, context_.permutation(element), sums, out);
+        Word *first = const_cast<Word *>(babies_[child].rows[0]) + place * degree_;
+        Word *second = const_cast<Word *>(babies_[child].rows[1]) + place * degree_, *moved = spare(worker, 0);
+        sums_at(l, place, keys_.keys.at(element), &moves, first, second, false);
+        if (place == l && !origin.special) return;
+        at.kernels->permute(at, moves, origin.rows[0] + place * degree_, moved);
+        at.kernels->add(at, first, moved, first);
     });
 }
 
@@ -272,15 +268,18 @@ void Executor::fold(const Instruction &instruction, bool keep) {
         digits_of(l, before.special ? nullptr : row(from, 1, l, 0));
         const SwitchKey &key = keys_.keys.at(element);
         const Permutation &moves = context_.permutation(element);
-        pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
-            const std::size_t place = task / 2, polynomial = task % 2;
+        pool_.each(l + 1, [&](std::size_t place, std::size_t worker) {
             const Ring &at = ring(l, place);
-            Word *sums = spare(worker, 0), *moved = spare(worker, 1), *total = row(out, polynomial, l, place);
-            const Word *held = place < l || before.special ? before.rows[polynomial] + place * degree_ : nullptr;
-            sums_at(l, place, polynomial, key, worker, sums, false);
-            if (polynomial == 0 && held) at.kernels->add(at, sums, held, sums);
-            at.kernels->permute(at, moves, sums, keep && held ? moved : total);
-            if (keep && held) at.kernels->add(at, moved, held, total);
+            const bool held = place < l || before.special;
+            Word *moved = spare(worker, 0), *first = row(out, 0, l, place), *second = row(out, 1, l, place);
+            const Word *one = before.rows[0] + place * degree_, *other = before.rows[1] + place * degree_;
+            if (held) at.kernels->permute(at, moves, one, moved);
+            if (keep && held && one != first) {
+                std::memcpy(first, one, degree_ * sizeof(Word));
+                std::memcpy(second, other, degree_ * sizeof(Word));
+            }
+            sums_at(l, place, key, &moves, first, second, keep && held);
+            if (held) at.kernels->add(at, first, moved, first);
         });
         before = {{row(out, 0, l, 0), row(out, 1, l, 0)}, true};
     }
@@ -309,9 +308,8 @@ void Executor::product(const Instruction &instruction) {
     coefficients_of(l, last);
     digits_of(l, last);
     const SwitchKey &key = keys_.keys.at(0);
-    pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
-        const std::size_t place = task / 2, polynomial = task % 2;
-        sums_at(l, place, polynomial, key, worker, row(out, polynomial, l, place), place < l);
+    pool_.each(l + 1, [&](std::size_t place, std::size_t) {
+        sums_at(l, place, key, nullptr, row(out, 0, l, place), row(out, 1, l, place), place < l);
     });
 }
 

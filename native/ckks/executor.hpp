@@ -39,8 +39,8 @@ class Executor {
     void coefficients_of(std::size_t limbs, const Word *polynomial);
     void quotient_of(std::size_t limbs, const Word *polynomial);
     void digits_of(std::size_t limbs, const Word *polynomial);
-    void sums_at(std::size_t limbs, std::size_t place, std::size_t polynomial, const SwitchKey &key, std::size_t worker,
-                 Word *out, bool add);
+    void sums_at(std::size_t limbs, std::size_t place, const SwitchKey &key, const Permutation *moves, Word *first,
+                 Word *second, bool add) const;
     void make_babies(const Instruction &instruction);
     void make_children(const Instruction &instruction, long parent);
     void inner(const Instruction &instruction, std::size_t giant, std::size_t place, std::size_t polynomial,

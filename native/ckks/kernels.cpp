@@ -1,9 +1,10 @@
 // Tables, arithmetic of single words, and the portable loops; see kernels.hpp.
-#include "kernels.hpp"
+#include "kernels_paths.hpp"
 
 #include <cstdlib>
 #include <cstring>
 #include <stdexcept>
+#include <utility>
 
 namespace confide::ckks {
 
@@ -176,9 +177,28 @@ Permutation::Permutation(std::size_t degree, std::size_t element) : block(degree
     }
 }
 
-bool runs_here(Path path) { return path == Path::portable; }
+bool runs_here(Path path) {
+#ifdef CONFIDE_CKKS_X86
+    __builtin_cpu_init();
+    if (path == Path::ifma)
+        return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
+               __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512ifma");
+#endif
+    return path == Path::portable;
+}
 
-Path best_path() { return Path::portable; }
+Path best_path() {
+    const char *named = std::getenv("CONFIDE_NATIVE_PATH");
+    for (const auto &[name, path] : {std::pair{"portable", Path::portable}, {"avx2", Path::avx2}, {"ifma", Path::ifma}})
+        if (named && std::strcmp(named, name) == 0) {
+            if (!runs_here(path)) throw std::invalid_argument("Expected an instruction set that this machine has");
+            return path;
+        }
+    if (named && *named) throw std::invalid_argument("Expected CONFIDE_NATIVE_PATH to be portable, avx2 or ifma");
+    for (const Path path : {Path::ifma, Path::avx2})
+        if (runs_here(path)) return path;
+    return Path::portable;
+}
 
 Ring::Ring(Word prime, std::size_t size, Path path)
     : q(prime), degree(size), log_degree(0), kernels(&portable_kernels), roots(size), roots_shoup(size),
@@ -202,6 +222,10 @@ Ring::Ring(Word prime, std::size_t size, Path path)
         inverse_roots_shoup[i] = shoup(inverse_roots[i], q);
     }
     inverse_degree = confide::ckks::inverse(degree, q);
+#ifdef CONFIDE_CKKS_X86
+    if (path == Path::ifma) own = ifma_tables(*this);
+    if (path == Path::ifma && own) kernels = &ifma_kernels;
+#endif
 }
 
 }  // namespace confide::ckks

@@ -3,10 +3,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
+#include <exception>
 #include <stdexcept>
+#include <thread>
 
 #include "executor.hpp"
 
@@ -41,31 +44,15 @@ bool switched_off() {
 bool ProgramKeys::load(std::size_t element, std::size_t limbs, const Word *residues) {
     SwitchKey key(*context, limbs);
     if (!key.load(*context, residues)) return false;
-    if (element) {
-        const std::size_t degree = context->degree(), mask = 2 * degree - 1;
-        std::size_t back = 1;  // the inverse of element: its order is a power of two
-        for (std::size_t power = element; power != 1; power = power * power & mask) back = back * power & mask;
-        const Permutation &moves = context->permutation(back);
-        const Memory whole(degree);
-        Word *copy = whole.data();
-        for (std::size_t place = 0; place <= limbs; ++place)
-            for (std::size_t digit = 0; digit < limbs; ++digit)
-                for (std::size_t polynomial = 0; polynomial < 2; ++polynomial) {
-                    Word *row = key.row(limbs, place, digit, polynomial);
-                    std::memcpy(copy, row, degree * sizeof(Word));
-                    const Ring &at = context->ring_at(limbs, place);
-                    at.kernels->permute(at, moves, copy, row);
-                }
-    }
     keys.erase(element);
     keys.emplace(element, std::move(key));
     return true;
 }
 
 std::size_t ProgramKeys::bytes() const noexcept {
-    std::size_t words = 0;
-    for (const auto &[element, key] : keys) words += key.words();
-    return words * sizeof(Word);
+    std::size_t whole = 0;
+    for (const auto &[element, key] : keys) whole += key.bytes();
+    return whole;
 }
 
 // --- making ----------------------------------------------------------------------------------------------------------
@@ -320,6 +307,37 @@ void Program::run(const ProgramKeys &keys, const std::vector<const Word *> &inpu
     expect(below, "Expected numbers below their primes");
     for (std::size_t number = 0; number < seconds.size(); ++number) seconds_[number] += seconds[number];
     ++runs_;
+}
+
+void Program::run_each(const ProgramKeys &keys, const std::vector<const Word *> &inputs,
+                       const std::vector<Word *> &outputs, std::size_t count, std::size_t threads) {
+    expect(finished_ && inputs.size() == inputs_.size() && outputs.size() == outputs_.size(),
+           "Expected as many inputs and outputs as the program has");
+    std::atomic<std::size_t> next{0};
+    std::exception_ptr failure;
+    const auto work = [&] {
+        std::vector<const Word *> in(inputs.size());
+        std::vector<Word *> out(outputs.size());
+        try {
+            for (std::size_t one; (one = next.fetch_add(1)) < count;) {
+                for (std::size_t place = 0; place < in.size(); ++place)
+                    in[place] = inputs[place] + one * 2 * registers_[inputs_[place]].limbs * context_->degree();
+                for (std::size_t place = 0; place < out.size(); ++place)
+                    out[place] = outputs[place] + one * 2 * output_limbs_[place] * context_->degree();
+                run(keys, in, out, 1);
+            }
+        } catch (...) {
+            next = count;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            failure = std::current_exception();
+        }
+    };
+    std::vector<std::thread> others;
+    for (std::size_t i = 1; i < std::min({std::max(threads, std::size_t{1}), most_threads, count}); ++i)
+        others.emplace_back(work);
+    work();
+    for (std::thread &other : others) other.join();
+    if (failure) std::rethrow_exception(failure);
 }
 
 std::vector<Program::Spent> Program::profile() const {

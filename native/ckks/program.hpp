@@ -31,8 +31,7 @@
 
 namespace confide::ckks {
 
-// The public keys of one client, for executing programs. Each row of a Galois key is stored with the inverse of its
-// automorphism applied, so that sums of products are permuted once and not each digit.
+// The public keys of one client, for executing programs.
 struct ProgramKeys {
     explicit ProgramKeys(std::shared_ptr<const Context> parameters) : context(std::move(parameters)) {}
     ProgramKeys(const ProgramKeys &) = delete;
@@ -117,6 +116,10 @@ class Program {
     // if a key is missing, or an input is not below its primes (`input`).
     void run(const ProgramKeys &keys, const std::vector<const Word *> &inputs, const std::vector<Word *> &outputs,
              std::size_t threads);
+
+    // The same for each of `count` questions, which lie behind each other; threads take whole runs.
+    void run_each(const ProgramKeys &keys, const std::vector<const Word *> &inputs, const std::vector<Word *> &outputs,
+                  std::size_t count, std::size_t threads);
 
     // --- what there is ----------------------------------------------------------------------------------------------
 

@@ -9,14 +9,13 @@ namespace {
 
 // How scratch memory is divided.
 struct Scratch {
-    Word *target, *coefficients, *digits, *sums, *permuted, *row;
+    Word *target, *coefficients, *digits, *sums, *row;
     Scratch(const Context &context, std::size_t limbs, Word *words) {
         const std::size_t rows = limbs * context.degree();
         target = words;
         coefficients = target + rows;
         digits = coefficients + rows;
-        permuted = digits + rows;
-        sums = permuted + rows;
+        sums = digits + rows;
         row = sums + 2 * (rows + context.degree());
     }
 };
@@ -27,8 +26,8 @@ void switch_into(const Context &context, std::size_t limbs, const SwitchKey &key
     for (std::size_t digit = 0; digit < limbs; ++digit)
         digit_coefficients(context, limbs, target, digit, scratch.coefficients);
     for (std::size_t place = 0; place <= limbs; ++place) {
-        digits_at(context, limbs, target, scratch.coefficients, place, scratch.digits);
-        sums_at(context, limbs, key, nullptr, place, scratch.digits, sums, add, nullptr);
+        digits_at(context, limbs, scratch.coefficients, place, scratch.digits);
+        sums_at(context, limbs, key, nullptr, place, target, scratch.digits, sums, add);
     }
 }
 
@@ -47,7 +46,7 @@ void permute_rows(const Context &context, const Permutation &permutation, std::s
 }  // namespace
 
 std::size_t scratch_words(const Context &context, std::size_t limbs) noexcept {
-    return (4 * limbs + 2 * (limbs + 1) + 1) * context.degree();
+    return (3 * limbs + 2 * (limbs + 1) + 1) * context.degree();
 }
 
 std::size_t digits_words(const Context &context, std::size_t limbs) noexcept {
@@ -64,41 +63,24 @@ void digit_coefficients(const Context &context, std::size_t, const Word *polynom
     ring.kernels->inverse(ring, coefficients + digit * n);
 }
 
-void digits_at(const Context &context, std::size_t limbs, const Word *polynomial, const Word *coefficients,
-               std::size_t place, Word *digits) {
+void digits_at(const Context &context, std::size_t limbs, const Word *coefficients, std::size_t place, Word *digits) {
     const std::size_t n = context.degree();
     const Ring &ring = context.ring_at(limbs, place);
     for (std::size_t digit = 0; digit < limbs; ++digit, digits += n) {
-        if (digit == place) {  // it is there already
-            std::memcpy(digits, polynomial + digit * n, n * sizeof(Word));
-            continue;
-        }
+        if (digit == place) continue;
         ring.kernels->reduce(ring, coefficients + digit * n, 0, digits);
         ring.kernels->forward(ring, digits);
     }
 }
 
 void sums_at(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation *permutation,
-             std::size_t place, const Word *digits, Word *sums, bool add, Word *scratch) {
-    constexpr std::size_t most = 32;
-    const Word *a[most], *b[2][most];
+             std::size_t place, const Word *polynomial, const Word *digits, Word *sums, bool add) {
+    const Word *rows[most_limbs];
     const std::size_t n = context.degree();
-    const Ring &ring = context.ring_at(limbs, place);
-    if (permutation) {
-        permute_rows(context, *permutation, limbs, digits, scratch);
-        digits = scratch;
-    }
-    for (std::size_t first = 0; first < limbs; first += most) {
-        const std::size_t count = limbs - first < most ? limbs - first : most;
-        for (std::size_t digit = 0; digit < count; ++digit) {
-            a[digit] = digits + (first + digit) * n;
-            for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
-                b[polynomial][digit] = key.row(limbs, place, first + digit, polynomial);
-        }
-        for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
-            ring.kernels->dot(ring, a, b[polynomial], count, sums + (polynomial * (limbs + 1) + place) * n,
-                              add || first);
-    }
+    for (std::size_t digit = 0; digit < limbs; ++digit)
+        rows[digit] = (digit == place ? polynomial : digits) + digit * n;
+    Word *first = sums + place * n;
+    key.sums(context, limbs, place, permutation, rows, first, first + (limbs + 1) * n, add);
 }
 
 void divide_special(const Context &context, std::size_t limbs, Word *sum) {
@@ -148,29 +130,29 @@ void decompose(const Context &context, std::size_t limbs, const Word *polynomial
     for (std::size_t digit = 0; digit < limbs; ++digit)
         digit_coefficients(context, limbs, polynomial, digit, scratch.coefficients);
     for (std::size_t place = 0; place <= limbs; ++place)
-        digits_at(context, limbs, polynomial, scratch.coefficients, place, digits + place * limbs * context.degree());
+        digits_at(context, limbs, scratch.coefficients, place, digits + place * limbs * context.degree());
 }
 
 void rotate_hoisted(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
-                    const Word *digits, const Word *first, Word *out, Word *words) {
+                    const Word *in, const Word *digits, Word *out, Word *words) {
     const Scratch scratch(context, limbs, words);
     const std::size_t size = limbs * context.degree();
     for (std::size_t place = 0; place <= limbs; ++place)
-        sums_at(context, limbs, key, &permutation, place, digits + place * size, scratch.sums, false, scratch.permuted);
-    permute_rows(context, permutation, limbs, first, out);
+        sums_at(context, limbs, key, &permutation, place, in + size, digits + place * size, scratch.sums, false);
+    permute_rows(context, permutation, limbs, in, out);
     quotient(context, limbs, scratch.sums, out, out, scratch.row);
     quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, out + size, scratch.row);
 }
 
 void rotate_extended(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
-                     const Word *digits, const Word *first, Word *out, Word *words) {
+                     const Word *in, const Word *digits, Word *out, Word *words) {
     const Scratch scratch(context, limbs, words);
-    const std::size_t n = context.degree();
+    const std::size_t n = context.degree(), size = limbs * n;
     for (std::size_t place = 0; place <= limbs; ++place)
-        sums_at(context, limbs, key, &permutation, place, digits + place * limbs * n, out, false, scratch.permuted);
+        sums_at(context, limbs, key, &permutation, place, in + size, digits + place * size, out, false);
     for (std::size_t limb = 0; limb < limbs; ++limb) {
         const Ring &ring = context.ring(limb);
-        ring.kernels->permute(ring, permutation, first + limb * n, scratch.row);
+        ring.kernels->permute(ring, permutation, in + limb * n, scratch.row);
         ring.kernels->scale(ring, scratch.row, context.by_special().itself[limb], scratch.row);
         ring.kernels->add(ring, out + limb * n, scratch.row, out + limb * n);
     }
@@ -180,8 +162,8 @@ void rotate_extended_sum(const Context &context, std::size_t limbs, const Switch
                          const Permutation &permutation, Word *sum, Word *out, bool add, Word *words) {
     const Scratch scratch(context, limbs, words);
     const std::size_t n = context.degree(), size = (limbs + 1) * n;
-    quotient(context, limbs, sum + size, nullptr, scratch.permuted, scratch.row);
-    permute_rows(context, permutation, limbs, scratch.permuted, scratch.target);
+    quotient(context, limbs, sum + size, nullptr, scratch.digits, scratch.row);
+    permute_rows(context, permutation, limbs, scratch.digits, scratch.target);
     switch_into(context, limbs, key, scratch.target, out, add, scratch);
     for (std::size_t place = 0; place <= limbs; ++place) {
         const Ring &ring = context.ring_at(limbs, place);

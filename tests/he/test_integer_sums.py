@@ -33,7 +33,7 @@ def native(maps, inputs, x, biases, primes, *, threads=1, path=""):
     out = np.full((len(biases), *x.shape[1:]), 0xDEADBEEF, np.uint64)
     added = np.array([[bias % prime for prime in primes] for bias in biases], np.uint64)
     try:
-        _native.IntegerMap(inputs, len(biases), parts(maps)).sums(x, added, list(primes), out, threads, path)
+        _native.ckks.IntegerMap(inputs, len(biases), parts(maps)).sums(x, added, list(primes), out, threads, path)
     except ValueError:
         pytest.skip(f"this machine has no {path}")
     return out
@@ -129,9 +129,9 @@ def changed(place, value):
     ids=["place", "twice", "missing", "input", "inputs", "fraction", "large", "sum", "nan", "infinite"],
 )
 def test_a_map_that_is_none_is_refused(group):
-    _native.IntegerMap(3, 2, [WHOLE])
+    _native.ckks.IntegerMap(3, 2, [WHOLE])
     with pytest.raises(ValueError, match="Expected"):
-        _native.IntegerMap(3, 2, [group])
+        _native.ckks.IntegerMap(3, 2, [group])
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_a_map_that_is_none_is_refused(group):
     ids=["inputs", "polynomials", "primes", "degree", "outputs", "out", "biases", "one", "large", "path"],
 )
 def test_arrays_of_other_shapes_are_refused(change):
-    whole = _native.IntegerMap(3, 2, [WHOLE])
+    whole = _native.ckks.IntegerMap(3, 2, [WHOLE])
     given_ = {
         "residues": np.zeros((3, 2, 1, 16), np.uint64),
         "biases": np.zeros((2, 1), np.uint64),

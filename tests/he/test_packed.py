@@ -1,6 +1,7 @@
 """Packed numbers: plain integers as the oracle, and everything that is not what `pack` writes."""
 
 import tracemalloc
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -133,10 +134,10 @@ def test_one_large_number_anywhere_is_found(place, data):
         CONTEXT.load(packed.pack(residues, PRIMES[:2]), FORM)
 
 
-def peak_bytes(work) -> int:
+def peak_bytes(work, *, refused: bool = True) -> int:
     tracemalloc.start()
     try:
-        with pytest.raises(ProtocolError):
+        with pytest.raises(ProtocolError) if refused else nullcontext():
             work()
         return tracemalloc.get_traced_memory()[1]
     finally:
@@ -155,5 +156,5 @@ def test_nothing_is_allocated_for_a_body_of_another_length():
 
 
 def test_the_control_a_body_of_the_right_length_is_allocated():
-    body = bytes(packed.ciphertext_bytes(FORM) - 8) + b"\xff" * 8  # refused at the end
-    assert peak_bytes(lambda: packed.unpack_ciphertext(body, FORM)) > FORM.size_bytes // 2
+    body = bytes(packed.ciphertext_bytes(FORM))
+    assert peak_bytes(lambda: packed.unpack_ciphertext(body, FORM), refused=False) >= FORM.size_bytes

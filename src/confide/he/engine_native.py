@@ -10,7 +10,7 @@ encryptions of zero, which need randomness, come from Microsoft SEAL.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ from confide.errors import ProtocolError, UsageError
 from confide.he.arithmetic import Computation, Shape
 from confide.he.machines import Keys, Machine, SealMachine, flooding_slots
 from confide.he.packed import key_set_bytes, pack, packed_bytes, unpack
+from confide.he.parameters import Parameters
 from confide.he.recorder import Recorder, galois_element
 from confide.he.seal import Ciphertext, Context, Evaluation, Needs, PublicKeys
 from confide.he.seal_format import Residues
@@ -49,10 +50,17 @@ def machine(context: Context, computation: Computation, engine: Engine) -> Machi
     Raises:
         UsageError: "native" was asked for and is not available.
     """
-    if engine == "seal":
-        return SealMachine(context, computation)
-    if available():
-        return NativeMachine(context, computation)
+    return NativeMachine(context, computation) if chosen(engine) else SealMachine(context, computation)
+
+
+def chosen(engine: Engine) -> bool:
+    """Return whether the native evaluator is to be used; warn where nobody chose and it was never built.
+
+    Raises:
+        UsageError: "native" was asked for and is not available.
+    """
+    if engine == "seal" or available():
+        return engine != "seal"
     if engine == "native":
         raise UsageError(
             "Expected the native evaluator for engine='native'; install confide where a C++17 compiler is, and "
@@ -62,9 +70,27 @@ def machine(context: Context, computation: Computation, engine: Engine) -> Machi
         warnings.warn(
             "confide was installed without a C++ compiler: encrypted inference runs on Microsoft SEAL alone, slower",
             NativeUnavailable,
-            stacklevel=2,
+            stacklevel=3,
         )
-    return SealMachine(context, computation)
+    return False
+
+
+def native_context(parameters: Parameters) -> Any:
+    """Return the tables of parameters, for programs and their keys."""
+    assert _native is not None
+    return _native.ckks.Context(parameters.degree, list(parameters.data_primes), parameters.special)
+
+
+def program(native: Any) -> Any:
+    """Return an empty program of a native context."""
+    assert _native is not None
+    return _native.ckks.Program(native)
+
+
+def threads() -> int:
+    """Return how many threads one answer may take."""
+    assert _native is not None
+    return _native.ckks.wanted_threads() or 1
 
 
 class NativeKeys:
@@ -72,8 +98,8 @@ class NativeKeys:
 
     Args:
         context: of the parameters.
-        program: says which keys it reads, and at which levels.
-        native: the program's context.
+        limbs: the most primes at which each Galois element's key is read; 0 stands for relinearisation.
+        native: the native context.
         public: a stranger's.
         needs: the plan's.
 
@@ -81,7 +107,9 @@ class NativeKeys:
         ProtocolError: a part is missing, superfluous or malformed.
     """
 
-    def __init__(self, context: Context, program: Any, native: Any, public: PublicKeys, needs: Needs) -> None:
+    def __init__(
+        self, context: Context, limbs: Mapping[int, int], native: Any, public: PublicKeys, needs: Needs
+    ) -> None:
         present = (bool(public.encryption), bool(public.relinearisation), bool(public.rotation))
         if len(public.nonce) != 16 or present != (needs.encryption, needs.relinearisation, bool(needs.steps)):
             raise ProtocolError("Expected the public keys that this plan needs, and no others")
@@ -89,7 +117,7 @@ class NativeKeys:
         self._encryption = Evaluation(context, only, Needs(encryption=needs.encryption))
         assert _native is not None
         self.keys: Any = _native.ckks.ProgramKeys(native)
-        self._limbs = dict(program.key_limbs())
+        self._limbs = limbs
         self._context = context
         degree = context.parameters.degree
         self._load(public.relinearisation, (0,) if needs.relinearisation else ())
@@ -120,12 +148,11 @@ class NativeMachine:
     """
 
     def __init__(self, context: Context, computation: Computation) -> None:
-        assert _native is not None
         parameters = context.parameters
         self._context = context
-        self._native: Any = _native.ckks.Context(parameters.degree, list(parameters.data_primes), parameters.special)
-        self.program: Any = _native.ckks.Program(self._native)
-        self._threads: int = _native.ckks.wanted_threads() or 1
+        self._native = native_context(parameters)
+        self.program = program(self._native)
+        self._threads = threads()
         recorder = Recorder(self.program, parameters)
         self._question, self._reply, self._flooding = computation.question, computation.reply, computation.flooding
         inputs = [
@@ -135,7 +162,7 @@ class NativeMachine:
         recorder.finish(results, limbs=self._reply.limbs)
 
     def keys(self, public: PublicKeys, needs: Needs) -> NativeKeys:
-        return NativeKeys(self._context, self.program, self._native, public, needs)
+        return NativeKeys(self._context, dict(self.program.key_limbs()), self._native, public, needs)
 
     def answer(self, keys: Keys, bodies: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         assert isinstance(keys, NativeKeys)
@@ -144,7 +171,7 @@ class NativeMachine:
         inputs = [self._read(body) for body in bodies]
         results = [np.empty(self._shape(self._reply), np.uint64) for _ in range(self._reply.count)]
         self.program.run(keys.keys, inputs, results, self._threads)
-        return tuple(self._leave(keys, one, rng) for one in results)
+        return tuple(leave(self._context, self._native, keys, one, self._reply, self._flooding, rng) for one in results)
 
     def _shape(self, form: Shape) -> tuple[int, int, int]:
         return 2, form.limbs, self._context.parameters.degree
@@ -155,18 +182,26 @@ class NativeMachine:
             raise ProtocolError("Expected a ciphertext of the length that the plan implies")
         return unpack(body, self._shape(self._question), primes)
 
-    def _leave(self, keys: NativeKeys, residues: Residues, rng: Randomness) -> bytes:
-        """Return a result as it travels; where it is protected, with an encryption of zero and with noise."""
-        primes = self._context.parameters.data_primes[: self._reply.limbs]
-        if not residues[1].any():
-            raise ProtocolError("Expected encryptions, not numbers in the clear")
-        if self._flooding is not None:
-            form = self._context.form(limbs=self._reply.limbs, ntt=True, scale=self._reply.scale)
-            zero = self._context.residues(keys.zero(limbs=self._reply.limbs, scale=self._reply.scale), form)
-            degree = self._context.parameters.degree
-            noise, shift = coefficients(flooding_slots(degree, self._flooding, rng), self._reply.scale, degree)
-            assert not shift  # it is about as large as errors are
-            moduli = np.array(primes, np.uint64)[:, None]
-            residues = (residues + zero) % moduli
-            residues[0] = (residues[0] + self._native.encode(noise, self._reply.limbs)) % moduli
-        return pack(residues, primes)
+
+def leave(
+    context: Context,
+    native: Any,
+    keys: NativeKeys,
+    residues: Residues,
+    reply: Shape,
+    flooding: float | None,
+    rng: Randomness,
+) -> bytes:
+    """Return a result as it travels; where it is protected, with an encryption of zero and with noise."""
+    degree, primes = context.parameters.degree, context.parameters.data_primes[: reply.limbs]
+    if not residues[1].any():
+        raise ProtocolError("Expected encryptions, not numbers in the clear")
+    if flooding is not None:
+        form = context.form(limbs=reply.limbs, ntt=True, scale=reply.scale)
+        zero = context.residues(keys.zero(limbs=reply.limbs, scale=reply.scale), form)
+        noise, shift = coefficients(flooding_slots(degree, flooding, rng), reply.scale, degree)
+        assert not shift  # it is about as large as errors are
+        moduli = np.array(primes, np.uint64)[:, None]
+        residues = (residues + zero) % moduli
+        residues[0] = (residues[0] + native.encode(noise, reply.limbs)) % moduli
+    return pack(residues, primes)

@@ -302,9 +302,7 @@ class _Computation:
 
     def run(self, arithmetic: Arithmetic[C, P], encoded: Any, ciphers: Sequence[C]) -> list[C]:
         plan = self._plan
-        babies = [
-            (-1 - part, baby) for part in range(plan.ciphertexts) for baby in range(plan.babies)
-        ]
+        babies = [(-1 - part, baby) for part in range(plan.ciphertexts) for baby in range(plan.babies)]
         total = arithmetic.transform(ciphers, babies, encoded.giants, plan.babies)
         arithmetic.fold(total, [*plan.sums, CONJUGATION])  # twice the real part
         arithmetic.divide(total, 1, scale=plan.broken.scale)

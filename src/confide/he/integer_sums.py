@@ -77,18 +77,18 @@ class IntegerMap:
             parts = [
                 (_places(one.results), _places(one.inputs), np.ascontiguousarray(one.weights)) for one in self._groups
             ]
-            self._native = _native.IntegerMap(part.shape.inputs, self._outputs, parts)
+            self._native = _native.ckks.IntegerMap(part.shape.inputs, self._outputs, parts)
 
     def __repr__(self) -> str:
         return f"IntegerMap({self._outputs} outputs)"
 
-    def sums(self, residues: Residues, biases: Sequence[int], primes: Sequence[int]) -> Residues:
+    def sums(self, residues: Residues, biases: Sequence[int], primes: Sequence[int], *, threads: int = 1) -> Residues:
         """Return the ciphertexts Σ w c + b; arguments and result as those of `weighted_sums`."""
         if self._native is None:
             return weighted_sums(self._groups, residues, biases, primes)
         found = np.empty((self._outputs, *residues.shape[1:]), np.uint64)
         added = np.array([[bias % prime for prime in primes] for bias in biases], np.uint64)
-        self._native.sums(np.ascontiguousarray(residues), added, list(primes), found, threads=0)
+        self._native.sums(np.ascontiguousarray(residues), added, list(primes), found, threads)
         return found
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from confide.crypto import ring
 from confide.errors import ProtocolError
+from confide.he.compiled import NATIVE
 from confide.he.seal_format import (
     Form,
     Residues,
@@ -45,11 +46,11 @@ def packed_bytes(primes: Sequence[int], *, rows: int, count: int) -> int:
 
 def pack(residues: Residues, primes: Sequence[int]) -> bytes:
     """Return numbers packed, shape (..., primes, count), each below its prime."""
-    rows = np.ascontiguousarray(residues, np.uint64).reshape(
-        math.prod(residues.shape[:-2]), len(primes), residues.shape[-1]
-    )
-    bits = [residue_bits(prime) for prime in primes]
-    return b"".join(ring.pack(row[place], b) for row in rows for place, b in enumerate(bits))
+    rows = np.ascontiguousarray(residues, np.uint64).reshape(math.prod(residues.shape[:-1]), residues.shape[-1])
+    if NATIVE:
+        return NATIVE.pack_residues(rows, primes)
+    bits = [residue_bits(prime) for prime in primes] * math.prod(residues.shape[:-2])
+    return b"".join(map(ring.pack, rows, bits))
 
 
 def unpack(body: bytes | memoryview, shape: tuple[int, ...], primes: Sequence[int]) -> Residues:
@@ -61,28 +62,31 @@ def unpack(body: bytes | memoryview, shape: tuple[int, ...], primes: Sequence[in
     rows, count = math.prod(shape[:-2]), shape[-1]
     if len(body) != packed_bytes(primes, rows=rows, count=count):
         raise ProtocolError("Expected as many packed numbers as the plan implies")
-    residues = np.empty((rows, len(primes), count), np.uint64)
-    for place, numbers in enumerate(_numbers(memoryview(body), primes, rows, count)):
-        residues[divmod(place, len(primes))] = numbers
-    return residues.reshape(shape)
+    return _numbers(body, primes, rows, count).reshape(shape)
 
 
-def _numbers(view: memoryview, primes: Sequence[int], rows: int, count: int) -> Iterator[Residues]:
-    """Yield the numbers of each row modulo each prime, shape (count,), from packed ones of the right length.
+def _numbers(body: bytes | memoryview, primes: Sequence[int], rows: int, count: int) -> Residues:
+    """Return the numbers of each row modulo each prime, shape (rows * primes, count), from a body of the right length.
 
     Raises:
-        ProtocolError: a number that is not below its prime.
+        ProtocolError: a number that is not below its prime, or ones in the bits that fill up a byte.
     """
-    at = 0
-    for _ in range(rows):
-        for prime in primes:
-            bits = residue_bits(prime)
-            end = at + (count * bits + 7) // 8
-            numbers = ring.unpack(bytes(view[at:end]), bits, count)
-            if count and int(numbers.max()) >= prime:
-                raise ProtocolError("Expected numbers below their primes")
-            yield numbers.astype(np.uint64, copy=False)
-            at = end
+    if NATIVE:
+        found = NATIVE.unpack_residues(np.frombuffer(body, np.uint8), primes, rows, count)
+        if found is None:
+            raise ProtocolError("Expected numbers below their primes, and zeros behind them")
+        return found
+    residues = np.empty((rows * len(primes), count), np.uint64)
+    view, at = memoryview(body), 0
+    for place, row in enumerate(residues):
+        prime = primes[place % len(primes)]
+        bits = residue_bits(prime)
+        end = at + (count * bits + 7) // 8
+        row[:] = ring.unpack(bytes(view[at:end]), bits, count)
+        if count and int(row.max()) >= prime:
+            raise ProtocolError("Expected numbers below their primes")
+        at = end
+    return residues
 
 
 # --- ciphertexts ------------------------------------------------------------------------------------------------------
@@ -110,11 +114,10 @@ def unpack_ciphertext(body: bytes, form: Form) -> bytes:
     return b"".join(_pieces(memoryview(body), form))
 
 
-def _pieces(body: memoryview, form: Form) -> Iterator[bytes]:
+def _pieces(body: memoryview, form: Form) -> Iterator[bytes | memoryview]:
     """Yield a packed ciphertext in SEAL's form, piece by piece."""
     yield ciphertext_head(form)
-    for numbers in _numbers(body, form.primes, 2, form.degree):
-        yield numbers.astype("<u8", copy=False).tobytes()
+    yield _numbers(body, form.primes, 2, form.degree).astype("<u8", copy=False).data
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
@@ -154,7 +157,7 @@ def unpack_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[
     return b"".join(_set_pieces(memoryview(body), form, digits, indices))
 
 
-def _set_pieces(body: memoryview, form: Form, digits: int, indices: Collection[int]) -> Iterator[bytes]:
+def _set_pieces(body: memoryview, form: Form, digits: int, indices: Collection[int]) -> Iterator[bytes | memoryview]:
     """Yield packed keys in SEAL's form, piece by piece."""
     size = ciphertext_bytes(form)
     for count, between in enumerate(key_set_frame(form, digits=digits, indices=indices)):

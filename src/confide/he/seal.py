@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NoReturn
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -19,7 +20,9 @@ import seal
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
-from confide.he.packed import pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
+from confide.he.ahead import MOST_AHEAD, Stock
+from confide.he.compiled import NATIVE
+from confide.he.packed import pack, pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
 from confide.he.parameters import Parameters
 from confide.he.seal_format import (
     Form,
@@ -32,6 +35,9 @@ from confide.he.seal_format import (
     write_ciphertext,
     write_plaintext,
 )
+
+if TYPE_CHECKING:
+    from confide._native import Products
 
 #: The "rotation" that conjugates every slot, by SEAL's convention.
 CONJUGATION = 0
@@ -85,10 +91,12 @@ class SecretKey:
         value: SEAL's key.
     """
 
-    __slots__ = ("_decryptor", "_encryptor", "_value")
+    __slots__ = ("_ahead", "_context", "_decryptor", "_encryptor", "_value")
 
     def __init__(self, context: Context, value: seal.SecretKey) -> None:
         self._value = value
+        self._context = context
+        self._ahead: Stock[int, tuple[seal.Ciphertext, bytes]] = Stock(self._fresh_zero)
         self._encryptor = seal.Encryptor(context.seal, value)
         self._decryptor = seal.Decryptor(context.seal, value)
 
@@ -105,6 +113,25 @@ class SecretKey:
     def encrypt(self, plain: Plaintext) -> Ciphertext:
         """Return a fresh encryption: under CKKS at the level of `plain`, under BFV at the top."""
         return Ciphertext(self._encryptor.encrypt_symmetric(plain.value))
+
+    def encrypt_packed(self, plain: Plaintext) -> bytes:
+        """Return a fresh BFV encryption in NTT form, packed; all of it but `plain` may have been made ahead.
+
+        It is what `encrypt` gives: SEAL adds the scaled plaintext to an encryption of zero, too.
+        """
+        context, limbs = self._context, len(self._context.parameters.data_primes)
+        zero, second = self._ahead.take(limbs)
+        context.evaluator.add_plain_inplace(zero, plain.value)
+        return context.packed_polynomial(Ciphertext(zero), 0) + second
+
+    def _fresh_zero(self, limbs: int) -> tuple[seal.Ciphertext, bytes]:
+        """Return an encryption of zero in coefficient form, and its second polynomial, which no plaintext changes."""
+        zero = self._encryptor.encrypt_symmetric(seal.Plaintext())
+        return zero, self._context.packed_polynomial(Ciphertext(zero), 1)
+
+    def prepare_ahead(self) -> bool:
+        """Do the part of an encryption that needs no plaintext. Returns False if there is enough of it."""
+        return self._ahead.prepare()
 
     def decrypt(self, cipher: Ciphertext) -> Plaintext:
         """Return what `cipher` holds; a CKKS result includes its noise, so it stays with the owner of the key."""
@@ -160,6 +187,7 @@ class Evaluation:
         if len(keys.nonce) != 16 or present != (needs.encryption, needs.relinearisation, bool(needs.steps)):
             raise ProtocolError("Expected the public keys that this plan needs, and no others")
         self._context = context
+        self._ahead: Stock[int | Form, Any] = Stock(self._fresh_zero)
         form, digits = context.key_form, len(context.parameters.data_primes)
         try:
             if needs.encryption:
@@ -180,10 +208,30 @@ class Evaluation:
         return Ciphertext(self._zeros.encrypt(plain.value))
 
     def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
-        """Return a fresh encryption of zero under the client's key."""
-        cipher = self._zeros.encrypt_zero(self._context.parms_id(limbs))
+        """Return a fresh encryption of zero under the client's key, made now or ahead; no other call gets the same."""
+        cipher = self._ahead.take(limbs)
         cipher.scale(scale)
         return Ciphertext(cipher)
+
+    def zero_residues(self, form: Form) -> Residues:
+        """Return the numbers of a fresh encryption of zero, likewise, shape `form.shape`."""
+        return self._ahead.take(form)
+
+    def _fresh_zero(self, form: int | Form) -> seal.Ciphertext | Residues:
+        if isinstance(form, int):
+            return self._zeros.encrypt_zero(self._context.parms_id(form))
+        zero = Ciphertext(self._zeros.encrypt_zero(self._context.parms_id(len(form.primes))))
+        return self._context.residues(zero, form)
+
+    def prepare_ahead(self) -> bool:
+        """Make an encryption of zero for a later reply. Returns False if there are enough of them."""
+        return self._ahead.prepare()
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Return a bound of the memory that encryptions of zero take before they are used."""
+        parameters = self._context.parameters
+        return MOST_AHEAD * 16 * parameters.degree * len(parameters.data_primes)
 
     def relinearise(self, cipher: Ciphertext) -> None:
         """Bring a square back to two polynomials, in place."""
@@ -226,6 +274,11 @@ class Context:
         self._ids = _chain(self.seal)
         key_id = parms_id_bytes(self.seal.key_context_data().parms_id())
         self.key_form = Form(key_id, parameters.degree, parameters.primes, ntt=True)
+
+    @cached_property
+    def products(self) -> Products | None:
+        """Return the compiled transforms modulo the data primes, None where there are none."""
+        return NATIVE.Products(self.parameters.data_primes, self.parameters.degree) if NATIVE else None
 
     def parms_id(self, limbs: int) -> list[int]:
         """Return SEAL's name for the level with `limbs` primes."""
@@ -307,6 +360,16 @@ class Context:
         body = cipher.value.to_string()
         limbs, ntt, scale = limbs_of(body), cipher.value.is_ntt_form(), cipher.value.scale()
         return pack_ciphertext(body, self.form(limbs=limbs, ntt=ntt, scale=scale))
+
+    def packed_polynomial(self, cipher: Ciphertext, place: int) -> bytes:
+        """Return one polynomial of a ciphertext at the top level in coefficient form, in NTT form and packed."""
+        primes = self.parameters.data_primes
+        if self.products is None:
+            cipher = Ciphertext(self.evaluator.transform_to_ntt(cipher.value))
+            return pack(self.residues(cipher, self.form(limbs=len(primes), ntt=True))[place], primes)
+        return pack(
+            self.products.forward(self.residues(cipher, self.form(limbs=len(primes), ntt=False))[place]), primes
+        )
 
     def residues(self, cipher: Ciphertext, form: Form) -> Residues:
         """Return the numbers of a ciphertext, read-only, shape `form.shape`."""

@@ -1,0 +1,152 @@
+"""Rotations of the native evaluator beside Microsoft SEAL's, one thread, the same keys and ciphertexts.
+
+    python bench/native_rotations.py [--seconds 3] [--path ifma]
+
+For each set of parameters: one rotation alone; each of 16 rotations that share a decomposition, which counts for a
+sixteenth of itself; the same in extended form, before any division. Each rotation has a key of its own, so keys come
+from memory as they do in a plan. What a hoisted rotation cannot be faster than: the bytes of its key over the speed at
+which one core here reads memory.
+
+Least of many runs in processor time, SEAL and native in turns: other programs only ever make a run longer.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import cycle
+
+import numpy as np
+
+from confide import _native
+from confide.he.packed import unpack
+from confide.he.parameters import Parameters
+from confide.he.seal import Context, Evaluation, Needs, ntt_primes
+
+STEPS = tuple(range(1, 17))
+
+
+@dataclass(frozen=True)
+class Rotations:
+    """One set of parameters, and the bars in milliseconds: alone, hoisted."""
+
+    degree: int
+    bits: tuple[int, ...]
+    alone: float
+    hoisted: float | None = None
+
+
+CASES: tuple[Rotations, ...] = (
+    Rotations(8192, (50, 50, 50, 50), 0.35, 0.12),
+    Rotations(16384, (48,) * 8 + (50,), 2.5),
+)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table; `value` in `unit`."""
+
+    figure: str
+    value: float
+    unit: str
+    peer: str | None = None
+    peer_value: float | None = None
+    bar: float | None = None
+    met: bool | None = None
+    note: str = ""
+
+
+def least(runs: Sequence[Callable[[], object]], seconds: float) -> list[float]:
+    """Return the least milliseconds of each run, taken in turns for so long."""
+    found = [float("inf")] * len(runs)
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for place, run in enumerate(runs):
+            start = time.thread_time()
+            run()
+            found[place] = min(found[place], 1e3 * (time.thread_time() - start))
+    return found
+
+
+def memory_speed(seconds: float) -> float:
+    """Return how many GB one core reads from memory in a second."""
+    block = np.ones(1 << 25, np.int64)  # 256 MiB, more than any cache
+    (milliseconds,) = least([block.sum], seconds)
+    return block.nbytes / milliseconds / 1e6
+
+
+def figures_of(case: Rotations, path: str, seconds: float, speed: float) -> list[Figure]:
+    """Return the figures of one set of parameters."""
+    primes = ntt_primes(case.degree, case.bits)
+    context = Context(Parameters(scheme="ckks", degree=case.degree, primes=primes))
+    needs = Needs(steps=STEPS)
+    _, public = context.generate(bytes(16), needs)
+    peer = Evaluation(context, public, needs)
+    limbs = len(primes) - 1
+    engine = _native.ckks.Context(case.degree, primes[:-1], primes[-1], path)
+    keys = _native.ckks.KeySet(engine)
+    elements = sorted(2 * context.galois_index(step) + 1 for step in STEPS)
+    parts = unpack(public.rotation, (len(STEPS), limbs, 2, limbs + 1, case.degree), primes)
+    for element, residues in zip(elements, parts, strict=True):
+        keys.add_galois(element, residues, limbs)
+    stream = np.random.default_rng(0)
+    rows = np.stack([stream.integers(0, prime, (2, case.degree), np.uint64) for prime in primes[:-1]], axis=1)
+    cipher = context.from_residues(rows, context.form(limbs=limbs, ntt=True, scale=1.0))
+
+    digits, following = engine.decompose(rows), cycle(elements)
+
+    def each(operation: Callable[..., object], *inputs: object) -> Callable[[], object]:
+        return lambda: operation(keys, rows, *inputs, next(following))
+
+    runs = [
+        lambda: peer.rotate(cipher, 1),
+        lambda: engine.decompose(rows),
+        each(engine.rotate),
+        each(engine.rotate_hoisted, digits),
+        each(engine.rotate_extended, digits),
+    ]
+    seal, decomposition, one, many, extended = least(runs, seconds)
+    many, extended = (value + decomposition / len(STEPS) for value in (many, extended))
+    name = f"rotation, N={case.degree}, {len(primes)} primes"
+    size = keys.bytes / len(STEPS) / 1e6
+    limit = size / speed
+    note = f"{engine.kernels}; key {size:.2f} MB: {limit:.3f} ms from memory at {speed:.1f} GB/s"
+    return [
+        Figure(f"{name}, alone", one, "ms", "SEAL", seal, case.alone, one <= case.alone, note),
+        Figure(
+            f"{name}, each of {len(STEPS)} hoisted",
+            many,
+            "ms",
+            "SEAL",
+            seal,
+            case.hoisted,
+            None if case.hoisted is None else many <= case.hoisted,
+            f"{note}, {limit / many:.0%} of the time",
+        ),
+        Figure(f"{name}, each of {len(STEPS)} hoisted, not divided", extended, "ms", "SEAL", seal, note=note),
+    ]
+
+
+def figures(seconds: float = 3, path: str = "") -> list[Figure]:
+    """Return all figures; path "" is the machine's best."""
+    speed = memory_speed(seconds / 3)
+    return [figure for case in CASES for figure in figures_of(case, path, seconds, speed)]
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seconds", type=float, default=3)
+    parser.add_argument("--path", default="", choices=["", "portable", "avx2", "ifma"])
+    arguments = parser.parse_args()
+    for figure in figures(arguments.seconds, arguments.path):
+        bar = f"bar {figure.bar:g}: {'met' if figure.met else 'MISSED'}" if figure.bar else ""
+        times = figure.peer_value / figure.value if figure.peer_value else 0
+        line = f"{figure.figure}: {figure.value:.3f} {figure.unit}"
+        print(f"{line}; SEAL {figure.peer_value:.2f}, {times:.1f} times; {bar}; {figure.note}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+// The transforms by AVX-512-IFMA: passes of two to four stages, each block finished as far as it fits the cache, and the
+// last six stages on 64 words in registers, half of them after a transposition of 8 x 8 words.
+//
+// Words are lazy (see kernels_ifma.hpp) and grow: a stage forward adds 2q to the bound of its words, a stage back
+// doubles the bound of the sums. `Room` q is the most that fits 52 bits; the bounds are followed at compile time, and
+// only words that could pass it are reduced. A prime below 2^47 is never reduced going forward (N < 2^16).
+#include "kernels_paths.hpp"
+
+#ifdef CONFIDE_CKKS_X86
+
+#include "kernels_ifma.hpp"
+
+namespace confide::ckks {
+
+using namespace ifma;
+
+namespace {
+
+// u in [0, 4q) where Room is 4, any lazy u otherwise; to [0, 2q).
+template <unsigned Room>
+Vector lower(Vector u, const Prime &prime) {
+    if constexpr (Room == 4) return once(clean(u), prime.twice);
+    return reduce(u, prime);
+}
+
+// (x, y) to (x + w y, x - w y + 2q).
+template <unsigned Room, bool Lower>
+inline void butterfly(Vector &x, Vector &y, Vector w, Vector constant, const Prime &prime) {
+    const Vector u = Lower ? lower<Room>(x, prime) : x;
+    const Vector doubled = plus(plus(u, u), prime.twice);
+    x = times(u, y, w, constant, prime.negative);
+    y = minus(doubled, x);
+}
+
+// Whether the words on top are lowered before this stage: every stage where 4q is the room, every third where 8q is.
+template <unsigned Room, bool Lower>
+constexpr bool lowers(unsigned stage) {
+    return stage == 0 ? Lower : Room == 4 || (Room == 8 && stage % 3 == 0);
+}
+
+template <unsigned Log, unsigned Room, bool Lower, unsigned Stage, typename Factor>
+inline void stages(Vector *r, const Factor &factor, const Prime &prime) {
+    if constexpr (Stage < Log) {
+        constexpr unsigned groups = 1u << Stage, half = 1u << (Log - 1 - Stage);
+#pragma GCC unroll 16
+        for (unsigned group = 0; group < groups; ++group) {
+            const Vector w = factor.value(groups + group), constant = factor.constant(groups + group);
+#pragma GCC unroll 16
+            for (unsigned i = 0; i < half; ++i)
+                butterfly<Room, lowers<Room, Lower>(Stage)>(r[2 * group * half + i], r[2 * group * half + half + i], w,
+                                                            constant, prime);
+        }
+        stages<Log, Room, Lower, Stage + 1>(r, factor, prime);
+    }
+}
+
+// The bound of a place before a stage back, in multiples of q, if a pass starts from `in`; at `Log`, of its result.
+template <unsigned Room>
+constexpr unsigned bound(unsigned in, unsigned stage, unsigned place) {
+    if (stage == 0) return in;
+    const unsigned bit = 1u << (stage - 1);
+    if (place & bit) return 2;
+    const unsigned before = bound<Room>(in, stage - 1, place), other = bound<Room>(in, stage - 1, place | bit);
+    return before + other <= Room ? before + other : 4;
+}
+
+template <unsigned Room>
+constexpr bool fits(unsigned in, unsigned stage, unsigned place, unsigned other) {
+    return bound<Room>(in, stage, place) + bound<Room>(in, stage, other) <= Room;
+}
+
+// (x, y) to (x + y, (x - y) w), the difference made positive by the bound of y.
+template <unsigned Room, unsigned In, unsigned Stage, unsigned Place, bool Last>
+inline void butterfly_back(Vector &x, Vector &y, Vector w, Vector constant, const Prime &prime, const Ifma52 &tables) {
+    constexpr unsigned other = Place | 1u << Stage;
+    constexpr bool lowered = !fits<Room>(In, Stage, Place, other);
+    constexpr unsigned most = lowered ? 2 : bound<Room>(In, Stage, other);
+    const Vector u = lowered && bound<Room>(In, Stage, Place) > 2 ? lower<Room>(x, prime) : x;
+    const Vector v = lowered && bound<Room>(In, Stage, other) > 2 ? lower<Room>(y, prime) : y;
+    const Vector none = _mm512_setzero_si512();
+    const Vector difference = plus(minus(u, v), most == 2 ? prime.twice : all(tables.multiple[most]));
+    x = plus(u, v);
+    y = times(none, difference, w, constant, prime.negative);
+    if constexpr (Last) {
+        x = once(clean(times(none, x, all(tables.degree), all(tables.degree_shoup), prime.negative)), prime.q);
+        y = once(clean(y), prime.q);
+    }
+}
+
+template <unsigned Log, unsigned Room, unsigned In, bool Last, unsigned Stage, unsigned Pair, typename Factor>
+inline void pairs_back(Vector *r, const Factor &factor, const Prime &prime, const Ifma52 &tables) {
+    if constexpr (Pair < 1u << (Log - 1)) {
+        constexpr unsigned half = 1u << Stage, group = Pair / half, groups = 1u << (Log - 1 - Stage);
+        constexpr unsigned place = 2 * group * half + Pair % half;
+        butterfly_back<Room, In, Stage, place, Last && Stage + 1 == Log>(
+            r[place], r[place + half], factor.value(groups + group), factor.constant(groups + group), prime, tables);
+        pairs_back<Log, Room, In, Last, Stage, Pair + 1>(r, factor, prime, tables);
+    }
+}
+
+template <unsigned Log, unsigned Room, unsigned In, unsigned Out, unsigned Place>
+inline void settle(Vector *r, const Prime &prime) {
+    if constexpr (Place < 1u << Log) {
+        if constexpr (bound<Room>(In, Log, Place) > Out) r[Place] = lower<Room>(r[Place], prime);
+        settle<Log, Room, In, Out, Place + 1>(r, prime);
+    }
+}
+
+// Stages back from words below In q to words below Out q, or to the end: scaled and in [0, q).
+template <unsigned Log, unsigned Room, unsigned In, unsigned Out, bool Last, unsigned Stage, typename Factor>
+inline void stages_back(Vector *r, const Factor &factor, const Prime &prime, const Ifma52 &tables) {
+    if constexpr (Stage < Log) {
+        pairs_back<Log, Room, In, Last, Stage, 0>(r, factor, prime, tables);
+        stages_back<Log, Room, In, Out, Last, Stage + 1>(r, factor, prime, tables);
+    } else if constexpr (!Last) {
+        settle<Log, Room, In, Out, 0>(r, prime);
+    }
+}
+
+template <unsigned Log>
+struct Uniform {
+    const Word *heap;
+    Vector value(unsigned place) const { return all(heap[place]); }
+    Vector constant(unsigned place) const { return all(heap[(1u << Log) + place]); }
+};
+
+struct Lanes {
+    const Word *vectors;  // seven factors, then their constants
+    Vector value(unsigned place) const { return load(vectors + 8 * (place - 1)); }
+    Vector constant(unsigned place) const { return load(vectors + 8 * (place + 6)); }
+};
+
+inline void transpose(Vector *r) {
+    Vector pairs[8], fours[8];
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 8; i += 2) {
+        pairs[i] = _mm512_unpacklo_epi64(r[i], r[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_epi64(r[i], r[i + 1]);
+    }
+    // Pieces of 128 bits: 0 2 of one and 0 2 of the other, or 1 3 and 1 3.
+#pragma GCC unroll 2
+    for (unsigned i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+        for (unsigned j = 0; j < 2; ++j) {
+            fours[i + j] = _mm512_shuffle_i64x2(pairs[i + j], pairs[i + 2 + j], 0x88);
+            fours[i + 2 + j] = _mm512_shuffle_i64x2(pairs[i + j], pairs[i + 2 + j], 0xDD);
+        }
+#pragma GCC unroll 4
+    for (unsigned i = 0; i < 4; ++i) {
+        r[i] = _mm512_shuffle_i64x2(fours[i], fours[i + 4], 0x88);
+        r[i + 4] = _mm512_shuffle_i64x2(fours[i], fours[i + 4], 0xDD);
+    }
+}
+
+template <unsigned Log, unsigned Room, bool Lower>
+void pass(const Ifma52 &tables, const Word *heap, Word *block, std::size_t stride) {
+    const Prime prime(tables);
+    const Uniform<Log> factor{heap};
+    for (std::size_t i = 0; i < stride; i += 8) {
+        Vector r[1u << Log];
+#pragma GCC unroll 16
+        for (unsigned j = 0; j < 1u << Log; ++j) r[j] = load(block + j * stride + i);
+        stages<Log, Room, Lower, 0>(r, factor, prime);
+#pragma GCC unroll 16
+        for (unsigned j = 0; j < 1u << Log; ++j) store(block + j * stride + i, r[j]);
+    }
+}
+
+template <unsigned Log, unsigned Room, bool Last>
+void pass_back(const Ifma52 &tables, const Word *heap, Word *block, std::size_t stride) {
+    constexpr unsigned in = Room == 32 ? 4 : 2;
+    const Prime prime(tables);
+    const Uniform<Log> factor{heap};
+    for (std::size_t i = 0; i < stride; i += 8) {
+        Vector r[1u << Log];
+#pragma GCC unroll 16
+        for (unsigned j = 0; j < 1u << Log; ++j) r[j] = load(block + j * stride + i);
+        stages_back<Log, Room, in, in, Last, 0>(r, factor, prime, tables);
+#pragma GCC unroll 16
+        for (unsigned j = 0; j < 1u << Log; ++j) store(block + j * stride + i, r[j]);
+    }
+}
+
+template <unsigned Room, bool Lower>
+void tails(const Ifma52 &tables, const Word *factors, Word *block, std::size_t count) {
+    const Prime prime(tables);
+    for (std::size_t tail = 0; tail < count; ++tail, block += 64, factors += 128) {
+        Vector r[8];
+#pragma GCC unroll 8
+        for (unsigned j = 0; j < 8; ++j) r[j] = load(block + 8 * j);
+        stages<3, Room, Lower, 0>(r, Uniform<3>{factors}, prime);
+        transpose(r);
+        stages<3, Room, Room <= 8, 0>(r, Lanes{factors + 16}, prime);
+        transpose(r);
+#pragma GCC unroll 8
+        for (unsigned j = 0; j < 8; ++j) store(block + 8 * j, exact(r[j], prime));
+    }
+}
+
+template <unsigned Room>
+void tails_back(const Ifma52 &tables, const Word *factors, Word *block, std::size_t count) {
+    constexpr unsigned out = Room == 32 ? 4 : 2;
+    const Prime prime(tables);
+    for (std::size_t tail = 0; tail < count; ++tail, block += 64, factors += 128) {
+        Vector r[8];
+#pragma GCC unroll 8
+        for (unsigned j = 0; j < 8; ++j) r[j] = load(block + 8 * j);
+        transpose(r);
+        stages_back<3, Room, 1, out, false, 0>(r, Lanes{factors + 16}, prime, tables);
+        transpose(r);
+        stages_back<3, Room, out, out, false, 0>(r, Uniform<3>{factors}, prime, tables);
+#pragma GCC unroll 8
+        for (unsigned j = 0; j < 8; ++j) store(block + 8 * j, r[j]);
+    }
+}
+
+template <unsigned Room, bool Lower>
+void pass_of(unsigned log, const Ifma52 &tables, const Word *heap, Word *block, std::size_t stride) {
+    if (log == 2) pass<2, Room, Lower>(tables, heap, block, stride);
+    if (log == 3) pass<3, Room, Lower>(tables, heap, block, stride);
+    if (log == 4) pass<4, Room, Lower>(tables, heap, block, stride);
+}
+
+template <unsigned Room, bool Last>
+void pass_back_of(unsigned log, const Ifma52 &tables, const Word *heap, Word *block, std::size_t stride) {
+    if (log == 2) pass_back<2, Room, Last>(tables, heap, block, stride);
+    if (log == 3) pass_back<3, Room, Last>(tables, heap, block, stride);
+    if (log == 4) pass_back<4, Room, Last>(tables, heap, block, stride);
+}
+
+// One block of a pass, then all that follows within it. `grown` q bounds its words.
+template <unsigned Room>
+void descend(const Ifma52 &tables, unsigned level, std::size_t group, Word *block, std::size_t size, unsigned grown) {
+    if (level == tables.passes.count) {
+        const Word *factors = tables.forward[level] + 128 * group * (size / 64);
+        if (grown > 1 && (Room <= 8 || grown + 2 * tail_log > Room))
+            tails<Room, true>(tables, factors, block, size / 64);
+        else
+            tails<Room, false>(tables, factors, block, size / 64);
+        return;
+    }
+    const unsigned log = tables.passes.log[level], parts = 1u << log;
+    const Word *heap = tables.forward[level] + 2 * parts * group;
+    const bool lower = grown > 1 && (Room <= 8 || grown + 2 * log > Room);
+    if (lower)
+        pass_of<Room, true>(log, tables, heap, block, size / parts);
+    else
+        pass_of<Room, false>(log, tables, heap, block, size / parts);
+    const unsigned after = (lower ? 2 : grown) + 2 * log;
+    if (level + 1 == tables.passes.count) return descend<Room>(tables, level + 1, group, block, size, after);
+    for (std::size_t part = 0; part < parts; ++part)
+        descend<Room>(tables, level + 1, group * parts + part, block + part * (size / parts), size / parts, after);
+}
+
+template <unsigned Room>
+void ascend(const Ifma52 &tables, unsigned level, std::size_t group, Word *block, std::size_t size) {
+    if (level == tables.passes.count)
+        return tails_back<Room>(tables, tables.inverse[level] + 128 * group * (size / 64), block, size / 64);
+    const unsigned log = tables.passes.log[level], parts = 1u << log;
+    if (level + 1 == tables.passes.count)
+        ascend<Room>(tables, level + 1, group, block, size);
+    else
+        for (std::size_t part = 0; part < parts; ++part)
+            ascend<Room>(tables, level + 1, group * parts + part, block + part * (size / parts), size / parts);
+    const Word *heap = tables.inverse[level] + 2 * parts * group;
+    if (level == 0)
+        pass_back_of<Room, true>(log, tables, heap, block, size / parts);
+    else
+        pass_back_of<Room, false>(log, tables, heap, block, size / parts);
+}
+
+}  // namespace
+
+void ifma_forward(const Ring &ring, Word *row) {
+    const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
+    if (tables.room == 4) descend<4>(tables, 0, 0, row, ring.degree, 1);
+    if (tables.room == 8) descend<8>(tables, 0, 0, row, ring.degree, 1);
+    if (tables.room == 16) descend<16>(tables, 0, 0, row, ring.degree, 1);
+    if (tables.room == 32) descend<32>(tables, 0, 0, row, ring.degree, 1);
+}
+
+void ifma_inverse(const Ring &ring, Word *row) {
+    const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
+    if (tables.room == 4) ascend<4>(tables, 0, 0, row, ring.degree);
+    if (tables.room == 8) ascend<8>(tables, 0, 0, row, ring.degree);
+    if (tables.room == 16) ascend<16>(tables, 0, 0, row, ring.degree);
+    if (tables.room == 32) ascend<32>(tables, 0, 0, row, ring.degree);
+}
+
+}  // namespace confide::ckks
+
+#endif

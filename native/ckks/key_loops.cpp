@@ -1,0 +1,55 @@
+// The portable loops over keys, and the choice; see key_loops.hpp.
+#include "key_loops.hpp"
+
+#include <cstring>
+
+namespace confide::ckks {
+
+namespace {
+
+__extension__ typedef unsigned __int128 Wide;
+
+void store(const Ring &ring, const Word *row, std::size_t stride, std::uint8_t *blocks) {
+    for (std::size_t block = 0; block < ring.degree / 8; ++block)
+        std::memcpy(blocks + block * stride, row + 8 * block, 8 * sizeof(Word));
+}
+
+// 2^64 a + b for wide = 2^64 mod q.
+Word whole(Wide total, Word wide, const Modulus &q) noexcept {
+    const Word found = multiply(static_cast<Word>(total >> 64), wide, q) + multiply(static_cast<Word>(total), 1, q);
+    return found >= q.value ? found - q.value : found;
+}
+
+void sums(const Ring &ring, const Permutation *permutation, const Word *const *digits, std::size_t terms,
+          const std::uint8_t *key, std::size_t stride, Word *first, Word *second, bool add) {
+    const Word half = Word{1} << 32, wide = multiply(half, half, ring.q);
+    for (std::size_t block = 0; block < ring.degree / 8; ++block, key += stride) {
+        const std::size_t from = 8 * (permutation ? std::size_t{permutation->block[block]} : block);
+        const std::uint64_t places = permutation ? permutation->within[block] : 0x0706050403020100;
+        for (std::size_t i = 0; i < 8; ++i) {
+            Word *outs[2] = {first + 8 * block + i, second + 8 * block + i};
+            Wide one = add ? *outs[0] : 0, other = add ? *outs[1] : 0;
+            const std::size_t at = from + (places >> (8 * i) & 7);
+            const auto *row = reinterpret_cast<const Word *>(key) + i;
+            for (std::size_t term = 0; term < terms; ++term, row += 16) {
+                const Word digit = digits[term][at];
+                one += static_cast<Wide>(digit) * row[0];
+                other += static_cast<Wide>(digit) * row[8];
+            }
+            *outs[0] = whole(one, wide, ring.q);
+            *outs[1] = whole(other, wide, ring.q);
+        }
+    }
+}
+
+}  // namespace
+
+// Products below 2^122: 32 of them, and a residue, fit a wide word.
+const KeyLoops portable_key_loops = {8 * sizeof(Word), 32, store, sums};
+
+const KeyLoops &key_loops(const Ring &ring) {
+    const KeyLoops *fast = std::strcmp(ring.kernels->name, "ifma") ? nullptr : ifma_key_loops();
+    return fast ? *fast : portable_key_loops;
+}
+
+}  // namespace confide::ckks
