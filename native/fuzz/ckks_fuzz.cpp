@@ -221,7 +221,8 @@ bool load(Draw draw, const Program &program, const Setting &setting, ProgramKeys
     return complete;
 }
 
-std::size_t executed = 0;  // programs to the end
+std::size_t executed = 0;               // programs to the end
+Word digest = 14695981039346656037u;    // of what they returned: the same on every machine (FNV-1a, by words)
 
 void run(Draw &draw, const Setting &setting, const Made &made) {
     std::mt19937_64 random(2);
@@ -256,6 +257,8 @@ void run(Draw &draw, const Setting &setting, const Made &made) {
             if (first.empty()) {
                 first = results;
                 ++executed;
+                for (const auto &result : results)
+                    for (const Word word : result) digest = (digest ^ word) * 1099511628211u;
             }
             expect(results == first, "instruction sets or threads differ");
         }
@@ -283,17 +286,9 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t *bytes, std::size_t siz
 #ifdef CONFIDE_DRIVER
 // Random bytes instead of a fuzzer's: `ckks_fuzz [repeats] [seed]`.
 int main(int count, char **arguments) {
-    const long repeats = count > 1 ? std::atol(arguments[1]) : 1000;
-    std::mt19937_64 random(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0);
-    std::vector<std::uint8_t> bytes;
-    for (long i = 0; i < repeats; ++i) {
-        bytes.resize(random() % 160);
-        for (std::uint8_t &byte : bytes) byte = static_cast<std::uint8_t>(random() >> 20);
-        LLVMFuzzerTestOneInput(bytes.data(), bytes.size());
-    }
-    // A driver that executes nothing would see nothing.
-    if (executed * 20 < static_cast<std::size_t>(repeats)) confide::fuzz::fail("too few programs were executed");
-    std::printf("the programs agree: %zu executed\n", executed);
+    const std::size_t repeats = confide::fuzz::drive(count, arguments, 160, LLVMFuzzerTestOneInput);
+    expect(executed * 20 >= repeats, "too few programs were executed to have seen anything");
+    std::printf("the programs agree: %zu executed, digest %016llx\n", executed, static_cast<unsigned long long>(digest));
     return 0;
 }
 #endif

@@ -3,7 +3,10 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
+#include <cstdio>
+#include <cstdlib>
+#include <memory>
+#include <random>
 
 namespace confide::fuzz {
 
@@ -39,23 +42,27 @@ class Draw {
     std::size_t left_;
 };
 
-// The checks stay on whatever the compiler's flags are.
-[[noreturn]] inline void fail(const char *what);
-
-}  // namespace confide::fuzz
-
-#include <cstdio>
-#include <cstdlib>
-
-namespace confide::fuzz {
-
-inline void fail(const char *what) {
+[[noreturn]] inline void fail(const char *what) {
     std::fprintf(stderr, "failed: %s\n", what);
     std::abort();
 }
 
+// Stays on whatever the compiler's flags are.
 inline void expect(bool holds, const char *what) {
     if (!holds) fail(what);
+}
+
+// Calls `once` with random bytes, by the arguments [repeats] [seed] of a program. Returns how often.
+inline std::size_t drive(int count, char **arguments, std::size_t most, int (*once)(const std::uint8_t *, std::size_t)) {
+    const std::size_t repeats = count > 1 ? std::strtoull(arguments[1], nullptr, 10) : 1000;
+    std::mt19937_64 random(count > 2 ? std::strtoull(arguments[2], nullptr, 10) : 0);
+    for (std::size_t i = 0; i < repeats; ++i) {
+        const std::size_t size = random() % most;
+        const std::unique_ptr<std::uint8_t[]> bytes(new std::uint8_t[size]);
+        for (std::size_t at = 0; at < size; ++at) bytes[at] = static_cast<std::uint8_t>(random() >> 20);
+        once(bytes.get(), size);
+    }
+    return repeats;
 }
 
 }  // namespace confide::fuzz
