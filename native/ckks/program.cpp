@@ -120,6 +120,11 @@ void Program::check_plain(std::size_t plain, std::size_t limbs, bool extended) c
            "Expected a plaintext of this level");
 }
 
+void Program::need_rotation(std::size_t element, std::size_t limbs) {
+    expect(element != 0, "Expected a Galois element");
+    need(element, limbs);
+}
+
 void Program::need(std::size_t element, std::size_t limbs) {
     expect(context_->switches() && element < 2 * context_->degree() && (element % 2 || !element) && element != 1,
            "Expected a Galois element");
@@ -142,7 +147,7 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
     for (std::size_t place = 0; place < made.babies.size(); ++place) {
         const Baby &baby = made.babies[place];
         expect(baby.parent >= -count && baby.parent < static_cast<long>(place), "Expected parents before their babies");
-        if (baby.element != 1) need(baby.element, limbs);
+        if (baby.element != 1) need_rotation(baby.element, limbs);
     }
     for (const auto &giant : made.giants) {
         filled |= !giant.empty();
@@ -152,7 +157,7 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
         }
     }
     expect(filled && count > 0, "Expected a map with weights");
-    if (made.giants.size() > 1) need(made.giant_element, limbs);
+    if (made.giants.size() > 1) need_rotation(made.giant_element, limbs);
     Instruction instruction{Kind::transform, limbs, std::move(sources), 0, {}, {}, 0, std::move(made)};
     return write(std::move(instruction), limbs, true);
 }
@@ -160,17 +165,14 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
 std::size_t Program::fold(std::size_t source, std::size_t limbs, std::vector<std::size_t> elements) {
     const Register &held = readable(source, limbs);
     expect(!elements.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
-    for (const std::size_t element : elements) {
-        expect(element != 0, "Expected a Galois element");
-        need(element, limbs);
-    }
+    for (const std::size_t element : elements) need_rotation(element, limbs);
     return write({Kind::fold, limbs, {source}, 0, {}, std::move(elements), 0, {}}, limbs, true);
 }
 
 std::size_t Program::rotate(std::size_t source, std::size_t limbs, std::size_t element) {
     const Register &held = readable(source, limbs);
-    expect(element != 0 && (!held.extended || held.limbs == limbs), "Expected a rotation, at the register's level");
-    need(element, limbs);
+    expect(!held.extended || held.limbs == limbs, "Expected a rotation, at the register's level");
+    need_rotation(element, limbs);
     return write({Kind::rotate, limbs, {source}, 0, {}, {element}, 0, {}}, limbs, true);
 }
 
@@ -207,7 +209,7 @@ std::size_t Program::add_plain(std::size_t source, std::size_t limbs, std::size_
 }
 
 void Program::finish(std::vector<std::size_t> outputs, std::vector<std::size_t> limbs) {
-    expect(outputs.size() == limbs.size(), "Expected a level for each output");
+    expect(!finished_ && !outputs.empty() && outputs.size() == limbs.size(), "Expected a level for each output, once");
     for (std::size_t place = 0; place < outputs.size(); ++place)
         expect(!readable(outputs[place], limbs[place]).extended, "Expected outputs that are divided");
     outputs_ = std::move(outputs);

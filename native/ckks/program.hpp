@@ -147,6 +147,7 @@ class Program {
     std::size_t write(Instruction instruction, std::size_t limbs, bool extended);
     const Register &readable(std::size_t place, std::size_t limbs) const;
     void need(std::size_t element, std::size_t limbs);
+    void need_rotation(std::size_t element, std::size_t limbs);
     void check_plain(std::size_t plain, std::size_t limbs, bool extended) const;
     Word *room(std::size_t words);
     std::size_t scratch_of(const Instruction &instruction) const;
