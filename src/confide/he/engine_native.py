@@ -138,6 +138,15 @@ class NativeKeys:
     def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
         return self._encryption.zero(limbs=limbs, scale=scale)
 
+    def prepare_ahead(self) -> bool:
+        """Make an encryption of zero for a later reply. Returns False if there are enough of them."""
+        return self._encryption.prepare_ahead()
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Return a bound of the memory that encryptions of zero take before they are used."""
+        return self._encryption.ahead_bytes
+
 
 class NativeMachine:
     """Execution of a program.

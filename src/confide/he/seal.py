@@ -37,7 +37,7 @@ from confide.he.seal_format import (
 )
 
 if TYPE_CHECKING:
-    from confide._native import Products
+    from confide._native import ckks
 
 #: The "rotation" that conjugates every slot, by SEAL's convention.
 CONJUGATION = 0
@@ -276,7 +276,7 @@ class Context:
         self.key_form = Form(key_id, parameters.degree, parameters.primes, ntt=True)
 
     @cached_property
-    def products(self) -> Products | None:
+    def products(self) -> ckks.Products | None:
         """Return the compiled transforms modulo the data primes, None where there are none."""
         return NATIVE.Products(self.parameters.data_primes, self.parameters.degree) if NATIVE else None
 
