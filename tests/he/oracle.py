@@ -12,10 +12,10 @@ import numpy as np
 
 from confide.crypto.random import SystemRandomness
 from confide.he.backend import ClientKit, ServerKit
-from confide.he.engine_native import NativeKeys
 from confide.he.enrolment import Mine
 from confide.he.envelope import SealedQuery, SealedReply
 from confide.he.linear import LinearServer
+from confide.he.machines import Keys
 from confide.he.seal import Evaluation, PublicKeys
 from confide.he.setup import owned
 from confide.ideal import Backend, Kit
@@ -113,7 +113,7 @@ class Pair:
         return self.client.keys(owned("he", self.client.encoded, self.stores["client"]))
 
 
-def public_keys(kit: ServerKit, keys: PublicKeys) -> Evaluation | NativeKeys:
+def public_keys(kit: ServerKit, keys: PublicKeys) -> Keys:
     """What the server makes of a client's public keys."""
     if isinstance(kit.engine, LinearServer):
         return Evaluation(kit.engine.context, keys, kit.plan.needs)

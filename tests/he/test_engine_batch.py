@@ -13,13 +13,15 @@ from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import PrivacyLabel
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.batch_machines import NativeBatch
+from confide.he.cost import seconds
 from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.engine_native import available
 from confide.he.integer_sums import groups, weighted_sums
 from confide.he.network import Network, linear_map
 from confide.he.plan_batch import BatchPlan
-from confide.he.planner import plan_batch, seconds
+from confide.he.planner import plan_batch
 from confide.he.seal import Context, Evaluation, ntt_primes
+from confide.he.speeds import SEAL
 from confide.he.stages import Combined, Mapped, Multiplied, Summed
 from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Sigmoid, Square
 from confide.net.http import InProcess
@@ -150,7 +152,7 @@ def test_a_plan_needs_one_key_and_is_data():
     assert found.queries(1) == found.queries(found.slots) == 30
     assert found.replies(found.slots + 1) == 2
     assert "no rotations" in str(found)
-    assert seconds(plan(mlp(1, 30, 64, 1))) > seconds(found)
+    assert seconds(plan(mlp(1, 30, 64, 1)), SEAL) > seconds(found, SEAL)
 
 
 def test_linear_models_stay_exact():

@@ -9,7 +9,14 @@ from confide.errors import DataError, ProtocolError
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.packed import ciphertext_bytes
-from confide.model.graph import Graph, Linear, Sigmoid, Square
+from confide.he.packing import imaginary
+from confide.he.parameters import Parameters
+from confide.he.plan import Settings, plan_of
+from confide.he.plan_network import NetworkPlan
+from confide.he.seal import Context, Evaluation, Needs, ntt_primes
+from confide.he.speeds import Executor
+from confide.he.stages import Mapped
+from confide.model.graph import Conv, Graph, Linear, Sigmoid, Square
 from he.oracle import RNG, corners, linear, public_keys, ready
 
 SMALL = ready(
@@ -33,6 +40,62 @@ def engines(pair) -> tuple[NetworkClient, NetworkServer]:
     assert isinstance(client, NetworkClient)
     assert isinstance(server, NetworkServer)
     return client, server
+
+
+IMAGES = Graph(
+    (
+        Conv(np.random.default_rng(1).normal(size=(4, 1, 3, 3)) / 3, np.zeros(4), 8, 8, (1, 1), (1, 1, 1, 1)),
+        Square(),
+        Conv(np.random.default_rng(2).normal(size=(8, 4, 3, 3)) / 6, np.ones(8), 8, 8, (2, 2), (1, 1, 1, 1)),
+        Square(),
+        linear(3, 3, 128, 0.1),
+    )
+)
+
+
+def answered(graph: Graph, engine: Executor) -> tuple[NetworkPlan, np.ndarray, np.ndarray]:
+    """A plan that is made for `engine`, run on SEAL: the plan, the answers, the largest errors."""
+    asked = Settings(protect_model=True, input_bound=1.0, precision_bits=10, engine=engine)
+    made = plan_of(graph, asked)
+    assert made is not None
+    plan, scaled = made
+    assert isinstance(plan, NetworkPlan)
+    assert scaled is not None
+    server, client = NetworkServer(plan, scaled), NetworkClient(plan.checked())
+    secret, public = client.context.generate(bytes(16), plan.needs)
+    keys = Evaluation(server.context, public, plan.needs)
+    y = client.decrypt(secret, server.answer(keys, client.encrypt(secret, corners(2, graph.features)), RNG))
+    return plan, np.ldexp(y, server.exponents), server.error
+
+
+@pytest.mark.parametrize("engine", ["seal", "native"])
+def test_plans_for_every_engine_run_on_seal(engine):
+    for graph in (IMAGES, SHAPES["baby and giant steps"]):
+        plan, y, bound = answered(graph, engine)
+        want = graph.apply(corners(2, graph.features))
+        assert (np.abs(y - want) <= bound).all()
+        assert np.abs(y - want).max() < 0.02 * np.abs(want).max()
+        maps = [stage.layout.rotations for stage in plan.stages if isinstance(stage, Mapped)]
+        if engine == "native":
+            assert max(plan.parameters.primes) < 1 << 50
+            assert any(rotations.hoisted or any(count > 2 for count, _ in rotations.sums) for rotations in maps)
+        if graph is IMAGES and engine == "seal":
+            assert any(rotations.fold for rotations in maps)
+
+
+def test_products_with_the_imaginary_unit_are_exact():
+    context = SMALL_CONTEXT
+    plain = context.encode(imaginary(2048), limbs=1, scale=1.0)
+    secret, _ = context.generate(bytes(16), Needs())
+    x = np.random.default_rng(1).normal(size=2048)
+    cipher = secret.encrypt(context.encode(x, limbs=1, scale=2.0**30))
+    twice = context.times_plain(context.times_plain(cipher, plain), plain)
+    assert np.allclose(context.decode(secret.decrypt(twice)), -x, atol=1e-5)
+    once = context.decode(secret.decrypt(context.times_plain(cipher, plain)))
+    assert np.abs(once).max() < 1e-5  # no real part
+
+
+SMALL_CONTEXT = Context(Parameters(scheme="ckks", degree=4096, primes=ntt_primes(4096, (50, 50))))
 
 
 @given(st.integers(0, 1 << 30))

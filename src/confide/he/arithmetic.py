@@ -19,7 +19,7 @@ from confide.he.seal import CONJUGATION, Ciphertext, Context, Evaluation, Plaint
 Slots = NDArray[np.float64] | NDArray[np.complex128] | float
 
 C = TypeVar("C")
-P = TypeVar("P")
+P_contra = TypeVar("P_contra", contravariant=True)
 P_co = TypeVar("P_co", covariant=True)
 
 #: (parent, step): a rotation of a source (parent = -1 - its place) or of an earlier baby; step 0 moves nothing.
@@ -38,18 +38,18 @@ class Encoder(Protocol[P_co]):
         ...
 
 
-class Arithmetic(Encoder[P], Protocol[C, P]):
+class Arithmetic(Protocol[C, P_contra]):
     """Operations on ciphertexts under one client's keys; `limbs` is the number of primes of a level."""
 
     def add(self, cipher: C, other: C) -> None:
         """Add `other` to `cipher`, in place."""
         ...
 
-    def plus_plain(self, cipher: C, plain: P) -> C:
+    def plus_plain(self, cipher: C, plain: P_contra) -> C:
         """Return the sum with a plaintext."""
         ...
 
-    def inner(self, ciphers: Sequence[C], plains: Sequence[P], *, scale: float | None = None) -> C:
+    def inner(self, ciphers: Sequence[C], plains: Sequence[P_contra], *, scale: float | None = None) -> C:
         """Return Σ cipher · plain, at one level.
 
         Args:
@@ -71,15 +71,22 @@ class Arithmetic(Encoder[P], Protocol[C, P]):
         """Divide by the last `drops` primes, in place; `scale` is the scale that this leaves."""
         ...
 
-    def fold(self, cipher: C, steps: Sequence[int]) -> None:
-        """Add to `cipher` its rotation, in place, for one step after the other; `CONJUGATION` is one."""
+    def fold(self, cipher: C, groups: Sequence[Sequence[int]]) -> None:
+        """Add to `cipher` its rotations by the steps of a group, in place, for one group after the other.
+
+        `CONJUGATION` is a step, too.
+        """
+        ...
+
+    def joined(self, cipher: C, step: int) -> C:
+        """Return cipher + u · (cipher rotated by `step`), u as in `packing.imaginary`."""
         ...
 
     def transform(
         self,
         ciphers: Sequence[C],
         babies: Sequence[Baby],
-        giants: Sequence[Sequence[tuple[int, P]]],
+        giants: Sequence[Sequence[tuple[int, P_contra]]],
         giant_step: int,
     ) -> C:
         """Return Σ_j rotation by j · giant_step of Σ weight · baby, by Horner's rule.
@@ -153,12 +160,11 @@ class SealEncoder:
         return plain if self.context.is_nonzero(plain) else self.context.encode(1 / scale, limbs=limbs, scale=scale)
 
 
-class _Seal(SealEncoder):
+class _Seal:
     """What does not depend on whether weights are plaintexts."""
 
     def __init__(self, context: Context, keys: Evaluation) -> None:
-        super().__init__(context)
-        self.keys = keys
+        self.context, self.keys = context, keys
 
     def add(self, cipher: Ciphertext, other: Ciphertext) -> None:
         self.context.add(cipher, other)
@@ -176,10 +182,18 @@ class _Seal(SealEncoder):
             self.context.rescale(cipher, scale=scale)
         cipher.value.scale(scale)
 
-    def fold(self, cipher: Ciphertext, steps: Sequence[int]) -> None:
-        for step in steps:
-            moved = self.keys.conjugate(cipher) if step == CONJUGATION else self.keys.rotate(cipher, step)
-            self.context.add(cipher, moved)
+    def fold(self, cipher: Ciphertext, groups: Sequence[Sequence[int]]) -> None:
+        for steps in groups:
+            for moved in [self._moved(cipher, step) for step in steps]:
+                self.context.add(cipher, moved)
+
+    def _moved(self, cipher: Ciphertext, step: int) -> Ciphertext:
+        return self.keys.conjugate(cipher) if step == CONJUGATION else self.keys.rotate(cipher, step)
+
+    def joined(self, cipher: Ciphertext, step: int) -> Ciphertext:
+        half = self.context.times_imaginary(self.keys.rotate(cipher, step))
+        self.context.add(half, cipher)
+        return half
 
     def babies(self, ciphers: Sequence[Ciphertext], babies: Sequence[Baby]) -> list[Ciphertext]:
         """Return every rotation of the sources."""

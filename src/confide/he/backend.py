@@ -25,7 +25,7 @@ from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Guarantee
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_batch import BatchClient, BatchServer
-from confide.he.engine_native import Engine, NativeKeys
+from confide.he.engine_native import Engine
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
@@ -43,6 +43,7 @@ from confide.he.enrolment import (
 from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
 from confide.he.guarantees import guarantee
 from confide.he.linear import LinearClient, LinearServer
+from confide.he.machines import Keys
 from confide.he.message_bytes import block_rows, keys_bytes, query_bytes, reply_bytes
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready
@@ -224,7 +225,7 @@ class ServerKit:
         """Return a bound of the size of one client's public keys as they are uploaded."""
         return keys_bytes(self.plan)
 
-    def parse_keys(self, body: bytes) -> Evaluation | NativeKeys:
+    def parse_keys(self, body: bytes) -> Keys:
         """Return a client's public keys. Raises ProtocolError on anything else."""
         if isinstance(self.engine, LinearServer):
             return public_keys(body, self.engine.context, self.plan.needs)
@@ -514,13 +515,13 @@ def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     line = channel(Homomorphic.name, query.key_id, store, kit=kit.public, now=now)
     body = decode(line.opened(query), Query, max_bytes=_MAX_QUERY_BYTES)  # no work before this holds
     keys = kit.keys.get(query.key_id, store)
-    assert isinstance(keys, Evaluation | NativeKeys)
+    assert isinstance(keys, Keys)
     reply = line.reply(query, encode(_answer(kit, keys, body, query.rows, rng)))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))
     return query.rows
 
 
-def _answer(kit: ServerKit, keys: Evaluation | NativeKeys, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
+def _answer(kit: ServerKit, keys: Keys, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
     engine = kit.engine
     exponents = engine.exponents.astype("<i2").tobytes()
     if isinstance(engine, LinearServer):

@@ -9,7 +9,7 @@ Both make replies fresh and flood them alike: an encryption of zero under the cl
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from confide.he.engine_steps import uniform
 from confide.he.seal import Ciphertext, Context, Evaluation, Needs, PublicKeys, refusing_transparent
 
 
+@runtime_checkable
 class Keys(Protocol):
     """A client's public keys as a machine works with them."""
 
