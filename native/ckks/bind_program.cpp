@@ -156,7 +156,7 @@ void bind_program(nb::module_ &module) {
         .def("input", &Program::input, arg("limbs"))
         .def("plain", &plain, arg("coefficients").noconvert(), arg("shift"), arg("limbs"), arg("extended"))
         .def("transform", &transform, arg("sources"), arg("limbs"), arg("babies"), arg("giants"), arg("giant_element"))
-        .def("fold", &Program::fold, arg("source"), arg("limbs"), arg("elements"))
+        .def("fold", &Program::fold, arg("source"), arg("limbs"), arg("groups"))
         .def("rotate", &Program::rotate, arg("source"), arg("limbs"), arg("element"))
         .def("product", &Program::product, arg("one"), arg("other"), arg("limbs"))
         .def("divide", &Program::divide, arg("source"), arg("limbs"), arg("drops"))

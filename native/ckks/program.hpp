@@ -7,7 +7,7 @@
 //
 //   transform   Horner over giant steps of sums of rotations times plaintexts; all divisions but one per giant step are
 //               saved (`evaluator.hpp` bounds the error)
-//   fold        x += rotation of x, for one rotation after the other
+//   fold        x += rotations of x, for one group of rotations after the other; those of a group share the digits
 //   rotate      one rotation
 //   product     of two ciphertexts, relinearised
 //   divide      by p where the register is extended, then by some of its last primes
@@ -72,6 +72,7 @@ struct Instruction {
     std::vector<std::size_t> elements;  // fold, rotate
     std::size_t drops = 0;              // divide
     Transform transform;
+    std::vector<std::size_t> sizes = {};  // fold: elements of each group
 };
 
 struct Register {
@@ -100,7 +101,7 @@ class Program {
     // Signed coefficients times 2^shift.
     std::size_t plain(const std::int64_t *coefficients, unsigned shift, std::size_t limbs, bool extended);
     std::size_t transform(std::vector<std::size_t> sources, std::size_t limbs, Transform transform);
-    std::size_t fold(std::size_t source, std::size_t limbs, std::vector<std::size_t> elements);
+    std::size_t fold(std::size_t source, std::size_t limbs, const std::vector<std::vector<std::size_t>> &groups);
     std::size_t rotate(std::size_t source, std::size_t limbs, std::size_t element);
     std::size_t product(std::size_t one, std::size_t other, std::size_t limbs);
     std::size_t divide(std::size_t source, std::size_t limbs, std::size_t drops);

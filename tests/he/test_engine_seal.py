@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from confide.errors import DataError, ProtocolError
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.engine_seal import NetworkClient, NetworkServer
-from confide.he.speeds import Executor
 from confide.he.packed import ciphertext_bytes
 from confide.he.packing import imaginary
 from confide.he.parameters import Parameters
 from confide.he.plan import Settings, plan_of
 from confide.he.plan_network import NetworkPlan
 from confide.he.seal import Context, Evaluation, Needs, ntt_primes
+from confide.he.speeds import Executor
 from confide.he.stages import Mapped
 from confide.model.graph import Conv, Graph, Linear, Sigmoid, Square
 from he.oracle import RNG, corners, linear, public_keys, ready
