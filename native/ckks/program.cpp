@@ -165,24 +165,17 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
 std::size_t Program::fold(std::size_t source, std::size_t limbs,
                           const std::vector<std::vector<std::size_t>> &groups) {
     const Register &held = readable(source, limbs);
-<<<<<<< HEAD
-    expect(!elements.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
-    for (const std::size_t element : elements) need_rotation(element, limbs);
-    return write({Kind::fold, limbs, {source}, 0, {}, std::move(elements), 0, {}}, limbs, true);
-=======
     expect(!groups.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
     Instruction instruction{Kind::fold, limbs, {source}, 0, {}, {}, 0, {}};
     for (const auto &group : groups) {
         expect(!group.empty(), "Expected rotations in each group");
         for (const std::size_t element : group) {
-            expect(element != 0, "Expected a Galois element");
-            need(element, limbs);
+            need_rotation(element, limbs);
             instruction.elements.push_back(element);
         }
         instruction.sizes.push_back(group.size());
     }
     return write(std::move(instruction), limbs, true);
->>>>>>> nat-batch
 }
 
 std::size_t Program::rotate(std::size_t source, std::size_t limbs, std::size_t element) {

@@ -20,14 +20,10 @@ import seal
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
-<<<<<<< HEAD
 from confide.he.ahead import MOST_AHEAD, Stock
 from confide.he.compiled import NATIVE
 from confide.he.packed import pack, pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
-=======
-from confide.he.packed import pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
 from confide.he.packing import imaginary
->>>>>>> nat-batch
 from confide.he.parameters import Parameters
 from confide.he.seal_format import (
     Form,
