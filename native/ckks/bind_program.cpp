@@ -133,9 +133,10 @@ std::vector<std::string> listing(const Program &program) {
     return found;
 }
 
-std::vector<std::tuple<std::string, std::size_t, double>> profile(const Program &program) {
-    std::vector<std::tuple<std::string, std::size_t, double>> found;
-    for (const Program::Spent &one : program.profile()) found.emplace_back(one.kind, one.count, one.seconds);
+std::vector<std::tuple<std::string, std::size_t, double, double>> profile(const Program &program) {
+    std::vector<std::tuple<std::string, std::size_t, double, double>> found;
+    for (const Program::Spent &one : program.profile())
+        found.emplace_back(one.kind, one.count, one.seconds, one.least);
     return found;
 }
 

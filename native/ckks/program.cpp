@@ -258,6 +258,7 @@ void Program::plan() {
         scratch_words_ = std::max(scratch_words_, scratch_rows(*this, one) * context_->degree());
     }
     seconds_.assign(end, 0.0);
+    least_.assign(end, 1e9);
 }
 
 // --- running ---------------------------------------------------------------------------------------------------------
@@ -314,7 +315,10 @@ void Program::run(const ProgramKeys &keys, const std::vector<const Word *> &inpu
     const std::lock_guard<std::mutex> lock(mutex_);
     idle_.push_back(std::move(used));
     expect(below, "Expected numbers below their primes");
-    for (std::size_t number = 0; number < seconds.size(); ++number) seconds_[number] += seconds[number];
+    for (std::size_t number = 0; number < seconds.size(); ++number) {
+        seconds_[number] += seconds[number];
+        least_[number] = std::min(least_[number], seconds[number]);
+    }
     ++runs_;
 }
 
@@ -355,7 +359,7 @@ std::vector<Program::Spent> Program::profile() const {
     for (std::size_t number = 0; number < instructions_.size(); ++number)
         found.push_back({std::string(names[static_cast<std::size_t>(instructions_[number].kind)]) + " at " +
                              std::to_string(instructions_[number].limbs),
-                         runs_, seconds_[number]});
+                         runs_, seconds_[number], least_[number]});
     return found;
 }
 

@@ -135,11 +135,11 @@ class Program {
     const std::map<std::size_t, std::size_t> &key_limbs() const noexcept { return key_limbs_; }
     std::size_t arena_words() const noexcept { return arena_words_ + scratch_words_; }
     std::size_t plain_words() const noexcept { return plain_words_; }
-    // Kind, how often, and nanoseconds in all of every run so far.
+    // Of each instruction: kind and level, how often, seconds in all, and in the fastest run.
     struct Spent {
         std::string kind;
         std::size_t count;
-        double seconds;
+        double seconds, least;
     };
     std::vector<Spent> profile() const;
 
@@ -154,7 +154,6 @@ class Program {
     std::size_t scratch_of(const Instruction &instruction) const;
     void plan();
     std::unique_ptr<Slot> slot(std::size_t threads);
-    void note(const std::vector<double> &seconds);
 
     std::shared_ptr<const Context> context_;
     std::vector<Instruction> instructions_;
@@ -167,7 +166,7 @@ class Program {
     bool finished_ = false;
     mutable std::mutex mutex_;
     std::vector<std::unique_ptr<Slot>> idle_;
-    std::vector<double> seconds_;
+    std::vector<double> seconds_, least_;
     std::size_t runs_ = 0;
 };
 
