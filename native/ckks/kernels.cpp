@@ -180,6 +180,7 @@ Permutation::Permutation(std::size_t degree, std::size_t element) : block(degree
 bool runs_here(Path path) {
 #ifdef CONFIDE_CKKS_X86
     __builtin_cpu_init();
+    if (path == Path::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (path == Path::ifma)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512ifma");
@@ -224,7 +225,8 @@ Ring::Ring(Word prime, std::size_t size, Path path)
     inverse_degree = confide::ckks::inverse(degree, q);
 #ifdef CONFIDE_CKKS_X86
     if (path == Path::ifma) own = ifma_tables(*this);
-    if (path == Path::ifma && own) kernels = &ifma_kernels;
+    if (path == Path::avx2) own = avx2_tables(*this);
+    if (own) kernels = path == Path::ifma ? &ifma_kernels : &avx2_kernels;
 #endif
 }
 
