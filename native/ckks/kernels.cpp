@@ -143,7 +143,7 @@ Word smallest_root(const Modulus &q, std::size_t degree) {
 }  // namespace
 
 const Kernels portable_kernels = {"portable", forward,        inverse, add,     subtract, multiply_rows, dot,
-                                  scale,      subtract_scale, reduce,  permute, below};
+                                  scale,      subtract_scale, reduce,  permute, below, nullptr};
 
 Modulus::Modulus(Word prime) : value(prime), bits(0), ratio{0, 0} {
     if (prime < 3 || prime >> 61) throw std::invalid_argument("Expected a prime below 2^61");
@@ -175,6 +175,17 @@ Permutation::Permutation(std::size_t degree, std::size_t element) : block(degree
         block[i / 8] = static_cast<std::uint32_t>(from / 8);
         within[i / 8] |= static_cast<std::uint64_t>(from % 8) << (8 * (i % 8));
     }
+}
+
+void forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word *out) {
+    if (ring.kernels->forward_from) return ring.kernels->forward_from(ring, in, most, shift, out);
+    ring.kernels->reduce(ring, in, shift, out);
+    ring.kernels->forward(ring, out);
+}
+
+void inverse_from(const Ring &ring, const Word *in, Word *out) {
+    std::memcpy(out, in, ring.degree * sizeof(Word));
+    ring.kernels->inverse(ring, out);
 }
 
 bool runs_here(Path path) {
