@@ -7,8 +7,8 @@
 #include <stdexcept>
 
 #include "ckks/bind.hpp"
-#include "ckks/bind_sums.hpp"
 #include "ckks/bind_linear.hpp"
+#include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
@@ -144,6 +144,6 @@ NB_MODULE(_native, module) {
     auto ckks = module.def_submodule("ckks", "CKKS on ciphertexts, encoded weights and public keys.");
     confide::ckks::bind_evaluator(ckks);
     confide::ckks::bind_program(ckks);
+    confide::ckks::bind_linear(ckks);
     confide::ckks::bind_sums(ckks);
-    confide::ckks::bind_linear(module);
 }

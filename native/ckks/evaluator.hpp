@@ -112,8 +112,9 @@ void sums_at(const Context &, std::size_t limbs, const SwitchKey &key, const Per
              std::size_t place, const Word *polynomial, const Word *digits, Word *sums, bool add);
 // sum [limbs + 1][N], one polynomial: its last row becomes what `divide_at` subtracts.
 void divide_special(const Context &, std::size_t limbs, Word *sum);
-// out row `limb` = the quotient's, plus that of `addend` if it is not null (addend may be out).
-void divide_at(const Context &, std::size_t limbs, const Word *sum, std::size_t limb, const Word *addend, Word *out,
-               Word *scratch);
+// out row `limb` = the quotient's, plus that of `addend` if it is not null, permuted unless permutation is null
+// (without one, addend may be out).
+void divide_at(const Context &, std::size_t limbs, const Word *sum, std::size_t limb, const Word *addend,
+               const Permutation *permutation, Word *out, Word *scratch);
 
 }  // namespace confide::ckks

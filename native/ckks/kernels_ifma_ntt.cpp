@@ -229,62 +229,104 @@ void pass_back_of(unsigned log, const Ifma52 &tables, const Word *heap, Word *bl
 }
 
 // One block of a pass, then all that follows within it. `grown` q bounds its words.
-template <unsigned Room>
-void descend(const Ifma52 &tables, unsigned level, std::size_t group, Word *block, std::size_t size, unsigned grown) {
-    if (level == tables.passes.count) {
-        const Word *factors = tables.forward[level] + 128 * group * (size / 64);
-        if (grown > 1 && (Room <= 8 || grown + 2 * tail_log > Room))
-            tails<Room, true>(tables, factors, block, size / 64);
-        else
-            tails<Room, false>(tables, factors, block, size / 64);
-        return;
-    }
-    const unsigned log = tables.passes.log[level], parts = 1u << log;
-    const Word *heap = tables.forward[level] + 2 * parts * group;
+template <unsigned Room, unsigned Level>
+void descend(const Ifma52 &tables, std::size_t group, Word *block, std::size_t size, unsigned grown) {
+    const unsigned log = tables.passes.log[Level], parts = 1u << log;
+    const Word *heap = tables.forward[Level] + 2 * parts * group;
     const bool lower = grown > 1 && (Room <= 8 || grown + 2 * log > Room);
-    if (lower)
-        pass_of<Room, true>(log, tables, heap, block, size / parts);
-    else
-        pass_of<Room, false>(log, tables, heap, block, size / parts);
+    (lower ? pass_of<Room, true> : pass_of<Room, false>)(log, tables, heap, block, size / parts);
     const unsigned after = (lower ? 2 : grown) + 2 * log;
-    if (level + 1 == tables.passes.count) return descend<Room>(tables, level + 1, group, block, size, after);
-    for (std::size_t part = 0; part < parts; ++part)
-        descend<Room>(tables, level + 1, group * parts + part, block + part * (size / parts), size / parts, after);
+    if (Level + 1 == tables.passes.count) {
+        const Word *factors = tables.forward[Level + 1] + 2 * group * size;
+        const bool lowered = Room <= 8 || after + 12 > Room;  // six stages follow
+        return (lowered ? tails<Room, true> : tails<Room, false>)(tables, factors, block, size / 64);
+    }
+    if constexpr (Level + 1 < most_passes)
+        for (std::size_t part = 0; part < parts; ++part)
+            descend<Room, Level + 1>(tables, group * parts + part, block + part * (size / parts), size / parts, after);
+}
+
+template <unsigned Room, unsigned Level>
+void ascend(const Ifma52 &tables, std::size_t group, Word *block, std::size_t size) {
+    const unsigned log = tables.passes.log[Level], parts = 1u << log;
+    if (Level + 1 == tables.passes.count)
+        tails_back<Room>(tables, tables.inverse[Level + 1] + 2 * group * size, block, size / 64);
+    else if constexpr (Level + 1 < most_passes)
+        for (std::size_t part = 0; part < parts; ++part)
+            ascend<Room, Level + 1>(tables, group * parts + part, block + part * (size / parts), size / parts);
+    const Word *heap = tables.inverse[Level] + 2 * parts * group;
+    (Level == 0 ? pass_back_of<Room, true> : pass_back_of<Room, false>)(log, tables, heap, block, size / parts);
+}
+
+// The first pass, out of place: words of `in` that are shifted, and reduced from below 2^62 where `Reduced` (by a
+// quotient that is at most two too small). Not a case of `pass`: sharing its body made that slower.
+template <unsigned Log, unsigned Room, bool Reduced>
+void first_pass(const Ifma52 &tables, const Word *in, Word shift, Word *out, std::size_t stride) {
+    const Prime prime(tables);
+    const Uniform<Log> factor{tables.forward[0]};
+    const Vector moved = all(shift), wide = all(tables.wide);
+    for (std::size_t i = 0; i < stride; i += 8) {
+        Vector r[1u << Log];
+#pragma GCC unroll 16
+        for (unsigned j = 0; j < 1u << Log; ++j) {
+            r[j] = plus(load(in + j * stride + i), moved);
+            if constexpr (Reduced) {
+                const Vector quotient = high(_mm512_setzero_si512(), _mm512_srli_epi64(r[j], 10), wide);
+                r[j] = once(once(clean(low(r[j], quotient, prime.negative)), prime.twice), prime.q);
+            }
+        }
+        stages<Log, Room, true, 0>(r, factor, prime);
+#pragma GCC unroll 16
+        for (unsigned j = 0; j < 1u << Log; ++j) store(out + j * stride + i, r[j]);
+    }
+}
+
+template <unsigned Room, bool Reduced>
+void forward_of(const Ring &ring, const Word *in, Word shift, Word *out) {
+    const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
+    const std::size_t size = ring.degree / 8;
+    first_pass<3, Room, Reduced>(tables, in, shift, out, size);
+    for (std::size_t part = 0; part < 8; ++part) descend<Room, 1>(tables, part, out + part * size, size, 8);
 }
 
 template <unsigned Room>
-void ascend(const Ifma52 &tables, unsigned level, std::size_t group, Word *block, std::size_t size) {
-    if (level == tables.passes.count)
-        return tails_back<Room>(tables, tables.inverse[level] + 128 * group * (size / 64), block, size / 64);
-    const unsigned log = tables.passes.log[level], parts = 1u << log;
-    if (level + 1 == tables.passes.count)
-        ascend<Room>(tables, level + 1, group, block, size);
+void forward_from_of(const Ring &ring, const Word *in, Word most, Word shift, Word *out) {
+    // Words below `most` and a shift below q need no reduction if they fit the room: the first pass lowers them anyway.
+    if ((most - 1) / ring.q.value + 2 <= Room)
+        forward_of<Room, false>(ring, in, shift, out);
     else
-        for (std::size_t part = 0; part < parts; ++part)
-            ascend<Room>(tables, level + 1, group * parts + part, block + part * (size / parts), size / parts);
-    const Word *heap = tables.inverse[level] + 2 * parts * group;
-    if (level == 0)
-        pass_back_of<Room, true>(log, tables, heap, block, size / parts);
-    else
-        pass_back_of<Room, false>(log, tables, heap, block, size / parts);
+        forward_of<Room, true>(ring, in, shift, out);
 }
 
 }  // namespace
 
 void ifma_forward(const Ring &ring, Word *row) {
     const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
-    if (tables.room == 4) descend<4>(tables, 0, 0, row, ring.degree, 1);
-    if (tables.room == 8) descend<8>(tables, 0, 0, row, ring.degree, 1);
-    if (tables.room == 16) descend<16>(tables, 0, 0, row, ring.degree, 1);
-    if (tables.room == 32) descend<32>(tables, 0, 0, row, ring.degree, 1);
+    if (tables.room == 4) descend<4, 0>(tables, 0, row, ring.degree, 1);
+    if (tables.room == 8) descend<8, 0>(tables, 0, row, ring.degree, 1);
+    if (tables.room == 16) descend<16, 0>(tables, 0, row, ring.degree, 1);
+    if (tables.room == 32) descend<32, 0>(tables, 0, row, ring.degree, 1);
+}
+
+void ifma_forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word *out) {
+    const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
+    const unsigned room = tables.room;
+    if (tables.passes.count == 1 || tables.passes.log[0] != 3) {  // rings smaller than any that encrypts
+        ring.kernels->reduce(ring, in, shift, out);
+        return ifma_forward(ring, out);
+    }
+    if (room == 4) forward_from_of<4>(ring, in, most, shift, out);
+    if (room == 8) forward_from_of<8>(ring, in, most, shift, out);
+    if (room == 16) forward_from_of<16>(ring, in, most, shift, out);
+    if (room == 32) forward_from_of<32>(ring, in, most, shift, out);
 }
 
 void ifma_inverse(const Ring &ring, Word *row) {
     const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
-    if (tables.room == 4) ascend<4>(tables, 0, 0, row, ring.degree);
-    if (tables.room == 8) ascend<8>(tables, 0, 0, row, ring.degree);
-    if (tables.room == 16) ascend<16>(tables, 0, 0, row, ring.degree);
-    if (tables.room == 32) ascend<32>(tables, 0, 0, row, ring.degree);
+    if (tables.room == 4) ascend<4, 0>(tables, 0, row, ring.degree);
+    if (tables.room == 8) ascend<8, 0>(tables, 0, row, ring.degree);
+    if (tables.room == 16) ascend<16, 0>(tables, 0, row, ring.degree);
+    if (tables.room == 32) ascend<32, 0>(tables, 0, row, ring.degree);
 }
 
 }  // namespace confide::ckks

@@ -22,7 +22,7 @@ SwitchKey::SwitchKey(const Context &context, std::size_t limbs) : limbs_(limbs) 
 bool SwitchKey::store(const Context &context, std::size_t place, std::size_t digit, std::size_t polynomial,
                       const Word *row) {
     const Ring &ring = context.ring_at(limbs_, place);
-    const KeyLoops &loops = key_loops(ring);
+    const SwitchLoops &loops = switch_loops(ring);
     auto *blocks = reinterpret_cast<std::uint8_t *>(blocks_.data()) + start_[place];
     loops.store(ring, row, stride(ring), blocks + (2 * digit + polynomial) * loops.block_bytes);
     return ring.kernels->below(ring, row);
@@ -46,7 +46,7 @@ void SwitchKey::sums(const Context &context, std::size_t limbs, std::size_t plac
                      const Word *const *digits, Word *first, Word *second, bool add) const noexcept {
     const std::size_t kept = place == limbs ? limbs_ : place;
     const Ring &ring = context.ring_at(limbs_, kept);
-    const KeyLoops &loops = key_loops(ring);
+    const SwitchLoops &loops = switch_loops(ring);
     const auto *key = reinterpret_cast<const std::uint8_t *>(blocks_.data()) + start_[kept];
     for (std::size_t start = 0; start < limbs; start += loops.most_terms)
         loops.sums(ring, permutation, digits + start, std::min(limbs - start, loops.most_terms),

@@ -8,7 +8,7 @@
 #include <map>
 
 #include "context.hpp"
-#include "key_loops.hpp"
+#include "switch_loops.hpp"
 
 namespace confide::ckks {
 
@@ -32,7 +32,7 @@ class SwitchKey {
     std::size_t bytes() const noexcept { return blocks_.size() * sizeof(Word); }
 
   private:
-    std::size_t stride(const Ring &ring) const noexcept { return 2 * limbs_ * key_loops(ring).block_bytes; }
+    std::size_t stride(const Ring &ring) const noexcept { return 2 * limbs_ * switch_loops(ring).block_bytes; }
 
     std::size_t limbs_;
     std::vector<std::size_t> start_;  // of each place, in bytes

@@ -1,6 +1,4 @@
 // Key switching, alone, hoisted and doubly hoisted; see evaluator.hpp.
-#include <cstring>
-
 #include "evaluator.hpp"
 
 namespace confide::ckks {
@@ -31,10 +29,12 @@ void switch_into(const Context &context, std::size_t limbs, const SwitchKey &key
     }
 }
 
-// out = sum / p, plus addend if there is one: one polynomial.
-void quotient(const Context &context, std::size_t limbs, Word *sum, const Word *addend, Word *out, Word *row) {
+// out = sum / p, plus addend if there is one, permuted if that is asked for: one polynomial.
+void quotient(const Context &context, std::size_t limbs, Word *sum, const Word *addend, const Permutation *permutation,
+              Word *out, Word *row) {
     divide_special(context, limbs, sum);
-    for (std::size_t limb = 0; limb < limbs; ++limb) divide_at(context, limbs, sum, limb, addend, out, row);
+    for (std::size_t limb = 0; limb < limbs; ++limb)
+        divide_at(context, limbs, sum, limb, addend, permutation, out, row);
 }
 
 void permute_rows(const Context &context, const Permutation &permutation, std::size_t rows, const Word *in, Word *out) {
@@ -58,18 +58,14 @@ std::size_t digits_words(const Context &context, std::size_t limbs) noexcept {
 void digit_coefficients(const Context &context, std::size_t, const Word *polynomial, std::size_t digit,
                         Word *coefficients) {
     const std::size_t n = context.degree();
-    const Ring &ring = context.ring(digit);
-    std::memcpy(coefficients + digit * n, polynomial + digit * n, n * sizeof(Word));
-    ring.kernels->inverse(ring, coefficients + digit * n);
+    inverse_from(context.ring(digit), polynomial + digit * n, coefficients + digit * n);
 }
 
 void digits_at(const Context &context, std::size_t limbs, const Word *coefficients, std::size_t place, Word *digits) {
     const std::size_t n = context.degree();
     const Ring &ring = context.ring_at(limbs, place);
     for (std::size_t digit = 0; digit < limbs; ++digit, digits += n) {
-        if (digit == place) continue;
-        ring.kernels->reduce(ring, coefficients + digit * n, 0, digits);
-        ring.kernels->forward(ring, digits);
+        if (digit != place) forward_from(ring, coefficients + digit * n, context.ring(digit).q.value, 0, digits);
     }
 }
 
@@ -91,15 +87,17 @@ void divide_special(const Context &context, std::size_t limbs, Word *sum) {
 }
 
 void divide_at(const Context &context, std::size_t limbs, const Word *sum, std::size_t limb, const Word *addend,
-               Word *out, Word *scratch) {
+               const Permutation *permutation, Word *out, Word *scratch) {
     const std::size_t n = context.degree();
     const Ring &ring = context.ring(limb);
     const Division &division = context.by_special();
-    ring.kernels->reduce(ring, sum + limbs * n, division.minus_half[limb], scratch);
-    ring.kernels->forward(ring, scratch);
-    Word *quotient = addend ? scratch : out + limb * n;
-    ring.kernels->subtract_scale(ring, sum + limb * n, scratch, division.inverse[limb], quotient);
-    if (addend) ring.kernels->add(ring, addend + limb * n, scratch, out + limb * n);
+    forward_from(ring, sum + limbs * n, context.special().q.value, division.minus_half[limb], scratch);
+    const Word *row = sum + limb * n;
+    const Word inverse = division.inverse[limb];
+    if (addend)
+        switch_loops(ring).quotient(ring, row, scratch, inverse, addend + limb * n, permutation, out + limb * n);
+    else
+        ring.kernels->subtract_scale(ring, row, scratch, inverse, out + limb * n);
 }
 
 // --- whole -----------------------------------------------------------------------------------------------------------
@@ -110,7 +108,7 @@ void relinearise(const Context &context, std::size_t limbs, const SwitchKey &key
     const std::size_t size = limbs * context.degree();
     switch_into(context, limbs, key, in + 2 * size, scratch.sums, false, scratch);
     for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
-        quotient(context, limbs, scratch.sums + polynomial * (size + context.degree()), in + polynomial * size,
+        quotient(context, limbs, scratch.sums + polynomial * (size + context.degree()), in + polynomial * size, nullptr,
                  out + polynomial * size, scratch.row);
 }
 
@@ -118,11 +116,10 @@ void rotate(const Context &context, std::size_t limbs, const SwitchKey &key, con
             const Word *in, Word *out, Word *words) {
     const Scratch scratch(context, limbs, words);
     const std::size_t size = limbs * context.degree();
-    permute_rows(context, permutation, limbs, in, out);
     permute_rows(context, permutation, limbs, in + size, scratch.target);
     switch_into(context, limbs, key, scratch.target, scratch.sums, false, scratch);
-    quotient(context, limbs, scratch.sums, out, out, scratch.row);
-    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, out + size, scratch.row);
+    quotient(context, limbs, scratch.sums, in, &permutation, out, scratch.row);
+    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, nullptr, out + size, scratch.row);
 }
 
 void decompose(const Context &context, std::size_t limbs, const Word *polynomial, Word *digits, Word *words) {
@@ -139,9 +136,8 @@ void rotate_hoisted(const Context &context, std::size_t limbs, const SwitchKey &
     const std::size_t size = limbs * context.degree();
     for (std::size_t place = 0; place <= limbs; ++place)
         sums_at(context, limbs, key, &permutation, place, in + size, digits + place * size, scratch.sums, false);
-    permute_rows(context, permutation, limbs, in, out);
-    quotient(context, limbs, scratch.sums, out, out, scratch.row);
-    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, out + size, scratch.row);
+    quotient(context, limbs, scratch.sums, in, &permutation, out, scratch.row);
+    quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, nullptr, out + size, scratch.row);
 }
 
 void rotate_extended(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
@@ -162,7 +158,7 @@ void rotate_extended_sum(const Context &context, std::size_t limbs, const Switch
                          const Permutation &permutation, Word *sum, Word *out, bool add, Word *words) {
     const Scratch scratch(context, limbs, words);
     const std::size_t n = context.degree(), size = (limbs + 1) * n;
-    quotient(context, limbs, sum + size, nullptr, scratch.digits, scratch.row);
+    quotient(context, limbs, sum + size, nullptr, nullptr, scratch.digits, scratch.row);
     permute_rows(context, permutation, limbs, scratch.digits, scratch.target);
     switch_into(context, limbs, key, scratch.target, out, add, scratch);
     for (std::size_t place = 0; place <= limbs; ++place) {
@@ -180,8 +176,7 @@ void divide(const Context &context, std::size_t limbs, std::size_t polynomials, 
         for (std::size_t limb = 0; limb < limbs; ++limb) {
             const Ring &ring = context.ring(limb);
             Word *row = out + limb * n;
-            ring.kernels->reduce(ring, sum + limbs * n, division.minus_half[limb], row);
-            ring.kernels->forward(ring, row);
+            forward_from(ring, sum + limbs * n, context.special().q.value, division.minus_half[limb], row);
             ring.kernels->subtract_scale(ring, sum + limb * n, row, division.inverse[limb], row);
         }
     }

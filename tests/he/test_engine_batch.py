@@ -12,12 +12,16 @@ from hypothesis import strategies as st
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import PrivacyLabel
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.batch_machines import NativeBatch
+from confide.he.cost import seconds
 from confide.he.engine_batch import BatchClient, BatchServer
+from confide.he.engine_native import available
 from confide.he.integer_sums import groups, weighted_sums
 from confide.he.network import Network, linear_map
 from confide.he.plan_batch import BatchPlan
-from confide.he.planner import plan_batch, seconds
+from confide.he.planner import plan_batch
 from confide.he.seal import Context, Evaluation, ntt_primes
+from confide.he.speeds import SEAL
 from confide.he.stages import Combined, Mapped, Multiplied, Summed
 from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Sigmoid, Square
 from confide.net.http import InProcess
@@ -148,7 +152,7 @@ def test_a_plan_needs_one_key_and_is_data():
     assert found.queries(1) == found.queries(found.slots) == 30
     assert found.replies(found.slots + 1) == 2
     assert "no rotations" in str(found)
-    assert seconds(plan(mlp(1, 30, 64, 1))) > seconds(found)
+    assert seconds(plan(mlp(1, 30, 64, 1)), SEAL) > seconds(found, SEAL)
 
 
 def test_linear_models_stay_exact():
@@ -256,13 +260,43 @@ def test_steps_do_not_depend_on_weights(monkeypatch):
             layer.weight.reshape(-1)[keep:] = 0.0
             layer.bias[:] = 0.0
         graph = Graph((layers[0], Square(), layers[1]))
-        pair = ready(BATCH, graph)
+        pair = ready(Homomorphic(goal="throughput", engine="seal"), graph)
         seen.clear()
         y = pair.predict(corners(2, 6)).output("client")
         assert np.allclose(y, graph.apply(corners(2, 6)), rtol=0.1, atol=0.02 * scale**3)
         schedules.append(list(seen))
     assert all(schedule == schedules[0] for schedule in schedules)
     assert [name for name, _, _ in schedules[0]].count("relinearise") == 4
+
+
+@pytest.mark.skipif(not available(), reason="installed without a C++ compiler, or switched off")
+def test_programs_do_not_depend_on_weights():
+    listings = []
+    for scale, keep in ((1.0, 99), (1e-6, 99), (1.0, 0)):
+        layers = [linear(seed, *shape, scale) for seed, shape in ((1, (4, 6)), (2, (2, 4)))]
+        for layer in layers:
+            layer.weight.reshape(-1)[keep:] = 0.0
+            layer.bias[:] = 0.0
+        machine = engines(ready(BATCH, Graph((layers[0], POLYNOMIAL, layers[1]))))[1].machine
+        assert isinstance(machine, NativeBatch)
+        listings.append(machine.listing())
+    assert all(listing == listings[0] for listing in listings)
+    assert any("product" in line for line in listings[0])
+    assert any("combine" in line for line in listings[0])
+
+
+@pytest.mark.skipif(not available(), reason="installed without a C++ compiler, or switched off")
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_both_engines_return_the_same_numbers(name):
+    """Products are SEAL's bit for bit up to the order of two roundings, so replies are equal far below the bound."""
+    graph = SHAPES[name]
+    plan_, scaled = Homomorphic(goal="throughput", protect_model=False)._prepared(graph)
+    servers = [BatchServer(plan_, scaled, engine) for engine in ("seal", "native")]
+    client = BatchClient(plan_)
+    secret, public = client.context.generate(bytes(16), plan_.needs)
+    query = client.encrypt(secret, corners(7, graph.features))
+    seal, native = (client.decrypt(secret, one.answer(one.keys(public), query, RNG)) for one in servers)
+    assert np.abs(seal - native).max() <= np.ldexp(servers[0].error, -servers[0].exponents).max() / 8
 
 
 # --- the service ------------------------------------------------------------------------------------------------------

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
+from confide.he.cost import mapped, tuned
 from confide.he.layouts import Entry, Layout, entries, layouts
 from confide.he.packing import Packing, Rotations, parts, simulate
 from confide.he.shapes import Convolution, Dense, LinearMap
+from confide.he.speeds import NATIVE, SEAL
 
 SLOTS = 1024
 
@@ -127,15 +129,70 @@ def test_a_wrong_rotation_is_seen():
     assert not np.allclose(total[labels >= 0], expected(linear, x)[labels[labels >= 0]])
 
 
-def test_babies_come_from_their_neighbours_with_one_key_for_each_axis():
-    rotations = Rotations(base=-7, babies=((3, 16), (2, 1)), giant=(4, 256), sums=(1024, 2048))
+def rotated(rotations):
+    """Where each baby comes to stand if every one is its origin, rotated by the step from there."""
     places = []
-    for parent, step in rotations.derived():
-        places.append(step + (places[parent] if parent >= 0 else 0))
-    assert tuple(places) == rotations.offsets == (-7, -6, 9, 10, 25, 26)
+    for origin, step in rotations.derived():
+        places.append(step + (places[origin] if origin >= 0 else 0))
+    return tuple(places)
+
+
+def test_babies_come_from_their_neighbours_with_one_key_for_each_axis():
+    rotations = Rotations(base=-7, babies=((3, 16), (2, 1)), giant=(4, 256), sums=((2, 1024), (2, 2048)))
+    assert rotated(rotations) == rotations.offsets == (-7, -6, 9, 10, 25, 26)
     assert rotations.keys == {-7, 16, 1, 256, 1024, 2048}
-    assert rotations.before == 6 + 3
-    assert rotations.products == 24
+    assert (rotations.before, rotations.after, rotations.products) == (6 + 3, 2, 24)
+
+
+def test_hoisted_babies_come_from_the_first_of_their_line():
+    rotations = Rotations(base=0, babies=((3, 16), (4, 1)), giant=(1, 1), sums=((4, 1024),), fold=64, hoisted=1)
+    derived = list(rotations.derived())
+    assert derived[:5] == [(-1, 0), (0, 1), (0, 2), (0, 3), (0, 16)]
+    assert derived[5:9] == [(4, 1), (4, 2), (4, 3), (4, 16)]
+    assert rotations.keys == {1, 2, 3, 16, 64, 1024, 2048, 3072}
+    assert (rotations.before, rotations.after, rotations.depth) == (1 + 11, 3, 1 + 2 + 1)
+
+
+AXES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 40)), max_size=3).map(tuple)
+
+
+@given(st.sampled_from([0, -3]), AXES, st.integers(0, 3))
+def test_every_form_of_babies_makes_all_of_them_from_what_was_made_before(base, babies, hoisted):
+    rotations = Rotations(base=base, babies=babies, giant=(1, 1), sums=(), hoisted=min(hoisted, len(babies)))
+    assert rotated(rotations) == rotations.offsets
+    derived = list(rotations.derived())
+    assert {step for _, step in derived} - {0} == rotations.baby_keys
+    assert rotations.origins == len({origin for origin, step in derived if step})
+    depths: list[int] = []
+    for origin, step in derived:
+        depths.append((step != 0) + (depths[origin] if origin >= 0 else 0))
+    assert rotations.depth == max(depths)
+
+
+@settings(deadline=None)
+@given(AXES, st.integers(0, 6), st.integers(1, 7), st.booleans())
+def test_tuned_rotations_are_the_same_rotations(babies, doublings, limbs, native):
+    axes = tuple(axis for axis in babies if axis[0] > 1)
+    sums = tuple((2, 8 << place) for place in range(doublings))
+    chained = Rotations(base=0, babies=axes, giant=(3, 7), sums=sums)
+    for before, after in ((limbs, limbs), (limbs, max(1, limbs - 1))):
+        _, found = tuned(NATIVE if native else SEAL, 8192, chained, (before, after))
+        assert found.offsets == chained.offsets
+        assert found.giant == chained.giant
+        results, inputs = np.arange(SLOTS) % 8, np.arange(SLOTS)
+        x = np.random.default_rng(limbs).normal(size=SLOTS)
+        one, other = (simulate(lambda o, i: o + 0.1 * i, form, results, inputs, x) for form in (found, chained))
+        assert np.allclose(one, other)
+        assert native or found == chained
+
+
+def test_hoisting_takes_keys_and_saves_time_on_the_machine_that_does_it():
+    chained = Rotations(base=0, babies=((6, 14), (6, 1)), giant=(8, 256), sums=((2, 4096), (2, 8192)))
+    price, found = tuned(NATIVE, 16384, chained, (4, 2))
+    assert found.hoisted
+    assert len(found.keys) > len(chained.keys)
+    assert mapped(NATIVE, 16384, found, (4, 2)) < price < mapped(NATIVE, 16384, chained, (4, 2))
+    assert tuned(SEAL, 16384, chained, (4, 2))[1] == chained
 
 
 @pytest.mark.parametrize(
@@ -163,9 +220,15 @@ def test_a_strangers_packing_is_checked(change):
 @pytest.mark.parametrize(
     "change",
     [
-        {"sums": (0,)},
-        {"sums": (5000,)},
-        {"sums": (1,) * 99},
+        {"sums": ((2, 0),)},
+        {"sums": ((2, 5000),)},
+        {"sums": ((3, 512),)},
+        {"sums": ((2, 1),) * 99},
+        {"sums": ((1 << 14, 0),) * 2},
+        {"hoisted": 2},
+        {"hoisted": -1},
+        {"fold": -1},
+        {"fold": SLOTS},
         {"base": 5000},
         {"babies": ((0, 1),)},
         {"babies": ((4096, 1), (4096, 1))},
@@ -174,7 +237,7 @@ def test_a_strangers_packing_is_checked(change):
     ],
 )
 def test_a_strangers_rotations_are_checked(change):
-    good = Rotations(base=0, babies=((4, 1),), giant=(2, 4), sums=(8,))
+    good = Rotations(base=0, babies=((4, 1),), giant=(2, 4), sums=((2, 8),))
     assert good.checked(SLOTS) is good
     with pytest.raises(ProtocolError):
         msgspec.structs.replace(good, **change).checked(SLOTS)

@@ -1,12 +1,11 @@
-"""The compiled half of this room, or what does without it.
+"""The compiled loops of this room, or None where everything runs on Microsoft SEAL and numpy: the same results, slower.
 
-`confide._native` works on ciphertexts, encoded weights and public keys; without a compiler, or with the environment
-variable CONFIDE_NATIVE=0, everything runs on Microsoft SEAL and numpy instead, with the same results.
+`confide._native.ckks` works on ciphertexts, encoded weights and public keys. It is missing where confide was installed
+without a compiler, and `CONFIDE_NATIVE=0` switches it off.
 """
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 try:
@@ -14,5 +13,5 @@ try:
 except ImportError:
     _native = None
 
-#: The module, or None.
-NATIVE: Any = None if os.environ.get("CONFIDE_NATIVE") == "0" else _native
+#: The submodule, or None.
+NATIVE: Any = None if _native is None or _native.ckks.switched_off() else _native.ckks

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from confide.he.cost import seconds
 from confide.he.message_bytes import keys_bytes, query_bytes, reply_bytes
 from confide.he.parameters import LIMIT_BITS, SECURITY_BITS
 from confide.he.plan import Plan
 from confide.he.plan_batch import BatchPlan, products
 from confide.he.plan_network import NetworkPlan
-from confide.he.planner import seconds
+from confide.he.speeds import NATIVE, SEAL
 from confide.he.stages import Mapped, Multiplied, Summed
 
 
@@ -37,7 +38,8 @@ def _network_facts(plan: NetworkPlan | BatchPlan) -> Iterator[tuple[str, str]]:
     rows = f"{plan.slots} rows" if isinstance(plan, BatchPlan) else "one row"
     yield "rotations", "0" if isinstance(plan, BatchPlan) else str(plan.rotations)
     yield "estimated error", f"{error:.1e} of a typical output (standard deviation)"
-    yield "estimated time", f"{1e3 * seconds(plan):.0f} ms for {rows} on one core"
+    times = (f"{1e3 * seconds(plan, speeds):.0f} ms" for speeds in (SEAL, NATIVE))
+    yield "estimated time", f"{next(times)} for {rows} on one core, {next(times)} with the native engine"
     held = "every input of the box" if plan.certified else "typical inputs: not certified for every input of the box"
     yield "range", f"{plan.room_bits:.0f} bits above typical values, enough for {held}"
     if isinstance(plan, BatchPlan):
@@ -57,7 +59,7 @@ def stage_lines(plan: NetworkPlan | BatchPlan) -> Iterator[tuple[str, str, str, 
         match stage:
             case Mapped():
                 rotations = stage.layout.rotations
-                count = rotations.before + len(rotations.sums) + stage.conjugate
+                count = rotations.before + rotations.after + stage.conjugate
                 yield str(stage.shape), str(count), str(rotations.products), level
             case Summed():
                 yield str(stage.shape), "0", str(products(stage)), level

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.he.packing import Indices, diagonal, parts
+from confide.he.packing import Indices, diagonal, folded, imaginary, parts
 from confide.he.plan_network import NetworkPlan
 from confide.he.shapes import Dense, LinearMap, Shape
 from confide.he.stages import Mapped
@@ -36,15 +36,17 @@ class Diagonal:
 def diagonals(plan: NetworkPlan, number: int, part: LinearMap) -> Iterator[Diagonal]:
     """Yield the plaintexts of stage `number`: those that its shape can fill, whatever the weights are.
 
-    An input in both halves of complex slots, z = x + i x', meets w - i w': the real part of the product is w x + w' x',
-    half of which is taken here, because z is added to its conjugate afterwards.
+    An input in both halves of complex slots, z = x + u x', meets w - u w': the real part of the product is w x + w' x',
+    half of which is taken here, because z is added to its conjugate afterwards. The client takes u = i, a folded input
+    u = i or -i (`packing.imaginary`).
     """
     stage = plan.stages[number]
     assert isinstance(stage, Mapped)
     step = stage.layout.rotations.giant[1]
+    units = imaginary(plan.slots) if stage.layout.rotations.fold else np.full(plan.slots, 1j)
     for giant, baby, rotation, results, inputs in _met(plan, number, part):
         halves = [diagonal(part.at, results, labels, rotation) for labels in inputs]
-        values = halves[0] if len(halves) == 1 else (halves[0] - 1j * halves[1]) / 2
+        values = halves[0] if len(halves) == 1 else (halves[0] - np.roll(units, -rotation) * halves[1]) / 2
         yield Diagonal(giant, baby, np.roll(values, giant * step))
 
 
@@ -77,12 +79,13 @@ def _met(
 
 def input_labels(plan: NetworkPlan, number: int) -> tuple[Indices, ...]:
     """Return which number stands in each slot of the input of stage `number`, for each half."""
-    source = plan.stages[number].sources[0]
-    if source == 0:
+    stage = plan.stages[number]
+    assert isinstance(stage, Mapped)
+    if stage.source == 0:
         return plan.entry.labels(plan.slots)
-    packed = plan.registers[source].packed
+    packed = plan.registers[stage.source].packed
     assert packed is not None
-    return (packed.labels(plan.slots),)
+    return folded(packed.labels(plan.slots), stage.layout.rotations.fold)
 
 
 def bias(plan: NetworkPlan, number: int, part: LinearMap) -> NDArray[np.float64]:

@@ -25,6 +25,7 @@ from confide.he.recorder import Recorder, galois_element
 from confide.he.seal import Ciphertext, Context, Evaluation, Needs, PublicKeys
 from confide.he.seal_format import Residues
 from confide.he.slots import coefficients
+from confide.he.speeds import Executor
 
 try:
     import confide._native as _native
@@ -51,6 +52,11 @@ def machine(context: Context, computation: Computation, engine: Engine) -> Machi
         UsageError: "native" was asked for and is not available.
     """
     return NativeMachine(context, computation) if chosen(engine) else SealMachine(context, computation)
+
+
+def executor(engine: Engine) -> Executor:
+    """Return for whom plans are made, without saying anything where that is not what was hoped for."""
+    return "native" if engine == "native" or (engine == "auto" and available()) else "seal"
 
 
 def chosen(engine: Engine) -> bool:
@@ -137,6 +143,15 @@ class NativeKeys:
 
     def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
         return self._encryption.zero(limbs=limbs, scale=scale)
+
+    def prepare_ahead(self) -> bool:
+        """Make an encryption of zero for a later reply. Returns False if there are enough of them."""
+        return self._encryption.prepare_ahead()
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Return a bound of the memory that encryptions of zero take before they are used."""
+        return self._encryption.ahead_bytes
 
 
 class NativeMachine:

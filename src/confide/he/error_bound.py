@@ -7,6 +7,7 @@ it holds for inputs whose values stay within the plan's room.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -70,13 +71,14 @@ def _mapped(
     stage, after, parameters = plan.stages[number], plan.registers[number + 1], plan.parameters
     assert isinstance(stage, Mapped)
     degree, rotations = parameters.degree, stage.layout.rotations
-    folds = 1 << (len(rotations.sums) + stage.conjugate)
+    folds = rotations.parts << stage.conjugate
     before = _switched(plan, number) * 2.0**stage.weight_bits
-    longest = sum(count - 1 for count, _ in rotations.babies) + (rotations.base != 0)
     weights = np.abs(part.weight)
     each = noise.TAIL * (noise.fresh(degree) if stage.encrypted else noise.encoding(degree))
     rounded = each * np.sqrt(float(rotations.products * folds)) / 2.0**stage.weight_bits
-    found = part.applied(weights, error + longest * before) + rounded * (most + error.max())
+    if rotations.fold:  # the imaginary part of another slot's error joins each, and a slot holds two values
+        error, most = error + error.max(), math.sqrt(2.0) * most
+    found = part.applied(weights, error + rotations.depth * before) + rounded * (most + error.max())
     switches = rotations.giant[0] * (1 + stage.encrypted) - 1
     found = found + switches * folds * _switched(plan, number)
     if folds > 1:

@@ -6,6 +6,8 @@
     shifted      images: the kernel as shifts within a map, channels as shifts of whole maps; strides leave gaps, which
                  hold further channels (multiplexed packing)
 
+All but `gathered` also on an input that is folded (`packing`), with half of the rotations.
+
 The first map's input is packed by the client, which may repeat it, shift the repetitions against each other, cut an
 image into the patches of a convolution and use both halves of a complex slot: rotations that happen before encryption.
 The planner takes whatever is cheapest; nothing here depends on a weight.
@@ -91,8 +93,8 @@ def leftovers(layout: Layout, slots: int) -> NDArray[np.bool_]:
     """Return which slots hold partial sums that are no results, shape (slots,): they would show what is summed up."""
     labels = layout.packed.labels(slots)
     filled = parts(labels, layout.rotations.sums) >= 0
-    for step in layout.rotations.sums:
-        filled = filled | np.roll(filled, -step)
+    for count, step in layout.rotations.sums:
+        filled = np.logical_or.reduce([np.roll(filled, -multiple * step) for multiple in range(count)])
     return filled & (labels < 0)
 
 
@@ -114,7 +116,7 @@ def layouts(shape: Shape, packed: Packing, slots: int) -> Iterator[Layout]:
     """Yield layouts of a map whose input is packed so."""
     repeated = packed.period * packed.copies == slots
     if isinstance(shape, Convolution) and repeated and len(packed.axes) == 5:
-        yield from _shifted(shape, packed, slots)
+        yield from _shifted(shape, packed, slots, folds=True)
     if repeated:
         yield from _folded(packed.period, shape.outputs, slots)
         yield from _blocks(packed.period, shape.outputs, slots)
@@ -122,12 +124,18 @@ def layouts(shape: Shape, packed: Packing, slots: int) -> Iterator[Layout]:
         yield from _gathered(packed, shape.outputs, slots)
 
 
-def _splits(axes: tuple[Axis, ...], base: int, sums: tuple[int, ...]) -> Iterator[Rotations]:
+def _splits(axes: tuple[Axis, ...], base: int, sums: tuple[Axis, ...], *, folds: bool) -> Iterator[Rotations]:
     """Yield every division of the rotations base + grid into babies and giants; the first axis gives the giants.
 
-    Where its count is a power of two the babies are one, too: rotations beyond the last would meet inputs twice.
+    Where its count is a power of two the babies are one, too: rotations beyond the last would meet inputs twice. The
+    input may be folded by half of the first axis, whose other half meets the same inputs then.
     """
     (count, step), *rest = axes
+    if folds and count % 2 == 0:
+        half = ((count // 2, step), *rest)
+        for rotations in _splits(half, base, sums, folds=False):
+            if rotations.products * 2 == prod(count for count, _ in axes):
+                yield msgspec.structs.replace(rotations, fold=count // 2 * step)
     whole = count & (count - 1) == 0
     for babies in range(1, count + 1):
         giants = -(-count // babies)
@@ -140,9 +148,9 @@ def _splits(axes: tuple[Axis, ...], base: int, sums: tuple[int, ...]) -> Iterato
         yield Rotations(base=base, babies=grid, giant=(giants, babies * step), sums=sums)
 
 
-def _doubling(first: int, end: int) -> tuple[int, ...]:
-    """Return first, 2 first, 4 first ... below `end`."""
-    return tuple(first << place for place in range((end // first).bit_length() - 1))
+def _doubling(first: int, end: int) -> tuple[Axis, ...]:
+    """Return sums over distances first, 2 first, 4 first ... below `end`."""
+    return tuple((2, first << place) for place in range((end // first).bit_length() - 1))
 
 
 def _folded(period: int, outputs: int, slots: int) -> Iterator[Layout]:
@@ -151,7 +159,7 @@ def _folded(period: int, outputs: int, slots: int) -> Iterator[Layout]:
         return
     packed = Packing(size=outputs, axes=((width, 1),), period=width, copies=slots // width)
     sums = _doubling(width, max(period, width))
-    for rotations in _splits(((min(period, width), 1),), 0, sums):
+    for rotations in _splits(((min(period, width), 1),), 0, sums, folds=True):
         yield Layout(rotations=rotations, packed=packed)
 
 
@@ -161,7 +169,7 @@ def _blocks(period: int, outputs: int, slots: int) -> Iterator[Layout]:
     if each >= period:
         return
     packed = Packing(size=outputs, axes=((count, period), (each, 1)), period=slots, copies=1)
-    for rotations in _splits(((each, 1),), 0, _doubling(each, period)):
+    for rotations in _splits(((each, 1),), 0, _doubling(each, period), folds=True):
         yield Layout(rotations=rotations, packed=packed)
 
 
@@ -170,7 +178,7 @@ def _gathered(packed: Packing, outputs: int, slots: int) -> Iterator[Layout]:
     if outputs + each - 1 > period or stride != 1 or slots % period:
         return
     after = Packing(size=outputs, axes=((power(outputs), 1),), period=period, copies=slots // period)
-    for rotations in _splits(((outputs + each - 1, 1),), 1 - outputs, _doubling(period, slots)):
+    for rotations in _splits(((outputs + each - 1, 1),), 1 - outputs, _doubling(period, slots), folds=False):
         last = rotations.offsets[-1] + (rotations.giant[0] - 1) * rotations.giant[1]
         if outputs - 1 + last < period:
             yield Layout(rotations=rotations, packed=after)
@@ -207,7 +215,7 @@ def _entered(
             rows, columns = image.map
             axes = ((width, unit), (1, columns), (1, 1), (rows, columns), (columns, 1))
         packed = Packing(size=results, axes=axes, period=width * unit, copies=count)
-        for rotations in _splits(((each, unit),), 0, _doubling(width * unit, span)):
+        for rotations in _splits(((each, unit),), 0, _doubling(width * unit, span), folds=False):
             yield entry, Layout(rotations=rotations, packed=packed)
 
 
@@ -227,11 +235,11 @@ def _whole_images(shape: Convolution, slots: int) -> Iterator[tuple[Entry, Layou
     axes = ((blocks, unit), (1, columns), (1, 1), (rows, columns), (columns, 1))
     packed = Packing(size=shape.inputs, axes=axes, period=period, copies=1)
     entry = Entry(features=shape.inputs, packed=packed, copies=slots // period)
-    for layout in _shifted(shape, msgspec.structs.replace(packed, copies=slots // period), slots):
+    for layout in _shifted(shape, msgspec.structs.replace(packed, copies=slots // period), slots, folds=False):
         yield entry, layout
 
 
-def _shifted(shape: Convolution, packed: Packing, slots: int) -> Iterator[Layout]:
+def _shifted(shape: Convolution, packed: Packing, slots: int, *, folds: bool) -> Iterator[Layout]:
     (blocks, unit), (phases_y, row), (phases_x, column), (rows, _), (columns, _) = packed.axes
     after_y, after_x = phases_y * shape.stride[0], phases_x * shape.stride[1]
     height, width = shape.map
@@ -247,5 +255,6 @@ def _shifted(shape: Convolution, packed: Packing, slots: int) -> Iterator[Layout
         return  # shifts would reach into the next channel
     base = -(phases_y * shape.padding[0] + after_y - 1) * row - (phases_x * shape.padding[1] + after_x - 1) * column
     sums = _doubling(count * unit, max(blocks, count) * unit)
-    for rotations in _splits(((min(blocks, count), unit), (down, row), (across, column)), base, sums):
+    axes = ((min(blocks, count), unit), (down, row), (across, column))
+    for rotations in _splits(axes, base, sums, folds=folds):
         yield Layout(rotations=rotations, packed=after)

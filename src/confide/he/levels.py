@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-
-import msgspec
+from dataclasses import dataclass
+from itertools import accumulate
 
 from confide.he import noise
 from confide.he.parameters import Parameters
@@ -84,21 +84,20 @@ def _mapped(
     """Return the error of a linear map; its weights are about 1 / √fan-in."""
     before, scale, after = scales
     degree, rotations = parameters.degree, stage.layout.rotations
-    parts = len(rotations.sums) + stage.conjugate
-    babies = switch * math.sqrt(sum(count for count, _ in rotations.babies) + (rotations.base != 0))
-    rotated = math.hypot(error, babies / before if rotations.keys else 0.0)
+    rotated = math.hypot(error, switch * math.sqrt(rotations.depth) / before)
     weights = _rounded(degree, stage) / 2.0**stage.weight_bits
     relinearised = rotations.giant[0] if stage.encrypted else 0
     giants = switch * math.sqrt(float(rotations.giant[0] - 1 + relinearised)) / scale
     bias = noise.fresh(degree) / after.scale if stage.encrypted else 0.0
-    sums = noise.switching(degree, parameters.data_primes[: after.limbs], parameters.special) if parts else 0.0
+    parts = _parts(stage)
+    sums = noise.switching(degree, parameters.data_primes[: after.limbs], parameters.special) if parts > 1 else 0.0
     folded = (giants, sums / after.scale, noise.rounding(degree) / after.scale if stage.drops else 0.0)
-    return math.hypot(rotated, weights, bias, *(part * math.sqrt(float(1 << parts)) for part in folded))
+    return math.hypot(rotated, weights, bias, *(part * math.sqrt(parts) for part in folded))
 
 
 def _parts(stage: Mapped | Summed) -> int:
-    """Return how often a result is added to itself after its products."""
-    return len(stage.layout.rotations.sums) + stage.conjugate if isinstance(stage, Mapped) else 0
+    """Return how many parts are added up in a result after its products."""
+    return stage.layout.rotations.parts << stage.conjugate if isinstance(stage, Mapped) else 1
 
 
 def _rounded(degree: int, stage: Mapped | Summed) -> float:
@@ -106,64 +105,83 @@ def _rounded(degree: int, stage: Mapped | Summed) -> float:
     if isinstance(stage, Summed):
         return math.sqrt(stage.shape.fan_in / 12)
     each = noise.fresh(degree) if stage.encrypted else noise.encoding(degree)
-    return each * math.sqrt(float(stage.layout.rotations.products << _parts(stage)))
+    return each * math.sqrt(stage.layout.rotations.products * _parts(stage))
 
 
-def _weight_bits(degree: int, stage: Mapped | Summed, precision_bits: float) -> int:
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What counts of a stage for its level and scale.
+
+    Args:
+        sources: registers that are read.
+        product: whether its scale is the product of theirs.
+        weights: log2 of what rounding weights at scale 1 changes; 2 for constants of combinations, None without.
+        divided: log2 of what a division's rounding changes at scale 1, where that is spread over parts; None elsewhere.
+    """
+
+    sources: tuple[int, ...]
+    product: bool
+    weights: float | None
+    divided: float | None
+
+
+def outlined(stage: Stage, degree: int) -> Outline:
+    """Return the outline of a stage."""
+    if isinstance(stage, Mapped | Summed):
+        divided = math.log2(noise.rounding(degree)) + math.log2(_parts(stage)) / 2
+        return Outline(stage.sources, False, math.log2(_rounded(degree, stage)), divided)
+    combined = isinstance(stage, Combined)
+    return Outline(stage.sources, not combined, 2.0 if combined else None, None)
+
+
+def weight_bits(outline: Outline, precision_bits: float) -> int:
     """Return the scale at which rounded weights change an output by less than 2^-precision_bits."""
-    return max(1, math.ceil(math.log2(_rounded(degree, stage)) + precision_bits))
+    return 0 if outline.weights is None else max(1, math.ceil(outline.weights + precision_bits))
 
 
-def least_bits(
-    stages: Sequence[Stage], degree: int, scale_bits: int, precision_bits: float, rooms: Sequence[float]
-) -> float:
+def least_bits(outlines: Sequence[Outline], scale_bits: int, precision_bits: float, rooms: Sequence[float]) -> float:
     """Return the bits of data primes without which no division of the stages fits: those of exact divisions."""
-    scales, spent = [float(scale_bits)], [0.0]
-    for stage in stages:
-        read = [scales[source] for source in stage.sources]
-        match stage:
-            case Mapped() | Summed():
-                scale = read[0] + _weight_bits(degree, stage, precision_bits)
-            case Multiplied():
-                scale = sum(read)
-            case Combined():
-                scale = max(read) + math.ceil(precision_bits) + 2
-        spent.append(max(spent[source] for source in stage.sources) + scale - scale_bits)
-        scales.append(float(scale_bits))
+    spent = [0.0]
+    for outline in outlines:
+        scale = scale_bits * (1 + outline.product) + weight_bits(outline, precision_bits)
+        spent.append(max(spent[source] for source in outline.sources) + scale - scale_bits)
     return spent[-1] + scale_bits + rooms[-1] + SLACK_BITS
 
 
 def scheduled(
-    parameters: Parameters, scale_bits: int, stages: Sequence[Stage], precision_bits: float
-) -> tuple[Stage, ...]:
-    """Return the stages with scales of weights and divisions; they may still not fit (`fits`).
+    bits: Sequence[int], outlines: Sequence[Outline], scale_bits: int, precision_bits: float, rooms: Sequence[float]
+) -> tuple[int, ...] | None:
+    """Return how many primes each stage divides by, None where a value or a product does not fit its modulus.
 
     Args:
-        parameters: with their primes.
+        bits: of the data primes.
+        outlines: of the stages.
         scale_bits: of the query.
-        stages: whose weight_bits and drops do not count.
         precision_bits: each error source stays below 2^-precision_bits.
+        rooms: bits that each register's values may exceed 1 by.
     """
-    degree = parameters.degree
-    done: list[Stage] = []
-    registers = [Register(len(parameters.data_primes), 2.0**scale_bits, None)]
-    for stage in stages:
-        read = [registers[source] for source in stage.sources]
-        limbs, waterline = min(register.limbs for register in read), scale_bits - 0.5
-        if isinstance(stage, Mapped | Summed):
-            stage = msgspec.structs.replace(stage, weight_bits=_weight_bits(degree, stage, precision_bits))
-            waterline = max(waterline, math.log2(noise.rounding(degree)) + _parts(stage) / 2 + precision_bits)
-        if isinstance(stage, Combined):
-            stage = msgspec.structs.replace(stage, weight_bits=math.ceil(precision_bits) + 2)
-        bits, drops = math.log2(product_scale(stage, read)), 0
-        while drops < limbs - 1:
-            prime = math.log2(parameters.data_primes[limbs - 1 - drops])
-            if bits - prime < waterline:
-                break
-            bits, drops = bits - prime, drops + 1
-        done.append(msgspec.structs.replace(stage, drops=drops))
-        registers.append(Register(limbs - drops, 2.0**bits, None))
-    return tuple(done)
+    modulus = list(accumulate(bits, initial=0))
+    limbs, scales = [len(bits)], [float(scale_bits)]
+    drops: list[int] = []
+    if scale_bits + rooms[0] + SLACK_BITS > modulus[-1]:
+        return None
+    for outline, room in zip(outlines, rooms[1:], strict=True):
+        left = min(limbs[source] for source in outline.sources)
+        read = [scales[source] for source in outline.sources]
+        scale = (sum(read) if outline.product else max(read)) + weight_bits(outline, precision_bits)
+        if scale + room + SLACK_BITS > modulus[left]:
+            return None
+        waterline, before = scale_bits - 0.5, left
+        if outline.divided is not None:
+            waterline = max(waterline, outline.divided + precision_bits)
+        while left > 1 and scale - bits[left - 1] >= waterline:
+            left, scale = left - 1, scale - bits[left - 1]
+        if scale + room + SLACK_BITS > modulus[left]:
+            return None
+        limbs.append(left)
+        scales.append(scale)
+        drops.append(before - left)
+    return tuple(drops)
 
 
 def fits(parameters: Parameters, scale_bits: int, stages: Sequence[Stage], rooms: Sequence[float]) -> bool:

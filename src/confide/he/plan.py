@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
+from confide.he.cost import seconds
 from confide.he.encode import LARGEST_EXPONENT, exponents_of
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready, normalise, samples
@@ -23,7 +24,8 @@ from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import LinearPlan, plan_linear
 from confide.he.plan_network import NetworkPlan
 from confide.he.plan_trees import MOST_DEPTH, MOST_FEATURES, TreesPlan, bins_for, plan_trees
-from confide.he.planner import ROOMS_BITS, plan_batch, plan_network, seconds
+from confide.he.planner import ROOMS_BITS, plan_batch, plan_network
+from confide.he.speeds import SEAL, SPEEDS, Executor
 from confide.he.trees import shape_of
 from confide.model.graph import (
     AveragePool,
@@ -46,8 +48,8 @@ Matrix = NDArray[np.float64]
 Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
-_LONGEST_SECONDS = 60.0  # of a batch, on the core of `planner.TRANSFORM_MS`
-_LARGEST_BYTES = 1 << 28
+_LONGEST_SECONDS = 60.0  # of a batch, by `speeds.SEAL`
+_LARGEST_BYTES = 1 << 28  # of a batch's question or reply
 _DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 
@@ -64,6 +66,7 @@ class Settings:
         goal: the least time for one row, or for each of many: then networks run in batches (`plan_batch`).
         rows: inputs by which typical values are judged, shape (rows, features); points of the box if None.
         tree_bins: intervals that trees tell apart in a feature; None leaves it to the planner.
+        engine: who is to execute it soonest; every engine can execute every plan.
     """
 
     protect_model: bool
@@ -74,6 +77,7 @@ class Settings:
     goal: Literal["latency", "throughput"] = "latency"
     rows: Matrix | None = None
     tree_bins: int | None = None
+    engine: Executor = "seal"
 
 
 def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | None:
@@ -115,7 +119,7 @@ def make_plan(net: Network, settings: Settings) -> tuple[Plan, Ready | None] | N
 def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | BatchPlan, Ready] | None:
     """Return the cheapest certified plan, or, if it takes much longer, the cheapest without."""
     inputs = samples(net.entry, settings.input_bound, settings.rows)
-    make = plan_batch if settings.goal == "throughput" else plan_network
+    make, speeds = plan_batch if settings.goal == "throughput" else plan_network, SPEEDS[settings.engine]
 
     def planned(room_bits: float, *, certify: bool) -> tuple[NetworkPlan | BatchPlan, Ready] | None:
         plan = make(
@@ -124,6 +128,7 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | Batch
             input_bound=settings.input_bound,
             precision_bits=settings.precision_bits,
             room_bits=room_bits,
+            speeds=speeds,
         )
         if plan is None:
             return None
@@ -138,7 +143,7 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | Batch
         if room_bits < needed:
             continue
         found = planned(room_bits, certify=True)
-        if found is None or (settings.certify is None and seconds(found[0]) > _DEAR * seconds(free[0])):
+        if found is None or (settings.certify is None and seconds(found[0], speeds) > _DEAR * seconds(free[0], speeds)):
             break
         if found[0].certified:
             return found
@@ -190,7 +195,7 @@ def batch_problems(plan: Plan) -> list[Problem]:
     """Return a problem if a batch takes absurdly long or is absurdly large, whatever it holds."""
     if not isinstance(plan, BatchPlan):
         return []
-    taken, size = seconds(plan), plan.block_bytes
+    taken, size = seconds(plan, SEAL), plan.block_bytes
     if taken <= _LONGEST_SECONDS and size <= _LARGEST_BYTES:
         return []
     reason = f"a batch of it takes about {taken:.0f} s and {size / 1e6:.0f} MB"

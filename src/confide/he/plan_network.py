@@ -50,7 +50,7 @@ class NetworkPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
         for stage in self.stages:
             if isinstance(stage, Mapped):
                 rotations = stage.layout.rotations
-                found += rotations.before + len(rotations.sums) + stage.conjugate
+                found += rotations.before + rotations.after + stage.conjugate
         return found
 
     def checked(self, *, encrypted: bool = False) -> NetworkPlan:

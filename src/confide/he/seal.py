@@ -23,6 +23,7 @@ from confide.errors import ProtocolError
 from confide.he.ahead import MOST_AHEAD, Stock
 from confide.he.compiled import NATIVE
 from confide.he.packed import pack, pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
+from confide.he.packing import imaginary
 from confide.he.parameters import Parameters
 from confide.he.seal_format import (
     Form,
@@ -37,7 +38,7 @@ from confide.he.seal_format import (
 )
 
 if TYPE_CHECKING:
-    from confide._native import Products
+    from confide._native import ckks
 
 #: The "rotation" that conjugates every slot, by SEAL's convention.
 CONJUGATION = 0
@@ -272,11 +273,12 @@ class Context:
         self.evaluator = seal.Evaluator(self.seal)
         self._encoder = seal.CKKSEncoder(self.seal) if parameters.scheme == "ckks" else None
         self._ids = _chain(self.seal)
+        self._units: dict[int, Plaintext] = {}
         key_id = parms_id_bytes(self.seal.key_context_data().parms_id())
         self.key_form = Form(key_id, parameters.degree, parameters.primes, ntt=True)
 
     @cached_property
-    def products(self) -> Products | None:
+    def products(self) -> ckks.Products | None:
         """Return the compiled transforms modulo the data primes, None where there are none."""
         return NATIVE.Products(self.parameters.data_primes, self.parameters.degree) if NATIVE else None
 
@@ -452,6 +454,14 @@ class Context:
     def plus_plain(self, cipher: Ciphertext, plain: Plaintext) -> Ciphertext:
         """Return the sum with a plaintext."""
         return Ciphertext(self.evaluator.add_plain(cipher.value, plain.value))
+
+    def times_imaginary(self, cipher: Ciphertext) -> Ciphertext:
+        """Return the product with X^(N/2), which is i or -i in each slot (`packing.imaginary`): exact, at its scale."""
+        limbs = cipher.value.coeff_modulus_size()
+        if limbs not in self._units:
+            units = imaginary(self.parameters.degree // 2)
+            self._units[limbs] = self.encode(units, limbs=limbs, scale=1.0)
+        return self.times_plain(cipher, self._units[limbs])
 
     def times(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
         """Return the product of two, three polynomials until it is relinearised."""

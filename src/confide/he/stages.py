@@ -178,8 +178,17 @@ def check_packed(parameters: Parameters, entry: Entry, stages: Sequence[Stage]) 
             stage.shape.checked()
             stage.layout.packed.checked(slots)
             stage.layout.rotations.checked(slots)
-            if stage.layout.packed.size != stage.shape.outputs or (number and not stage.source):
+            if stage.layout.packed.size != stage.shape.outputs or bool(number) != bool(stage.source):
                 raise ProtocolError("Expected layouts of their maps, and one map of the query")
+            _check_halves(entry, stage)
+
+
+def _check_halves(entry: Entry, stage: Mapped) -> None:
+    """Refuse a real part of what is real, or none of what is not."""
+    fold = stage.layout.rotations.fold
+    complex_slots = bool(fold) if stage.source else entry.halves == 2
+    if stage.conjugate != complex_slots or (fold and not stage.source):
+        raise ProtocolError("Expected the real part of a map whose input uses both halves of slots, and of no other")
 
 
 def sizes(features: int, stages: Sequence[Stage]) -> list[int]:

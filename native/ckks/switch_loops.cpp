@@ -1,7 +1,9 @@
-// The portable loops over keys, and the choice; see key_loops.hpp.
-#include "key_loops.hpp"
+// The portable loops of key switching, and the choice; see switch_loops.hpp.
+#include "switch_loops.hpp"
 
 #include <cstring>
+
+#include "kernels_paths.hpp"
 
 namespace confide::ckks {
 
@@ -42,14 +44,31 @@ void sums(const Ring &ring, const Permutation *permutation, const Word *const *d
     }
 }
 
+void quotient(const Ring &ring, const Word *a, const Word *b, Word w, const Word *addend,
+              const Permutation *permutation, Word *out) {
+    ring.kernels->subtract_scale(ring, a, b, w, out);
+    const Word q = ring.q.value;
+    for (std::size_t i = 0; i < ring.degree; ++i) {
+        const std::size_t block = i / 8;
+        const std::size_t from = permutation ? 8 * std::size_t{permutation->block[block]} +
+                                                   (permutation->within[block] >> (8 * (i % 8)) & 7)
+                                             : i;
+        const Word sum = out[i] + addend[from];
+        out[i] = sum >= q ? sum - q : sum;
+    }
+}
+
 }  // namespace
 
 // Products below 2^122: 32 of them, and a residue, fit a wide word.
-const KeyLoops portable_key_loops = {8 * sizeof(Word), 32, store, sums};
+const SwitchLoops portable_switch_loops = {8 * sizeof(Word), 32, store, sums, quotient};
 
-const KeyLoops &key_loops(const Ring &ring) {
-    const KeyLoops *fast = std::strcmp(ring.kernels->name, "ifma") ? nullptr : ifma_key_loops();
-    return fast ? *fast : portable_key_loops;
+const SwitchLoops &switch_loops(const Ring &ring) {
+#ifdef CONFIDE_CKKS_X86
+    const bool reads = __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512bw");
+    if (ring.kernels == &ifma_kernels && reads) return ifma_switch_loops;
+#endif
+    return portable_switch_loops;
 }
 
 }  // namespace confide::ckks
