@@ -322,7 +322,16 @@ def without_a_compiler(tmp_path_factory) -> Path:
 
 
 def passed(python: Path, folder: Path, *arguments: str) -> None:
-    options = ["-q", "-o", "markers=slow", "-o", f"pythonpath={ROOT / 'tests'}", "-p", "no:cacheprovider"]
+    options = [
+        "-q",
+        "-o",
+        "markers=slow",
+        "-o",
+        f"pythonpath={ROOT / 'tests'}",
+        "-p",
+        "no:cacheprovider",
+        "--noconftest",
+    ]
     command = [str(python), "-m", "pytest", *options, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout

@@ -317,20 +317,20 @@ def test_registers_plaintexts_and_levels_that_are_not_there(number):
 )
 def test_unpacking_knows_its_size_before_it_takes_memory(primes, rows_, count):
     body = np.zeros(25, np.uint8)  # four numbers of 50 bits
-    assert _native.unpack_residues(body, PRIMES[:1], 1, 4).tolist() == [[0] * 4]
+    assert ckks.unpack_residues(body, PRIMES[:1], 1, 4).tolist() == [[0] * 4]
     with pytest.raises(REFUSED):
-        _native.unpack_residues(body, primes, rows_, count)
+        ckks.unpack_residues(body, primes, rows_, count)
 
 
 @pytest.mark.parametrize("body", [np.zeros(50, np.uint8)[::2], np.zeros(25, np.int8), np.zeros((1, 25), np.uint8), b""])
 def test_unpacking_takes_bytes_side_by_side(body):
     with pytest.raises(REFUSED):
-        _native.unpack_residues(body, PRIMES[:1], 1, 4)
+        ckks.unpack_residues(body, PRIMES[:1], 1, 4)
 
 
 @pytest.mark.parametrize("how", [name for name in WRONG if name not in ("flat", "a dimension more")])
 def test_products_take_residues_of_their_primes(how):
-    products = _native.Products(PRIMES, DEGREE)
+    products = ckks.Products(PRIMES, DEGREE)
     assert products.multiply(CIPHER, PLAIN) is not None
     assert (products.multiply(at_odd_places(CIPHER), at_odd_places(PLAIN)) == products.multiply(CIPHER, PLAIN)).all()
     for arguments in (
