@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import PrivacyLabel
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
 from confide.he.batch_machines import NativeBatch
 from confide.he.cost import seconds
 from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.engine_native import available
 from confide.he.integer_sums import groups, weighted_sums
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.network import Network, linear_map
 from confide.he.plan_batch import BatchPlan
 from confide.he.planner import plan_batch

@@ -15,8 +15,9 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import GradientBoostingClassifier
 
 from confide.errors import DataError, ModelError, ProtocolError
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
 from confide.he.engine_trees import TreesClient, TreesServer
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.plan_trees import TreesPlan, bins_for, edges, plan_trees
 from confide.he.seal import Context, Evaluation
 from confide.he.trees import moved, shape_of
