@@ -84,10 +84,13 @@ DRAWN = np.random.default_rng(1).uniform(-1, 1, (10_000, 30)).astype(np.float32)
 CANCER = ready(Homomorphic(), Graph((of_sklearn(MODEL), Sigmoid())))
 
 
-def test_the_plan_of_twenty_trees_of_depth_3():
-    client, _ = engines(CANCER)
-    plan = client.plan
-    assert (plan.parameters.degree, len(plan.parameters.data_primes), plan.bins, plan.leaves) == (8192, 3, 256, 256)
+@pytest.mark.parametrize(("bits", "primes"), [(60, 3), (50, 4)], ids=["seal", "native"])
+def test_the_plan_of_twenty_trees_of_depth_3(bits, primes):
+    given_ = {"bins": 256, "sigmoid": True, "protected": True, "input_bound": 1.0, "precision_bits": 10}
+    plan = plan_trees(shape_of(of_sklearn(MODEL)), **given_, largest_bits=bits)
+    assert plan is not None
+    assert (plan.parameters.degree, len(plan.parameters.data_primes), plan.leaves) == (8192, primes, 256)
+    assert max(prime.bit_length() for prime in plan.parameters.primes) <= bits
     assert plan.key_bytes < 60e6
     assert "257 products" in str(plan)
     assert "rotations" in str(plan)
