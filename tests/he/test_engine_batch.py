@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import PrivacyLabel
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
 from confide.he.batch_machines import NativeBatch
 from confide.he.cost import seconds
 from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.engine_native import available
 from confide.he.integer_sums import groups, weighted_sums
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.network import Network, linear_map
 from confide.he.plan_batch import BatchPlan
 from confide.he.planner import plan_batch
@@ -297,6 +298,34 @@ def test_both_engines_return_the_same_numbers(name):
     query = client.encrypt(secret, corners(7, graph.features))
     seal, native = (client.decrypt(secret, one.answer(one.keys(public), query, RNG)) for one in servers)
     assert np.abs(seal - native).max() <= np.ldexp(servers[0].error, -servers[0].exponents).max() / 8
+
+
+@pytest.mark.skipif(not available(), reason="installed without a C++ compiler, or switched off")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_program_for_each_ciphertext_is_the_program_of_each(threads):
+    primes = ntt_primes(1024, (40, 40, 41))
+    stream = np.random.default_rng(1)
+    program, keys = adding(primes)
+    x, y = (np.stack([stream.integers(0, p, (5, 2, 1024), dtype=np.uint64) for p in primes[:2]], 2) for _ in range(2))
+    out = np.zeros_like(x)
+    program.run_each(keys, [x, y], [out], threads)
+    assert (out == (x + y) % np.array(primes[:2], np.uint64)[:, None]).all()
+    x[3, 1, 1, 7] = primes[1]  # not below it
+    for inputs, outputs in (([x, y], [out]), ([x], [out]), ([x, y[:4]], [out]), ([x, y], [out[:, :, :1].copy()])):
+        with pytest.raises(ValueError, match="Expected"):
+            program.run_each(keys, inputs, outputs, threads)
+
+
+def adding(primes):
+    """Return a program that adds two ciphertexts, and keys without any key."""
+    from confide import _native
+
+    assert _native is not None
+    context = _native.ckks.Context(1024, list(primes[:2]), primes[2])
+    program = _native.ckks.Program(context)
+    one, other = program.input(2), program.input(2)
+    program.finish([program.add(one, other, 2)], [2])
+    return program, _native.ckks.ProgramKeys(context)
 
 
 # --- the service ------------------------------------------------------------------------------------------------------

@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
 from confide.he import Homomorphic
-from confide.he.backend import ClientKit, Query, ServerKit
 from confide.he.enrolment import Dates, Enrolment
 from confide.he.envelope import Channel, SealedQuery, SealedReply
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.linear import LinearClient
 from confide.he.packed import pack_ciphertext, unpack_ciphertext, unpack_key_set
+from confide.he.replies import Query
 from confide.he.seal import Ciphertext, PublicKeys
 from confide.he.seal_format import read_ciphertext, with_minor
 from confide.he.seal_wire import MOST_REPLY_BYTES, SealReply, packed_keys, packed_query
