@@ -145,7 +145,7 @@ Word smallest_root(const Modulus &q, std::size_t degree) {
 }  // namespace
 
 const Kernels portable_kernels = {"portable", forward,        inverse, add,     subtract, multiply_rows, dot,
-                                  scale,      subtract_scale, reduce,  permute, below, nullptr};
+                                  scale,      subtract_scale, reduce,  permute, below, nullptr, nullptr};
 
 Modulus::Modulus(Word prime) : value(prime), bits(0), ratio{0, 0} {
     if (prime < 3 || prime >> 61) throw std::invalid_argument("Expected a prime below 2^61");
@@ -186,6 +186,7 @@ void forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word 
 }
 
 void inverse_from(const Ring &ring, const Word *in, Word *out) {
+    if (ring.kernels->inverse_from) return ring.kernels->inverse_from(ring, in, out);
     std::memcpy(out, in, ring.degree * sizeof(Word));
     ring.kernels->inverse(ring, out);
 }

@@ -1,8 +1,8 @@
 // Arithmetic of four residues below 2^50 as doubles in a register of 256 bits, by fused multiply-adds.
 //
-// All numbers are integers below 2^53 in magnitude, so sums are exact. A product is exact in two parts, a w = h + l with
-// h its rounding and l = fma(a, w, -h); so is h - n q for an integer n near a w / q, whose result has few bits. Words are
-// signed on the way and come to [0, q) at the end: the same bits as by any other exact method.
+// All numbers are integers below 2^53 in magnitude, so sums are exact. A product is exact in two parts, a w = h + l
+// with h its rounding and l = fma(a, w, -h); so is h - n q for an integer n near a w / q, whose result has few bits.
+// Words are signed on the way and come to [0, q) at the end: the same bits as by any other exact method.
 #pragma once
 
 #include "kernels_paths.hpp"

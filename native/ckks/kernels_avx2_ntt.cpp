@@ -1,10 +1,11 @@
-// The transforms by AVX2 and fused multiply-adds: passes of two or three stages, each block finished as far as it fits
-// the cache, and the last four stages on 16 words in registers. Between the passes a row holds doubles.
+// The transforms by AVX2 and fused multiply-adds: passes of two or three stages, each block finished as far as it
+// fits the cache, and the last four stages on 16 words in registers. Between the passes a row holds doubles.
 //
-// Bounds are in multiples of q, with q below 2^50, so that 8q is the most that stays exact. Forward, a stage takes (u, y)
-// to u +- w y, below A_u + 1/2 + 3/16 A_y. A pass whose words are below 4q lowers its upper half to 0.51q: then its words
-// are below 1.8q, 2.6q, 3.6q and, in the tail of four stages, 4.8q. Back, a stage takes (u, v) to u + v and (u - v) w: a
-// pass lowers all its words to 0.51q; sums double, and the tail's four stages start from q and are lowered half way.
+// Bounds are in multiples of q, with q below 2^50, so that 8q is the most that stays exact. Forward, a stage takes
+// (u, y) to u +- w y, below A_u + 1/2 + 3/16 A_y. A pass whose words are below 4q lowers its upper half to 0.51q:
+// then its words are below 1.8q, 2.6q, 3.6q and, in the tail of four stages, 4.8q. Back, a stage takes (u, v) to u +
+// v and (u - v) w: a pass lowers all its words to 0.51q; sums double, and the tail's four stages start from q and
+// are lowered half way.
 #include "kernels_paths.hpp"
 
 #ifdef CONFIDE_CKKS_X86
