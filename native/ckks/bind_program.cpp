@@ -174,7 +174,7 @@ void bind_program(nb::module_ &module) {
         .def("listing", &listing)
         .def("profile", &profile)
         .def_prop_ro("arena_bytes", [](const Program &program) { return program.arena_words() * sizeof(Word); })
-        .def_prop_ro("plain_bytes", [](const Program &program) { return program.plain_words() * sizeof(Word); });
+        .def_prop_ro("plain_bytes", &Program::plain_bytes);
 }
 
 }  // namespace confide::ckks
