@@ -21,7 +21,7 @@ from confide.he.plan import Settings, make_plan
 from confide.he.plan_network import NetworkPlan
 from confide.he.planner import plan_network
 from confide.he.seal import CONJUGATION, ntt_primes
-from confide.he.speeds import SEAL
+from confide.he.speeds import SEAL, SPEEDS, Speeds
 from confide.he.stages import Combined, Mapped, Multiplied, product_scale
 from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Square, Tanh
 from he.oracle import corners, linear, mlp, ready
@@ -176,6 +176,69 @@ def test_a_polynomial_outside_of_its_interval_is_not_certified():
     narrow = Graph((linear(1, 6, 9), Polynomial(np.array([0.2, 0.5, -0.3]), -0.1, 0.1), linear(2, 3, 6)))
     found = plan(narrow)
     assert not normalise(Network.of(narrow), found.rooms, 1.0, samples(Network.of(narrow).entry, 1.0)).certified
+
+
+# --- what the plans of known networks take ----------------------------------------------------------------------------
+
+
+def convolution(outputs: int, inputs: int, size: int, kernel: int, stride: int, padding: tuple[int, ...]) -> Conv:
+    return Conv(np.zeros((outputs, inputs, kernel, kernel)), np.zeros(outputs), size, size, (stride, stride), padding)
+
+
+def dense(outputs: int, inputs: int) -> Linear:
+    return Linear(np.zeros((outputs, inputs)), np.zeros(outputs))
+
+
+NETWORKS = {
+    "mlp": (dense(128, 784), Square(), dense(128, 128), Square(), dense(10, 128)),
+    "lola": (convolution(5, 1, 28, 5, 2, (1, 1, 0, 0)), Square(), dense(100, 845), Square(), dense(10, 100)),
+    "lenet": (
+        convolution(32, 1, 28, 5, 2, (2, 2, 2, 2)),
+        Square(),
+        convolution(64, 32, 14, 5, 2, (2, 2, 2, 2)),
+        Square(),
+        dense(512, 3136),
+        Square(),
+        dense(10, 512),
+    ),
+    "cifar": (
+        convolution(32, 3, 32, 4, 2, (1, 1, 1, 1)),
+        Square(),
+        convolution(128, 32, 16, 5, 2, (2, 2, 2, 2)),
+        Square(),
+        convolution(256, 128, 8, 3, 2, (1, 1, 1, 1)),
+        Square(),
+        dense(10, 4096),
+    ),
+}
+
+
+def taken(name: str, speeds: Speeds) -> tuple[int, int, int, int, int]:
+    """Ring degree, data primes, rotations, products with weights, evaluation keys."""
+    net = Network.of(Graph(NETWORKS[name]))
+    found = plan_network(net, protected=True, input_bound=1.0, precision_bits=10, room_bits=10.0, speeds=speeds)
+    assert found is not None
+    assert found.estimated_error < 2.0**-8
+    assert max(prime.bit_length() for prime in found.parameters.primes) <= speeds.largest_bits
+    maps = [stage.layout.rotations for stage in found.stages if isinstance(stage, Mapped)]
+    keys = len(found.needs.steps) + found.needs.relinearisation
+    products = sum(rotations.products for rotations in maps)
+    return found.parameters.degree, len(found.parameters.data_primes), found.rotations, products, keys
+
+
+COUNTS = {
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[1] in ("lenet", "cifar") else (), id=" ".join(case))
+        for case in sorted(COUNTS)
+    ],
+)
+def test_known_networks_take_no_more_than_they_did(engine, name):
+    assert taken(name, SPEEDS[engine]) == COUNTS[engine, name]
 
 
 # --- strangers --------------------------------------------------------------------------------------------------------

@@ -61,6 +61,10 @@ class Speeds:
         """Return the milliseconds of a key switch whose key is in the cache."""
         return self.decomposed(degree, limbs) + self.met(degree, limbs) + self.divided(degree, limbs)
 
+    def hoisted(self, degree: int, limbs: int) -> float:
+        """Return the milliseconds of a rotation whose ciphertext is decomposed already, where that helps."""
+        return self.met(degree, limbs) if self.hoists else self.switch(degree, limbs)
+
     def key_read(self, degree: int, limbs: int) -> float:
         """Return the milliseconds of reading a key once, as far as this level needs it."""
         return 16 * degree * limbs * (limbs + 1) / self.bytes_per_ms
