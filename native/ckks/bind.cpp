@@ -193,6 +193,11 @@ nb::object relinearised(const Handle &handle, const Keys &keys, In<3> a) {
     });
 }
 
+void check_digits(const In<3> &a, const In<3> &digits, std::size_t limbs) {
+    expect(a.shape(0) == 2 && digits.shape(0) == limbs + 1 && digits.shape(1) == limbs && digits.shape(2) == a.shape(2),
+           "Expected two polynomials and their digits");
+}
+
 nb::object rotated(const Handle &handle, const Keys &keys, In<3> a, std::size_t element) {
     const std::size_t limbs = level(handle, a);
     expect(a.shape(0) == 2, "Expected two polynomials");
@@ -201,6 +206,40 @@ nb::object rotated(const Handle &handle, const Keys &keys, In<3> a, std::size_t 
     const Aligned in(handle, a);
     return made<3>(handle, limbs, {2, limbs, a.shape(2)}, [&](Word *out, Word *scratch) {
         rotate(handle.context, limbs, key, permutation, in, out, scratch);
+    });
+}
+
+// Threads that one caller at a time uses.
+struct Team {
+    Pool pool;
+    std::mutex busy;
+    explicit Team(std::size_t threads) : pool(threads) {}
+};
+
+nb::object rotated_shared(const Handle &handle, const Keys &keys, In<3> a, std::size_t element, Team &team) {
+    const std::size_t limbs = level(handle, a);
+    expect(a.shape(0) == 2, "Expected two polynomials");
+    const SwitchKey &key = galois_key(handle, keys, element, limbs);
+    const Permutation &permutation = handle.context.permutation(element);
+    const Aligned in(handle, a);
+    return made<3>(handle, limbs, {2, limbs, a.shape(2)}, [&](Word *out, Word *) {
+        const std::lock_guard<std::mutex> alone(team.busy);
+        const Lent scratch(handle, shared_words(handle.context, limbs, team.pool.threads()));
+        rotate_shared(handle.context, limbs, key, permutation, in, out, team.pool, scratch.data());
+    });
+}
+
+nb::object rotated_digits_shared(const Handle &handle, const Keys &keys, In<3> a, In<3> digits, std::size_t element,
+                                 Team &team) {
+    const std::size_t limbs = level(handle, a);
+    check_digits(a, digits, limbs);
+    const SwitchKey &key = galois_key(handle, keys, element, limbs);
+    const Permutation &permutation = handle.context.permutation(element);
+    const Aligned in(handle, a), from(handle, digits);
+    return made<3>(handle, limbs, {2, limbs, a.shape(2)}, [&](Word *out, Word *) {
+        const std::lock_guard<std::mutex> alone(team.busy);
+        const Lent scratch(handle, shared_words(handle.context, limbs, team.pool.threads()));
+        rotate_hoisted_shared(handle.context, limbs, key, permutation, in, from, out, team.pool, scratch.data());
     });
 }
 
@@ -216,8 +255,7 @@ nb::object decomposed(const Handle &handle, In<3> a) {
 template <auto operation, bool extended>
 nb::object rotated_digits(const Handle &handle, const Keys &keys, In<3> a, In<3> digits, std::size_t element) {
     const std::size_t limbs = level(handle, a);
-    expect(a.shape(0) == 2 && digits.shape(0) == limbs + 1 && digits.shape(1) == limbs && digits.shape(2) == a.shape(2),
-           "Expected two polynomials and their digits");
+    check_digits(a, digits, limbs);
     const SwitchKey &key = galois_key(handle, keys, element, limbs);
     const Permutation &permutation = handle.context.permutation(element);
     const Aligned in(handle, a), from(handle, digits);
@@ -279,6 +317,10 @@ Path path_of(const std::string &name) {
 void bind_evaluator(nb::module_ &module) {
     using nb::arg;
     module.def("runs_here", [](const std::string &path) { return runs_here(path_of(path)); }, arg("path"));
+    nb::class_<Team>(module, "Pool").def("__init__", [](Team *self, std::size_t threads) {
+        expect(threads >= 1 && threads <= 64, "Expected from 1 to 64 threads");
+        new (self) Team(threads);
+    });
     nb::class_<Keys>(module, "KeySet")
         .def("__init__", [](Keys *self, std::shared_ptr<Handle> context) { new (self) Keys{std::move(context), {}}; })
         .def("add_relinearisation",
@@ -312,6 +354,8 @@ void bind_evaluator(nb::module_ &module) {
         .def("rotate", &rotated)
         .def("decompose", &decomposed)
         .def("rotate_hoisted", &rotated_digits<&rotate_hoisted, false>)
+        .def("rotate_shared", &rotated_shared)
+        .def("rotate_hoisted_shared", &rotated_digits_shared)
         .def("rotate_extended", &rotated_digits<&rotate_extended, true>)
         .def("rotate_extended_sum", &rotated_sum)
         .def("extend", &extended_form)

@@ -28,6 +28,7 @@
 #pragma once
 
 #include "keys.hpp"
+#include "pool.hpp"
 
 namespace confide::ckks {
 
@@ -116,5 +117,14 @@ void divide_special(const Context &, std::size_t limbs, Word *sum);
 // (without one, addend may be out).
 void divide_at(const Context &, std::size_t limbs, const Word *sum, std::size_t limb, const Word *addend,
                const Permutation *permutation, Word *out, Word *scratch);
+
+// --- by the threads of a pool: the same bits -------------------------------------------------------------------------
+
+// Words of scratch of these two.
+std::size_t shared_words(const Context &context, std::size_t limbs, std::size_t threads) noexcept;
+void rotate_shared(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
+                   const Word *in, Word *out, Pool &pool, Word *scratch);
+void rotate_hoisted_shared(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
+                           const Word *in, const Word *digits, Word *out, Pool &pool, Word *scratch);
 
 }  // namespace confide::ckks

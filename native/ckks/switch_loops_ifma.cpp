@@ -76,7 +76,7 @@ std::size_t start_of(const Permutation &permutation, std::size_t block) {
 template <bool Permuted>
 void sums_of(const Ring &ring, const Permutation *permutation, const Word *const *digits, std::size_t terms,
              const std::uint8_t *key, std::size_t stride, Word *first, Word *second, bool add) {
-    constexpr std::size_t ahead = 2048;  // bytes of the key that are asked for before they are needed
+    constexpr std::size_t ahead = 4096;  // bytes of the key that are asked for before they are needed
     const Unpacking unpacked;
     const Fold fold(tables_of(ring));
     const Vector none = _mm512_setzero_si512();

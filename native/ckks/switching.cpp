@@ -140,6 +140,57 @@ void rotate_hoisted(const Context &context, std::size_t limbs, const SwitchKey &
     quotient(context, limbs, scratch.sums + size + context.degree(), nullptr, nullptr, out + size, scratch.row);
 }
 
+// --- by several threads ----------------------------------------------------------------------------------------------
+
+std::size_t shared_words(const Context &context, std::size_t limbs, std::size_t threads) noexcept {
+    return (2 * limbs + (limbs + 1) * limbs + 2 * (limbs + 1) + threads) * context.degree();
+}
+
+namespace {
+
+// out = the quotient of sums [2][limbs + 1][N], its first polynomial plus that of `in`, permuted.
+void finish_shared(const Context &context, std::size_t limbs, const Permutation &permutation, const Word *in,
+                   Word *sums, Word *out, Pool &pool, Word *rows) {
+    const std::size_t n = context.degree(), size = (limbs + 1) * n;
+    pool.each(2, [&](std::size_t polynomial, std::size_t) { divide_special(context, limbs, sums + polynomial * size); });
+    pool.each(2 * limbs, [&](std::size_t task, std::size_t worker) {
+        const std::size_t polynomial = task / limbs;
+        divide_at(context, limbs, sums + polynomial * size, task % limbs, polynomial ? nullptr : in, &permutation,
+                  out + polynomial * limbs * n, rows + worker * n);
+    });
+}
+
+}  // namespace
+
+void rotate_shared(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
+                   const Word *in, Word *out, Pool &pool, Word *scratch) {
+    const std::size_t n = context.degree(), size = limbs * n;
+    Word *target = scratch, *coefficients = target + size, *digits = coefficients + size;
+    Word *sums = digits + (limbs + 1) * size, *rows = sums + 2 * (size + n);
+    pool.each(limbs, [&](std::size_t digit, std::size_t) {
+        permute_rows(context, permutation, 1, in + size + digit * n, target + digit * n);
+        digit_coefficients(context, limbs, target, digit, coefficients);
+    });
+    pool.each(limbs + 1, [&](std::size_t place, std::size_t) {
+        digits_at(context, limbs, coefficients, place, digits + place * size);
+        sums_at(context, limbs, key, nullptr, place, target, digits + place * size, sums, false);
+    });
+    finish_shared(context, limbs, permutation, in, sums, out, pool, rows);
+}
+
+void rotate_hoisted_shared(const Context &context, std::size_t limbs, const SwitchKey &key,
+                           const Permutation &permutation, const Word *in, const Word *digits, Word *out, Pool &pool,
+                           Word *scratch) {
+    const std::size_t n = context.degree(), size = limbs * n;
+    Word *sums = scratch, *rows = sums + 2 * (size + n);
+    pool.each(limbs + 1, [&](std::size_t place, std::size_t) {
+        sums_at(context, limbs, key, &permutation, place, in + size, digits + place * size, sums, false);
+    });
+    finish_shared(context, limbs, permutation, in, sums, out, pool, rows);
+}
+
+// --- doubly hoisted --------------------------------------------------------------------------------------------------
+
 void rotate_extended(const Context &context, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
                      const Word *in, const Word *digits, Word *out, Word *words) {
     const Scratch scratch(context, limbs, words);
