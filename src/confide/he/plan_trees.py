@@ -405,9 +405,7 @@ def _with(
     limbs = len(plan.parameters.data_primes)
 
     def cost(babies: int) -> float:
-        keys = (babies - 1) * (
-            speeds.key_read(degree, limbs) + speeds.key_ms_per_byte * 16 * degree * limbs * (limbs + 1)
-        )
+        each = speeds.key_read(degree, limbs) + speeds.key_ms_per_byte * 16 * degree * limbs * (limbs + 1)
         giants = (plan.diagonals // babies - 1) * speeds.switch(degree, limbs)
         return giants + (babies - 1) * (each + plan.ciphertexts * speeds.hoisted(degree, limbs))
 
