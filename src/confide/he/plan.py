@@ -92,7 +92,7 @@ def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | Non
         protected=settings.protect_model,
         input_bound=settings.input_bound,
         precision_bits=settings.precision_bits,
-        largest_bits=SPEEDS[settings.engine].largest_bits,
+        speeds=SPEEDS[settings.engine],
     )
     return None if plan is None else (plan, None)
 
