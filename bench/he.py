@@ -9,7 +9,8 @@ The server is a process of its own; each repeat asks for one row with `confide.C
 the prediction. For each case: the first answer of a client without keys (kit, key generation, upload, question), the
 server's own time and the whole, what that adds to onnxruntime on the plain model, the 95th percentile with 1, 8 and 64
 clients at once, a LAN (0.25 ms one way, 1 Gb/s) and a WAN (20 ms, 100 Mb/s) through a shaped relay, bytes, memory and
-the largest error. What both sides make ahead of a question, once for each, has rows of its own. Medians; the machine has few cores, and client, server and relay share them.
+the largest error. What both sides make ahead of a question, once for each, has rows of its own. Medians; the machine
+has few cores, and client, server and relay share them.
 
 Peers are timed without any network (bench/he_peers.py): their client and server together stand beside the whole of
 ours. A peer whose parameters are below 128 bits, or whose outputs are much more exact than ours, is "not comparable";

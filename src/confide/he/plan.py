@@ -143,9 +143,7 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | Batch
         if room_bits < needed:
             continue
         found = planned(room_bits, certify=True)
-        if found is None or (
-            settings.certify is None and seconds(found[0], speeds) > _DEAR * seconds(free[0], speeds)
-        ):
+        if found is None or (settings.certify is None and seconds(found[0], speeds) > _DEAR * seconds(free[0], speeds)):
             break
         if found[0].certified:
             return found
