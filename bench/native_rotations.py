@@ -95,6 +95,7 @@ def figures_of(case: Rotations, path: str, seconds: float, speed: float) -> list
     rows = np.stack([stream.integers(0, prime, (2, case.degree), np.uint64) for prime in primes[:-1]], axis=1)
     cipher = context.from_residues(rows, context.form(limbs=limbs, ntt=True, scale=1.0))
 
+    rows = engine.drop(rows, limbs)  # an aligned copy: others are copied at each call
     digits, following = engine.decompose(rows), cycle(elements)
 
     def each(operation: Callable[..., object], *inputs: object) -> Callable[[], object]:

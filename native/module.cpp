@@ -7,6 +7,7 @@
 #include <stdexcept>
 
 #include "ckks/bind.hpp"
+#include "ckks/bind_kernels.hpp"
 #include "ckks/bind_linear.hpp"
 #include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
@@ -143,6 +144,7 @@ NB_MODULE(_native, module) {
     module.def("unpack", &unpack, arg("data"), arg("bits"), arg("count"));
     auto ckks = module.def_submodule("ckks", "CKKS on ciphertexts, encoded weights and public keys.");
     confide::ckks::bind_evaluator(ckks);
+    confide::ckks::bind_kernels(ckks);
     confide::ckks::bind_program(ckks);
     confide::ckks::bind_linear(ckks);
     confide::ckks::bind_sums(ckks);

@@ -100,14 +100,12 @@ void rescale(const Context &context, std::size_t limbs, std::size_t polynomials,
     const Ring &last = context.ring(left);
     const Division &division = context.by_limb(left);
     for (std::size_t polynomial = 0; polynomial < polynomials; ++polynomial, in += limbs * n, out += left * n) {
-        std::memcpy(scratch, in + left * n, n * sizeof(Word));
-        last.kernels->inverse(last, scratch);
+        inverse_from(last, in + left * n, scratch);
         last.kernels->reduce(last, scratch, division.half, scratch);
         for (std::size_t limb = 0; limb < left; ++limb) {
             const Ring &ring = context.ring(limb);
             Word *row = out + limb * n;
-            ring.kernels->reduce(ring, scratch, division.minus_half[limb], row);
-            ring.kernels->forward(ring, row);
+            forward_from(ring, scratch, last.q.value, division.minus_half[limb], row);
             ring.kernels->subtract_scale(ring, in + limb * n, row, division.inverse[limb], row);
         }
     }

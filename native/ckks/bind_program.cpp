@@ -133,9 +133,10 @@ std::vector<std::string> listing(const Program &program) {
     return found;
 }
 
-std::vector<std::tuple<std::string, std::size_t, double>> profile(const Program &program) {
-    std::vector<std::tuple<std::string, std::size_t, double>> found;
-    for (const Program::Spent &one : program.profile()) found.emplace_back(one.kind, one.count, one.seconds);
+std::vector<std::tuple<std::string, std::size_t, double, double>> profile(const Program &program) {
+    std::vector<std::tuple<std::string, std::size_t, double, double>> found;
+    for (const Program::Spent &one : program.profile())
+        found.emplace_back(one.kind, one.count, one.seconds, one.least);
     return found;
 }
 
@@ -156,7 +157,7 @@ void bind_program(nb::module_ &module) {
         .def("input", &Program::input, arg("limbs"))
         .def("plain", &plain, arg("coefficients").noconvert(), arg("shift"), arg("limbs"), arg("extended"))
         .def("transform", &transform, arg("sources"), arg("limbs"), arg("babies"), arg("giants"), arg("giant_element"))
-        .def("fold", &Program::fold, arg("source"), arg("limbs"), arg("elements"))
+        .def("fold", &Program::fold, arg("source"), arg("limbs"), arg("groups"))
         .def("rotate", &Program::rotate, arg("source"), arg("limbs"), arg("element"))
         .def("product", &Program::product, arg("one"), arg("other"), arg("limbs"))
         .def("divide", &Program::divide, arg("source"), arg("limbs"), arg("drops"))

@@ -127,12 +127,7 @@ void Executor::digits_of(std::size_t limbs, const Word *polynomial) {
             return;
         }
         Word *out = digits_ + task * degree_;
-        const Word *coefficients = coefficients_ + digit * degree_;
-        if (place == digit)
-            std::memcpy(out, coefficients, degree_ * sizeof(Word));
-        else
-            at.kernels->reduce(at, coefficients, 0, out);
-        at.kernels->forward(at, out);
+        forward_from(at, coefficients_ + digit * degree_, context_.ring(digit).q.value, 0, out);
         digit_at_[task] = out;
     });
 }
@@ -260,28 +255,35 @@ void Executor::fold(const Instruction &instruction, bool keep) {
     digits_ = take((l + 1) * l);
     bool extended = program_.registers()[from].extended;
     Extended before = extended ? Extended{{row(from, 0, l, 0), row(from, 1, l, 0)}, true} : times_special(l, from);
-    for (const std::size_t element : instruction.elements) {
+    const std::vector<std::size_t> one_of_one{1};
+    auto element = instruction.elements.begin();
+    for (const std::size_t size : keep ? instruction.sizes : one_of_one) {
         if (before.special)
             quotient_of(l, before.rows[1]);
         else
             coefficients_of(l, row(from, 1, l, 0));
         digits_of(l, before.special ? nullptr : row(from, 1, l, 0));
-        const SwitchKey &key = keys_.keys.at(element);
-        const Permutation &moves = context_.permutation(element);
         pool_.each(l + 1, [&](std::size_t place, std::size_t worker) {
             const Ring &at = ring(l, place);
             const bool held = place < l || before.special;
-            Word *moved = spare(worker, 0), *first = row(out, 0, l, place), *second = row(out, 1, l, place);
+            Word *moved = spare(worker, 0), *next = spare(worker, 1);
+            Word *first = row(out, 0, l, place), *second = row(out, 1, l, place);
             const Word *one = before.rows[0] + place * degree_, *other = before.rows[1] + place * degree_;
-            if (held) at.kernels->permute(at, moves, one, moved);
+            for (std::size_t at_once = 0; held && at_once < size; ++at_once) {
+                at.kernels->permute(at, context_.permutation(element[at_once]), one, at_once ? next : moved);
+                if (at_once) at.kernels->add(at, moved, next, moved);
+            }
             if (keep && held && one != first) {
                 std::memcpy(first, one, degree_ * sizeof(Word));
                 std::memcpy(second, other, degree_ * sizeof(Word));
             }
-            sums_at(l, place, key, &moves, first, second, keep && held);
+            for (std::size_t at_once = 0; at_once < size; ++at_once)
+                sums_at(l, place, keys_.keys.at(element[at_once]), &context_.permutation(element[at_once]), first,
+                        second, (keep && held) || at_once);
             if (held) at.kernels->add(at, first, moved, first);
         });
         before = {{row(out, 0, l, 0), row(out, 1, l, 0)}, true};
+        element += static_cast<std::ptrdiff_t>(size);
     }
 }
 
@@ -349,10 +351,13 @@ void Executor::divide(const Instruction &instruction) {
         const std::size_t polynomial = task / kept, place = task % kept;
         const Ring &at = context_.ring(place);
         Word *whole = spare(worker, 0), *part = spare(worker, 1), inverses = 1, divisors = 1;
+        if (count == 1)
+            forward_from(at, rests + polynomial * degree_, ring(l, place_of(0)).q.value, by(0).minus_half[place],
+                         whole);
         for (std::size_t divisor = 0; divisor < count; ++divisor) {
             const Division &division = by(divisor);
             const Word *rest = rests + (polynomial * count + divisor) * degree_;
-            at.kernels->reduce(at, rest, division.minus_half[place], divisor ? part : whole);
+            if (count > 1) at.kernels->reduce(at, rest, division.minus_half[place], divisor ? part : whole);
             if (divisor) {
                 at.kernels->scale(at, part, divisors, part);
                 at.kernels->add(at, whole, part, whole);
@@ -360,7 +365,7 @@ void Executor::divide(const Instruction &instruction) {
             inverses = multiply(inverses, division.inverse[place], at.q);
             divisors = multiply(divisors, division.itself[place], at.q);
         }
-        at.kernels->forward(at, whole);
+        if (count > 1) at.kernels->forward(at, whole);
         at.kernels->subtract_scale(at, row(from, polynomial, l, place), whole, inverses,
                                    row(instruction.written, polynomial, kept, place));
     });

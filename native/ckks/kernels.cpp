@@ -143,7 +143,7 @@ Word smallest_root(const Modulus &q, std::size_t degree) {
 }  // namespace
 
 const Kernels portable_kernels = {"portable", forward,        inverse, add,     subtract, multiply_rows, dot,
-                                  scale,      subtract_scale, reduce,  permute, below};
+                                  scale,      subtract_scale, reduce,  permute, below, nullptr};
 
 Modulus::Modulus(Word prime) : value(prime), bits(0), ratio{0, 0} {
     if (prime < 3 || prime >> 61) throw std::invalid_argument("Expected a prime below 2^61");
@@ -177,9 +177,21 @@ Permutation::Permutation(std::size_t degree, std::size_t element) : block(degree
     }
 }
 
+void forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word *out) {
+    if (ring.kernels->forward_from) return ring.kernels->forward_from(ring, in, most, shift, out);
+    ring.kernels->reduce(ring, in, shift, out);
+    ring.kernels->forward(ring, out);
+}
+
+void inverse_from(const Ring &ring, const Word *in, Word *out) {
+    std::memcpy(out, in, ring.degree * sizeof(Word));
+    ring.kernels->inverse(ring, out);
+}
+
 bool runs_here(Path path) {
 #ifdef CONFIDE_CKKS_X86
     __builtin_cpu_init();
+    if (path == Path::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
     if (path == Path::ifma)
         return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
                __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512ifma");
@@ -224,7 +236,8 @@ Ring::Ring(Word prime, std::size_t size, Path path)
     inverse_degree = confide::ckks::inverse(degree, q);
 #ifdef CONFIDE_CKKS_X86
     if (path == Path::ifma) own = ifma_tables(*this);
-    if (path == Path::ifma && own) kernels = &ifma_kernels;
+    if (path == Path::avx2) own = avx2_tables(*this);
+    if (own) kernels = path == Path::ifma ? &ifma_kernels : &avx2_kernels;
 #endif
 }
 

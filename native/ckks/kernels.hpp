@@ -58,6 +58,8 @@ struct Kernels {
     void (*permute)(const Ring &, const Permutation &, const Word *in, Word *out);
     // Whether every word is below q; takes the same time whatever the words are.
     bool (*below)(const Ring &, const Word *row);
+    // `forward_from` below, in fewer passes over the rows; may be null.
+    void (*forward_from)(const Ring &, const Word *in, Word most, Word shift, Word *out);
 };
 
 enum class Path { portable, avx2, ifma };
@@ -78,6 +80,12 @@ struct Ring {
     std::shared_ptr<const void> own;  // tables of a path in its own layout
     Ring(Word prime, std::size_t degree, Path path);
 };
+
+// out = the NTT of (in + shift) mod q, for words of in below `most` (the prime whose residues they are), shift < q;
+// in and out are different rows.
+void forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word *out);
+// out = the inverse NTT of in; different rows.
+void inverse_from(const Ring &ring, const Word *in, Word *out);
 
 extern const Kernels portable_kernels;
 

@@ -12,13 +12,12 @@
 
 namespace confide::ckks {
 
-constexpr unsigned tail_log = 6;     // the last six stages of a transform run on 64 words in registers
-constexpr unsigned most_passes = 4;  // before them
+constexpr unsigned most_passes = 4;  // before the tail: the last stages of a transform, on one block in registers
 
 // Passes of two to four stages: one radix for each pass, from the widest stride to the narrowest.
 struct Passes {
     unsigned count;
-    unsigned log[most_passes + 1];  // the last one is 0: the tail's place
+    unsigned log[most_passes];
 };
 
 // Factors of 52 bits with Shoup's constants floor(2^52 w / q).
@@ -40,16 +39,27 @@ struct Ifma52 {
     const Word *forward[most_passes + 1], *inverse[most_passes + 1];  // of each pass, then of the tail
 };
 
-Passes passes_of(unsigned log_degree);
+// Factors as doubles, each with the double next to w / q: heaps as above; the tail has 32 numbers for each 16 words, a
+// heap of 4, its quotients, three vectors of 4 and their quotients.
+struct Avx2 {
+    double q, degree, degree_quotient;   // degree: 1 / N modulo q
+    double power30, power50, power76;    // powers of two modulo q
+    Passes passes;
+    const double *forward[most_passes + 1], *inverse[most_passes + 1];
+};
 
-// The tables of one ring for the path; nullptr where the prime does not fit it.
+// The tables of one ring for a path; nullptr where the prime does not fit it (2^50 or more).
 std::shared_ptr<const void> ifma_tables(const Ring &ring);
+std::shared_ptr<const void> avx2_tables(const Ring &ring);
 
 #ifdef CONFIDE_CKKS_X86
 extern const Kernels ifma_kernels;
 extern const Kernels avx2_kernels;
 void ifma_forward(const Ring &ring, Word *row);
 void ifma_inverse(const Ring &ring, Word *row);
+void ifma_forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word *out);
+void avx2_forward(const Ring &ring, Word *row);
+void avx2_inverse(const Ring &ring, Word *row);
 #endif
 
 }  // namespace confide::ckks

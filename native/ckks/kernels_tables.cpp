@@ -1,7 +1,5 @@
-// The tables of AVX-512-IFMA's own layout; see kernels_paths.hpp. Compiled for every machine.
+// The tables of each instruction set in its own layout; see kernels_paths.hpp. Compiled for every machine.
 #include "kernels_paths.hpp"
-
-#include <initializer_list>
 
 namespace confide::ckks {
 
@@ -13,52 +11,98 @@ constexpr Word range = Word{1} << 52;
 
 Word shoup52(Word w, Word q) { return static_cast<Word>((static_cast<Wide>(w) << 52) / q); }
 
-// Tables and the words that they point into.
+// Tables and the numbers that they point into.
+template <typename Tables, typename Number>
 struct Held {
-    Ifma52 tables;
-    std::vector<Word> words;
+    Tables tables;
+    std::vector<Number> numbers;
 };
 
-Word *aligned(std::vector<Word> &words, std::size_t count) {
-    words.assign(count + 8, 0);
-    const auto address = reinterpret_cast<std::uintptr_t>(words.data());
-    return words.data() + (64 - address % 64) % 64 / sizeof(Word);
+// Zeros from an address that is a multiple of 64.
+template <typename Number>
+Number *aligned(std::vector<Number> &numbers, std::size_t count) {
+    numbers.assign(count + 8, Number{0});
+    const auto address = reinterpret_cast<std::uintptr_t>(numbers.data());
+    return numbers.data() + (64 - address % 64) % 64 / sizeof(Number);
 }
 
-std::size_t words_of_pass(unsigned log, std::size_t groups) { return groups * (std::size_t{2} << log); }
+std::size_t size_of_pass(unsigned log, std::size_t groups) { return groups * (std::size_t{2} << log); }
 
-// The factors of each group of a pass, as heaps.
-void fill_pass(const std::vector<Word> &roots, Word q, unsigned log, std::size_t groups, Word *out) {
-    for (std::size_t group = 0; group < groups; ++group, out += std::size_t{2} << log)
+// The factors of each group of a pass as heaps: out[place] = w, out[2^log + place] = second(w).
+template <typename Number, typename Second>
+void fill_heaps(const std::vector<Word> &roots, unsigned log, std::size_t groups, std::size_t step, Number *out,
+                const Second &second) {
+    const std::size_t size = std::size_t{1} << log;
+    for (std::size_t group = 0; group < groups; ++group, out += step)
         for (unsigned depth = 0; depth < log; ++depth)
-            for (std::size_t i = 0; i < std::size_t{1} << depth; ++i) {
-                const Word w = roots[((groups + group) << depth) + i];
-                out[(std::size_t{1} << depth) + i] = w;
-                out[(std::size_t{1} << log) + (std::size_t{1} << depth) + i] = shoup52(w, q);
+            for (std::size_t i = std::size_t{1} << depth; i < std::size_t{2} << depth; ++i) {
+                const Word w = roots[(groups << depth) + (group << depth) + i - (std::size_t{1} << depth)];
+                out[i] = static_cast<Number>(w);
+                out[size + i] = second(w);
             }
 }
 
-void fill_tail(const std::vector<Word> &roots, Word q, std::size_t degree, Word *out) {
-    for (std::size_t tail = 0; tail < degree / 64; ++tail, out += 128) {
-        for (unsigned depth = 0; depth < 3; ++depth)
-            for (std::size_t i = 0; i < std::size_t{1} << depth; ++i) {
-                const Word w = roots[((degree / 64 + tail) << depth) + i];
-                out[(std::size_t{1} << depth) + i] = w;
-                out[8 + (std::size_t{1} << depth) + i] = shoup52(w, q);
+// The factors within the blocks of `lanes` words of each tail, after its heap: vectors, then their seconds.
+template <typename Number, typename Second>
+void fill_lanes(const std::vector<Word> &roots, std::size_t degree, std::size_t lanes, Number *out,
+                const Second &second) {
+    const std::size_t half = lanes * (lanes - 1);
+    for (std::size_t tail = 0; tail < degree / lanes / lanes; ++tail, out += 2 * lanes * lanes)
+        for (std::size_t place = 1; place < lanes; ++place) {
+            std::size_t first = 1;
+            while (2 * first <= place) first *= 2;
+            for (std::size_t lane = 0; lane < lanes; ++lane) {
+                const Word w = roots[(degree / lanes + lanes * tail + lane) * first + place - first];
+                Number *at = out + 2 * lanes + lanes * (place - 1) + lane;
+                at[0] = static_cast<Number>(w);
+                at[half] = second(w);
             }
-        for (unsigned depth = 0; depth < 3; ++depth)
-            for (std::size_t i = 0; i < std::size_t{1} << depth; ++i)
-                for (std::size_t lane = 0; lane < 8; ++lane) {
-                    const Word w = roots[((degree / 8 + 8 * tail + lane) << depth) + i];
-                    const std::size_t vector = (std::size_t{1} << depth) + i - 1;
-                    out[16 + 8 * vector + lane] = w;
-                    out[72 + 8 * vector + lane] = shoup52(w, q);
-                }
+        }
+}
+
+// The factors of all passes and tails both ways, into held->numbers.
+template <typename Tables, typename Number, typename Second>
+void fill(const Ring &ring, unsigned lanes_log, Held<Tables, Number> &held, const Second &second) {
+    Tables &tables = held.tables;
+    const std::size_t n = ring.degree, lanes = std::size_t{1} << lanes_log;
+    std::size_t count = 4 * n, groups = 1;
+    for (unsigned i = 0; i < tables.passes.count; groups <<= tables.passes.log[i++])
+        count += 2 * size_of_pass(tables.passes.log[i], groups);
+    Number *out = aligned(held.numbers, count);
+    // The last stage back, of one group, also divides by N.
+    std::vector<Word> back = ring.inverse_roots;
+    back[1] = multiply(back[1], ring.inverse_degree, ring.q);
+    for (const bool inverse : {false, true}) {
+        const std::vector<Word> &roots = inverse ? back : ring.roots;
+        const Number **places = inverse ? tables.inverse : tables.forward;
+        groups = 1;
+        for (unsigned i = 0; i < tables.passes.count; ++i) {
+            const unsigned log = tables.passes.log[i];
+            fill_heaps(roots, log, groups, std::size_t{2} << log, out, second);
+            places[i] = out;
+            out += size_of_pass(log, groups);
+            groups <<= log;
+        }
+        fill_heaps(roots, lanes_log, n / lanes / lanes, 2 * lanes * lanes, out, second);
+        fill_lanes(roots, n, lanes, out, second);
+        places[tables.passes.count] = out;
+        out += 2 * n;
     }
 }
 
-void fill_constants(const Ring &ring, Ifma52 &tables) {
+// By log N - 10. The tail of IFMA has six stages, that of AVX2 four.
+constexpr Passes ifma_passes[] = {{1, {4}},       {2, {3, 2}},    {2, {3, 3}},   {2, {3, 4}},
+                                  {3, {3, 3, 2}}, {3, {3, 3, 3}}, {3, {3, 3, 4}}};
+constexpr Passes avx2_passes[] = {{2, {3, 3}},       {3, {3, 2, 2}},    {3, {3, 3, 2}},   {3, {3, 3, 3}},
+                                  {4, {3, 3, 2, 2}}, {4, {3, 3, 3, 2}}, {4, {3, 3, 3, 3}}};
+
+}  // namespace
+
+std::shared_ptr<const void> ifma_tables(const Ring &ring) {
     const Word q = ring.q.value;
+    if (q >> 50) return nullptr;
+    auto held = std::make_shared<Held<Ifma52, Word>>();
+    Ifma52 &tables = held->tables;
     tables.q = q;
     tables.twice = 2 * q;
     tables.minus = range - q;
@@ -69,54 +113,27 @@ void fill_constants(const Ring &ring, Ifma52 &tables) {
     tables.carry_shoup = shoup52(tables.carry, q);
     tables.degree = ring.inverse_degree;
     tables.degree_shoup = shoup52(tables.degree, q);
-    for (const unsigned room : {4u, 8u, 16u, 32u})
-        if (room <= range / q) tables.room = room;
-    tables.passes = passes_of(ring.log_degree);
+    tables.room = 4;
+    while (tables.room < 32 && 2 * tables.room <= range / q) tables.room *= 2;
+    tables.passes = ifma_passes[ring.log_degree - 10];
+    fill(ring, 3, *held, [q](Word w) { return shoup52(w, q); });
+    return {held, &tables};
 }
 
-}  // namespace
-
-Passes passes_of(unsigned log_degree) {
-    switch (log_degree - tail_log) {
-        case 4: return {1, {4}};
-        case 5: return {2, {3, 2}};
-        case 6: return {2, {3, 3}};
-        case 7: return {2, {3, 4}};
-        case 8: return {3, {3, 3, 2}};
-        case 9: return {3, {3, 3, 3}};
-        default: return {3, {3, 3, 4}};
-    }
-}
-
-std::shared_ptr<const void> ifma_tables(const Ring &ring) {
+std::shared_ptr<const void> avx2_tables(const Ring &ring) {
     const Word q = ring.q.value;
     if (q >> 50) return nullptr;
-    auto held = std::make_shared<Held>();
-    Ifma52 &tables = held->tables;
-    fill_constants(ring, tables);
-    std::size_t count = 4 * ring.degree, groups = 1;
-    for (unsigned i = 0; i < tables.passes.count; ++i, groups <<= tables.passes.log[i - 1])
-        count += 2 * words_of_pass(tables.passes.log[i], groups);
-    Word *out = aligned(held->words, count);
-    // The last stage back, of one group, also divides by N.
-    std::vector<Word> back = ring.inverse_roots;
-    back[1] = multiply(back[1], ring.inverse_degree, ring.q);
-    for (const bool inverse : {false, true}) {
-        const std::vector<Word> &roots = inverse ? back : ring.roots;
-        const Word **places = inverse ? tables.inverse : tables.forward;
-        groups = 1;
-        for (unsigned i = 0; i < tables.passes.count; ++i) {
-            const unsigned log = tables.passes.log[i];
-            fill_pass(roots, q, log, groups, out);
-            places[i] = out;
-            out += words_of_pass(log, groups);
-            groups <<= log;
-        }
-        fill_tail(roots, q, ring.degree, out);
-        places[tables.passes.count] = out;
-        out += 2 * ring.degree;
-    }
-    return {held, &held->tables};
+    auto held = std::make_shared<Held<Avx2, double>>();
+    Avx2 &tables = held->tables;
+    tables.q = static_cast<double>(q);
+    tables.degree = static_cast<double>(ring.inverse_degree);
+    tables.degree_quotient = tables.degree / tables.q;
+    tables.power30 = static_cast<double>(power(2, 30, ring.q));
+    tables.power50 = static_cast<double>(power(2, 50, ring.q));
+    tables.power76 = static_cast<double>(power(2, 76, ring.q));
+    tables.passes = avx2_passes[ring.log_degree - 10];
+    fill(ring, 2, *held, [q](Word w) { return static_cast<double>(w) / static_cast<double>(q); });
+    return {held, &tables};
 }
 
 }  // namespace confide::ckks

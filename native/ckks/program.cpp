@@ -157,14 +157,21 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
     return write(std::move(instruction), limbs, true);
 }
 
-std::size_t Program::fold(std::size_t source, std::size_t limbs, std::vector<std::size_t> elements) {
+std::size_t Program::fold(std::size_t source, std::size_t limbs,
+                          const std::vector<std::vector<std::size_t>> &groups) {
     const Register &held = readable(source, limbs);
-    expect(!elements.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
-    for (const std::size_t element : elements) {
-        expect(element != 0, "Expected a Galois element");
-        need(element, limbs);
+    expect(!groups.empty() && (!held.extended || held.limbs == limbs), "Expected rotations, at the register's level");
+    Instruction instruction{Kind::fold, limbs, {source}, 0, {}, {}, 0, {}};
+    for (const auto &group : groups) {
+        expect(!group.empty(), "Expected rotations in each group");
+        for (const std::size_t element : group) {
+            expect(element != 0, "Expected a Galois element");
+            need(element, limbs);
+            instruction.elements.push_back(element);
+        }
+        instruction.sizes.push_back(group.size());
     }
-    return write({Kind::fold, limbs, {source}, 0, {}, std::move(elements), 0, {}}, limbs, true);
+    return write(std::move(instruction), limbs, true);
 }
 
 std::size_t Program::rotate(std::size_t source, std::size_t limbs, std::size_t element) {
@@ -247,6 +254,7 @@ void Program::plan() {
         scratch_words_ = std::max(scratch_words_, scratch_rows(*this, one) * context_->degree());
     }
     seconds_.assign(end, 0.0);
+    least_.assign(end, 1e9);
 }
 
 // --- running ---------------------------------------------------------------------------------------------------------
@@ -303,7 +311,10 @@ void Program::run(const ProgramKeys &keys, const std::vector<const Word *> &inpu
     const std::lock_guard<std::mutex> lock(mutex_);
     idle_.push_back(std::move(used));
     expect(below, "Expected numbers below their primes");
-    for (std::size_t number = 0; number < seconds.size(); ++number) seconds_[number] += seconds[number];
+    for (std::size_t number = 0; number < seconds.size(); ++number) {
+        seconds_[number] += seconds[number];
+        least_[number] = std::min(least_[number], seconds[number]);
+    }
     ++runs_;
 }
 
@@ -344,7 +355,7 @@ std::vector<Program::Spent> Program::profile() const {
     for (std::size_t number = 0; number < instructions_.size(); ++number)
         found.push_back({std::string(names[static_cast<std::size_t>(instructions_[number].kind)]) + " at " +
                              std::to_string(instructions_[number].limbs),
-                         runs_, seconds_[number]});
+                         runs_, seconds_[number], least_[number]});
     return found;
 }
 

@@ -7,7 +7,7 @@
 //
 //   transform   Horner over giant steps of sums of rotations times plaintexts; all divisions but one per giant step are
 //               saved (`evaluator.hpp` bounds the error)
-//   fold        x += rotation of x, for one rotation after the other
+//   fold        x += rotations of x, for one group of rotations after the other; those of a group share the digits
 //   rotate      one rotation
 //   product     of two ciphertexts, relinearised
 //   divide      by p where the register is extended, then by some of its last primes
@@ -72,6 +72,7 @@ struct Instruction {
     std::vector<std::size_t> elements;  // fold, rotate
     std::size_t drops = 0;              // divide
     Transform transform;
+    std::vector<std::size_t> sizes = {};  // fold: elements of each group
 };
 
 struct Register {
@@ -100,7 +101,7 @@ class Program {
     // Signed coefficients times 2^shift.
     std::size_t plain(const std::int64_t *coefficients, unsigned shift, std::size_t limbs, bool extended);
     std::size_t transform(std::vector<std::size_t> sources, std::size_t limbs, Transform transform);
-    std::size_t fold(std::size_t source, std::size_t limbs, std::vector<std::size_t> elements);
+    std::size_t fold(std::size_t source, std::size_t limbs, const std::vector<std::vector<std::size_t>> &groups);
     std::size_t rotate(std::size_t source, std::size_t limbs, std::size_t element);
     std::size_t product(std::size_t one, std::size_t other, std::size_t limbs);
     std::size_t divide(std::size_t source, std::size_t limbs, std::size_t drops);
@@ -134,11 +135,11 @@ class Program {
     const std::map<std::size_t, std::size_t> &key_limbs() const noexcept { return key_limbs_; }
     std::size_t arena_words() const noexcept { return arena_words_ + scratch_words_; }
     std::size_t plain_words() const noexcept { return plain_words_; }
-    // Kind, how often, and nanoseconds in all of every run so far.
+    // Of each instruction: kind and level, how often, seconds in all, and in the fastest run.
     struct Spent {
         std::string kind;
         std::size_t count;
-        double seconds;
+        double seconds, least;
     };
     std::vector<Spent> profile() const;
 
@@ -152,7 +153,6 @@ class Program {
     std::size_t scratch_of(const Instruction &instruction) const;
     void plan();
     std::unique_ptr<Slot> slot(std::size_t threads);
-    void note(const std::vector<double> &seconds);
 
     std::shared_ptr<const Context> context_;
     std::vector<Instruction> instructions_;
@@ -165,7 +165,7 @@ class Program {
     bool finished_ = false;
     mutable std::mutex mutex_;
     std::vector<std::unique_ptr<Slot>> idle_;
-    std::vector<double> seconds_;
+    std::vector<double> seconds_, least_;
     std::size_t runs_ = 0;
 };
 

@@ -1,6 +1,4 @@
 // Key switching, alone, hoisted and doubly hoisted; see evaluator.hpp.
-#include <cstring>
-
 #include "evaluator.hpp"
 
 namespace confide::ckks {
@@ -60,18 +58,14 @@ std::size_t digits_words(const Context &context, std::size_t limbs) noexcept {
 void digit_coefficients(const Context &context, std::size_t, const Word *polynomial, std::size_t digit,
                         Word *coefficients) {
     const std::size_t n = context.degree();
-    const Ring &ring = context.ring(digit);
-    std::memcpy(coefficients + digit * n, polynomial + digit * n, n * sizeof(Word));
-    ring.kernels->inverse(ring, coefficients + digit * n);
+    inverse_from(context.ring(digit), polynomial + digit * n, coefficients + digit * n);
 }
 
 void digits_at(const Context &context, std::size_t limbs, const Word *coefficients, std::size_t place, Word *digits) {
     const std::size_t n = context.degree();
     const Ring &ring = context.ring_at(limbs, place);
     for (std::size_t digit = 0; digit < limbs; ++digit, digits += n) {
-        if (digit == place) continue;
-        ring.kernels->reduce(ring, coefficients + digit * n, 0, digits);
-        ring.kernels->forward(ring, digits);
+        if (digit != place) forward_from(ring, coefficients + digit * n, context.ring(digit).q.value, 0, digits);
     }
 }
 
@@ -97,8 +91,7 @@ void divide_at(const Context &context, std::size_t limbs, const Word *sum, std::
     const std::size_t n = context.degree();
     const Ring &ring = context.ring(limb);
     const Division &division = context.by_special();
-    ring.kernels->reduce(ring, sum + limbs * n, division.minus_half[limb], scratch);
-    ring.kernels->forward(ring, scratch);
+    forward_from(ring, sum + limbs * n, context.special().q.value, division.minus_half[limb], scratch);
     const Word *row = sum + limb * n;
     const Word inverse = division.inverse[limb];
     if (addend)
@@ -183,8 +176,7 @@ void divide(const Context &context, std::size_t limbs, std::size_t polynomials, 
         for (std::size_t limb = 0; limb < limbs; ++limb) {
             const Ring &ring = context.ring(limb);
             Word *row = out + limb * n;
-            ring.kernels->reduce(ring, sum + limbs * n, division.minus_half[limb], row);
-            ring.kernels->forward(ring, row);
+            forward_from(ring, sum + limbs * n, context.special().q.value, division.minus_half[limb], row);
             ring.kernels->subtract_scale(ring, sum + limb * n, row, division.inverse[limb], row);
         }
     }

@@ -15,11 +15,11 @@ from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.cost import seconds
 from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.integer_sums import groups, weighted_sums
-from confide.he.speeds import SEAL
 from confide.he.network import Network, linear_map
 from confide.he.plan_batch import BatchPlan
 from confide.he.planner import plan_batch
 from confide.he.seal import Context, Evaluation, ntt_primes
+from confide.he.speeds import SEAL
 from confide.he.stages import Combined, Mapped, Multiplied, Summed
 from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Sigmoid, Square
 from confide.net.http import InProcess

@@ -7,18 +7,23 @@ from hypothesis import strategies as st
 
 from confide.errors import DataError, ProtocolError
 from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.engine_native import available
 from confide.he.engine_seal import NetworkClient, NetworkServer
-from confide.he.speeds import Executor
 from confide.he.packed import ciphertext_bytes
 from confide.he.packing import imaginary
 from confide.he.parameters import Parameters
 from confide.he.plan import Settings, plan_of
 from confide.he.plan_network import NetworkPlan
-from confide.he.seal import Context, Evaluation, Needs, ntt_primes
+from confide.he.seal import Context, Needs, ntt_primes
+from confide.he.speeds import Executor
 from confide.he.stages import Mapped
 from confide.model.graph import Conv, Graph, Linear, Sigmoid, Square
 from he.oracle import RNG, corners, linear, public_keys, ready
 
+ENGINES = [
+    "seal",
+    pytest.param("native", marks=pytest.mark.skipif(not available(), reason="installed without a C++ compiler")),
+]
 SMALL = ready(
     Homomorphic(protect_model=False),
     Graph((linear(1, 16, 30, 0.3), Square(), linear(2, 2, 16, 0.3), Sigmoid())),
@@ -53,33 +58,35 @@ IMAGES = Graph(
 )
 
 
-def answered(graph: Graph, engine: Executor) -> tuple[NetworkPlan, np.ndarray, np.ndarray]:
-    """A plan that is made for `engine`, run on SEAL: the plan, the answers, the largest errors."""
-    asked = Settings(protect_model=True, input_bound=1.0, precision_bits=10, engine=engine)
+def answered(graph: Graph, engine: Executor, made_for: Executor) -> tuple[NetworkPlan, np.ndarray, np.ndarray]:
+    """A plan that is made for one engine, run on `engine`: the plan, the answers, the largest errors."""
+    asked = Settings(protect_model=True, input_bound=1.0, precision_bits=10, engine=made_for)
     made = plan_of(graph, asked)
     assert made is not None
     plan, scaled = made
     assert isinstance(plan, NetworkPlan)
     assert scaled is not None
-    server, client = NetworkServer(plan, scaled), NetworkClient(plan.checked())
+    server, client = NetworkServer(plan, scaled, engine), NetworkClient(plan.checked())
     secret, public = client.context.generate(bytes(16), plan.needs)
-    keys = Evaluation(server.context, public, plan.needs)
-    y = client.decrypt(secret, server.answer(keys, client.encrypt(secret, corners(2, graph.features)), RNG))
+    y = client.decrypt(
+        secret, server.answer(server.keys(public), client.encrypt(secret, corners(2, graph.features)), RNG)
+    )
     return plan, np.ldexp(y, server.exponents), server.error
 
 
-@pytest.mark.parametrize("engine", ["seal", "native"])
-def test_plans_for_every_engine_run_on_seal(engine):
+@pytest.mark.parametrize("made_for", ["seal", "native"])
+@pytest.mark.parametrize("engine", ENGINES)
+def test_plans_for_every_engine_run_on_every_engine(engine, made_for):
     for graph in (IMAGES, SHAPES["baby and giant steps"]):
-        plan, y, bound = answered(graph, engine)
+        plan, y, bound = answered(graph, engine, made_for)
         want = graph.apply(corners(2, graph.features))
         assert (np.abs(y - want) <= bound).all()
         assert np.abs(y - want).max() < 0.02 * np.abs(want).max()
         maps = [stage.layout.rotations for stage in plan.stages if isinstance(stage, Mapped)]
-        if engine == "native":
+        if made_for == "native":
             assert max(plan.parameters.primes) < 1 << 50
             assert any(rotations.hoisted or any(count > 2 for count, _ in rotations.sums) for rotations in maps)
-        if graph is IMAGES and engine == "seal":
+        if graph is IMAGES and made_for == "seal":
             assert any(rotations.fold for rotations in maps)
 
 
@@ -106,21 +113,23 @@ def test_predictions_are_the_models_within_the_bound(seed):
     assert (np.abs(y - SMALL.graph.apply(x)) <= SMALL.server.error_bound).all()
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("name", sorted(SHAPES))
-def test_every_shape_is_the_model_within_the_bound(name):
+def test_every_shape_is_the_model_within_the_bound(name, engine):
     graph = SHAPES[name]
-    pair = ready(Homomorphic(protect_model=name.startswith("b")), graph)
+    pair = ready(Homomorphic(protect_model=name.startswith("b"), engine=engine), graph)
     x = corners(2, graph.features)
     y = pair.predict(x).output("client")
     assert (np.abs(y - graph.apply(x)) <= pair.server.error_bound).all()
 
 
-def test_the_bound_is_small_and_not_vacuous():
-    _, server = engines(ready(Homomorphic(precision_bits=18), SMALL.graph))
-    assert (server.error <= 2.0**-10 * 2.0**server.exponents).all()
+@pytest.mark.parametrize(("engine", "bits"), [("seal", 10), pytest.param("native", 7, marks=ENGINES[1].marks)])
+def test_the_bound_is_small_and_not_vacuous(engine, bits):
+    _, server = engines(ready(Homomorphic(precision_bits=18, engine=engine), SMALL.graph))
+    assert (server.error <= 2.0**-bits * 2.0**server.exponents).all()
     x = corners(4, 30)
     logit = Graph(SMALL.graph.layers[:-1]).apply(x)
-    assert (server.error < np.abs(logit).max() / 1000).all()
+    assert (server.error < np.abs(logit).max() / 2**bits).all()
 
 
 def test_zero_weights_are_neither_refused_nor_shown():
@@ -185,10 +194,11 @@ def test_protected_replies_are_fresh_and_open_ones_are_not():
         assert (server.answer(keys, query, RNG) != server.answer(keys, query, RNG)) is fresh
 
 
-def test_a_strangers_ciphertexts_are_checked_on_both_sides():
-    client, server = engines(SMALL)
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_strangers_ciphertexts_are_checked_on_both_sides(engine):
+    client, server = engines(ready(Homomorphic(protect_model=False, engine=engine), SMALL.graph))
     secret, public = client.context.generate(bytes(16), client.plan.needs)
-    keys = public_keys(SMALL.server, public)
+    keys = server.keys(public)
     (query,) = client.encrypt(secret, corners(1, 30))
     (reply,) = server.answer(keys, (query,), RNG)
     limbs = len(client.plan.parameters.data_primes)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from confide.errors import ProtocolError
 from confide.he.cost import mapped, tuned
 from confide.he.layouts import Entry, Layout, entries, layouts
-from confide.he.speeds import NATIVE, SEAL
 from confide.he.packing import Packing, Rotations, parts, simulate
 from confide.he.shapes import Convolution, Dense, LinearMap
+from confide.he.speeds import NATIVE, SEAL
 
 SLOTS = 1024
 
@@ -130,17 +130,11 @@ def test_a_wrong_rotation_is_seen():
 
 
 def rotated(rotations):
-    """Where each baby comes to stand if every one is its origin, rotated by the step that its line says."""
-    places = {-1: 0}
-    for origin, line in rotations.lines():
-        for place, step in line:
-            assert place not in places
-            places[place] = places[origin] + step
-    return tuple(places[place] for place in range(len(places) - 1))
-
-
-def steps_of(rotations):
-    return {step for _, line in rotations.lines() for _, step in line} - {0}
+    """Where each baby comes to stand if every one is its origin, rotated by the step from there."""
+    places = []
+    for origin, step in rotations.derived():
+        places.append(step + (places[origin] if origin >= 0 else 0))
+    return tuple(places)
 
 
 def test_babies_come_from_their_neighbours_with_one_key_for_each_axis():
@@ -152,10 +146,9 @@ def test_babies_come_from_their_neighbours_with_one_key_for_each_axis():
 
 def test_hoisted_babies_come_from_the_first_of_their_line():
     rotations = Rotations(base=0, babies=((3, 16), (4, 1)), giant=(1, 1), sums=((4, 1024),), fold=64, hoisted=1)
-    lines = dict(rotations.lines())
-    assert lines[0] == ((1, 1), (2, 2), (3, 3), (4, 16))
-    assert lines[4] == ((5, 1), (6, 2), (7, 3), (8, 16))
-    assert set(lines) == {-1, 0, 4, 8}
+    derived = list(rotations.derived())
+    assert derived[:5] == [(-1, 0), (0, 1), (0, 2), (0, 3), (0, 16)]
+    assert derived[5:9] == [(4, 1), (4, 2), (4, 3), (4, 16)]
     assert rotations.keys == {1, 2, 3, 16, 64, 1024, 2048, 3072}
     assert (rotations.before, rotations.after, rotations.depth) == (1 + 11, 3, 1 + 2 + 1)
 
@@ -167,13 +160,13 @@ AXES = st.lists(st.tuples(st.integers(1, 5), st.integers(1, 40)), max_size=3).ma
 def test_every_form_of_babies_makes_all_of_them_from_what_was_made_before(base, babies, hoisted):
     rotations = Rotations(base=base, babies=babies, giant=(1, 1), sums=(), hoisted=min(hoisted, len(babies)))
     assert rotated(rotations) == rotations.offsets
-    assert steps_of(rotations) == rotations.baby_keys
-    origins = {origin for origin, line in rotations.lines() if any(step for _, step in line)}
-    assert rotations.origins == len(origins)
-    depths = {-1: 0}
-    for origin, line in rotations.lines():
-        depths |= {place: depths[origin] + (step != 0) for place, step in line}
-    assert rotations.depth == max(depths.values())
+    derived = list(rotations.derived())
+    assert {step for _, step in derived} - {0} == rotations.baby_keys
+    assert rotations.origins == len({origin for origin, step in derived if step})
+    depths: list[int] = []
+    for origin, step in derived:
+        depths.append((step != 0) + (depths[origin] if origin >= 0 else 0))
+    assert rotations.depth == max(depths)
 
 
 @settings(deadline=None)

@@ -13,7 +13,6 @@ from confide.he.backend import ClientKit, Homomorphic, ServerKit
 from confide.he.cost import seconds
 from confide.he.describe import facts, stage_lines
 from confide.he.levels import errors
-from confide.he.speeds import SEAL
 from confide.he.message_bytes import keys_bytes
 from confide.he.network import Network
 from confide.he.normalise import normalise, samples
@@ -22,6 +21,7 @@ from confide.he.plan import Settings, make_plan
 from confide.he.plan_network import NetworkPlan
 from confide.he.planner import plan_network
 from confide.he.seal import CONJUGATION, ntt_primes
+from confide.he.speeds import SEAL
 from confide.he.stages import Combined, Mapped, Multiplied, product_scale
 from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Square, Tanh
 from he.oracle import corners, linear, mlp, ready

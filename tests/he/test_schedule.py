@@ -82,7 +82,7 @@ def test_zero_tiny_large_and_sparse_weights_take_the_same_steps(square, protect,
         "tiny": network(1e-6, square=square),
         "large": network(1e6, square=square),
     }
-    backend = Homomorphic(protect_model=protect)
+    backend = Homomorphic(protect_model=protect, engine="seal")  # a native program is one call: test_engine_native
     schedules = {}
     chosen = models if names == "all" else ["ordinary", *names.split()]
     for name in chosen:
@@ -101,7 +101,7 @@ def test_zero_tiny_large_and_sparse_weights_take_the_same_steps(square, protect,
 
 def test_the_control_one_product_more_is_seen(monkeypatch):
     recorder = Recorder(monkeypatch)
-    pair = Pair(Homomorphic(protect_model=False), network(1.0, square=True))
+    pair = Pair(Homomorphic(protect_model=False, engine="seal"), network(1.0, square=True))
     pair.setup()
     pair.predict(corners(1, 6)).output("client")  # the server has parsed the keys
     lengths = []
@@ -109,6 +109,6 @@ def test_the_control_one_product_more_is_seen(monkeypatch):
         recorder.seen.clear()
         assert "server" not in pair.predict(corners(1, 6)).failures
         lengths.append(len(recorder.seen))
-        giants = pair.server.engine._encoded[0].giants
+        giants = pair.server.engine.machine._encoded[0].giants
         giants[0].append(giants[0][0])
     assert lengths[0] < lengths[1]

@@ -320,7 +320,7 @@ def test_protected_replies_are_fresh_and_open_ones_are_not():
 
 def calls_of(trees: Trees, monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
     """The evaluator's calls of one prediction, with the sizes and steps that they work on."""
-    pair = ready(Homomorphic(tree_bins=64), Graph((trees,)))
+    pair = ready(Homomorphic(tree_bins=64, engine="seal"), Graph((trees,)))
     found: list[tuple] = []
 
     def recorded(of: type, name: str) -> None:

@@ -71,8 +71,15 @@ class Arithmetic(Protocol[C, P_contra]):
         """Divide by the last `drops` primes, in place; `scale` is the scale that this leaves."""
         ...
 
-    def fold(self, cipher: C, steps: Sequence[int]) -> None:
-        """Add to `cipher` its rotation, in place, for one step after the other; `CONJUGATION` is one."""
+    def fold(self, cipher: C, groups: Sequence[Sequence[int]]) -> None:
+        """Add to `cipher` its rotations by the steps of a group, in place, for one group after the other.
+
+        `CONJUGATION` is a step, too.
+        """
+        ...
+
+    def joined(self, cipher: C, step: int) -> C:
+        """Return cipher + u · (cipher rotated by `step`), u as in `packing.imaginary`."""
         ...
 
     def transform(
@@ -175,10 +182,18 @@ class _Seal:
             self.context.rescale(cipher, scale=scale)
         cipher.value.scale(scale)
 
-    def fold(self, cipher: Ciphertext, steps: Sequence[int]) -> None:
-        for step in steps:
-            moved = self.keys.conjugate(cipher) if step == CONJUGATION else self.keys.rotate(cipher, step)
-            self.context.add(cipher, moved)
+    def fold(self, cipher: Ciphertext, groups: Sequence[Sequence[int]]) -> None:
+        for steps in groups:
+            for moved in [self._moved(cipher, step) for step in steps]:
+                self.context.add(cipher, moved)
+
+    def _moved(self, cipher: Ciphertext, step: int) -> Ciphertext:
+        return self.keys.conjugate(cipher) if step == CONJUGATION else self.keys.rotate(cipher, step)
+
+    def joined(self, cipher: Ciphertext, step: int) -> Ciphertext:
+        half = self.context.times_imaginary(self.keys.rotate(cipher, step))
+        self.context.add(half, cipher)
+        return half
 
     def babies(self, ciphers: Sequence[Ciphertext], babies: Sequence[Baby]) -> list[Ciphertext]:
         """Return every rotation of the sources."""

@@ -25,7 +25,7 @@ from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Guarantee
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_batch import BatchClient, BatchServer
-from confide.he.engine_native import Engine
+from confide.he.engine_native import Engine, executor
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
@@ -261,7 +261,8 @@ class Homomorphic(Backend):
         key_lifetime_seconds: how long a client's keys are good; after that it makes new ones.
         publications: what a client may publish under one key (`publish`).
         engine: what executes networks and trees at the server: "native" is C++ (`engine_native`), "seal" Microsoft
-            SEAL; "auto" takes the native one where it is. Clients cannot tell.
+            SEAL; "auto" takes the native one where it is. Plans are made for the one that runs them, and both can run
+            every plan.
         clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
@@ -322,6 +323,7 @@ class Homomorphic(Backend):
             goal=goal,
             rows=typical_rows,
             tree_bins=tree_bins,
+            engine=executor(engine),
         )
         self._latest: tuple[Graph, tuple[Plan, Ready | None]] | None = None
         self.guarantee = guarantee(None, protect_model=protect_model)

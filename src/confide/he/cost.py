@@ -11,10 +11,10 @@ from functools import lru_cache
 
 import msgspec
 
-from confide.he.speeds import Speeds
 from confide.he.packing import Axis, Rotations
 from confide.he.plan_batch import BatchPlan, products
 from confide.he.plan_staged import StagedPlan
+from confide.he.speeds import Speeds
 from confide.he.stages import Combined, Mapped, Multiplied, Summed
 
 _ENCRYPTED_PRODUCT = 4.0  # products of rows in a product of two ciphertexts, by prime

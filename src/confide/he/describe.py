@@ -6,12 +6,12 @@ import math
 from collections.abc import Iterator
 
 from confide.he.cost import seconds
-from confide.he.speeds import NATIVE, SEAL
 from confide.he.message_bytes import keys_bytes, query_bytes, reply_bytes
 from confide.he.parameters import LIMIT_BITS, SECURITY_BITS
 from confide.he.plan import Plan
 from confide.he.plan_batch import BatchPlan, products
 from confide.he.plan_network import NetworkPlan
+from confide.he.speeds import NATIVE, SEAL
 from confide.he.stages import Mapped, Multiplied, Summed
 
 

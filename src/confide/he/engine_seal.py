@@ -211,9 +211,11 @@ def _mapped(
     plan: NetworkPlan, arithmetic: Arithmetic[C, P], number: int, stage: Mapped, encoded: EncodedMap[P], cipher: C
 ) -> C:
     rotations, slots = stage.layout.rotations, plan.slots
-    babies = [(parent, step % slots) for parent, step in rotations.derived()]
+    if rotations.fold:
+        cipher = arithmetic.joined(cipher, rotations.fold)
+    babies = [(origin, step % slots) for origin, step in rotations.derived()]
     total = arithmetic.transform([cipher], babies, encoded.giants, rotations.giant[1] % slots)
     Steps(plan).divide(arithmetic, number, total, stage.drops)
-    sums = [step % slots for step in rotations.sums] + [CONJUGATION] * stage.conjugate
-    arithmetic.fold(total, sums)
+    groups = [[multiple * step for multiple in range(1, count)] for count, step in rotations.sums]
+    arithmetic.fold(total, groups + [[CONJUGATION]] * stage.conjugate)
     return arithmetic.plus_plain(total, encoded.bias)

@@ -304,13 +304,13 @@ class _Computation:
         plan = self._plan
         babies = [(-1 - part, baby) for part in range(plan.ciphertexts) for baby in range(plan.babies)]
         total = arithmetic.transform(ciphers, babies, encoded.giants, plan.babies)
-        arithmetic.fold(total, [*plan.sums, CONJUGATION])  # twice the real part
+        arithmetic.fold(total, [[step] for step in (*plan.sums, CONJUGATION)])  # twice the real part
         arithmetic.divide(total, 1, scale=plan.broken.scale)
         steps = _Execution(encoded.prepared, arithmetic)
         conditions = steps.minus(_Tracked(total, plan.broken), 1.0)
         settled = steps.brought(conditions.cipher, plan.broken.limbs, plan.chain.settled(plan.broken))
         reply = steps.finished(reached(steps, settled, plan.depth))
-        arithmetic.fold(reply, plan.leaf_sums)
+        arithmetic.fold(reply, [[step] for step in plan.leaf_sums])
         return [arithmetic.plus_plain(reply, encoded.offsets)]
 
 

@@ -185,22 +185,15 @@ class Rotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                     seen.add(whole)
                     yield giant, place, whole
 
-    def lines(self) -> Iterator[tuple[int, tuple[tuple[int, int], ...]]]:
-        """Yield (place, babies that come from there, each with the step from there); -1 is the input.
-
-        Each place is made before it is read. The first baby is the input rotated by `base`, itself if that is 0.
-        """
-        yield -1, ((0, self.base),)
-        found: dict[int, list[tuple[int, int]]] = {}
+    def derived(self) -> Iterator[tuple[int, int]]:
+        """Yield for each baby its origin's place and the step from there; the first one's origin is the input, -1."""
+        yield -1, self.base
         strides = [prod(count for count, _ in self.babies[place + 1 :]) for place in range(len(self.babies))]
         for digits in list(np.ndindex(*(count for count, _ in self.babies)))[1:]:
             axis = max(place for place, digit in enumerate(digits) if digit)
             place = sum(digit * stride for digit, stride in zip(digits, strides, strict=True))
             steps = digits[axis] if axis >= len(self.babies) - self.hoisted else 1
-            line = found.setdefault(place - steps * strides[axis], [])
-            line.append((place, steps * self.babies[axis][1]))
-        for origin in sorted(found):
-            yield origin, tuple(found[origin])
+            yield place - steps * strides[axis], steps * self.babies[axis][1]
 
     def checked(self, slots: int) -> Rotations:
         """Return self if it fits `slots`. Raises ProtocolError if not."""

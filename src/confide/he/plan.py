@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from confide.errors import ModelError
 from confide.he.cost import seconds
 from confide.he.encode import LARGEST_EXPONENT, exponents_of
-from confide.he.speeds import SEAL, SPEEDS, Executor
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready, normalise, samples
 from confide.he.plan_batch import BatchPlan
@@ -26,6 +25,7 @@ from confide.he.plan_linear import LinearPlan, plan_linear
 from confide.he.plan_network import NetworkPlan
 from confide.he.plan_trees import MOST_DEPTH, MOST_FEATURES, TreesPlan, bins_for, plan_trees
 from confide.he.planner import ROOMS_BITS, plan_batch, plan_network
+from confide.he.speeds import SEAL, SPEEDS, Executor
 from confide.he.trees import shape_of
 from confide.model.graph import (
     AveragePool,

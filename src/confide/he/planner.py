@@ -20,13 +20,13 @@ import msgspec
 
 from confide.he.cost import multiplied, seconds, tuned
 from confide.he.layouts import Entry, entries, layouts, leftovers
-from confide.he.speeds import SEAL, Speeds
 from confide.he.network import Network, Operation
 from confide.he.packing import Packing
 from confide.he.plan_batch import BatchPlan
 from confide.he.plan_network import NetworkPlan
 from confide.he.schedules import levelled
 from confide.he.shapes import LinearMap
+from confide.he.speeds import SEAL, Speeds
 from confide.he.stages import Combined, Mapped, Multiplied, Stage, Summed
 
 #: Room above typical values that plans are made for: the smallest that holds a model's largest values is taken.

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from confide.he.arithmetic import Baby, Slots
+from confide.he.packing import imaginary
 from confide.he.parameters import Parameters
 from confide.he.seal import CONJUGATION
 from confide.he.slots import coefficients
@@ -121,14 +122,22 @@ class Recorder:
         cipher.limbs -= drops
         cipher.scale = scale
 
-    def fold(self, cipher: Recorded, steps: Sequence[int]) -> None:
-        if not steps:
+    def fold(self, cipher: Recorded, groups: Sequence[Sequence[int]]) -> None:
+        if not groups:
             return
         if cipher.drops:
             self._settle(cipher)
-        elements = [self.element(step) for step in steps]
+        elements = [[self.element(step) for step in steps] for steps in groups]
         cipher.register = self.program.fold(cipher.register, cipher.limbs, elements)
         cipher.extended = True
+
+    def joined(self, cipher: Recorded, step: int) -> Recorded:
+        self._settle(cipher)
+        units = self.encode(imaginary(self._degree // 2), limbs=cipher.limbs, scale=1.0)
+        rotated = self.program.rotate(cipher.register, cipher.limbs, self.element(step))
+        rotated = self.program.divide(rotated, cipher.limbs, 0)
+        half = self.program.combine([rotated], cipher.limbs, [units.place])
+        return Recorded(self.program.add(cipher.register, half, cipher.limbs), cipher.limbs, cipher.scale)
 
     def transform(
         self,

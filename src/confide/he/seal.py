@@ -23,6 +23,7 @@ from confide.errors import ProtocolError
 from confide.he.ahead import MOST_AHEAD, Stock
 from confide.he.compiled import NATIVE
 from confide.he.packed import pack, pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
+from confide.he.packing import imaginary
 from confide.he.parameters import Parameters
 from confide.he.seal_format import (
     Form,
@@ -163,11 +164,18 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         encryption: a public key, for fresh encryptions of zero.
         relinearisation: a key for squares.
         steps: rotations, in slots to the left, all different; `CONJUGATION` is one.
+        limbs: the most data primes that each of them is used at: no more of its key is made up for upload. Empty where
+            every key is used at all of them.
     """
 
     encryption: bool = False
     relinearisation: bool = False
     steps: tuple[int, ...] = ()
+    limbs: tuple[int, ...] = ()
+
+    def levels(self, limbs: int) -> dict[int, int]:
+        """Return for each step the primes that its key is used at, of `limbs` data primes."""
+        return dict(zip(self.steps, self.limbs or (limbs,) * len(self.steps), strict=True))
 
 
 class Evaluation:
@@ -194,11 +202,10 @@ class Evaluation:
                 body = unpack_ciphertext(keys.encryption, form)
                 self._zeros = seal.Encryptor(context.seal, context.seal.from_public_str(_text(body)))
             if needs.relinearisation:
-                body = unpack_key_set(keys.relinearisation, form, digits=digits, indices=(0,))
+                body = unpack_key_set(keys.relinearisation, form, digits=digits, levels={0: digits})
                 self._relinearisation = context.seal.from_relin_str(_text(body))
             if needs.steps:
-                indices = frozenset(map(context.galois_index, needs.steps))
-                body = unpack_key_set(keys.rotation, form, digits=digits, indices=indices)
+                body = unpack_key_set(keys.rotation, form, digits=digits, levels=context.galois_levels(needs))
                 self._rotation = context.seal.from_galois_str(_text(body))
         except _REFUSED:
             raise ProtocolError("Expected public keys that SEAL takes") from None
@@ -272,6 +279,7 @@ class Context:
         self.evaluator = seal.Evaluator(self.seal)
         self._encoder = seal.CKKSEncoder(self.seal) if parameters.scheme == "ckks" else None
         self._ids = _chain(self.seal)
+        self._units: dict[int, Plaintext] = {}
         key_id = parms_id_bytes(self.seal.key_context_data().parms_id())
         self.key_form = Form(key_id, parameters.degree, parameters.primes, ntt=True)
 
@@ -306,12 +314,11 @@ class Context:
             encryption = pack_ciphertext(maker.create_public_key().to_string(), form)
         if needs.relinearisation:
             body = maker.create_relin_keys().to_string()
-            relinearisation = pack_key_set(body, form, digits=digits, indices=(0,))
+            relinearisation = pack_key_set(body, form, digits=digits, levels={0: digits})
         if needs.steps:
             made = seal.GaloisKeys()
             maker.create_galois_keys(list(needs.steps), made)
-            indices = frozenset(map(self.galois_index, needs.steps))
-            rotation = pack_key_set(made.to_string(), form, digits=digits, indices=indices)
+            rotation = pack_key_set(made.to_string(), form, digits=digits, levels=self.galois_levels(needs))
         public = PublicKeys(nonce=nonce, encryption=encryption, relinearisation=relinearisation, rotation=rotation)
         return SecretKey(self, maker.secret_key()), public
 
@@ -326,6 +333,11 @@ class Context:
         """Return where SEAL stores the key of the rotation by `step` slots to the left, or of the conjugation."""
         degree = self.parameters.degree
         return degree - 1 if step == CONJUGATION else (pow(3, step, 2 * degree) - 1) // 2
+
+    def galois_levels(self, needs: Needs) -> dict[int, int]:
+        """Return the primes at which each rotation's key is used, by its position."""
+        levels = needs.levels(len(self.parameters.data_primes))
+        return {self.galois_index(step): limbs for step, limbs in levels.items()}
 
     # --- ciphertexts and bytes ----------------------------------------------------------------------------------------
 
@@ -438,6 +450,14 @@ class Context:
     def plus_plain(self, cipher: Ciphertext, plain: Plaintext) -> Ciphertext:
         """Return the sum with a plaintext."""
         return Ciphertext(self.evaluator.add_plain(cipher.value, plain.value))
+
+    def times_imaginary(self, cipher: Ciphertext) -> Ciphertext:
+        """Return the product with X^(N/2), which is i or -i in each slot (`packing.imaginary`): exact, at its scale."""
+        limbs = cipher.value.coeff_modulus_size()
+        if limbs not in self._units:
+            units = imaginary(self.parameters.degree // 2)
+            self._units[limbs] = self.encode(units, limbs=limbs, scale=1.0)
+        return self.times_plain(cipher, self._units[limbs])
 
     def times(self, cipher: Ciphertext, other: Ciphertext) -> Ciphertext:
         """Return the product of two, three polynomials until it is relinearised."""

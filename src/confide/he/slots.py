@@ -33,7 +33,12 @@ def coefficients(slots: Slots, scale: float, degree: int) -> tuple[Integers, int
         slots: float64 or complex128, shape (N/2,), or one number in all.
         scale: what 1 is represented by.
         degree: N.
+
+    Raises:
+        OverflowError: values that are not finite.
     """
+    if not np.isfinite(slots).all():
+        raise OverflowError("Expected finite values")
     if isinstance(slots, float):
         found = np.zeros(degree)
         found[0] = slots * scale
@@ -43,8 +48,6 @@ def coefficients(slots: Slots, scale: float, degree: int) -> tuple[Integers, int
         values[places] = slots
         found = (np.fft.fft(values) * turns).real * (scale * 2 / degree)
     largest = float(np.abs(found).max())
-    if not math.isfinite(largest):
-        raise OverflowError("Expected finite values")
     shift = max(0, math.frexp(largest)[1] - _MOST_BITS)
     return np.rint(np.ldexp(found, -shift)).astype(np.int64), shift
 
