@@ -165,8 +165,8 @@ void bind_program(nb::module_ &module) {
         .def("combine", &Program::combine, arg("sources"), arg("limbs"), arg("plains"))
         .def("add_plain", &Program::add_plain, arg("source"), arg("limbs"), arg("plain"))
         .def("finish", &Program::finish, arg("outputs"), arg("limbs"))
-        .def("run", &run, arg("keys"), arg("inputs"), arg("outputs"), arg("threads"))
-        .def("run_each", &run_each, arg("keys"), arg("inputs"), arg("outputs"), arg("threads"))
+        .def("run", &run, arg("keys"), arg("inputs").noconvert(), arg("outputs").noconvert(), arg("threads"))
+        .def("run_each", &run_each, arg("keys"), arg("inputs").noconvert(), arg("outputs").noconvert(), arg("threads"))
         .def("key_limbs",
              [](const Program &program) {
                  return Pairs(program.key_limbs().begin(), program.key_limbs().end());

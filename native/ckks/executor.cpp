@@ -365,7 +365,7 @@ void Executor::divide(const Instruction &instruction) {
         }
     });
     pool_.each(2 * kept, [&](std::size_t task, std::size_t worker) {
-        const std::size_t polynomial = task / kept, place = task % kept;
+        const std::size_t place = task / 2, polynomial = task % 2;  // the tables of a place serve both
         const Ring &at = context_.ring(place);
         Word *whole = spare(worker, 0), *part = spare(worker, 1), inverses = 1, divisors = 1;
         if (count == 1)

@@ -147,6 +147,11 @@ void Program::check_plain(std::size_t plain, std::size_t limbs, bool extended) c
     expect(plains_[plain].coefficients.size(), "Expected a plaintext that no map has taken yet");
 }
 
+void Program::need_rotation(std::size_t element, std::size_t limbs) {
+    expect(element != 0, "Expected a Galois element");
+    need(element, limbs);
+}
+
 void Program::need(std::size_t element, std::size_t limbs) {
     expect(context_->switches() && element < 2 * context_->degree() && (element % 2 || !element) && element != 1,
            "Expected a Galois element");
@@ -169,7 +174,7 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
     for (std::size_t place = 0; place < made.babies.size(); ++place) {
         const Baby &baby = made.babies[place];
         expect(baby.parent >= -count && baby.parent < static_cast<long>(place), "Expected parents before their babies");
-        if (baby.element != 1) need(baby.element, limbs);
+        if (baby.element != 1) need_rotation(baby.element, limbs);
     }
     for (const auto &giant : made.giants) {
         filled |= !giant.empty();
@@ -179,7 +184,7 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
         }
     }
     expect(filled && count > 0, "Expected a map with weights");
-    if (made.giants.size() > 1) need(made.giant_element, limbs);
+    if (made.giants.size() > 1) need_rotation(made.giant_element, limbs);
     made.weights = stream_of(made, limbs);
     Instruction instruction{Kind::transform, limbs, std::move(sources), 0, {}, {}, 0, std::move(made)};
     return write(std::move(instruction), limbs, true);
@@ -193,8 +198,7 @@ std::size_t Program::fold(std::size_t source, std::size_t limbs,
     for (const auto &group : groups) {
         expect(!group.empty(), "Expected rotations in each group");
         for (const std::size_t element : group) {
-            expect(element != 0, "Expected a Galois element");
-            need(element, limbs);
+            need_rotation(element, limbs);
             instruction.elements.push_back(element);
         }
         instruction.sizes.push_back(group.size());
@@ -204,8 +208,8 @@ std::size_t Program::fold(std::size_t source, std::size_t limbs,
 
 std::size_t Program::rotate(std::size_t source, std::size_t limbs, std::size_t element) {
     const Register &held = readable(source, limbs);
-    expect(element != 0 && (!held.extended || held.limbs == limbs), "Expected a rotation, at the register's level");
-    need(element, limbs);
+    expect(!held.extended || held.limbs == limbs, "Expected a rotation, at the register's level");
+    need_rotation(element, limbs);
     return write({Kind::rotate, limbs, {source}, 0, {}, {element}, 0, {}}, limbs, true);
 }
 
@@ -246,7 +250,7 @@ std::size_t Program::add_plain(std::size_t source, std::size_t limbs, std::size_
 }
 
 void Program::finish(std::vector<std::size_t> outputs, std::vector<std::size_t> limbs) {
-    expect(outputs.size() == limbs.size(), "Expected a level for each output");
+    expect(!finished_ && !outputs.empty() && outputs.size() == limbs.size(), "Expected a level for each output, once");
     for (std::size_t place = 0; place < outputs.size(); ++place)
         expect(!readable(outputs[place], limbs[place]).extended, "Expected outputs that are divided");
     outputs_ = std::move(outputs);

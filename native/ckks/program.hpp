@@ -152,6 +152,7 @@ class Program {
     std::size_t write(Instruction instruction, std::size_t limbs, bool extended);
     const Register &readable(std::size_t place, std::size_t limbs) const;
     void need(std::size_t element, std::size_t limbs);
+    void need_rotation(std::size_t element, std::size_t limbs);
     void check_plain(std::size_t plain, std::size_t limbs, bool extended) const;
     void expand(const Plain &plain, const Ring &ring, Word *row) const;
     void expand(std::size_t plain);
