@@ -34,7 +34,8 @@ struct Ifma52 {
     Word wide;             // floor(2^62 / q)
     Word carry, carry_shoup;      // 2^52 mod q
     Word degree, degree_shoup;    // 1 / N
-    unsigned room;                // words may grow to room * q <= 2^52: 4, 8, 16 or 32
+    unsigned room;  // words may grow to room * q <= 2^52: 4, 8, 16 or 32; or 64: to (4 log2 N + 3) q <= 2^52
+    Word offset;    // 2 log2 N: what words have in multiples of q where the room is 64, so that they do not fall below 0
     Passes passes;
     const Word *forward[most_passes + 1], *inverse[most_passes + 1];  // of each pass, then of the tail
 };
