@@ -8,6 +8,7 @@
 
 #include "ckks/bind.hpp"
 #include "ckks/bind_kernels.hpp"
+#include "ckks/bind_linear.hpp"
 #include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
 #include "projection.hpp"
@@ -124,6 +125,7 @@ void route(Table<const std::uint8_t> codes, In<std::int32_t> slots, In<std::int3
 
 NB_MODULE(_native, module) {
     using nb::arg;
+    nb::set_leak_warnings(false);  // what lives as long as the interpreter is no leak
     module.doc() = "The compiled kernels of confide; the rooms call them.";
     module.def("add_words", &add_words<std::uint32_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
     module.def("add_words", &add_words<std::uint64_t>, arg("acc").noconvert(), arg("words").noconvert(), arg("negate"));
@@ -144,5 +146,6 @@ NB_MODULE(_native, module) {
     confide::ckks::bind_evaluator(ckks);
     confide::ckks::bind_kernels(ckks);
     confide::ckks::bind_program(ckks);
+    confide::ckks::bind_linear(ckks);
     confide::ckks::bind_sums(ckks);
 }

@@ -8,11 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
+from confide.he.ahead import MOST_AHEAD
 from confide.he.encode import quantise
-from confide.he.linear import LinearClient, LinearServer
-from confide.he.packed import ciphertext_bytes
+from confide.he.linear import LinearClient, LinearServer, NativeMultiplier, SealMultiplier
+from confide.he.packed import ciphertext_bytes, pack
 from confide.he.plan_linear import plan_linear
-from confide.he.seal import Evaluation
+from confide.he.seal import Ciphertext, Evaluation
 from he.oracle import (
     RNG,
     centred,
@@ -269,3 +270,65 @@ def test_replies_with_large_numbers_are_refused():
         changed[0 if wrong is c0 else 1][...] = (1 << 64) - 1
         with pytest.raises(ProtocolError):
             PROTECTED.client.decrypt(PROTECTED.secret, changed[0], changed[1], 1)
+
+
+# --- engines, and what is prepared ------------------------------------------------------------------------------------
+
+
+def weights_of(bench: Bench) -> np.ndarray:
+    return bench.plan.blocks.weights(bench.layer.weights)
+
+
+@pytest.mark.skipif(PROTECTED.server.context.products is None, reason="needs the compiled kernels")
+@pytest.mark.parametrize("bench", [OPEN, WIDE], ids=["open", "several products"])
+def test_compiled_products_are_those_of_seal(bench):
+    context, query = bench.server.context, bench.client.encrypt(bench.secret, corners(1, bench.plan.features))[0]
+    seal, native = (made(context, weights_of(bench), protected=False) for made in (SealMultiplier, NativeMultiplier))
+    for theirs, ours in zip(seal.products(bench.keys, query), native.products(bench.keys, query), strict=True):
+        assert (theirs == ours).all()
+
+
+@pytest.mark.parametrize("engine", [SealMultiplier, NativeMultiplier])
+def test_a_query_in_the_clear_is_refused_by_both(engine):
+    if engine is NativeMultiplier and PROTECTED.server.context.products is None:
+        pytest.skip("needs the compiled kernels")
+    multiplier = engine(PROTECTED.server.context, weights_of(PROTECTED), protected=True)
+    form = PROTECTED.server.context.form(limbs=len(PROTECTED.primes), ntt=True)
+    residues = np.zeros(form.shape, np.uint64)
+    residues[0] = 1  # the second polynomial is 0: whoever sends it reads the weights off the reply
+    with pytest.raises(ProtocolError, match="in the clear"):
+        next(multiplier.products(PROTECTED.keys, pack(residues, form.primes)))
+    residues[1, 0, 0] = 1
+    next(multiplier.products(PROTECTED.keys, pack(residues, form.primes)))
+
+
+def test_the_scaled_plaintext_is_all_that_a_row_changes():
+    """ct(0) + round(q m / t), prepared or not: the second polynomial and the errors are the zero's."""
+    context, limbs = OPEN.client.context, len(OPEN.primes)
+    q, t = OPEN.plan.parameters.modulus, OPEN.plan.parameters.plain_modulus
+    zero, second = OPEN.secret._fresh_zero(limbs)
+    before = context.residues(Ciphertext(zero), context.form(limbs=limbs, ntt=False)).copy()
+    OPEN.secret._ahead._items, OPEN.secret._ahead._kept = {limbs: [(zero, second)]}, 1
+    body = OPEN.secret.encrypt_packed(context.polynomial(np.arange(2048, dtype=np.uint64)))
+    assert body.endswith(second)
+    after = OPEN.coefficients(body)
+    assert (after[1] == before[1]).all()
+    changes = [
+        (a - b) % q for a, b in zip(compose(after[0], OPEN.primes), compose(before[0], OPEN.primes), strict=True)
+    ]
+    assert changes == [(2 * q * m + t) // (2 * t) for m in range(2048)]
+
+
+def test_queries_prepared_ahead_are_right_and_never_alike():
+    x = corners(1, 30, 7)
+    first = PROTECTED.client.encrypt(PROTECTED.secret, x)
+    while PROTECTED.secret.prepare_ahead():
+        pass
+    assert len(PROTECTED.secret._ahead) == MOST_AHEAD
+    bodies = [first, *(PROTECTED.client.encrypt(PROTECTED.secret, x) for _ in range(MOST_AHEAD + 1))]
+    assert len(PROTECTED.secret._ahead) == 0
+    half = len(first[0]) // 2
+    assert len({body[half:] for (body,) in bodies}) == len(bodies)  # the random half of none is used twice
+    for (body,) in bodies:
+        c0, c1 = PROTECTED.server.answer(PROTECTED.keys, (body,), 1, RNG)
+        assert PROTECTED.client.decrypt(PROTECTED.secret, c0, c1, 1).astype(int).tolist() == PROTECTED.exact(x)

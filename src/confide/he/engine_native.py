@@ -19,7 +19,7 @@ from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
 from confide.he.arithmetic import Computation, Shape
 from confide.he.machines import Keys, Machine, SealMachine, flooding_slots
-from confide.he.packed import key_set_bytes, pack, packed_bytes, unpack
+from confide.he.packed import key_set_bytes, pack, packed_bytes, unpack, unpack_keys, whole_key
 from confide.he.parameters import Parameters
 from confide.he.recorder import Recorder, galois_element
 from confide.he.seal import Ciphertext, Context, Evaluation, Needs, PublicKeys
@@ -76,7 +76,7 @@ def chosen(engine: Engine) -> bool:
         warnings.warn(
             "confide was installed without a C++ compiler: encrypted inference runs on Microsoft SEAL alone, slower",
             NativeUnavailable,
-            stacklevel=3,
+            stacklevel=1,  # one place, so that it is said once for all models of a process
         )
     return False
 
@@ -125,24 +125,32 @@ class NativeKeys:
         self.keys: Any = _native.ckks.ProgramKeys(native)
         self._limbs = limbs
         self._context = context
-        degree = context.parameters.degree
-        self._load(public.relinearisation, (0,) if needs.relinearisation else ())
-        # On the wire keys stand in the order of SEAL's positions, (element - 1) / 2.
-        self._load(public.rotation, sorted(galois_element(step, degree) for step in needs.steps))
+        degree, digits = context.parameters.degree, len(context.parameters.data_primes)
+        self._load(public.relinearisation, {0: digits} if needs.relinearisation else {})
+        levels = {galois_element(step, degree): used for step, used in needs.levels(digits).items()}
+        self._load(public.rotation, levels)  # on the wire in the order of SEAL's positions, (element - 1) / 2
 
-    def _load(self, body: bytes, elements: Sequence[int]) -> None:
+    def _load(self, body: bytes, levels: Mapping[int, int]) -> None:
         form, digits = self._context.key_form, len(self._context.parameters.data_primes)
-        if len(body) != key_set_bytes(form, digits=digits, keys=len(elements)):
+        if len(body) != key_set_bytes(form, levels=levels.values()):
             raise ProtocolError("Expected the key-switching keys of this plan, each of full length, and no others")
-        each = key_set_bytes(form, digits=digits, keys=1)
-        for place, element in enumerate(elements):
-            part = memoryview(body)[place * each : (place + 1) * each]
-            residues = unpack(part, (digits, *form.shape), form.primes)
-            if element in self._limbs and not self.keys.load(element, self._limbs[element], residues):
+        for element, residues in unpack_keys(body, form, levels):
+            used = self._limbs.get(element, 0)
+            assert used <= len(residues)
+            if used and not self.keys.load(element, used, whole_key(residues, form, digits)):
                 raise ProtocolError("Expected numbers below their primes")
 
     def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
         return self._encryption.zero(limbs=limbs, scale=scale)
+
+    def prepare_ahead(self) -> bool:
+        """Make an encryption of zero for a later reply. Returns False if there are enough of them."""
+        return self._encryption.prepare_ahead()
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Return a bound of the memory that encryptions of zero take before they are used."""
+        return self._encryption.ahead_bytes
 
 
 class NativeMachine:

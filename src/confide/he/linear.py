@@ -9,14 +9,17 @@ would. In open mode there is neither E(0) nor flooding: c1' = ŵ(X)·c1 then giv
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
-from confide.he.encode import Quantised, in_box
+from confide.he.encode import Integers, Quantised, in_box
+from confide.he.packed import unpack
 from confide.he.plan_linear import LinearPlan
-from confide.he.seal import Ciphertext, Context, Evaluation, SecretKey, refusing_transparent
+from confide.he.seal import Context, Evaluation, SecretKey, refusing_transparent
 from confide.he.seal_format import Residues
 
 Matrix = NDArray[np.float64]
@@ -44,12 +47,7 @@ class LinearClient:
         integers = self.plan.fixed.inputs(in_box(x, self.plan.features, self.plan.fixed.input_bound))
         packed = self.plan.blocks.inputs(integers)
         packed[packed < 0] += self.plan.parameters.plain_modulus
-        return tuple(self._encrypt(secret, row) for row in packed.astype(np.uint64))
-
-    def _encrypt(self, secret: SecretKey, coefficients: Residues) -> bytes:
-        cipher = secret.encrypt(self.context.polynomial(coefficients))
-        self.context.to_ntt(cipher)
-        return self.context.to_bytes(cipher)
+        return tuple(secret.encrypt_packed(self.context.polynomial(row)) for row in packed.astype(np.uint64))
 
     def decrypt(self, secret: SecretKey, c0: Residues, c1: Residues, rows: int) -> Matrix:
         """Return the exact results z, shape (rows, outputs), as float64.
@@ -96,12 +94,10 @@ class LinearServer:
         parameters = plan.parameters
         q, t = parameters.modulus, parameters.plain_modulus
         self._limbs = len(parameters.data_primes)
-        self._query = self.context.form(limbs=self._limbs, ntt=True)
         self._reply = self.context.form(limbs=self._limbs, ntt=False)
         packed = plan.blocks.weights(layer.weights)
-        packed[packed < 0] += t
-        plains = [self.context.polynomial(row) for row in packed.astype(np.uint64)]
-        self._weights = [self.context.plain_to_ntt(plain, limbs=self._limbs) for plain in plains]
+        multiplier = SealMultiplier if self.context.products is None else NativeMultiplier
+        self._multiplier = multiplier(self.context, packed, protected=plan.protected)
         self._biases = [(2 * q * bias + t) // (2 * t) for bias in layer.biases]
 
     def answer(
@@ -121,25 +117,17 @@ class LinearServer:
         blocks = self.plan.blocks
         if rows < 1 or len(ciphertexts) != blocks.ciphertexts(rows):
             raise ProtocolError("Expected as many ciphertexts as the rows take")
-        queries = [self.context.load(body, self._query) for body in ciphertexts]
         c0 = np.empty((self._limbs, rows, blocks.outputs), np.uint64)
-        c1 = np.empty((len(queries), blocks.products, *self._reply.shape[1:]), np.uint64)
-        for count, query in enumerate(queries):
+        c1 = np.empty((len(ciphertexts), blocks.products, *self._reply.shape[1:]), np.uint64)
+        for count, body in enumerate(ciphertexts):
+            products = self._multiplier.products(keys, body)
             part = slice(count * blocks.rows, min((count + 1) * blocks.rows, rows))
             for product in range(blocks.products):
                 columns = slice(product * blocks.width, min((product + 1) * blocks.width, blocks.outputs))
-                residues = self.context.residues(self._product(keys, query, product), self._reply)
+                residues = next(products)
                 c0[:, part, columns] = residues[0][:, blocks.places(part.stop - part.start, product)]
                 c1[count, product] = residues[1]
         return self._add_constants(c0, rng), c1
-
-    def _product(self, keys: Evaluation, query: Ciphertext, product: int) -> Ciphertext:
-        with refusing_transparent():
-            cipher = self.context.times_plain(query, self._weights[product])
-        self.context.from_ntt(cipher)
-        if self.plan.protected:
-            self.context.add(cipher, keys.zero(limbs=self._limbs))
-        return cipher
 
     def _add_constants(self, c0: Residues, rng: Randomness) -> Residues:
         """Return `c0` with the bias and the flooding of each result added."""
@@ -147,3 +135,62 @@ class LinearServer:
         constants = [bias + rng.below(2 * bound + 1) - bound for _ in range(c0.shape[1]) for bias in self._biases]
         added = np.array([[value % prime for value in constants] for prime in self._reply.primes], np.uint64)
         return (c0 + added.reshape(c0.shape)) % np.array(self._reply.primes, np.uint64)[:, None, None]
+
+
+class SealMultiplier:
+    """Products of queries with the weights, by SEAL.
+
+    Args:
+        context: of the plan's parameters.
+        weights: signed coefficients, shape (products, N).
+        protected: whether each product gets a fresh encryption of zero.
+    """
+
+    def __init__(self, context: Context, weights: Integers, *, protected: bool) -> None:
+        limbs = len(context.parameters.data_primes)
+        self._context, self._limbs, self._protected = context, limbs, protected
+        self._query, self._reply = context.form(limbs=limbs, ntt=True), context.form(limbs=limbs, ntt=False)
+        coefficients = (weights % context.parameters.plain_modulus).astype(np.uint64)
+        self._weights = [context.plain_to_ntt(context.polynomial(row), limbs=limbs) for row in coefficients]
+
+    def products(self, keys: Evaluation, body: bytes) -> Iterator[Residues]:
+        """Yield the product with each polynomial of weights, in coefficient form, shape (2, primes, N).
+
+        Args:
+            keys: the client's.
+            body: a packed query, a stranger's.
+
+        Raises:
+            ProtocolError: a malformed query, or none that is encrypted.
+        """
+        query = self._context.load(body, self._query)
+        for weights in self._weights:
+            with refusing_transparent():
+                cipher = self._context.times_plain(query, weights)
+            self._context.from_ntt(cipher)
+            if self._protected:
+                self._context.add(cipher, keys.zero(limbs=self._limbs))
+            yield self._context.residues(cipher, self._reply)
+
+
+class NativeMultiplier:
+    """The same by `confide._native`: the same numbers, which only the encryption of zero makes fresh."""
+
+    def __init__(self, context: Context, weights: Integers, *, protected: bool) -> None:
+        primes = context.parameters.data_primes
+        self._protected = protected
+        self._query = context.form(limbs=len(primes), ntt=True)
+        self._reply = context.form(limbs=len(primes), ntt=False)
+        assert context.products is not None
+        self._products = context.products
+        moduli = np.array(primes, np.int64)[:, None]
+        self._weights = [self._products.forward((row % moduli).astype(np.uint64)) for row in weights]
+
+    def products(self, keys: Evaluation, body: bytes) -> Iterator[Residues]:
+        query = unpack(body, self._query.shape, self._query.primes)
+        for weights in self._weights:
+            zero = keys.zero_residues(self._reply) if self._protected else None
+            product = self._products.multiply(query, weights, zero)
+            if product is None:
+                raise ProtocolError("Expected encryptions, not numbers in the clear")
+            yield product

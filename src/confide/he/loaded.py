@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
+from confide.he.ahead import HoldsAhead
+
 #: Bytes of parsed keys for each byte of an upload, at most: residues of 32 bits or more are words of 64 in memory.
 EXPANSION = 2
 
@@ -26,7 +28,7 @@ class LoadedKeys:
 
     @property
     def held_bytes(self) -> int:
-        """Return how much memory the keys take, estimated from the bytes of their uploads."""
+        """Return how much memory the keys take, estimated from the bytes of their uploads, and what is made ahead."""
         return self._held_bytes
 
     def __len__(self) -> int:
@@ -47,15 +49,22 @@ class LoadedKeys:
                 self._kept[place] = found  # the latest stands last
                 return found[0]
         keys, size = load()
+        held = EXPANSION * size + (keys.ahead_bytes if isinstance(keys, HoldsAhead) else 0)
         with self._lock:
             self._drop(place)  # another thread may have loaded them meanwhile
-            self._kept[place] = (keys, EXPANSION * size)
-            self._held_bytes += EXPANSION * size
+            self._kept[place] = (keys, held)
+            self._held_bytes += held
             for oldest in list(self._kept)[:-1]:
                 if self._held_bytes <= self._max_bytes:
                     break
                 self._drop(oldest)
         return keys
+
+    def prepare_ahead(self) -> bool:
+        """Do one piece of work for a later question, for the keys used last first. Returns False if there is none."""
+        with self._lock:
+            latest = [keys for keys, _ in reversed(self._kept.values())]
+        return any(keys.prepare_ahead() for keys in latest if isinstance(keys, HoldsAhead))
 
     def forget(self, owner: object, key_id: str) -> None:
         """Forget keys that their store does not have any more."""

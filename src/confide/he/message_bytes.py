@@ -7,6 +7,9 @@ from confide.he.plan import Plan
 from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import LinearPlan
 
+#: Largest question that is read at all.
+MOST_QUERY_BYTES = 1 << 28
+
 _REPLY_HEAD_BYTES = 256
 _SEALED_BYTES = 256
 _CIPHERTEXT_HEAD_BYTES = 256
@@ -20,10 +23,12 @@ def block_rows(plan: Plan) -> int:
 
 def keys_bytes(plan: Plan) -> int:
     """Return a bound of the size of one client's public keys as they are uploaded."""
-    primes, degree = plan.parameters.primes, plan.parameters.degree
-    switching = (len(plan.needs.steps) + plan.needs.relinearisation) * len(plan.parameters.data_primes)
-    each = packed_bytes(primes, rows=2, count=degree)
-    return (switching + plan.needs.encryption) * each + _ENROLMENT_BYTES
+    primes, degree, digits = plan.parameters.primes, plan.parameters.degree, len(plan.parameters.data_primes)
+    needs = plan.needs
+    levels = [*needs.levels(digits).values(), *[digits] * needs.relinearisation]
+    switching = sum(used * packed_bytes((*primes[:used], primes[-1]), rows=2, count=degree) for used in levels)
+    encryption = needs.encryption * packed_bytes(primes, rows=2, count=degree)
+    return switching + encryption + _ENROLMENT_BYTES
 
 
 def query_bytes(plan: Plan, rows: int) -> int:

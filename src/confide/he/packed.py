@@ -5,9 +5,12 @@
 
 A ciphertext is its two polynomials, by polynomial and prime; the N numbers of each take b_i bits, lowest bit first, as
 in `confide.crypto.ring`. A set of key-switching keys is its keys by position, l ciphertexts each. Headers, level,
-scale, positions and hashes of parameters stay where they are known from; so a stranger's only freedom is in the
-numbers, and `unpack` refuses those that are not below their primes. Lengths are checked before anything is allocated,
-and nothing is compressed, so no body grows to more than 64 / b_i of its size.
+scale, positions and hashes of parameters stay where they are known from. A key that is used at fewer primes than all
+travels as what is read of it there: as many of its ciphertexts, modulo as many data primes and the special one.
+
+So a stranger's only freedom is in the numbers, and `unpack` refuses those that are not below their primes. Lengths are
+checked before anything is allocated, and nothing is compressed, so no body grows to more than 64 / b_i of its size,
+but for what is not used of a key: zeros fill it up to its whole size where SEAL reads it.
 
 SEAL could send a seed for half of a fresh symmetric ciphertext or key; its Python binding makes no such objects.
 """
@@ -15,12 +18,13 @@ SEAL could send a seed for half of a fresh symmetric ciphertext or key; its Pyth
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 
 from confide.crypto import ring
 from confide.errors import ProtocolError
+from confide.he.compiled import NATIVE
 from confide.he.seal_format import (
     Form,
     Residues,
@@ -45,11 +49,11 @@ def packed_bytes(primes: Sequence[int], *, rows: int, count: int) -> int:
 
 def pack(residues: Residues, primes: Sequence[int]) -> bytes:
     """Return numbers packed, shape (..., primes, count), each below its prime."""
-    rows = np.ascontiguousarray(residues, np.uint64).reshape(
-        math.prod(residues.shape[:-2]), len(primes), residues.shape[-1]
-    )
-    bits = [residue_bits(prime) for prime in primes]
-    return b"".join(ring.pack(row[place], b) for row in rows for place, b in enumerate(bits))
+    rows = np.ascontiguousarray(residues, np.uint64).reshape(math.prod(residues.shape[:-1]), residues.shape[-1])
+    if NATIVE:
+        return NATIVE.pack_residues(rows, primes)
+    bits = [residue_bits(prime) for prime in primes] * math.prod(residues.shape[:-2])
+    return b"".join(map(ring.pack, rows, bits))
 
 
 def unpack(body: bytes | memoryview, shape: tuple[int, ...], primes: Sequence[int]) -> Residues:
@@ -61,28 +65,31 @@ def unpack(body: bytes | memoryview, shape: tuple[int, ...], primes: Sequence[in
     rows, count = math.prod(shape[:-2]), shape[-1]
     if len(body) != packed_bytes(primes, rows=rows, count=count):
         raise ProtocolError("Expected as many packed numbers as the plan implies")
-    residues = np.empty((rows, len(primes), count), np.uint64)
-    for place, numbers in enumerate(_numbers(memoryview(body), primes, rows, count)):
-        residues[divmod(place, len(primes))] = numbers
-    return residues.reshape(shape)
+    return _numbers(body, primes, rows, count).reshape(shape)
 
 
-def _numbers(view: memoryview, primes: Sequence[int], rows: int, count: int) -> Iterator[Residues]:
-    """Yield the numbers of each row modulo each prime, shape (count,), from packed ones of the right length.
+def _numbers(body: bytes | memoryview, primes: Sequence[int], rows: int, count: int) -> Residues:
+    """Return the numbers of each row modulo each prime, shape (rows * primes, count), from a body of the right length.
 
     Raises:
-        ProtocolError: a number that is not below its prime.
+        ProtocolError: a number that is not below its prime, or ones in the bits that fill up a byte.
     """
-    at = 0
-    for _ in range(rows):
-        for prime in primes:
-            bits = residue_bits(prime)
-            end = at + (count * bits + 7) // 8
-            numbers = ring.unpack(bytes(view[at:end]), bits, count)
-            if count and int(numbers.max()) >= prime:
-                raise ProtocolError("Expected numbers below their primes")
-            yield numbers.astype(np.uint64, copy=False)
-            at = end
+    if NATIVE:
+        found = NATIVE.unpack_residues(np.frombuffer(body, np.uint8), primes, rows, count)
+        if found is None:
+            raise ProtocolError("Expected numbers below their primes, and zeros behind them")
+        return found
+    residues = np.empty((rows * len(primes), count), np.uint64)
+    view, at = memoryview(body), 0
+    for place, row in enumerate(residues):
+        prime = primes[place % len(primes)]
+        bits = residue_bits(prime)
+        end = at + (count * bits + 7) // 8
+        row[:] = ring.unpack(bytes(view[at:end]), bits, count)
+        if count and int(row.max()) >= prime:
+            raise ProtocolError("Expected numbers below their primes")
+        at = end
+    return residues
 
 
 # --- ciphertexts ------------------------------------------------------------------------------------------------------
@@ -110,53 +117,91 @@ def unpack_ciphertext(body: bytes, form: Form) -> bytes:
     return b"".join(_pieces(memoryview(body), form))
 
 
-def _pieces(body: memoryview, form: Form) -> Iterator[bytes]:
+def _pieces(body: memoryview, form: Form) -> Iterator[bytes | memoryview]:
     """Yield a packed ciphertext in SEAL's form, piece by piece."""
     yield ciphertext_head(form)
-    for numbers in _numbers(body, form.primes, 2, form.degree):
-        yield numbers.astype("<u8", copy=False).tobytes()
+    yield _numbers(body, form.primes, 2, form.degree).astype("<u8", copy=False).data
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-def key_set_bytes(form: Form, *, digits: int, keys: int) -> int:
-    """Return the length of a packed set of key-switching keys."""
-    return keys * digits * ciphertext_bytes(form)
+def key_primes(form: Form, limbs: int) -> tuple[int, ...]:
+    """Return the primes at which a key is read that is used at `limbs` data primes: those, and the special one."""
+    return (*form.primes[:limbs], form.primes[-1])
 
 
-def pack_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[int]) -> bytes:
+def key_set_bytes(form: Form, *, levels: Collection[int]) -> int:
+    """Return the length of a packed set of key-switching keys, by the data primes that each is used at."""
+    return sum(limbs * packed_bytes(key_primes(form, limbs), rows=2, count=form.degree) for limbs in levels)
+
+
+def pack_key_set(body: bytes, form: Form, *, digits: int, levels: Mapping[int, int]) -> bytes:
     """Return a set of SEAL's key-switching keys, packed.
 
     Args:
         body: as SEAL writes it.
         form: of each part of a key.
         digits: parts of each key.
-        indices: positions of the keys.
+        levels: the data primes that each key is used at, by its position.
 
     Raises:
         ProtocolError: it is not a set of such keys at these positions.
     """
-    check_key_set(body, form, digits=digits, indices=indices)
-    places = key_set_places(form, digits=digits, indices=indices)
+    check_key_set(body, form, digits=digits, indices=levels.keys())
+    places = key_set_places(form, digits=digits, indices=levels.keys())
     view, size = memoryview(body), form.size_bytes
-    return b"".join(pack(read_ciphertext(view[at : at + size], form), form.primes) for at in places)
+    found: list[bytes] = []
+    for rank, index in enumerate(sorted(levels)):
+        limbs = levels[index]
+        for at in places[rank * digits : rank * digits + limbs]:
+            residues = read_ciphertext(view[at : at + size], form)
+            found.append(pack(residues[:, [*range(limbs), -1]], key_primes(form, limbs)))
+    return b"".join(found)
 
 
-def unpack_key_set(body: bytes, form: Form, *, digits: int, indices: Collection[int]) -> bytes:
-    """Return the key-switching keys in `body`, a stranger's, as SEAL reads them.
+def unpack_key_set(body: bytes, form: Form, *, digits: int, levels: Mapping[int, int]) -> bytes:
+    """Return the key-switching keys in `body`, a stranger's, as SEAL reads them; what is not used of a key is 0.
 
     Raises:
         ProtocolError: another length, or a number that is not below its prime.
     """
-    if len(body) != key_set_bytes(form, digits=digits, keys=len(indices)):
+    if len(body) != key_set_bytes(form, levels=levels.values()):
         raise ProtocolError("Expected the key-switching keys of this plan, each of full length, and no others")
-    return b"".join(_set_pieces(memoryview(body), form, digits, indices))
+    return b"".join(_set_pieces(body, form, digits, levels))
 
 
-def _set_pieces(body: memoryview, form: Form, digits: int, indices: Collection[int]) -> Iterator[bytes]:
+def unpack_keys(body: bytes, form: Form, levels: Mapping[int, int]) -> Iterator[tuple[int, Residues]]:
+    """Yield position and numbers of each key in `body`, a stranger's of the right length, by rising position.
+
+    Shape (digits, 2, primes, N), as far as the key is used: `limbs` digits and `key_primes`.
+
+    Raises:
+        ProtocolError: a number that is not below its prime.
+    """
+    view, at = memoryview(body), 0
+    for index in sorted(levels):
+        limbs, primes = levels[index], key_primes(form, levels[index])
+        end = at + key_set_bytes(form, levels=(limbs,))
+        yield index, unpack(view[at:end], (limbs, 2, len(primes), form.degree), primes)
+        at = end
+
+
+def whole_key(residues: Residues, form: Form, digits: int) -> Residues:
+    """Return a key of `unpack_keys` with zeros where it is not used, shape (digits, 2, primes, N)."""
+    limbs = len(residues)
+    if limbs == digits:
+        return residues
+    whole = np.zeros((digits, *form.shape), np.uint64)
+    whole[:limbs, :, :limbs], whole[:limbs, :, -1] = residues[:, :, :-1], residues[:, :, -1]
+    return whole
+
+
+def _set_pieces(body: bytes, form: Form, digits: int, levels: Mapping[int, int]) -> Iterator[bytes | memoryview]:
     """Yield packed keys in SEAL's form, piece by piece."""
-    size = ciphertext_bytes(form)
-    for count, between in enumerate(key_set_frame(form, digits=digits, indices=indices)):
-        yield between
-        yield from _pieces(body[count * size : (count + 1) * size], form)
+    frame = iter(key_set_frame(form, digits=digits, indices=levels.keys()))
+    for _, residues in unpack_keys(body, form, levels):
+        for part in whole_key(residues, form, digits):
+            yield next(frame)
+            yield ciphertext_head(form)
+            yield np.ascontiguousarray(part, "<u8").data

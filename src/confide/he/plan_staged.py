@@ -82,24 +82,30 @@ class StagedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @cached_property
     def needs(self) -> Needs:
         """Return the public keys that the server needs."""
-        mapped = [stage for stage in self.stages if isinstance(stage, Mapped)]
-        steps = {step % self.slots for stage in mapped for step in stage.layout.rotations.keys}
-        if any(stage.conjugate for stage in mapped):
-            steps.add(CONJUGATION)
+        levels: dict[int, int] = {}
+        for stage, after in zip(self.stages, self.registers[1:], strict=True):
+            if isinstance(stage, Mapped):
+                rotations, before = stage.layout.rotations, self.registers[stage.source].limbs
+                for step in rotations.first_keys:
+                    levels[step % self.slots] = max(before, levels.get(step % self.slots, 0))
+                for step in (*rotations.sum_keys, *[CONJUGATION] * stage.conjugate):
+                    levels[step % self.slots] = max(after.limbs, levels.get(step % self.slots, 0))
+        steps = tuple(sorted(levels))
         return Needs(
             encryption=self.protected,
             relinearisation=any(
                 isinstance(s, Multiplied) or (isinstance(s, Mapped) and s.encrypted) for s in self.stages
             ),
-            steps=tuple(sorted(steps)),
+            steps=steps,
+            limbs=tuple(levels[step] for step in steps),
         )
 
     @property
     def key_bytes(self) -> int:
-        """Return the bytes of the evaluation keys as SEAL has them, uncompressed."""
+        """Return the bytes of the evaluation keys, of each as much as is used, in whole words."""
         digits = len(self.parameters.data_primes)
-        keys = len(self.needs.steps) + self.needs.relinearisation
-        return keys * 16 * self.parameters.degree * digits * (digits + 1)
+        used = [*self.needs.limbs, *[digits] * self.needs.relinearisation]
+        return sum(16 * self.parameters.degree * limbs * (limbs + 1) for limbs in used)
 
     def check_levels(self) -> None:
         """Check numbers, levels and scales of what a stranger sent. Raises ProtocolError if they are not ours."""

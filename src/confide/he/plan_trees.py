@@ -332,6 +332,7 @@ def plan_trees(
     protected: bool,
     input_bound: float,
     precision_bits: int,
+    largest_bits: int = 60,
 ) -> TreesPlan | None:
     """Return the plan with the smallest ring and the fewest primes that gives the wanted precision.
 
@@ -342,6 +343,7 @@ def plan_trees(
         protected: whether replies are re-randomised.
         input_bound: largest absolute value of a feature.
         precision_bits: outputs may be off by 2^-precision_bits of their range, beside what moved thresholds change.
+        largest_bits: of a prime that the engine is fast at; a ring that needs larger ones to hold the trees has them.
     """
     features, outputs, depth, most = shape
     leaves = _power(most) * _power(outputs)
@@ -363,20 +365,26 @@ def plan_trees(
     for degree in (8192, 16384, 32768):
         if max(leaves, bins // 2) > degree // 2:
             continue
-        for count in range(2, 10):
-            plan = _best(rough, degree, count)
-            if plan is None or plan.typical_error > 2.0**-precision_bits:
-                continue
-            if plan.model_bytes <= MOST_MODEL_BYTES and plan.key_bytes <= _MOST_KEY_BYTES:
+        for largest in sorted({largest_bits, 60}):
+            plan = _smallest(rough, degree, largest, 2.0**-precision_bits)
+            if plan is not None and plan.model_bytes <= MOST_MODEL_BYTES and plan.key_bytes <= _MOST_KEY_BYTES:
                 return plan
-            break
     return None
 
 
-def _best(rough: TreesPlan, degree: int, count: int) -> TreesPlan | None:
+def _smallest(rough: TreesPlan, degree: int, largest_bits: int, error: float) -> TreesPlan | None:
+    """Return the plan with the fewest primes that errs by no more than `error`, None if none does."""
+    for count in range(2, 10):
+        plan = _best(rough, degree, count, largest_bits)
+        if plan is not None and plan.typical_error <= error:
+            return plan
+    return None
+
+
+def _best(rough: TreesPlan, degree: int, count: int, largest_bits: int) -> TreesPlan | None:
     """Return the plan with `count` data primes and the smallest error, None if none has room."""
     best: tuple[float, tuple[int, ...], tuple[int, int, int]] = math.inf, (), (0, 0, 0)
-    for bits, scales in _candidates(degree, count):
+    for bits, scales in _candidates(degree, count, largest_bits):
         plan = _with(rough, degree, tuple((1 << size) - 1 for size in bits), scales)
         best = min(best, (_error_of(plan), bits, scales))
     if best[0] == math.inf:
@@ -397,14 +405,14 @@ def _with(rough: TreesPlan, degree: int, primes: tuple[int, ...], scales: tuple[
     return msgspec.structs.replace(plan, babies=babies)
 
 
-def _candidates(degree: int, count: int) -> Iterator[tuple[tuple[int, ...], tuple[int, int, int]]]:
+def _candidates(degree: int, count: int, largest_bits: int) -> Iterator[tuple[tuple[int, ...], tuple[int, int, int]]]:
     """Yield sizes of primes, and scales of inputs, of numbers of broken conditions and of leaf values.
 
     The last data prime is the first that is divided by, after the product with the diagonals; the special one follows.
     """
-    for first in (36, 44, 52, 60):
-        for special in (55, 60):
-            largest = min(60, (LIMIT_BITS[degree] - special - first) // (count - 1))
+    for first in (36, 44, 52, 60) if largest_bits == 60 else (36, 40, 44, largest_bits):
+        for special in (55, 60) if largest_bits == 60 else (largest_bits,):
+            largest = min(largest_bits, (LIMIT_BITS[degree] - special - first) // (count - 1))
             for size in (largest, *range(largest - 5, 29, -5)):
                 for scale in range(26, min(size, 46) + 1, 2):
                     inputs = min(58, (first + scale) // 2 + 4)

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from typing import Any, NoReturn
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -19,7 +20,9 @@ import seal
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
-from confide.he.packed import pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
+from confide.he.ahead import MOST_AHEAD, Stock
+from confide.he.compiled import NATIVE
+from confide.he.packed import pack, pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
 from confide.he.packing import imaginary
 from confide.he.parameters import Parameters
 from confide.he.seal_format import (
@@ -33,6 +36,9 @@ from confide.he.seal_format import (
     write_ciphertext,
     write_plaintext,
 )
+
+if TYPE_CHECKING:
+    from confide._native import ckks
 
 #: The "rotation" that conjugates every slot, by SEAL's convention.
 CONJUGATION = 0
@@ -86,10 +92,12 @@ class SecretKey:
         value: SEAL's key.
     """
 
-    __slots__ = ("_decryptor", "_encryptor", "_value")
+    __slots__ = ("_ahead", "_context", "_decryptor", "_encryptor", "_value")
 
     def __init__(self, context: Context, value: seal.SecretKey) -> None:
         self._value = value
+        self._context = context
+        self._ahead: Stock[int, tuple[seal.Ciphertext, bytes]] = Stock(self._fresh_zero)
         self._encryptor = seal.Encryptor(context.seal, value)
         self._decryptor = seal.Decryptor(context.seal, value)
 
@@ -106,6 +114,25 @@ class SecretKey:
     def encrypt(self, plain: Plaintext) -> Ciphertext:
         """Return a fresh encryption: under CKKS at the level of `plain`, under BFV at the top."""
         return Ciphertext(self._encryptor.encrypt_symmetric(plain.value))
+
+    def encrypt_packed(self, plain: Plaintext) -> bytes:
+        """Return a fresh BFV encryption in NTT form, packed; all of it but `plain` may have been made ahead.
+
+        It is what `encrypt` gives: SEAL adds the scaled plaintext to an encryption of zero, too.
+        """
+        context, limbs = self._context, len(self._context.parameters.data_primes)
+        zero, second = self._ahead.take(limbs)
+        context.evaluator.add_plain_inplace(zero, plain.value)
+        return context.packed_polynomial(Ciphertext(zero), 0) + second
+
+    def _fresh_zero(self, limbs: int) -> tuple[seal.Ciphertext, bytes]:
+        """Return an encryption of zero in coefficient form, and its second polynomial, which no plaintext changes."""
+        zero = self._encryptor.encrypt_symmetric(seal.Plaintext())
+        return zero, self._context.packed_polynomial(Ciphertext(zero), 1)
+
+    def prepare_ahead(self) -> bool:
+        """Do the part of an encryption that needs no plaintext. Returns False if there is enough of it."""
+        return self._ahead.prepare()
 
     def decrypt(self, cipher: Ciphertext) -> Plaintext:
         """Return what `cipher` holds; a CKKS result includes its noise, so it stays with the owner of the key."""
@@ -137,11 +164,18 @@ class Needs(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         encryption: a public key, for fresh encryptions of zero.
         relinearisation: a key for squares.
         steps: rotations, in slots to the left, all different; `CONJUGATION` is one.
+        limbs: the most data primes that each of them is used at: no more of its key is made up for upload. Empty where
+            every key is used at all of them.
     """
 
     encryption: bool = False
     relinearisation: bool = False
     steps: tuple[int, ...] = ()
+    limbs: tuple[int, ...] = ()
+
+    def levels(self, limbs: int) -> dict[int, int]:
+        """Return for each step the primes that its key is used at, of `limbs` data primes."""
+        return dict(zip(self.steps, self.limbs or (limbs,) * len(self.steps), strict=True))
 
 
 class Evaluation:
@@ -161,17 +195,17 @@ class Evaluation:
         if len(keys.nonce) != 16 or present != (needs.encryption, needs.relinearisation, bool(needs.steps)):
             raise ProtocolError("Expected the public keys that this plan needs, and no others")
         self._context = context
+        self._ahead: Stock[int | Form, Any] = Stock(self._fresh_zero)
         form, digits = context.key_form, len(context.parameters.data_primes)
         try:
             if needs.encryption:
                 body = unpack_ciphertext(keys.encryption, form)
                 self._zeros = seal.Encryptor(context.seal, context.seal.from_public_str(_text(body)))
             if needs.relinearisation:
-                body = unpack_key_set(keys.relinearisation, form, digits=digits, indices=(0,))
+                body = unpack_key_set(keys.relinearisation, form, digits=digits, levels={0: digits})
                 self._relinearisation = context.seal.from_relin_str(_text(body))
             if needs.steps:
-                indices = frozenset(map(context.galois_index, needs.steps))
-                body = unpack_key_set(keys.rotation, form, digits=digits, indices=indices)
+                body = unpack_key_set(keys.rotation, form, digits=digits, levels=context.galois_levels(needs))
                 self._rotation = context.seal.from_galois_str(_text(body))
         except _REFUSED:
             raise ProtocolError("Expected public keys that SEAL takes") from None
@@ -181,10 +215,30 @@ class Evaluation:
         return Ciphertext(self._zeros.encrypt(plain.value))
 
     def zero(self, *, limbs: int, scale: float = 1.0) -> Ciphertext:
-        """Return a fresh encryption of zero under the client's key."""
-        cipher = self._zeros.encrypt_zero(self._context.parms_id(limbs))
+        """Return a fresh encryption of zero under the client's key, made now or ahead; no other call gets the same."""
+        cipher = self._ahead.take(limbs)
         cipher.scale(scale)
         return Ciphertext(cipher)
+
+    def zero_residues(self, form: Form) -> Residues:
+        """Return the numbers of a fresh encryption of zero, likewise, shape `form.shape`."""
+        return self._ahead.take(form)
+
+    def _fresh_zero(self, form: int | Form) -> seal.Ciphertext | Residues:
+        if isinstance(form, int):
+            return self._zeros.encrypt_zero(self._context.parms_id(form))
+        zero = Ciphertext(self._zeros.encrypt_zero(self._context.parms_id(len(form.primes))))
+        return self._context.residues(zero, form)
+
+    def prepare_ahead(self) -> bool:
+        """Make an encryption of zero for a later reply. Returns False if there are enough of them."""
+        return self._ahead.prepare()
+
+    @property
+    def ahead_bytes(self) -> int:
+        """Return a bound of the memory that encryptions of zero take before they are used."""
+        parameters = self._context.parameters
+        return MOST_AHEAD * 16 * parameters.degree * len(parameters.data_primes)
 
     def relinearise(self, cipher: Ciphertext) -> None:
         """Bring a square back to two polynomials, in place."""
@@ -229,6 +283,11 @@ class Context:
         key_id = parms_id_bytes(self.seal.key_context_data().parms_id())
         self.key_form = Form(key_id, parameters.degree, parameters.primes, ntt=True)
 
+    @cached_property
+    def products(self) -> ckks.Products | None:
+        """Return the compiled transforms modulo the data primes, None where there are none."""
+        return NATIVE.Products(self.parameters.data_primes, self.parameters.degree) if NATIVE else None
+
     def parms_id(self, limbs: int) -> list[int]:
         """Return SEAL's name for the level with `limbs` primes."""
         return self._ids[limbs]
@@ -255,12 +314,11 @@ class Context:
             encryption = pack_ciphertext(maker.create_public_key().to_string(), form)
         if needs.relinearisation:
             body = maker.create_relin_keys().to_string()
-            relinearisation = pack_key_set(body, form, digits=digits, indices=(0,))
+            relinearisation = pack_key_set(body, form, digits=digits, levels={0: digits})
         if needs.steps:
             made = seal.GaloisKeys()
             maker.create_galois_keys(list(needs.steps), made)
-            indices = frozenset(map(self.galois_index, needs.steps))
-            rotation = pack_key_set(made.to_string(), form, digits=digits, indices=indices)
+            rotation = pack_key_set(made.to_string(), form, digits=digits, levels=self.galois_levels(needs))
         public = PublicKeys(nonce=nonce, encryption=encryption, relinearisation=relinearisation, rotation=rotation)
         return SecretKey(self, maker.secret_key()), public
 
@@ -276,6 +334,11 @@ class Context:
         degree = self.parameters.degree
         return degree - 1 if step == CONJUGATION else (pow(3, step, 2 * degree) - 1) // 2
 
+    def galois_levels(self, needs: Needs) -> dict[int, int]:
+        """Return the primes at which each rotation's key is used, by its position."""
+        levels = needs.levels(len(self.parameters.data_primes))
+        return {self.galois_index(step): limbs for step, limbs in levels.items()}
+
     # --- ciphertexts and bytes ----------------------------------------------------------------------------------------
 
     def load(self, body: bytes, form: Form) -> Ciphertext:
@@ -290,11 +353,35 @@ class Context:
         except _REFUSED:
             raise ProtocolError("Expected a ciphertext of these parameters") from None
 
+    def expanded(self, body: bytes, kind: Literal["cipher", "public", "relin", "galois"]) -> bytes:
+        """Return an object of SEAL's own form, a stranger's that was checked: no seeds, ciphertexts in NTT form.
+
+        Raises:
+            ProtocolError: SEAL does not take it.
+        """
+        try:
+            made = getattr(self.seal, f"from_{kind}_str")(_text(body))
+            if kind == "cipher" and not made.is_ntt_form():
+                self.evaluator.transform_to_ntt_inplace(made)
+        except _REFUSED:
+            raise ProtocolError("Expected an object that SEAL takes") from None
+        return made.to_string()
+
     def to_bytes(self, cipher: Ciphertext) -> bytes:
         """Return the numbers of a ciphertext, packed: their length depends on its level alone."""
         body = cipher.value.to_string()
         limbs, ntt, scale = limbs_of(body), cipher.value.is_ntt_form(), cipher.value.scale()
         return pack_ciphertext(body, self.form(limbs=limbs, ntt=ntt, scale=scale))
+
+    def packed_polynomial(self, cipher: Ciphertext, place: int) -> bytes:
+        """Return one polynomial of a ciphertext at the top level in coefficient form, in NTT form and packed."""
+        primes = self.parameters.data_primes
+        if self.products is None:
+            cipher = Ciphertext(self.evaluator.transform_to_ntt(cipher.value))
+            return pack(self.residues(cipher, self.form(limbs=len(primes), ntt=True))[place], primes)
+        return pack(
+            self.products.forward(self.residues(cipher, self.form(limbs=len(primes), ntt=False))[place]), primes
+        )
 
     def residues(self, cipher: Ciphertext, form: Form) -> Residues:
         """Return the numbers of a ciphertext, read-only, shape `form.shape`."""

@@ -25,7 +25,8 @@ from confide.guarantee import Guarantee, PrivacyLabel
 from confide.model import links
 from confide.model.artifact import read_public_key
 from confide.model.preprocess import Preprocess
-from confide.serve.connect import Address, send
+from confide.serve.connect import Address, Carrier, Through
+from confide.serve.direct import Direct
 from confide.serve.effects import Alone, Patience, Pause, Result, Send, Steps
 from confide.serve.protocol import ClientKit
 from confide.serve.session import Columns, Session
@@ -102,7 +103,7 @@ class Client:
             address, wanted, store=store, retries=retries, give_up_seconds=give_up_seconds,
             repeat_questions=repeat_questions, progress=progress, rng=rng,
         )  # fmt: skip
-        self._http = httpx2.Client(**address.settings(), transport=transport)
+        self._http: Carrier = Direct(address) if transport is None else Through(address, transport)
         self._alone = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -278,7 +279,7 @@ class Client:
                 result = failure = None
                 try:
                     if isinstance(effect, Send):
-                        result = send(self._http, effect, partial(report, self._asking.progress, effect.what))
+                        result = self._http.send(effect, partial(report, self._asking.progress, effect.what))
                     elif isinstance(effect, Pause):
                         time.sleep(effect.seconds)
                     elif isinstance(effect, Alone):

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
 
@@ -14,7 +15,7 @@ from confide.errors import ProtocolError, UsageError
 from confide.net.http import is_loopback
 from confide.serve.effects import Received, Send
 
-_PIECE_BYTES = 1 << 18  # small enough that progress is seen on a slow line
+PIECE_BYTES = 1 << 18  # small enough that progress is seen on a slow line
 
 #: Called with (done, total) while a body leaves.
 Sent = Callable[[int, int], None]
@@ -84,19 +85,39 @@ class Address:
         return context
 
 
-def send(http: httpx2.Client, what: Send, sent: Sent) -> Received:
-    """Send one request and return its answer. Raises httpx2.TransportError, and ProtocolError for too large ones."""
-    content = None if what.content is None else _pieces(what.content, sent)
-    with http.stream(what.method, what.path, content=content, headers=_headers(what)) as response:
-        body = _Body(response, what.max_bytes)
-        for chunk in response.iter_bytes():
-            body.add(chunk)
-        return body.received(response)
+class Carrier(Protocol):
+    """What carries requests to one server."""
+
+    def send(self, what: Send, sent: Sent) -> Received:
+        """Return the answer. Raises httpx2.TransportError, and ProtocolError for one that is too large."""
+        ...
+
+    def close(self) -> None:
+        """Close its connections."""
+        ...
+
+
+class Through:
+    """Carries requests through a transport of httpx2."""
+
+    def __init__(self, address: Address, transport: httpx2.BaseTransport) -> None:
+        self._http = httpx2.Client(**address.settings(), transport=transport)
+
+    def send(self, what: Send, sent: Sent) -> Received:
+        content = None if what.content is None else _pieces(what, what.content, sent)
+        with self._http.stream(what.method, what.path, content=content, headers=_headers(what)) as response:
+            body = _Body(response, what.max_bytes)
+            for chunk in response.iter_bytes():
+                body.add(chunk)
+            return body.received(response)
+
+    def close(self) -> None:
+        self._http.close()
 
 
 async def send_async(http: httpx2.AsyncClient, what: Send, sent: Sent) -> Received:
     """Do the same on an event loop."""
-    content = None if what.content is None else _async_pieces(what.content, sent)
+    content = None if what.content is None else _async_pieces(what, what.content, sent)
     async with http.stream(what.method, what.path, content=content, headers=_headers(what)) as response:
         body = _Body(response, what.max_bytes)
         async for chunk in response.aiter_bytes():
@@ -109,24 +130,42 @@ def _headers(what: Send) -> Mapping[str, str]:
     return what.headers if what.content is None else {**what.headers, "content-length": str(len(what.content))}
 
 
-def _pieces(content: bytes, sent: Sent) -> Iterator[bytes]:
-    view = memoryview(content)
-    for begin in range(0, len(content), _PIECE_BYTES):
-        yield bytes(view[begin : begin + _PIECE_BYTES])
-        sent(min(begin + _PIECE_BYTES, len(content)), len(content))
+def _pieces(what: Send, content: bytes, sent: Sent) -> Iterator[bytes]:
+    yield from _cut(content, sent)
+    if what.meanwhile is not None:
+        what.meanwhile()
 
 
-async def _async_pieces(content: bytes, sent: Sent) -> AsyncIterator[bytes]:
-    for piece in _pieces(content, sent):
+async def _async_pieces(what: Send, content: bytes, sent: Sent) -> AsyncIterator[bytes]:
+    for piece in _cut(content, sent):
         yield piece
+    if what.meanwhile is not None:
+        await asyncio.to_thread(what.meanwhile)
+
+
+def _cut(content: bytes, sent: Sent) -> Iterator[bytes]:
+    view = memoryview(content)
+    for begin in range(0, len(content), PIECE_BYTES):
+        yield bytes(view[begin : begin + PIECE_BYTES])
+        sent(min(begin + PIECE_BYTES, len(content)), len(content))
+
+
+def check_encoding(headers: Mapping[str, str]) -> None:
+    """Raise ProtocolError for an answer that is compressed, which no request asks for."""
+    if headers.get("content-encoding", "identity") != "identity":
+        raise ProtocolError("Expected a reply that is not compressed, as the request says")
+
+
+def too_large(max_bytes: int) -> ProtocolError:
+    """Return the error of an answer beyond its bound."""
+    return ProtocolError(f"Expected a reply of at most {max_bytes} bytes")
 
 
 class _Body:
     """A reply as it arrives, of bounded size."""
 
     def __init__(self, response: httpx2.Response, max_bytes: int) -> None:
-        if response.headers.get("content-encoding", "identity") != "identity":
-            raise ProtocolError("Expected a reply that is not compressed, as the request says")
+        check_encoding(response.headers)
         self._max_bytes = max_bytes
         self._size = 0
         self._chunks: list[bytes] = []
@@ -134,7 +173,7 @@ class _Body:
     def add(self, chunk: bytes) -> None:
         self._size += len(chunk)
         if self._size > self._max_bytes:
-            raise ProtocolError(f"Expected a reply of at most {self._max_bytes} bytes")
+            raise too_large(self._max_bytes)
         self._chunks.append(chunk)
 
     def received(self, response: httpx2.Response) -> Received:

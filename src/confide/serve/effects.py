@@ -45,6 +45,7 @@ class Send:
         content: the body; None sends none.
         max_bytes: of the reply; a driver raises ProtocolError beyond that.
         what: what progress is called while the body leaves; "" reports none.
+        meanwhile: something useful of a millisecond to do once the body has left, while the server works.
     """
 
     method: str
@@ -53,6 +54,7 @@ class Send:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     max_bytes: int = MAX_REPLY_BYTES
     what: str = ""
+    meanwhile: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TextIO
 
@@ -29,6 +28,7 @@ from confide.serve.access import ApiKeys
 from confide.serve.keys import open_stores
 from confide.serve.limits import Limits, busy, late
 from confide.serve.observe import Observer
+from confide.serve.pipe import Pipe
 from confide.serve.protocol import Refusal
 from confide.serve.served import About, Answered
 from confide.serve.server import Server, check_callers
@@ -50,9 +50,9 @@ class _Asked(msgspec.Struct, frozen=True):
 class _Worker:
     """One process and the socket to it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], connection: Connection) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], pipe: Pipe) -> None:
         self.process = process
-        self.connection = connection
+        self.pipe = pipe
         self.abouts: tuple[About, ...] = ()
         self.began = time.monotonic()
         self.loaded: OrderedDict[str, None] = OrderedDict()  # key ids, as far as we know; the latest stands last
@@ -130,6 +130,7 @@ class Pool:
             done, reply = self._exchange(worker, job, body)
         except BaseException:  # whatever is still on its way would be the answer to somebody else
             worker.process.kill()
+            worker.pipe.close()
             raise
         worker.note(key_id, done)
         self._give_back(worker)
@@ -142,27 +143,16 @@ class Pool:
 
     def _exchange(self, worker: _Worker, job: Job, body: bytes) -> tuple[Done, bytes]:
         """Return a worker's answer. At the deadline it is ended, wherever it hangs: it may not even read the body."""
-        overdue = threading.Event()
-
-        def end() -> None:
-            overdue.set()
-            worker.process.kill()
-
-        watch = threading.Timer(self._limits.answer_seconds, end)
-        watch.daemon = True
-        watch.start()
+        deadline = time.monotonic() + self._limits.answer_seconds
         try:
-            worker.connection.send_bytes(msgspec.msgpack.encode(job))
-            worker.connection.send_bytes(body)
-            done: Done = msgspec.msgpack.decode(worker.connection.recv_bytes(), type=known(Done))
-            return done, worker.connection.recv_bytes()
+            worker.pipe.send(msgspec.msgpack.encode(job), body, deadline=deadline)
+            head, reply = worker.pipe.recv(deadline=deadline)
+            return msgspec.msgpack.decode(head, type=known(Done)), reply
+        except TimeoutError:
+            raise late(f"the answer took longer than {self._limits.answer_seconds:g} s") from None
         except (EOFError, OSError):
-            if overdue.is_set():
-                raise late(f"the answer took longer than {self._limits.answer_seconds:g} s") from None
             text = "Expected the worker process to live until its answer; ask again later"
             raise Refusal(503, "worker_ended", text, retry_after_seconds=1) from None
-        finally:
-            watch.cancel()
 
     def _take(self, key_id: str) -> _Worker:
         deadline = time.monotonic() + self._limits.answer_seconds
@@ -180,6 +170,8 @@ class Pool:
             if worker in self._alive:
                 self._free.append(worker)
                 self._changed.notify()
+            else:
+                worker.pipe.close()
 
     # --- the processes ------------------------------------------------------------------------------------------------
 
@@ -194,19 +186,19 @@ class Pool:
                 pass_fds=[theirs.fileno()],
                 process_group=0,  # Ctrl-C is for the server, which ends its workers in order
             )
-        worker = _Worker(process, Connection(ours.detach()))
+        worker = _Worker(process, Pipe(ours))
         with self._changed:
             self._alive.add(worker)
         try:
-            worker.connection.send_bytes(msgspec.msgpack.encode(self._start))
-            answer = msgspec.msgpack.decode(worker.connection.recv_bytes(), type=known(Ready | NotReady))
+            worker.pipe.send(msgspec.msgpack.encode(self._start))
+            answer = msgspec.msgpack.decode(worker.pipe.recv()[0], type=known(Ready | NotReady))
         except (EOFError, OSError):
             answer = NotReady("", "ended")
         except BaseException:
-            self._lose(worker)
+            self._lose(worker, ours=True)
             raise
         if isinstance(answer, NotReady):
-            self._lose(worker)
+            self._lose(worker, ours=True)
             raise _why(answer)
         worker.abouts = answer.abouts
         with self._changed:
@@ -214,17 +206,20 @@ class Pool:
                 self._free.append(worker)
                 self._changed.notify()
                 return worker
-        self._lose(worker)
+        self._lose(worker, ours=True)
         raise busy("the server is stopping")
 
-    def _lose(self, worker: _Worker) -> None:
-        """Forget a process that has ended, or end it."""
+    def _lose(self, worker: _Worker, *, ours: bool = False) -> None:
+        """Forget a process that has ended, or end it. Its pipe is closed by who uses it: us if it is free or `ours`."""
         with self._changed:
             self._alive.discard(worker)
             if worker in self._free:
                 self._free.remove(worker)
+                ours = True
         worker.process.kill()
         worker.process.wait()
+        if ours:
+            worker.pipe.close()
 
     def _keep(self, worker: _Worker) -> None:
         """Replace a process whenever it ends, at growing intervals if it does so at once; until `close`."""
@@ -254,7 +249,7 @@ class Pool:
             self._changed.notify_all()
         for worker in alive:
             if worker in free:
-                worker.connection.close()
+                worker.pipe.close()
             else:
                 worker.process.kill()
         for worker in alive:

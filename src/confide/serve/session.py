@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.errors import DataError, IntegrityError, PrivacyError, ProtocolError
+from confide.he.ahead import PreparesAhead
 from confide.ideal import Backend, Kit
 from confide.model.preprocess import Preprocess
 from confide.serve import load_backend
@@ -130,6 +131,11 @@ class Session:
         most, blocks = min(self.kit.max_query_bytes, MOST_QUERY_BYTES), -(-rows // self._block_rows)
         room = (most - JSON_BYTES) * blocks // max(1, size_bytes) * self._block_rows
         self.rows = max(self.rows, min(room, self.kit.max_rows))
+
+    def prepare_ahead(self) -> None:
+        """Do what is useful for the next question while this one is under way."""
+        if isinstance(self.client, PreparesAhead):
+            self.client.prepare_ahead()
 
     def features(self, x: ArrayLike | Columns) -> Matrix:
         """Return x as the model takes it, float64, shape (rows, features).

@@ -342,7 +342,7 @@ def _question(session: Session, message: Message, key_id: str | None) -> Send:
     query = oip.Tensor.of_bytes("query", message.body)
     body, length = oip.encode_request([query], binary_outputs=["reply"], parameters=parameters)
     headers = {"content-type": _OCTETS, oip.HEADER_LENGTH: str(length)}
-    return Send("POST", f"{session.path}/infer", body, headers)
+    return Send("POST", f"{session.path}/infer", body, headers, meanwhile=session.prepare_ahead)
 
 
 def _reply(received: Received) -> Reply:

@@ -110,6 +110,10 @@ class Local:
     def figures(self) -> Figures:
         return Figures(0, 0, 0, len(self._loaded), self._loaded.held_bytes)
 
+    def prepare_ahead(self) -> bool:
+        """Do one piece of work for a later question, of milliseconds. Returns False if there is none."""
+        return self._loaded.prepare_ahead()
+
     def close(self) -> None:
         if self._quota:
             self._quota.close()

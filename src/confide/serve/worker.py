@@ -2,19 +2,20 @@
 
     server -> worker   Start
     worker -> server   Ready, or NotReady and the end
-    server -> worker   Job, then its body, as two messages
-    worker -> server   Done, then its body, as two messages
+    server -> worker   Job with its body
+    worker -> server   Done with its body
 
-Messages are MessagePack of fixed structs behind their length; bodies are bytes as the client sent them. The worker
-reads nothing else, ignores the signals that are meant for its server, and ends when the server does.
+Heads are MessagePack of fixed structs, bodies are bytes as the client sent them (`pipe`). The worker reads nothing
+else, ignores the signals that are meant for its server, and ends when the server does. Between two jobs it prepares
+what the next one may need, piece by piece.
 """
 
 from __future__ import annotations
 
 import signal
+import socket
 import sys
 from contextlib import suppress
-from multiprocessing.connection import Connection
 
 import msgspec
 
@@ -22,6 +23,7 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import ConfideError
 from confide.serve.keys import open_stores
 from confide.serve.limits import Limits
+from confide.serve.pipe import Pipe
 from confide.serve.served import About, Answered
 from confide.serve.source import Source
 from confide.serve.work import Local, place_of, refusal_of
@@ -97,27 +99,28 @@ def main(descriptor: int) -> None:
     """Work for the server at the other end of the socket `descriptor` until it closes it."""
     for number in (signal.SIGINT, signal.SIGTERM):  # of a terminal or a service manager: the server ends us in order
         signal.signal(number, signal.SIG_IGN)
-    connection = Connection(descriptor)
+    pipe = Pipe(socket.socket(fileno=descriptor))
     with suppress(EOFError, OSError):  # the server has ended, or wants us to
-        start: Start = msgspec.msgpack.decode(connection.recv_bytes(), type=known(Start))
+        start: Start = msgspec.msgpack.decode(pipe.recv()[0], type=known(Start))
         sys.path[:] = start.path
-        if work := _prepared(start, connection):
+        if work := _prepared(start, pipe):
             try:
-                _serve(work, connection)
+                _serve(work, pipe)
             finally:
                 work.close()
 
 
-def _serve(work: Local, connection: Connection) -> None:
+def _serve(work: Local, pipe: Pipe) -> None:
     while True:
-        job: Job = msgspec.msgpack.decode(connection.recv_bytes(), type=known(Job))
-        done, reply = _answer(work, job, connection.recv_bytes())
-        connection.send_bytes(msgspec.msgpack.encode(done))
-        connection.send_bytes(reply)
-        del reply  # of many megabytes, until the next job
+        while not pipe.poll() and work.prepare_ahead():
+            pass  # for as long as nobody asks
+        head, body = pipe.recv()
+        done, reply = _answer(work, msgspec.msgpack.decode(head, type=known(Job)), body)
+        pipe.send(msgspec.msgpack.encode(done), reply)
+        del head, body, reply  # of many megabytes, until the next job
 
 
-def _prepared(start: Start, connection: Connection) -> Local | None:
+def _prepared(start: Start, pipe: Pipe) -> Local | None:
     """Return the work, or None after telling the server why there is none."""
     answer: Ready | NotReady
     work = None
@@ -135,7 +138,7 @@ def _prepared(start: Start, connection: Connection) -> Local | None:
         answer = NotReady(type(error).__name__, str(error))
     except Exception as error:
         answer = NotReady("", place_of(error))
-    connection.send_bytes(msgspec.msgpack.encode(answer))
+    pipe.send(msgspec.msgpack.encode(answer))
     return work
 
 
