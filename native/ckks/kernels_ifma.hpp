@@ -28,9 +28,10 @@ CONFIDE_INLINE Vector clean(Vector a) { return _mm512_and_si512(a, all((Word{1} 
 CONFIDE_INLINE Vector once(Vector a, Vector b) { return _mm512_min_epu64(a, minus(a, b)); }
 
 struct Prime {
-    Vector q, twice, negative, quotient;
+    Vector q, twice, down, negative, quotient;  // down: -2q
     explicit Prime(const Ifma52 &tables)
-        : q(all(tables.q)), twice(all(tables.twice)), negative(all(tables.minus)), quotient(all(tables.quotient)) {}
+        : q(all(tables.q)), twice(all(tables.twice)), down(all(0 - tables.twice)), negative(all(tables.minus)),
+          quotient(all(tables.quotient)) {}
 };
 
 // acc + a w mod q, lazy: the second term in [0, 2q) for any a (Shoup; Harvey, Faster arithmetic for number-theoretic

@@ -3,7 +3,7 @@
 //
 // Words are lazy (see kernels_ifma.hpp) and grow: a stage forward adds 2q to the bound of its words, a stage back
 // doubles the bound of the sums. `Room` q is the most that fits 52 bits; the bounds are followed at compile time,
-// and only words that could pass it are reduced. A prime below 2^47 is never reduced going forward (N < 2^16).
+// and only words that could pass it are reduced: going forward, none for a prime below 2^47 (N < 2^16).
 #include "kernels_paths.hpp"
 
 #ifdef CONFIDE_CKKS_X86
@@ -23,13 +23,20 @@ CONFIDE_INLINE Vector lower(Vector u, const Prime &prime) {
     return reduce(u, prime);
 }
 
-// (x, y) to (x + w y, x - w y + 2q).
+// (x, y) to (x + w y, x - w y + 2q); or, where 64q is the room, with w y taken from [-2q, 0): one sum less, but words
+// that fall as well as rise, from an offset that the first pass adds.
 template <unsigned Room, bool Lower>
 CONFIDE_INLINE void butterfly(Vector &x, Vector &y, Vector w, Vector constant, const Prime &prime) {
     const Vector u = Lower ? lower<Room>(x, prime) : x;
-    const Vector doubled = plus(plus(u, u), prime.twice);
-    x = times(u, y, w, constant, prime.negative);
-    y = minus(doubled, x);
+    if constexpr (Room == 64) {
+        const Vector v = times(prime.down, y, w, constant, prime.negative);
+        x = plus(u, v);
+        y = minus(u, v);
+    } else {
+        const Vector doubled = plus(plus(u, u), prime.twice);
+        x = times(u, y, w, constant, prime.negative);
+        y = minus(doubled, x);
+    }
 }
 
 // Whether the words on top are lowered before this stage: every stage where 4q is the room, every third where 8q is.
@@ -72,6 +79,10 @@ template <unsigned Room>
 constexpr bool fits(unsigned in, unsigned stage, unsigned place, unsigned other) {
     return bound<Room>(in, stage, place) + bound<Room>(in, stage, other) <= Room;
 }
+
+// The bound of all words between passes back.
+template <unsigned Room>
+constexpr unsigned between = Room == 64 ? 8 : Room == 32 ? 4 : 2;
 
 // (x, y) to (x + y, (x - y) w), the difference made positive by the bound of y.
 template <unsigned Room, unsigned In, unsigned Stage, unsigned Place, bool Last>
@@ -202,7 +213,7 @@ void pass(const Ifma52 &tables, const Word *heap, Word *block, std::size_t strid
 
 template <unsigned Log, unsigned Room, bool Last>
 void pass_back(const Ifma52 &tables, const Word *heap, Word *block, std::size_t stride) {
-    constexpr unsigned in = Room == 32 ? 4 : 2;
+    constexpr unsigned in = between<Room>;
     const Prime prime(tables);
     for (std::size_t i = 0; i < stride; i += 8 * columns<Log>) {
         Vector r[16];
@@ -233,7 +244,7 @@ void tails(const Ifma52 &tables, const Word *factors, Word *block, std::size_t c
 
 template <unsigned Room>
 void tails_back(const Ifma52 &tables, const Word *factors, const Word *in, Word *block, std::size_t count) {
-    constexpr unsigned out = Room == 32 ? 4 : 2;
+    constexpr unsigned out = between<Room>;
     const Prime prime(tables);
     for (std::size_t tail = 0; tail < count; tail += 2, in += 128, block += 128, factors += 256) {
         Vector r[16];
@@ -269,12 +280,12 @@ template <unsigned Room, unsigned Level>
 void descend(const Ifma52 &tables, std::size_t group, Word *block, std::size_t size, unsigned grown) {
     const unsigned log = tables.passes.log[Level], parts = 1u << log;
     const Word *heap = tables.forward[Level] + 2 * parts * group;
-    const bool lower = grown > 1 && (Room <= 8 || grown + 2 * log > Room);
+    const bool lower = Room < 64 && grown > 1 && (Room <= 8 || grown + 2 * log > Room);
     (lower ? pass_of<Room, true> : pass_of<Room, false>)(log, tables, heap, block, size / parts);
     const unsigned after = (lower ? 2 : grown) + 2 * log;
     if (Level + 1 == tables.passes.count) {
         const Word *factors = tables.forward[Level + 1] + 2 * group * size;
-        const bool lowered = Room <= 8 || after + 12 > Room;  // six stages follow
+        const bool lowered = Room < 64 && (Room <= 8 || after + 12 > Room);  // six stages follow
         return (lowered ? tails<Room, true> : tails<Room, false>)(tables, factors, block, size / 64);
     }
     if constexpr (Level + 1 < most_passes)
@@ -297,39 +308,42 @@ void ascend(const Ifma52 &tables, std::size_t group, const Word *in, Word *block
 }
 
 // The first pass, out of place: words of `in` that are shifted, and reduced from below 2^62 to lazy ones below 3q where
-// `Reduced`, by a quotient that is at most two too small.
-template <unsigned Log, unsigned Room, bool Reduced>
+// `Reduced`, by a quotient that is at most two too small. Where 64q is the room, the offset comes by that quotient.
+template <unsigned Room, bool Reduced>
 void first_pass(const Ifma52 &tables, const Word *in, Word shift, Word *out, std::size_t stride) {
     const Prime prime(tables);
-    const Vector moved = all(shift), wide = all(tables.wide), none = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < stride; i += 8 * columns<Log>) {
+    const Vector moved = all(shift), wide = all(tables.wide);
+    const Vector start = all(Room == 64 ? 0 - tables.offset : 0);
+    for (std::size_t i = 0; i < stride; i += 16) {
         Vector r[16];
-        load_columns<Log>(r, in + i, stride);
+        load_columns<3>(r, in + i, stride);
 #pragma GCC unroll 16
         for (unsigned j = 0; j < 16; ++j) {
             r[j] = plus(r[j], moved);
-            if constexpr (Reduced) r[j] = low(r[j], high(none, _mm512_srli_epi64(r[j], 10), wide), prime.negative);
+            if constexpr (Reduced) r[j] = low(r[j], high(start, _mm512_srli_epi64(r[j], 10), wide), prime.negative);
         }
-        stages<Log, Room, true, columns<Log>>(r, Uniform<Log>{tables.forward[0]}, prime);
-        store_columns<Log>(r, out + i, stride);
+        stages<3, Room, Room != 64, 2>(r, Uniform<3>{tables.forward[0]}, prime);
+        store_columns<3>(r, out + i, stride);
     }
 }
 
 template <unsigned Room, bool Reduced>
-void forward_of(const Ring &ring, const Word *in, Word shift, Word *out) {
-    const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
+void forward_of(const Ring &ring, const Ifma52 &tables, const Word *in, Word shift, Word *out) {
     const std::size_t size = ring.degree / 8;
-    first_pass<3, Room, Reduced>(tables, in, shift, out, size);
+    first_pass<Room, Reduced>(tables, in, shift, out, size);
     for (std::size_t part = 0; part < 8; ++part) descend<Room, 1>(tables, part, out + part * size, size, 8);
 }
 
 template <unsigned Room>
-void forward_from_of(const Ring &ring, const Word *in, Word most, Word shift, Word *out) {
-    // Words below `most` and a shift below q need no reduction if they fit the room: the first pass lowers them anyway.
-    if ((most - 1) / ring.q.value + 2 <= Room)
-        forward_of<Room, false>(ring, in, shift, out);
+void forward_from_of(const Ring &ring, const Ifma52 &tables, const Word *in, Word most, Word shift, Word *out) {
+    // Words below `most` and a shift below q need no reduction if they fit the room: the first pass lowers them, or
+    // the room has a place for them.
+    const Word times = (most - 1) / ring.q.value + 2, added = Room == 64 ? tables.offset * ring.q.value : 0;
+    const bool fits = Room == 64 ? 2 * tables.offset + times <= tables.quotient : times <= Room;
+    if (fits)
+        forward_of<Room, false>(ring, tables, in, shift + added, out);
     else
-        forward_of<Room, true>(ring, in, shift, out);
+        forward_of<Room, true>(ring, tables, in, shift, out);
 }
 
 }  // namespace
@@ -340,19 +354,20 @@ void ifma_forward(const Ring &ring, Word *row) {
     if (tables.room == 8) descend<8, 0>(tables, 0, row, ring.degree, 1);
     if (tables.room == 16) descend<16, 0>(tables, 0, row, ring.degree, 1);
     if (tables.room == 32) descend<32, 0>(tables, 0, row, ring.degree, 1);
+    if (tables.room == 64) forward_of<64, false>(ring, tables, row, tables.offset * ring.q.value, row);
 }
 
 void ifma_forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word *out) {
     const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
-    const unsigned room = tables.room;
-    if (tables.passes.count == 1 || tables.passes.log[0] != 3) {  // rings smaller than any that encrypts
+    if (tables.passes.log[0] != 3) {  // rings smaller than any that encrypts
         ring.kernels->reduce(ring, in, shift, out);
         return ifma_forward(ring, out);
     }
-    if (room == 4) forward_from_of<4>(ring, in, most, shift, out);
-    if (room == 8) forward_from_of<8>(ring, in, most, shift, out);
-    if (room == 16) forward_from_of<16>(ring, in, most, shift, out);
-    if (room == 32) forward_from_of<32>(ring, in, most, shift, out);
+    if (tables.room == 4) forward_from_of<4>(ring, tables, in, most, shift, out);
+    if (tables.room == 8) forward_from_of<8>(ring, tables, in, most, shift, out);
+    if (tables.room == 16) forward_from_of<16>(ring, tables, in, most, shift, out);
+    if (tables.room == 32) forward_from_of<32>(ring, tables, in, most, shift, out);
+    if (tables.room == 64) forward_from_of<64>(ring, tables, in, most, shift, out);
 }
 
 void ifma_inverse_from(const Ring &ring, const Word *in, Word *out) {
@@ -361,6 +376,7 @@ void ifma_inverse_from(const Ring &ring, const Word *in, Word *out) {
     if (tables.room == 8) ascend<8, 0>(tables, 0, in, out, ring.degree);
     if (tables.room == 16) ascend<16, 0>(tables, 0, in, out, ring.degree);
     if (tables.room == 32) ascend<32, 0>(tables, 0, in, out, ring.degree);
+    if (tables.room == 64) ascend<64, 0>(tables, 0, in, out, ring.degree);
 }
 
 void ifma_inverse(const Ring &ring, Word *row) { ifma_inverse_from(ring, row, row); }

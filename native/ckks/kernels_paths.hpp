@@ -32,9 +32,10 @@ struct Ifma52 {
     Word multiple[33];     // i q
     Word quotient;         // floor(2^52 / q)
     Word wide;             // floor(2^62 / q)
-    Word carry, carry_shoup;      // 2^52 mod q
-    Word degree, degree_shoup;    // 1 / N
-    unsigned room;                // words may grow to room * q <= 2^52: 4, 8, 16 or 32
+    Word carry, carry_shoup;    // 2^52 mod q
+    Word degree, degree_shoup;  // 1 / N
+    unsigned room;  // words may grow to room * q <= 2^52: 4, 8, 16 or 32; or 64: to (4 log2 N + 3) q <= 2^52
+    Word offset;    // 2 log2 N: multiples of q that words start with where the room is 64, so as not to fall below 0
     Passes passes;
     const Word *forward[most_passes + 1], *inverse[most_passes + 1];  // of each pass, then of the tail
 };
@@ -42,8 +43,8 @@ struct Ifma52 {
 // Factors as doubles, each with the double next to w / q: heaps as above; the tail has 32 numbers for each 16 words, a
 // heap of 4, its quotients, three vectors of 4 and their quotients.
 struct Avx2 {
-    double q, degree, degree_quotient;   // degree: 1 / N modulo q
-    double power30, power50, power76;    // powers of two modulo q
+    double q, degree, degree_quotient;  // degree: 1 / N modulo q
+    double power30, power50, power76;   // powers of two modulo q
     Passes passes;
     const double *forward[most_passes + 1], *inverse[most_passes + 1];
 };

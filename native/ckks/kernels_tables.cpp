@@ -116,6 +116,8 @@ std::shared_ptr<const void> ifma_tables(const Ring &ring) {
     tables.room = 4;
     while (tables.room < 32 && 2 * tables.room <= range / q) tables.room *= 2;
     tables.passes = ifma_passes[ring.log_degree - 10];
+    tables.offset = 2 * ring.log_degree;
+    if (2 * tables.offset + 3 <= range / q && tables.passes.log[0] == 3) tables.room = 64;
     fill(ring, 3, *held, [q](Word w) { return shoup52(w, q); });
     return {held, &tables};
 }
