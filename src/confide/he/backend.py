@@ -25,7 +25,7 @@ from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Guarantee
 from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
 from confide.he.engine_batch import BatchClient, BatchServer
-from confide.he.engine_native import Engine, executor
+from confide.he.engine_native import MOST_THREADS, Engine, executor
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
@@ -167,14 +167,17 @@ class ServerKit:
         net: the model.
         ready: its scaled weights, for a network.
         engine: what executes plans under CKKS.
+        threads: that one answer may take.
     """
 
-    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None, engine: Engine = "auto") -> None:
+    def __init__(
+        self, plan: Plan, net: Network | Trees, ready: Ready | None, engine: Engine = "auto", threads: int = 1
+    ) -> None:
         self.plan = plan
         self.engine: LinearServer | CkksServer
         if isinstance(plan, TreesPlan):
             assert isinstance(net, Trees)
-            self.engine = TreesServer(plan, leaves_of(net, plan), engine)
+            self.engine = TreesServer(plan, leaves_of(net, plan), engine, threads)
         elif isinstance(plan, LinearPlan):
             assert isinstance(net, Network)
             assert net.linear is not None
@@ -182,9 +185,9 @@ class ServerKit:
         else:
             assert ready is not None
             if isinstance(plan, BatchPlan):
-                self.engine = BatchServer(plan, ready, engine)
+                self.engine = BatchServer(plan, ready, engine, threads)
             else:
-                self.engine = NetworkServer(plan, ready, engine)
+                self.engine = NetworkServer(plan, ready, engine, threads)
         self.keys = Registered("he", self.parse_keys)
         self.public = ClientKit(plan).encode()
 
@@ -263,6 +266,8 @@ class Homomorphic(Backend):
         engine: what executes networks and trees at the server: "native" is C++ (`engine_native`), "seal" Microsoft
             SEAL; "auto" takes the native one where it is. Plans are made for the one that runs them, and both can run
             every plan.
+        threads: of the server that one answer may take on the native engine, 1 to 64; the environment's
+            `CONFIDE_THREADS` comes first.
         clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
@@ -293,6 +298,7 @@ class Homomorphic(Backend):
         key_lifetime_seconds: int = LIFETIME_SECONDS,
         publications: Publications = _PUBLICATIONS,
         engine: Engine = "auto",
+        threads: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < input_bound < math.inf:
@@ -303,6 +309,8 @@ class Homomorphic(Backend):
             raise UsageError(f"Expected goal={goal!r} to be latency or throughput")
         if engine not in ("auto", "native", "seal"):
             raise UsageError(f"Expected engine={engine!r} to be auto, native or seal")
+        if not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"Expected threads={threads} from 1 to {MOST_THREADS}")
         if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
             raise UsageError(f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; take 256")
         if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
@@ -310,6 +318,7 @@ class Homomorphic(Backend):
         self._lifetime_seconds = key_lifetime_seconds
         self._publications = publications
         self._engine: Engine = engine
+        self._threads = threads
         self._clock = clock
         if activation_degree is not None and not 1 <= activation_degree <= MOST_DEGREE:
             raise UsageError(f"Expected activation_degree={activation_degree} from 1 to {MOST_DEGREE}; take 4")
@@ -374,7 +383,7 @@ class Homomorphic(Backend):
         plan, ready = self._prepared(graph)
         first = graph.layers[0]
         net = first if isinstance(first, Trees) else Network.of(self.arithmetic(graph))
-        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready, self._engine)}
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready, self._engine, self._threads)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
