@@ -9,7 +9,8 @@ The server is a process of its own; each repeat asks for one row with `confide.C
 the prediction. For each case: the first answer of a client without keys (kit, key generation, upload, question), the
 server's own time and the whole, what that adds to onnxruntime on the plain model, the 95th percentile with 1, 8 and 64
 clients at once, a LAN (0.25 ms one way, 1 Gb/s) and a WAN (20 ms, 100 Mb/s) through a shaped relay, bytes, memory and
-the largest error. Medians; the machine has few cores, and client, server and relay share them.
+the largest error. What both sides make ahead of a question, once for each, has rows of its own. Medians; the machine
+has few cores, and client, server and relay share them.
 
 Peers are timed without any network (bench/he_peers.py): their client and server together stand beside the whole of
 ours. A peer whose parameters are below 128 bits, or whose outputs are much more exact than ours, is "not comparable";
@@ -66,6 +67,7 @@ def figures_of(case: Case, ours: Measured, peers: Sequence[Peer]) -> list[Figure
     found = [
         *_beside(case, "end to end", whole, peers, f"{spread(ours.end_to_end)}; {error}"),
         *_beside(case, "server", server, peers, spread(ours.server)),
+        *(_figure(case, name, value, "ms", "in no other figure") for name, value in _ahead(ours) if value is not None),
         _figure(case, "cold first answer", median(ours.cold), "ms", f"{len(ours.cold)} runs"),
         _figure(case, "of it keys made and uploaded", ours.keys_ms, "ms"),
         _figure(case, "plain onnxruntime", ours.plain, "ms"),
@@ -88,6 +90,13 @@ def figures_of(case: Case, ours: Measured, peers: Sequence[Peer]) -> list[Figure
         *_beside(case, "query kB", ours.query_bytes / 1e3, peers, ""),
         *_beside(case, "reply kB", ours.reply_bytes / 1e3, peers, ""),
         _figure(case, "server memory MB", ours.memory_bytes / 1e6, ""),
+    ]
+
+
+def _ahead(ours: Measured) -> list[tuple[str, float | None]]:
+    return [
+        ("server, encryption of zero made ahead", ours.zero_ms),
+        ("client, encryption made ahead but for the row", ours.blank_ms),
     ]
 
 

@@ -130,7 +130,7 @@ def linear_cases() -> list[Case]:
     logistic = descend(zoo.logistic(30), train.x, train.labels, learning_rate=1.0, **options)
     small = descend(zoo.mlp(30, 16, seed=1), train.x, train.labels, learning_rate=0.01, **options)
     listed: tuple[tuple[str, str, dict[str, float], str, dict[str, Any]], ...] = (
-        ("logistic", "logistic 30, BFV, protected", {"server": 1.5, "end to end": 4.0}, "he", {}),
+        ("logistic", "logistic 30, BFV, protected", {"server": 0.4, "end to end": 3.0}, "he", {}),
         ("logistic-open", "logistic 30, BFV, open", {"end to end": 2.0}, "he", {"protect_model": False}),
         (
             "logistic-ckks",

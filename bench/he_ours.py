@@ -20,6 +20,10 @@ import numpy as np
 from he_cases import Case, backend_of
 
 from confide.guarantee import PrivacyLabel
+from confide.he.ahead import MOST_AHEAD
+from confide.he.backend import Homomorphic
+from confide.he.plan_linear import LinearPlan
+from confide.he.seal import Context, Evaluation, Needs
 from confide.model.graph import Sigmoid
 from confide.model.onnx import from_onnx, to_onnx
 from confide.net.relay import Relay
@@ -53,6 +57,8 @@ class Measured:
     server: list[float] = field(default_factory=list)
     cold: list[float] = field(default_factory=list)
     keys_ms: float = 0.0
+    zero_ms: float | None = None  # an encryption of zero at the server, made ahead of the question that takes it
+    blank_ms: float | None = None  # the part of an encryption at the client that needs no row, made during a wait
     plain: float = 0.0
     crowd: dict[int, list[float]] = field(default_factory=dict)
     crowd_refused: dict[int, int] = field(default_factory=dict)
@@ -173,10 +179,37 @@ def plain_ms(case: Case, repeats: int = 200) -> float:
     return statistics.median(timed(lambda n: session.run(None, {wanted.name: rows[n % len(rows)][None]}), repeats, 10))
 
 
+def ahead_ms(case: Case, repeats: int = 50) -> tuple[float | None, float | None]:
+    """Return the milliseconds of what is made ahead: once for each question, outside the time from row to prediction.
+
+    None where nothing is. It is in no other figure, except where a question came before it was done.
+    """
+    assert isinstance(case.backend, Homomorphic)
+    assert case.graph is not None
+    plan = case.backend.plan(case.graph)
+    context, needs = Context(plan.parameters), Needs(encryption=plan.needs.encryption)
+    secret, public = context.generate(bytes(16), needs)
+    zero = blank = None
+    if needs.encryption:
+        keys = Evaluation(context, public, needs)
+        limbs = len(plan.parameters.data_primes) if isinstance(plan, LinearPlan) else plan.reply_limbs
+        zero = statistics.median(timed(lambda _: keys.zero(limbs=limbs), repeats, 10))
+    if isinstance(plan, LinearPlan):
+        plain = context.polynomial(np.zeros(1, np.uint64))
+        whole = statistics.median(timed(lambda _: secret.encrypt_packed(plain), repeats, 10))
+        while secret.prepare_ahead():
+            pass
+        rest = statistics.median(timed(lambda _: secret.encrypt_packed(plain), MOST_AHEAD - 1, 10, warm=1))
+        blank = whole - rest
+    return zero, blank
+
+
 def measure(case: Case, *, repeats: int, seconds: float, crowds: Sequence[int] = CROWDS) -> Measured:
     """Return all figures of one case; no part of it takes much longer than `seconds`."""
     found = Measured()
     found.plain = plain_ms(case)
+    if case.backend is not None and case.backend.name == "he":
+        found.zero_ms, found.blank_ms = ahead_ms(case)
     with server(case) as (url, pid):
         _cold(case, url, found, repeats=min(repeats, 30), seconds=seconds / 2)
         store = MemoryStore()

@@ -115,8 +115,8 @@ def figures_of(case: Rotations, path: str, seconds: float, speed: float) -> list
     ]
     seal, decomposition, one, many, extended = least(runs, seconds)
     shared = [
-        lambda: engine.rotate_shared(keys, rows, next(following), pool),
-        lambda: engine.rotate_hoisted_shared(keys, rows, digits, next(following), pool),
+        lambda: engine.rotate(keys, rows, next(following), pool),
+        lambda: engine.rotate_hoisted(keys, rows, digits, next(following), pool),
     ]
     both, both_many = least(shared, seconds, time.perf_counter)
     share = decomposition / len(STEPS)

@@ -127,7 +127,8 @@ bool below(const Ring &ring, const Word *row) {
 // The smallest primitive 2N-th root of 1: SEAL's choice.
 Word smallest_root(const Modulus &q, std::size_t degree) {
     const Word exponent = (q.value - 1) / (2 * degree);
-    for (Word candidate = 2; candidate < 256; ++candidate) {  // of a prime, every second number does
+    // Half of all numbers below a prime do; a modulus that is none may have no such root at all.
+    for (Word candidate = 2; candidate < 256; ++candidate) {
         const Word root = power(candidate, exponent, q);
         if (power(root, degree, q) != q.value - 1) continue;
         const Word square = multiply(root, root, q);
@@ -138,7 +139,7 @@ Word smallest_root(const Modulus &q, std::size_t degree) {
         }
         return least;
     }
-    throw std::invalid_argument("Expected a prime");
+    throw std::invalid_argument("Expected a prime that is 1 modulo 2N");
 }
 
 }  // namespace

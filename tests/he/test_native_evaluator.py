@@ -237,16 +237,17 @@ class TestTheSameBits:
         assert all(map(np.array_equal, alone, together))
 
     @pytest.mark.parametrize("threads", [1, 2, 5])
-    def test_threads_that_share_a_rotation(self, client, threads):
+    def test_threads_that_share_a_key_switch(self, client, threads):
         engine, pool = client.engine(""), native.Pool(threads)
         keys = client.keys(engine, client.top)
         for limbs in (1, client.top):
             a = client.random(13, limbs)
-            digits = engine.decompose(a)
+            digits, square = engine.decompose(a), engine.multiply(a, a)
+            assert np.array_equal(engine.relinearise(keys, square, pool), engine.relinearise(keys, square))
             for element in client.galois:
-                assert np.array_equal(engine.rotate_shared(keys, a, element, pool), engine.rotate(keys, a, element))
+                assert np.array_equal(engine.rotate(keys, a, element, pool), engine.rotate(keys, a, element))
                 assert np.array_equal(
-                    engine.rotate_hoisted_shared(keys, a, digits, element, pool),
+                    engine.rotate_hoisted(keys, a, digits, element, pool),
                     engine.rotate_hoisted(keys, a, digits, element),
                 )
 

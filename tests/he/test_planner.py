@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
 from confide.he.cost import seconds
 from confide.he.describe import facts, stage_lines
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.levels import errors
 from confide.he.message_bytes import keys_bytes
 from confide.he.network import Network

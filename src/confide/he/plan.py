@@ -52,7 +52,7 @@ Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
 _LONGEST_SECONDS = 60.0  # of a batch, by `speeds.SEAL`
-_LARGEST_BYTES = 1 << 28  # of a batch's question or reply
+_LARGEST_BYTES = 250 << 20  # of a batch's question or reply: below `message_bytes.MOST_QUERY_BYTES`
 _DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 
@@ -88,16 +88,15 @@ def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | Non
     trees = graph.layers[0]
     if not isinstance(trees, Trees):
         return make_plan(Network.of(graph), settings)
-    make = partial(
-        plan_trees,
+    plan = plan_trees(
         shape_of(trees),
         bins=settings.tree_bins or bins_for(trees.features),
         sigmoid=isinstance(graph.layers[-1], Sigmoid),
         protected=settings.protect_model,
         input_bound=settings.input_bound,
         precision_bits=settings.precision_bits,
+        speeds=SPEEDS[settings.engine],
     )
-    plan = _first(make, settings)
     return None if plan is None else (plan, None)
 
 

@@ -370,20 +370,26 @@ def plan_trees(
     for degree in (8192, 16384, 32768):
         if max(leaves, bins // 2) > degree // 2:
             continue
-        for count in range(2, 10):
-            plan = _best(rough, degree, count, speeds)
-            if plan is None or plan.typical_error > 2.0**-precision_bits:
-                continue
-            if plan.model_bytes <= MOST_MODEL_BYTES and plan.key_bytes <= _MOST_KEY_BYTES:
+        for largest in sorted({speeds.largest_bits, 60}):
+            plan = _smallest(rough, degree, largest, 2.0**-precision_bits, speeds)
+            if plan is not None and plan.model_bytes <= MOST_MODEL_BYTES and plan.key_bytes <= _MOST_KEY_BYTES:
                 return plan
-            break
     return None
 
 
-def _best(rough: TreesPlan, degree: int, count: int, speeds: Speeds) -> TreesPlan | None:
+def _smallest(rough: TreesPlan, degree: int, largest_bits: int, error: float, speeds: Speeds) -> TreesPlan | None:
+    """Return the plan with the fewest primes that errs by no more than `error`, None if none does."""
+    for count in range(2, 10):
+        plan = _best(rough, degree, count, largest_bits, speeds)
+        if plan is not None and plan.typical_error <= error:
+            return plan
+    return None
+
+
+def _best(rough: TreesPlan, degree: int, count: int, largest_bits: int, speeds: Speeds) -> TreesPlan | None:
     """Return the plan with `count` data primes and the smallest error, None if none has room."""
     best: tuple[float, tuple[int, ...], tuple[int, int, int]] = math.inf, (), (0, 0, 0)
-    for bits, scales in _candidates(degree, count, speeds.largest_bits):
+    for bits, scales in _candidates(degree, count, largest_bits):
         plan = _with(rough, degree, tuple((1 << size) - 1 for size in bits), scales, speeds)
         best = min(best, (_error_of(plan), bits, scales))
     if best[0] == math.inf:
@@ -412,14 +418,14 @@ def _with(
     return msgspec.structs.replace(plan, babies=min(sizes, key=cost))
 
 
-def _candidates(degree: int, count: int, most: int) -> Iterator[tuple[tuple[int, ...], tuple[int, int, int]]]:
+def _candidates(degree: int, count: int, largest_bits: int) -> Iterator[tuple[tuple[int, ...], tuple[int, int, int]]]:
     """Yield sizes of primes, and scales of inputs, of numbers of broken conditions and of leaf values.
 
     The last data prime is the first that is divided by, after the product with the diagonals; the special one follows.
     """
-    for first in (36, 44, *(size for size in (52, 60) if size <= most)):
-        for special in sorted({min(55, most), most}):
-            largest = min(most, (LIMIT_BITS[degree] - special - first) // (count - 1))
+    for first in (36, 44, 52, 60) if largest_bits == 60 else (36, 40, 44, largest_bits):
+        for special in (55, 60) if largest_bits == 60 else (largest_bits,):
+            largest = min(largest_bits, (LIMIT_BITS[degree] - special - first) // (count - 1))
             for size in (largest, *range(largest - 5, 29, -5)):
                 for scale in range(26, min(size, 46) + 1, 2):
                     inputs = min(58, (first + scale) // 2 + 4)
