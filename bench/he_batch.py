@@ -17,7 +17,8 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 from confide.crypto.random import SystemRandomness
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.plan_batch import BatchPlan
 from confide.model.graph import Graph, Linear, Square
 from confide.wire import MemoryStore, run

@@ -290,34 +290,75 @@ def test_kernels_under_the_sanitizers(tmp_path, name, kernels):
     assert (done.returncode, done.stdout) == (0, "the kernels match\n"), done.stderr
 
 
-@pytest.mark.slow
-def test_installs_without_a_compiler(tmp_path):
-    """A broken compiler costs speed only: the same tests pass on the numpy kernels."""
-    subprocess.run([sys.executable, "-m", "venv", str(tmp_path / "venv")], check=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    broken = os.environ | {"CC": "/bin/false", "CXX": "/bin/false", "SKBUILD_BUILD_DIR": str(tmp_path / "build")}
+#: A linear model, a network and trees, encrypted; prints the largest error and the warnings, each of which shows once.
+PREDICTS = """
+import sys
+import warnings
+import numpy as np
+from confide.he import Homomorphic
+from confide.model.graph import Graph
+from he.oracle import corners, forest, logistic, mlp, ready
+
+with warnings.catch_warnings(record=True) as said:
+    warnings.simplefilter("default")
+    for graph in (logistic(1, 30), mlp(2, 8, 4, 1), Graph((forest(3, 2, 2, 2, steps=8),))):
+        pair, x = ready(Homomorphic(tree_bins=8, engine=sys.argv[1]), graph), corners(2, graph.features)
+        error = np.abs(pair.predict(x).output("client") - graph.apply(x)).max(axis=0)
+        assert (error <= pair.server.error_bound).all()
+print([warning.category.__name__ for warning in said])
+"""
+
+
+@pytest.fixture(scope="module")
+def without_a_compiler(tmp_path_factory) -> Path:
+    """The interpreter of an environment where confide was installed and nothing could be compiled."""
+    folder = tmp_path_factory.mktemp("numpy")
+    subprocess.run([sys.executable, "-m", "venv", str(folder / "venv")], check=True)
+    python = folder / "venv" / "bin" / "python"
+    broken = os.environ | {"CC": "/bin/false", "CXX": "/bin/false", "SKBUILD_BUILD_DIR": str(folder / "build")}
     pip = [str(python), "-m", "pip", "install", "-q", "-c", str(ROOT / "constraints.txt"), str(ROOT)]
     subprocess.run([*pip, "hypothesis", "pytest"], check=True, env=broken, capture_output=True)
-    shutil.copy(__file__, tmp_path / "test_native.py")
-    script = "import confide.crypto.ring as r; print(r.ENGINE)"
-    assert subprocess.run([str(python), "-c", script], capture_output=True, text=True, check=True).stdout == "numpy\n"
-    done = subprocess.run(
-        [
-            str(python),
-            "-m",
-            "pytest",
-            "-q",
-            "-W",
-            "error",
-            "-o",
-            "markers=slow",
-            "-k",
-            "Big or Seam",
-            str(tmp_path),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=tmp_path,
-    )
+    return python
+
+
+def passed(python: Path, folder: Path, *arguments: str) -> None:
+    options = [
+        "-q",
+        "-o",
+        "markers=slow",
+        "-o",
+        f"pythonpath={ROOT / 'tests'}",
+        "-p",
+        "no:cacheprovider",
+        "--noconftest",
+    ]
+    command = [str(python), "-m", "pytest", *options, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.slow
+def test_installs_without_a_compiler(without_a_compiler, tmp_path):
+    """A broken compiler costs speed only: the same tests pass on the numpy kernels."""
+    script = "import confide.crypto.ring as r; print(r.ENGINE)"
+    said = subprocess.run([str(without_a_compiler), "-c", script], capture_output=True, text=True, check=True)
+    assert said.stdout == "numpy\n"
+    shutil.copy(__file__, tmp_path / "test_native.py")
+    passed(without_a_compiler, tmp_path, "-W", "error", "-k", "Big or Seam", str(tmp_path))
+
+
+@pytest.mark.slow
+def test_predicts_without_a_compiler(without_a_compiler, tmp_path):
+    """Everything encrypted runs on Microsoft SEAL and numpy; whoever loads models is told once that it is slower."""
+    for engine, warnings in (("auto", "['NativeUnavailable']\n"), ("seal", "[]\n")):
+        done = subprocess.run(
+            [str(without_a_compiler), "-c", PREDICTS, engine],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
+            cwd=tmp_path,
+        )
+        assert (done.returncode, done.stdout) == (0, warnings), done.stderr
+    files = [str(ROOT / "tests" / "he" / name) for name in ("test_linear.py", "test_packed.py", "test_seal_wire.py")]
+    passed(without_a_compiler, tmp_path, *files)

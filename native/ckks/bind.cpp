@@ -182,25 +182,62 @@ bool is_below(const Handle &handle, In<3> a, bool extended) {
     return below(handle.context, limbs, extended, a.shape(0), in);
 }
 
-nb::object relinearised(const Handle &handle, const Keys &keys, In<3> a) {
+// Threads that one caller at a time uses.
+struct Team {
+    Pool pool;
+    std::mutex busy;
+    explicit Team(std::size_t threads) : pool(threads) {}
+};
+
+// As `made`, by the threads of `team`, or alone if it is null: fill(out, pool, scratch).
+template <typename Fill>
+nb::object switched(const Handle &handle, std::size_t limbs, Team *team, const Fill &fill) {
+    return made<3>(handle, limbs, {2, limbs, handle.context.degree()}, [&](Word *out, Word *scratch) {
+        if (!team) {
+            Pool alone(1);
+            return fill(out, alone, scratch);
+        }
+        const std::lock_guard<std::mutex> turn(team->busy);
+        const Lent own(handle, scratch_words(handle.context, limbs, team->pool.threads()));
+        fill(out, team->pool, own.data());
+    });
+}
+
+nb::object relinearised(const Handle &handle, const Keys &keys, In<3> a, Team *team) {
     const std::size_t limbs = level(handle, a);
     expect(keys.handle.get() == &handle && a.shape(0) == 3 && keys.set.relinearisation &&
                keys.set.relinearisation->limbs() >= limbs,
            "Expected three polynomials and a relinearisation key of their level");
     const Aligned in(handle, a);
-    return made<3>(handle, limbs, {2, limbs, a.shape(2)}, [&](Word *out, Word *scratch) {
-        relinearise(handle.context, limbs, *keys.set.relinearisation, in, out, scratch);
+    return switched(handle, limbs, team, [&](Word *out, Pool &pool, Word *scratch) {
+        relinearise(handle.context, limbs, *keys.set.relinearisation, in, out, pool, scratch);
     });
 }
 
-nb::object rotated(const Handle &handle, const Keys &keys, In<3> a, std::size_t element) {
+nb::object rotated(const Handle &handle, const Keys &keys, In<3> a, std::size_t element, Team *team) {
     const std::size_t limbs = level(handle, a);
     expect(a.shape(0) == 2, "Expected two polynomials");
     const SwitchKey &key = galois_key(handle, keys, element, limbs);
     const Permutation &permutation = handle.context.permutation(element);
     const Aligned in(handle, a);
-    return made<3>(handle, limbs, {2, limbs, a.shape(2)}, [&](Word *out, Word *scratch) {
-        rotate(handle.context, limbs, key, permutation, in, out, scratch);
+    return switched(handle, limbs, team, [&](Word *out, Pool &pool, Word *scratch) {
+        rotate(handle.context, limbs, key, permutation, in, out, pool, scratch);
+    });
+}
+
+void check_digits(const In<3> &a, const In<3> &digits, std::size_t limbs) {
+    expect(a.shape(0) == 2 && digits.shape(0) == limbs + 1 && digits.shape(1) == limbs && digits.shape(2) == a.shape(2),
+           "Expected two polynomials and their digits");
+}
+
+nb::object hoisted(const Handle &handle, const Keys &keys, In<3> a, In<3> digits, std::size_t element, Team *team) {
+    const std::size_t limbs = level(handle, a);
+    check_digits(a, digits, limbs);
+    const SwitchKey &key = galois_key(handle, keys, element, limbs);
+    const Permutation &permutation = handle.context.permutation(element);
+    const Aligned in(handle, a), from(handle, digits);
+    return switched(handle, limbs, team, [&](Word *out, Pool &pool, Word *scratch) {
+        rotate_hoisted(handle.context, limbs, key, permutation, in, from, out, pool, scratch);
     });
 }
 
@@ -213,16 +250,14 @@ nb::object decomposed(const Handle &handle, In<3> a) {
     });
 }
 
-template <auto operation, bool extended>
-nb::object rotated_digits(const Handle &handle, const Keys &keys, In<3> a, In<3> digits, std::size_t element) {
+nb::object rotated_extended(const Handle &handle, const Keys &keys, In<3> a, In<3> digits, std::size_t element) {
     const std::size_t limbs = level(handle, a);
-    expect(a.shape(0) == 2 && digits.shape(0) == limbs + 1 && digits.shape(1) == limbs && digits.shape(2) == a.shape(2),
-           "Expected two polynomials and their digits");
+    check_digits(a, digits, limbs);
     const SwitchKey &key = galois_key(handle, keys, element, limbs);
     const Permutation &permutation = handle.context.permutation(element);
     const Aligned in(handle, a), from(handle, digits);
-    return made<3>(handle, limbs, {2, limbs + extended, a.shape(2)}, [&](Word *out, Word *scratch) {
-        operation(handle.context, limbs, key, permutation, in, from, out, scratch);
+    return made<3>(handle, limbs, {2, limbs + 1, a.shape(2)}, [&](Word *out, Word *scratch) {
+        rotate_extended(handle.context, limbs, key, permutation, in, from, out, scratch);
     });
 }
 
@@ -279,6 +314,10 @@ Path path_of(const std::string &name) {
 void bind_evaluator(nb::module_ &module) {
     using nb::arg;
     module.def("runs_here", [](const std::string &path) { return runs_here(path_of(path)); }, arg("path"));
+    nb::class_<Team>(module, "Pool").def("__init__", [](Team *self, std::size_t threads) {
+        expect(threads >= 1 && threads <= 64, "Expected from 1 to 64 threads");
+        new (self) Team(threads);
+    });
     nb::class_<Keys>(module, "KeySet")
         .def("__init__", [](Keys *self, std::shared_ptr<Handle> context) { new (self) Keys{std::move(context), {}}; })
         .def("add_relinearisation",
@@ -308,11 +347,11 @@ void bind_evaluator(nb::module_ &module) {
         .def("rescale", &rescaled)
         .def("encode", &encoded, arg("coefficients"), arg("limbs"), arg("extended") = false)
         .def("below", &is_below, arg("rows"), arg("extended") = false)
-        .def("relinearise", &relinearised)
-        .def("rotate", &rotated)
+        .def("relinearise", &relinearised, arg("keys"), arg("a"), arg("pool") = nb::none())
+        .def("rotate", &rotated, arg("keys"), arg("a"), arg("element"), arg("pool") = nb::none())
         .def("decompose", &decomposed)
-        .def("rotate_hoisted", &rotated_digits<&rotate_hoisted, false>)
-        .def("rotate_extended", &rotated_digits<&rotate_extended, true>)
+        .def("rotate_hoisted", &hoisted, arg("keys"), arg("a"), arg("digits"), arg("element"), arg("pool") = nb::none())
+        .def("rotate_extended", &rotated_extended)
         .def("rotate_extended_sum", &rotated_sum)
         .def("extend", &extended_form)
         .def("add_extended", &sum_extended)

@@ -165,8 +165,8 @@ void bind_program(nb::module_ &module) {
         .def("combine", &Program::combine, arg("sources"), arg("limbs"), arg("plains"))
         .def("add_plain", &Program::add_plain, arg("source"), arg("limbs"), arg("plain"))
         .def("finish", &Program::finish, arg("outputs"), arg("limbs"))
-        .def("run", &run, arg("keys"), arg("inputs"), arg("outputs"), arg("threads"))
-        .def("run_each", &run_each, arg("keys"), arg("inputs"), arg("outputs"), arg("threads"))
+        .def("run", &run, arg("keys"), arg("inputs").noconvert(), arg("outputs").noconvert(), arg("threads"))
+        .def("run_each", &run_each, arg("keys"), arg("inputs").noconvert(), arg("outputs").noconvert(), arg("threads"))
         .def("key_limbs",
              [](const Program &program) {
                  return Pairs(program.key_limbs().begin(), program.key_limbs().end());
@@ -174,7 +174,7 @@ void bind_program(nb::module_ &module) {
         .def("listing", &listing)
         .def("profile", &profile)
         .def_prop_ro("arena_bytes", [](const Program &program) { return program.arena_words() * sizeof(Word); })
-        .def_prop_ro("plain_bytes", [](const Program &program) { return program.plain_words() * sizeof(Word); });
+        .def_prop_ro("plain_bytes", &Program::plain_bytes);
 }
 
 }  // namespace confide::ckks

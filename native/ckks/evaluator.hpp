@@ -28,11 +28,12 @@
 #pragma once
 
 #include "keys.hpp"
+#include "pool.hpp"
 
 namespace confide::ckks {
 
-// Words of scratch that any function here needs at the level with `limbs`.
-std::size_t scratch_words(const Context &context, std::size_t limbs) noexcept;
+// Words of scratch that any function here needs at the level with `limbs`, if its pool has so many threads.
+std::size_t scratch_words(const Context &context, std::size_t limbs, std::size_t threads = 1) noexcept;
 
 // --- without keys ----------------------------------------------------------------------------------------------------
 
@@ -64,11 +65,13 @@ bool below(const Context &, std::size_t limbs, bool extended, std::size_t polyno
 
 // --- with keys -------------------------------------------------------------------------------------------------------
 
+// The threads of a pool share one key switch; `Pool(1)` is the caller alone, and costs nothing.
 // Three polynomials to two; out may be `in`.
-void relinearise(const Context &, std::size_t limbs, const SwitchKey &key, const Word *in, Word *out, Word *scratch);
+void relinearise(const Context &, std::size_t limbs, const SwitchKey &key, const Word *in, Word *out, Pool &pool,
+                 Word *scratch);
 // The automorphism of `permutation`, whose key `key` is; conjugation is one.
 void rotate(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation, const Word *in,
-            Word *out, Word *scratch);
+            Word *out, Pool &pool, Word *scratch);
 
 // --- hoisted: one decomposition for many rotations -------------------------------------------------------------------
 
@@ -79,7 +82,7 @@ std::size_t digits_words(const Context &context, std::size_t limbs) noexcept;
 void decompose(const Context &, std::size_t limbs, const Word *polynomial, Word *digits, Word *scratch);
 // As `rotate`, from a ciphertext and the digits of its second polynomial.
 void rotate_hoisted(const Context &, std::size_t limbs, const SwitchKey &key, const Permutation &permutation,
-                    const Word *in, const Word *digits, Word *out, Word *scratch);
+                    const Word *in, const Word *digits, Word *out, Pool &pool, Word *scratch);
 
 // --- doubly hoisted: sums of products in extended form, divided once -------------------------------------------------
 
@@ -113,7 +116,7 @@ void sums_at(const Context &, std::size_t limbs, const SwitchKey &key, const Per
 // sum [limbs + 1][N], one polynomial: its last row becomes what `divide_at` subtracts.
 void divide_special(const Context &, std::size_t limbs, Word *sum);
 // out row `limb` = the quotient's, plus that of `addend` if it is not null, permuted unless permutation is null
-// (without one, addend may be out).
+// (without one, addend may be out). scratch: one row, which may be that of out if there is no addend.
 void divide_at(const Context &, std::size_t limbs, const Word *sum, std::size_t limb, const Word *addend,
                const Permutation *permutation, Word *out, Word *scratch);
 

@@ -11,25 +11,30 @@ namespace confide::ckks {
 
 namespace {
 
-constexpr std::size_t most_terms = 1024;  // of one call of `dot`
+constexpr std::size_t parts = 8;  // of a row, as tasks
+// Words between polynomials that are read at one time: rows that lie a power of two apart would share a set of the
+// caches.
+constexpr std::size_t skew = 8;
 
 }  // namespace
 
-std::size_t scratch_rows(const Program &program, const Instruction &instruction) {
-    const std::size_t l = instruction.limbs, switching = (l + 1) + (l + 1) * l;
+std::size_t scratch_words(const Program &program, const Instruction &instruction) {
+    const std::size_t l = instruction.limbs, switching = (l + 1) + (l + 1) * l, degree = program.context().degree();
     switch (instruction.kind) {
         case Kind::transform: {
             const auto &babies = instruction.transform.babies;
-            const auto moved = std::count_if(babies.begin(), babies.end(), [](const Baby &b) { return b.element != 1; });
-            return switching + 2 * l * instruction.read.size() + 2 * (l + 1) * static_cast<std::size_t>(moved);
+            const auto moved = static_cast<std::size_t>(
+                std::count_if(babies.begin(), babies.end(), [](const Baby &baby) { return baby.element != 1; }));
+            const std::size_t apart = moved + instruction.transform.weights.giants();
+            return (switching + 2 * l * instruction.read.size() + 1) * degree + apart * 2 * ((l + 1) * degree + skew);
         }
         case Kind::fold:
         case Kind::rotate:
-            return switching + 2 * l;
+            return (switching + 2 * l) * degree;
         case Kind::product:
-            return switching + l;
+            return (switching + l) * degree;
         case Kind::divide:
-            return 2 * (instruction.drops + program.registers()[instruction.read[0]].extended);
+            return 2 * (instruction.drops + program.registers()[instruction.read[0]].extended) * degree;
         default:
             return 0;
     }
@@ -46,7 +51,8 @@ Executor::Executor(const Program &program, const ProgramKeys &keys, Pool &pool, 
       temporary_(temporary),
       degree_(program.context().degree()),
       left_(pool.threads()),
-      right_(pool.threads()) {}
+      right_(pool.threads()),
+      outs_(pool.threads()) {}
 
 void Executor::run(const Instruction &instruction) {
     used_ = 0;
@@ -71,6 +77,13 @@ Word *Executor::row(std::size_t at, std::size_t polynomial, std::size_t limbs, s
 Word *Executor::take(std::size_t rows) {
     Word *found = scratch_ + used_;
     used_ += rows * degree_;
+    return found;
+}
+
+// Two polynomials of `rows` rows, the second one `skew` words further.
+Word *Executor::take_apart(std::size_t rows) {
+    Word *found = scratch_ + used_;
+    used_ += 2 * (rows * degree_ + skew);
     return found;
 }
 
@@ -141,32 +154,59 @@ void Executor::sums_at(std::size_t limbs, std::size_t place, const SwitchKey &ke
 // --- linear maps -----------------------------------------------------------------------------------------------------
 
 void Executor::transform(const Instruction &instruction) {
-    const std::size_t l = instruction.limbs;
+    const std::size_t l = instruction.limbs, out = instruction.written;
     const Transform &made = instruction.transform;
     coefficients_ = take(l + 1);
     digits_ = take((l + 1) * l);
     make_babies(instruction);
-    std::size_t giant = made.giants.size() - 1;
+    weighted_sums(instruction);
+    std::size_t giant = made.giants.size() - 1, filled = sums_.size() - 1;
     while (made.giants[giant].empty()) --giant;
-    pool_.each(2 * (l + 1), [&](std::size_t task, std::size_t worker) {
-        inner(instruction, giant, task / 2, task % 2, worker, false);
-    });
-    const std::size_t out = instruction.written;
     while (giant-- > 0) {
         quotient_of(l, row(out, 1, l, 0));
         digits_of(l, nullptr);
         const SwitchKey &key = keys_.keys.at(made.giant_element);
         const Permutation &moves = context_.permutation(made.giant_element);
+        const Word *sums = made.giants[giant].empty() ? nullptr : sums_[--filled];
         pool_.each(l + 1, [&](std::size_t place, std::size_t worker) {
             const Ring &at = ring(l, place);
-            Word *moved = spare(worker, 0), *first = row(out, 0, l, place);
+            Word *moved = spare(worker, 0), *first = row(out, 0, l, place), *second = row(out, 1, l, place);
             at.kernels->permute(at, moves, first, moved);
-            sums_at(l, place, key, &moves, first, row(out, 1, l, place), false);
-            at.kernels->add(at, first, moved, first);
-            inner(instruction, giant, place, 0, worker, true);
-            inner(instruction, giant, place, 1, worker, true);
+            if (sums) {
+                at.kernels->add(at, moved, sums + place * degree_, first);
+                std::memcpy(second, sums + (l + 1 + place) * degree_ + skew, degree_ * sizeof(Word));
+                sums_at(l, place, key, &moves, first, second, true);
+            } else {
+                sums_at(l, place, key, &moves, first, second, false);
+                at.kernels->add(at, first, moved, first);
+            }
         });
     }
+}
+
+// The sums of all giant steps that are not empty; those of the last one go where the result will be.
+void Executor::weighted_sums(const Instruction &instruction) {
+    const std::size_t l = instruction.limbs, giants = instruction.transform.weights.giants();
+    sums_.clear();
+    for (std::size_t giant = 0; giant < giants; ++giant)
+        sums_.push_back(giant + 1 < giants ? take_apart(l + 1) : nullptr);
+    Word *zeros = take(1);
+    std::memset(zeros, 0, degree_ * sizeof(Word));
+    pool_.each((l + 1) * parts, [&](std::size_t task, std::size_t worker) {
+        const std::size_t place = task / parts, part = task % parts, blocks = degree_ / 8;
+        auto &read = left_[worker];
+        read.clear();
+        for (const Extended &baby : babies_)
+            for (const Word *rows : baby.rows) read.push_back(place < l || baby.special ? rows + place * degree_ : zeros);
+        std::vector<Word *> &outs = outs_[worker];
+        outs.clear();
+        for (std::size_t giant = 0; giant < giants; ++giant)
+            for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
+                outs.push_back(sums_[giant] ? sums_[giant] + (polynomial * (l + 1) + place) * degree_ + polynomial * skew
+                                            : row(instruction.written, polynomial, l, place));
+        instruction.transform.weights.sums(context_, place, read.data(), part * blocks / parts,
+                                           (part + 1) * blocks / parts, outs.data());
+    });
 }
 
 void Executor::make_babies(const Instruction &instruction) {
@@ -180,8 +220,8 @@ void Executor::make_babies(const Instruction &instruction) {
             const auto from = static_cast<std::size_t>(baby.parent < 0 ? -1 - baby.parent : baby.parent);
             babies_.push_back(baby.parent < 0 ? sources_[from] : babies_[from]);
         } else {
-            Word *rows = take(2 * (l + 1));
-            babies_.push_back({{rows, rows + (l + 1) * degree_}, true});
+            Word *rows = take_apart(l + 1);
+            babies_.push_back({{rows, rows + (l + 1) * degree_ + skew}, true});
         }
     }
     for (std::size_t place = 0; place < babies.size(); ++place) {
@@ -224,29 +264,6 @@ void Executor::make_children(const Instruction &instruction, long parent) {
         at.kernels->permute(at, moves, origin.rows[0] + place * degree_, moved);
         at.kernels->add(at, first, moved, first);
     });
-}
-
-// One row of the sum of a giant step's products.
-void Executor::inner(const Instruction &instruction, std::size_t giant, std::size_t place, std::size_t polynomial,
-                     std::size_t worker, bool add) {
-    const std::size_t l = instruction.limbs;
-    const Ring &at = ring(l, place);
-    auto &ciphers = left_[worker], &plains = right_[worker];
-    ciphers.clear();
-    plains.clear();
-    for (const Weight &weight : instruction.transform.giants[giant]) {
-        const Extended &baby = babies_[weight.baby];
-        if (place == l && !baby.special) continue;
-        const Plain &plain = program_.plain_at(weight.plain);
-        ciphers.push_back(baby.rows[polynomial] + place * degree_);
-        plains.push_back(plain.rows + (place == l ? plain.limbs : place) * degree_);
-    }
-    Word *out = row(instruction.written, polynomial, l, place);
-    if (ciphers.empty() && !add) std::memset(out, 0, degree_ * sizeof(Word));
-    for (std::size_t start = 0; start < ciphers.size(); start += most_terms) {
-        const std::size_t terms = std::min(most_terms, ciphers.size() - start);
-        at.kernels->dot(at, ciphers.data() + start, plains.data() + start, terms, out, add || start > 0);
-    }
 }
 
 void Executor::fold(const Instruction &instruction, bool keep) {
@@ -348,7 +365,7 @@ void Executor::divide(const Instruction &instruction) {
         }
     });
     pool_.each(2 * kept, [&](std::size_t task, std::size_t worker) {
-        const std::size_t polynomial = task / kept, place = task % kept;
+        const std::size_t place = task / 2, polynomial = task % 2;  // the tables of a place serve both
         const Ring &at = context_.ring(place);
         Word *whole = spare(worker, 0), *part = spare(worker, 1), inverses = 1, divisors = 1;
         if (count == 1)
@@ -394,7 +411,7 @@ void Executor::combine(const Instruction &instruction) {
         plains.clear();
         for (std::size_t term = 0; term < instruction.read.size(); ++term) {
             ciphers.push_back(row(instruction.read[term], polynomial, l, place));
-            plains.push_back(program_.plain_at(instruction.plains[term]).rows + place * degree_);
+            plains.push_back(program_.plain_at(instruction.plains[term]).rows.data() + place * degree_);
         }
         at.kernels->dot(at, ciphers.data(), plains.data(), ciphers.size(),
                         row(instruction.written, polynomial, l, place), false);
@@ -410,7 +427,7 @@ void Executor::add_plain(const Instruction &instruction) {
         const Word *held = row(instruction.read[0], polynomial, l, place);
         Word *out = row(instruction.written, polynomial, l, place);
         if (polynomial == 0)
-            at.kernels->add(at, held, plain.rows + place * degree_, out);
+            at.kernels->add(at, held, plain.rows.data() + place * degree_, out);
         else
             std::memcpy(out, held, degree_ * sizeof(Word));
     });

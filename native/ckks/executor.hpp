@@ -5,8 +5,8 @@
 
 namespace confide::ckks {
 
-// Rows of scratch that an instruction takes.
-std::size_t scratch_rows(const Program &program, const Instruction &instruction);
+// Words of scratch that an instruction takes.
+std::size_t scratch_words(const Program &program, const Instruction &instruction);
 
 class Executor {
   public:
@@ -33,6 +33,7 @@ class Executor {
     void add_plain(const Instruction &instruction);
 
     Word *take(std::size_t rows);
+    Word *take_apart(std::size_t rows);
     Word *spare(std::size_t worker, std::size_t which) const { return temporary_ + (2 * worker + which) * degree_; }
     const Ring &ring(std::size_t limbs, std::size_t place) const { return context_.ring_at(limbs, place); }
     Extended times_special(std::size_t limbs, std::size_t source);
@@ -43,8 +44,7 @@ class Executor {
                  Word *second, bool add) const;
     void make_babies(const Instruction &instruction);
     void make_children(const Instruction &instruction, long parent);
-    void inner(const Instruction &instruction, std::size_t giant, std::size_t place, std::size_t polynomial,
-               std::size_t worker, bool add);
+    void weighted_sums(const Instruction &instruction);
 
     const Program &program_;
     const Context &context_;
@@ -55,7 +55,9 @@ class Executor {
     Word *coefficients_ = nullptr, *digits_ = nullptr;     // [limbs + 1][N], [place][digit][N]
     std::vector<const Word *> digit_at_;                   // [place][digit]
     std::vector<Extended> sources_, babies_;
+    std::vector<Word *> sums_;                             // of each giant step: [2][places][N]
     std::vector<std::vector<const Word *>> left_, right_;  // by worker
+    std::vector<std::vector<Word *>> outs_;
 };
 
 }  // namespace confide::ckks

@@ -127,7 +127,8 @@ bool below(const Ring &ring, const Word *row) {
 // The smallest primitive 2N-th root of 1: SEAL's choice.
 Word smallest_root(const Modulus &q, std::size_t degree) {
     const Word exponent = (q.value - 1) / (2 * degree);
-    for (Word candidate = 2;; ++candidate) {
+    // Half of all numbers below a prime do; a modulus that is none may have no such root at all.
+    for (Word candidate = 2; candidate < 256; ++candidate) {
         const Word root = power(candidate, exponent, q);
         if (power(root, degree, q) != q.value - 1) continue;
         const Word square = multiply(root, root, q);
@@ -138,12 +139,13 @@ Word smallest_root(const Modulus &q, std::size_t degree) {
         }
         return least;
     }
+    throw std::invalid_argument("Expected a prime that is 1 modulo 2N");
 }
 
 }  // namespace
 
 const Kernels portable_kernels = {"portable", forward,        inverse, add,     subtract, multiply_rows, dot,
-                                  scale,      subtract_scale, reduce,  permute, below, nullptr};
+                                  scale,      subtract_scale, reduce,  permute, below, nullptr, nullptr};
 
 Modulus::Modulus(Word prime) : value(prime), bits(0), ratio{0, 0} {
     if (prime < 3 || prime >> 61) throw std::invalid_argument("Expected a prime below 2^61");
@@ -184,6 +186,7 @@ void forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word 
 }
 
 void inverse_from(const Ring &ring, const Word *in, Word *out) {
+    if (ring.kernels->inverse_from) return ring.kernels->inverse_from(ring, in, out);
     std::memcpy(out, in, ring.degree * sizeof(Word));
     ring.kernels->inverse(ring, out);
 }

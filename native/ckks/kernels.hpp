@@ -58,8 +58,9 @@ struct Kernels {
     void (*permute)(const Ring &, const Permutation &, const Word *in, Word *out);
     // Whether every word is below q; takes the same time whatever the words are.
     bool (*below)(const Ring &, const Word *row);
-    // `forward_from` below, in fewer passes over the rows; may be null.
+    // The functions of the same names below, in fewer passes over the rows; may be null.
     void (*forward_from)(const Ring &, const Word *in, Word most, Word shift, Word *out);
+    void (*inverse_from)(const Ring &, const Word *in, Word *out);
 };
 
 enum class Path { portable, avx2, ifma };

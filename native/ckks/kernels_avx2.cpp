@@ -124,7 +124,7 @@ bool below(const Ring &ring, const Word *row) { return portable_kernels.below(ri
 }  // namespace
 
 const Kernels avx2_kernels = {"avx2", avx2_forward,   avx2_inverse, add,     subtract, multiply_rows, dot,
-                              scale,  subtract_scale, reduce_rows,  permute, below,    nullptr};
+                              scale,  subtract_scale, reduce_rows,  permute, below,    nullptr, nullptr};
 
 }  // namespace confide::ckks
 

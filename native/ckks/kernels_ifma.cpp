@@ -134,8 +134,10 @@ bool below(const Ring &ring, const Word *row) {
 
 }  // namespace
 
-const Kernels ifma_kernels = {"ifma", ifma_forward,   ifma_inverse, add,     subtract, multiply_rows,     dot,
-                              scale,  subtract_scale, reduce,       permute, below,    ifma_forward_from};
+const Kernels ifma_kernels = {
+    "ifma", ifma_forward,   ifma_inverse, add,     subtract, multiply_rows,     dot,
+    scale,  subtract_scale, reduce,       permute, below,    ifma_forward_from, ifma_inverse_from,
+};
 
 }  // namespace confide::ckks
 

@@ -232,13 +232,13 @@ void tails(const Ifma52 &tables, const Word *factors, Word *block, std::size_t c
 }
 
 template <unsigned Room>
-void tails_back(const Ifma52 &tables, const Word *factors, Word *block, std::size_t count) {
+void tails_back(const Ifma52 &tables, const Word *factors, const Word *in, Word *block, std::size_t count) {
     constexpr unsigned out = Room == 32 ? 4 : 2;
     const Prime prime(tables);
-    for (std::size_t tail = 0; tail < count; tail += 2, block += 128, factors += 256) {
+    for (std::size_t tail = 0; tail < count; tail += 2, in += 128, block += 128, factors += 256) {
         Vector r[16];
 #pragma GCC unroll 16
-        for (unsigned i = 0; i < 16; ++i) r[i] = load(block + i % 2 * 64 + i / 2 * 8);
+        for (unsigned i = 0; i < 16; ++i) r[i] = load(in + i % 2 * 64 + i / 2 * 8);
         transpose(r, 2);
         transpose(r + 1, 2);
         stages_back<3, Room, 1, out, false, 2>(r, Lanes{factors}, prime, tables);
@@ -282,38 +282,36 @@ void descend(const Ifma52 &tables, std::size_t group, Word *block, std::size_t s
             descend<Room, Level + 1>(tables, group * parts + part, block + part * (size / parts), size / parts, after);
 }
 
+// Reads `in`, which may be the block itself.
 template <unsigned Room, unsigned Level>
-void ascend(const Ifma52 &tables, std::size_t group, Word *block, std::size_t size) {
+void ascend(const Ifma52 &tables, std::size_t group, const Word *in, Word *block, std::size_t size) {
     const unsigned log = tables.passes.log[Level], parts = 1u << log;
+    const std::size_t step = size / parts;
     if (Level + 1 == tables.passes.count)
-        tails_back<Room>(tables, tables.inverse[Level + 1] + 2 * group * size, block, size / 64);
+        tails_back<Room>(tables, tables.inverse[Level + 1] + 2 * group * size, in, block, size / 64);
     else if constexpr (Level + 1 < most_passes)
         for (std::size_t part = 0; part < parts; ++part)
-            ascend<Room, Level + 1>(tables, group * parts + part, block + part * (size / parts), size / parts);
+            ascend<Room, Level + 1>(tables, group * parts + part, in + part * step, block + part * step, step);
     const Word *heap = tables.inverse[Level] + 2 * parts * group;
-    (Level == 0 ? pass_back_of<Room, true> : pass_back_of<Room, false>)(log, tables, heap, block, size / parts);
+    (Level == 0 ? pass_back_of<Room, true> : pass_back_of<Room, false>)(log, tables, heap, block, step);
 }
 
-// The first pass, out of place: words of `in` that are shifted, and reduced from below 2^62 where `Reduced` (by a
-// quotient that is at most two too small). Not a case of `pass`: sharing its body made that slower.
+// The first pass, out of place: words of `in` that are shifted, and reduced from below 2^62 to lazy ones below 3q where
+// `Reduced`, by a quotient that is at most two too small.
 template <unsigned Log, unsigned Room, bool Reduced>
 void first_pass(const Ifma52 &tables, const Word *in, Word shift, Word *out, std::size_t stride) {
     const Prime prime(tables);
-    const Uniform<Log> factor{tables.forward[0]};
-    const Vector moved = all(shift), wide = all(tables.wide);
-    for (std::size_t i = 0; i < stride; i += 8) {
-        Vector r[1u << Log];
+    const Vector moved = all(shift), wide = all(tables.wide), none = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < stride; i += 8 * columns<Log>) {
+        Vector r[16];
+        load_columns<Log>(r, in + i, stride);
 #pragma GCC unroll 16
-        for (unsigned j = 0; j < 1u << Log; ++j) {
-            r[j] = plus(load(in + j * stride + i), moved);
-            if constexpr (Reduced) {
-                const Vector quotient = high(_mm512_setzero_si512(), _mm512_srli_epi64(r[j], 10), wide);
-                r[j] = once(once(clean(low(r[j], quotient, prime.negative)), prime.twice), prime.q);
-            }
+        for (unsigned j = 0; j < 16; ++j) {
+            r[j] = plus(r[j], moved);
+            if constexpr (Reduced) r[j] = low(r[j], high(none, _mm512_srli_epi64(r[j], 10), wide), prime.negative);
         }
-        stages<Log, Room, true, 0>(r, factor, prime);
-#pragma GCC unroll 16
-        for (unsigned j = 0; j < 1u << Log; ++j) store(out + j * stride + i, r[j]);
+        stages<Log, Room, true, columns<Log>>(r, Uniform<Log>{tables.forward[0]}, prime);
+        store_columns<Log>(r, out + i, stride);
     }
 }
 
@@ -357,13 +355,15 @@ void ifma_forward_from(const Ring &ring, const Word *in, Word most, Word shift, 
     if (room == 32) forward_from_of<32>(ring, in, most, shift, out);
 }
 
-void ifma_inverse(const Ring &ring, Word *row) {
+void ifma_inverse_from(const Ring &ring, const Word *in, Word *out) {
     const auto &tables = *static_cast<const Ifma52 *>(ring.own.get());
-    if (tables.room == 4) ascend<4, 0>(tables, 0, row, ring.degree);
-    if (tables.room == 8) ascend<8, 0>(tables, 0, row, ring.degree);
-    if (tables.room == 16) ascend<16, 0>(tables, 0, row, ring.degree);
-    if (tables.room == 32) ascend<32, 0>(tables, 0, row, ring.degree);
+    if (tables.room == 4) ascend<4, 0>(tables, 0, in, out, ring.degree);
+    if (tables.room == 8) ascend<8, 0>(tables, 0, in, out, ring.degree);
+    if (tables.room == 16) ascend<16, 0>(tables, 0, in, out, ring.degree);
+    if (tables.room == 32) ascend<32, 0>(tables, 0, in, out, ring.degree);
 }
+
+void ifma_inverse(const Ring &ring, Word *row) { ifma_inverse_from(ring, row, row); }
 
 }  // namespace confide::ckks
 

@@ -57,6 +57,7 @@ extern const Kernels ifma_kernels;
 extern const Kernels avx2_kernels;
 void ifma_forward(const Ring &ring, Word *row);
 void ifma_inverse(const Ring &ring, Word *row);
+void ifma_inverse_from(const Ring &ring, const Word *in, Word *out);
 void ifma_forward_from(const Ring &ring, const Word *in, Word most, Word shift, Word *out);
 void avx2_forward(const Ring &ring, Word *row);
 void avx2_inverse(const Ring &ring, Word *row);

@@ -186,6 +186,24 @@ void sums(const Ring &ring, Random &random, std::size_t terms, bool add) {
     });
 }
 
+// Out of place, from residues of another prime.
+void transforms_from(const Ring &ring, Random &random) {
+    const Word q = ring.q.value;
+    for (const Word most : {q, (Word{1} << 50) - 1, Word{1} << 61})
+        for (const Word shift : {Word{0}, random() % q, q - 1}) {
+            const Row in = random_row(random, ring.degree, most);
+            Row expected(ring.degree), out(ring.degree);
+            ring.kernels->reduce(ring, in.data(), shift, expected.data());
+            ring.kernels->forward(ring, expected.data());
+            forward_from(ring, in.data(), most, shift, out.data());
+            expect(ring, "forward_from", out, [&](std::size_t i) { return expected[i]; });
+        }
+    Row in = random_row(random, ring.degree, q), out(ring.degree);
+    inverse_from(ring, in.data(), out.data());
+    ring.kernels->inverse(ring, in.data());
+    expect(ring, "inverse_from", out, [&](std::size_t i) { return in[i]; });
+}
+
 // The permuted transform is the transform of a(X^element), reduced by X^N = -1.
 void permutes(const Ring &ring, Random &random) {
     const std::size_t n = ring.degree, element = random() % (2 * n) | 1;
@@ -206,6 +224,7 @@ void check(Word prime, std::size_t degree, Path path, const char *name, Random &
     if (std::strcmp(ring.kernels->name, ring.q.bits <= 50 ? name : "portable")) differs(ring, "choice");
     const Word psi = least_root(ring);
     for (unsigned repeat = 0; repeat < 3; ++repeat) transforms(ring, random, psi);
+    transforms_from(ring, random);
     elementwise(ring, random);
     permutes(ring, random);
     for (const std::size_t terms : {1, 2, 5, 16, 17, 33, 1024})

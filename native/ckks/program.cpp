@@ -17,7 +17,6 @@ namespace confide::ckks {
 
 namespace {
 
-constexpr std::size_t slab_words = std::size_t{1} << 22;
 constexpr std::size_t most_threads = 64;
 constexpr std::array<const char *, kinds> names = {"transform", "fold", "rotate",  "product",
                                                    "divide",    "add",  "combine", "add_plain"};
@@ -75,37 +74,64 @@ std::size_t Program::input(std::size_t limbs) {
     return inputs_.back();
 }
 
-// Plaintexts lie beside each other in large blocks: a linear map reads hundreds of them at a time.
-Word *Program::room(std::size_t words) {
-    if (slabs_.empty() || slab_used_ + words > slabs_.back().size()) {
-        slabs_.emplace_back(std::max(words, slab_words));
-        slab_used_ = 0;
-    }
-    Word *found = slabs_.back().data() + slab_used_;
-    slab_used_ += words;
-    plain_words_ += words;
-    return found;
-}
-
 std::size_t Program::plain(const std::int64_t *coefficients, unsigned shift, std::size_t limbs, bool extended) {
     expect(!finished_, "Expected plaintexts before the program is finished");
     expect(limbs >= 1 && limbs <= context_->limbs() && shift < 1024, "Expected a level of the parameters");
     expect(!extended || context_->switches(), "Expected parameters with a special prime");
-    const std::size_t degree = context_->degree(), places = limbs + extended;
-    Word *rows = room(places * degree);
-    for (std::size_t place = 0; place < places; ++place) {
-        const Ring &ring = context_->ring_at(limbs, place);
-        Word *row = rows + place * degree;
-        const auto q = static_cast<std::int64_t>(ring.q.value);
-        for (std::size_t i = 0; i < degree; ++i) {
-            const std::int64_t rest = coefficients[i] % q;
-            row[i] = static_cast<Word>(rest + (q & -static_cast<std::int64_t>(rest < 0)));
-        }
-        if (shift) ring.kernels->scale(ring, row, power(2, shift, ring.q), row);
-        ring.kernels->forward(ring, row);
-    }
-    plains_.push_back({rows, limbs, extended});
+    Memory kept(context_->degree());
+    std::memcpy(kept.data(), coefficients, context_->degree() * sizeof(Word));
+    plains_.push_back({std::move(kept), shift, limbs, extended});
     return plains_.size() - 1;
+}
+
+// The row of a plaintext modulo one prime, in NTT form.
+void Program::expand(const Plain &plain, const Ring &ring, Word *row) const {
+    const auto q = static_cast<std::int64_t>(ring.q.value);
+    const auto *coefficients = reinterpret_cast<const std::int64_t *>(plain.coefficients.data());
+    for (std::size_t i = 0; i < context_->degree(); ++i) {
+        const std::int64_t rest = coefficients[i] % q;
+        row[i] = static_cast<Word>(rest + (q & -static_cast<std::int64_t>(rest < 0)));
+    }
+    if (plain.shift) ring.kernels->scale(ring, row, power(2, plain.shift, ring.q), row);
+    ring.kernels->forward(ring, row);
+}
+
+// All rows of a plaintext that is added or multiplied by alone.
+void Program::expand(std::size_t plain) {
+    Plain &one = plains_[plain];
+    if (one.rows.size()) return;
+    one.rows = Memory(one.limbs * context_->degree());
+    plain_bytes_ += one.rows.size() * sizeof(Word);
+    for (std::size_t limb = 0; limb < one.limbs; ++limb)
+        expand(one, context_->ring(limb), one.rows.data() + limb * context_->degree());
+}
+
+// The weights of a map as they are read; their coefficients are not needed any more.
+WeightStream Program::stream_of(const Transform &made, std::size_t limbs) {
+    Pairing pairing{};
+    for (const auto &giant : made.giants) {
+        for (const Weight &weight : giant) {
+            pairing.baby.push_back(static_cast<std::uint32_t>(weight.baby));
+            pairing.most = std::max(pairing.most, weight.baby);
+        }
+        if (!giant.empty()) pairing.end.push_back(static_cast<std::uint32_t>(pairing.baby.size()));
+    }
+    WeightStream stream(*context_, limbs, std::move(pairing));
+    const Memory row(context_->degree());
+    std::size_t term = 0;
+    for (const auto &giant : made.giants)
+        for (const Weight &weight : giant) {
+            for (std::size_t place = 0; place <= limbs; ++place) {
+                expand(plains_[weight.plain], context_->ring_at(limbs, place), row.data());
+                stream.store(*context_, term, place, row.data());
+            }
+            ++term;
+        }
+    for (const auto &giant : made.giants)
+        for (const Weight &weight : giant)
+            if (!plains_[weight.plain].rows.size()) plains_[weight.plain].coefficients = Memory();
+    plain_bytes_ += stream.bytes();
+    return stream;
 }
 
 const Register &Program::readable(std::size_t place, std::size_t limbs) const {
@@ -118,6 +144,12 @@ const Register &Program::readable(std::size_t place, std::size_t limbs) const {
 void Program::check_plain(std::size_t plain, std::size_t limbs, bool extended) const {
     expect(plain < plains_.size() && plains_[plain].limbs >= limbs && plains_[plain].extended >= extended,
            "Expected a plaintext of this level");
+    expect(plains_[plain].coefficients.size(), "Expected a plaintext that no map has taken yet");
+}
+
+void Program::need_rotation(std::size_t element, std::size_t limbs) {
+    expect(element != 0, "Expected a Galois element");
+    need(element, limbs);
 }
 
 void Program::need(std::size_t element, std::size_t limbs) {
@@ -142,7 +174,7 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
     for (std::size_t place = 0; place < made.babies.size(); ++place) {
         const Baby &baby = made.babies[place];
         expect(baby.parent >= -count && baby.parent < static_cast<long>(place), "Expected parents before their babies");
-        if (baby.element != 1) need(baby.element, limbs);
+        if (baby.element != 1) need_rotation(baby.element, limbs);
     }
     for (const auto &giant : made.giants) {
         filled |= !giant.empty();
@@ -152,7 +184,8 @@ std::size_t Program::transform(std::vector<std::size_t> sources, std::size_t lim
         }
     }
     expect(filled && count > 0, "Expected a map with weights");
-    if (made.giants.size() > 1) need(made.giant_element, limbs);
+    if (made.giants.size() > 1) need_rotation(made.giant_element, limbs);
+    made.weights = stream_of(made, limbs);
     Instruction instruction{Kind::transform, limbs, std::move(sources), 0, {}, {}, 0, std::move(made)};
     return write(std::move(instruction), limbs, true);
 }
@@ -165,8 +198,7 @@ std::size_t Program::fold(std::size_t source, std::size_t limbs,
     for (const auto &group : groups) {
         expect(!group.empty(), "Expected rotations in each group");
         for (const std::size_t element : group) {
-            expect(element != 0, "Expected a Galois element");
-            need(element, limbs);
+            need_rotation(element, limbs);
             instruction.elements.push_back(element);
         }
         instruction.sizes.push_back(group.size());
@@ -176,8 +208,8 @@ std::size_t Program::fold(std::size_t source, std::size_t limbs,
 
 std::size_t Program::rotate(std::size_t source, std::size_t limbs, std::size_t element) {
     const Register &held = readable(source, limbs);
-    expect(element != 0 && (!held.extended || held.limbs == limbs), "Expected a rotation, at the register's level");
-    need(element, limbs);
+    expect(!held.extended || held.limbs == limbs, "Expected a rotation, at the register's level");
+    need_rotation(element, limbs);
     return write({Kind::rotate, limbs, {source}, 0, {}, {element}, 0, {}}, limbs, true);
 }
 
@@ -203,18 +235,22 @@ std::size_t Program::combine(std::vector<std::size_t> sources, std::size_t limbs
     expect(!sources.empty() && sources.size() == plains.size() && sources.size() <= 1024, "Expected a plaintext for each");
     for (const std::size_t source : sources)
         expect(!readable(source, limbs).extended, "Expected terms that are divided");
-    for (const std::size_t plain : plains) check_plain(plain, limbs, false);
+    for (const std::size_t plain : plains) {
+        check_plain(plain, limbs, false);
+        expand(plain);
+    }
     return write({Kind::combine, limbs, std::move(sources), 0, std::move(plains), {}, 0, {}}, limbs, false);
 }
 
 std::size_t Program::add_plain(std::size_t source, std::size_t limbs, std::size_t plain) {
     expect(!readable(source, limbs).extended, "Expected a term that is divided");
     check_plain(plain, limbs, false);
+    expand(plain);
     return write({Kind::add_plain, limbs, {source}, 0, {plain}, {}, 0, {}}, limbs, false);
 }
 
 void Program::finish(std::vector<std::size_t> outputs, std::vector<std::size_t> limbs) {
-    expect(outputs.size() == limbs.size(), "Expected a level for each output");
+    expect(!finished_ && !outputs.empty() && outputs.size() == limbs.size(), "Expected a level for each output, once");
     for (std::size_t place = 0; place < outputs.size(); ++place)
         expect(!readable(outputs[place], limbs[place]).extended, "Expected outputs that are divided");
     outputs_ = std::move(outputs);
@@ -251,7 +287,7 @@ void Program::plan() {
         over.push_back(one.written);
         for (const std::size_t read : over)
             if (registers_[read].last_use == number) taken.erase(registers_[read].offset);
-        scratch_words_ = std::max(scratch_words_, scratch_rows(*this, one) * context_->degree());
+        scratch_words_ = std::max(scratch_words_, scratch_words(*this, one));
     }
     seconds_.assign(end, 0.0);
     least_.assign(end, 1e9);

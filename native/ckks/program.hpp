@@ -28,6 +28,7 @@
 
 #include "keys.hpp"
 #include "pool.hpp"
+#include "weights.hpp"
 
 namespace confide::ckks {
 
@@ -58,6 +59,7 @@ struct Transform {
     std::vector<Baby> babies;                  // parents come first
     std::vector<std::vector<Weight>> giants;   // by giant step; not all of them empty
     std::size_t giant_element = 1;
+    WeightStream weights = {};                 // made of the giant steps that are not empty
 };
 
 enum class Kind { transform, fold, rotate, product, divide, add, combine, add_plain };
@@ -83,9 +85,11 @@ struct Register {
 };
 
 struct Plain {
-    Word *rows;  // [limbs][N], and the special prime's where extended
+    Memory coefficients;  // int64, as they came; let go of once a map has them
+    unsigned shift;
     std::size_t limbs;
     bool extended;
+    Memory rows = {};  // [limbs][N], where it is added or multiplied by alone
 };
 
 class Program {
@@ -134,7 +138,7 @@ class Program {
     // The most limbs at which each key is used.
     const std::map<std::size_t, std::size_t> &key_limbs() const noexcept { return key_limbs_; }
     std::size_t arena_words() const noexcept { return arena_words_ + scratch_words_; }
-    std::size_t plain_words() const noexcept { return plain_words_; }
+    std::size_t plain_bytes() const noexcept { return plain_bytes_; }
     // Of each instruction: kind and level, how often, seconds in all, and in the fastest run.
     struct Spent {
         std::string kind;
@@ -148,9 +152,11 @@ class Program {
     std::size_t write(Instruction instruction, std::size_t limbs, bool extended);
     const Register &readable(std::size_t place, std::size_t limbs) const;
     void need(std::size_t element, std::size_t limbs);
+    void need_rotation(std::size_t element, std::size_t limbs);
     void check_plain(std::size_t plain, std::size_t limbs, bool extended) const;
-    Word *room(std::size_t words);
-    std::size_t scratch_of(const Instruction &instruction) const;
+    void expand(const Plain &plain, const Ring &ring, Word *row) const;
+    void expand(std::size_t plain);
+    WeightStream stream_of(const Transform &made, std::size_t limbs);
     void plan();
     std::unique_ptr<Slot> slot(std::size_t threads);
 
@@ -159,8 +165,7 @@ class Program {
     std::vector<Register> registers_;
     std::vector<std::size_t> inputs_, outputs_, output_limbs_;
     std::vector<Plain> plains_;
-    std::vector<Memory> slabs_;
-    std::size_t slab_used_ = 0, plain_words_ = 0, arena_words_ = 0, scratch_words_ = 0;
+    std::size_t plain_bytes_ = 0, arena_words_ = 0, scratch_words_ = 0;
     std::map<std::size_t, std::size_t> key_limbs_;
     bool finished_ = false;
     mutable std::mutex mutex_;

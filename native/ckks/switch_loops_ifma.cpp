@@ -8,7 +8,7 @@
 
 #ifdef CONFIDE_CKKS_X86
 
-#include "kernels_ifma.hpp"
+#include "unpacking_ifma.hpp"
 
 namespace confide::ckks {
 
@@ -16,7 +16,7 @@ using namespace ifma;
 
 namespace {
 
-constexpr std::size_t bytes = 52;
+constexpr std::size_t bytes = packed_bytes;
 
 const Ifma52 &tables_of(const Ring &ring) { return *static_cast<const Ifma52 *>(ring.own.get()); }
 
@@ -32,39 +32,6 @@ void store_blocks(const Ring &ring, const Word *row, std::size_t stride, std::ui
         }
 }
 
-// What brings a block of 52 bytes to eight words.
-struct Unpacking {
-    Vector from, shift;
-    Unpacking() {
-        alignas(64) std::uint8_t bytes_of[64];
-        alignas(64) Word shifts[8];
-        for (std::size_t i = 0; i < 8; ++i) {
-            shifts[i] = 52 * i % 8;
-            for (std::size_t byte = 0; byte < 8; ++byte)
-                bytes_of[8 * i + byte] = static_cast<std::uint8_t>(52 * i / 8 + byte);
-        }
-        from = _mm512_load_si512(bytes_of);
-        shift = _mm512_load_si512(shifts);
-    }
-    Vector operator()(const std::uint8_t *block) const {
-        return _mm512_srlv_epi64(_mm512_permutexvar_epi8(from, _mm512_loadu_si512(block)), shift);
-    }
-};
-
-// 2^52 top + bottom to [0, q), for top below 2^52 - 2^12: a quotient for each part, taken off together.
-struct Fold {
-    Prime prime;
-    Vector carry, constant;
-    explicit Fold(const Ifma52 &tables)
-        : prime(tables), carry(all(tables.carry)), constant(all(tables.carry_shoup)) {}
-    Vector operator()(Vector top, Vector bottom) const {
-        top = plus(top, _mm512_srli_epi64(bottom, 52));
-        const Vector quotient = high(high(_mm512_setzero_si512(), top, constant), bottom, prime.quotient);
-        const Vector rest = low(low(clean(bottom), top, carry), quotient, prime.negative);
-        return once(once(clean(rest), prime.twice), prime.q);
-    }
-};
-
 Vector places_of(const Permutation &permutation, std::size_t block) {
     return _mm512_cvtepu8_epi64(_mm_cvtsi64_si128(static_cast<long long>(permutation.within.data()[block])));
 }
@@ -76,7 +43,7 @@ std::size_t start_of(const Permutation &permutation, std::size_t block) {
 template <bool Permuted>
 void sums_of(const Ring &ring, const Permutation *permutation, const Word *const *digits, std::size_t terms,
              const std::uint8_t *key, std::size_t stride, Word *first, Word *second, bool add) {
-    constexpr std::size_t ahead = 2048;  // bytes of the key that are asked for before they are needed
+    constexpr std::size_t ahead = 4096;  // bytes of the key that are asked for before they are needed
     const Unpacking unpacked;
     const Fold fold(tables_of(ring));
     const Vector none = _mm512_setzero_si512();

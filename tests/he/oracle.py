@@ -11,9 +11,9 @@ from itertools import pairwise
 import numpy as np
 
 from confide.crypto.random import SystemRandomness
-from confide.he.backend import ClientKit, ServerKit
 from confide.he.enrolment import Mine
 from confide.he.envelope import SealedQuery, SealedReply
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.linear import LinearServer
 from confide.he.machines import Keys
 from confide.he.seal import Evaluation, PublicKeys

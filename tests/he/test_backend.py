@@ -7,11 +7,12 @@ import pytest
 from confide.errors import DataError, ModelError, ProtocolError, UsageError
 from confide.guarantee import Adversary
 from confide.he import Homomorphic
-from confide.he.backend import ClientKit, LinearReply, NetworkReply, Query
 from confide.he.envelope import SealedQuery
+from confide.he.kits import ClientKit
 from confide.he.packed import packed_bytes
 from confide.he.plan_linear import LinearPlan
 from confide.he.plan_network import NetworkPlan
+from confide.he.replies import LinearReply, NetworkReply, Query
 from confide.model.graph import Graph, Linear, Relu, Sigmoid, Square
 from confide.wire import alter, decode, encode
 from he.oracle import RNG, Pair, corners, linear, logistic, mlp, ready

@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import PrivacyLabel
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
+from confide.he.batch_machines import NativeBatch
 from confide.he.cost import seconds
 from confide.he.engine_batch import BatchClient, BatchServer
+from confide.he.engine_native import available
 from confide.he.integer_sums import groups, weighted_sums
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.network import Network, linear_map
 from confide.he.plan_batch import BatchPlan
 from confide.he.planner import plan_batch
@@ -258,13 +261,71 @@ def test_steps_do_not_depend_on_weights(monkeypatch):
             layer.weight.reshape(-1)[keep:] = 0.0
             layer.bias[:] = 0.0
         graph = Graph((layers[0], Square(), layers[1]))
-        pair = ready(BATCH, graph)
+        pair = ready(Homomorphic(goal="throughput", engine="seal"), graph)
         seen.clear()
         y = pair.predict(corners(2, 6)).output("client")
         assert np.allclose(y, graph.apply(corners(2, 6)), rtol=0.1, atol=0.02 * scale**3)
         schedules.append(list(seen))
     assert all(schedule == schedules[0] for schedule in schedules)
     assert [name for name, _, _ in schedules[0]].count("relinearise") == 4
+
+
+@pytest.mark.skipif(not available(), reason="installed without a C++ compiler, or switched off")
+def test_programs_do_not_depend_on_weights():
+    listings = []
+    for scale, keep in ((1.0, 99), (1e-6, 99), (1.0, 0)):
+        layers = [linear(seed, *shape, scale) for seed, shape in ((1, (4, 6)), (2, (2, 4)))]
+        for layer in layers:
+            layer.weight.reshape(-1)[keep:] = 0.0
+            layer.bias[:] = 0.0
+        machine = engines(ready(BATCH, Graph((layers[0], POLYNOMIAL, layers[1]))))[1].machine
+        assert isinstance(machine, NativeBatch)
+        listings.append(machine.listing())
+    assert all(listing == listings[0] for listing in listings)
+    assert any("product" in line for line in listings[0])
+    assert any("combine" in line for line in listings[0])
+
+
+@pytest.mark.skipif(not available(), reason="installed without a C++ compiler, or switched off")
+@pytest.mark.parametrize("name", sorted(SHAPES))
+def test_both_engines_return_the_same_numbers(name):
+    """Products are SEAL's bit for bit up to the order of two roundings, so replies are equal far below the bound."""
+    graph = SHAPES[name]
+    plan_, scaled = Homomorphic(goal="throughput", protect_model=False)._prepared(graph)
+    servers = [BatchServer(plan_, scaled, engine) for engine in ("seal", "native")]
+    client = BatchClient(plan_)
+    secret, public = client.context.generate(bytes(16), plan_.needs)
+    query = client.encrypt(secret, corners(7, graph.features))
+    seal, native = (client.decrypt(secret, one.answer(one.keys(public), query, RNG)) for one in servers)
+    assert np.abs(seal - native).max() <= np.ldexp(servers[0].error, -servers[0].exponents).max() / 8
+
+
+@pytest.mark.skipif(not available(), reason="installed without a C++ compiler, or switched off")
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_program_for_each_ciphertext_is_the_program_of_each(threads):
+    primes = ntt_primes(1024, (40, 40, 41))
+    stream = np.random.default_rng(1)
+    program, keys = adding(primes)
+    x, y = (np.stack([stream.integers(0, p, (5, 2, 1024), dtype=np.uint64) for p in primes[:2]], 2) for _ in range(2))
+    out = np.zeros_like(x)
+    program.run_each(keys, [x, y], [out], threads)
+    assert (out == (x + y) % np.array(primes[:2], np.uint64)[:, None]).all()
+    x[3, 1, 1, 7] = primes[1]  # not below it
+    for inputs, outputs in (([x, y], [out]), ([x], [out]), ([x, y[:4]], [out]), ([x, y], [out[:, :, :1].copy()])):
+        with pytest.raises(ValueError, match="Expected"):
+            program.run_each(keys, inputs, outputs, threads)
+
+
+def adding(primes):
+    """Return a program that adds two ciphertexts, and keys without any key."""
+    from confide import _native
+
+    assert _native is not None
+    context = _native.ckks.Context(1024, list(primes[:2]), primes[2])
+    program = _native.ckks.Program(context)
+    one, other = program.input(2), program.input(2)
+    program.finish([program.add(one, other, 2)], [2])
+    return program, _native.ckks.ProgramKeys(context)
 
 
 # --- the service ------------------------------------------------------------------------------------------------------

@@ -6,9 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from confide.errors import DataError, ProtocolError
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
 from confide.he.engine_native import available
 from confide.he.engine_seal import NetworkClient, NetworkServer
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.packed import ciphertext_bytes
 from confide.he.packing import imaginary
 from confide.he.parameters import Parameters

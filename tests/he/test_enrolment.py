@@ -7,17 +7,19 @@ import msgspec
 import numpy as np
 import pytest
 
-import confide.he.backend
 import confide.he.enrolment
 import confide.he.envelope
+import confide.he.kits
+import confide.he.replies
 import confide.he.setup
 from confide.errors import KeysExpired, ProtocolError, UsageError
 from confide.he import Homomorphic
-from confide.he.backend import LinearReply, NetworkReply, Query
 from confide.he.enrolment import LONGEST_SECONDS, SKEW_SECONDS, Dates, Enrolment
 from confide.he.envelope import SealedQuery, SealedReply
 from confide.he.parameters import Parameters
+from confide.he.replies import LinearReply, NetworkReply, Query
 from confide.he.seal import Context, Needs, PublicKeys, SecretKey, ntt_primes
+from confide.he.seal_wire import SealReply
 from confide.he.setup import KeyId, Owned
 from confide.wire import alter, decode, encode
 from he.oracle import Pair, corners, logistic, ternary_secret
@@ -128,7 +130,7 @@ def test_lifetimes_are_checked(seconds):
 
 # --- what never travels -----------------------------------------------------------------------------------------------
 
-MESSAGES = (Enrolment, KeyId, SealedQuery, SealedReply, Query, LinearReply, NetworkReply, PublicKeys)
+MESSAGES = (Enrolment, KeyId, SealedQuery, SealedReply, Query, LinearReply, NetworkReply, SealReply, PublicKeys)
 STORED = {"Owned", "_Kept", "Known", "Dates", "_Public", "_Rows"}  # a store's, parts of others, the public kit
 
 
@@ -161,7 +163,9 @@ def test_no_message_can_hold_a_secret_key():
 def test_the_messages_above_are_all_there_are():
     names = {
         kind.__name__
-        for kind in structs(confide.he.backend, confide.he.enrolment, confide.he.envelope, confide.he.setup)
+        for kind in structs(
+            confide.he.kits, confide.he.replies, confide.he.enrolment, confide.he.envelope, confide.he.setup
+        )
     }
     plans = {"LinearPlan", "NetworkPlan", "TreesPlan", "BatchPlan", "Parameters", "Needs", "FixedPoint", "Blocks"}
     assert names - plans <= {kind.__name__ for kind in MESSAGES} | STORED

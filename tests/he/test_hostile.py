@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from confide.errors import ProtocolError
 from confide.he import Homomorphic
-from confide.he.backend import ClientKit, LinearReply, NetworkReply, Query
 from confide.he.enrolment import Enrolment
 from confide.he.envelope import SealedQuery, SealedReply
+from confide.he.kits import ClientKit
 from confide.he.packed import pack
+from confide.he.replies import LinearReply, NetworkReply, Query
 from confide.net.http import answer
 from confide.wire import MemoryStore, Message, alter, decode, encode
 from he.oracle import RNG, Pair, corners, logistic, mlp, ready
@@ -185,7 +186,8 @@ def test_ciphertexts_of_another_level_or_count_are_refused():
 def test_the_control_numbers_below_their_primes_are_answered():
     rng = np.random.default_rng(1)
     (one,) = network_ciphertexts()
-    form = NETWORK.server.engine._query
+    primes = NETWORK.server.plan.parameters.data_primes
+    form = NETWORK.server.engine.context.form(limbs=len(primes), ntt=True)
     noise = np.stack([rng.integers(0, prime, (2, form.degree), dtype=np.uint64) for prime in form.primes], axis=1)
     body = encode(Query((pack(noise, form.primes),)))
     assert len(body) == len(encode(Query((one,))))
@@ -211,6 +213,7 @@ def test_missing_and_superfluous_keys_are_refused(part):
 
 def test_scales_do_not_travel():
     """A ciphertext is as long as its numbers: no NaN, no infinity, no other scale can be said."""
-    form = NETWORK.server.engine._query
+    primes = NETWORK.server.plan.parameters.data_primes
+    form = NETWORK.server.engine.context.form(limbs=len(primes), ntt=True)
     bits = sum((prime - 1).bit_length() for prime in form.primes)
     assert 8 * len(network_ciphertexts()[0]) == 2 * form.degree * bits

@@ -236,6 +236,21 @@ class TestTheSameBits:
             together = list(pool.map(lambda a: engine.rotate(keys, a, element), inputs))
         assert all(map(np.array_equal, alone, together))
 
+    @pytest.mark.parametrize("threads", [1, 2, 5])
+    def test_threads_that_share_a_key_switch(self, client, threads):
+        engine, pool = client.engine(""), native.Pool(threads)
+        keys = client.keys(engine, client.top)
+        for limbs in (1, client.top):
+            a = client.random(13, limbs)
+            digits, square = engine.decompose(a), engine.multiply(a, a)
+            assert np.array_equal(engine.relinearise(keys, square, pool), engine.relinearise(keys, square))
+            for element in client.galois:
+                assert np.array_equal(engine.rotate(keys, a, element, pool), engine.rotate(keys, a, element))
+                assert np.array_equal(
+                    engine.rotate_hoisted(keys, a, digits, element, pool),
+                    engine.rotate_hoisted(keys, a, digits, element),
+                )
+
 
 class TestHoisting:
     def test_a_rotation_errs_within_the_bound(self, client, path):
@@ -401,6 +416,11 @@ class TestNativeTrustsNobody:
         for refused in (lambda: engine.add(rows, rows), lambda: engine.rescale(rows), lambda: engine.below(rows)):
             with pytest.raises(ValueError, match="Expected"):
                 refused()
+
+    @pytest.mark.parametrize("threads", [0, 65])
+    def test_threads_are_few(self, threads):
+        with pytest.raises(ValueError, match="1 to 64"):
+            native.Pool(threads)
 
     def test_a_path_has_a_name(self):
         with pytest.raises(ValueError, match="portable, avx2 or ifma"):

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from confide.crypto.random import SystemRandomness
 from confide.errors import KeysExpired, ProtocolError, UsageError
 from confide.he import Homomorphic
-from confide.he.backend import NetworkReply
 from confide.he.publish import Decrypted, Publications, flooding
+from confide.he.replies import NetworkReply
 from confide.wire import alter, decode, encode, run
 from he.oracle import Pair, corners, logistic, mlp, ready
 

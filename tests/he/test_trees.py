@@ -15,8 +15,9 @@ from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import GradientBoostingClassifier
 
 from confide.errors import DataError, ModelError, ProtocolError
-from confide.he.backend import ClientKit, Homomorphic, ServerKit
+from confide.he.backend import Homomorphic
 from confide.he.engine_trees import TreesClient, TreesServer
+from confide.he.kits import ClientKit, ServerKit
 from confide.he.plan_trees import TreesPlan, bins_for, edges, plan_trees
 from confide.he.seal import Context, Evaluation
 from confide.he.trees import moved, shape_of
@@ -83,11 +84,14 @@ DRAWN = np.random.default_rng(1).uniform(-1, 1, (10_000, 30)).astype(np.float32)
 CANCER = ready(Homomorphic(), Graph((of_sklearn(MODEL), Sigmoid())))
 
 
-def test_the_plan_of_twenty_trees_of_depth_3():
-    client, _ = engines(CANCER)
-    plan = client.plan
-    assert (plan.parameters.degree, len(plan.parameters.data_primes), plan.bins, plan.leaves) == (8192, 3, 256, 256)
-    assert plan.key_bytes < 60e6
+@pytest.mark.parametrize(("bits", "primes"), [(60, 3), (50, 4)], ids=["seal", "native"])
+def test_the_plan_of_twenty_trees_of_depth_3(bits, primes):
+    given_ = {"bins": 256, "sigmoid": True, "protected": True, "input_bound": 1.0, "precision_bits": 10}
+    plan = plan_trees(shape_of(of_sklearn(MODEL)), **given_, largest_bits=bits)
+    assert plan is not None
+    assert (plan.parameters.degree, len(plan.parameters.data_primes), plan.leaves) == (8192, primes, 256)
+    assert max(prime.bit_length() for prime in plan.parameters.primes) <= bits
+    assert plan.key_bytes < (60e6 if bits == 60 else 70e6)
     assert "257 products" in str(plan)
     assert "rotations" in str(plan)
 

@@ -14,20 +14,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from functools import cached_property
-from typing import Annotated, Literal
-
-import msgspec
-import numpy as np
+from typing import Literal
 
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Guarantee
-from confide.he.encode import LARGEST_EXPONENT, Integers, quantise
-from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.engine_native import Engine, executor
-from confide.he.engine_seal import NetworkClient, NetworkServer
-from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import (
     LIFETIME_SECONDS,
     LONGEST_SECONDS,
@@ -35,205 +27,29 @@ from confide.he.enrolment import (
     channel,
     current,
     make,
-    mine,
-    public_keys,
     record,
-    uploaded,
 )
 from confide.he.envelope import NONCE_BYTES, SealedQuery, SealedReply
 from confide.he.guarantees import guarantee
-from confide.he.linear import LinearClient, LinearServer
+from confide.he.kits import ClientKit, ServerKit, client_kit
 from confide.he.machines import Keys
-from confide.he.message_bytes import block_rows, keys_bytes, query_bytes, reply_bytes
+from confide.he.message_bytes import MOST_QUERY_BYTES, reply_bytes
 from confide.he.network import MOST_DEGREE, Network
 from confide.he.normalise import Ready
-from confide.he.packed import pack, unpack
 from confide.he.plan import Plan, Settings, batch_problems, plan_of, problems, size_problem
-from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import LinearPlan
 from confide.he.plan_network import NetworkPlan
-from confide.he.plan_trees import MOST_BINS, TreesPlan
+from confide.he.plan_trees import MOST_BINS
 from confide.he.publish import Decrypted, Publications, check_reserved, may_publish, reserve
-from confide.he.seal import Evaluation, SecretKey
-from confide.he.setup import Owned, Registered, owned, setup_client, setup_server
-from confide.he.trees import leaves_of
+from confide.he.replies import Query, answer, read
+from confide.he.setup import Owned, owned, setup_client, setup_server
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.fitted import approximated
-from confide.model.graph import Graph, Problem, sigmoid
+from confide.model.graph import Graph, Problem
 from confide.model.trees import Trees
 from confide.wire import Message, Party, Step, Store, decode, encode
 
-CkksClient = NetworkClient | BatchClient | TreesClient
-CkksServer = NetworkServer | BatchServer | TreesServer
-
-#: Version of kits and messages.
-FORMAT = 1
-
-_MAX_KIT_BYTES = 1 << 16
-_MOST_KEYS_BYTES = 1 << 28  # that a client makes for a stranger's plan, and that a server's store takes
-_MAX_QUERY_BYTES = 1 << 28
-_MOST_CIPHERTEXTS = 1 << 16
 _PUBLICATIONS = Publications()
-
-
-class _Public(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A client kit on the wire."""
-
-    format: int
-    plan: Plan
-
-
-class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a client asks, inside a `SealedQuery`: encryptions of its rows, packed."""
-
-    ciphertexts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=_MOST_CIPHERTEXTS)]
-
-
-class _Rows(msgspec.Struct, frozen=True):
-    """The one field of a question that tells what it costs; the rest is skipped, not copied."""
-
-    rows: int
-
-
-class LinearReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Results of a linear model: y = z · 2^(e - a - f), with z at the places of results (`linear`), packed."""
-
-    exponents: bytes
-    c0: bytes
-    c1: bytes
-
-
-class NetworkReply(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Results of a network: outputs are 2^e times what the ciphertexts hold, which is off by at most 2^`error_bits`."""
-
-    exponents: bytes
-    error_bits: bytes
-    ciphertexts: Annotated[tuple[bytes, ...], msgspec.Meta(max_length=_MOST_CIPHERTEXTS)]
-
-
-class ClientKit:
-    """Public: the plan, and tables that are built from it once.
-
-    Args:
-        plan: checked.
-    """
-
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
-        self._parsed: tuple[Owned, Mine] | None = None
-
-    def encode(self) -> bytes:
-        return encode(_Public(FORMAT, self.plan))
-
-    @cached_property
-    def encoded(self) -> bytes:
-        """Return `encode()`, once."""
-        return self.encode()
-
-    @cached_property
-    def engine(self) -> LinearClient | CkksClient:
-        """Return the client's half of the plan's engine."""
-        match self.plan:
-            case LinearPlan():
-                return LinearClient(self.plan)
-            case NetworkPlan():
-                return NetworkClient(self.plan)
-            case BatchPlan():
-                return BatchClient(self.plan)
-            case TreesPlan():
-                return TreesClient(self.plan)
-
-    @property
-    def block_rows(self) -> int:
-        """Return the rows that a question carries at the cost of one."""
-        return block_rows(self.plan)
-
-    def keys(self, kept: Owned) -> Mine:
-        """Return the keys in `kept`, parsed once."""
-        if self._parsed is None or self._parsed[0] != kept:
-            self._parsed = kept, mine(kept, self.engine.context, kit=self.encoded)
-        return self._parsed[1]
-
-    def prepare_ahead(self) -> bool:
-        """Do a part of the next encryption, of a millisecond. Returns False if there is nothing to do."""
-        return self._parsed is not None and self._parsed[1].secret.prepare_ahead()
-
-
-class ServerKit:
-    """Private: the plan and the encoded model. It stays in the server's memory.
-
-    Args:
-        plan: of the model's shape.
-        net: the model.
-        ready: its scaled weights, for a network.
-        engine: what executes plans under CKKS.
-    """
-
-    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None, engine: Engine = "auto") -> None:
-        self.plan = plan
-        self.engine: LinearServer | CkksServer
-        if isinstance(plan, TreesPlan):
-            assert isinstance(net, Trees)
-            self.engine = TreesServer(plan, leaves_of(net, plan), engine)
-        elif isinstance(plan, LinearPlan):
-            assert isinstance(net, Network)
-            assert net.linear is not None
-            self.engine = LinearServer(plan, quantise(net.linear, plan.fixed))
-        else:
-            assert ready is not None
-            if isinstance(plan, BatchPlan):
-                self.engine = BatchServer(plan, ready, engine)
-            else:
-                self.engine = NetworkServer(plan, ready, engine)
-        self.keys = Registered("he", self.parse_keys)
-        self.public = ClientKit(plan).encode()
-
-    def __repr__(self) -> str:
-        return f"ServerKit({self.plan})"
-
-    def encode(self) -> bytes:
-        raise UsageError("Expected a client kit; the server's holds the model and is not written")
-
-    @property
-    def error_bound(self) -> Matrix:
-        """Return the largest error of each output for every input in the box, shape (outputs,).
-
-        For a model that ends in a sigmoid it is the error of the probability: a quarter of the logit's.
-        """
-        return self.engine.error / 4 if self.plan.sigmoid else self.engine.error
-
-    def rows(self, query: bytes) -> int:
-        """Return how many rows a query asks for, before any work on it; in a batch all that it has room for count.
-
-        Raises:
-            ProtocolError: it does not say.
-        """
-        rows = decode(query, _Rows, max_bytes=_MAX_QUERY_BYTES).rows
-        return -(-rows // self.block_rows) * self.block_rows
-
-    @property
-    def block_rows(self) -> int:
-        """Return the rows that a question carries at the cost of one."""
-        return block_rows(self.plan)
-
-    def query_bytes(self, rows: int) -> int:
-        """Return a bound of the size of a query of `rows` rows."""
-        return query_bytes(self.plan, rows)
-
-    def reply_bytes(self, rows: int) -> int:
-        """Return a bound of the size of a reply to `rows` rows."""
-        return reply_bytes(self.plan, rows)
-
-    @property
-    def keys_bytes(self) -> int:
-        """Return a bound of the size of one client's public keys as they are uploaded."""
-        return keys_bytes(self.plan)
-
-    def parse_keys(self, body: bytes) -> Keys:
-        """Return a client's public keys. Raises ProtocolError on anything else."""
-        if isinstance(self.engine, LinearServer):
-            return public_keys(body, self.engine.context, self.plan.needs)
-        return self.engine.keys(uploaded(body))
 
 
 class Homomorphic(Backend):
@@ -377,16 +193,9 @@ class Homomorphic(Backend):
         return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready, self._engine)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
-        public = decode(body, _Public, max_bytes=_MAX_KIT_BYTES)
-        if role != "client" or public.format != FORMAT:
-            raise ProtocolError(f"Expected a client kit of format={FORMAT}")
-        kit = ClientKit(public.plan.checked())
-        if keys_bytes(kit.plan) > _MOST_KEYS_BYTES:
-            raise ProtocolError(f"Expected a plan with keys of at most {_MOST_KEYS_BYTES} bytes")
-        if kit.plan.needs.relinearisation or kit.plan.needs.steps:
-            kit.plan.parameters.check_switching()
-        _ = kit.engine  # SEAL takes the parameters, or this raises ProtocolError
-        return kit
+        if role != "client":
+            raise ProtocolError("Expected the client's kit: the server's is never sent")
+        return client_kit(body)
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:
         now = self._clock()
@@ -473,77 +282,16 @@ def _ask(
     )
     most = reply_bytes(kit.plan, len(x))
     sealed = decode(received["server"].body, SealedReply, max_bytes=most)
-    return release(_read(kit.engine, keys.secret, keys.channel.answer(query, sealed), len(x)))
-
-
-def _read(engine: LinearClient | CkksClient, secret: SecretKey, body: bytes, rows: int) -> Matrix | Decrypted:
-    if isinstance(engine, LinearClient):
-        return _read_linear(engine, secret, body, rows)
-    return _read_network(engine, secret, body, rows)
-
-
-def _read_linear(engine: LinearClient, secret: SecretKey, body: bytes, rows: int) -> Matrix:
-    plan = engine.plan
-    primes, degree = plan.parameters.data_primes, plan.parameters.degree
-    reply = decode(body, LinearReply, max_bytes=_MAX_QUERY_BYTES)
-    exponents = _exponents(reply.exponents, plan.outputs)
-    shape = plan.blocks.ciphertexts(rows), plan.blocks.products, len(primes), degree
-    c0 = unpack(reply.c0, (len(primes), rows * plan.outputs), primes).reshape(len(primes), rows, plan.outputs)
-    c1 = unpack(reply.c1, shape, primes)
-    y = plan.fixed.outputs(engine.decrypt(secret, c0, c1, rows), exponents)
-    return sigmoid(y) if plan.sigmoid else y
-
-
-def _read_network(engine: CkksClient, secret: SecretKey, body: bytes, rows: int) -> Decrypted:
-    plan = engine.plan
-    reply = decode(body, NetworkReply, max_bytes=_MAX_QUERY_BYTES)
-    exponents = _exponents(reply.exponents, plan.outputs)
-    if len(reply.ciphertexts) != plan.replies(rows):
-        raise ProtocolError("Expected as many ciphertexts as the rows take")
-    (error_bits,) = _exponents(reply.error_bits, 1).tolist()
-    normal = engine.decrypt(secret, reply.ciphertexts)[:rows]
-    return Decrypted(normal, exponents, 2.0 ** min(error_bits, 0), ends_in_sigmoid=plan.sigmoid)
-
-
-def _exponents(body: bytes, count: int) -> Integers:
-    """Return `count` powers of two. They take two bytes each, so that the size of a reply tells nothing of them."""
-    if len(body) != 2 * count:
-        raise ProtocolError("Expected one power of two for each output")
-    values = np.frombuffer(body, "<i2").astype(np.int64)
-    if (np.abs(values) > LARGEST_EXPONENT).any():
-        raise ProtocolError(f"Expected powers of two up to 2^{LARGEST_EXPONENT}")
-    return values
+    return release(read(kit.engine, keys.secret, keys.channel.answer(query, sealed), len(x)))
 
 
 def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     received = yield Step(await_tag="he/query", wait_for=("client",))
-    query = decode(received["client"].body, SealedQuery, max_bytes=_MAX_QUERY_BYTES)
+    query = decode(received["client"].body, SealedQuery, max_bytes=MOST_QUERY_BYTES)
     line = channel(Homomorphic.name, query.key_id, store, kit=kit.public, now=now)
-    body = decode(line.opened(query), Query, max_bytes=_MAX_QUERY_BYTES)  # no work before this holds
+    body = decode(line.opened(query), Query, max_bytes=MOST_QUERY_BYTES)  # no work before this holds
     keys = kit.keys.get(query.key_id, store)
     assert isinstance(keys, Keys)
-    reply = line.reply(query, encode(_answer(kit, keys, body, query.rows, rng)))
+    reply = line.reply(query, encode(answer(kit, keys, body, query.rows, rng)))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))
     return query.rows
-
-
-def _answer(kit: ServerKit, keys: Keys, query: Query, rows: int, rng: Randomness) -> msgspec.Struct:
-    engine = kit.engine
-    exponents = engine.exponents.astype("<i2").tobytes()
-    if isinstance(engine, LinearServer):
-        assert isinstance(keys, Evaluation)
-        primes = kit.plan.parameters.data_primes
-        c0, c1 = engine.answer(keys, query.ciphertexts, rows, rng)
-        return LinearReply(exponents, pack(c0.reshape(len(primes), -1), primes), pack(c1, primes))
-    if rows < 1 or len(query.ciphertexts) != engine.plan.queries(rows):
-        raise ProtocolError("Expected as many ciphertexts as the rows take")
-    error_bits = np.array([_error_bits(engine)], "<i2").tobytes()
-    return NetworkReply(exponents, error_bits, engine.answer(keys, query.ciphertexts, rng))
-
-
-def _error_bits(engine: CkksServer) -> int:
-    """Return a power of two above every output's error in units of the last stage: by the model, not by a query."""
-    largest = float(np.ldexp(engine.error, -engine.exponents).max())
-    if not math.isfinite(largest):
-        return 0  # nothing can be published from such a plan
-    return max(-LARGEST_EXPONENT, min(0, math.ceil(math.log2(largest))))

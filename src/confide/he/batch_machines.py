@@ -9,10 +9,10 @@ of a register's ciphertexts:
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -34,7 +34,6 @@ from confide.he.shapes import LinearMap
 from confide.he.stages import Combined, Multiplied, Stage, Summed
 
 R = TypeVar("R")
-K = TypeVar("K")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,46 +53,38 @@ class Sums:
         return Sums(IntegerMap(part, stage.weight_bits), [round(bias * scale) for bias in part.bias.tolist()])
 
 
-class _Batch(ABC, Generic[K, R]):
-    """The order of the stages; what a register is, `R`, and keys, `K`, is the machine's.
+def executed(plan: BatchPlan, query: R, stage: Callable[[int, Stage, Sequence[R]], R]) -> R:
+    """Return the last register; others are dropped as soon as nothing reads them.
 
     Args:
-        plan: of the model's shape.
-        context: of its parameters.
+        plan: says which stage reads which registers.
+        query: the first register.
+        stage: returns the result of a stage, given its number and what its sources hold.
     """
+    last_use = {source: number for number, one in enumerate(plan.stages) for source in one.sources}
+    registers = {0: query}
+    del query  # it is large
+    for number, one in enumerate(plan.stages):
+        registers[number + 1] = stage(number, one, [registers[source] for source in one.sources])
+        for source in set(one.sources):
+            if last_use[source] == number:
+                del registers[source]
+    return registers[len(plan.stages)]
 
-    def __init__(self, plan: BatchPlan, context: Context) -> None:
-        self.plan = plan
-        self.context = context
-        self.steps = Steps(plan)
-        self._last_use = {source: number for number, stage in enumerate(plan.stages) for source in stage.sources}
 
-    @abstractmethod
-    def stage(self, keys: K, number: int, stage: Stage, read: Sequence[R]) -> R:
-        """Return the result of stage `number` on what its sources hold."""
+def loaded(plan: BatchPlan, bodies: Sequence[bytes]) -> Residues:
+    """Return a stranger's ciphertexts, shape (numbers, 2, primes, N). Raises ProtocolError on anything else."""
+    primes, degree = plan.parameters.data_primes, plan.parameters.degree
+    whole = np.empty((len(bodies), 2, len(primes), degree), np.uint64)
+    for place, body in enumerate(bodies):
+        whole[place] = unpack(body, whole.shape[1:], primes)
+    return whole
 
-    def run(self, keys: K, query: R) -> R:
-        """Return the last register; others are dropped as soon as nothing reads them."""
-        registers = {0: query}
-        for number, stage in enumerate(self.plan.stages):
-            registers[number + 1] = self.stage(keys, number, stage, [registers[one] for one in stage.sources])
-            for source in set(stage.sources):
-                if self._last_use[source] == number:
-                    del registers[source]
-        return registers[len(self.plan.stages)]
 
-    def load(self, bodies: Sequence[bytes]) -> Residues:
-        """Return a stranger's ciphertexts, shape (numbers, 2, primes, N). Raises ProtocolError on anything else."""
-        primes, degree = self.plan.parameters.data_primes, self.plan.parameters.degree
-        whole = np.empty((len(bodies), 2, len(primes), degree), np.uint64)
-        for place, body in enumerate(bodies):
-            whole[place] = unpack(body, whole.shape[1:], primes)
-        return whole
-
-    def sums(self, stage: Summed, part: Sums, read: Residues, *, threads: int) -> Residues:
-        """Return the sums of a stage before any division."""
-        primes = self.plan.parameters.data_primes[: self.plan.registers[stage.source].limbs]
-        return part.weights.sums(read, part.biases, primes, threads=threads)
+def summed(plan: BatchPlan, stage: Summed, part: Sums, read: Residues, *, threads: int) -> Residues:
+    """Return the sums of a stage before any division."""
+    primes = plan.parameters.data_primes[: plan.registers[stage.source].limbs]
+    return part.weights.sums(read, part.biases, primes, threads=threads)
 
 
 # --- Microsoft SEAL ---------------------------------------------------------------------------------------------------
@@ -116,7 +107,7 @@ class _Numbers:
         return self._held
 
 
-class SealBatch(_Batch[Evaluation, _Numbers]):
+class SealBatch:
     """Execution on Microsoft SEAL.
 
     Args:
@@ -126,7 +117,9 @@ class SealBatch(_Batch[Evaluation, _Numbers]):
     """
 
     def __init__(self, plan: BatchPlan, ready: Ready, context: Context) -> None:
-        super().__init__(plan, context)
+        self.plan = plan
+        self.context = context
+        self.steps = Steps(plan)
         self._encoded = [self._encode(number, part) for number, part in enumerate(ready.parts)]
 
     def keys(self, public: PublicKeys, needs: Needs) -> Evaluation:
@@ -134,10 +127,10 @@ class SealBatch(_Batch[Evaluation, _Numbers]):
 
     def answer(self, keys: Keys, bodies: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         assert isinstance(keys, Evaluation)
-        query = _Numbers(self.context, self._form(0), self.load(bodies))
+        query = _Numbers(self.context, self._form(0), loaded(self.plan, bodies))
         reply, flooding = self.steps.reply, self.steps.flooding
         with refusing_transparent():
-            results = self.run(keys, query).ciphertexts()
+            results = executed(self.plan, query, partial(self._stage, keys)).ciphertexts()
             return tuple(leave(self.context, keys, one, reply, flooding, rng) for one in results)
 
     def _form(self, register: int) -> Form:
@@ -154,12 +147,13 @@ class SealBatch(_Batch[Evaluation, _Numbers]):
             return self.steps.encoded(SealEncoder(self.context), number, stage, part)
         return None
 
-    def stage(self, keys: Evaluation, number: int, stage: Stage, read: Sequence[_Numbers]) -> _Numbers:
+    def _stage(self, keys: Evaluation, number: int, stage: Stage, read: Sequence[_Numbers]) -> _Numbers:
         arithmetic, part = SealArithmetic(self.context, keys), self._encoded[number]
         match stage:
             case Summed():
                 assert isinstance(part, Sums)
-                return self._sums(arithmetic, number, stage, self.sums(stage, part, read[0].residues(), threads=1))
+                sums = summed(self.plan, stage, part, read[0].residues(), threads=1)
+                return self._sums(arithmetic, number, stage, sums)
             case Multiplied():
                 pairs = zip(*(one.ciphertexts() for one in read), strict=True)
                 made = [self.steps.product(arithmetic, number, stage, *pair) for pair in pairs]
@@ -185,7 +179,7 @@ class SealBatch(_Batch[Evaluation, _Numbers]):
 # --- native -----------------------------------------------------------------------------------------------------------
 
 
-class NativeBatch(_Batch[NativeKeys, Residues]):
+class NativeBatch:
     """Execution in C++.
 
     Args:
@@ -195,7 +189,9 @@ class NativeBatch(_Batch[NativeKeys, Residues]):
     """
 
     def __init__(self, plan: BatchPlan, ready: Ready, context: Context) -> None:
-        super().__init__(plan, context)
+        self.plan = plan
+        self.context = context
+        self.steps = Steps(plan)
         self._native = native_context(plan.parameters)
         self._threads = threads()
         self._sums = {
@@ -218,14 +214,18 @@ class NativeBatch(_Batch[NativeKeys, Residues]):
 
     def answer(self, keys: Keys, bodies: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         assert isinstance(keys, NativeKeys)
-        query = self.load(bodies)
+        query = loaded(self.plan, bodies)
         if not query[:, 1].any(axis=(1, 2)).all():
             raise ProtocolError("Expected encryptions, not numbers in the clear")
         reply, flooding = self.steps.reply, self.steps.flooding
-        results = self.run(keys, query)[:, :, : reply.limbs]
+        results = executed(self.plan, query, partial(self._stage, keys))[:, :, : reply.limbs]
         return tuple(
             engine_native.leave(self.context, self._native, keys, one, reply, flooding, rng) for one in results
         )
+
+    def listing(self) -> list[str]:
+        """Return every instruction of every stage's program: by the plan alone."""
+        return [line for program in self._programs.values() for line in program.listing()]
 
     def _record(self, number: int, stage: Stage, part: LinearMap | Constants | None) -> Any:
         """Return the program of a stage, for one ciphertext of each source."""
@@ -233,10 +233,10 @@ class NativeBatch(_Batch[NativeKeys, Residues]):
         recorder = Recorder(program, self.plan.parameters)
         sources = stage.sources[:1] if len(set(stage.sources)) == 1 else stage.sources
         read = [recorder.input(limbs=registers[one].limbs, scale=registers[one].scale) for one in sources]
-        recorder.finish([self._stage(recorder, number, stage, part, read)], limbs=registers[number + 1].limbs)
+        recorder.finish([self._written(recorder, number, stage, part, read)], limbs=registers[number + 1].limbs)
         return program
 
-    def _stage(
+    def _written(
         self,
         recorder: Recorder,
         number: int,
@@ -259,10 +259,10 @@ class NativeBatch(_Batch[NativeKeys, Residues]):
             case _:
                 raise AssertionError(type(stage))
 
-    def stage(self, keys: NativeKeys, number: int, stage: Stage, read: Sequence[Residues]) -> Residues:
+    def _stage(self, keys: NativeKeys, number: int, stage: Stage, read: Sequence[Residues]) -> Residues:
         inputs = list(read[:1] if len(set(stage.sources)) == 1 else read)
         if isinstance(stage, Summed):
-            inputs = [self.sums(stage, self._sums[number], read[0], threads=self._threads)]
+            inputs = [summed(self.plan, stage, self._sums[number], read[0], threads=self._threads)]
             if not stage.drops:
                 return inputs[0]
         shape = len(inputs[0]), 2, self.plan.registers[number + 1].limbs, self.plan.parameters.degree

@@ -83,11 +83,11 @@ class BatchServer:
         self.context = Context(plan.parameters)
         self.error = error_bound(plan, ready)
         self.exponents = np.full(plan.outputs, ready.exponent, np.int64)
-        self._machine = (NativeBatch if chosen(engine) else SealBatch)(plan, ready, self.context)
+        self.machine = (NativeBatch if chosen(engine) else SealBatch)(plan, ready, self.context)
 
     def keys(self, public: PublicKeys) -> Keys:
         """Return a client's public keys, checked. Raises ProtocolError on any others than the plan's."""
-        return self._machine.keys(public, self.plan.needs)
+        return self.machine.keys(public, self.plan.needs)
 
     def answer(self, keys: Keys, ciphertexts: Sequence[bytes], rng: Randomness) -> tuple[bytes, ...]:
         """Return one reply per output, for N/2 rows at a time.
@@ -104,5 +104,5 @@ class BatchServer:
         return tuple(
             reply
             for start in range(0, len(ciphertexts), each)
-            for reply in self._machine.answer(keys, ciphertexts[start : start + each], rng)
+            for reply in self.machine.answer(keys, ciphertexts[start : start + each], rng)
         )

@@ -76,7 +76,7 @@ def chosen(engine: Engine) -> bool:
         warnings.warn(
             "confide was installed without a C++ compiler: encrypted inference runs on Microsoft SEAL alone, slower",
             NativeUnavailable,
-            stacklevel=3,
+            stacklevel=1,  # one place, so that it is said once for all models of a process
         )
     return False
 

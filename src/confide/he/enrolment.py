@@ -18,6 +18,7 @@ from confide.crypto.random import Randomness
 from confide.errors import KeysExpired, ProtocolError
 from confide.he.envelope import Channel
 from confide.he.seal import Context, Evaluation, Needs, PublicKeys, SecretKey
+from confide.he.seal_wire import WireForm, packed_keys
 from confide.he.setup import MAX_KEYS_BYTES, Owned, is_key_id, known_path
 from confide.wire import Store, decode, encode
 
@@ -67,12 +68,14 @@ class Enrolment(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         dates: of the keys.
         authentication: 32 random bytes for envelopes; the only secret in an upload, shared with the server.
         keys: public.
+        form: of the keys: packed, or as SEAL writes them.
     """
 
     kit: bytes
     dates: Dates
     authentication: bytes
     keys: PublicKeys
+    form: WireForm = "packed"
 
     def __repr__(self) -> str:
         return "Enrolment()"
@@ -163,14 +166,19 @@ def record(body: bytes, *, kit: bytes, now: float) -> bytes:
     return encode(Known(dates=enrolment.dates, authentication=enrolment.authentication))
 
 
-def uploaded(body: bytes) -> PublicKeys:
-    """Return the public keys in an upload, not checked yet. Raises ProtocolError on anything else."""
-    return decode(body, Enrolment, max_bytes=MAX_KEYS_BYTES).keys
+def uploaded(body: bytes, context: Context, needs: Needs) -> PublicKeys:
+    """Return the public keys in an upload, packed: those that came packed are not checked yet.
+
+    Raises:
+        ProtocolError: no upload, or keys in SEAL's form that are not the ones that are needed.
+    """
+    enrolment = decode(body, Enrolment, max_bytes=MAX_KEYS_BYTES)
+    return packed_keys(enrolment.keys, context, needs) if enrolment.form == "seal" else enrolment.keys
 
 
 def public_keys(body: bytes, context: Context, needs: Needs) -> Evaluation:
     """Return the public keys in an upload. Raises ProtocolError on anything but the keys that a plan needs."""
-    return Evaluation(context, uploaded(body), needs)
+    return Evaluation(context, uploaded(body, context, needs), needs)
 
 
 def channel(backend: str, key_id: str, store: Store, *, kit: bytes, now: float) -> Channel:

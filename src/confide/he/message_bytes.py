@@ -7,6 +7,9 @@ from confide.he.plan import Plan
 from confide.he.plan_batch import BatchPlan
 from confide.he.plan_linear import LinearPlan
 
+#: Largest question that is read at all.
+MOST_QUERY_BYTES = 1 << 28
+
 _REPLY_HEAD_BYTES = 256
 _SEALED_BYTES = 256
 _CIPHERTEXT_HEAD_BYTES = 256

@@ -49,7 +49,7 @@ Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
 _LONGEST_SECONDS = 60.0  # of a batch, by `speeds.SEAL`
-_LARGEST_BYTES = 1 << 28  # of a batch's question or reply
+_LARGEST_BYTES = 250 << 20  # of a batch's question or reply: below `message_bytes.MOST_QUERY_BYTES`
 _DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 
@@ -92,6 +92,7 @@ def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | Non
         protected=settings.protect_model,
         input_bound=settings.input_bound,
         precision_bits=settings.precision_bits,
+        speeds=SPEEDS[settings.engine],
     )
     return None if plan is None else (plan, None)
 

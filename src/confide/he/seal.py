@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -352,6 +352,20 @@ class Context:
             return Ciphertext(self.seal.from_cipher_str(_text(whole)))
         except _REFUSED:
             raise ProtocolError("Expected a ciphertext of these parameters") from None
+
+    def expanded(self, body: bytes, kind: Literal["cipher", "public", "relin", "galois"]) -> bytes:
+        """Return an object of SEAL's own form, a stranger's that was checked: no seeds, ciphertexts in NTT form.
+
+        Raises:
+            ProtocolError: SEAL does not take it.
+        """
+        try:
+            made = getattr(self.seal, f"from_{kind}_str")(_text(body))
+            if kind == "cipher" and not made.is_ntt_form():
+                self.evaluator.transform_to_ntt_inplace(made)
+        except _REFUSED:
+            raise ProtocolError("Expected an object that SEAL takes") from None
+        return made.to_string()
 
     def to_bytes(self, cipher: Ciphertext) -> bytes:
         """Return the numbers of a ciphertext, packed: their length depends on its level alone."""

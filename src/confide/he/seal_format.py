@@ -5,14 +5,16 @@ size. A ciphertext follows with the id of its parameters (32 bytes), whether it 
 polynomials, N, the number of primes, scale and correction factor, and a nested object: a count and 64-bit words, by
 polynomial, prime and coefficient. A plaintext is an id (zero in coefficient form), a count, a scale and such an object.
 A set of key-switching keys is the id of the parameters, a count and, per position, a count of objects of ciphertext
-form.
+form. What was made with a secret key may have a seed for its second polynomial: the nested object then has half of the
+numbers, and a third one follows, the generator's name (1 byte) and the seed (64 bytes).
 
-Source: SEAL 4.x, native/src/seal/{serialization,ciphertext,plaintext,kswitchkeys}.cpp. We write and read uncompressed,
-unseeded objects only, so the length of each is known before it is read.
+Source: SEAL 4.x, native/src/seal/{serialization,ciphertext,plaintext,kswitchkeys,randomgen}.cpp. We write uncompressed,
+unseeded objects and read uncompressed ones, so the length of each is known before it is read.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ _PLAINTEXT = struct.Struct("<32sQd")
 _COUNT = struct.Struct("<Q")
 _ID_BYTES = 32
 _MAGIC, _MAJOR, _MINOR = 0xA15E, 4, 4
+_MINOR_AT = 4
+_SEED = struct.Struct("<B64s")
+_GENERATORS = (1, 2)  # BLAKE2xb, SHAKE256
+_SEEDED_BYTES = _HEADER.size + _SEED.size
 _WORDS_AT = _HEADER.size + _CIPHERTEXT.size + _HEADER.size + _COUNT.size
 _COEFFICIENTS_AT = _HEADER.size + _PLAINTEXT.size + _HEADER.size + _COUNT.size
 
@@ -44,6 +50,7 @@ class Form:
         primes: those of its level.
         ntt: whether it is in NTT form.
         scale: its scale; 1 for BFV and for keys.
+        seeded: whether a seed stands for the second polynomial.
     """
 
     parms_id: bytes
@@ -51,16 +58,17 @@ class Form:
     primes: tuple[int, ...]
     ntt: bool
     scale: float = 1.0
+    seeded: bool = False
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Return (polynomials, primes, coefficients)."""
-        return 2, len(self.primes), self.degree
+        """Return (polynomials, primes, coefficients) of the numbers that are there."""
+        return 2 - self.seeded, len(self.primes), self.degree
 
     @property
     def size_bytes(self) -> int:
         """Return the length of its serialised form."""
-        return _WORDS_AT + 16 * len(self.primes) * self.degree
+        return _WORDS_AT + 8 * math.prod(self.shape) + _SEEDED_BYTES * self.seeded
 
     def fields(self) -> tuple[bytes, int, int, int, int, float, int]:
         """Return the fields of the serialised form, in order."""
@@ -82,9 +90,14 @@ def check_ciphertext(body: bytes | memoryview, form: Form) -> None:
     _check_header(view, form.size_bytes)
     if _CIPHERTEXT.unpack_from(view, _HEADER.size) != form.fields():
         raise ProtocolError("Expected a ciphertext of these parameters, level and form")
-    inner = view[_HEADER.size + _CIPHERTEXT.size :]
+    words = math.prod(form.shape)
+    numbers_end = _WORDS_AT + 8 * words
+    inner = view[_HEADER.size + _CIPHERTEXT.size : numbers_end]
     _check_header(inner, len(inner))
-    words = 2 * len(form.primes) * form.degree
+    if form.seeded:
+        _check_header(view[numbers_end:], _SEEDED_BYTES)
+        if view[numbers_end + _HEADER.size] not in _GENERATORS:
+            raise ProtocolError("Expected a seed of a generator of SEAL's")
     if _COUNT.unpack_from(inner, _HEADER.size)[0] != words:
         raise ProtocolError("Expected as many numbers as the parameters imply")
     check_residues(np.frombuffer(view, "<u8", words, _WORDS_AT).reshape(form.shape), form.primes)
@@ -153,6 +166,24 @@ def key_set_frame(form: Form, *, digits: int, indices: Collection[int]) -> list[
 def limbs_of(body: bytes) -> int:
     """Return the number of primes of a ciphertext of SEAL's own."""
     return _CIPHERTEXT.unpack_from(body, _HEADER.size)[4]
+
+
+def says_ntt(body: bytes) -> bool:
+    """Return whether a ciphertext, a stranger's, says of itself that it is in NTT form."""
+    return body[_HEADER.size + _ID_BYTES : _HEADER.size + _ID_BYTES + 1] == b"\x01"
+
+
+def minor_of(body: bytes) -> int:
+    """Return the minor version of SEAL that wrote an object, which was checked."""
+    return _HEADER.unpack_from(body)[3]
+
+
+def with_minor(body: bytes, minor: int) -> bytes:
+    """Return an unseeded ciphertext as SEAL 4.`minor` writes it; up to 4.3 SEAL reads nothing else."""
+    written = bytearray(body)
+    for header in (0, _HEADER.size + _CIPHERTEXT.size):
+        written[header + _MINOR_AT] = minor
+    return bytes(written)
 
 
 def read_ciphertext(body: bytes | memoryview, form: Form) -> Residues:
