@@ -7,6 +7,7 @@
 // SOURCES are native/ckks/*.cpp but for bind*.cpp. tests/test_native.py builds and runs both.
 #include "ckks/program.hpp"
 
+#include <algorithm>
 #include <cstring>
 #include <functional>
 #include <memory>
@@ -133,8 +134,9 @@ Call next(Draw &draw, std::size_t registers, std::size_t plains, std::size_t mos
             return [=](Program &program) { return program.transform(sources, limbs, made); };
         }
         case 3: {
-            const auto elements = several(draw, 3, [&] { return element(draw); });
-            return [=](Program &program) { return program.fold(one, limbs, elements); };
+            std::vector<std::vector<std::size_t>> groups(draw.byte() % 3);
+            for (auto &group : groups) group = several(draw, 3, [&] { return element(draw); });
+            return [=](Program &program) { return program.fold(one, limbs, groups); };
         }
         case 4: {
             const std::size_t by = element(draw);
@@ -221,6 +223,37 @@ bool load(Draw draw, const Program &program, const Setting &setting, ProgramKeys
     return complete;
 }
 
+// Two questions behind each other, by threads that take one each: two equal replies.
+void run_twice(Program &program, const ProgramKeys &keys, const Setting &setting, const std::vector<std::size_t> &limbs,
+               const std::vector<const Word *> &inputs, const std::vector<std::vector<Word>> &expected) {
+    std::vector<Words> twice;
+    std::vector<const Word *> in;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+        const std::size_t words = 2 * limbs[i] * degree;
+        twice.emplace_back(new Word[2 * words]);
+        for (std::size_t copy = 0; copy < 2; ++copy)
+            std::memcpy(twice.back().get() + copy * words, inputs[i], words * sizeof(Word));
+        in.push_back(twice.back().get());
+    }
+    std::vector<Words> replies;
+    std::vector<Word *> out;
+    for (const auto &one : expected) {
+        replies.emplace_back(new Word[2 * one.size()]);
+        out.push_back(replies.back().get());
+    }
+    program.run_each(keys, in, out, 2, 2);
+    for (std::size_t i = 0; i < expected.size(); ++i)
+        for (std::size_t copy = 0; copy < 2; ++copy)
+            expect(std::equal(expected[i].begin(), expected[i].end(), out[i] + copy * expected[i].size()),
+                   "two questions at once give something else");
+    if (twice.empty()) return;
+    twice.back()[2 * limbs.back() * degree] = setting.primes[0];  // the second question's first word
+    expect(tried([&] {
+               program.run_each(keys, in, out, 2, 2);
+               return std::size_t{0};
+           }).refused, "a second question beyond its primes is taken");
+}
+
 std::size_t executed = 0;               // programs to the end
 Word digest = 14695981039346656037u;    // of what they returned: the same on every machine (FNV-1a, by words)
 
@@ -261,6 +294,7 @@ void run(Draw &draw, const Setting &setting, const Made &made) {
                     for (const Word word : result) digest = (digest ^ word) * 1099511628211u;
             }
             expect(results == first, "instruction sets or threads differ");
+            if (threads > 1) run_twice(program, keys, setting, made.inputs, in, first);
         }
     }
 }

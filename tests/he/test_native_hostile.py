@@ -184,6 +184,23 @@ def test_room_for_replies_of_another_form(how):
         program.run(keys, [CIPHER], [wrong_arrays(np.zeros_like(CIPHER))[how]], 1)
 
 
+@pytest.mark.parametrize("how", WRONG)
+def test_several_questions_of_another_form(how):
+    program, keys = rotation()
+    questions = np.stack([CIPHER, CIPHER])
+    out = np.zeros_like(questions)
+    program.run_each(keys, [questions], [out], 2)
+    assert out.any()
+    for arguments in (
+        ([wrong_arrays(questions)[how]], [out]),
+        ([questions], [wrong_arrays(out)[how]]),
+        ([], [out]),
+        ([questions], []),
+    ):
+        with pytest.raises(REFUSED):
+            program.run_each(keys, *arguments, 2)
+
+
 def test_replies_are_not_written_where_nobody_may_write():
     program, keys = rotation()
     out = np.zeros_like(CIPHER)
@@ -268,7 +285,9 @@ def test_registers_plaintexts_and_levels_that_are_not_there(number):
         lambda: program.rotate(held, 2, number),
         lambda: program.rotate(held, 2, 0),
         lambda: program.rotate(held, 2, 2),
-        lambda: program.fold(held, 2, [EVERY, number]),
+        lambda: program.fold(held, 2, [[EVERY], [number]]),
+        lambda: program.fold(held, 2, [[EVERY], []]),
+        lambda: program.fold(held, 2, []),
         lambda: program.product(held, number, 2),
         lambda: program.divide(held, 2, number),
         lambda: program.divide(held, 2, 2),

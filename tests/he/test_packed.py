@@ -155,10 +155,10 @@ def test_a_key_of_a_lower_level_travels_as_what_is_read_of_it():
     keys = Evaluation(CONTEXT, public, needs)
     x = np.random.default_rng(1).normal(size=degree // 2)
     for step, limbs in ((1, 2), (1, 1), (5, 1)):
-        cipher = secret.encrypt(CONTEXT.encode(x, limbs=limbs, scale=2.0**20))
+        cipher = secret.encrypt(CONTEXT.encode(x, limbs=limbs, scale=2.0**30))
         moved = CONTEXT.decode(secret.decrypt(keys.rotate(cipher, step)))
         assert np.abs(moved - np.roll(x, -step)).max() < 0.05
-    cipher = secret.encrypt(CONTEXT.encode(x, limbs=2, scale=2.0**20))
+    cipher = secret.encrypt(CONTEXT.encode(x, limbs=2, scale=2.0**30))
     above = CONTEXT.decode(secret.decrypt(keys.rotate(cipher, 5)))  # the control: half of that key is not there
     assert np.abs(above - np.roll(x, -5)).max() > 1
     with pytest.raises(ProtocolError):

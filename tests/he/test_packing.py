@@ -70,16 +70,21 @@ def check_inner(shape, packed, seed, slots=SLOTS):
     return found
 
 
-@settings(max_examples=15, deadline=None)
+def some(packings):
+    """A few of many packings, always the same ones."""
+    return sorted(packings, key=str)[::3]
+
+
+@settings(max_examples=6, deadline=None)
 @given(st.lists(st.integers(1, 120), min_size=3, max_size=3), st.integers(0, 1 << 30))
 def test_dense_maps_in_a_row_are_the_matrices(sizes, seed):
     inputs, hidden, outputs = sizes
-    for packed in check_entered(Dense(inputs=inputs, outputs=hidden), seed):
-        for after in check_inner(Dense(inputs=hidden, outputs=outputs), packed, seed):
+    for packed in some(check_entered(Dense(inputs=inputs, outputs=hidden), seed)):
+        for after in some(check_inner(Dense(inputs=hidden, outputs=outputs), packed, seed)):
             check_inner(Dense(inputs=outputs, outputs=5), after, seed)
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(
     st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 9)),
     st.tuples(st.integers(5, 9), st.integers(5, 9)),
@@ -91,10 +96,10 @@ def test_dense_maps_in_a_row_are_the_matrices(sizes, seed):
 def test_convolutions_in_a_row_are_torchs(channels, image, kernel, stride, padding, seed):
     first = Convolution(channels=channels[:2], image=image, kernel=kernel, stride=stride, padding=padding)
     assert first.checked() is first
-    for packed in check_entered(first, seed):
+    for packed in some(check_entered(first, seed)):
         second = Convolution(channels=channels[1:], image=first.map, kernel=(1, 1), stride=stride)
         third = Convolution(channels=channels[1:], image=first.map, kernel=(3, 3), padding=(1, 1, 1, 1))
-        for after in check_inner(second, packed, seed) | check_inner(third, packed, seed):
+        for after in some(check_inner(second, packed, seed) | check_inner(third, packed, seed)):
             shape = second if after.size == second.outputs else third
             check_inner(Dense(inputs=shape.outputs, outputs=4), after, seed)
 
@@ -102,9 +107,8 @@ def test_convolutions_in_a_row_are_torchs(channels, image, kernel, stride, paddi
 def test_strides_leave_gaps_that_hold_further_channels():
     first = Convolution(channels=(1, 8), image=(16, 16), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
     second = Convolution(channels=(8, 16), image=(8, 8), kernel=(3, 3), stride=(2, 2), padding=(1, 1, 1, 1))
-    multiplexed = [
-        after for packed in check_entered(first, 1) for after in check_inner(second, packed, 1) if len(after.axes) == 5
-    ]
+    packings = {packed.axes[1][0]: packed for packed in check_entered(first, 1)}.values()  # one of each multiplexing
+    multiplexed = [after for packed in packings for after in check_inner(second, packed, 1) if len(after.axes) == 5]
     assert multiplexed
     assert {after.axes[1][0] for after in multiplexed} == {2, 4}  # from patches, and from whole images
 

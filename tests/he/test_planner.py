@@ -22,7 +22,7 @@ from confide.he.plan import Settings, make_plan
 from confide.he.plan_network import NetworkPlan
 from confide.he.planner import plan_network
 from confide.he.seal import CONJUGATION, ntt_primes
-from confide.he.speeds import SEAL
+from confide.he.speeds import SEAL, SPEEDS, Speeds
 from confide.he.stages import Combined, Mapped, Multiplied, product_scale
 from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Square, Tanh
 from he.oracle import corners, linear, mlp, ready
@@ -45,7 +45,7 @@ def conv(seed: int, outputs: int, inputs: int, size: int, stride: int = 2, kerne
 IMAGES = Graph((conv(1, 4, 1, 8), Square(), conv(2, 8, 4, 4), Square(), linear(3, 3, 32)))
 
 
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=4)
 @given(st.lists(st.integers(1, 200), min_size=2, max_size=4), st.integers(4, 14))
 def test_every_plan_is_secure_and_keeps_within_its_modulus(sizes, precision_bits):
     found = plan(mlp(1, *sizes, 3), precision_bits=precision_bits)
@@ -84,13 +84,12 @@ def test_a_plan_is_data():
 
 
 def test_more_is_asked_more_is_taken():
-    shallow, deep = plan(mlp(1, 30, 16, 1)), plan(mlp(1, 30, 16, 16, 16, 1))
+    shallow, deep = GOOD, plan(mlp(1, 30, 16, 16, 1))
     assert deep.parameters.total_bits > shallow.parameters.total_bits
     assert seconds(deep, SEAL) > seconds(shallow, SEAL)
-    coarse, fine = (plan(mlp(1, 64, 32, 4), precision_bits=bits) for bits in (8, 20))
+    coarse, fine = (plan(mlp(1, 64, 4), precision_bits=bits) for bits in (8, 20))
     assert fine.estimated_error < coarse.estimated_error / 100
-    times = [seconds(plan(mlp(1, 64, 32, 32, 4), room_bits=bits), SEAL) for bits in (10.0, 40.0)]
-    assert times[1] >= times[0]
+    assert seconds(plan(mlp(1, 30, 16, 1), room_bits=40.0), SEAL) >= seconds(GOOD, SEAL)
 
 
 def test_what_no_parameters_carry_has_no_plan():
@@ -179,6 +178,77 @@ def test_a_polynomial_outside_of_its_interval_is_not_certified():
     assert not normalise(Network.of(narrow), found.rooms, 1.0, samples(Network.of(narrow).entry, 1.0)).certified
 
 
+# --- what the plans of known networks take ----------------------------------------------------------------------------
+
+
+def convolution(outputs: int, inputs: int, size: int, kernel: int, stride: int, padding: tuple[int, ...]) -> Conv:
+    return Conv(np.zeros((outputs, inputs, kernel, kernel)), np.zeros(outputs), size, size, (stride, stride), padding)
+
+
+def dense(outputs: int, inputs: int) -> Linear:
+    return Linear(np.zeros((outputs, inputs)), np.zeros(outputs))
+
+
+NETWORKS = {
+    "mlp": (dense(128, 784), Square(), dense(128, 128), Square(), dense(10, 128)),
+    "lola": (convolution(5, 1, 28, 5, 2, (1, 1, 0, 0)), Square(), dense(100, 845), Square(), dense(10, 100)),
+    "lenet": (
+        convolution(32, 1, 28, 5, 2, (2, 2, 2, 2)),
+        Square(),
+        convolution(64, 32, 14, 5, 2, (2, 2, 2, 2)),
+        Square(),
+        dense(512, 3136),
+        Square(),
+        dense(10, 512),
+    ),
+    "cifar": (
+        convolution(32, 3, 32, 4, 2, (1, 1, 1, 1)),
+        Square(),
+        convolution(128, 32, 16, 5, 2, (2, 2, 2, 2)),
+        Square(),
+        convolution(256, 128, 8, 3, 2, (1, 1, 1, 1)),
+        Square(),
+        dense(10, 4096),
+    ),
+}
+
+
+def taken(name: str, speeds: Speeds) -> tuple[int, int, int, int, int]:
+    """Ring degree, data primes, rotations, products with weights, evaluation keys."""
+    net = Network.of(Graph(NETWORKS[name]))
+    found = plan_network(net, protected=True, input_bound=1.0, precision_bits=10, room_bits=10.0, speeds=speeds)
+    assert found is not None
+    assert found.estimated_error < 2.0**-8
+    assert max(prime.bit_length() for prime in found.parameters.primes) <= speeds.largest_bits
+    maps = [stage.layout.rotations for stage in found.stages if isinstance(stage, Mapped)]
+    keys = len(found.needs.steps) + found.needs.relinearisation
+    products = sum(rotations.products for rotations in maps)
+    return found.parameters.degree, len(found.parameters.data_primes), found.rotations, products, keys
+
+
+COUNTS = {
+    ("seal", "mlp"): (8192, 4, 33, 28, 14),
+    ("seal", "lola"): (8192, 4, 37, 48, 14),
+    ("seal", "lenet"): (16384, 5, 96, 440, 16),
+    ("seal", "cifar"): (16384, 5, 169, 1264, 16),
+    ("native", "mlp"): (8192, 4, 34, 28, 14),
+    ("native", "lola"): (8192, 4, 37, 48, 13),
+    ("native", "lenet"): (16384, 6, 96, 440, 19),
+    ("native", "cifar"): (16384, 6, 169, 1264, 21),
+}
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"),
+    [
+        pytest.param(*case, marks=pytest.mark.slow if case[1] in ("lenet", "cifar") else (), id=" ".join(case))
+        for case in sorted(COUNTS)
+    ],
+)
+def test_known_networks_take_no_more_than_they_did(engine, name):
+    assert taken(name, SPEEDS[engine]) == COUNTS[engine, name]
+
+
 # --- strangers --------------------------------------------------------------------------------------------------------
 
 GOOD = plan(mlp(1, 30, 16, 1))
@@ -234,6 +304,7 @@ def test_neighbouring_linear_layers_become_one():
     assert isinstance(linear(1, 2, 3), Linear)
 
 
+@pytest.mark.slow
 def test_polynomials_in_a_row_can_be_certified():
     """The slack of one interval leaves the next one by some 1e-9 of its size, which is not "unknown"."""
     graph = Graph((linear(3, 6, 5, 0.4), Tanh(), linear(4, 6, 6, 0.4), Tanh(), linear(5, 2, 6, 0.4)))

@@ -20,6 +20,7 @@ from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.kits import ClientKit, ServerKit
 from confide.he.plan_trees import TreesPlan, bins_for, edges, plan_trees
 from confide.he.seal import Context, Evaluation
+from confide.he.speeds import SPEEDS
 from confide.he.trees import moved, shape_of
 from confide.he.trees_levels import Chain, Level, NoRoom, Steps, leaf_factor, reached
 from confide.model.graph import Graph, Linear, Sigmoid
@@ -84,10 +85,10 @@ DRAWN = np.random.default_rng(1).uniform(-1, 1, (10_000, 30)).astype(np.float32)
 CANCER = ready(Homomorphic(), Graph((of_sklearn(MODEL), Sigmoid())))
 
 
-@pytest.mark.parametrize(("bits", "primes"), [(60, 3), (50, 4)], ids=["seal", "native"])
-def test_the_plan_of_twenty_trees_of_depth_3(bits, primes):
+@pytest.mark.parametrize(("engine", "bits", "primes"), [("seal", 60, 3), ("native", 50, 4)], ids=["seal", "native"])
+def test_the_plan_of_twenty_trees_of_depth_3(engine, bits, primes):
     given_ = {"bins": 256, "sigmoid": True, "protected": True, "input_bound": 1.0, "precision_bits": 10}
-    plan = plan_trees(shape_of(of_sklearn(MODEL)), **given_, largest_bits=bits)
+    plan = plan_trees(shape_of(of_sklearn(MODEL)), **given_, speeds=SPEEDS[engine])
     assert plan is not None
     assert (plan.parameters.degree, len(plan.parameters.data_primes), plan.leaves) == (8192, primes, 256)
     assert max(prime.bit_length() for prime in plan.parameters.primes) <= bits

@@ -1,5 +1,6 @@
 """What goes between a server and its workers: whole messages, in time or not at all."""
 
+import asyncio
 import os
 import socket
 import threading
@@ -29,6 +30,41 @@ def test_messages_of_any_size_arrive_whole_and_in_order(ends, sizes):
     assert there.recv() == (head, body)
     sender.join()
     assert there.recv(deadline=time.monotonic() + 5) == (b"next", b"")
+
+
+@pytest.mark.parametrize("sizes", [(0, 0), (1, 0), (300, 100_000), (10, 3 << 20)])
+def test_an_exchange_on_an_event_loop_is_the_same(ends, sizes):
+    here, there = ends
+    head, body = (os.urandom(size) for size in sizes)
+
+    def echo() -> None:
+        for _ in range(2):
+            there.send(*there.recv())
+        there.send(b"third", b"unasked")
+
+    echoing = threading.Thread(target=echo)
+    echoing.start()
+
+    async def twice():
+        return [await here.exchange(head, body), await here.exchange(b"second", b"")]
+
+    assert asyncio.run(twice()) == [(head, body), (b"second", b"")]
+    echoing.join()
+    assert here.recv() == (b"third", b"unasked")
+
+
+def test_an_exchange_ends_with_the_other_end_and_can_be_given_up(ends):
+    here, there = ends
+
+    async def late():
+        async with asyncio.timeout(0.05):
+            await here.exchange(b"", bytes(8 << 20))
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(late())
+    there.close()
+    with pytest.raises((EOFError, OSError)):
+        asyncio.run(here.exchange(b"", b""))
 
 
 def test_a_message_is_waited_for_until_the_deadline(ends):

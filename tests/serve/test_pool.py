@@ -148,12 +148,14 @@ def test_an_encrypted_model_is_prepared_once_in_each_worker_and_keys_stay_where_
     with pooled(tmp_path, Source("serve.test_pool:encrypted", b"")) as (app, _):
         assert app.pins == create_app(encrypted(b"")).pins
         used = []
-        original = app._done._exchange
-        app._done._exchange = lambda worker, job, body: used.append((job.kind, worker)) or original(worker, job, body)
+        original = app._done._answered
+        app._done._answered = lambda worker, key_id, *rest: (
+            used.append((key_id, worker)) or original(worker, key_id, *rest)
+        )
         with Client("http://localhost", transport=InProcess(app)) as client:
             for _ in range(5):
                 np.testing.assert_allclose(client.predict(X), ENCRYPTED.apply(X), atol=1e-3)
-        asked = {worker for kind, worker in used if kind == "infer"}
+        asked = {worker for key_id, worker in used if key_id}  # a question names its keys, an upload does not
         assert len(asked) == 1
         assert app._done.figures().loaded_keys == 1
         with httpx2.Client(transport=InProcess(app), base_url="http://127.0.0.1") as http:

@@ -28,6 +28,9 @@ def plan(
     goal: Annotated[
         Literal["latency", "throughput"], typer.Option(help="Rows one by one, or networks in batches of thousands.")
     ] = "latency",
+    engine: Annotated[
+        Literal["auto", "native", "seal"], typer.Option(help="Whom to plan for; auto: who would serve it here.")
+    ] = "auto",
     precision_bits: Annotated[int, typer.Option(min=1, max=40, help="Wanted precision of the outputs, bits.")] = 10,
     activation_degree: Annotated[
         int | None, typer.Option(min=1, max=8, help="Replace ReLU and the like by polynomials of this degree.")
@@ -53,6 +56,7 @@ def plan(
     backend = Homomorphic(
         protect_model=not open_model,
         goal=goal,
+        engine=engine,
         scheme=scheme,  # type: ignore[arg-type]  (one of the two)
         precision_bits=precision_bits,
         activation_degree=activation_degree,

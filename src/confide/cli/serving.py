@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
 import tomllib
@@ -37,6 +38,10 @@ def serve(
         Literal["latency", "throughput"],
         typer.Option(help="With he: answer a network's rows one by one, or thousands in one question."),
     ] = "latency",
+    engine: Annotated[
+        Literal["auto", "native", "seal"],
+        typer.Option(help="With he: who computes on networks and trees; auto takes the native evaluator where it is."),
+    ] = "auto",
     trust: Annotated[
         str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
@@ -91,8 +96,9 @@ def serve(
             backends=tuple(dict.fromkeys(backend)),
             open_model=open_model,
             goal=goal,
+            engine=engine,
             trust=trust,
-            processes=workers > 0,
+            workers=workers,
             store=place,
             limits=limits,
             api_keys=_api_keys(api_keys) if api_keys else None,
@@ -154,8 +160,9 @@ def _server(
     backends: tuple[str, ...],
     open_model: bool,
     goal: Literal["latency", "throughput"],
+    engine: Literal["auto", "native", "seal"],
     trust: str | None,
-    processes: bool,
+    workers: int,
     store: str,
     limits: Limits,
     api_keys: dict[str, str] | None,
@@ -179,6 +186,8 @@ def _server(
         backends=backends,
         open_model=open_model,
         goal=goal,
+        engine=engine,
+        threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
     )
     models = source.models()  # a mistake shows here already
     shared: dict[str, Any] = {
@@ -188,7 +197,7 @@ def _server(
         "log": sys.stdout,
         "metrics": metrics,
     }
-    if processes:
+    if workers:
         return create_pooled_app(source, store=store, **shared)
     stores = open_stores(store, limits)
     return create_app(models, store=stores.keys, usage=stores.usage, **shared)

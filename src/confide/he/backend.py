@@ -19,7 +19,7 @@ from typing import Literal
 from confide.crypto.random import Randomness
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Guarantee
-from confide.he.engine_native import Engine, executor
+from confide.he.engine_native import MOST_THREADS, Engine, executor
 from confide.he.enrolment import (
     LIFETIME_SECONDS,
     LONGEST_SECONDS,
@@ -79,6 +79,8 @@ class Homomorphic(Backend):
         engine: what executes networks and trees at the server: "native" is C++ (`engine_native`), "seal" Microsoft
             SEAL; "auto" takes the native one where it is. Plans are made for the one that runs them, and both can run
             every plan.
+        threads: of the server that one answer may take on the native engine, 1 to 64; the environment's
+            `CONFIDE_THREADS` comes first.
         clock: seconds since 1970.
 
     **Guarantees**: the server sees ciphertexts of one fixed size under a key that it does not have, at 128 bits of
@@ -109,6 +111,7 @@ class Homomorphic(Backend):
         key_lifetime_seconds: int = LIFETIME_SECONDS,
         publications: Publications = _PUBLICATIONS,
         engine: Engine = "auto",
+        threads: int = 1,
         clock: Callable[[], float] = time.time,
     ) -> None:
         if not 0 < input_bound < math.inf:
@@ -119,6 +122,8 @@ class Homomorphic(Backend):
             raise UsageError(f"Expected goal={goal!r} to be latency or throughput")
         if engine not in ("auto", "native", "seal"):
             raise UsageError(f"Expected engine={engine!r} to be auto, native or seal")
+        if not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"Expected threads={threads} from 1 to {MOST_THREADS}")
         if tree_bins is not None and not (2 <= tree_bins <= MOST_BINS and not tree_bins & (tree_bins - 1)):
             raise UsageError(f"Expected tree_bins={tree_bins} to be a power of two up to {MOST_BINS}; take 256")
         if not 0 < key_lifetime_seconds <= LONGEST_SECONDS:
@@ -126,6 +131,7 @@ class Homomorphic(Backend):
         self._lifetime_seconds = key_lifetime_seconds
         self._publications = publications
         self._engine: Engine = engine
+        self._threads = threads
         self._clock = clock
         if activation_degree is not None and not 1 <= activation_degree <= MOST_DEGREE:
             raise UsageError(f"Expected activation_degree={activation_degree} from 1 to {MOST_DEGREE}; take 4")
@@ -190,7 +196,7 @@ class Homomorphic(Backend):
         plan, ready = self._prepared(graph)
         first = graph.layers[0]
         net = first if isinstance(first, Trees) else Network.of(self.arithmetic(graph))
-        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready, self._engine)}
+        return {"client": ClientKit(plan), "server": ServerKit(plan, net, ready, self._engine, self._threads)}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         if role != "client":

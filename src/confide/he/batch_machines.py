@@ -20,7 +20,7 @@ from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
 from confide.he import engine_native
 from confide.he.arithmetic import SealArithmetic, SealEncoder
-from confide.he.engine_native import NativeKeys, native_context, threads
+from confide.he.engine_native import NativeKeys, native_context, threads_of
 from confide.he.engine_steps import Combination, Steps
 from confide.he.integer_sums import IntegerMap
 from confide.he.machines import Keys, leave
@@ -186,14 +186,15 @@ class NativeBatch:
         plan: of the model's shape.
         ready: the model, scaled for the plan.
         context: of its parameters.
+        threads: that one answer may take, unless `CONFIDE_THREADS` says.
     """
 
-    def __init__(self, plan: BatchPlan, ready: Ready, context: Context) -> None:
+    def __init__(self, plan: BatchPlan, ready: Ready, context: Context, threads: int) -> None:
         self.plan = plan
         self.context = context
         self.steps = Steps(plan)
         self._native = native_context(plan.parameters)
-        self._threads = threads()
+        self._threads = threads_of(threads)
         self._sums = {
             number: Sums.of(plan, stage, part)
             for number, (stage, part) in enumerate(zip(plan.stages, ready.parts, strict=True))

@@ -84,17 +84,17 @@ def mapped(
         switches = (rotations.before + giants) * speeds.switch(degree, before)
         return sums + keys + switches + rotations.products * each
     fold = (rotations.fold != 0) * speeds.switch(degree, before)
-    weights = speeds.products(degree, before, rotations.products)
     if not speeds.hoists:
-        return sums + fold + (rotations.before - (rotations.fold != 0)) * speeds.switch(degree, before) + weights
+        switches = (rotations.before - (rotations.fold != 0)) * speeds.switch(degree, before)
+        return sums + fold + switches + speeds.products(degree, before, rotations.products)
     babies = rotations.grid - (rotations.base == 0)
-    inner = rotations.origins - 1  # of the babies, those that others come from; the input is the one left out
-    rotated = rotations.origins * speeds.decomposed(degree, before) + babies * speeds.met(degree, before)
-    divided = speeds.divided(degree, before)
-    horner = (giants - 1) * (speeds.decomposed(degree, before) + speeds.met(degree, before))
-    apart = weights + (babies + giants - 1) * divided
-    together = speeds.products(degree, before + 1, rotations.products) + (max(inner, 0) + giants) * divided
-    return sums + keys + fold + rotated + horner + min(apart, together)
+    decomposed, met = speeds.decomposed(degree, before), speeds.met(degree, before)
+    brought = speeds.divided(degree, before) / 2  # of the one polynomial whose digits come next
+    inner = max(rotations.origins - 1, 0)  # babies that others come from
+    rotated = rotations.origins * decomposed + inner * brought + babies * met
+    horner = (giants - 1) * (decomposed + brought + met)
+    weights = speeds.products(degree, before + 1, rotations.products)  # modulo the special prime, too
+    return sums + keys + fold + rotated + horner + weights + 2 * brought
 
 
 def summed(speeds: Speeds, degree: int, count: int, limbs: int) -> float:
@@ -102,7 +102,7 @@ def summed(speeds: Speeds, degree: int, count: int, limbs: int) -> float:
     if not speeds.hoists:
         return (count - 1) * speeds.switch(degree, limbs)
     each = speeds.met(degree, limbs) + speeds.key_read(degree, limbs)
-    return speeds.decomposed(degree, limbs) + (count - 1) * each + speeds.divided(degree, limbs)
+    return speeds.decomposed(degree, limbs) + (count - 1) * each + speeds.divided(degree, limbs) / 2
 
 
 # --- forms of the same rotations --------------------------------------------------------------------------------------

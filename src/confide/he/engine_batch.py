@@ -73,17 +73,21 @@ class BatchServer:
         plan: of the model's shape.
         ready: the model, scaled for the plan.
         engine: what executes it.
+        threads: that one answer may take.
 
     Raises:
         ModelError: weights that are too far apart (`integer_sums`).
     """
 
-    def __init__(self, plan: BatchPlan, ready: Ready, engine: Engine = "auto") -> None:
+    def __init__(self, plan: BatchPlan, ready: Ready, engine: Engine = "auto", threads: int = 1) -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
         self.error = error_bound(plan, ready)
         self.exponents = np.full(plan.outputs, ready.exponent, np.int64)
-        self.machine = (NativeBatch if chosen(engine) else SealBatch)(plan, ready, self.context)
+        if chosen(engine):
+            self.machine = NativeBatch(plan, ready, self.context, threads)
+        else:
+            self.machine = SealBatch(plan, ready, self.context)
 
     def keys(self, public: PublicKeys) -> Keys:
         """Return a client's public keys, checked. Raises ProtocolError on any others than the plan's."""

@@ -4,7 +4,7 @@ No secret comes here: a program holds encoded weights and works on ciphertexts a
 encryptions of zero, which need randomness, come from Microsoft SEAL.
 
 `CONFIDE_NATIVE=0` switches this off; so does installing without a C++ compiler. Everything runs on SEAL then, slower.
-`CONFIDE_THREADS` says how many threads one answer may take: 1 if it says nothing.
+`CONFIDE_THREADS` says how many threads one answer may take, whatever the server was told.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ try:
 except ImportError:
     _native = None
 
+#: Most threads of one answer.
+MOST_THREADS = 64
+
 #: What executes plans: "native" is this module, "seal" Microsoft SEAL; "auto" takes the first that is here.
 Engine = Literal["auto", "native", "seal"]
 
@@ -45,13 +48,13 @@ def available() -> bool:
     return _native is not None and not _native.ckks.switched_off()
 
 
-def machine(context: Context, computation: Computation, engine: Engine) -> Machine:
+def machine(context: Context, computation: Computation, engine: Engine, threads: int = 1) -> Machine:
     """Return what executes a computation.
 
     Raises:
         UsageError: "native" was asked for and is not available.
     """
-    return NativeMachine(context, computation) if chosen(engine) else SealMachine(context, computation)
+    return NativeMachine(context, computation, threads) if chosen(engine) else SealMachine(context, computation)
 
 
 def executor(engine: Engine) -> Executor:
@@ -93,10 +96,10 @@ def program(native: Any) -> Any:
     return _native.ckks.Program(native)
 
 
-def threads() -> int:
-    """Return how many threads one answer may take."""
+def threads_of(wanted: int) -> int:
+    """Return how many threads one answer may take: what `CONFIDE_THREADS` says, else `wanted`."""
     assert _native is not None
-    return _native.ckks.wanted_threads() or 1
+    return _native.ckks.wanted_threads() or wanted
 
 
 class NativeKeys:
@@ -159,14 +162,15 @@ class NativeMachine:
     Args:
         context: of the parameters.
         computation: the model's.
+        threads: that one answer may take, unless `CONFIDE_THREADS` says.
     """
 
-    def __init__(self, context: Context, computation: Computation) -> None:
+    def __init__(self, context: Context, computation: Computation, threads: int = 1) -> None:
         parameters = context.parameters
         self._context = context
         self._native = native_context(parameters)
         self.program = program(self._native)
-        self._threads = threads()
+        self._threads = threads_of(threads)
         recorder = Recorder(self.program, parameters)
         self._question, self._reply, self._flooding = computation.question, computation.reply, computation.flooding
         inputs = [

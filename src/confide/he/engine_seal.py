@@ -91,14 +91,15 @@ class NetworkServer:
         plan: of the model's shape.
         ready: the model, scaled for the plan.
         engine: what executes it.
+        threads: that one answer may take.
     """
 
-    def __init__(self, plan: NetworkPlan, ready: Ready, engine: Engine = "auto") -> None:
+    def __init__(self, plan: NetworkPlan, ready: Ready, engine: Engine = "auto", threads: int = 1) -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
         self.error = error_bound(plan, ready)
         self.exponents = np.full(plan.outputs, ready.exponent, np.int64)
-        self.machine = machine(self.context, _Computation(plan, ready), engine)
+        self.machine = machine(self.context, _Computation(plan, ready), engine, threads)
 
     def keys(self, public: PublicKeys) -> Keys:
         """Return a client's public keys, checked. Raises ProtocolError on any others than the plan's."""

@@ -182,13 +182,14 @@ class TreesServer:
         plan: of the model's shape.
         leaves: the model's.
         engine: what executes it.
+        threads: that one answer may take.
     """
 
-    def __init__(self, plan: TreesPlan, leaves: Leaves, engine: Engine = "auto") -> None:
+    def __init__(self, plan: TreesPlan, leaves: Leaves, engine: Engine = "auto", threads: int = 1) -> None:
         self.plan = plan
         self.context = Context(plan.parameters)
         self.exponents = leaves.exponents
-        self.machine = machine(self.context, _Computation(plan, leaves), engine)
+        self.machine = machine(self.context, _Computation(plan, leaves), engine, threads)
         self.error = np.ldexp(self._error(leaves), leaves.exponents)
 
     def keys(self, public: PublicKeys) -> Keys:

@@ -110,14 +110,17 @@ class ServerKit:
         net: the model.
         ready: its scaled weights, for a network.
         engine: what executes plans under CKKS.
+        threads: that one answer may take.
     """
 
-    def __init__(self, plan: Plan, net: Network | Trees, ready: Ready | None, engine: Engine = "auto") -> None:
+    def __init__(
+        self, plan: Plan, net: Network | Trees, ready: Ready | None, engine: Engine = "auto", threads: int = 1
+    ) -> None:
         self.plan = plan
         self.engine: LinearServer | CkksServer
         if isinstance(plan, TreesPlan):
             assert isinstance(net, Trees)
-            self.engine = TreesServer(plan, leaves_of(net, plan), engine)
+            self.engine = TreesServer(plan, leaves_of(net, plan), engine, threads)
         elif isinstance(plan, LinearPlan):
             assert isinstance(net, Network)
             assert net.linear is not None
@@ -125,9 +128,9 @@ class ServerKit:
         else:
             assert ready is not None
             if isinstance(plan, BatchPlan):
-                self.engine = BatchServer(plan, ready, engine)
+                self.engine = BatchServer(plan, ready, engine, threads)
             else:
-                self.engine = NetworkServer(plan, ready, engine)
+                self.engine = NetworkServer(plan, ready, engine, threads)
         self.keys = Registered("he", self.parse_keys)
         self.public = ClientKit(plan).encode()
 

@@ -8,8 +8,10 @@ network on the bits of room that it needs; two linear models of one shape have t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Literal, TypeVar
 
 import msgspec
 import numpy as np
@@ -45,6 +47,7 @@ from confide.model.graph import (
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
+Made = TypeVar("Made")
 Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 
 _WIDEST = 1 << 14
@@ -92,9 +95,15 @@ def plan_of(graph: Graph, settings: Settings) -> tuple[Plan, Ready | None] | Non
         protected=settings.protect_model,
         input_bound=settings.input_bound,
         precision_bits=settings.precision_bits,
-        largest_bits=SPEEDS[settings.engine].largest_bits,
+        speeds=SPEEDS[settings.engine],
     )
     return None if plan is None else (plan, None)
+
+
+def _first(make: Callable[..., Made | None], settings: Settings) -> Made | None:
+    """Return the plan for the engine that is asked for; where its primes are too small, with the largest."""
+    plan = make(speeds=SPEEDS[settings.engine])
+    return make(speeds=SEAL) if plan is None and settings.engine != "seal" else plan
 
 
 def make_plan(net: Network, settings: Settings) -> tuple[Plan, Ready | None] | None:
@@ -123,14 +132,15 @@ def _network_plan(net: Network, settings: Settings) -> tuple[NetworkPlan | Batch
     make, speeds = plan_batch if settings.goal == "throughput" else plan_network, SPEEDS[settings.engine]
 
     def planned(room_bits: float, *, certify: bool) -> tuple[NetworkPlan | BatchPlan, Ready] | None:
-        plan = make(
+        asked = partial(
+            make,
             net,
             protected=settings.protect_model,
             input_bound=settings.input_bound,
             precision_bits=settings.precision_bits,
             room_bits=room_bits,
-            speeds=speeds,
         )
+        plan = _first(asked, settings)
         if plan is None:
             return None
         ready = normalise(net, plan.rooms, plan.input_bound, inputs, certify=certify)

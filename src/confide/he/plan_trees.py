@@ -31,6 +31,7 @@ from confide.he import noise
 from confide.he.encode import FLOAT_ERROR
 from confide.he.parameters import ERROR_VARIANCE, LIMIT_BITS, Parameters
 from confide.he.seal import CONJUGATION, Needs, ntt_primes
+from confide.he.speeds import SEAL, Speeds
 from confide.he.trees_levels import TAIL, Chain, Level, NoRoom, leaf_factor, reached, total
 
 #: Most conditions on the way to a leaf.
@@ -166,14 +167,18 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     @property
     def needs(self) -> Needs:
         """Return the public keys that the server needs."""
-        return Needs(encryption=self.protected, relinearisation=self.depth > 1, steps=(CONJUGATION, *self.steps))
+        full = len(self.parameters.data_primes)
+        first = {CONJUGATION, self.babies if self.giants > 1 else 1, *range(1, self.babies), *self.sums}
+        steps = (CONJUGATION, *self.steps)
+        limbs = tuple(full if step in first else self.reply_limbs for step in steps)  # the others add leaves up
+        return Needs(encryption=self.protected, relinearisation=self.depth > 1, steps=steps, limbs=limbs)
 
     @property
     def key_bytes(self) -> int:
-        """Return the size of the evaluation keys: each has a part for every data prime, modulo every prime."""
-        digits, needs = len(self.parameters.data_primes), self.needs
-        keys = len(needs.steps) + needs.relinearisation
-        return keys * 16 * self.parameters.degree * digits * (digits + 1)
+        """Return the bytes of the evaluation keys, of each as much as is used, in whole words."""
+        full, needs = len(self.parameters.data_primes), self.needs
+        used = [*needs.limbs, *[full] * needs.relinearisation]
+        return sum(16 * self.parameters.degree * limbs * (limbs + 1) for limbs in used)
 
     def bin_of(self, x: NDArray[np.float64]) -> NDArray[np.intp]:
         """Return the interval of each value within the box, from 0; an edge belongs to the interval below it."""
@@ -332,7 +337,7 @@ def plan_trees(
     protected: bool,
     input_bound: float,
     precision_bits: int,
-    largest_bits: int = 60,
+    speeds: Speeds = SEAL,
 ) -> TreesPlan | None:
     """Return the plan with the smallest ring and the fewest primes that gives the wanted precision.
 
@@ -343,7 +348,7 @@ def plan_trees(
         protected: whether replies are re-randomised.
         input_bound: largest absolute value of a feature.
         precision_bits: outputs may be off by 2^-precision_bits of their range, beside what moved thresholds change.
-        largest_bits: of a prime that the engine is fast at; a ring that needs larger ones to hold the trees has them.
+        speeds: what operations cost.
     """
     features, outputs, depth, most = shape
     leaves = _power(most) * _power(outputs)
@@ -365,34 +370,36 @@ def plan_trees(
     for degree in (8192, 16384, 32768):
         if max(leaves, bins // 2) > degree // 2:
             continue
-        for largest in sorted({largest_bits, 60}):
-            plan = _smallest(rough, degree, largest, 2.0**-precision_bits)
+        for largest in sorted({speeds.largest_bits, 60}):
+            plan = _smallest(rough, degree, largest, 2.0**-precision_bits, speeds)
             if plan is not None and plan.model_bytes <= MOST_MODEL_BYTES and plan.key_bytes <= _MOST_KEY_BYTES:
                 return plan
     return None
 
 
-def _smallest(rough: TreesPlan, degree: int, largest_bits: int, error: float) -> TreesPlan | None:
+def _smallest(rough: TreesPlan, degree: int, largest_bits: int, error: float, speeds: Speeds) -> TreesPlan | None:
     """Return the plan with the fewest primes that errs by no more than `error`, None if none does."""
     for count in range(2, 10):
-        plan = _best(rough, degree, count, largest_bits)
+        plan = _best(rough, degree, count, largest_bits, speeds)
         if plan is not None and plan.typical_error <= error:
             return plan
     return None
 
 
-def _best(rough: TreesPlan, degree: int, count: int, largest_bits: int) -> TreesPlan | None:
+def _best(rough: TreesPlan, degree: int, count: int, largest_bits: int, speeds: Speeds) -> TreesPlan | None:
     """Return the plan with `count` data primes and the smallest error, None if none has room."""
     best: tuple[float, tuple[int, ...], tuple[int, int, int]] = math.inf, (), (0, 0, 0)
     for bits, scales in _candidates(degree, count, largest_bits):
-        plan = _with(rough, degree, tuple((1 << size) - 1 for size in bits), scales)
+        plan = _with(rough, degree, tuple((1 << size) - 1 for size in bits), scales, speeds)
         best = min(best, (_error_of(plan), bits, scales))
     if best[0] == math.inf:
         return None
-    return _with(rough, degree, ntt_primes(degree, best[1]), best[2])
+    return _with(rough, degree, ntt_primes(degree, best[1]), best[2], speeds)
 
 
-def _with(rough: TreesPlan, degree: int, primes: tuple[int, ...], scales: tuple[int, int, int]) -> TreesPlan:
+def _with(
+    rough: TreesPlan, degree: int, primes: tuple[int, ...], scales: tuple[int, int, int], speeds: Speeds
+) -> TreesPlan:
     plan = msgspec.structs.replace(
         rough,
         parameters=Parameters(scheme="ckks", degree=degree, primes=primes),
@@ -401,8 +408,14 @@ def _with(rough: TreesPlan, degree: int, primes: tuple[int, ...], scales: tuple[
         leaf_scale_bits=scales[2],
     )
     sizes = [1 << place for place in range(plan.diagonals.bit_length())]
-    babies = min(sizes, key=lambda size: plan.ciphertexts * (size - 1) + plan.diagonals // size)
-    return msgspec.structs.replace(plan, babies=babies)
+    limbs = len(plan.parameters.data_primes)
+
+    def cost(babies: int) -> float:
+        each = speeds.key_read(degree, limbs) + speeds.key_ms_per_byte * 16 * degree * limbs * (limbs + 1)
+        giants = (plan.diagonals // babies - 1) * speeds.switch(degree, limbs)
+        return giants + (babies - 1) * (each + plan.ciphertexts * speeds.hoisted(degree, limbs))
+
+    return msgspec.structs.replace(plan, babies=min(sizes, key=cost))
 
 
 def _candidates(degree: int, count: int, largest_bits: int) -> Iterator[tuple[tuple[int, ...], tuple[int, int, int]]]:

@@ -1,8 +1,9 @@
 """One-round parties over HTTP: the client sends one message, the server answers with one.
 
 `answer` drives the server's party inside a request handler, `converse` drives the client's around one call. Both keep
-the rules of `wire.run`: an `Inbox` decides what a party is resumed with, and `Step.save` is committed to the party's
-store before anything leaves. `InProcess` lets a client talk to an ASGI application without a port: same bytes.
+the rules of `wire.run`: a party is resumed with what it waits for, and `Step.save` is committed to the party's store
+before anything leaves. The one message that arrives needs no `Inbox`, which would hash all of it. `InProcess` lets a
+client talk to an ASGI application without a port: same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 import httpx2
 
 from confide.errors import ProtocolError
-from confide.wire import Event, Inbox, Message, Party, Step, Store, Transcript
+from confide.wire import Event, Message, Party, Step, Store, Transcript
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,6 @@ class _Driven:
         self.party = party
         self.me = me
         self.store = store
-        self.inbox = Inbox()
         self.step: Step | None = None
         self.output: Any = None
         self.seconds = 0.0  # of the last advance
@@ -53,12 +53,7 @@ class _Driven:
     def advance(self, message: Message | None) -> list[Message]:
         """Resume with `message` (None starts the party) and return what leaves until the party waits or ends."""
         begin = time.perf_counter()
-        received = None
-        if message is not None:
-            self.inbox.put(message)
-            received = self.inbox.ready(self._waiting())
-            if received is None:
-                raise ProtocolError(f"Expected a message tagged {self._waiting().await_tag!r}")
+        received: dict[str, Message] | None = None if message is None else {message.src: message}
         leaving: list[Message] = []
         while True:
             try:
@@ -69,10 +64,9 @@ class _Driven:
             if self.step.save:
                 self.store.commit(self.step.save)
             leaving += self.step.send
-            self.inbox.await_step(self.step)
-            received = self.inbox.ready(self.step)
-            if received is None:
+            if self.step.wait_for:
                 break
+            received = {}
         self.seconds = time.perf_counter() - begin
         return leaving
 

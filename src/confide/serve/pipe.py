@@ -9,6 +9,7 @@ Both ends are this program's, so lengths are taken as they come.
 
 from __future__ import annotations
 
+import asyncio
 import select
 import socket
 import struct
@@ -59,8 +60,7 @@ class Pipe:
         first = self._rest
         while len(first) < _LENGTHS.size:
             first += self._some(_READ_BYTES, deadline)
-        head, body = _LENGTHS.unpack_from(first)
-        size = _LENGTHS.size + head + body
+        size = _size(first)
         first, self._rest = first[:size], first[size:]
         whole = bytearray(size)
         whole[: len(first)] = first
@@ -71,8 +71,30 @@ class Pipe:
             if not count:
                 raise EOFError
             at += count
-        middle = _LENGTHS.size + head
+        middle = _LENGTHS.size + _LENGTHS.unpack_from(whole)[0]
         return bytes(view[_LENGTHS.size : middle]), bytes(view[middle:])
+
+    async def exchange(self, head: bytes, body: bytes) -> tuple[bytes, bytes]:
+        """Send a message and return the next one, on an event loop; who is cancelled meanwhile closes the pipe.
+
+        Raises:
+            EOFError, OSError: as in `send` and `recv`.
+        """
+        loop = asyncio.get_running_loop()
+        self._end.setblocking(False)
+        await loop.sock_sendall(self._end, b"".join([_LENGTHS.pack(len(head), len(body)), head, body]))
+        found = bytearray(self._rest)
+        self._rest = b""
+        size = _LENGTHS.size
+        while len(found) < size or (size := _size(found)) > len(found):
+            data = await loop.sock_recv(self._end, max(_READ_BYTES, size - len(found)))
+            if not data:
+                raise EOFError
+            found += data
+        self._rest = bytes(found[size:])
+        middle = _LENGTHS.size + _LENGTHS.unpack_from(found)[0]
+        view = memoryview(found)
+        return bytes(view[_LENGTHS.size : middle]), bytes(view[middle:size])
 
     def poll(self) -> bool:
         """Return whether something has come: a message, or the end."""
@@ -102,3 +124,8 @@ class Pipe:
         if left <= 0:
             raise TimeoutError
         self._end.settimeout(left)
+
+
+def _size(begin: bytes | bytearray) -> int:
+    """Return the length of the message that begins so."""
+    return _LENGTHS.size + sum(_LENGTHS.unpack_from(begin))

@@ -7,15 +7,16 @@ one key id go to the worker that has those keys loaded, where it is free.
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import subprocess
 import sys
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -29,7 +30,7 @@ from confide.serve.keys import open_stores
 from confide.serve.limits import Limits, busy, late
 from confide.serve.observe import Observer
 from confide.serve.pipe import Pipe
-from confide.serve.protocol import Refusal
+from confide.serve.protocol import JSON_BYTES, Refusal
 from confide.serve.served import About, Answered
 from confide.serve.server import Server, check_callers
 from confide.serve.source import Source
@@ -37,6 +38,7 @@ from confide.serve.work import Failed, Figures
 from confide.serve.worker import Done, Job, NotReady, Ready, Start
 from confide.structs import known
 
+_SOON_BYTES = 1 << 20  # of a question that is handed over without a thread: copied at once
 _STOP_SECONDS = 5.0  # for a worker that has nothing to do
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 30.0
 _SHORT_LIFE_SECONDS = 10.0
@@ -86,7 +88,7 @@ class Pool:
         self._changed = threading.Condition()
         self._free: list[_Worker] = []  # the one that has waited longest stands first
         self._alive: set[_Worker] = set()
-        self._restarts = 0
+        self._restarts = self._waiting = 0
         self._closing = threading.Event()
         try:
             with ThreadPoolExecutor(limits.workers) as starting:
@@ -113,6 +115,20 @@ class Pool:
         named = about.needs_keys and size <= self._limits.json_bytes  # the worker refuses what is beyond, unread
         return self._do(job, body, _key_id(body, header_length) if named else "")
 
+    async def infer_soon(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered | None:
+        most = min(JSON_BYTES, self._limits.json_bytes)
+        if header_length is None or header_length > most or len(body) > _SOON_BYTES:
+            return None
+        key_id = _key_id(body, header_length) if about.needs_keys else ""
+        worker = self._take_free(key_id)
+        if worker is None:
+            return None
+        job = Job(kind="infer", model=about.model, backend=about.backend, caller=caller, header_length=header_length)
+        with self._at(worker):
+            async with asyncio.timeout(self._limits.answer_seconds):
+                head, reply = await worker.pipe.exchange(msgspec.msgpack.encode(job), body)
+        return self._answered(worker, key_id, msgspec.msgpack.decode(head, type=known(Done)), reply)
+
     def figures(self) -> Figures:
         with self._changed:
             alive = list(self._alive)
@@ -126,12 +142,28 @@ class Pool:
 
     def _do(self, job: Job, body: bytes, key_id: str) -> Answered:
         worker = self._take(key_id)
+        deadline = time.monotonic() + self._limits.answer_seconds
+        with self._at(worker):
+            worker.pipe.send(msgspec.msgpack.encode(job), body, deadline=deadline)
+            head, reply = worker.pipe.recv(deadline=deadline)
+        return self._answered(worker, key_id, msgspec.msgpack.decode(head, type=known(Done)), reply)
+
+    @contextmanager
+    def _at(self, worker: _Worker) -> Generator[None]:
+        """End a worker that does not answer, wherever it hangs: it may not even read the body. Tell the client why."""
         try:
-            done, reply = self._exchange(worker, job, body)
-        except BaseException:  # whatever is still on its way would be the answer to somebody else
+            yield
+        except BaseException as error:  # whatever is still on its way would be the answer to somebody else
             worker.process.kill()
             worker.pipe.close()
+            if isinstance(error, TimeoutError):
+                raise late(f"the answer took longer than {self._limits.answer_seconds:g} s") from None
+            if isinstance(error, EOFError | OSError):
+                text = "Expected the worker process to live until its answer; ask again later"
+                raise Refusal(503, "worker_ended", text, retry_after_seconds=1) from None
             raise
+
+    def _answered(self, worker: _Worker, key_id: str, done: Done, reply: bytes) -> Answered:
         worker.note(key_id, done)
         self._give_back(worker)
         if done.refused is None:
@@ -141,29 +173,29 @@ class Pool:
         refused = done.refused
         raise Refusal(refused.status, refused.code, refused.text, retry_after_seconds=refused.retry_after_seconds)
 
-    def _exchange(self, worker: _Worker, job: Job, body: bytes) -> tuple[Done, bytes]:
-        """Return a worker's answer. At the deadline it is ended, wherever it hangs: it may not even read the body."""
-        deadline = time.monotonic() + self._limits.answer_seconds
-        try:
-            worker.pipe.send(msgspec.msgpack.encode(job), body, deadline=deadline)
-            head, reply = worker.pipe.recv(deadline=deadline)
-            return msgspec.msgpack.decode(head, type=known(Done)), reply
-        except TimeoutError:
-            raise late(f"the answer took longer than {self._limits.answer_seconds:g} s") from None
-        except (EOFError, OSError):
-            text = "Expected the worker process to live until its answer; ask again later"
-            raise Refusal(503, "worker_ended", text, retry_after_seconds=1) from None
-
     def _take(self, key_id: str) -> _Worker:
+        """Return a worker, after waiting for one."""
         deadline = time.monotonic() + self._limits.answer_seconds
         with self._changed:
-            while not self._free:
-                left = deadline - time.monotonic()
-                if self._closing.is_set() or left <= 0 or not self._changed.wait(left):
-                    raise busy("no worker is free")
-            holder = next((worker for worker in self._free if key_id and key_id in worker.loaded), self._free[0])
-            self._free.remove(holder)
-            return holder
+            self._waiting += 1
+            try:
+                while not self._free:
+                    left = deadline - time.monotonic()
+                    if self._closing.is_set() or left <= 0 or not self._changed.wait(left):
+                        raise busy("no worker is free")
+                return self._best(key_id)
+            finally:
+                self._waiting -= 1
+
+    def _take_free(self, key_id: str) -> _Worker | None:
+        """Return a worker that is free and that nobody waits for."""
+        with self._changed:
+            return self._best(key_id) if len(self._free) > self._waiting else None
+
+    def _best(self, key_id: str) -> _Worker:
+        holder = next((worker for worker in self._free if key_id and key_id in worker.loaded), self._free[0])
+        self._free.remove(holder)
+        return holder
 
     def _give_back(self, worker: _Worker) -> None:
         with self._changed:

@@ -44,7 +44,7 @@ from confide.serve.limits import Bodies, Disconnected, Limits, busy, late
 from confide.serve.observe import Observed, Observer, Standing
 from confide.serve.protocol import Refusal
 from confide.serve.routes import route
-from confide.serve.served import About, Model
+from confide.serve.served import About, Answered, Model
 from confide.serve.work import Local, Work, place_of, refusal_of
 
 _Event = MutableMapping[str, Any]
@@ -309,23 +309,31 @@ class Server:
         return await self._with_body(call, self.limits.keys_bytes, job)
 
     async def _infer(self, call: _Call, about: About) -> _Response:
-        job = partial(self._predict, about, call.integer(HEADER_LENGTH), call.seen.caller)
-        return await self._with_body(call, self.limits.query_bytes, job)
+        length, caller = call.integer(HEADER_LENGTH), call.seen.caller
+
+        async def soon(body: bytes) -> _Response | None:
+            answered = await self._done.infer_soon(about, body, length, caller)
+            return None if answered is None else _prediction(answered)
+
+        job = partial(self._predict, about, length, caller)
+        return await self._with_body(call, self.limits.query_bytes, job, soon)
 
     def _register(self, about: About, caller: str, body: bytes) -> _Response:
         answered = self._done.register(about, body, caller)
         return _Response(200, answered.body, _BINARY, (_timing(answered.seconds),))
 
     def _predict(self, about: About, length: int | None, caller: str, body: bytes) -> _Response:
-        answered = self._done.infer(about, body, length, caller)
-        if answered.header_length is None:
-            return _Response(200, answered.body, _JSON, (_timing(answered.seconds),))
-        header = (HEADER_LENGTH.encode(), b"%d" % answered.header_length)
-        return _Response(200, answered.body, _BINARY, (header, _timing(answered.seconds)))
+        return _prediction(self._done.infer(about, body, length, caller))
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
-    async def _with_body(self, call: _Call, max_bytes: int, job: Callable[[bytes], _Response]) -> _Response:
+    async def _with_body(
+        self,
+        call: _Call,
+        max_bytes: int,
+        job: Callable[[bytes], _Response],
+        soon: Callable[[bytes], Awaitable[_Response | None]] | None = None,
+    ) -> _Response:
         """Read the body, hand it to a worker, give its memory back, and count the reply's."""
         if call.header("content-encoding") not in (None, "identity"):
             raise Refusal(415, "encoding", "Expected a body without Content-Encoding; send it uncompressed")
@@ -334,7 +342,7 @@ class Server:
         call.complete = True
         call.seen.request_bytes = len(body)
         try:
-            response = await self._work(partial(job, body))
+            response = await self._work(partial(job, body), None if soon is None else partial(soon, body))
         finally:
             self._bodies.release(call.seen.request_bytes)
         try:
@@ -344,11 +352,14 @@ class Server:
         call.held_bytes = len(response.body)
         return response
 
-    async def _work(self, job: Callable[[], _Result]) -> _Result:
+    async def _work(
+        self, job: Callable[[], _Result], soon: Callable[[], Awaitable[_Result | None]] | None = None
+    ) -> _Result:
+        """Return what `job` does on a thread, or `soon` on the event loop where that can."""
         if self._closing or self._working >= self.limits.waiting:
             raise busy("the server is stopping" if self._closing else "its queue is full")
         self._working += 1
-        future = asyncio.get_running_loop().run_in_executor(self._pool, job)
+        future = asyncio.ensure_future(self._done_somewhere(job, soon))
         future.add_done_callback(self._worked)  # not at the end of this call: after a timeout the worker is still busy
         deadline = asyncio.timeout(self.limits.answer_seconds)
         try:
@@ -362,6 +373,14 @@ class Server:
             if not deadline.expired():
                 raise  # the job's own
             raise late(f"the answer took longer than {self.limits.answer_seconds:g} s") from None
+
+    async def _done_somewhere(
+        self, job: Callable[[], _Result], soon: Callable[[], Awaitable[_Result | None]] | None
+    ) -> _Result:
+        found = await soon() if soon is not None else None
+        if found is not None:
+            return found
+        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
 
     def _worked(self, future: asyncio.Future[Any]) -> None:
         self._working -= 1
@@ -426,6 +445,13 @@ def check_callers(limits: Limits, api_keys: Mapping[str, str] | None, certificat
 
 def _json(value: Mapping[str, Any]) -> _Response:
     return _Response(200, msgspec.json.encode(value))
+
+
+def _prediction(answered: Answered) -> _Response:
+    if answered.header_length is None:
+        return _Response(200, answered.body, _JSON, (_timing(answered.seconds),))
+    header = (HEADER_LENGTH.encode(), b"%d" % answered.header_length)
+    return _Response(200, answered.body, _BINARY, (header, _timing(answered.seconds)))
 
 
 def _timing(seconds: float) -> tuple[bytes, bytes]:

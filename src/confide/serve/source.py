@@ -16,6 +16,7 @@ from confide.serve.served import Model
 from confide.structs import known
 
 Goal = Literal["latency", "throughput"]
+Engine = Literal["auto", "native", "seal"]
 
 
 class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -42,6 +43,8 @@ class _ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     backends: tuple[str, ...]
     open_model: bool
     goal: Goal
+    engine: Engine
+    threads: int
 
 
 def model_file(
@@ -52,6 +55,8 @@ def model_file(
     backends: tuple[str, ...],
     open_model: bool = False,
     goal: Goal = "latency",
+    engine: Engine = "auto",
+    threads: int = 1,
 ) -> Source:
     """Return the source of one model from a model file.
 
@@ -62,8 +67,19 @@ def model_file(
         backends: names, the default first.
         open_model: True serves it under `he` without model protection.
         goal: of `he`: "throughput" answers networks in batches.
+        engine: of `he`: who executes networks and trees.
+        threads: of `he`: that one answer may take.
     """
-    made = _ModelFile(name=name, body=body, signer=signer, backends=backends, open_model=open_model, goal=goal)
+    made = _ModelFile(
+        name=name,
+        body=body,
+        signer=signer,
+        backends=backends,
+        open_model=open_model,
+        goal=goal,
+        engine=engine,
+        threads=threads,
+    )
     return Source("confide.serve.source:from_model_file", msgspec.msgpack.encode(made))
 
 
@@ -76,7 +92,7 @@ def from_model_file(argument: bytes) -> list[Model]:
             name=made.name,
             graph=artifact.graph,
             label=artifact.label,
-            backends=tuple(_backend(name, open_model=made.open_model, goal=made.goal) for name in made.backends),
+            backends=tuple(_backend(name, made) for name in made.backends),
             preprocess=artifact.preprocess.encode(),
             link=artifact.link,
             statement=artifact.statement,
@@ -84,7 +100,9 @@ def from_model_file(argument: bytes) -> list[Model]:
     ]
 
 
-def _backend(name: str, *, open_model: bool, goal: Goal) -> Backend:
-    if open_model and name != "he":
+def _backend(name: str, made: _ModelFile) -> Backend:
+    if made.open_model and name != "he":
         raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
-    return Homomorphic(protect_model=not open_model, goal=goal) if name == "he" else load_backend(name)
+    if name != "he":
+        return load_backend(name)
+    return Homomorphic(protect_model=not made.open_model, goal=made.goal, engine=made.engine, threads=made.threads)

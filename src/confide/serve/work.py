@@ -60,6 +60,10 @@ class Work(Protocol):
         """Answer a question. Raises as `Served.infer`, and Refusal (503) if nobody is there to do it."""
         ...
 
+    async def infer_soon(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered | None:
+        """Do the same on the server's event loop, if nothing there would wait for it; None if `infer` must do it."""
+        ...
+
     def figures(self) -> Figures:
         """Return how it stands."""
         ...
@@ -106,6 +110,9 @@ class Local:
     def infer(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered:
         charge: Callable[[int], None] = partial(self._charge, caller, about.model)
         return self.served[about.model, about.backend].infer(body, header_length, charge=charge)
+
+    async def infer_soon(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered | None:
+        return None
 
     def figures(self) -> Figures:
         return Figures(0, 0, 0, len(self._loaded), self._loaded.held_bytes)
