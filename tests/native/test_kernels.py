@@ -121,7 +121,7 @@ def test_every_path_returns_the_same_bits(degree, bits):
 
 def compiled(folder: Path) -> Path:
     """Compile native/ckks/kernels_test.cpp with every access, shift and overflow checked."""
-    flags = "-std=c++17 -g -O1 -Wall -Wextra -Wpedantic -Wconversion -Werror".split()
+    flags = "-std=c++17 -g1 -O1 -Wall -Wextra -Wpedantic -Wconversion -Werror".split()
     flags += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # GCC's own header of AVX-512
     sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
     sources = sorted(NATIVE.glob("kernels*.cpp"))
