@@ -10,7 +10,7 @@ Source: SEAL 4.x, as in `seal_format`; up to 4.3 SEAL reads objects of its own m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -67,10 +67,9 @@ def packed_keys(keys: PublicKeys, context: Context, needs: Needs) -> PublicKeys:
     if needs.encryption:
         encryption = _packed(keys.encryption, context, context.key_form, "public")
     if needs.relinearisation:
-        relinearisation = _packed_set(keys.relinearisation, context, frozenset((0,)), "relin")
+        relinearisation = _packed_set(keys.relinearisation, context, {0: len(context.parameters.data_primes)}, "relin")
     if needs.steps:
-        indices = frozenset(map(context.galois_index, needs.steps))
-        rotation = _packed_set(keys.rotation, context, indices, "galois")
+        rotation = _packed_set(keys.rotation, context, context.galois_levels(needs), "galois")
     return PublicKeys(nonce=keys.nonce, encryption=encryption, relinearisation=relinearisation, rotation=rotation)
 
 
@@ -165,11 +164,11 @@ def _packed(body: bytes, context: Context, form: Form, kind: Literal["cipher", "
     return pack_ciphertext(body, form)
 
 
-def _packed_set(body: bytes, context: Context, indices: frozenset[int], kind: Literal["relin", "galois"]) -> bytes:
-    """Return a set of key-switching keys, a stranger's, packed."""
+def _packed_set(body: bytes, context: Context, levels: Mapping[int, int], kind: Literal["relin", "galois"]) -> bytes:
+    """Return a set of key-switching keys, a stranger's, packed: of each what its level needs."""
     form, digits = context.key_form, len(context.parameters.data_primes)
-    given = replace(form, seeded=len(body) < len(indices) * digits * form.size_bytes)
-    check_key_set(body, given, digits=digits, indices=indices)
+    given = replace(form, seeded=len(body) < len(levels) * digits * form.size_bytes)
+    check_key_set(body, given, digits=digits, indices=levels.keys())
     if given.seeded:
         body = context.expanded(body, kind)
-    return pack_key_set(body, form, digits=digits, indices=indices)
+    return pack_key_set(body, form, digits=digits, levels=levels)
