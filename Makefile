@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 FLOWER := bench/peers/flower
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.cpp native/*.hpp native/*/*.cpp native/*/*.hpp)
-WORKERS ?= 2
+# One more than the cores of a small machine: many tests wait for processes and clocks.
+WORKERS ?= 3
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help

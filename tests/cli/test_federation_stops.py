@@ -13,7 +13,11 @@ from cli.federation_processes import NAMES, Processes
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "")], ids=["int", "term"]
+    ("number", "code", "word"),
+    [
+        pytest.param(signal.SIGINT, 130, "interrupted", marks=pytest.mark.slow, id="int"),
+        pytest.param(signal.SIGTERM, 143, "", id="term"),
+    ],
 )
 def test_both_sides_stop_when_asked_and_start_again(tmp_path, number, code, word):
     with Processes(tmp_path) as four:

@@ -80,7 +80,7 @@ def test_no_layer_needs_more_slots_than_one_ciphertext_of_the_second_largest_rin
     assert max(sizes) <= SLOTS
 
 
-@pytest.mark.parametrize("name", DIGITS)
+@pytest.mark.parametrize("name", ["mlp", "lola", pytest.param("lenet", marks=pytest.mark.slow)])
 def test_digits_are_told_apart_as_stated_and_what_is_squared_stays_small(name, digits):
     x, y = digits
     body, _ = squared(network(name))
