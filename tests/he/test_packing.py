@@ -173,7 +173,7 @@ def test_every_form_of_babies_makes_all_of_them_from_what_was_made_before(base, 
     assert rotations.depth == max(depths)
 
 
-@settings(deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(AXES, st.integers(0, 6), st.integers(1, 7), st.booleans())
 def test_tuned_rotations_are_the_same_rotations(babies, doublings, limbs, native):
     axes = tuple(axis for axis in babies if axis[0] > 1)

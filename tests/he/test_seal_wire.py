@@ -58,15 +58,16 @@ class Stranger:
         self.context, needs = self.engine.context, self.plan.needs
         self.secret, public = self.context.generate(bytes(16), needs)
         form, digits = self.context.key_form, len(self.plan.parameters.data_primes)
-        indices = frozenset(map(self.context.galois_index, needs.steps))
         self.packed = public
         self.keys = PublicKeys(
             nonce=public.nonce,
             encryption=unpack_ciphertext(public.encryption, form) if needs.encryption else b"",
-            relinearisation=unpack_key_set(public.relinearisation, form, digits=digits, indices=(0,))
+            relinearisation=unpack_key_set(public.relinearisation, form, digits=digits, levels={0: digits})
             if needs.relinearisation
             else b"",
-            rotation=unpack_key_set(public.rotation, form, digits=digits, indices=indices) if needs.steps else b"",
+            rotation=unpack_key_set(public.rotation, form, digits=digits, levels=self.context.galois_levels(needs))
+            if needs.steps
+            else b"",
         )
         self.query = self.context.form(limbs=digits, ntt=True, scale=self._scale())
 
