@@ -112,7 +112,8 @@ void run_each(Program &program, const ProgramKeys &keys, const std::vector<Quest
 
 // What a program does, one line for each instruction: for tests and for people.
 std::vector<std::string> listing(const Program &program) {
-    static const char *const names[] = {"transform", "fold", "rotate", "product", "divide", "add", "combine", "add_plain"};
+    static const char *const names[] = {"transform", "fold", "rotate",  "product",
+                                        "divide",    "add",  "combine", "add_plain"};
     std::vector<std::string> found;
     for (const Instruction &one : program.instructions()) {
         std::string line = std::to_string(one.written) + " = " + names[static_cast<std::size_t>(one.kind)];
@@ -148,7 +149,9 @@ void bind_program(nb::module_ &module) {
     module.def("switched_off", &switched_off);
     nb::class_<ProgramKeys>(module, "ProgramKeys")
         .def("__init__",
-             [](ProgramKeys *self, const std::shared_ptr<Handle> &handle) { new (self) ProgramKeys(context_of(handle)); })
+             [](ProgramKeys *self, const std::shared_ptr<Handle> &handle) {
+                 new (self) ProgramKeys(context_of(handle));
+             })
         .def("load", &load, arg("element"), arg("limbs"), arg("residues").noconvert())
         .def_prop_ro("bytes", &ProgramKeys::bytes);
     nb::class_<Program>(module, "Program")

@@ -1,6 +1,6 @@
 // The instructions of a program, each as phases of independent tasks; see program.hpp.
 //
-// A key switch at l limbs is: l inverse transforms of the switched polynomial, l (l + 1) forward ones of its digits, and
+// A key switch at l limbs is l inverse transforms of the switched polynomial, l (l + 1) forward ones of its digits, and
 // for each place sums of products of digits and key. Phases split that by digit, by place and by polynomial.
 #include "executor.hpp"
 
@@ -197,13 +197,15 @@ void Executor::weighted_sums(const Instruction &instruction) {
         auto &read = left_[worker];
         read.clear();
         for (const Extended &baby : babies_)
-            for (const Word *rows : baby.rows) read.push_back(place < l || baby.special ? rows + place * degree_ : zeros);
+            for (const Word *rows : baby.rows)
+                read.push_back(place < l || baby.special ? rows + place * degree_ : zeros);
         std::vector<Word *> &outs = outs_[worker];
         outs.clear();
         for (std::size_t giant = 0; giant < giants; ++giant)
             for (std::size_t polynomial = 0; polynomial < 2; ++polynomial)
-                outs.push_back(sums_[giant] ? sums_[giant] + (polynomial * (l + 1) + place) * degree_ + polynomial * skew
-                                            : row(instruction.written, polynomial, l, place));
+                outs.push_back(sums_[giant]
+                                   ? sums_[giant] + (polynomial * (l + 1) + place) * degree_ + polynomial * skew
+                                   : row(instruction.written, polynomial, l, place));
         instruction.transform.weights.sums(context_, place, read.data(), part * blocks / parts,
                                            (part + 1) * blocks / parts, outs.data());
     });
@@ -304,7 +306,7 @@ void Executor::fold(const Instruction &instruction, bool keep) {
     }
 }
 
-// --- products and divisions --------------------------------------------------------------------------------------------
+// --- products and divisions ------------------------------------------------------------------------------------------
 
 void Executor::product(const Instruction &instruction) {
     const std::size_t l = instruction.limbs, a = instruction.read[0], b = instruction.read[1];
@@ -388,7 +390,7 @@ void Executor::divide(const Instruction &instruction) {
     });
 }
 
-// --- without keys ------------------------------------------------------------------------------------------------------
+// --- without keys ----------------------------------------------------------------------------------------------------
 
 void Executor::add(const Instruction &instruction) {
     const std::size_t l = instruction.limbs;

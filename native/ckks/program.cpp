@@ -232,7 +232,8 @@ std::size_t Program::add(std::size_t one, std::size_t other, std::size_t limbs) 
 }
 
 std::size_t Program::combine(std::vector<std::size_t> sources, std::size_t limbs, std::vector<std::size_t> plains) {
-    expect(!sources.empty() && sources.size() == plains.size() && sources.size() <= 1024, "Expected a plaintext for each");
+    expect(!sources.empty() && sources.size() == plains.size() && sources.size() <= 1024,
+           "Expected a plaintext for each");
     for (const std::size_t source : sources)
         expect(!readable(source, limbs).extended, "Expected terms that are divided");
     for (const std::size_t plain : plains) {

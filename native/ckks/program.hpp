@@ -117,8 +117,8 @@ class Program {
 
     // --- running ----------------------------------------------------------------------------------------------------
 
-    // inputs and outputs: [2][limbs][N] each, any alignment. Any number of callers at once. Throws std::invalid_argument
-    // if a key is missing, or an input is not below its primes (`input`).
+    // inputs and outputs: [2][limbs][N] each, any alignment. Any number of callers at once.
+    // Throws std::invalid_argument if a key is missing, or an input is not below its primes.
     void run(const ProgramKeys &keys, const std::vector<const Word *> &inputs, const std::vector<Word *> &outputs,
              std::size_t threads);
 

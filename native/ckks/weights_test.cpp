@@ -77,7 +77,8 @@ bool matches(Path path, unsigned bits, const Shape &shape, bool ends, bool spoil
                 for (std::size_t i = 0; i < degree; ++i) {
                     Word expected = 0;
                     for (std::size_t one = term; one < pairing.end[giant]; ++one) {
-                        const Wide product = static_cast<Wide>(babies[2 * pairing.baby[one] + polynomial][i]) * rows[one][i];
+                        const Word baby = babies[2 * pairing.baby[one] + polynomial][i];
+                        const Wide product = static_cast<Wide>(baby) * rows[one][i];
                         expected = static_cast<Word>((expected + product % prime) % prime);
                     }
                     if (sums[2 * giant + polynomial][i] != expected) return false;
