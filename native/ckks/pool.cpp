@@ -20,6 +20,7 @@ void pause() noexcept {
 }
 
 std::uint64_t taken(std::uint64_t state) noexcept { return state & count_mask; }
+std::uint64_t phase_of(std::uint64_t state) noexcept { return state >> 2 * count_bits; }
 std::uint64_t tasks(std::uint64_t state) noexcept { return state >> count_bits & count_mask; }
 
 }  // namespace
@@ -57,7 +58,7 @@ void Pool::share(std::size_t count, Call call, const void *task) {
     call_ = call;
     task_ = task;
     done_.store(0, std::memory_order_relaxed);
-    const std::uint64_t phase = (state_.load(std::memory_order_relaxed) >> 2 * count_bits) + 1;
+    const std::uint64_t phase = phase_of(state_.load(std::memory_order_relaxed)) + 1;
     state_.store(phase << 2 * count_bits | static_cast<std::uint64_t>(count) << count_bits);
     if (sleeping_.load() > 0) {
         const std::lock_guard<std::mutex> lock(mutex_);
@@ -79,10 +80,10 @@ void Pool::work(std::size_t worker) {
         }
         std::unique_lock<std::mutex> lock(mutex_);
         sleeping_.fetch_add(1);
-        awake_.wait(lock, [this] {
-            const std::uint64_t state = state_.load();
-            return ending_ || taken(state) < tasks(state);
-        });
+        // Any later phase is a reason to wake up, even if its tasks are gone by then: others follow within microseconds.
+        const std::uint64_t seen = state_.load();
+        if (taken(seen) >= tasks(seen))
+            awake_.wait(lock, [&] { return ending_ || phase_of(state_.load()) != phase_of(seen); });
         sleeping_.fetch_sub(1);
         if (ending_) return;
     }
