@@ -22,7 +22,11 @@ TARGETS = ("ckks", "residues")
 #: What is fuzzed, and for how long: seconds of libFuzzer, and random inputs of each target.
 SECONDS = int(os.environ.get("CONFIDE_FUZZ_SECONDS", "5"))
 REPEATS = {"ckks": 100 * SECONDS, "residues": 10_000 * SECONDS}
-SOURCES = [path for path in sorted((NATIVE / "ckks").glob("*.cpp")) if not path.name.startswith("bind")]
+SOURCES = [
+    path
+    for path in sorted((NATIVE / "ckks").glob("*.cpp"))
+    if not path.name.startswith("bind") and not path.stem.endswith("_test")
+]
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
 #: Files of one instruction set and their options, as in CMakeLists.txt.

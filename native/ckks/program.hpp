@@ -134,6 +134,7 @@ class Program {
     const std::vector<std::size_t> &inputs() const noexcept { return inputs_; }
     const std::vector<std::size_t> &outputs() const noexcept { return outputs_; }
     const std::vector<std::size_t> &output_limbs() const noexcept { return output_limbs_; }
+    std::size_t plains() const noexcept { return plains_.size(); }
     const Plain &plain_at(std::size_t plain) const noexcept { return plains_[plain]; }
     // The most limbs at which each key is used.
     const std::map<std::size_t, std::size_t> &key_limbs() const noexcept { return key_limbs_; }

@@ -98,8 +98,15 @@ std::size_t element(Draw &draw) {
 
 using Call = std::function<std::size_t(Program &)>;
 
-Transform transform_of(Draw &draw, std::size_t sources, std::size_t plains) {
-    Transform made;
+// A linear map that can be copied: each side makes its own `Transform` of it, which holds its weights.
+struct Map {
+    std::vector<Baby> babies;
+    std::vector<std::vector<Weight>> giants;
+    std::size_t giant_element;
+};
+
+Map map_of(Draw &draw, std::size_t sources, std::size_t plains) {
+    Map made;
     const std::size_t babies = draw.byte() % 6, giants = draw.byte() % 4;
     for (std::size_t i = 0; i < babies; ++i)
         made.babies.push_back({static_cast<long>(draw.near(sources + i)) - static_cast<long>(sources), element(draw)});
@@ -130,8 +137,10 @@ Call next(Draw &draw, std::size_t registers, std::size_t plains, std::size_t mos
         }
         case 2: {
             const auto sources = several(draw, 3, held);
-            const Transform made = transform_of(draw, sources.size(), plains);
-            return [=](Program &program) { return program.transform(sources, limbs, made); };
+            const Map made = map_of(draw, sources.size(), plains);
+            return [=](Program &program) {
+                return program.transform(sources, limbs, {made.babies, made.giants, made.giant_element});
+            };
         }
         case 3: {
             std::vector<std::vector<std::size_t>> groups(draw.byte() % 3);
@@ -167,7 +176,6 @@ struct Made {
 Made make(Draw &draw, const Setting &setting, const std::int64_t *numbers) {
     Made made;
     for (const Side &side : setting.sides) made.programs.push_back(std::make_unique<Program>(side.context));
-    std::size_t plains = 0;
     const auto all = [&](const Call &call) {
         const Result first = tried([&] { return call(*made.programs[0]); });
         for (std::size_t i = 1; i < made.programs.size(); ++i)
@@ -176,12 +184,11 @@ Made make(Draw &draw, const Setting &setting, const std::int64_t *numbers) {
     };
     const std::size_t inputs = 1 + draw.byte() % 2, constants = draw.byte() % 3;
     for (std::size_t i = 0; i < inputs; ++i) all([&](Program &program) { return program.input(setting.primes.size()); });
-    for (std::size_t i = 0; i < constants; ++i, ++plains)
+    for (std::size_t i = 0; i < constants; ++i)
         all([&](Program &program) { return program.plain(numbers, 3, setting.primes.size(), setting.switches); });
     for (std::size_t i = 0; i < most_instructions && !draw.empty(); ++i) {
-        const std::size_t registers = made.programs[0]->registers().size(), before = made.programs[0]->plain_words();
-        all(next(draw, registers, plains, setting.primes.size(), numbers));
-        plains += made.programs[0]->plain_words() != before;
+        const std::size_t registers = made.programs[0]->registers().size();
+        all(next(draw, registers, made.programs[0]->plains(), setting.primes.size(), numbers));
     }
     const std::size_t registers = made.programs[0]->registers().size();
     const auto outputs = several(draw, 3, [&] { return draw.near(registers); });
