@@ -2,9 +2,11 @@
 
 import gc
 import itertools
+import os
 import pickle
 import threading
 import weakref
+from contextlib import nullcontext
 
 import pytest
 
@@ -69,6 +71,25 @@ def test_a_failure_leaves_no_hole():
     with pytest.raises(MemoryError):
         stock.prepare()
     assert [stock.prepare(), stock.prepare(), stock.prepare()] == [True, True, False]
+
+
+@pytest.mark.parametrize("locked", [False, True])
+def test_a_process_that_forks_leaves_its_child_nothing(locked):
+    """One encryption of zero in two processes would show the difference of what they add to it."""
+    reading, writing = os.pipe()
+    stock: Stock[str, int] = Stock(lambda form: os.getpid())
+    stock.take("a")
+    assert stock.prepare()
+    with stock._lock if locked else nullcontext():  # as another thread may have it just then
+        child = os.fork()
+        if not child:
+            os.write(writing, f"{stock.take('a')} {stock.prepare()} {stock.take('a')}".encode())
+            os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert os.read(reading, 100).decode() == f"{child} True {child}"
+    assert stock.take("a") == os.getpid()
+    os.close(reading)
+    os.close(writing)
 
 
 def test_threads_never_get_the_same_item():

@@ -17,6 +17,7 @@ from confide.serve.connect import PIECE_BYTES, Address
 from confide.serve.direct import Direct, _Answer
 from confide.serve.effects import Send
 
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 PLAIN = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
 
 
@@ -128,11 +129,24 @@ def test_a_connection_that_cannot_go_on_is_closed(answer):
         ([b"SSH-2.0-OpenSSH\r\n", None], httpx2.RemoteProtocolError),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: x\r\n\r\n", None], httpx2.RemoteProtocolError),
         ([b"HTTP/1.1 200 OK\r\nX: " + bytes(1 << 17).replace(b"\0", b"y")], httpx2.RemoteProtocolError),
+        ([CHUNKED + b"2\r\nhi\r\n0\r\nX: " + bytes(1 << 18).replace(b"\0", b"y")], httpx2.RemoteProtocolError),
+        ([CHUNKED + b"2;" + bytes(1 << 18).replace(b"\0", b"y")], httpx2.RemoteProtocolError),
         ([b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nhi"], ProtocolError),
         ([b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n123456789"], ProtocolError),
-        ([b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n9\r\n123456789\r\n0\r\n\r\n"], ProtocolError),
+        ([CHUNKED + b"9\r\n123456789\r\n0\r\n\r\n"], ProtocolError),
     ],
-    ids=["nothing", "half", "another protocol", "length", "headers", "compressed", "too large", "too large in chunks"],
+    ids=[
+        "nothing",
+        "half",
+        "another protocol",
+        "length",
+        "headers",
+        "trailers",
+        "extensions",
+        "compressed",
+        "too large",
+        "too large in chunks",
+    ],
 )
 def test_what_is_no_answer_is_an_error_and_the_next_request_gets_a_new_connection(answers, error):
     with scripted(answers, [PLAIN]) as (server, client):
@@ -140,6 +154,12 @@ def test_what_is_no_answer_is_an_error_and_the_next_request_gets_a_new_connectio
             get(client, max_bytes=8)
         assert get(client).body == b"hi"
         assert server.accepted == 2
+
+
+def test_what_stands_behind_the_body_is_no_header():
+    with scripted([CHUNKED + b"2\r\nhi\r\n0\r\nX-Late: yes\r\n\r\n"]) as (_, client):
+        answer = get(client)
+    assert (answer.body, answer.headers) == (b"hi", {"transfer-encoding": "chunked"})
 
 
 def test_a_server_that_says_nothing_is_not_waited_for():

@@ -2,11 +2,12 @@
 
 A stock belongs to one key and lives with it in memory. Each item leaves once, for one use: an encryption of zero that
 was added to two ciphertexts would show their difference. Whoever finds the stock empty makes an item there and then, so
-results never depend on what was prepared; only times do.
+results never depend on what was prepared; only times do. A process that forks leaves its child none of them.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Hashable
 from typing import Generic, NoReturn, Protocol, TypeVar, runtime_checkable
@@ -47,14 +48,23 @@ class Stock(Generic[Form, Item]):
     Only forms that were taken before are prepared, the latest first, so that a stock without use stays empty.
     """
 
-    __slots__ = ("__weakref__", "_items", "_kept", "_lock", "_make", "_making", "_most")
+    __slots__ = ("__weakref__", "_items", "_kept", "_lock", "_make", "_making", "_most", "_process")
 
     def __init__(self, make: Callable[[Form], Item], *, most: int = MOST_AHEAD) -> None:
         self._make = make
         self._most = most
+        self._empty()
+
+    def _empty(self) -> None:
         self._items: dict[Form, list[Item]] = {}  # the form that was taken last stands last
         self._kept = self._making = 0
         self._lock = threading.Lock()
+        self._process = os.getpid()
+
+    def _leave_behind(self) -> None:
+        """Drop what a process that forked left here: it hands the same items out, and may hold the lock."""
+        if self._process != os.getpid():
+            self._empty()
 
     def __len__(self) -> int:
         return self._kept
@@ -67,6 +77,7 @@ class Stock(Generic[Form, Item]):
 
     def take(self, form: Form) -> Item:
         """Return an item that nobody else gets: a prepared one, or a new one."""
+        self._leave_behind()
         with self._lock:
             items = self._items[form] = self._items.pop(form, [])
             if items:
@@ -76,6 +87,7 @@ class Stock(Generic[Form, Item]):
 
     def prepare(self) -> bool:
         """Make one item ahead. Returns False if the stock is full, or nothing was ever taken."""
+        self._leave_behind()
         with self._lock:
             if not self._items or self._kept + self._making >= self._most:
                 return False

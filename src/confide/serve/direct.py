@@ -147,7 +147,7 @@ class _Answer:
         self._headers: dict[str, str] = {}
         self._status = 0
         self._chunks: list[bytes] = []
-        self._size = self._head_bytes = 0
+        self._size = self._bare = 0  # bytes of the body; all bytes since the last of them
         self._begun = self._lasts = self._ends_with_connection = False
         self.complete = self.reusable = False
 
@@ -163,15 +163,14 @@ class _Answer:
                 raise httpx2.RemoteProtocolError("Server disconnected without a whole answer.")
             self.complete = True
             return
-        if not self._begun:
-            self._head_bytes += len(data)
+        self._bare += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             if isinstance(error.__context__, ProtocolError):  # what a callback raises comes wrapped
                 raise error.__context__ from None
             raise httpx2.RemoteProtocolError("Expected an answer in HTTP/1.1") from None
-        if not self._begun and self._head_bytes > _MOST_HEAD_BYTES:
+        if self._bare > _MOST_HEAD_BYTES:
             raise httpx2.RemoteProtocolError("Expected shorter headers")
 
     def received(self) -> Received:
@@ -182,7 +181,7 @@ class _Answer:
             self.reusable = False
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
+        if self._begun:  # what stands behind a body in chunks
             return
         key, text = name.decode("latin-1").lower(), value.decode("latin-1")
         self._headers[key] = f"{self._headers[key]}, {text}" if key in self._headers else text
@@ -202,6 +201,7 @@ class _Answer:
     def on_body(self, body: bytes) -> None:
         if self.complete:
             return
+        self._bare = 0
         self._size += len(body)
         if self._size > self._max_bytes:
             raise too_large(self._max_bytes)
