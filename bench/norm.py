@@ -19,6 +19,7 @@ import numpy as np
 from figures import Figure, at_most, command_line, show, write
 
 from confide.crypto import ring, ring_numpy
+from confide.crypto.projection import project
 from confide.crypto.random import SystemRandomness, public_stream
 from confide.ideal import Aggregator, Cohort, Session
 from confide.secagg import NormBound, Shares
@@ -107,8 +108,6 @@ def figures(length: int, bounded: Cost, plain: Cost) -> list[Figure]:
 
 def projection_ms(engine: object, length: int, dtype: type) -> float:
     """Return what one projection of one share costs on `engine`, the fastest of three."""
-    from confide.crypto.projection import project
-
     before, words = ring._engine, np.arange(length, dtype=dtype)
     ring._engine = engine  # pyright: ignore[reportAttributeAccessIssue]
     times = []

@@ -29,7 +29,7 @@ from confide.net.stream import Host, Join
 from confide.wire import Message
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
-from net.federation import Authority, until, wait_for
+from net.federation import Authority, join_context, until, wait_for
 
 SMALL, LARGE, TRIPS, UPLOADS = 1000, 64 << 20, 1000, 15
 
@@ -63,8 +63,6 @@ def members(pipe: Connection, url: str, contexts: dict[str, tuple[str, str, str]
 
 
 def client(paths: tuple[str, str, str]) -> ssl.SSLContext:
-    from confide.net.tls import join_context
-
     return join_context(*map(Path, paths))
 
 

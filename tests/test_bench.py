@@ -57,6 +57,39 @@ def test_a_benchmark_takes_its_command_line_and_its_file_from_one_place(name):
     assert f"python bench/{name} " in ast.get_docstring(TREES[name])
 
 
+def offered(path: Path) -> set[str]:
+    """Return the names that others can import from a file: what it binds, or lists, and the modules beside it."""
+    tree = ast.parse(path.read_text())
+    nodes = [node for statement in tree.body for node in ast.walk(statement)]
+    made = {node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
+    made |= {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    made |= {alias.asname or alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names}
+    if path.name != "__init__.py":
+        return made
+    made |= {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    return made | {one.name.partition(".")[0] for one in path.parent.iterdir()}
+
+
+def source(module: str) -> Path | None:
+    """Return the file of a module of ours; None where it is another's."""
+    place = Path(*module.split("."))
+    roots = (BENCH, BENCH / "peers", ROOT / "src", ROOT / "tests")
+    places = [root / end for root in roots for end in (place.with_suffix(".py"), place / "__init__.py")]
+    return next((one for one in places if one.is_file()), None)
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_what_a_file_imports_of_ours_exists(name):
+    """Nobody runs the benchmarks at each change, so a name that has moved would show late."""
+    found = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom) and node.module]
+    for node in found:
+        path = source(node.module)
+        if path is not None:
+            assert {alias.name for alias in node.names} <= offered(path)
+        else:
+            assert not node.module.startswith("confide")
+
+
 def test_no_file_has_figures_of_its_own():
     made = {name: {node.name for node in tree.body if isinstance(node, ast.ClassDef)} for name, tree in TREES.items()}
     assert [name for name, classes in made.items() if "Figure" in classes] == ["figures.py"]
