@@ -42,6 +42,7 @@ from confide.train.optimise import optimiser_of
 from confide.train.rounds import federate
 from confide.train.run import Prepared
 from confide.train.sections import Job, TrainSection
+from confide.wire import MemoryStore, Store
 
 MNIST = Path(__file__).parents[1] / "../shared/data/mnist/mnist.npz"
 PARTIES, LENGTH, ROUNDS = 10, 100_000, 16
@@ -63,12 +64,15 @@ class Given(Learner[None]):
     """Updates that are given in advance."""
 
     def __init__(self, updates: dict[str, np.ndarray]) -> None:
-        self._updates, self.start, self.travel = updates, np.zeros(LENGTH), 1.0
+        self._updates, self.start = updates, np.zeros(LENGTH)
+
+    def travel(self, silo: Silo) -> float:
+        return 1.0
 
     def model(self, parameters: np.ndarray) -> None:
         return None
 
-    def change(self, parameters: np.ndarray, silo: Silo, *, number: int, shift: Any = 0.0) -> np.ndarray:
+    def change(self, parameters: np.ndarray, silo: Silo, store: Store, **given: Any) -> np.ndarray:
         return self._updates[silo.name]
 
 
@@ -205,7 +209,8 @@ def remembered(job: Job, data: Prepared, share: float, way: str) -> float:
         subset = Subset(length=length, seed=seed, kept=kept)
         mean = np.zeros(length)
         for silo in data.silos:
-            vector = len(silo.x) / total * learner.change(parameters, silo, number=number) + memory[silo.name]
+            vector = len(silo.x) / total * learner.change(parameters, silo, MemoryStore(), number=number)
+            vector += memory[silo.name]
             sent = subset.backward(subset.forward(vector, turn), turn)
             if way == "feedback":
                 sent *= kept / length
