@@ -40,7 +40,7 @@ def curves(seconds: float, plot: Path | None) -> list[dict[str, Any]]:
         plan = case.backend.plan(graph)
         degree = plan.parameters.degree
         if keys_bytes(plan) > LIMITS.keys_bytes:
-            print(f"{curve:<10} {title:<32} N={degree:<6} keys of {keys_bytes(plan) / 1e6:.0f} MB, which no store takes")
+            print(f"{curve:<10} {title:<32} N={degree:<6} keys of {keys_bytes(plan) / 1e6:.0f} MB: no store holds it")
             continue
         ours = measure(case, repeats=30, seconds=min(seconds, 20), crowds=())
         server, whole = median(ours.server), median(ours.end_to_end)
