@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 FLOWER := bench/peers/flower
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.cpp native/*.hpp native/*/*.cpp native/*/*.hpp)
+# A benchmark is a script whose usage takes a file for its figures; what is beside them is what they share.
+BENCHMARKS = $(shell grep -lF '[--json FILE]' bench/*.py)
 # One more than the cores of a small machine: many tests wait for processes and clocks.
 WORKERS ?= 3
 FUZZ_SECONDS ?= 120
@@ -69,7 +71,7 @@ demo: setup-demo ## train one model over four hospitals, serve it encrypted, com
 
 bench: setup ## every figure that we publish, beside its peers; writes build/bench/*.json
 	@mkdir -p build/bench
-	@for script in bench/*.py; do echo "== $$script"; $(BIN)/python $$script --json build/bench/$$(basename $$script .py).json || exit 1; done
+	@for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script --json build/bench/$$(basename $$script .py).json || exit 1; done
 
 sanitize: setup ## the native evaluator on random bytes under the sanitizers, for seconds
 	$(BIN)/pytest tests/test_native_fuzz.py -k random_bytes

@@ -20,7 +20,6 @@ has as many rounds as we have trees. Categories are one column each for XGBoost:
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import json
 import os
@@ -31,14 +30,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, at_most, command_line, interval, spread, write
 from fraud_tables import BANKS, fraud_tables
 from learning import PARTIES, place_of
-from scipy.stats import t as student
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -76,19 +75,6 @@ PARTS = {
 }
 
 Peer = Callable[[], dict[str, float] | None]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One published number; the peer is what it is compared with."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    bar: float | None = None
-    met: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -205,13 +191,15 @@ def speed(rows: int, trees: int, repeats: int) -> list[Figure]:
     peer = statistics.median(wall["scikit-learn"])
     for name, found in wall.items():
         middle, ratio, bar = statistics.median(found), statistics.median(found) / peer, SPEED_BARS.get(name)
-        spread = f"{middle:.2f} [{min(found):.2f} to {max(found):.2f}]"
+        times = f"{middle:.2f} [{spread(found)}]"
         limit = "" if bar is None else f"{bar:g}"
-        print(f"{name:14}{spread:>30}{statistics.median(busy[name]):11.2f}{ratio:7.2f}{limit:>5}{scores[name]:8.4f}")
+        print(f"{name:14}{times:>30}{statistics.median(busy[name]):11.2f}{ratio:7.2f}{limit:>5}{scores[name]:8.4f}")
         if bar is not None:
             figures += [
                 Figure(f"{trees} trees, {SILOS} silos, {name}, time", middle, "s", "scikit-learn, pooled", peer),
-                Figure(f"{trees} trees, {SILOS} silos, {name}, ratio", ratio, "times", bar=bar, met=ratio <= bar),
+                Figure(
+                    f"{trees} trees, {SILOS} silos, {name}, ratio", ratio, "times", bar=bar, met=at_most(ratio, bar)
+                ),
                 Figure(
                     f"{trees} trees, {SILOS} silos, {name}, time of processors",
                     statistics.median(busy[name]),
@@ -392,7 +380,7 @@ def accuracy(name: str, seeds: int) -> list[Figure]:
         for key in ("auc", "auprc") if name == "fraud" else ("auc",):
             value, theirs = (float(np.mean([row[key] for row in part])) for part in (own, rows))
             bar = AUC_BAR if key == "auc" and side.startswith(("scikit", "the same")) else None
-            met = None if bar is None else bool(theirs - value <= bar)
+            met = at_most(theirs - value, bar)
             figures.append(Figure(f"{name}, {key.upper()}, four silos", value, "share", side, theirs, bar, met))
     return figures
 
@@ -401,8 +389,7 @@ def cell(rows: list[dict[str, float]], own: list[dict[str, float]], key: str) ->
     """Return a mean and how far ours is below it, with intervals where there are several."""
     values = np.array([row[key] for row in rows])
     lost = values - np.array([row[key] for row in own])
-    width = 0.0 if len(rows) < 2 else float(student.ppf(0.975, len(rows) - 1)) / len(rows) ** 0.5
-    told = [f"{one.mean():.4f}" + (f" +- {width * one.std(ddof=1):.4f}" if width else "") for one in (values, lost)]
+    told = [f"{one.mean():.4f}" + (f" +- {interval(one):.4f}" if len(one) > 1 else "") for one in (values, lost)]
     return f"{told[0]:>18}{told[1]:>20}"
 
 
@@ -418,13 +405,12 @@ def wait_calmly() -> None:
 def main() -> None:
     """Run it."""
     wait_calmly()
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rows", type=int, default=100_000, help="of each silo")
     parser.add_argument("--trees", type=int, default=100)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", choices=["speed", "adult", "fraud"])
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures: list[Figure] = []
     if options.only in (None, "speed"):
@@ -432,8 +418,7 @@ def main() -> None:
     for name, seeds in (("adult", 1), ("fraud", options.seeds)):
         if options.only in (None, name):
             figures += accuracy(name, seeds)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -18,21 +18,19 @@ which memory has the time to show whether it grows. At the end, each a check tha
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import random
 import sys
 import tempfile
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the processes that the tests start
 
-from federation import Figure, one_thread_each
+from federation import one_thread_each
 from federation_nodes import slope
+from figures import Figure, command_line, machine, write
 
 from confide.crypto.keys import SigningKey
 from confide.model.artifact import decode as decode_artifact
@@ -256,7 +254,7 @@ def memory(made: Deployment, weather: Weather, settled: float) -> list[tuple[str
 
 def endured(folder: Path, name: str, rounds: int, seed: int, every: int) -> list[Figure]:
     """Run and check one federation, "open", "private" or "calm", print what was found, and return the figures."""
-    private, limit_seconds, none = name == "private", 120 + 3.0 * rounds, [None] * 4
+    private, limit_seconds = name == "private", 120 + 3.0 * rounds
     job = job_text(rounds, private=private)
     made = Deployment.make(folder, NODES, features=FEATURES, records=RECORDS, job=job)
     begun = time.monotonic()
@@ -273,42 +271,39 @@ def endured(folder: Path, name: str, rounds: int, seed: int, every: int) -> list
         f"the ledger holds ({len(entries(made))} lines)"
     )
     size = (made.federation / "coordinator.db").stat().st_size / 1e6
-    figures = [Figure(f"{name}, coordinator's store", size, "MB", *none)]
+    figures = [Figure(f"{name}, coordinator's store", size, "MB")]
     print(f"    coordinator's store {size:.1f} MB")
     for who, more, error, megabytes in memory(made, weather, 0.25 if every else 0.5):
         print(f"    memory of {who}: {more:+.2f} +- {error:.2f} kB per round, {megabytes:.0f} MB")
-        figures += [Figure(f"{name}, memory of {who}, slope per round", more, "kB", *none)]
-        figures += [Figure(f"{name}, memory of {who}, half width of that", error, "kB", *none)]
+        figures += [Figure(f"{name}, memory of {who}, slope per round", more, "kB")]
+        figures += [Figure(f"{name}, memory of {who}, half width of that", error, "kB")]
     if private:
         print(f"    {check_charges(made)} charges at the nodes, every sum's among them")
     elif name == "open":
         ours, alone = accuracies(made, rounds)
         print(f"    accuracy {ours:.3f}, without faults {alone:.3f}")
         assert ours >= alone - CLOSE, "the faults cost accuracy"
-        figures.append(Figure(f"{name}, accuracy", ours, "share", "one process, no faults", alone, None, None))
+        figures.append(Figure(f"{name}, accuracy", ours, "share", "one process, no faults", alone))
     return figures
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--quick", action="store_true", help="about a minute")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     one_thread_each()
     rounds = 80 if options.quick else options.rounds
     lengths = {"open": rounds, "private": 30 if options.quick else rounds // 5, "calm": 2 * rounds}
-    load_now = " ".join(f"{load:.2f}" for load in os.getloadavg())
-    print(f"{os.cpu_count()} cores, load {load_now} before, seed {options.seed}")
+    print(f"{machine()} before, seed {options.seed}")
     figures: list[Figure] = []
     for name, count in lengths.items():
         every = 0 if name == "calm" else min(count // 2, 100)
         with tempfile.TemporaryDirectory() as folder:
             figures += endured(Path(folder), name, count, options.seed, every)
-    print(f"load {' '.join(f'{load:.2f}' for load in os.getloadavg())} after")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+    print(f"{machine()} after")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -15,13 +15,11 @@ chosen by training on 900 of the clients and looking at the images of the other 
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, command_line, interval, write
 
 from confide.crypto.random import SeededRandomness
 from confide.dp.client_plan import ClientPlan
@@ -43,19 +41,6 @@ SETTINGS = TrainSection(rounds=ROUNDS, local_steps=5, learning_rate=2.0, momentu
 PLANS = ((1, 1), (4, 1), (4, 4), (16, 1), (16, 16))
 
 Figures = tuple[np.ndarray, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One record of the file."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    bar: float | None = None
-    met: bool | None = None
 
 
 def errors() -> Iterator[Figure]:
@@ -123,12 +108,6 @@ def plan_for(epsilon: float, rotation: int, bands: int) -> ClientPlan:
     )
 
 
-def interval(values: Sequence[float]) -> float:
-    """Return half of the 95 % interval of a mean over few seeds (Student's t)."""
-    quantile = {2: 12.71, 3: 4.30, 4: 3.18, 5: 2.78, 10: 2.26}.get(len(values), 2.0)
-    return quantile * float(np.std(values, ddof=1)) / len(values) ** 0.5
-
-
 def accuracies(
     silos: Sequence[Silo], test: Figures, epsilons: Sequence[float], rotations: Sequence[int], seeds: int
 ) -> Iterator[Figure]:
@@ -152,20 +131,18 @@ def accuracies(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--errors", action="store_true", help="the first table alone")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--epsilon", type=float, nargs="+", default=[1.0, 4.0, 8.0])
     parser.add_argument("--rotation", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     figures = list(errors())
     if not options.errors and not MNIST.is_file():
         print("\nno accuracies: MNIST is not in ../shared/data")
     elif not options.errors:
         figures += accuracies(*load(MNIST), options.epsilon, options.rotation, options.seeds)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -21,12 +21,11 @@ beside fresh subsets and the dealt ones of `Subset`, in training loss on breast-
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, at_least, at_most, command_line, write
 
 from confide.crypto.fixed import RandomRounding
 from confide.crypto.random import SeededRandomness
@@ -58,8 +57,6 @@ WAYS: dict[str, dict[str, Any]] = {
 SPARE_BYTES = 64
 ACCURACY_BAR_POINTS = 1.0
 ACCURACY_BARS = ("rotate, 4 bits", "rotate, 6 bits", "rotate, 8 bits", "rotate, 12 bits")
-
-Row = dict[str, str | float | bool | None]
 
 
 class Given(Learner[None]):
@@ -139,18 +136,17 @@ def mnist(keys: dict[str, Any]) -> float:
     return 100 * accuracy(done.model, x[3000:], y[3000:])
 
 
-def figure(name: str, value: float, unit: str, peer: str, peer_value: float, bar: float | None = None, *, most: bool):
-    """Return one record; `most` tells whether the bar is the most that the value may be, or the least."""
-    met = None if bar is None else (value <= bar if most else value >= bar)
-    return {
-        "figure": name, "value": round(value, 5), "unit": unit, "peer": peer, "peer_value": round(peer_value, 5),
-        "bar": None if bar is None else round(bar, 5), "met": met,
-    }  # fmt: skip
+def figure(
+    name: str, value: float, unit: str, peer: str, peer_value: float, bar: float | None = None, *, most: bool
+) -> Figure:
+    """Return a figure; `most` tells whether the bar is the most that the value may be, or the least."""
+    met = at_most(value, bar) if most else at_least(value, bar)
+    return Figure(name, round(value, 5), unit, peer, round(peer_value, 5), None if bar is None else round(bar, 5), met)
 
 
-def errors() -> tuple[list[Row], dict[str, dict[str, tuple[float, float]]]]:
+def errors() -> tuple[list[Figure], dict[str, dict[str, tuple[float, float]]]]:
     """Print bytes and errors; return the records, and (bytes, error) of each way for each kind of update."""
-    rows: list[Row] = []
+    rows: list[Figure] = []
     found: dict[str, dict[str, tuple[float, float]]] = {}
     for kind in ("dense", "skewed"):
         silos, given = updates(kind)
@@ -177,8 +173,8 @@ def errors() -> tuple[list[Row], dict[str, dict[str, tuple[float, float]]]]:
     return rows, found
 
 
-def accuracies(seeds: int) -> list[Row]:
-    rows: list[Row] = []
+def accuracies(seeds: int) -> list[Figure]:
+    rows: list[Figure] = []
     sets = {"breast-cancer": lambda keys: breast_cancer(seeds, keys)}
     if MNIST.exists():
         sets["MNIST, 3,000 digits"] = mnist
@@ -223,8 +219,8 @@ def remembered(job: Job, data: Prepared, share: float, way: str) -> float:
     return float(-np.log(np.where(y == 1, ones, 1 - ones)).mean())
 
 
-def feedback(seeds: int) -> list[Row]:
-    rows: list[Row] = []
+def feedback(seeds: int) -> list[Figure]:
+    rows: list[Figure] = []
     for name, keys in (("defaults", {}), ("5 local steps, no momentum", {"local_steps": 5, "momentum": 0.0})):
         jobs = [parse({"job": {"seed": s}, "data": {"set": "breast-cancer"}, "train": keys}) for s in range(seeds)]
         prepared = [load_data(job) for job in jobs]
@@ -241,9 +237,9 @@ def feedback(seeds: int) -> list[Row]:
 
 def plot(found: dict[str, dict[str, tuple[float, float]]], path: Path) -> None:
     """Draw bytes against error."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
-    drawing = Figure(figsize=(9, 4), layout="constrained")
+    drawing = Drawing(figsize=(9, 4), layout="constrained")
     for axes, (kind, ways) in zip(drawing.subplots(1, 2, sharey=True), found.items(), strict=True):
         for family, colour in (
             ("none", "#444444"),
@@ -266,17 +262,15 @@ def plot(found: dict[str, dict[str, tuple[float, float]]], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
     rows, found = errors()
     if options.plot:
         plot(found, options.plot)
     rows += accuracies(options.seeds) + feedback(options.seeds)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write(rows, options.json)
 
 
 if __name__ == "__main__":

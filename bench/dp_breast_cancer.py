@@ -18,16 +18,15 @@ deviation, which nothing private may use. The bar is held against the better of 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, at_most, command_line, interval, write
 
 from confide.crypto.random import SeededRandomness
 from confide.data.sets import load_set
@@ -77,7 +76,6 @@ class Problem:
 
 
 Make = Callable[[int, Recipe], Problem]
-Row = dict[str, str | float | bool | None]
 
 
 def breast_cancer(seed: int, recipe: Recipe, *, test_fraction: float = 0.2) -> Problem:
@@ -157,8 +155,8 @@ def pooled(split: Problem, *, standardised: bool) -> float:
     return accuracy(graph, (split.test.x - mean) / deviation, split.test.y)
 
 
-def report(name: str, recipe: Recipe, seeds: range, aggregator: Aggregator, make: Make, bar: float | None) -> Row:
-    """Run `recipe` on each seed, print one line and return it for --json."""
+def report(name: str, recipe: Recipe, seeds: range, aggregator: Aggregator, make: Make, bar: float | None) -> Figure:
+    """Run `recipe` on each seed, print one line and return its figure."""
     private_runs, ceilings = [], {"same features": [], "standardised": []}
     for seed in seeds:
         split = make(seed, recipe)
@@ -167,18 +165,18 @@ def report(name: str, recipe: Recipe, seeds: range, aggregator: Aggregator, make
         ceilings["standardised"].append(100 * pooled(split, standardised=True))
     best = max(ceilings, key=lambda ceiling: np.mean(ceilings[ceiling]))
     loss = np.array(ceilings[best]) - np.array(private_runs)
-    width = 1.96 * loss.std(ddof=1) / np.sqrt(len(loss))
+    width = interval(loss)
     means = "  ".join(f"{np.mean(values):6.2f}" for values in ceilings.values())
     print(f"{name:34s} {np.mean(private_runs):7.2f}   {loss.mean():5.2f} +- {width:4.2f}     {means}", flush=True)
-    return {
-        "figure": f"accuracy lost at epsilon={recipe.epsilon:g}, {name}",
-        "value": round(float(loss.mean()), 3),
-        "unit": "points",
-        "peer": f"pooled logistic regression, {best}",
-        "peer_value": round(float(np.mean(ceilings[best])), 3),
-        "bar": bar,
-        "met": None if bar is None else bool(loss.mean() + width <= bar),
-    }
+    return Figure(
+        f"accuracy lost at epsilon={recipe.epsilon:g}, {name}",
+        round(float(loss.mean()), 3),
+        "points",
+        f"pooled logistic regression, {best}",
+        round(float(np.mean(ceilings[best])), 3),
+        bar,
+        at_most(loss.mean() + width, bar),
+    )
 
 
 NEARBY = (
@@ -200,9 +198,8 @@ NEARBY = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--nearby", action="store_true", help="also halve and double each setting")
     options = parser.parse_args()
     seeds, recipe, plain = range(options.seeds), Recipe(), PlainSum()
@@ -218,8 +215,7 @@ def main() -> None:
     for change in NEARBY if options.nearby else ():
         name = ", ".join(f"{key} {value:g}" for key, value in change.items())
         rows.append(report(name, replace(recipe, **change), seeds, plain, breast_cancer, None))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write(rows, options.json)
 
 
 if __name__ == "__main__":

@@ -16,17 +16,16 @@ from Opacus: a plain CNN and every setting at its default.
 
 from __future__ import annotations
 
-import argparse
 import json
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from figures import Figure, at_most, command_line, interval, write
 from torch import nn
 from torch.nn import functional
 
@@ -45,19 +44,6 @@ IMAGES = HERE.parent / "../shared/data/pneumoniamnist"
 PEER = HERE / "peers" / "opacus"
 
 ROUNDS, BATCH, RATE, MOMENTUM, CLIP = 80, 1177, 0.3, 0.9, 1.0
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    bar: float | None = None
-    met: bool | None = None
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -119,7 +105,7 @@ def cost(name: str, module: nn.Module, bar: float, batch: int, slots: int, repea
         f"{title:<48} plain {1e3 * theirs:7.2f} ms  private {1e3 * ours:7.2f} ms  ratio {ours / theirs:5.2f} "
         f"[{low:.2f}, {high:.2f}]  bar {bar}  of it noise {noise / theirs:.2f}"
     )
-    yield Figure(title, float(ours / theirs), "ratio", "SGD (torch)", 1.0, bar, bool(ours / theirs <= bar))
+    yield Figure(title, float(ours / theirs), "ratio", "SGD (torch)", 1.0, bar, at_most(ours / theirs, bar))
     yield Figure(f"{title}, noise alone", float(noise / theirs), "ratio")
 
 
@@ -153,7 +139,7 @@ def of_jobs(records: int, repeats: int) -> Iterator[Figure]:
         f"[{low:.2f}, {high:.2f}]  bar 1.1"
     )
     yield Figure(
-        title, float(ours / theirs), "ratio", "gradient in numpy, float64", 1.0, 1.1, bool(ours / theirs <= 1.1)
+        title, float(ours / theirs), "ratio", "gradient in numpy, float64", 1.0, 1.1, at_most(ours / theirs, 1.1)
     )
 
 
@@ -219,11 +205,6 @@ def open_model(data: dict[str, np.ndarray], seed: int) -> nn.Module:
     return module
 
 
-def interval(values: list[float] | np.ndarray) -> float:
-    """Return half of the 95 % interval of a mean."""
-    return float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values))) if len(values) > 1 else float("nan")
-
-
 def utility(seeds: int) -> Iterator[Figure]:
     """Yield the accuracy with and without privacy, and the peer's."""
     data = images()
@@ -255,8 +236,8 @@ def utility(seeds: int) -> Iterator[Figure]:
     yield Figure(
         "PneumoniaMNIST, CNN by DP-SGD, epsilon 1", float(found[:, 0].mean()), "accuracy %", "Opacus, defaults", theirs
     )
-    yield Figure("points lost against itself", float(lost.mean()), "points", bar=8.0, met=bool(lost.mean() <= 8))
-    yield Figure("AUC lost against itself", float(drop.mean()), "AUC", bar=0.03, met=bool(drop.mean() <= 0.03))
+    yield Figure("points lost against itself", float(lost.mean()), "points", bar=8.0, met=at_most(lost.mean(), 8))
+    yield Figure("AUC lost against itself", float(drop.mean()), "AUC", bar=0.03, met=at_most(drop.mean(), 0.03))
 
 
 def peer_accuracy(data: dict[str, np.ndarray], seeds: int) -> dict[str, list[float]] | None:
@@ -273,11 +254,10 @@ def peer_accuracy(data: dict[str, np.ndarray], seeds: int) -> dict[str, list[flo
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--only", choices=("cost", "utility"))
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--json")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     figures: list[Figure] = []
@@ -290,8 +270,7 @@ def main() -> None:
             figures += of_jobs(records, chosen.repeats)
     if chosen.only != "cost":
         figures += utility(chosen.seeds)
-    if chosen.json:
-        Path(chosen.json).write_text(json.dumps([asdict(figure) for figure in figures], indent=2) + "\n")
+    write(figures, chosen.json)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ runs make no claim.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
@@ -29,12 +28,13 @@ import tomllib
 import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from learning import PEER, SHARED, Figure, interval, place_of
+from figures import Figure, at_least, command_line, interval, write
+from learning import PEER, SHARED, place_of
 from sklearn.datasets import load_digits, make_blobs
 from sklearn.ensemble import HistGradientBoostingClassifier as GradientTrees
 
@@ -234,7 +234,7 @@ def measure(name: str, task: Task) -> list[Figure]:
         for one, figures in variants.items():
             print(f"{'':32}Diffprivlib, {one}: {figures.mean():.4g} +- {interval(figures):.3g}", flush=True)
         bar = BAR_POINTS if what == "logistic" else None
-        met = None if bar is None or apart is None else bool(apart.mean() - interval(apart) >= bar)
+        met = None if apart is None else at_least(apart.mean() - interval(apart), bar)
         found.append(
             Figure(
                 f"{name}, {what} at epsilon 1",
@@ -305,10 +305,9 @@ def sensitivity() -> list[Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", choices=[*TASKS, "ages", "sensitivity"])
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     figures: list[Figure] = []
@@ -322,8 +321,7 @@ def main() -> None:
             print(f"{name}: left out, its records are not in ../shared/data")
         else:
             figures += measure(name, task)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

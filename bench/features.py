@@ -11,14 +11,13 @@ images, the best of three ridge coefficients. It compares features, so no figure
 
 from __future__ import annotations
 
-import argparse
-import json
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, at_least, command_line, show, write
 
 from confide.model.projection import RandomProjection
 from confide.model.scattering import Scattering
@@ -28,23 +27,6 @@ PEER = Path(__file__).parent / "peers" / "kymatio"
 IMAGES, REPEATS, TESTED = 512, 3, 2000
 BAR_PER_SECOND = 2000.0
 RIDGES = (0.01, 0.1, 1.0)
-
-Row = dict[str, str | float | bool | None]
-
-
-def row(figure: str, value: float, unit: str, peer: tuple[str, float] | None, bar: float | None) -> Row:
-    """Return a figure as it is printed and written."""
-    name, theirs = peer or ("", None)
-    met = None if bar is None else value >= bar
-    return {
-        "figure": figure,
-        "value": round(value, 2),
-        "unit": unit,
-        "peer": name,
-        "peer_value": None if theirs is None else round(theirs, 2),
-        "bar": bar,
-        "met": met,
-    }
 
 
 def ours_per_second() -> float:
@@ -102,20 +84,17 @@ def accuracy(way: Any, records: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--records", type=int, default=2000, help="training records of MNIST")
-    parser.add_argument("--json", type=Path, help="where the figures go")
     args = parser.parse_args()
-    ours, theirs = ours_per_second(), theirs_per_second()
-    peer = None if theirs is None else ("kymatio 0.3.0", theirs)
-    rows = [row("scattering of 28 x 28, one core", ours, "images/s", peer, BAR_PER_SECOND)]
+    ours, theirs = round(ours_per_second(), 2), theirs_per_second()
+    peer = (None, None) if theirs is None else ("kymatio 0.3.0", round(theirs, 2))
+    met = at_least(ours, BAR_PER_SECOND)
+    found = [Figure("scattering of 28 x 28, one core", ours, "images/s", *peer, BAR_PER_SECOND, met)]
     if MNIST.exists():
-        rows += [row(f"MNIST, {name}", accuracy(way, args.records), "%", None, None) for name, way in WAYS.items()]
-    for one in rows:
-        beside = f"   {one['peer']}: {one['peer_value']}" if one["peer"] else ""
-        print(f"{one['figure']:45} {one['value']:>9} {one['unit']}{beside}")
-    if args.json:
-        args.json.write_text(json.dumps(rows, indent=1) + "\n")
+        found += [Figure(f"MNIST, {name}", round(accuracy(way, args.records), 2), "%") for name, way in WAYS.items()]
+    show(found)
+    write(found, args.json)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,6 @@ The peer is Flower's deployment for a sum of as many values (bench/flower.py, th
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import statistics
 import subprocess
@@ -22,8 +20,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from figures import Figure, at_most, command_line, machine, read, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the processes that the tests start
 
@@ -35,19 +34,6 @@ FEATURES, HIDDEN, RECORDS = 500, 200, 24
 WARM_UP = 4
 DELAY_SECONDS, BITS_PER_SECOND = 0.02, 200e6
 PATIENCE = Patience(stage_seconds=60, grace_seconds=5, gather_seconds=30)
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None
-    peer_value: float | None
-    bar: float | None
-    met: bool | None
 
 
 def one_thread_each() -> None:
@@ -95,7 +81,7 @@ def measure(folder: Path, nodes: int, rounds: int, *, shaped: bool) -> tuple[lis
     return seconds, [own for _, own in training], [wall for wall, _ in training]
 
 
-def spread(values: Sequence[float]) -> str:
+def quartiles(values: Sequence[float]) -> str:
     low, _, high = statistics.quantiles(values, n=4)
     return f"{1e3 * low:.0f} to {1e3 * high:.0f}, worst {1e3 * max(values):.0f}"
 
@@ -106,20 +92,18 @@ def flower(rounds: int) -> float | None:
         place = Path(folder) / "flower.json"
         command = [sys.executable, Path(__file__).with_name("flower.py"), "--rounds", str(rounds), "--json", place]
         subprocess.run(command, check=True)
-        found = [one["seconds"] for one in json.loads(place.read_text()) if one["aggregator"] == "amortised"]
-    return found[0] if found else None
+        return next((one.value for one in read(place) if one.figure == "amortised over Flower, a sum"), None)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--only", choices=("loopback", "relay"))
     parser.add_argument("--with-flower", action="store_true", help="measure Flower's deployment in the same run")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     one_thread_each()
-    print(f"{os.cpu_count()} cores, load {' '.join(f'{load:.2f}' for load in os.getloadavg())} before")
+    print(f"{machine()} before")
     peer = flower(3) if options.with_flower else None
     beside = "Flower, three SuperNodes" if peer else None
     if peer is None:
@@ -136,18 +120,18 @@ def main() -> None:
         name = link if link == "loopback" else "relay, 20 ms, 200 Mbit/s"
         flowers = f"{1e3 * peer:11.0f}" if peer else f"{'-':>11}"
         print(
-            f"{name:28}{whole:10.0f}{spread(seconds):>26}{trained:13.1f}{besides:12.0f}{bar:7.0f}{flowers}", flush=True
+            f"{name:28}{whole:10.0f}{quartiles(seconds):>26}{trained:13.1f}{besides:12.0f}{bar:7.0f}{flowers}",
+            flush=True,
         )
         title = f"amortised round, {options.nodes} nodes, 100k values, {name}"
         theirs = 1e3 * peer if peer else None
         figures += [
-            Figure(f"{title}, besides training", besides, "ms", beside, theirs, bar, besides <= bar),
-            Figure(f"{title}, whole", whole, "ms", None, None, None, None),
-            Figure(f"{title}, one node's training on the wall", 1e3 * statistics.median(wall), "ms", *[None] * 4),
+            Figure(f"{title}, besides training", besides, "ms", beside, theirs, bar, at_most(besides, bar)),
+            Figure(f"{title}, whole", whole, "ms"),
+            Figure(f"{title}, one node's training on the wall", 1e3 * statistics.median(wall), "ms"),
         ]
-    print(f"load {' '.join(f'{load:.2f}' for load in os.getloadavg())} after, {time.strftime('%H:%M')}")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+    print(f"{machine()} after, {time.strftime('%H:%M')}")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

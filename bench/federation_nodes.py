@@ -10,21 +10,18 @@ would double in no time that anybody trains for.
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import statistics
 import sys
 import tempfile
-from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, command_line, machine, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the processes that the tests start
 
-from federation import WARM_UP, Figure, job_text, one_thread_each
+from federation import WARM_UP, job_text, one_thread_each
 
 from confide.train.attendance import Patience
 from train.deployment import Deployment, Nodes, finished, start_coordinator
@@ -60,13 +57,12 @@ def measure(folder: Path, aggregate: str, nodes: int, rounds: int) -> list[dict]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--nodes", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     one_thread_each()
-    print(f"{os.cpu_count()} cores, load {' '.join(f'{load:.2f}' for load in os.getloadavg())} before")
+    print(f"{machine()} before")
     figures: list[Figure] = []
     for aggregate in ("amortised", "masked"):
         with tempfile.TemporaryDirectory() as folder:
@@ -80,18 +76,16 @@ def main() -> None:
         each = statistics.median(cpu)
         print(f"    CPU {each:.3f} ms per node and round; each round {more_cpu:+.4f} +- {cpu_error:.4f} ms more")
         print(f"    memory: each node and round {more / options.nodes:+.3f} +- {error / options.nodes:.3f} kB more")
-        none = [None] * 4
         figures += [
-            Figure(f"{name}, coordinator's CPU per node-round", each, "ms", *none),
-            Figure(f"{name}, its slope per round", more_cpu, "ms", *none),
-            Figure(f"{name}, half width of that", cpu_error, "ms", *none),
-            Figure(f"{name}, coordinator's memory", kilobytes[-1] / 1e3, "MB", *none),
-            Figure(f"{name}, memory's slope per node-round", more / options.nodes, "kB", *none),
-            Figure(f"{name}, half width of that", error / options.nodes, "kB", *none),
+            Figure(f"{name}, coordinator's CPU per node-round", each, "ms"),
+            Figure(f"{name}, its slope per round", more_cpu, "ms"),
+            Figure(f"{name}, half width of that", cpu_error, "ms"),
+            Figure(f"{name}, coordinator's memory", kilobytes[-1] / 1e3, "MB"),
+            Figure(f"{name}, memory's slope per node-round", more / options.nodes, "kB"),
+            Figure(f"{name}, half width of that", error / options.nodes, "kB"),
         ]
-    print(f"load {' '.join(f'{load:.2f}' for load in os.getloadavg())} after")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=1) + "\n")
+    print(f"{machine()} after")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ it nothing is measured.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -18,6 +17,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, command_line, write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the federation that the tests start
 
@@ -30,7 +30,9 @@ NAMES = ("north", "south", "west")
 AGGREGATORS = ("plain", "amortised", "masked")
 
 
-def measure(coordinator: parties.Coordinator, link: FlowerHost, aggregator: str, args: argparse.Namespace) -> dict:
+def measure(
+    coordinator: parties.Coordinator, link: FlowerHost, aggregator: str, args: argparse.Namespace
+) -> tuple[float, float]:
     """Return the median seconds of a sum, and the Flower messages that one node gets for it."""
     terms = parties.rounds(aggregator, NAMES, quorum=3, sums=args.rounds, length=args.length)
     expected = parties.in_one_process(terms)
@@ -43,23 +45,25 @@ def measure(coordinator: parties.Coordinator, link: FlowerHost, aggregator: str,
         seconds.append(time.perf_counter() - begin)
         np.testing.assert_array_equal(have.values, theirs.values)
     messages = (link.requests - asked) / args.rounds / len(NAMES)
-    each = statistics.median(seconds)
-    return {"aggregator": aggregator, "seconds": each, "messages": messages, "seconds_per_message": each / messages}
+    return statistics.median(seconds), messages
 
 
-def line(one: dict) -> str:
-    """Return one measurement for people."""
-    each = f"{one['messages']:.0f} messages a node, {one['seconds_per_message']:.1f} s each"
-    return f"{one['aggregator']:10} {one['seconds']:6.1f} s a sum, {each}"
+def figures(aggregator: str, seconds: float, messages: float) -> list[Figure]:
+    """Print the line of one aggregator, and return its figures."""
+    print(f"{aggregator:10} {seconds:6.1f} s a sum, {messages:.0f} messages a node, {seconds / messages:.1f} s each")
+    return [
+        Figure(f"{aggregator} over Flower, a sum", seconds, "s"),
+        Figure(f"{aggregator} over Flower, messages of a node", messages, "messages"),
+        Figure(f"{aggregator} over Flower, a message", seconds / messages, "s"),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = command_line(__doc__)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--length", type=int, default=100_000)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    found: list[dict] = []
+    found: list[Figure] = []
     if not FLOWER.is_dir():
         print("Flower is not here: make setup-flower")
     else:
@@ -69,11 +73,9 @@ def main() -> None:
             coordinator = parties.Coordinator(link.send, lambda: link.receive(1.0))
             coordinator.wait_for(set(NAMES))
             for aggregator in AGGREGATORS:
-                found.append(measure(coordinator, link, aggregator, args))
-                print(line(found[-1]))
+                found += figures(aggregator, *measure(coordinator, link, aggregator, args))
             link.close()
-    if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+    write(found, args.json)
 
 
 if __name__ == "__main__":

@@ -21,36 +21,22 @@ whole test sets and goes on where it stopped.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import he_accuracy
 import he_growth
 import he_many
+from figures import Figure, at_least, at_most, command_line, show, write
 from he_cases import MANY, MODELS, NAMES, Case, cases
 from he_ours import CROWDS, Measured, bulk_rate, measure
 from he_peers import Peer, peers_of, table, write_trees
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file, which leaves the note out; `value` is None for "not yet"."""
-
-    figure: str
-    value: float | None
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    bar: float | None = None
-    met: bool | None = None
-    note: str = ""
-
-
-def spread(values: Sequence[float]) -> str:
+def percentiles(values: Sequence[float]) -> str:
     ranked = sorted(values)
     return f"p5 {ranked[len(ranked) // 20]:.2f}, p95 {ranked[-1 - len(ranked) // 20]:.2f}, {len(ranked)} runs"
 
@@ -65,8 +51,8 @@ def figures_of(case: Case, ours: Measured, peers: Sequence[Peer]) -> list[Figure
     whole, server = median(ours.end_to_end), median(ours.server)
     error = f"largest error of an output {ours.error:.1e}"
     found = [
-        *_beside(case, "end to end", whole, peers, f"{spread(ours.end_to_end)}; {error}"),
-        *_beside(case, "server", server, peers, spread(ours.server)),
+        *_beside(case, "end to end", whole, peers, f"{percentiles(ours.end_to_end)}; {error}"),
+        *_beside(case, "server", server, peers, percentiles(ours.server)),
         *(_figure(case, name, value, "ms", "in no other figure") for name, value in _ahead(ours) if value is not None),
         _figure(case, "cold first answer", median(ours.cold), "ms", f"{len(ours.cold)} runs"),
         _figure(case, "of it keys made and uploaded", ours.keys_ms, "ms"),
@@ -102,8 +88,7 @@ def _ahead(ours: Measured) -> list[tuple[str, float | None]]:
 
 def _figure(case: Case, name: str, value: float, unit: str, note: str = "") -> Figure:
     bar = case.bars.get(name)
-    met = None if bar is None else value <= bar
-    return Figure(f"{case.title}, {name}", round(value, 4), unit, None, None, bar, met, note)
+    return Figure(f"{case.title}, {name}", round(value, 4), unit, None, None, bar, at_most(value, bar), note)
 
 
 _THEIRS = {"end to end": "total", "server": "server"}
@@ -135,29 +120,14 @@ def not_yet(case: Case) -> list[Figure]:
 def bulk_figures(case: Case, seconds: float) -> list[Figure]:
     rate, error = bulk_rate(case, seconds)
     bar = case.bars["rows/s"]
-    return [
-        Figure(
-            case.title, round(rate), "rows/s", bar=bar, met=rate >= bar, note=f"largest error of an output {error:.1e}"
-        )
-    ]
+    note = f"largest error of an output {error:.1e}"
+    return [Figure(case.title, round(rate), "rows/s", None, None, bar, at_least(rate, bar), note)]
 
 
 def many_figures(case: Case) -> list[Figure]:
     found = he_many.measure(case)
     note = f"largest error of an output {found.error:.1e}"
     return [_figure(case, *one, note) for one in found.figures()]
-
-
-def show(figures: Sequence[Figure]) -> None:
-    for one in figures:
-        line = f"{one.figure:<62} " + (
-            f"{one.value:>12.2f} {one.unit:<6}" if one.value is not None else f"{'-':>12}       "
-        )
-        if one.peer_value is not None and one.value:
-            line += f" {one.peer}: {one.peer_value:.2f} ({one.peer_value / one.value:.1f}x)"
-        if one.bar is not None:
-            line += f"  bar {one.bar:g}: {'-' if one.met is None else 'met' if one.met else 'MISSED'}"
-        print(line + (f"  [{one.note}]" if one.note else ""), flush=True)
 
 
 def tables(chosen: Sequence[Case], options: argparse.Namespace) -> list[Figure]:
@@ -188,12 +158,11 @@ def tables(chosen: Sequence[Case], options: argparse.Namespace) -> list[Figure]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=NAMES, help=", ".join(NAMES))
     parser.add_argument("--repeats", type=int, default=50)
     parser.add_argument("--seconds", type=float, default=60.0, help="after which a figure has fewer runs")
     parser.add_argument("--no-peer", action="store_true")
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--cifar", type=Path, help="x_test and y_test of CIFAR-10, an .npz")
     parser.add_argument("--accuracy", action="store_true", help="ask for whole test sets")
     parser.add_argument("--images", type=int, help="how many of a test set: 10,000, and 500 of CIFAR-10")
@@ -207,15 +176,12 @@ def main() -> None:
         return
     chosen = [] if options.growth else cases(options.cifar, options.only or NAMES)
     if options.growth:
-        records = he_growth.curves(options.seconds, options.plot)
+        found = he_growth.curves(options.seconds, options.plot)
     elif options.accuracy:
-        records = he_accuracy.accuracy(chosen, options.images, options.folder)
+        found = he_accuracy.accuracy(chosen, options.images, options.folder)
     else:
-        records = [
-            {name: value for name, value in asdict(one).items() if name != "note"} for one in tables(chosen, options)
-        ]
-    if options.json:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
+        found = tables(chosen, options)
+    write(found, options.json)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, at_least, at_most
 from he_cases import Case
 from he_ours import client_of, server
 
@@ -26,26 +27,22 @@ _BAR_POINTS = 0.1
 _BAR_DECISIONS = 99.0  # % of trees' decisions
 
 
-def accuracy(cases: Sequence[Case], count: int | None, folder: Path) -> list[dict[str, Any]]:
+def accuracy(cases: Sequence[Case], count: int | None, folder: Path) -> list[Figure]:
     """Print and return the accuracy of each case on its first `count` rows, encrypted and plain."""
     folder.mkdir(parents=True, exist_ok=True)
-    records: list[dict[str, Any]] = []
+    found: list[Figure] = []
     for case in cases:
         if case.name not in CASES:
             continue
         if case.backend is None:
             print(f"{case.title}: {case.why}")
-            records.append(_record(f"{case.title}, accuracy", None, "%", None, None))
+            found.append(Figure(f"{case.title}, accuracy", None, "%"))
             continue
-        records += _one(case, count or COUNTS.get(case.name, 10_000), folder)
-    return records
+        found += _one(case, count or COUNTS.get(case.name, 10_000), folder)
+    return found
 
 
-def _record(figure: str, value: float | None, unit: str, bar: float | None, met: bool | None) -> dict[str, Any]:
-    return {"figure": figure, "value": value, "unit": unit, "peer": None, "peer_value": None, "bar": bar, "met": met}
-
-
-def _one(case: Case, count: int, folder: Path) -> list[dict[str, Any]]:
+def _one(case: Case, count: int, folder: Path) -> list[Figure]:
     assert case.graph is not None
     x, labels = case.rows.x[:count], case.rows.labels[:count]
     expected = case.graph.apply(x)
@@ -59,19 +56,17 @@ def _one(case: Case, count: int, folder: Path) -> list[dict[str, Any]]:
     bar = _BAR_DECISIONS if case.name == "trees" else None
     title = f"{case.title}, {len(x)} rows"
     found = [
-        _record(
-            f"{title}, decisions as the plain model's", round(same, 3), "%", bar, None if bar is None else same >= bar
-        ),
-        _record(f"{title}, largest error of an output", error, "", None, None),
+        Figure(f"{title}, decisions as the plain model's", round(same, 3), "%", bar=bar, met=at_least(same, bar)),
+        Figure(f"{title}, largest error of an output", error, ""),
     ]
     known = labels >= 0
     if known.any():
         ours, theirs = (100 * float((one == labels)[known].mean()) for one in (encrypted, plain))
         print(f"    accuracy on {known.sum()} labelled rows: encrypted {ours:.2f} %, plain {theirs:.2f} %")
-        gap = abs(ours - theirs)
-        found.append(_record(f"{title}, accuracy encrypted", round(ours, 3), "%", None, None))
-        found.append(_record(f"{title}, accuracy plain", round(theirs, 3), "%", None, None))
-        found.append(_record(f"{title}, points between them", round(gap, 3), "", _BAR_POINTS, gap <= _BAR_POINTS))
+        gap, bar = abs(ours - theirs), _BAR_POINTS
+        found.append(Figure(f"{title}, accuracy encrypted", round(ours, 3), "%"))
+        found.append(Figure(f"{title}, accuracy plain", round(theirs, 3), "%"))
+        found.append(Figure(f"{title}, points between them", round(gap, 3), "", bar=bar, met=at_most(gap, bar)))
     return found
 
 

@@ -1,18 +1,19 @@
 """Rows a second of encrypted networks, in batches beside one by one: processor time of both sides, without a network.
 
-python bench/he_batch.py [--json FILE]
+    python bench/he_batch.py [--json FILE]
+
+Each is the fastest of some calls; a question holds as many rows as its plan has room for, and 4 of those one by one.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
+from figures import Figure, command_line, write
 from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
@@ -59,8 +60,20 @@ def timed(job: Callable[[], Result], repeats: int) -> tuple[float, Result]:
     return best, result
 
 
-def measure(graph: Graph, x: Matrix, goal: str, *, repeats: int = 5) -> dict[str, float]:
-    """Return rows a second of the server, and of server and client together; bytes; the largest error of an output."""
+@dataclass(frozen=True)
+class Measured:
+    """Rows a second, by the server alone and by both; rows and bytes of a question; how near the outputs are."""
+
+    server: float
+    both: float
+    rows: int
+    query_bytes: int
+    error: float
+    same_class: float
+
+
+def measure(graph: Graph, x: Matrix, goal: str, *, repeats: int = 5) -> Measured:
+    """Ask as many rows at once as a question holds, and compare the outputs with the plain network's."""
     rng, store = SystemRandomness(), MemoryStore()
     backend = Homomorphic(goal="throughput" if goal == "throughput" else "latency")
     kits = backend.prepare(graph, rng)
@@ -85,35 +98,44 @@ def measure(graph: Graph, x: Matrix, goal: str, *, repeats: int = 5) -> dict[str
     query = client.engine.encrypt(secret, rows)
     alone, _ = timed(lambda: server.engine.answer(keys, query, rng), repeats)  # type: ignore[call-arg, arg-type]
     expected, outputs = graph.apply(rows), transcript.output("client")
-    return {
-        "server, rows/s": len(rows) / alone,
-        "both, rows/s": len(rows) / whole,
-        "query, bytes": float(transcript.sizes[0]),
-        "rows": float(len(rows)),
-        "error": float(np.abs(outputs - expected).max()),
-        "same class": float((outputs.argmax(axis=1) == expected.argmax(axis=1)).mean()),
-    }
+    return Measured(
+        server=len(rows) / alone,
+        both=len(rows) / whole,
+        rows=len(rows),
+        query_bytes=transcript.sizes[0],
+        error=float(np.abs(outputs - expected).max()),
+        same_class=float((outputs.argmax(axis=1) == expected.argmax(axis=1)).mean()),
+    )
+
+
+def figures(title: str, found: Measured) -> list[Figure]:
+    """Return the figures of one network and goal."""
+    return [
+        Figure(f"{title}, server", found.server, "rows/s"),
+        Figure(f"{title}, server and client", found.both, "rows/s"),
+        Figure(f"{title}, a question", found.rows, "rows"),
+        Figure(f"{title}, a question of all its rows", found.query_bytes / 1e6, "MB"),
+        Figure(f"{title}, largest error of an output", found.error, ""),
+        Figure(f"{title}, the plain network's class", 100 * found.same_class, "%"),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser = command_line(__doc__)
     chosen = parser.parse_args()
-    records: list[dict[str, Any]] = []
+    written: list[Figure] = []
     for name, case in CASES.items():
         graph, x = case()
         for goal in GOALS:
             found = measure(graph, x, goal)
             print(
-                f"{name:<18} {goal:<11} server {found['server, rows/s']:9.0f} rows/s, both "
-                f"{found['both, rows/s']:9.0f} rows/s; {found['rows']:.0f} rows in "
-                f"{found['query, bytes'] / 1e6:.2f} MB; largest error {found['error']:.1e}, "
-                f"same class {found['same class']:.2%}",
+                f"{name:<18} {goal:<11} server {found.server:9.0f} rows/s, both {found.both:9.0f} rows/s; "
+                f"{found.rows} rows in {found.query_bytes / 1e6:.2f} MB; largest error {found.error:.1e}, "
+                f"same class {found.same_class:.2%}",
                 flush=True,
             )
-            records.append({"network": name, "goal": goal} | found)
-    if chosen.json:
-        chosen.json.write_text(json.dumps(records, indent=1))
+            written += figures(f"{name}, {goal}", found)
+    write(written, chosen.json)
 
 
 if __name__ == "__main__":

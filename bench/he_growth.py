@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
+from figures import Figure
 from he_cases import Case, Rows, chain_of, ready
 from he_ours import LIMITS, measure
 
@@ -24,9 +24,9 @@ def points() -> list[tuple[str, int, int, int]]:
     return found + [("precision", WIDTH, DEPTH, bits) for bits in (6, 10, 16, 20, 24)]
 
 
-def curves(seconds: float, plot: Path | None) -> list[dict[str, Any]]:
+def curves(seconds: float, plot: Path | None) -> list[Figure]:
     """Print and return the figures of every point; the ring degree is the planner's choice and stands beside each."""
-    records: list[dict[str, Any]] = []
+    found: list[Figure] = []
     shown: list[tuple[str, int, float, int]] = []
     for curve, width, depth, bits in points():
         graph = chain_of(width, depth)
@@ -51,17 +51,15 @@ def curves(seconds: float, plot: Path | None) -> list[dict[str, Any]]:
             flush=True,
         )
         shown.append((curve, {"width": width, "depth": depth, "precision": bits}[curve], server, degree))
-        empty = dict.fromkeys(("peer", "peer_value", "bar", "met"))
-        for figure, value, unit in (
-            ("server", server, "ms"),
-            ("end to end", whole, "ms"),
-            ("keys", ours.keys_bytes / 1e6, "MB"),
-        ):
-            name = f"{curve}: {title}, N={degree}, {figure}"
-            records.append({"figure": name, "value": round(value, 3), "unit": unit} | empty)
+        name = f"{curve}: {title}, N={degree}"
+        found += [
+            Figure(f"{name}, server", round(server, 3), "ms"),
+            Figure(f"{name}, end to end", round(whole, 3), "ms"),
+            Figure(f"{name}, keys", round(ours.keys_bytes / 1e6, 3), "MB"),
+        ]
     if plot:
         draw(shown, plot)
-    return records
+    return found
 
 
 def draw(shown: list[tuple[str, int, float, int]], path: Path) -> None:

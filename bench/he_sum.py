@@ -10,15 +10,13 @@ expansion is a client's upload over its vector as 32-bit words. The peer is our 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
+from figures import Figure, at_most, command_line, show, spread, write
 
 from confide.crypto.random import SystemRandomness, public_stream
 from confide.he import EncryptedSum
@@ -85,20 +83,6 @@ def measure(aggregator: Aggregator, *, clients: int, ring_bits: int, repeats: in
     )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file, which leaves the spread out."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None
-    peer_value: float | None
-    bar: float | None
-    met: bool | None
-    spread: str
-
-
 def figures(title: str, ours: Cost, theirs: Cost, most_expansion: float) -> list[Figure]:
     """Return a figure for each cost, beside the masked sum's where it has one."""
     found: list[Figure] = []
@@ -118,34 +102,18 @@ def figures(title: str, ours: Cost, theirs: Cost, most_expansion: float) -> list
                 unit=unit,
                 peer="masked" if others else None,
                 peer_value=round(statistics.median(others), 2) if others else None,
-                bar=None,
-                met=None,
-                spread=f"[{min(values):.2f} to {max(values):.2f}]",
+                note=spread(values),
             )
         )
     expansion, other = (1e3 * statistics.median(cost.up_kb) / (4 * LENGTH) for cost in (ours, theirs))
-    met = expansion <= most_expansion
-    found.append(
-        Figure(f"{title} expansion", round(expansion, 3), "x", "masked", round(other, 3), most_expansion, met, "")
-    )
+    met = at_most(expansion, most_expansion)
+    found.append(Figure(f"{title} expansion", round(expansion, 3), "x", "masked", round(other, 3), most_expansion, met))
     return found
 
 
-def show(found: Sequence[Figure]) -> None:
-    print("medians, [fastest to slowest repeat]\n")
-    for one in found:
-        line = f"{one.figure:<46} {one.value:>9.2f} {one.unit:<2} {one.spread:<22}"
-        if one.peer_value is not None:
-            line += f" {one.peer}: {one.peer_value:.2f} ({one.value / one.peer_value:.1f}x of it)"
-        if one.bar is not None:
-            line += f"  bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
-        print(line)
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found: list[Figure] = []
     notes: list[str] = []
@@ -159,11 +127,10 @@ def main() -> None:
         notes.append(
             f"n={clients}: set-up {costs[0].set_up_ms:.1f} ms and {costs[0].set_up_down_kb:.0f} kB down per client"
         )
+    print("medians, [fastest to slowest repeat]\n")
     show(found)
     print("\nonce per cohort, " + "; ".join(dict.fromkeys(notes)))
-    if args.json:
-        records = [{key: value for key, value in asdict(one).items() if key != "spread"} for one in found]
-        args.json.write_text(json.dumps(records, indent=1) + "\n")
+    write(found, args.json)
 
 
 if __name__ == "__main__":

@@ -11,15 +11,13 @@ a busy machine. The bar and the peers of 20 trees of depth 3 are rows of bench/h
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
+from figures import Figure, command_line, write
 from numpy.typing import NDArray
 from sklearn.datasets import load_breast_cancer
 from sklearn.ensemble import GradientBoostingClassifier
@@ -125,6 +123,18 @@ def growth(repeats: int) -> Iterator[dict[str, Any]]:
         }
 
 
+def figures_of(record: dict[str, Any]) -> list[Figure]:
+    """Return what one size costs as figures; a unit is the last word of a name."""
+    sizes = ("trees", "depth", "D")
+    title = "{trees} trees of depth {depth}, D = {D}".format_map(record)
+    found: list[Figure] = []
+    for name, value in record.items():
+        what, _, unit = name.rpartition(" ")
+        if name not in sizes:
+            found.append(Figure(f"{title}, {what or name}", value, unit if what else ""))
+    return found
+
+
 def asked(backend: Homomorphic, graph: Graph, x: Matrix) -> tuple[list[float], int]:
     """Return the seconds of the server for each row, the first left out, and the bytes of a query."""
     rng = SystemRandomness()
@@ -142,18 +152,16 @@ def asked(backend: Homomorphic, graph: Graph, x: Matrix) -> tuple[list[float], i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=10)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    records: list[dict[str, Any]] = []
+    found: list[Figure] = []
     for record in growth(options.repeats):
-        if not records:
+        if not found:
             print("| " + " | ".join(record) + " |\n" + "|---" * len(record) + "|")
         print("| " + " | ".join(map(str, record.values())) + " |", flush=True)
-        records.append(record)
-    if options.json:
-        options.json.write_text(json.dumps(records, indent=1) + "\n")
+        found += figures_of(record)
+    write(found, options.json)
 
 
 if __name__ == "__main__":

@@ -18,13 +18,12 @@ FLamby's figures are from its results (5 seeds, its one split): 15 rounds of 100
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
-import json
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, at_least, at_most, command_line, interval, show, write
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
@@ -125,25 +124,34 @@ def pooled(parts: dict[str, Part], tests: dict[str, Part]) -> tuple[float, float
     return right({name: model.predict(np.stack(list(c.values()), axis=1)) for name, (c, _) in tests.items()}, tests)
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return mean and half-width of its 95 % interval."""
-    return float(np.mean(values)), 1.96 * float(np.std(values, ddof=1)) / len(values) ** 0.5
+def around(values: list[float]) -> tuple[float, float]:
+    """Return mean and half the width of its 95 % interval."""
+    return float(np.mean(values)), interval(values)
 
 
-def figure(name: str, value: float, unit: str, peer: str, peer_value: float, bar: float | None, met: bool | None):
-    return {
-        "figure": name, "value": round(value, 4), "unit": unit, "peer": peer, "peer_value": peer_value,
-        "bar": None if bar is None else round(bar, 4), "met": met,
-    }  # fmt: skip
+def figures(ours: list[tuple[float, float]], theirs: list[tuple[float, float]], total: int) -> list[Figure]:
+    """Print what the masked model loses to the pooled one, and return what the bars are about."""
+    lost, width = around([b[0] - a[0] for a, b in zip(ours, theirs, strict=True)])
+    worst = max(abs(b[0] - a[0]) for a, b in zip(ours, theirs, strict=True))
+    print(f"records lost to the pooled model: {lost:.2f} +- {width:.2f}, at most {worst:.0f} in a split")
+    mean, first, bar = float(np.mean([score[1] for score in ours])), ours[0][0], theirs[0][0] - 1
+    (their_first, their_mean), least = FLAMBY["FedYogi"], BAR_MEAN_OF_HOSPITALS
+    sklearn, flamby = ("records", "scikit-learn, pooled"), ("accuracy", "FLamby FedYogi")
+    title = "FLamby's split, all test records"
+    return [
+        Figure("test records lost to pooled", round(lost, 4), *sklearn, 0.0, 1.0, at_most(lost + width, 1.0)),
+        Figure(title, round(first / total, 4), *flamby, their_first, round(bar / total, 4), at_least(first, bar)),
+        Figure("mean of hospitals", round(mean, 4), *flamby, their_mean, least, at_least(mean, least)),
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not HEART.exists():
         print("no ../shared/data: heart disease left out")
+        write([], options.json)
         return
     parts = read()
     names = ("confide, masked, 100 sums", "pooled, scikit-learn", *OTHERS)
@@ -159,32 +167,14 @@ def main() -> None:
     print(f"test records {total} in {[len(labels) for _, labels in tests.values()]}, {options.seeds} splits")
     print(f"{'':28s} FLamby's split: all | mean     splits, 95 %: all            mean of hospitals")
     for name in names:
-        (a, wa), (m, wm) = interval([s[0] / total for s in scores[name]]), interval([s[1] for s in scores[name]])
+        (a, wa), (m, wm) = around([s[0] / total for s in scores[name]]), around([s[1] for s in scores[name]])
         first = scores[name][0]
         print(f"{name:28s} {first[0] / total:14.3f} | {first[1]:.3f}   {a:.3f} +- {wa:.3f}     {m:.3f} +- {wm:.3f}")
     for name, (all_tests, mean) in FLAMBY.items():
         print(f"{'FLamby ' + name:28s} {all_tests:14.3f} | {mean:.3f}")
-    ours, theirs = scores[names[0]], scores[names[1]]
-    lost, width = interval([b[0] - a[0] for a, b in zip(ours, theirs, strict=True)])
-    worst = max(abs(b[0] - a[0]) for a, b in zip(ours, theirs, strict=True))
-    print(f"records lost to the pooled model: {lost:.2f} +- {width:.2f}, at most {worst:.0f} in a split")
-    mean, _ = interval([s[1] for s in ours])
-    first = ours[0]
-    rows = [
-        figure("test records lost to pooled", lost, "records", "scikit-learn, pooled", 0.0, 1.0, lost + width <= 1.0),
-        figure(
-            "FLamby's split, all test records", first[0] / total, "accuracy", "FLamby FedYogi",
-            FLAMBY["FedYogi"][0], theirs[0][0] / total - 1 / total, first[0] >= theirs[0][0] - 1,
-        ),
-        figure(
-            "mean of hospitals", mean, "accuracy", "FLamby FedYogi", FLAMBY["FedYogi"][1], BAR_MEAN_OF_HOSPITALS,
-            mean >= BAR_MEAN_OF_HOSPITALS,
-        ),
-    ]  # fmt: skip
-    for row in rows:
-        print(f"{row['figure']}: {row['value']} {row['unit']}, bar {row['bar']}: {'met' if row['met'] else 'NOT met'}")
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    found = figures(scores[names[0]], scores[names[1]], total)
+    show(found, digits=4)
+    write(found, options.json)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ regression on the same columns; the naive network on images is in bench/dpsgd.py
 
 from __future__ import annotations
 
-import argparse
 import csv
 import gzip
 import json
@@ -30,11 +29,12 @@ import subprocess
 import tempfile
 import tomllib
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, at_least, at_most, command_line, interval, write
 from hospital_tables import hospital_tables
 from image_tables import SOURCES, image_tables
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
@@ -81,19 +81,6 @@ LEAST = {"heart": (74.0, 77.0), "mnist": (97.5, 98.0)}
 
 #: Whose accuracies are averaged, however many patients each has.
 HOSPITALS = {"cleveland", "hungarian", "switzerland", "va"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    bar: float | None = None
-    met: bool | None = None
 
 
 def place_of(name: str, folder: Path) -> Path | None:
@@ -243,14 +230,11 @@ def federated(name: str, place: Path) -> list[Figure]:
         "(bar 2)"
     )
     return [
-        Figure(f"{name}, federated from pooled, without privacy", apart, "points", None, None, 1.0, apart <= 1.0),
-        Figure(f"{name}, passes of the federation", passes, "x pooled", None, None, 2.0, passes <= 2.0),
+        Figure(
+            f"{name}, federated from pooled, without privacy", apart, "points", None, None, 1.0, at_most(apart, 1.0)
+        ),
+        Figure(f"{name}, passes of the federation", passes, "x pooled", None, None, 2.0, at_most(passes, 2.0)),
     ]
-
-
-def interval(values: np.ndarray) -> float:
-    """Return half of the 95 % interval of a mean."""
-    return float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))
 
 
 def measure(name: str, place: Path, seeds: int) -> list[Figure]:
@@ -273,12 +257,14 @@ def measure(name: str, place: Path, seeds: int) -> list[Figure]:
         smaller = (found[:, 4] - found[:, 3]) / 100
         drop = float(smaller.mean())
         print(f"{'':15}area under the curve lost {drop:.4f} +- {interval(smaller):.4f} (bar {bars.auc:g})", flush=True)
-        areas = [Figure(f"{name}, area lost against the same", drop, "", None, None, bars.auc, drop <= bars.auc)]
+        areas = [Figure(f"{name}, area lost against the same", drop, "", None, None, bars.auc, at_most(drop, bars.auc))]
     return [
         *areas,
         Figure(f"{name}, accuracy at epsilon 1", float(private), "%", "the same without privacy", float(same)),
-        Figure(f"{name}, lost against the same", less, "points", None, None, bars.same, less <= bars.same),
-        Figure(f"{name}, lost against the best", more, "points", "best", float(best), bars.best, more <= bars.best),
+        Figure(f"{name}, lost against the same", less, "points", None, None, bars.same, at_most(less, bars.same)),
+        Figure(
+            f"{name}, lost against the best", more, "points", "best", float(best), bars.best, at_most(more, bars.best)
+        ),
         Figure(f"{name}, half of the 95 % interval of the loss", interval(lost), "points"),
     ]
 
@@ -290,16 +276,15 @@ def measure_alone(name: str, place: Path, seeds: int) -> list[Figure]:
     private, (bar, stretch) = float(found.mean()), LEAST[name]
     print(f"{name:15}{private:8.2f} +- {interval(found):4.2f} (bar {bar:g}, stretch {stretch:g})", flush=True)
     return [
-        Figure(f"{name}, accuracy at epsilon 1", private, "%", None, None, bar, private >= bar),
+        Figure(f"{name}, accuracy at epsilon 1", private, "%", None, None, bar, at_least(private, bar)),
         Figure(f"{name}, half of the 95 % interval", interval(found), "%"),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--only", choices=[*BARS, *LEAST])
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     print(f"{'set':15}{'private %':>16}{'same':>9}{'best':>9}{'lost, same':>17}{'lost, best':>40}")
     figures: list[Figure] = []
@@ -312,8 +297,7 @@ def main() -> None:
             figures += measure(name, place, options.seeds)
             figures += federated(name, place)
             figures += naive(name, place, options.seeds)
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in figures], indent=1) + "\n")
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ last third of the time after the restart has settled over the first third: what 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import signal
@@ -25,12 +24,13 @@ import time
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+from figures import Figure, at_most, command_line, show, write
 
 from confide.crypto.keys import SigningKey
 from confide.guarantee import PrivacyLabel
@@ -43,19 +43,6 @@ FEATURES = 30
 PEER = Path(__file__).parent / "peers" / "locust"
 #: Answers that are no error: what was asked for, and refusals that say when to come back.
 EXPECTED = {"200", "429 rate_limited", "429 quota", "503 busy", "503 worker_ended"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    bar: float | None = None
-    met: bool | None = None
 
 
 @dataclass
@@ -245,24 +232,22 @@ def figures(outcome: Outcome) -> list[Figure]:
         Figure("answers after the restart", after, "answers", bar=1, met=after > 0),
         Figure("keys uploaded again after it", outcome.uploads, "uploads", bar=0, met=not outcome.uploads),
         Figure("memory of all server processes", statistics.median(late) / 1e6, "MB"),
-        Figure("memory at the end over memory after it settled", growth, "x", bar=1.05, met=growth <= 1.05),
+        Figure("memory at the end over memory after it settled", growth, "x", bar=1.05, met=at_most(growth, 1.05)),
     ]
     return found
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--seconds", type=int, default=60)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--store", help="postgresql://... instead of an SQLite file")
-    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     locust = PEER / ".venv" / "bin" / "python"
     if not locust.exists():
         print("no environment in bench/peers/locust/.venv: nothing is measured (see requirements.txt there)")
-        if asked.json:
-            asked.json.write_text("[]")
+        write([], asked.json)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -271,11 +256,8 @@ def main() -> None:
         outcome = loaded(server, folder, locust=locust, clients=asked.clients, seconds=asked.seconds)
     found = figures(outcome)
     print(f"{asked.clients} clients for {asked.seconds} s, {asked.workers} workers")
-    for one in found:
-        met = "" if one.met is None else f"   bar {one.bar:g}: {'met' if one.met else 'missed'}"
-        print(f"{one.figure:<52} {one.value:>12.2f} {one.unit}{met}")
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(one) for one in found], indent=1))
+    show(found)
+    write(found, asked.json)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """The native evaluator beside Microsoft SEAL in the same run, and how far it is from what the machine could do.
 
-    python bench/native.py [--seconds 3] [--json FILE]
+    python bench/native.py [--seconds 3] [--only transforms|rotations] [--path ifma|avx2|portable] [--json FILE]
 
 Number-theoretic transforms of one limb (N residues of one prime), each instruction set, forward and back. SEAL's time
 is that of `transform_to_ntt` and `transform_from_ntt` on a whole ciphertext, over its rows. Then the rotations of
-bench/native_rotations.py.
+bench/native_rotations.py, by the best kernels that run here or those of --path.
 
 Two limits stand beside a transform by AVX-512-IFMA. Products: N/2 log2 N butterflies of three 52-bit products each,
 over the rate at which one core makes them, measured here by bench/native_rate.cpp (g++). Bytes: a row read and written
@@ -15,20 +15,17 @@ One thread; least of many runs in processor time, SEAL and native in turns: othe
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, at_most, command_line, machine, show, write
 from native_rotations import CASES as ROTATIONS
-from native_rotations import Figure, figures_of, memory_speed
+from native_rotations import figures_of, memory_speed
 from numpy.typing import NDArray
 
 from confide import _native
@@ -110,8 +107,7 @@ def transforms(
             note = limits(degree, value, rate, speed) if path == "ifma" else ""
             title = f"NTT {name}, N={degree}, {bits[0]}-bit primes, {path}, per limb"
             aim = bar if place == 0 else None
-            met = None if aim is None else value <= aim
-            found.append(Figure(title, value, "us", "SEAL", theirs, aim, met, note))
+            found.append(Figure(title, value, "us", "SEAL", theirs, aim, at_most(value, aim), note))
     return found
 
 
@@ -127,36 +123,28 @@ def limits(degree: int, value: float, rate: float | None, speed: float) -> str:
     return f"{products} products at {rate / 1e9:.1f} G/s: {limit:.1f} us, {limit / value:.0%} of the time; {text}"
 
 
-def figures(seconds: float) -> list[Figure]:
-    """Return all figures."""
+def figures(seconds: float, only: str | None, path: str) -> list[Figure]:
+    """Return the figures of one part or of both."""
     speed, rate = memory_speed(seconds / 3), product_rate()
-    found = [figure for case in TRANSFORMS for figure in transforms(*case, seconds, rate, speed)]
-    return found + [figure for case in ROTATIONS for figure in figures_of(case, "", seconds, speed)]
-
-
-def line(figure: Figure) -> str:
-    """Return one line of the table."""
-    text = f"{figure.figure:<64}{figure.value:>9.3f} {figure.unit:<3}"
-    if figure.peer_value is not None:
-        text += f"  {figure.peer} {figure.peer_value:>8.2f} ({figure.peer_value / figure.value:.1f}x)"
-    if figure.bar is not None:
-        text += f"  bar {figure.bar:g} {'met' if figure.met else 'MISSED'}"
-    return f"{text}  {figure.note}".rstrip()
+    found: list[Figure] = []
+    if only != "rotations":
+        found += [figure for case in TRANSFORMS for figure in transforms(*case, seconds, rate, speed)]
+    if only != "transforms":
+        found += [figure for case in ROTATIONS for figure in figures_of(case, path, seconds, speed)]
+    return found
 
 
 def main() -> None:
     """Print the table, and write the figures if asked."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = command_line(__doc__)
     parser.add_argument("--seconds", type=float, default=3, help="for each set of figures")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", choices=("transforms", "rotations"))
+    parser.add_argument("--path", default="", choices=PATHS, help="kernels of the rotations")
     options = parser.parse_args()
-    found = figures(options.seconds)
-    print(f"load of the machine {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores")
-    for figure in found:
-        print(line(figure))
-    if options.json:
-        records = [{key: value for key, value in asdict(figure).items() if key != "note"} for figure in found]
-        options.json.write_text(json.dumps(records, indent=2) + "\n")
+    found = figures(options.seconds, options.only, options.path)
+    print(machine())
+    show(found, digits=3)
+    write(found, options.json)
 
 
 if __name__ == "__main__":

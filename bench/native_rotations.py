@@ -1,11 +1,9 @@
 """Rotations of the native evaluator beside Microsoft SEAL's, one thread and two, the same keys and ciphertexts.
 
-    python bench/native_rotations.py [--seconds 3] [--path ifma]
-
-For each set of parameters: one rotation alone; one of 16 that share a decomposition, which counts for a sixteenth of
-itself; the same in extended form, as sums of products take it, which divide once. Each rotation has a key of its own,
-so keys come from memory as they do in a plan. What a hoisted rotation cannot be faster than: the bytes of its key over
-the speed at which one core here reads memory.
+Used by bench/native.py. For each set of parameters: one rotation alone; one of 16 that share a decomposition, which
+counts for a sixteenth of itself; the same in extended form, as sums of products take it, which divide once. Each
+rotation has a key of its own, so keys come from memory as they do in a plan. What a hoisted rotation cannot be faster
+than: the bytes of its key over the speed at which one core here reads memory.
 
 One thread: the least of many runs in processor time; two: by the clock. SEAL and native take turns of some runs each.
 Other programs only ever make a run longer.
@@ -13,13 +11,13 @@ Other programs only ever make a run longer.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 
 import numpy as np
+from figures import Figure, at_most
 
 from confide import _native
 from confide.he.packed import unpack
@@ -45,20 +43,6 @@ CASES: tuple[Rotations, ...] = (
 )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table; `value` in `unit`."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None = None
-    peer_value: float | None = None
-    bar: float | None = None
-    met: bool | None = None
-    note: str = ""
-
-
 def least(
     runs: Sequence[Callable[[], object]], seconds: float, clock: Callable[[], float] = time.thread_time
 ) -> list[float]:
@@ -82,7 +66,7 @@ def memory_speed(seconds: float) -> float:
 
 
 def figures_of(case: Rotations, path: str, seconds: float, speed: float) -> list[Figure]:
-    """Return the figures of one set of parameters."""
+    """Return the figures of one set of parameters, by the kernels called `path`; "" is the machine's best."""
     primes = ntt_primes(case.degree, case.bits)
     context = Context(Parameters(scheme="ckks", degree=case.degree, primes=primes))
     needs = Needs(steps=STEPS)
@@ -125,8 +109,8 @@ def figures_of(case: Rotations, path: str, seconds: float, speed: float) -> list
 
     def figure(name: str, value: float, bar: float | None) -> Figure:
         whole = f"rotation, N={case.degree}, {len(primes)} primes, {name}"
-        met = None if bar is None else value <= bar
-        return Figure(whole, value, "ms", "SEAL", seal, bar, met, f"{note}, {size / speed / value:.0%} of the time")
+        share = f"{note}, {size / speed / value:.0%} of the time"
+        return Figure(whole, value, "ms", "SEAL", seal, bar, at_most(value, bar), share)
 
     return [
         figure("alone", one, case.alone),
@@ -135,26 +119,3 @@ def figures_of(case: Rotations, path: str, seconds: float, speed: float) -> list
         figure("hoisted, 2 threads", both_many + share / 2, case.hoisted),
         figure("hoisted, division left to the sum", extended + share, case.hoisted),
     ]
-
-
-def figures(seconds: float = 3, path: str = "") -> list[Figure]:
-    """Return all figures; path "" is the machine's best."""
-    speed = memory_speed(seconds / 3)
-    return [figure for case in CASES for figure in figures_of(case, path, seconds, speed)]
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--path", default="", choices=["", "portable", "avx2", "ifma"])
-    arguments = parser.parse_args()
-    for figure in figures(arguments.seconds, arguments.path):
-        bar = f"bar {figure.bar:g}: {'met' if figure.met else 'MISSED'}" if figure.bar else ""
-        times = figure.peer_value / figure.value if figure.peer_value else 0
-        line = f"{figure.figure}: {figure.value:.3f} {figure.unit}"
-        print(f"{line}; SEAL {figure.peer_value:.2f}, {times:.1f} times; {bar}; {figure.note}")
-
-
-if __name__ == "__main__":
-    main()

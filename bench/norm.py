@@ -10,15 +10,13 @@ each figure is the same sum without a bound, in the same run. `numpy` figures ar
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
+from figures import Figure, at_most, command_line, show, write
 
 from confide.crypto import ring, ring_numpy
 from confide.crypto.random import SystemRandomness, public_stream
@@ -41,19 +39,6 @@ class Cost:
     helper_ms: Sequence[float]
     client_kb: Sequence[float]
     between_kb: Sequence[float]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None
-    peer_value: float | None
-    bar: float | None
-    met: bool | None
 
 
 def vectors_of(names: Sequence[str], length: int) -> dict[str, np.ndarray]:
@@ -113,21 +98,11 @@ def figures(length: int, bounded: Cost, plain: Cost) -> list[Figure]:
                 peer="shares without a bound",
                 peer_value=round(without, 2),
                 bar=bar,
-                met=None if bar is None else with_bound <= bar,
+                met=at_most(with_bound, bar),
+                note=f"{with_bound / without - 1:+.1%}",
             )
         )
     return found
-
-
-def show(found: Sequence[Figure]) -> None:
-    print(f"ring arithmetic: {ring.ENGINE}; medians; n={CLIENTS}, norm_bound={NORM}, rows={BOUND.rows}\n")
-    for one in found:
-        line = f"{one.figure:<58} {one.value:>9.2f} {one.unit}"
-        if one.peer_value:
-            line += f"   without: {one.peer_value:>9.2f}   {one.value / one.peer_value - 1:+.1%}"
-        if one.bar is not None:
-            line += f"   bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
-        print(line)
 
 
 def projection_ms(engine: object, length: int, dtype: type) -> float:
@@ -146,9 +121,8 @@ def projection_ms(engine: object, length: int, dtype: type) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     found: list[Figure] = []
     for length in (100_000, 1_000_000):
@@ -157,14 +131,14 @@ def main() -> None:
     for dtype in (np.uint32, np.uint64):
         ours, numpy = projection_ms(ring._engine, 1_000_000, dtype), projection_ms(ring_numpy, 1_000_000, dtype)
         name = f"projection of 1,000,000 {np.dtype(dtype)}"
-        found.append(Figure(name, round(ours, 2), "ms", "numpy", round(numpy, 2), None, None))
+        found.append(Figure(name, round(ours, 2), "ms", "numpy", round(numpy, 2)))
+    print(f"ring arithmetic: {ring.ENGINE}; medians; n={CLIENTS}, norm_bound={NORM}, rows={BOUND.rows}\n")
     show(found)
     print(
         f"\na vector of {BOUND.ratio_percent / 100:g} bounds passes with 2^-{BOUND.soundness_bits:.1f} for each "
         f"draw of projections, an honest one draws again with 2^-{BOUND.completeness_bits:.1f}"
     )
-    if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in found], indent=1) + "\n")
+    write(found, args.json)
 
 
 if __name__ == "__main__":

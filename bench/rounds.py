@@ -12,11 +12,10 @@ the data, though it computes five times per sum.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, at_most, command_line, write
 
 from confide.train import load_data, parse, train
 from confide.train.evaluate import accuracy
@@ -58,12 +57,11 @@ def pooled_passes(job, data) -> int:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     options = parser.parse_args()
-    rows, ratios = [], {}
+    found, ratios = [], {}
     print(f"sums to {TARGET:.0%} test accuracy, {options.seeds} splits: median [lowest, highest], mean ratio to pooled")
     for alpha in (1.0, 0.1):
         prepared = [load_data(job_of(seed, alpha, {})) for seed in range(options.seeds)]
@@ -74,19 +72,11 @@ def main() -> None:
             ratio = float(sums.sum() / passes.sum())
             print(f"  {name:22s} {np.median(sums):6g} [{sums.min()}, {sums.max()}]   {ratio:6.2f}", flush=True)
             ratios[alpha, name] = sums / passes
-            rows.append(
-                {
-                    "figure": f"sums per pooled pass to {TARGET:g}, alpha {alpha:g}, {name}",
-                    "value": round(ratio, 3),
-                    "unit": "ratio",
-                    "peer": "pooled gradient descent",
-                    "peer_value": 1.0,
-                    "bar": BAR,
-                    "met": ratio <= BAR,
-                }
+            title = f"sums per pooled pass to {TARGET:g}, alpha {alpha:g}, {name}"
+            found.append(
+                Figure(title, round(ratio, 3), "ratio", "pooled gradient descent", 1.0, BAR, at_most(ratio, BAR))
             )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+    write(found, options.json)
     if options.plot:
         draw(ratios, options.plot)
 

@@ -12,12 +12,11 @@ within the cap counts as the cap, so its ratio is a lower bound.
 
 from __future__ import annotations
 
-import argparse
-import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from figures import Figure, at_most, command_line, write
 from torch import nn
 
 from confide.train import Silo, TorchLearner, fit, train_section
@@ -71,22 +70,20 @@ def rounds_to_target(silos: list[Silo], settings: dict, seed: int, test: tuple[n
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--data", type=Path, default=MNIST)
     options = parser.parse_args()
     if not options.data.is_file():
         print(f"left out: no data at {options.data}")
-        if options.json:
-            options.json.write_text("[]\n")
+        write([], options.json)
         return
     with np.load(options.data) as file:
         train_x, train_y = (file["x_train"][:, None] / 255).astype(np.float32), file["y_train"].astype(np.int64)
         test = (file["x_test"][:, None] / 255).astype(np.float32), file["y_test"].astype(np.int64)
     torch.set_num_threads(1)  # batches are small: more threads wait for each other
-    rows, ratios = [], {}
+    found, ratios = [], {}
     chosen = [np.random.default_rng(100 + seed).permutation(len(train_y))[:IMAGES] for seed in range(options.seeds)]
     pooled = [Silo("all", train_x[places], train_y[places]) for places in chosen]
     passes = np.array([rounds_to_target([all_], {}, seed, test) for seed, all_ in enumerate(pooled)])
@@ -102,19 +99,9 @@ def main() -> None:
             ratio = float(counts.sum() / passes.sum())
             ratios[alpha, name] = counts / passes
             print(f"  alpha {alpha:<4g} {name:22s} rounds {counts.tolist()}   {ratio:6.2f} per pooled pass", flush=True)
-            rows.append(
-                {
-                    "figure": f"rounds per pooled pass to {TARGET:g}, MNIST, alpha {alpha:g}, {name}",
-                    "value": round(ratio, 3),
-                    "unit": "ratio",
-                    "peer": "pooled training",
-                    "peer_value": 1.0,
-                    "bar": BAR,
-                    "met": ratio <= BAR,
-                }
-            )
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+            title = f"rounds per pooled pass to {TARGET:g}, MNIST, alpha {alpha:g}, {name}"
+            found.append(Figure(title, round(ratio, 3), "ratio", "pooled training", 1.0, BAR, at_most(ratio, BAR)))
+    write(found, options.json)
     if options.plot:
         from rounds import draw
 

@@ -17,16 +17,16 @@ peer's column stays empty.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from figures import Figure, at_least, at_most, command_line, show, spread, write
 
 from confide.crypto.random import SystemRandomness, public_stream
 from confide.crypto.ring import ENGINE
@@ -165,34 +165,20 @@ def peer(folder: Path, setting: Setting) -> Cost | None:
     )
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file, which leaves the spread out."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None
-    peer_value: float | None
-    bar: float | None
-    met: bool | None
-    spread: str
-
-
 def figures(name: str, setting: Setting, ours: Cost, theirs: Cost | None = None) -> list[Figure]:
     """Return a figure for each cost, and how it stands to the peer's where there is one."""
     found: list[Figure] = []
     for place, (cost, unit) in enumerate((("client_ms", "ms"), ("server_ms", "ms"), ("up_kb", "kB"))):
         values: Sequence[float] = getattr(ours, cost)
         value = statistics.median(values)
-        title, spread = f"{name} {setting.title} {cost.rpartition('_')[0]}", f"[{min(values):.2f} to {max(values):.2f}]"
-        found.append(Figure(title, round(value, 2), unit, None, None, None, None, spread))
+        title = f"{name} {setting.title} {cost.rpartition('_')[0]}"
+        found.append(Figure(title, round(value, 2), unit, note=spread(values)))
         if theirs is None:
             continue
         peer_value = statistics.median(getattr(theirs, cost))
         ratio = value / peer_value if unit == "kB" else peer_value / value
         bar = BARS[name][place]
-        met = ratio <= bar if unit == "kB" else ratio >= bar
+        met = at_most(ratio, bar) if unit == "kB" else at_least(ratio, bar)
         found.append(
             Figure(
                 figure=f"{title}, {'share of' if unit == 'kB' else 'times less than'} the peer",
@@ -202,19 +188,14 @@ def figures(name: str, setting: Setting, ours: Cost, theirs: Cost | None = None)
                 peer_value=round(peer_value, 2),
                 bar=bar,
                 met=met,
-                spread="",
             )
         )
     return found
 
 
-def show(found: Sequence[Figure]) -> None:
+def report(found: Sequence[Figure]) -> None:
     print(f"ring arithmetic: {ENGINE}; medians, [fastest to slowest repeat]\n")
-    for one in found:
-        line = f"{one.figure:<88} {one.value:>9.2f} {one.unit:<5} {one.spread:<20}"
-        if one.peer is not None:
-            line += f" {one.peer}: {one.peer_value:.2f}  bar {one.bar:g}: {'met' if one.met else 'MISSED'}"
-        print(line)
+    show(found)
     for cost in ("client", "server"):
         ratios = [one for one in found if f" {cost}, times less" in one.figure and one.figure.startswith("masked")]
         if ratios:
@@ -223,9 +204,8 @@ def show(found: Sequence[Figure]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--peer", type=Path, default=HERE, help="the folder whose .venv holds the peer")
     args = parser.parse_args()
@@ -239,15 +219,13 @@ def main() -> None:
             cost, once = measure(setting, repeats, Amortised())
             found += figures("amortised", setting, cost, theirs)
             set_up = set_up or once
-    show(found)
+    report(found)
     if set_up:
         print(
             f"\namortised set-up, {HEADLINE.clients} clients, once per run: {set_up.client_ms:.1f} ms per client, "
             f"{set_up.server_ms:.1f} ms at the server, {set_up.up_kb:.1f} kB up and {set_up.down_kb:.1f} kB down each"
         )
-    if args.json:
-        records = [{key: value for key, value in asdict(one).items() if key != "spread"} for one in found]
-        args.json.write_text(json.dumps(records, indent=1) + "\n")
+    write(found, args.json)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ repeat after a first sum that warms up; seconds are each party's own, on one cor
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from pathlib import Path
+
+from figures import Figure, command_line, write
 
 from confide.ideal import Aggregator
 from confide.secagg import Amortised, Masked
@@ -38,12 +38,11 @@ def points(quick: bool) -> list[tuple[str, Aggregator, Setting, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--json", type=Path)
+    parser = command_line(__doc__)
     parser.add_argument("--plot", type=Path)
     parser.add_argument("--quick", action="store_true", help="small cohorts and vectors only")
     options = parser.parse_args()
-    records, curves = [], {}
+    found, curves = list[Figure](), {}
     print(f"{'':<10} {'n':>5} {'d':>8} {'k':>4} {'client ms':>10} {'server ms':>10} {'up kB':>9}")
     for name, aggregator, setting, grows in points(options.quick):
         cost, _ = measure(setting, 1, aggregator)
@@ -54,10 +53,8 @@ def main() -> None:
         curves.setdefault((name, grows), []).append((setting, client, server))
         for figure, value, unit in (("client", client, "ms"), ("server", server, "ms"), ("up", up, "kB")):
             title = f"{name} n={setting.clients} d={setting.length} k={degree} {figure}"
-            records.append({"figure": title, "value": round(value, 2), "unit": unit})
-    if options.json:
-        empty = dict.fromkeys(("peer", "peer_value", "bar", "met"))
-        options.json.write_text(json.dumps([record | empty for record in records], indent=1) + "\n")
+            found.append(Figure(title, round(value, 2), unit))
+    write(found, options.json)
     if options.plot:
         draw(curves, options.plot)
 

@@ -11,17 +11,16 @@ checked.
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import subprocess
 import sys
 import time
 from collections import deque
-from pathlib import Path
 from typing import BinaryIO
 
 import msgspec
 import numpy as np
+from figures import Figure, at_most, command_line, write
 
 from confide.cohort.roster import ROSTER, pinned
 from confide.crypto.random import SystemRandomness
@@ -41,12 +40,12 @@ class Frame(msgspec.Struct, array_like=True):
     body: bytes
 
 
-def write(pipe: BinaryIO, frame: Frame) -> None:
+def write_frame(pipe: BinaryIO, frame: Frame) -> None:
     data = msgspec.msgpack.encode(frame)
     pipe.write(len(data).to_bytes(8, "little") + data)
 
 
-def read(pipe: BinaryIO) -> Frame | None:
+def read_frame(pipe: BinaryIO) -> Frame | None:
     size = pipe.read(8)
     return msgspec.msgpack.decode(pipe.read(int.from_bytes(size, "little")), type=Frame) if len(size) == 8 else None
 
@@ -59,7 +58,7 @@ def serve(clients: int, length: int) -> None:
     """The child: a server that knows nothing but what comes through the pipe."""
     source, sink = sys.stdin.buffer, sys.stdout.buffer
     store = MemoryStore()
-    first = read(source)
+    first = read_frame(source)
     assert first is not None
     store.commit({ROSTER: first.body})
     session = Session("memory", 1, cohort_of(clients), length, 1000)
@@ -69,15 +68,15 @@ def serve(clients: int, length: int) -> None:
         while True:
             inbox.await_step(step)
             for message in step.send:
-                write(sink, Frame(message.src, message.dst, message.tag, message.body))
-            write(sink, Frame("", "", "", b""))  # the stage's messages are out
+                write_frame(sink, Frame(message.src, message.dst, message.tag, message.body))
+            write_frame(sink, Frame("", "", "", b""))  # the stage's messages are out
             sink.flush()
             step = collected(party, step, inbox, source)
     except StopIteration as stop:
         values = stop.value.values[0]
         peak = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        write(sink, Frame("server", "", "done", msgspec.msgpack.encode([peak, len(stop.value.members[0])])))
-        write(sink, Frame("server", "", "sum", values.tobytes()))
+        write_frame(sink, Frame("server", "", "done", msgspec.msgpack.encode([peak, len(stop.value.members[0])])))
+        write_frame(sink, Frame("server", "", "sum", values.tobytes()))
         sink.flush()
 
 
@@ -85,7 +84,7 @@ def collected(party: Party, step: Step, inbox: Inbox, source: BinaryIO) -> Step:
     """Resume the server with each message of a stage as it comes; return the step that begins the next stage."""
     moved = False
     while True:
-        frame = read(source)
+        frame = read_frame(source)
         assert frame is not None
         if not frame.tag:
             return step if moved else party.send(inbox.close(step))
@@ -95,7 +94,7 @@ def collected(party: Party, step: Step, inbox: Inbox, source: BinaryIO) -> Step:
             try:
                 step = party.send(received)
             except StopIteration:  # it needs no more answers; the clients' pipe must be emptied all the same
-                while (frame := read(source)) and frame.tag:
+                while (frame := read_frame(source)) and frame.tag:
                     pass
                 raise
             moved = bool(step.send)
@@ -115,17 +114,17 @@ def play(clients: int, length: int) -> tuple[int, float]:
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     assert child.stdout is not None
-    write(child.stdin, Frame("", "", "roster", pinned(stores["server"]).encode()))
+    write_frame(child.stdin, Frame("", "", "roster", pinned(stores["server"]).encode()))
     child.stdin.flush()
     waiting: deque[Frame] = deque(Frame("", name, "", b"") for name in cohort.clients)
     while read_stage(child.stdout, waiting):
         while waiting:
             frame = waiting.popleft()
             advance(parties, frame, stores, child.stdin, lost)
-        write(child.stdin, Frame("", "", "", b""))
+        write_frame(child.stdin, Frame("", "", "", b""))
         child.stdin.flush()
     peak, members = msgspec.msgpack.decode(waiting.popleft().body)
-    total = read(child.stdout)
+    total = read_frame(child.stdout)
     assert total is not None
     assert members == clients - len(lost)
     assert np.array_equal(np.frombuffer(total.body, np.int64), vector * members), "the sum is wrong"
@@ -136,7 +135,7 @@ def play(clients: int, length: int) -> tuple[int, float]:
 def read_stage(pipe: BinaryIO, waiting: deque[Frame]) -> bool:
     """Read what the server sends until its stage is out; False when it is done."""
     while True:
-        frame = read(pipe)
+        frame = read_frame(pipe)
         assert frame is not None, "the server died"
         if frame.tag == "done":
             waiting.append(frame)
@@ -157,7 +156,7 @@ def advance(
         stores[name].commit({key: value for key, value in step.save.items() if "vector" not in key})
         for message in step.send:
             if not (name in lost and message.tag == "masked/vector"):
-                write(sink, Frame(name, message.dst, message.tag, message.body))
+                write_frame(sink, Frame(name, message.dst, message.tag, message.body))
         if step.wait_for:
             return
         try:
@@ -167,10 +166,9 @@ def advance(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--clients", type=int, default=1000)
     parser.add_argument("--length", type=int, default=1_000_000)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.serve:
@@ -180,10 +178,8 @@ def main() -> None:
     title = f"masked server, {options.clients} clients x {options.length} values, peak memory"
     all_vectors = 4 * options.clients * options.length
     print(f"{title}: {peak / 1e6:.0f} MB (all vectors: {all_vectors / 1e6:.0f} MB), {seconds:.0f} s in all")
-    if options.json:
-        record = {"figure": title, "value": round(peak / 1e6, 1), "unit": "MB", "peer": "all masked vectors at once"}
-        record |= {"peer_value": all_vectors / 1e6, "bar": BAR_BYTES / 1e6, "met": peak <= BAR_BYTES}
-        options.json.write_text(json.dumps([record], indent=1) + "\n")
+    beside, bar, met = "all masked vectors at once", BAR_BYTES / 1e6, at_most(peak, BAR_BYTES)
+    write([Figure(title, round(peak / 1e6, 1), "MB", beside, all_vectors / 1e6, bar, met)], options.json)
 
 
 if __name__ == "__main__":

@@ -15,15 +15,16 @@ bench/peers/flower_simulation and bench/peers/pfl); one that is missing is left 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from figures import Figure, at_most, command_line, spread, write
 
 sys.path.insert(0, str(Path(__file__).parent / "peers"))
 from task import Task
@@ -71,19 +72,6 @@ class Side:
         return json.loads(done.stdout.splitlines()[-1])
 
 
-@dataclass(frozen=True)
-class Figure:
-    """One record of the file; `value` is ours."""
-
-    figure: str
-    value: float | None
-    unit: str
-    peer: str
-    peer_value: float
-    bar: float | None = None
-    met: bool | None = None
-
-
 def measure(task: Task, sides: Sequence[Side], repeats: int) -> dict[Side, list[Line]]:
     """Return the lines of each side that has any; repeats take turns, so that a busy minute hits all alike."""
     found: dict[Side, list[Line]] = {}
@@ -121,7 +109,7 @@ def figures(found: dict[Side, list[Line]], own: Side) -> list[Figure]:
                     peer=f"{side.name} ({versions})",
                     peer_value=peer_value,
                     bar=None if bar is None else round(bar, 3),
-                    met=None if bar is None or value is None else value <= bar,
+                    met=None if value is None else at_most(value, bar),
                 )
             )
     return records
@@ -135,14 +123,13 @@ def show(task: Task, found: dict[Side, list[Line]]) -> None:
         text = ""
         for key, _, _ in TABLE:
             values = [line[key] for line in lines]
-            text += f"{statistics.median(values):.2f} [{min(values):.2f} to {max(values):.2f}]".rjust(29)
+            text += f"{statistics.median(values):.2f} [{spread(values)}]".rjust(29)
         print(f"{side.name + f', {side.workers} workers':<32}{text}{lines[0]['accuracy']:>10.4f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--peers", type=Path, default=HERE, help="the folder whose folders' .venv hold the peers")
     parser.add_argument("--ours", action="store_true", help="run our side alone and print its line")
@@ -168,8 +155,7 @@ def main() -> None:
         show(task, found)
     else:
         print(f"left out: there is no {task.data}")
-    if args.json:
-        args.json.write_text(json.dumps([asdict(one) for one in figures(found, own)], indent=1) + "\n")
+    write(figures(found, own), args.json)
 
 
 if __name__ == "__main__":

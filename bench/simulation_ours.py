@@ -10,7 +10,6 @@ overhead is the cryptography of all 100 clients and the server.
 
 from __future__ import annotations
 
-import argparse
 import cProfile
 import json
 import pstats
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from figures import Figure, command_line, write
 
 from confide.train import Silo, TorchLearner, fit, train_section
 
@@ -80,19 +80,19 @@ def line(task: Task, aggregate: str = "plain") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--aggregate", nargs="+", default=["plain", "masked", "amortised"])
     parser.add_argument("--clients", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--data", type=Path, default=MNIST)
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     if not options.data.is_file():
         print(f"left out: no data at {options.data}")
+        write([], options.json)
         return
     task = Task(str(options.data), clients=options.clients, rounds=options.rounds)
-    rows = []
+    figures: list[Figure] = []
     for aggregate in options.aggregate:
         if options.profile:
             with cProfile.Profile() as profile:
@@ -107,10 +107,9 @@ def main() -> None:
             f"accuracy {found['accuracy']:.4f}   test loss {found['test_loss']:.5f}   {found['memory_mb']:.0f} MB",
             flush=True,
         )
-        figure = f"simulation overhead per client-round, {aggregate}"
-        rows.append({"figure": figure, "value": round(found["overhead_ms_per_client_round"], 3), "unit": "ms"})
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n")
+        title = f"simulation overhead per client-round, {aggregate}"
+        figures.append(Figure(title, round(found["overhead_ms_per_client_round"], 3), "ms"))
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ what durability costs. FOLDER should lie on the disk that is asked about, and ne
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sqlite3
 import statistics
@@ -19,8 +17,9 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from figures import Figure, command_line, write
 
 from confide.store import SqliteStore, open_store
 
@@ -33,19 +32,6 @@ SETTINGS: Mapping[str, tuple[str, str]] = {
 }
 
 Commit = Callable[[Mapping[str, bytes | None]], None]
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file."""
-
-    figure: str
-    value: float
-    unit: str
-    peer: str | None
-    peer_value: float | None
-    bar: float | None
-    met: bool | None
 
 
 def plain_sqlite(path: Path, journal: str, synchronous: str, stack: ExitStack) -> Commit:
@@ -104,11 +90,10 @@ def milliseconds(folder: Path, postgres: str | None, size: int, repeats: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--repeats", type=int, default=40)
     parser.add_argument("--folder", type=Path, default=Path("build"))
     parser.add_argument("--postgres", help="an empty database to measure as well")
-    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     figures: list[Figure] = []
     asked.folder.mkdir(exist_ok=True)
@@ -120,11 +105,8 @@ def main() -> None:
             for name, values in times.items():
                 median, worst = statistics.median(values), sorted(values)[int(0.9 * len(values))]
                 print(f"    {name:36} {median:8.2f} ms, one in ten {worst:8.2f} ms")
-                figures.append(
-                    Figure(f"{name}, {label}", median, "ms per commit", "write and fsync", least, None, None)
-                )
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(figure) for figure in figures], indent=2))
+                figures.append(Figure(f"{name}, {label}", median, "ms per commit", "write and fsync", least))
+    write(figures, asked.json)
 
 
 if __name__ == "__main__":

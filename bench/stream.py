@@ -9,8 +9,6 @@ Medians; the machine should be idle.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import socket
@@ -22,6 +20,8 @@ import time
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+from figures import Figure, command_line, write
 
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Joined
@@ -208,11 +208,16 @@ def order(pipe: Connection, *what: Any) -> float:
     return pipe.recv()
 
 
+def unit_of(name: str) -> str:
+    """Return the unit that is in the name of a figure: milliseconds where it is none of these."""
+    units = {"mb_per_s": "MB/s", "cpu_percent": "%", "kb_each": "kB"}
+    return next((unit for end, unit in units.items() if name.endswith(end)), "ms")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--idle", type=int, default=200, help="further members that do nothing, a thread each")
-    parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         authority = Authority(Path(folder))
@@ -224,12 +229,13 @@ def main() -> None:
         with Side(context, paths) as (pipe, host):
             ours = our_figures(pipe, host, options.nodes) | idle
             bare = bare_figures(pipe, authority.host_context(file="bare"))
+    figures: list[Figure] = []
     print(f"{'':32}{'confide':>12}{'bare TLS':>12}")
     for name, value in ours.items():
         other = f"{bare[name]:12.3f}" if name in bare else ""
         print(f"{name:32}{value:12.3f}{other}")
-    if options.json:
-        options.json.write_text(json.dumps({"confide": ours, "bare_tls": bare}, indent=1))
+        figures.append(Figure(name, value, unit_of(name), "bare TLS" if name in bare else None, bare.get(name)))
+    write(figures, options.json)
 
 
 if __name__ == "__main__":

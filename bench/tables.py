@@ -29,13 +29,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from figures import Figure, at_most, command_line, interval, verdict, write
 from learning import PARTIES, place_of
-from scipy.stats import t
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.metrics import average_precision_score, roc_auc_score
 
@@ -58,10 +58,10 @@ _PEER_SEEDS = 5  # of 100 trees, which take a minute each
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One line of the table and one record of the file."""
+class Row:
+    """A line of the table: what the mean is of, over how many seeds, and half of its 95 % interval."""
 
-    figure: str
+    what: str
     data: str
     epsilon: float
     mean: float
@@ -69,6 +69,19 @@ class Figure:
     seeds: int
     bar: float | None = None
     met: bool | None = None
+
+    def figures(self) -> list[Figure]:
+        title = f"{self.data}, epsilon {self.epsilon:g}, {self.what}"
+        return [
+            Figure(title, self.mean, "share", bar=self.bar, met=self.met),
+            Figure(f"{title}, half of the 95 % interval", self.half_width, "share"),
+        ]
+
+
+def row_of(what: str, data: str, epsilon: float, values: list[float], bar: float | None = None) -> Row:
+    """Return the row of a score of each seed; a bar is the most that the mean may be."""
+    mean = float(np.mean(values))
+    return Row(what, data, epsilon, mean, interval(values), len(values), bar, at_most(mean, bar))
 
 
 def adult_place(folder: Path) -> Path | None:
@@ -175,7 +188,7 @@ def _is_number(column: tuple[str, ...]) -> bool:
     return True
 
 
-def peer(name: str, folder: Path, epsilon: float, seeds: int) -> Iterator[Figure]:
+def peer(name: str, folder: Path, epsilon: float, seeds: int) -> Iterator[Row]:
     """Yield what Diffprivlib's forests reach on the records of the first seed."""
     if not (PEER / ".venv").is_dir():
         print("no environment in bench/peers/diffprivlib/.venv: the peer is left out", file=sys.stderr)
@@ -190,37 +203,23 @@ def peer(name: str, folder: Path, epsilon: float, seeds: int) -> Iterator[Figure
     command = [PEER / ".venv/bin/python", PEER / "forest.py", arrays, str(epsilon), str(seeds)]
     told = subprocess.run(command, check=True, capture_output=True, text=True)
     for forest, pairs in json.loads(told.stdout).items():
-        mean, half = interval([pair[0 if name == "adult" else 1] for pair in pairs])
-        measure = "AUC" if name == "adult" else "AUPRC"
-        yield Figure(f"{measure}, Diffprivlib, {forest}", name, epsilon, mean, half, seeds)
+        measure, place = ("AUC", 0) if name == "adult" else ("AUPRC", 1)
+        yield row_of(f"{measure}, Diffprivlib, {forest}", name, epsilon, [pair[place] for pair in pairs])
 
 
-def interval(values: list[float]) -> tuple[float, float]:
-    """Return the mean and half the width of its 95 % interval."""
-    spread = float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return float(np.mean(values)), float(t.ppf(0.975, max(1, len(values) - 1))) * spread
-
-
-def figures_of(name: str, found: list[tuple[float, int, float, float]]) -> Iterator[Figure]:
-    """Yield the figures of a data set."""
+def rows_of(name: str, found: list[tuple[float, int, float, float]]) -> Iterator[Row]:
+    """Yield the rows of a data set."""
     measure = "AUC" if name == "adult" else "AUPRC"
     for epsilon in sorted({row[0] for row in found}):
-        rows = [row for row in found if row[0] == epsilon]
+        pairs = [(ours, best) for asked, _, ours, best in found if asked == epsilon]
         bar = BARS[name] * (1.0 if epsilon <= 1 else 0.5)
-        for what, values in (
-            (measure, [row[2] for row in rows]),
-            (f"{measure} without privacy", [row[3] for row in rows]),
-            ("drop", [row[3] - row[2] for row in rows]),
-        ):
-            mean, half = interval(values)
-            judged = what == "drop"
-            yield Figure(
-                what, name, epsilon, mean, half, len(rows), bar if judged else None, mean <= bar if judged else None
-            )
+        yield row_of(measure, name, epsilon, [ours for ours, _ in pairs])
+        yield row_of(f"{measure} without privacy", name, epsilon, [best for _, best in pairs])
+        yield row_of("drop", name, epsilon, [best - ours for ours, best in pairs], bar)
 
 
-def peers(name: str, asked: argparse.Namespace) -> Iterator[Figure]:
-    """Yield the peer's figures at every epsilon."""
+def peers(name: str, asked: argparse.Namespace) -> Iterator[Row]:
+    """Yield the peer's rows at every epsilon."""
     with tempfile.TemporaryDirectory() as folder:
         for epsilon in asked.epsilon:
             yield from peer(name, Path(folder), epsilon, min(_PEER_SEEDS, asked.seeds))
@@ -228,27 +227,25 @@ def peers(name: str, asked: argparse.Namespace) -> Iterator[Figure]:
 
 def main() -> None:
     """Run the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line(__doc__)
     parser.add_argument("--only", nargs="+", choices=list(BARS), default=list(BARS))
     parser.add_argument("--epsilon", nargs="+", type=float, default=[1.0, 3.0])
     parser.add_argument("--seeds", type=int, default=20)
-    parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     kept = list[Figure]()
     for name in asked.only:
         begin = time.perf_counter()
-        ours = figures_of(name, list(scores(name, asked.epsilon, asked.seeds)))
-        for figure in itertools.chain(ours, peers(name, asked)):
-            told = "" if figure.bar is None else f"  bar {figure.bar:.4f} {'met' if figure.met else 'NOT met'}"
+        ours = rows_of(name, list(scores(name, asked.epsilon, asked.seeds)))
+        for row in itertools.chain(ours, peers(name, asked)):
+            told = "" if row.bar is None else f"  {verdict(row.bar, row.met)}"
             print(
-                f"{name:6} epsilon {figure.epsilon:g}  {figure.figure:44} {figure.mean:.4f} +- {figure.half_width:.4f}"
-                f"  {figure.seeds} seeds{told}",
+                f"{name:6} epsilon {row.epsilon:g}  {row.what:44} {row.mean:.4f} +- {row.half_width:.4f}"
+                f"  {row.seeds} seeds{told}",
                 flush=True,
             )
-            kept.append(figure)
+            kept += row.figures()
         print(f"{name}: {time.perf_counter() - begin:.0f} s", flush=True)
-    if asked.json:
-        asked.json.write_text(json.dumps([asdict(figure) for figure in kept], indent=1) + "\n")
+    write(kept, asked.json)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import pytest
 
-BENCH = Path(__file__).parents[1] / "bench"
+from bench import script
 
 
 def brca(folder: Path) -> Path:
     """Write the tables and jobs into `folder`, and return it."""
-    sys.path.insert(0, str(BENCH))
-    try:
-        from brca_tables import brca_tables
-    finally:
-        sys.path.remove(str(BENCH))
-    if brca_tables(folder) is None:
+    if script("brca_tables").brca_tables(folder) is None:
         pytest.skip("the records of TCGA-BRCA are not here")
     return folder

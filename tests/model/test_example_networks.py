@@ -1,13 +1,13 @@
 """The networks of bench/models: what they consist of, their accuracy under onnxruntime, and how they are written."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
+
+import bench
 
 ROOT = Path(__file__).parents[2]
 MODELS = ROOT / "bench" / "models"
@@ -50,12 +50,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def script():
-    """Import bench/train_models.py, which is in no package."""
-    spec = importlib.util.spec_from_file_location("train_models", ROOT / "bench" / "train_models.py")
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules[spec.name]
+    return bench.script("train_models")
 
 
 @pytest.mark.parametrize("name", NAMES)
