@@ -73,7 +73,7 @@ class Measured:
 # --- the server -------------------------------------------------------------------------------------------------------
 
 
-class _Served(msgspec.Struct):
+class Served(msgspec.Struct):
     """What a worker process makes the case's model of."""
 
     name: str
@@ -81,16 +81,22 @@ class _Served(msgspec.Struct):
     backend: str
     settings: dict[str, Any]
 
+    @staticmethod
+    def of(case: Case) -> Served:
+        assert case.graph is not None
+        assert case.backend is not None
+        return Served(case.name, to_onnx(case.graph), case.backend.name, dict(case.settings))
+
 
 def models_of(argument: bytes) -> list[Model]:
     """Return the model of a case: called in each worker process."""
-    made = msgspec.msgpack.decode(argument, type=_Served)
+    made = msgspec.msgpack.decode(argument, type=Served)
     label = PrivacyLabel(aggregator="pooled", parties=("bench",), quorum=1, colluding=0, rounds=1)
     return [Model(made.name, from_onnx(made.onnx), label, (backend_of(made.backend, made.settings),))]
 
 
-def _serve(made: _Served, pipe: Connection, limits: Limits) -> None:
-    threading.Thread(target=_end_with, args=(pipe,), daemon=True).start()
+def _serve(made: Served, pipe: Connection, limits: Limits) -> None:
+    end_with_parent(pipe)
     argument = msgspec.msgpack.encode(made)
     with tempfile.TemporaryDirectory() as folder:
         if made.backend == "he":
@@ -102,11 +108,15 @@ def _serve(made: _Served, pipe: Connection, limits: Limits) -> None:
         serve(app, port=0, ready=pipe.send)
 
 
-def _end_with(pipe: Connection) -> None:
-    """End this process when the one that started it has ended, however that came."""
-    with suppress(EOFError, OSError):
-        pipe.recv()
-    os._exit(0)
+def end_with_parent(pipe: Connection) -> None:
+    """Have this process end when the one that started it has ended, however that came."""
+
+    def wait() -> None:
+        with suppress(EOFError, OSError):
+            pipe.recv()
+        os._exit(0)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @contextmanager
@@ -114,10 +124,7 @@ def server(case: Case, *, limits: Limits = LIMITS, start_seconds: float = 600.0)
     """Serve one case in a process of its own; yields the URL and the process's number."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
-    assert case.graph is not None
-    assert case.backend is not None
-    made = _Served(case.name, to_onnx(case.graph), case.backend.name, dict(case.settings))
-    process = spawn.Process(target=_serve, args=(made, there, limits))
+    process = spawn.Process(target=_serve, args=(Served.of(case), there, limits))
     process.start()
     there.close()
     try:
@@ -195,7 +202,7 @@ def ahead_ms(case: Case, repeats: int = 50) -> tuple[float | None, float | None]
         limbs = len(plan.parameters.data_primes) if isinstance(plan, LinearPlan) else plan.reply_limbs
         zero = statistics.median(timed(lambda _: keys.zero(limbs=limbs), repeats, 10))
     if isinstance(plan, LinearPlan):
-        plain = context.polynomial(np.zeros(1, np.uint64))
+        plain = np.zeros(1, np.int64)
         whole = statistics.median(timed(lambda _: secret.encrypt_packed(plain), repeats, 10))
         while secret.prepare_ahead():
             pass

@@ -51,6 +51,9 @@ class Aligned {
     std::unique_ptr<Lent> copy_;
 };
 
+// A key that is there may be read by calls without the interpreter lock, so it is not replaced.
+constexpr const char *once = "Expected each key once";
+
 void expect(bool fits, const char *what) {
     if (!fits) throw std::invalid_argument(what);
 }
@@ -193,7 +196,7 @@ struct Team {
 template <typename Fill>
 nb::object switched(const Handle &handle, std::size_t limbs, Team *team, const Fill &fill) {
     return made<3>(handle, limbs, {2, limbs, handle.context.degree()}, [&](Word *out, Word *scratch) {
-        if (!team) {
+        if (!team || !team->pool.here()) {
             Pool alone(1);
             return fill(out, alone, scratch);
         }
@@ -322,11 +325,14 @@ void bind_evaluator(nb::module_ &module) {
         .def("__init__", [](Keys *self, std::shared_ptr<Handle> context) { new (self) Keys{std::move(context), {}}; })
         .def("add_relinearisation",
              [](Keys &keys, In<4> residues, std::size_t limbs) {
-                 keys.set.relinearisation.emplace(loaded(*keys.handle, residues, limbs));
+                 SwitchKey key = loaded(*keys.handle, residues, limbs);
+                 expect(!keys.set.relinearisation, once);
+                 keys.set.relinearisation.emplace(std::move(key));
              })
         .def("add_galois",
              [](Keys &keys, std::size_t element, In<4> residues, std::size_t limbs) {
-                 keys.set.galois.insert_or_assign(element, loaded(*keys.handle, residues, limbs));
+                 SwitchKey key = loaded(*keys.handle, residues, limbs);
+                 expect(keys.set.galois.emplace(element, std::move(key)).second, once);
              })
         .def_prop_ro("bytes", [](const Keys &keys) { return keys.set.bytes(); });
     nb::class_<Handle>(module, "Context")

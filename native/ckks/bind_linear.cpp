@@ -69,11 +69,13 @@ unsigned bits_of(Word prime) {
     return bits;
 }
 
+// Bytes of `rows` rows for each prime. A residue takes a bit at least, so its words are bounded too.
 std::size_t packed_size(const std::vector<Word> &primes, std::size_t rows, std::size_t count) {
+    constexpr std::size_t most = std::size_t{1} << 40;
     std::size_t each = 0;
-    if (count >= std::size_t{1} << 32 || rows >= std::size_t{1} << 24 || primes.size() >= 256)
-        throw std::invalid_argument("Expected fewer residues");
+    if (count >= std::size_t{1} << 32 || primes.size() >= 256) throw std::invalid_argument("Expected fewer residues");
     for (const Word prime : primes) each += packed_bytes(count, bits_of(prime));
+    if (rows > most / (each + 1)) throw std::invalid_argument("Expected fewer residues");
     return rows * each;
 }
 

@@ -3,21 +3,19 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
-#include <exception>
 #include <stdexcept>
-#include <thread>
+#include <string>
 
 #include "executor.hpp"
+#include "threads.hpp"
 
 namespace confide::ckks {
 
 namespace {
 
-constexpr std::size_t most_threads = 64;
 constexpr std::array<const char *, kinds> names = {"transform", "fold", "rotate",  "product",
                                                    "divide",    "add",  "combine", "add_plain"};
 
@@ -29,8 +27,12 @@ void expect(bool holds, const char *what) {
 
 std::size_t wanted_threads() {
     const char *said = std::getenv("CONFIDE_THREADS");
-    const long count = said ? std::strtol(said, nullptr, 10) : 0;
-    return count > 0 ? static_cast<std::size_t>(count) : 0;
+    if (!said || !*said) return 0;
+    char *end = nullptr;
+    const long count = std::strtol(said, &end, 10);
+    expect(!*end && count >= 1 && count <= static_cast<long>(most_threads),
+           "Expected CONFIDE_THREADS to be a number from 1 to 64; unset it to take what the server says");
+    return static_cast<std::size_t>(count);
 }
 
 bool switched_off() {
@@ -43,12 +45,20 @@ bool switched_off() {
 bool ProgramKeys::load(std::size_t element, std::size_t limbs, const Word *residues) {
     SwitchKey key(*context, limbs);
     if (!key.load(*context, residues)) return false;
+    const std::lock_guard<std::mutex> lock(changing_);
+    expect(!sealed_, "Expected all keys before the first run with them");
     keys.erase(element);
     keys.emplace(element, std::move(key));
     return true;
 }
 
-std::size_t ProgramKeys::bytes() const noexcept {
+void ProgramKeys::seal() const {
+    const std::lock_guard<std::mutex> lock(changing_);
+    sealed_ = true;
+}
+
+std::size_t ProgramKeys::bytes() const {
+    const std::lock_guard<std::mutex> lock(changing_);
     std::size_t whole = 0;
     for (const auto &[element, key] : keys) whole += key.bytes();
     return whole;
@@ -57,10 +67,11 @@ std::size_t ProgramKeys::bytes() const noexcept {
 // --- making ----------------------------------------------------------------------------------------------------------
 
 struct Program::Slot {
+    std::size_t threads;  // that were wanted
     Memory arena, temporary;
     Pool pool;
-    Slot(std::size_t words, std::size_t degree, std::size_t threads)
-        : arena(words), temporary(2 * threads * degree), pool(threads) {}
+    Slot(std::size_t words, std::size_t degree, std::size_t wanted)
+        : threads(wanted), arena(words), temporary(2 * wanted * degree), pool(wanted) {}
 };
 
 Program::Program(std::shared_ptr<const Context> context) : context_(std::move(context)) {}
@@ -299,11 +310,14 @@ void Program::plan() {
 std::unique_ptr<Program::Slot> Program::slot(std::size_t threads) {
     {
         const std::lock_guard<std::mutex> lock(mutex_);
+        const auto left_behind = [](const std::unique_ptr<Slot> &one) { return !one->pool.here(); };
+        idle_.erase(std::remove_if(idle_.begin(), idle_.end(), left_behind), idle_.end());  // by who forked
         for (auto &one : idle_)
-            if (one->pool.threads() == threads) {
+            if (one->threads == threads) {
                 std::swap(one, idle_.back());
                 auto found = std::move(idle_.back());
                 idle_.pop_back();
+                found->pool.fill();
                 return found;
             }
     }
@@ -315,6 +329,7 @@ void Program::run(const ProgramKeys &keys, const std::vector<const Word *> &inpu
     expect(finished_ && inputs.size() == inputs_.size() && outputs.size() == outputs_.size(),
            "Expected as many inputs and outputs as the program has");
     expect(keys.context == context_, "Expected keys of the program's parameters");
+    keys.seal();
     for (const auto &[element, limbs] : key_limbs_) {
         const auto found = keys.keys.find(element);
         expect(found != keys.keys.end() && found->second.limbs() >= limbs, "Expected the keys that the program needs");
@@ -359,31 +374,17 @@ void Program::run_each(const ProgramKeys &keys, const std::vector<const Word *> 
                        const std::vector<Word *> &outputs, std::size_t count, std::size_t threads) {
     expect(finished_ && inputs.size() == inputs_.size() && outputs.size() == outputs_.size(),
            "Expected as many inputs and outputs as the program has");
-    std::atomic<std::size_t> next{0};
-    std::exception_ptr failure;
-    const auto work = [&] {
+    share(count, threads, [&](Tasks &tasks) {
         std::vector<const Word *> in(inputs.size());
         std::vector<Word *> out(outputs.size());
-        try {
-            for (std::size_t one; (one = next.fetch_add(1)) < count;) {
-                for (std::size_t place = 0; place < in.size(); ++place)
-                    in[place] = inputs[place] + one * 2 * registers_[inputs_[place]].limbs * context_->degree();
-                for (std::size_t place = 0; place < out.size(); ++place)
-                    out[place] = outputs[place] + one * 2 * output_limbs_[place] * context_->degree();
-                run(keys, in, out, 1);
-            }
-        } catch (...) {
-            next = count;
-            const std::lock_guard<std::mutex> lock(mutex_);
-            failure = std::current_exception();
+        for (std::size_t one; tasks.take(one);) {
+            for (std::size_t place = 0; place < in.size(); ++place)
+                in[place] = inputs[place] + one * 2 * registers_[inputs_[place]].limbs * context_->degree();
+            for (std::size_t place = 0; place < out.size(); ++place)
+                out[place] = outputs[place] + one * 2 * output_limbs_[place] * context_->degree();
+            run(keys, in, out, 1);
         }
-    };
-    std::vector<std::thread> others;
-    for (std::size_t i = 1; i < std::min({std::max(threads, std::size_t{1}), most_threads, count}); ++i)
-        others.emplace_back(work);
-    work();
-    for (std::thread &other : others) other.join();
-    if (failure) std::rethrow_exception(failure);
+    });
 }
 
 std::vector<Program::Spent> Program::profile() const {

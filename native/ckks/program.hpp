@@ -32,17 +32,23 @@
 
 namespace confide::ckks {
 
-// The public keys of one client, for executing programs.
+// The public keys of one client, for executing programs: filled, then only read, by any number of runs at once.
 struct ProgramKeys {
     explicit ProgramKeys(std::shared_ptr<const Context> parameters) : context(std::move(parameters)) {}
     ProgramKeys(const ProgramKeys &) = delete;
     ProgramKeys &operator=(const ProgramKeys &) = delete;
     // From SEAL's order [digit][2][prime, special last][N]; kept for levels up to `limbs`. element 0: relinearisation.
-    // Returns false where a residue is not below its prime.
+    // Returns false where a residue is not below its prime. Throws std::invalid_argument once a run has used the keys.
     bool load(std::size_t element, std::size_t limbs, const Word *residues);
-    std::size_t bytes() const noexcept;
+    // From here on nothing is loaded: a run calls it before it reads.
+    void seal() const;
+    std::size_t bytes() const;
     std::shared_ptr<const Context> context;
     std::map<std::size_t, SwitchKey> keys;  // by Galois element; 0 is the relinearisation key
+
+  private:
+    mutable std::mutex changing_;
+    mutable bool sealed_ = false;
 };
 
 // One rotation of an input: of a source (parent = -1 - source) or of another baby; element 1 moves nothing.
@@ -117,7 +123,8 @@ class Program {
 
     // --- running ----------------------------------------------------------------------------------------------------
 
-    // inputs and outputs: [2][limbs][N] each, any alignment. Any number of callers at once.
+    // inputs and outputs: [2][limbs][N] each, any alignment. Any number of callers at once. Seals the keys. `threads`
+    // beyond 64 are 64; fewer are taken where the system gives no more.
     // Throws std::invalid_argument if a key is missing, or an input is not below its primes.
     void run(const ProgramKeys &keys, const std::vector<const Word *> &inputs, const std::vector<Word *> &outputs,
              std::size_t threads);
@@ -175,7 +182,7 @@ class Program {
     std::size_t runs_ = 0;
 };
 
-// CONFIDE_THREADS, or 0 where it says nothing.
+// CONFIDE_THREADS, or 0 where it says nothing. Throws std::invalid_argument where it is no number from 1 to 64.
 std::size_t wanted_threads();
 // Whether CONFIDE_NATIVE is 0.
 bool switched_off();

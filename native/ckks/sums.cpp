@@ -8,13 +8,12 @@
 #include "sums.hpp"
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstring>
-#include <functional>
 #include <memory>
 #include <stdexcept>
-#include <thread>
+
+#include "threads.hpp"
 
 #if defined(__x86_64__) && defined(__GNUC__)
 #define CONFIDE_X86
@@ -260,20 +259,11 @@ Aligned<Word> residues_of(const IntegerMap &map, const Modulus &q) {
     return found;
 }
 
-// How many words of every input a block holds: at least 16, at most 64.
-std::size_t words_of(std::size_t inputs, std::size_t each) {
+// How many words of every input a block holds: 16, 32 or 64, of which a row is a multiple.
+std::size_t words_of(std::size_t degree, std::size_t inputs, std::size_t each) {
     std::size_t words = 64;
-    while (words > 16 && inputs * words * each > block_bytes) words /= 2;
+    while (words > 16 && (degree % words || inputs * words * each > block_bytes)) words /= 2;
     return words;
-}
-
-// Runs work(n) for n < count on some threads.
-void each(std::size_t count, unsigned threads, const std::function<void(std::atomic<std::size_t> &)> &work) {
-    std::atomic<std::size_t> next{0};
-    std::vector<std::thread> others;
-    for (unsigned i = 1; i < std::min<std::size_t>(threads, count); ++i) others.emplace_back([&] { work(next); });
-    work(next);
-    for (std::thread &other : others) other.join();
 }
 
 }  // namespace
@@ -307,14 +297,14 @@ IntegerMap::IntegerMap(std::size_t in, std::size_t out, std::vector<Group> all)
 void weighted_sums(const IntegerMap &map, const std::vector<Modulus> &primes, std::size_t degree, const Word *in,
                    const Word *biases, Word *out, unsigned threads, Path path) {
     if (degree % (2 * lanes)) throw std::invalid_argument("Expected a multiple of 16 words");
-    const std::size_t words = std::min(words_of(map.inputs, 3 * sizeof(double)), degree);
+    const std::size_t words = words_of(degree, map.inputs, 3 * sizeof(double));
     std::vector<Aligned<Word>> residues(primes.size());
     for (std::size_t place = 0; place < primes.size(); ++place)
         if (path == Path::ifma && primes[place].bits <= 50) residues[place] = residues_of(map, primes[place]);
     const std::size_t blocks = degree / words, count = 2 * primes.size() * blocks;
-    each(count, threads, [&](std::atomic<std::size_t> &next) {
+    share(count, threads, [&](Tasks &tasks) {
         const auto memory = aligned<double>(4 * words * map.inputs);
-        for (std::size_t job; (job = next.fetch_add(1)) < count;) {
+        for (std::size_t job; tasks.take(job);) {
             const std::size_t row = job / blocks, prime = row % primes.size(), at = row * degree + job % blocks * words;
             const Block block{map,      primes[prime],
                               words,    in + at,

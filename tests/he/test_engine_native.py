@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from confide.errors import ProtocolError, UsageError
 from confide.he import Homomorphic, engine_native
-from confide.he.engine_native import NativeMachine, NativeUnavailable, available
+from confide.he.engine_native import NativeMachine, NativeUnavailable, available, threads_of
 from confide.he.machines import SealMachine
 from confide.he.packed import residue_bits
 from confide.he.parameters import Parameters
@@ -83,6 +83,19 @@ def test_any_number_of_threads_gives_the_same_bytes():
         machine._threads = threads
         found |= {asked.server.answer(keys, asked.query, RNG) for _ in range(3)}
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(("said", "threads"), [("", 3), ("1", 1), ("64", 64)])
+def test_the_environment_says_how_many_threads(monkeypatch, said, threads):
+    monkeypatch.setenv("CONFIDE_THREADS", said)
+    assert threads_of(3) == threads
+
+
+@pytest.mark.parametrize("said", ["0", "-1", "65", "9" * 30, "two", "2 cores", "1.5", " "])
+def test_a_number_of_threads_that_is_none_is_refused(monkeypatch, said):
+    monkeypatch.setenv("CONFIDE_THREADS", said)
+    with pytest.raises(UsageError, match="Expected CONFIDE_THREADS to be a number from 1 to 64"):
+        ready(Homomorphic(engine="native", activation_degree=3), NETWORK)
 
 
 def test_protected_replies_are_fresh():

@@ -134,6 +134,15 @@ def test_a_map_that_is_none_is_refused(group):
         _native.ckks.IntegerMap(3, 2, [group])
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("degree", [16, 48, 80, 112, 1040])
+def test_every_word_of_a_row_that_no_block_divides(degree, path):
+    stream, primes = np.random.default_rng(degree), ntt_primes(DEGREE, (40, 51))
+    x = residues(stream, 3, primes, degree)
+    maps = groups(linear_map(Linear(stream.normal(size=(2, 3)), np.zeros(2))), 12)
+    assert (native(maps, 3, x, [5, -7], primes, path=path) == exact(maps, x, [5, -7], primes)).all()
+
+
 @pytest.mark.parametrize(
     "change",
     [

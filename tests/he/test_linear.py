@@ -307,9 +307,9 @@ def test_the_scaled_plaintext_is_all_that_a_row_changes():
     context, limbs = OPEN.client.context, len(OPEN.primes)
     q, t = OPEN.plan.parameters.modulus, OPEN.plan.parameters.plain_modulus
     zero, second = OPEN.secret._fresh_zero(limbs)
-    before = context.residues(Ciphertext(zero), context.form(limbs=limbs, ntt=False)).copy()
+    before = OPEN.coefficients(pack(zero, OPEN.primes) + second)
     OPEN.secret._ahead._items, OPEN.secret._ahead._kept = {limbs: [(zero, second)]}, 1
-    body = OPEN.secret.encrypt_packed(context.polynomial(np.arange(2048, dtype=np.uint64)))
+    body = OPEN.secret.encrypt_packed(np.arange(2048))
     assert body.endswith(second)
     after = OPEN.coefficients(body)
     assert (after[1] == before[1]).all()

@@ -140,6 +140,37 @@ def test_keys_beyond_their_primes(place):
         assert keys.load(EVERY, 2, spoilt)
 
 
+def test_keys_are_complete_before_they_are_used():
+    """A run reads them without any lock, so nothing is loaded from its beginning on, even where it fails."""
+    program, keys = rotation()
+    assert keys.load(EVERY, 2, KEY)  # until then a key may come again
+    size = keys.bytes
+    program.run(keys, [CIPHER], [np.zeros_like(CIPHER)], 1)
+    for element in (EVERY, 9):
+        with pytest.raises(ValueError, match="Expected all keys before the first run"):
+            keys.load(element, 2, KEY)
+    assert keys.bytes == size
+    program.run(keys, [CIPHER], [np.zeros_like(CIPHER)], 1)
+    none = ckks.ProgramKeys(CONTEXT)
+    with pytest.raises(REFUSED):
+        program.run(none, [CIPHER], [np.zeros_like(CIPHER)], 1)
+    with pytest.raises(ValueError, match="Expected all keys before the first run"):
+        none.load(EVERY, 2, KEY)
+
+
+def test_a_key_of_the_evaluator_comes_once():
+    keys = ckks.KeySet(CONTEXT)
+    keys.add_relinearisation(KEY, 2)
+    keys.add_galois(EVERY, KEY, 2)
+    size = keys.bytes
+    for again in (lambda: keys.add_relinearisation(KEY, 1), lambda: keys.add_galois(EVERY, KEY, 1)):
+        with pytest.raises(ValueError, match="Expected each key once"):
+            again()
+    assert keys.bytes == size
+    keys.add_galois(9, KEY, 2)
+    assert keys.bytes > size
+
+
 def test_keys_of_another_client_context_are_not_used():
     program, _ = rotation()
     foreign = ckks.ProgramKeys(OTHER)
@@ -339,6 +370,14 @@ def test_unpacking_knows_its_size_before_it_takes_memory(primes, rows_, count):
     assert ckks.unpack_residues(body, PRIMES[:1], 1, 4).tolist() == [[0] * 4]
     with pytest.raises(REFUSED):
         ckks.unpack_residues(body, primes, rows_, count)
+
+
+def test_a_size_beyond_64_bits_is_not_taken_for_a_small_one():
+    """2^23 rows of 2^31 residues in 8,192 bits together are 2^64 bytes, and that is not 0."""
+    primes = [1 << 61] * 134 + [1 << 18]
+    assert (1 << 23) * (1 << 31) * (134 * 61 + 18) // 8 == 1 << 64
+    with pytest.raises(ValueError, match="Expected fewer residues"):
+        ckks.unpack_residues(np.zeros(0, np.uint8), primes, 1 << 23, 1 << 31)
 
 
 @pytest.mark.parametrize("body", [np.zeros(50, np.uint8)[::2], np.zeros(25, np.int8), np.zeros((1, 25), np.uint8), b""])

@@ -23,6 +23,7 @@ from confide.net.http import InProcess
 from confide.serve.client import Client
 from confide.serve.limits import Limits
 from confide.serve.pool import create_pooled_app
+from confide.serve.protocol import Refusal
 from confide.serve.server import create_app
 from confide.serve.source import Source
 from confide.store import SqliteStore
@@ -233,7 +234,6 @@ def test_both_workers_killed_while_idle_are_replaced(shared, http):
     app, _ = shared
     for pid in processes(app):
         os.kill(pid, signal.SIGKILL)
-    assert http.get("/v2/health/ready").status_code == 200
     answers = [http.post("/v2/models/diagnosis/versions/plain/infer", json=question(0.5)) for _ in range(3)]
     assert {answer.status_code for answer in answers} <= {200, 503}
     wait_for(lambda: len(app._done._free) == 2)
@@ -266,6 +266,38 @@ def test_a_worker_that_does_not_even_read_is_ended(tmp_path):
         assert (refused.status_code, refused.json()["code"]) == (503, "late")
         wait_for(lambda: processes(app) not in ([], [stuck]) and app._done._free)
         assert http.post("/v2/models/diagnosis/versions/plain/infer", json=question(0.5)).status_code == 200
+
+
+def test_the_turn_and_the_work_have_one_deadline(shared):
+    """A worker that becomes free late is not given another `answer_seconds`, nor one to who came too late."""
+    pool = shared[0]._done
+    about = next(about for about in pool.abouts if about.backend == "plain")
+    begin = time.monotonic()
+    with pytest.raises(Refusal, match="no worker is free"):
+        pool.infer(about, b"{}", None, "", deadline=begin)
+    with pytest.raises(Refusal, match="no worker is free"):
+        pool.register(about, b"", "", deadline=begin)
+    assert len(pool._free) == 2
+    told: list[float] = []
+
+    class Silent:
+        def send(self, head, body, *, deadline):
+            told.append(deadline)
+            raise EOFError
+
+        def close(self):
+            pass
+
+    worker = pool._free[0]
+    pipe, kill = worker.pipe, worker.process.kill
+    worker.pipe, worker.process.kill = Silent(), lambda: None
+    try:
+        with pytest.raises(Refusal, match="Expected the worker process to live"):
+            pool.infer(about, b"{}", None, "", deadline=begin + 20)
+    finally:
+        worker.pipe, worker.process.kill = pipe, kill
+        pool._give_back(worker)
+    assert told == [begin + 20]
 
 
 @pytest.mark.slow

@@ -417,6 +417,65 @@ def test_an_answer_that_takes_too_long_keeps_its_place():
             threading.Event().wait(0.01)
 
 
+def test_a_body_counts_until_its_job_is_over_and_a_job_that_is_late_is_never_done():
+    """The documented bound of memory: after a refusal the queue of the threads still holds the body."""
+    go_on, begun, charged = threading.Event(), [], []
+
+    class Slow(PlainPredict):
+        def predict(self, role, kit, x, store, rng):
+            begun.append(role)
+            assert go_on.wait(30)
+            return super().predict(role, kit, x, store, rng)
+
+    body, headers = sealed(plain_query())
+    app = create_app([toy_model("m", Slow())], limits=Limits(workers=1, answer_seconds=0.2))
+    app._done._charge = lambda caller, model, rows: charged.append(rows)
+    with client_of(app) as client:
+        for asked in (1, 2):
+            late = client.post("/v2/models/m/infer", content=body, headers=headers)
+            assert (late.status_code, late.json()["code"]) == (503, "late")
+            assert app._bodies.held_bytes == asked * len(body)
+        go_on.set()
+        while app._working:
+            threading.Event().wait(0.01)
+        assert app._bodies.held_bytes == 0
+        assert (begun, charged) == (["server"], [2])  # the second one's turn came after its client was refused
+
+
+def test_bodies_that_wait_behind_a_slow_answer_are_bounded():
+    go_on = threading.Event()
+
+    class Slow(PlainPredict):
+        def predict(self, role, kit, x, store, rng):
+            assert go_on.wait(30)
+            return super().predict(role, kit, x, store, rng)
+
+    body, headers = sealed(plain_query())
+    length = int(headers["Inference-Header-Content-Length"])
+    body = body[:length].ljust(length + 2000) + body[length:]
+    headers["Inference-Header-Content-Length"] = str(length + 2000)
+    sizes = dict.fromkeys(("query_bytes", "keys_bytes", "reply_bytes"), len(body))
+    limits = Limits(workers=1, answer_seconds=0.5, buffered_bytes=3 * len(body), **sizes)
+    app = create_app([toy_model("m", Slow())], limits=limits)
+    with client_of(app) as client:
+        codes = [client.post("/v2/models/m/infer", content=body, headers=headers).json()["code"] for _ in range(5)]
+        assert codes == ["late", "late", "late", "busy", "busy"]
+        assert app._bodies.held_bytes == 3 * len(body)
+        go_on.set()
+        while app._working:
+            threading.Event().wait(0.01)
+        assert client.post("/v2/models/m/infer", content=body, headers=headers).status_code == 200
+        assert app._bodies.held_bytes == 0
+
+
+def test_a_request_that_finds_the_queue_full_gives_its_body_back():
+    app = create_app([toy_model("m", PlainPredict())], limits=Limits(waiting=1))
+    with client_of(app) as client:
+        app._working = 1
+        assert client.post("/v2/models/m/infer", json=question()).json()["code"] == "busy"
+        assert app._bodies.held_bytes == 0
+
+
 def test_parallel_requests_get_their_own_answers(plain):
     rng = np.random.Generator(np.random.PCG64(7))
     inputs = [rng.normal(size=(1, 3)) for _ in range(40)]

@@ -97,9 +97,16 @@ def program(native: Any) -> Any:
 
 
 def threads_of(wanted: int) -> int:
-    """Return how many threads one answer may take: what `CONFIDE_THREADS` says, else `wanted`."""
+    """Return how many threads one answer may take: what `CONFIDE_THREADS` says, else `wanted`.
+
+    Raises:
+        UsageError: `CONFIDE_THREADS` is no number from 1 to `MOST_THREADS`.
+    """
     assert _native is not None
-    return _native.ckks.wanted_threads() or wanted
+    try:
+        return _native.ckks.wanted_threads() or wanted
+    except ValueError as error:
+        raise UsageError(str(error)) from None
 
 
 class NativeKeys:

@@ -1,8 +1,9 @@
 """The largest error of a network's outputs for every input in the box, followed through the stages.
 
-Errors of encryption, rounding and key switching count as independent and are bounded at `noise.TAIL` deviations: the
-bound fails with probability below 2^-64 under that usual assumption. It holds where the plan is certified; elsewhere
-it holds for inputs whose values stay within the plan's room.
+Bounds of single errors (`noise`) are added with the absolute weights that they meet, so nothing is assumed of how
+errors under one key depend on each other. One output leaves the bound with probability below 2^-72, a thousand of them
+together below 2^-62, over keys and encryptions, as far as digits and roundings look uniform. It holds where the plan is
+certified; elsewhere it holds for inputs whose values stay within the plan's room.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ FLOAT_ERROR = 2.0**-44
 def error_bound(plan: StagedPlan, ready: Ready) -> Matrix:
     """Return the largest error of each output, in the model's own numbers, shape (outputs,)."""
     degree = plan.parameters.degree
-    errors = [np.full(ready.largest[0].shape, noise.TAIL * noise.fresh(degree) / plan.registers[0].scale)]
+    errors = [np.full(ready.largest[0].shape, noise.fresh_bound(degree) / plan.registers[0].scale)]
     slots = [1.5]  # largest absolute value in any slot, rubbish included
     for number, part in enumerate(ready.parts):
         stage = plan.stages[number]
@@ -48,47 +49,59 @@ def error_bound(plan: StagedPlan, ready: Ready) -> Matrix:
                 assert isinstance(part, Constants)
                 error, most = _combined(stage, part, read, [slots[source] for source in stage.terms])
         if stage.drops:
-            error = error + noise.TAIL * noise.rounding(degree) / plan.registers[number + 1].scale
+            error = error + noise.rounding_bound(degree) / plan.registers[number + 1].scale
         errors.append(error)
         slots.append(most)
     last = errors[-1] + FLOAT_ERROR * (1 + ready.largest[-1])
     if plan.protected:
-        last = last + noise.TAIL * noise.zero(degree, plan.parameters.special) / plan.reply_scale + plan.flooding
+        last = last + noise.zero_bound(degree, plan.parameters.special) / plan.reply_scale + plan.flooding
     return np.ldexp(last, ready.exponent)
 
 
-def _switched(plan: StagedPlan, number: int) -> float:
-    """Return the error of a stage's key switch at the scale of its product."""
-    stage, parameters = plan.stages[number], plan.parameters
+def _switched(plan: StagedPlan, number: int, *, slots: int = 1) -> float:
+    """Return the error of a stage's key switch, or its sum over slots, at the scale of its product."""
+    stage = plan.stages[number]
     read = [plan.registers[source] for source in stage.sources]
-    primes = parameters.data_primes[: min(register.limbs for register in read)]
-    return noise.TAIL * noise.switching(parameters.degree, primes, parameters.special) / product_scale(stage, read)
+    limbs = min(register.limbs for register in read)
+    return _switching(plan, limbs, slots) / product_scale(stage, read)
+
+
+def _switching(plan: StagedPlan, limbs: int, slots: int) -> float:
+    parameters = plan.parameters
+    return noise.switching_bound(parameters.degree, parameters.data_primes[:limbs], parameters.special, slots=slots)
 
 
 def _mapped(
     plan: StagedPlan, number: int, part: LinearMap, error: Matrix, largest: Matrix, most: float
 ) -> tuple[Matrix, float]:
-    stage, after, parameters = plan.stages[number], plan.registers[number + 1], plan.parameters
+    stage, after, degree = plan.stages[number], plan.registers[number + 1], plan.parameters.degree
     assert isinstance(stage, Mapped)
-    degree, rotations = parameters.degree, stage.layout.rotations
-    folds = rotations.parts << stage.conjugate
+    rotations = stage.layout.rotations
+    halves, parts = 1 << stage.conjugate, rotations.parts  # what is added up: conjugates, and values of one polynomial
     before = _switched(plan, number) * 2.0**stage.weight_bits
     weights = np.abs(part.weight)
-    each = noise.TAIL * (noise.fresh(degree) if stage.encrypted else noise.encoding(degree))
-    rounded = each * np.sqrt(float(rotations.products * folds)) / 2.0**stage.weight_bits
+    each = noise.fresh_bound(degree) if stage.encrypted else noise.encoding_bound(degree)
+    rounded = halves * each * math.sqrt(rotations.products * parts) / 2.0**stage.weight_bits
     if rotations.fold:  # the imaginary part of another slot's error joins each, and a slot holds two values
         error, most = error + error.max(), math.sqrt(2.0) * most
     found = part.applied(weights, error + rotations.depth * before) + rounded * (most + error.max())
     switches = rotations.giant[0] * (1 + stage.encrypted) - 1
-    found = found + switches * folds * _switched(plan, number)
-    if folds > 1:
-        switch = noise.switching(degree, parameters.data_primes[: after.limbs], parameters.special)
-        found = found + folds * noise.TAIL * switch / after.scale
+    found = found + switches * halves * _switched(plan, number, slots=parts)
+    found = found + _folded(plan, stage, after.limbs) / after.scale
     if stage.drops:
-        found = found + (folds - 1) * noise.TAIL * noise.rounding(degree) / after.scale
+        found = found + (halves * math.sqrt(parts) - 1) * noise.rounding_bound(degree) / after.scale
     found = found + each / after.scale
     partial = part.applied(weights, largest) + np.abs(part.bias)
     return found, float(partial.max())
+
+
+def _folded(plan: StagedPlan, stage: Mapped, limbs: int) -> float:
+    """Return the error of the key switches that add up a map's parts, times the scale; later sums add theirs up."""
+    found, later = 0.0, stage.layout.rotations.parts
+    for count, _ in stage.layout.rotations.sums:
+        later //= count
+        found += (count - 1) * _switching(plan, limbs, later)
+    return 2 * found + _switching(plan, limbs, 1) if stage.conjugate else found
 
 
 def _summed(plan: StagedPlan, number: int, part: LinearMap, error: Matrix, largest: Matrix) -> tuple[Matrix, float]:

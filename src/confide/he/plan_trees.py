@@ -29,10 +29,10 @@ from numpy.typing import NDArray
 from confide.errors import ProtocolError
 from confide.he import noise
 from confide.he.encode import FLOAT_ERROR
-from confide.he.parameters import ERROR_VARIANCE, LIMIT_BITS, Parameters
+from confide.he.parameters import LIMIT_BITS, Parameters
 from confide.he.seal import CONJUGATION, Needs, ntt_primes
 from confide.he.speeds import SEAL, Speeds
-from confide.he.trees_levels import TAIL, Chain, Level, NoRoom, leaf_factor, reached, total
+from confide.he.trees_levels import Chain, Level, NoRoom, leaf_factor, reached, total
 
 #: Most conditions on the way to a leaf.
 MOST_DEPTH = 8
@@ -214,13 +214,14 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     def broken(self) -> Level:
         """Return the level of the numbers of broken conditions, r = S / h - 1.
 
-        Errors of many slots, and of many encodings, count as independent, each bounded at 7.5 standard deviations. The
+        Errors of different slots and of different encodings count as independent. Those of a rotation are alike in all
+        ciphertexts of a row (their digits have one mean and meet one key): they are added linearly over them. The
         weights of a leaf are at most 1 and sum to at most D·d/h < 2D; an encoding meets one 1 for each feature.
         """
         chain, limbs = self.chain, len(self.parameters.data_primes)
         scale, products = 2.0**self.input_scale_bits, 2.0**self.input_scale_bits * self.weight_scale
-        fresh = TAIL * math.sqrt((ERROR_VARIANCE + 1 / 12) * self.parameters.degree)
-        switched = chain.switching(limbs) if self.babies > 1 else 0.0
+        fresh = noise.fresh_bound(self.parameters.degree)
+        switched = math.sqrt(self.ciphertexts) * chain.switching(limbs) if self.babies > 1 else 0.0
         added = math.sqrt((self.giants << len(self.sums)) + 1.0) * chain.switching(limbs) / products
         errors = (
             2 * math.sqrt(2 * self.bins) * (fresh + switched) / scale,
@@ -253,7 +254,7 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         chain, reply = self.chain, self.reply
         assert reply.added is not None
         added = reply.added + (chain.switching(reply.limbs) + chain.encoding) / reply.scale
-        fresh = TAIL * noise.zero(self.parameters.degree, self.parameters.special) / reply.scale
+        fresh = noise.zero_bound(self.parameters.degree, self.parameters.special) / reply.scale
         errors = math.sqrt(squares) * reply.error, added * math.sqrt(2 * self.leaves), fresh
         return total(errors) + encoded + FLOAT_ERROR
 

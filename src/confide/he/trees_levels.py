@@ -23,11 +23,7 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
-from confide.he.parameters import ERROR_VARIANCE
-
-#: A slot is a sum of N independent bounded terms with phases: beyond t standard deviations with less than 2·exp(-t²)
-#: (Hoeffding), here 2^-80.
-TAIL = 7.5
+from confide.he import noise
 
 _LEAST_REPLY_BITS = 28  # what the divisions before the reply must leave of the scale
 _MARGIN_BITS = 2  # between the largest value, times the scale, and half of the modulus
@@ -48,9 +44,9 @@ class Level(msgspec.Struct, frozen=True, kw_only=True):
     error: float
     added: float | None = None
 
-    def noisier(self, noise: float) -> Level:
+    def noisier(self, more: float) -> Level:
         """Return the level with so much more error, whatever the slot holds."""
-        error, added = (self.error + noise, None) if self.added is None else (self.error, self.added + noise)
+        error, added = (self.error + more, None) if self.added is None else (self.error, self.added + more)
         return Level(limbs=self.limbs, scale=self.scale, error=error, added=added)
 
 
@@ -119,22 +115,16 @@ class Chain(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def encoding(self) -> float:
         """Return the error in a slot of an encoding, times its scale."""
-        return TAIL * math.sqrt(self.degree / 12)
+        return noise.encoding_bound(self.degree)
 
     @property
     def rounding(self) -> float:
-        """Return the error in a slot after a division, times the scale: two polynomials, one meets the secret."""
-        return self.encoding * (1 + TAIL * math.sqrt(2 * self.degree / 3))
+        """Return the error in a slot after a division, times the scale."""
+        return noise.rounding_bound(self.degree)
 
     def switching(self, limbs: int) -> float:
-        """Return the error in a slot after a key switch, times the scale.
-
-        A digit is uniform below its prime: its slots are at most N·prime/π from the mean of its coefficients, and a sum
-        of independent terms beside that. It meets a key's error, and the sum is divided by the special prime.
-        """
-        digit = self.degree / math.pi + self.encoding
-        noise = TAIL * math.sqrt(ERROR_VARIANCE * self.degree)
-        return math.sqrt(sum(prime**2 for prime in self.primes[:limbs])) / self.special * digit * noise + self.rounding
+        """Return the error in a slot after a key switch, times the scale."""
+        return noise.switching_bound(self.degree, self.primes[:limbs], self.special)
 
     def settled(self, level: Level) -> Level:
         """Return the level after all divisions that leave enough scale. Raises NoRoom if a value does not fit."""

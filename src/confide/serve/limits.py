@@ -34,6 +34,7 @@ class Limits:
         connections: open connections.
         header_bytes: request line and headers of one request.
         header_seconds, body_seconds: time for a request's headers and for its body to arrive.
+        start_seconds: time for a worker process to prepare the models.
         answer_seconds: time for a worker's turn and its work together.
         reply_seconds: time for a client to take its reply; after that the connection is cut.
         idle_seconds: time that a connection may stay open between two requests.
@@ -61,6 +62,7 @@ class Limits:
     header_bytes: int = 32 << 10
     header_seconds: float = 10.0
     body_seconds: float = 60.0
+    start_seconds: float = 600.0
     answer_seconds: float = 120.0
     reply_seconds: float = 60.0
     idle_seconds: float = 30.0

@@ -1,11 +1,14 @@
 """What a server tells about its requests: JSON log lines with an allow-list of fields, and metrics for Prometheus.
 
-Neither ever holds a path, a query string, a body, a header or the text of an exception: all of them can carry an input.
+Neither ever holds a path, a query string, a body, a header or the text of an exception that a request raised: all of
+them can carry an input.
 """
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import TYPE_CHECKING, TextIO
@@ -76,6 +79,7 @@ class Observer:
 
     def __init__(self, log: TextIO | None, *, metrics: bool) -> None:
         self._log = log
+        self._writing = threading.Lock()
         self._metrics = _Metrics() if metrics else None
 
     def finish(self, seen: Observed) -> None:
@@ -85,7 +89,6 @@ class Observer:
             self._metrics.count(seen, seconds)
         if self._log is not None:
             line = {
-                "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "request_id": seen.request_id,
                 "method": seen.method if seen.method in _METHODS else "other",
                 "route": seen.route,
@@ -100,8 +103,18 @@ class Observer:
             }
             if seen.failure:
                 line["failure"] = seen.failure
-            self._log.write(msgspec.json.encode(line).decode() + "\n")
-            self._log.flush()
+            self._write(line)
+
+    def not_replaced(self, failure: str) -> None:
+        """Write that a worker process could not be replaced; `failure` was there before any request was."""
+        self._write({"code": "worker_not_replaced", "failure": failure})
+
+    def _write(self, line: Mapping[str, object]) -> None:
+        if self._log is not None:
+            stamped = {"time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **line}
+            with self._writing:
+                self._log.write(msgspec.json.encode(stamped).decode() + "\n")
+                self._log.flush()
 
     @property
     def counts(self) -> bool:

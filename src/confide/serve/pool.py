@@ -1,73 +1,49 @@
 """Worker processes: predictions run in them, because Microsoft SEAL's Python binding keeps the interpreter to itself.
 
 Every worker is started afresh (no fork), prepares the models once and then answers one request at a time. A worker that
-dies is replaced, and its request is answered 503; one that works longer than `answer_seconds` is ended. Requests of
-one key id go to the worker that has those keys loaded, where it is free.
+dies is replaced, and its request is answered 503; one that has not answered at its request's deadline is ended, and so
+is one that has not prepared the models within `start_seconds`. A replacement that cannot be started is tried again, at
+growing intervals. Requests of one key id go to the worker that has those keys loaded, where it is free.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
 import subprocess
 import sys
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import msgspec
 
-from confide import errors
 from confide.crypto.random import SystemRandomness
-from confide.errors import UsageError
+from confide.errors import ConfideError, UsageError
 from confide.serve.access import ApiKeys
 from confide.serve.keys import open_stores
 from confide.serve.limits import Limits, busy, late
 from confide.serve.observe import Observer
-from confide.serve.pipe import Pipe
+from confide.serve.process import Worker
 from confide.serve.protocol import JSON_BYTES, Refusal
 from confide.serve.served import About, Answered
 from confide.serve.server import Server, check_callers
 from confide.serve.source import Source
-from confide.serve.work import Failed, Figures
-from confide.serve.worker import Done, Job, NotReady, Ready, Start
+from confide.serve.work import Failed, Figures, place_of
+from confide.serve.worker import Done, Job, Start
 from confide.structs import known
 
 _SOON_BYTES = 1 << 20  # of a question that is handed over without a thread: copied at once
 _STOP_SECONDS = 5.0  # for a worker that has nothing to do
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.1, 30.0
 _SHORT_LIFE_SECONDS = 10.0
-_WORKER = "import sys; from confide.serve.worker import main; main(int(sys.argv[1]))"
 
 
 class _Asked(msgspec.Struct, frozen=True):
     parameters: dict[str, object] = {}
-
-
-class _Worker:
-    """One process and the socket to it."""
-
-    def __init__(self, process: subprocess.Popen[bytes], pipe: Pipe) -> None:
-        self.process = process
-        self.pipe = pipe
-        self.abouts: tuple[About, ...] = ()
-        self.began = time.monotonic()
-        self.loaded: OrderedDict[str, None] = OrderedDict()  # key ids, as far as we know; the latest stands last
-        self.loaded_keys = self.loaded_bytes = 0
-
-    def note(self, key_id: str, done: Done) -> None:
-        """Follow what the worker holds: the same keys in the same order, cut to the same number."""
-        self.loaded_keys, self.loaded_bytes = done.loaded_keys, done.loaded_bytes
-        if key_id and not done.refused:
-            self.loaded.pop(key_id, None)
-            self.loaded[key_id] = None
-        while len(self.loaded) > done.loaded_keys:
-            self.loaded.popitem(last=False)
 
 
 class Pool:
@@ -77,17 +53,23 @@ class Pool:
         source: of the models; every worker makes the same of it.
         store: where keys and counts are kept, as `open_stores` takes it; a file or a database, which they share.
         limits: the server's; `workers` is how many processes.
+        tell: is told why a worker could not be replaced, from any thread; it is tried again.
 
     Raises:
         ModelError, UsageError, StoreError: what kept the first workers from starting.
     """
 
-    def __init__(self, source: Source, *, store: str, limits: Limits) -> None:
+    def __init__(
+        self, source: Source, *, store: str, limits: Limits, tell: Callable[[str], None] = lambda text: None
+    ) -> None:
         self._start = Start(path=tuple(sys.path), source=source, store=store, limits=limits)
         self._limits = limits
         self._changed = threading.Condition()
-        self._free: list[_Worker] = []  # the one that has waited longest stands first
-        self._alive: set[_Worker] = set()
+        self._free: list[Worker] = []  # the one that has waited longest stands first
+        self._starting: set[Worker] = set()
+        self._alive: set[Worker] = set()  # ready or at work
+        self._tell = tell
+        self.abouts: tuple[About, ...] = ()
         self._restarts = self._waiting = 0
         self._closing = threading.Event()
         try:
@@ -106,16 +88,19 @@ class Pool:
 
     # --- the work -----------------------------------------------------------------------------------------------------
 
-    def register(self, about: About, body: bytes, caller: str) -> Answered:
-        return self._do(Job(kind="register", model=about.model, backend=about.backend, caller=caller), body, "")
+    def register(self, about: About, body: bytes, caller: str, *, deadline: float) -> Answered:
+        job = Job(kind="register", model=about.model, backend=about.backend, caller=caller)
+        return self._do(job, body, "", deadline)
 
-    def infer(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered:
+    def infer(self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float) -> Answered:
         job = Job(kind="infer", model=about.model, backend=about.backend, caller=caller, header_length=header_length)
         size = len(body) if header_length is None else header_length
         named = about.needs_keys and size <= self._limits.json_bytes  # the worker refuses what is beyond, unread
-        return self._do(job, body, _key_id(body, header_length) if named else "")
+        return self._do(job, body, _key_id(body, header_length) if named else "", deadline)
 
-    async def infer_soon(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered | None:
+    async def infer_soon(
+        self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float
+    ) -> Answered | None:
         most = min(JSON_BYTES, self._limits.json_bytes)
         if header_length is None or header_length > most or len(body) > _SOON_BYTES:
             return None
@@ -125,7 +110,7 @@ class Pool:
             return None
         job = Job(kind="infer", model=about.model, backend=about.backend, caller=caller, header_length=header_length)
         with self._at(worker):
-            async with asyncio.timeout(self._limits.answer_seconds):
+            async with asyncio.timeout(deadline - time.monotonic()):
                 head, reply = await worker.pipe.exchange(msgspec.msgpack.encode(job), body)
         return self._answered(worker, key_id, msgspec.msgpack.decode(head, type=known(Done)), reply)
 
@@ -140,16 +125,15 @@ class Pool:
                 sum(worker.loaded_bytes for worker in alive),
             )
 
-    def _do(self, job: Job, body: bytes, key_id: str) -> Answered:
-        worker = self._take(key_id)
-        deadline = time.monotonic() + self._limits.answer_seconds
+    def _do(self, job: Job, body: bytes, key_id: str, deadline: float) -> Answered:
+        worker = self._take(key_id, deadline)
         with self._at(worker):
             worker.pipe.send(msgspec.msgpack.encode(job), body, deadline=deadline)
             head, reply = worker.pipe.recv(deadline=deadline)
         return self._answered(worker, key_id, msgspec.msgpack.decode(head, type=known(Done)), reply)
 
     @contextmanager
-    def _at(self, worker: _Worker) -> Generator[None]:
+    def _at(self, worker: Worker) -> Generator[None]:
         """End a worker that does not answer, wherever it hangs: it may not even read the body. Tell the client why."""
         try:
             yield
@@ -163,7 +147,7 @@ class Pool:
                 raise Refusal(503, "worker_ended", text, retry_after_seconds=1) from None
             raise
 
-    def _answered(self, worker: _Worker, key_id: str, done: Done, reply: bytes) -> Answered:
+    def _answered(self, worker: Worker, key_id: str, done: Done, reply: bytes) -> Answered:
         worker.note(key_id, done)
         self._give_back(worker)
         if done.refused is None:
@@ -173,31 +157,30 @@ class Pool:
         refused = done.refused
         raise Refusal(refused.status, refused.code, refused.text, retry_after_seconds=refused.retry_after_seconds)
 
-    def _take(self, key_id: str) -> _Worker:
+    def _take(self, key_id: str, deadline: float) -> Worker:
         """Return a worker, after waiting for one."""
-        deadline = time.monotonic() + self._limits.answer_seconds
         with self._changed:
             self._waiting += 1
             try:
-                while not self._free:
-                    left = deadline - time.monotonic()
-                    if self._closing.is_set() or left <= 0 or not self._changed.wait(left):
-                        raise busy("no worker is free")
-                return self._best(key_id)
+                while (left := deadline - time.monotonic()) > 0 and not self._closing.is_set():
+                    if self._free:
+                        return self._best(key_id)
+                    self._changed.wait(left)
+                raise busy("no worker is free")
             finally:
                 self._waiting -= 1
 
-    def _take_free(self, key_id: str) -> _Worker | None:
+    def _take_free(self, key_id: str) -> Worker | None:
         """Return a worker that is free and that nobody waits for."""
         with self._changed:
             return self._best(key_id) if len(self._free) > self._waiting else None
 
-    def _best(self, key_id: str) -> _Worker:
+    def _best(self, key_id: str) -> Worker:
         holder = next((worker for worker in self._free if key_id and key_id in worker.loaded), self._free[0])
         self._free.remove(holder)
         return holder
 
-    def _give_back(self, worker: _Worker) -> None:
+    def _give_back(self, worker: Worker) -> None:
         with self._changed:
             if worker in self._alive:
                 self._free.append(worker)
@@ -207,77 +190,76 @@ class Pool:
 
     # --- the processes ------------------------------------------------------------------------------------------------
 
-    def _launch(self) -> _Worker:
-        """Start a process and return it once its models are prepared."""
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(  # noqa: S603 (this interpreter, our own words)
-                [sys.executable, "-P", "-c", _WORKER, str(theirs.fileno())],  # -P: not from the working directory
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                process_group=0,  # Ctrl-C is for the server, which ends its workers in order
-            )
-        worker = _Worker(process, Pipe(ours))
+    def _launch(self) -> Worker:
+        """Start a process and return it, free, once its models are prepared: the same as everybody's."""
+        worker = Worker()
         with self._changed:
-            self._alive.add(worker)
+            self._starting.add(worker)  # from here on `close` finds it
         try:
-            worker.pipe.send(msgspec.msgpack.encode(self._start))
-            answer = msgspec.msgpack.decode(worker.pipe.recv()[0], type=known(Ready | NotReady))
-        except (EOFError, OSError):
-            answer = NotReady("", "ended")
-        except BaseException:
-            self._lose(worker, ours=True)
-            raise
-        if isinstance(answer, NotReady):
-            self._lose(worker, ours=True)
-            raise _why(answer)
-        worker.abouts = answer.abouts
-        with self._changed:
-            if not self._closing.is_set():
+            if self._closing.is_set():
+                raise busy("the server is stopping")
+            worker.prepare(self._start, seconds=self._limits.start_seconds)
+            if self.abouts and worker.abouts != self.abouts:
+                raise UsageError("Expected the models that are served already, got others; restart the server for them")
+            with self._changed:
+                if self._closing.is_set():
+                    raise busy("the server is stopping")
+                self._alive.add(worker)
                 self._free.append(worker)
                 self._changed.notify()
-                return worker
-        self._lose(worker, ours=True)
-        raise busy("the server is stopping")
+        except BaseException:
+            worker.end()
+            worker.pipe.close()
+            raise
+        finally:
+            with self._changed:
+                self._starting.discard(worker)
+        return worker
 
-    def _lose(self, worker: _Worker, *, ours: bool = False) -> None:
-        """Forget a process that has ended, or end it. Its pipe is closed by who uses it: us if it is free or `ours`."""
+    def _lose(self, worker: Worker) -> None:
+        """Forget a process that has ended. Its pipe is closed by who uses it: us if it is free."""
         with self._changed:
             self._alive.discard(worker)
-            if worker in self._free:
+            free = worker in self._free
+            if free:
                 self._free.remove(worker)
-                ours = True
-        worker.process.kill()
-        worker.process.wait()
-        if ours:
+        if free:
             worker.pipe.close()
 
-    def _keep(self, worker: _Worker) -> None:
+    def _keep(self, worker: Worker) -> None:
         """Replace a process whenever it ends, at growing intervals if it does so at once; until `close`."""
         pause = _FIRST_PAUSE_SECONDS
         while True:
             worker.process.wait()
-            if self._closing.is_set():
-                return
             self._lose(worker)
             if time.monotonic() - worker.began > _SHORT_LIFE_SECONDS:
                 pause = _FIRST_PAUSE_SECONDS
-            while not self._closing.wait(pause):
+            replacement = None
+            while replacement is None:
+                if self._closing.wait(pause):
+                    return
                 pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-                with suppress(errors.ConfideError):
-                    worker = self._launch()
-                    self._restarts += 1
-                    break
-            else:
-                return
+                replacement = self._replacement()
+            worker = replacement
+
+    def _replacement(self) -> Worker | None:
+        """Start a process instead of one that was lost; None, and somebody is told, if that fails in any way."""
+        try:
+            worker = self._launch()
+        except Exception as error:  # with the thread that called, the worker would be lost for ever
+            if not self._closing.is_set():
+                self._tell(str(error) if isinstance(error, ConfideError) else place_of(error))
+            return None
+        with self._changed:
+            self._restarts += 1
+        return worker
 
     def close(self) -> None:
         """Let the workers that have nothing to do end by themselves, and end the others."""
         self._closing.set()
         with self._changed:
             free, self._free = self._free, []
-            alive = list(self._alive)
+            alive = [*self._alive, *self._starting]
             self._changed.notify_all()
         for worker in alive:
             if worker in free:
@@ -288,8 +270,7 @@ class Pool:
             try:
                 worker.process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired:
-                worker.process.kill()
-                worker.process.wait()
+                worker.end()
         with self._changed:
             self._alive.clear()
 
@@ -322,7 +303,7 @@ def create_pooled_app(
     observer = Observer(log, metrics=metrics)
     holders = ApiKeys(api_keys) if api_keys else None
     keys = open_stores(store, limits).keys
-    work = Pool(source, store=str(store), limits=limits)
+    work = Pool(source, store=str(store), limits=limits, tell=observer.not_replaced)
     return Server(
         work,
         keys=keys,
@@ -341,13 +322,3 @@ def _key_id(body: bytes, header_length: int | None) -> str:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return ""
     return str(asked.parameters.get("key_id", ""))[:64]
-
-
-def _why(answer: NotReady) -> Exception:
-    """Return the error of a worker that could not start, as its server raises it."""
-    kind = getattr(errors, answer.kind, None)
-    if isinstance(kind, type) and issubclass(kind, errors.ConfideError):
-        made = kind.__new__(kind)  # without the constructor, which for some takes more than the text
-        made.args = (answer.text,)
-        return made
-    return UsageError(f"Expected a worker process to start, got {answer.text}; see standard error")

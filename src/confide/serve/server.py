@@ -18,7 +18,9 @@ processes (`pool`) or make them (`work.Local`, for tests and simulation), so tha
 Guarantees:
     No refusal and no log line contains a byte of a request body, a path or a header. An answer repeats the request's id
     (at most 128 characters), as the protocol has it, to whoever sent it.
-    A body is counted while it arrives, a reply until it is taken; more than their bound is never held.
+    A body is counted from its first byte until nothing works on it any more, though its client may have been refused by
+    then; a reply until it is taken. More than their bound is never held.
+    What has not begun `answer_seconds` after its body was there is neither done nor charged.
     A client that does not take its reply in time is cut off.
 """
 
@@ -273,8 +275,8 @@ class Server:
         return _json({"live": True})
 
     async def _ready(self) -> _Response:
-        if self._closing:
-            raise busy("the server is stopping")
+        if reason := self._idle_because():
+            raise busy(reason)
         return _json({"live": True, "ready": True})
 
     async def _metrics(self) -> _Response:
@@ -288,20 +290,27 @@ class Server:
         return _Response(200, about.metadata)
 
     async def _model_ready(self, call: _Call, about: About) -> _Response:
-        return _json({"name": about.model, "ready": not self._closing})
+        return _json({"name": about.model, "ready": not self._idle_because()})
+
+    def _idle_because(self) -> str:
+        """Return why nothing can be answered now, "" if it can."""
+        figures = self._done.figures()
+        if self._closing:
+            return "the server is stopping"
+        return "no worker process is alive" if figures.workers and not figures.alive else ""
 
     async def _kit(self, call: _Call, about: About) -> _Response:
         return _Response(200, about.client_kit, b"application/msgpack")
 
     async def _known(self, call: _Call, about: About) -> _Response:
         uploads = self._uploads[about.model, about.backend]
-        if not await self._work(partial(uploads.knows, call.argument)):
+        if not await self._work(lambda _: uploads.knows(call.argument)):
             raise unknown_key("upload the keys")
         return _json({"known": True})
 
     async def _delete(self, call: _Call, about: About) -> _Response:
         uploads = self._uploads[about.model, about.backend]
-        await self._work(partial(uploads.delete, call.argument, call.seen.caller))
+        await self._work(lambda _: uploads.delete(call.argument, call.seen.caller))
         return _json({"deleted": True})
 
     async def _upload(self, call: _Call, about: About) -> _Response:
@@ -311,19 +320,19 @@ class Server:
     async def _infer(self, call: _Call, about: About) -> _Response:
         length, caller = call.integer(HEADER_LENGTH), call.seen.caller
 
-        async def soon(body: bytes) -> _Response | None:
-            answered = await self._done.infer_soon(about, body, length, caller)
+        async def soon(body: bytes, deadline: float) -> _Response | None:
+            answered = await self._done.infer_soon(about, body, length, caller, deadline=deadline)
             return None if answered is None else _prediction(answered)
 
         job = partial(self._predict, about, length, caller)
         return await self._with_body(call, self.limits.query_bytes, job, soon)
 
-    def _register(self, about: About, caller: str, body: bytes) -> _Response:
-        answered = self._done.register(about, body, caller)
+    def _register(self, about: About, caller: str, body: bytes, deadline: float) -> _Response:
+        answered = self._done.register(about, body, caller, deadline=deadline)
         return _Response(200, answered.body, _BINARY, (_timing(answered.seconds),))
 
-    def _predict(self, about: About, length: int | None, caller: str, body: bytes) -> _Response:
-        return _prediction(self._done.infer(about, body, length, caller))
+    def _predict(self, about: About, length: int | None, caller: str, body: bytes, deadline: float) -> _Response:
+        return _prediction(self._done.infer(about, body, length, caller, deadline=deadline))
 
     # --- work ---------------------------------------------------------------------------------------------------------
 
@@ -331,20 +340,18 @@ class Server:
         self,
         call: _Call,
         max_bytes: int,
-        job: Callable[[bytes], _Response],
-        soon: Callable[[bytes], Awaitable[_Response | None]] | None = None,
+        job: Callable[[bytes, float], _Response],
+        soon: Callable[[bytes, float], Awaitable[_Response | None]] | None = None,
     ) -> _Response:
-        """Read the body, hand it to a worker, give its memory back, and count the reply's."""
+        """Read the body, hand it to a worker, and count the reply's memory."""
         if call.header("content-encoding") not in (None, "identity"):
             raise Refusal(415, "encoding", "Expected a body without Content-Encoding; send it uncompressed")
         declared = call.integer("content-length")
         body = await self._bodies.read(call.receive, declared_bytes=declared, max_bytes=max_bytes)
         call.complete = True
         call.seen.request_bytes = len(body)
-        try:
-            response = await self._work(partial(job, body), None if soon is None else partial(soon, body))
-        finally:
-            self._bodies.release(call.seen.request_bytes)
+        early = None if soon is None else partial(soon, body)
+        response = await self._work(partial(job, body), early, body_bytes=len(body))
         try:
             self._bodies.hold(len(response.body))
         except Refusal:
@@ -353,39 +360,60 @@ class Server:
         return response
 
     async def _work(
-        self, job: Callable[[], _Result], soon: Callable[[], Awaitable[_Result | None]] | None = None
+        self,
+        job: Callable[[float], _Result],
+        soon: Callable[[float], Awaitable[_Result | None]] | None = None,
+        *,
+        body_bytes: int = 0,
     ) -> _Result:
-        """Return what `job` does on a thread, or `soon` on the event loop where that can."""
+        """Return what `job` does on a thread, or `soon` on the event loop where that can.
+
+        Both are told the deadline of the turn and the work together. `body_bytes` that were held are given back once
+        neither can read them any more, which is after the deadline where a thread is busy with them.
+        """
         if self._closing or self._working >= self.limits.waiting:
+            self._bodies.release(body_bytes)
             raise busy("the server is stopping" if self._closing else "its queue is full")
         self._working += 1
-        future = asyncio.ensure_future(self._done_somewhere(job, soon))
-        future.add_done_callback(self._worked)  # not at the end of this call: after a timeout the worker is still busy
-        deadline = asyncio.timeout(self.limits.answer_seconds)
+        deadline = time.monotonic() + self.limits.answer_seconds
+        future = asyncio.ensure_future(self._done_somewhere(job, soon, deadline))
+        future.add_done_callback(partial(self._worked, body_bytes))  # not here: after a timeout it still goes on
+        timeout = asyncio.timeout(self.limits.answer_seconds)
         try:
-            async with deadline:
+            async with timeout:
                 return await asyncio.shield(future)
         except asyncio.CancelledError:
             if not future.cancelled():
                 raise  # the request's own
             raise busy("the server is stopping") from None
         except TimeoutError:
-            if not deadline.expired():
+            if not timeout.expired():
                 raise  # the job's own
             raise late(f"the answer took longer than {self.limits.answer_seconds:g} s") from None
 
     async def _done_somewhere(
-        self, job: Callable[[], _Result], soon: Callable[[], Awaitable[_Result | None]] | None
+        self,
+        job: Callable[[float], _Result],
+        soon: Callable[[float], Awaitable[_Result | None]] | None,
+        deadline: float,
     ) -> _Result:
-        found = await soon() if soon is not None else None
+        found = await soon(deadline) if soon is not None else None
         if found is not None:
             return found
-        return await asyncio.get_running_loop().run_in_executor(self._pool, job)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, _in_time, job, deadline)
 
-    def _worked(self, future: asyncio.Future[Any]) -> None:
+    def _worked(self, body_bytes: int, future: asyncio.Future[Any]) -> None:
         self._working -= 1
+        self._bodies.release(body_bytes)
         if not future.cancelled():
             future.exception()  # seen, also where nobody waits any more
+
+
+def _in_time(job: Callable[[float], _Result], deadline: float) -> _Result:
+    """Do the job, unless its turn comes when nobody waits for it any more."""
+    if time.monotonic() >= deadline:
+        raise busy("its turn came too late")
+    return job(deadline)
 
 
 def create_app(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -48,19 +49,25 @@ class Failed(Exception):
 
 
 class Work(Protocol):
-    """What a server's threads call; every call may take long."""
+    """What a server's threads call; every call may take long.
+
+    `deadline`, by `time.monotonic`, is when nobody waits for the answer any more: what has not begun by then is refused
+    (503, busy) without a charge, and what has begun may be given up.
+    """
 
     abouts: tuple[About, ...]
 
-    def register(self, about: About, body: bytes, caller: str) -> Answered:
+    def register(self, about: About, body: bytes, caller: str, *, deadline: float) -> Answered:
         """Take public keys. Raises as `Served.register`, and Refusal (503) if nobody is there to do it."""
         ...
 
-    def infer(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered:
+    def infer(self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float) -> Answered:
         """Answer a question. Raises as `Served.infer`, and Refusal (503) if nobody is there to do it."""
         ...
 
-    async def infer_soon(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered | None:
+    async def infer_soon(
+        self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float
+    ) -> Answered | None:
         """Do the same on the server's event loop, if nothing there would wait for it; None if `infer` must do it."""
         ...
 
@@ -102,16 +109,20 @@ class Local:
         self.abouts = tuple(one.about for one in self.served.values())
         self._quota = Quota(limits.query_quota, usage, total_rows=limits.total_quota) if limits.counts else None
 
-    def register(self, about: About, body: bytes, caller: str) -> Answered:
+    def register(self, about: About, body: bytes, caller: str, *, deadline: float = math.inf) -> Answered:
         begin = time.perf_counter()
         reply = self.served[about.model, about.backend].register(body, caller)
         return Answered(reply, None, time.perf_counter() - begin)
 
-    def infer(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered:
+    def infer(
+        self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float = math.inf
+    ) -> Answered:
         charge: Callable[[int], None] = partial(self._charge, caller, about.model)
         return self.served[about.model, about.backend].infer(body, header_length, charge=charge)
 
-    async def infer_soon(self, about: About, body: bytes, header_length: int | None, caller: str) -> Answered | None:
+    async def infer_soon(
+        self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float = math.inf
+    ) -> Answered | None:
         return None
 
     def figures(self) -> Figures:
