@@ -34,7 +34,7 @@ CkksClient = NetworkClient | BatchClient | TreesClient
 CkksServer = NetworkServer | BatchServer | TreesServer
 
 #: Version of kits and messages.
-FORMAT = 1
+FORMAT = 2
 
 _MAX_KIT_BYTES = 1 << 16
 _MOST_KEYS_BYTES = 1 << 28  # that a client makes for a stranger's plan, and that a server's store takes
@@ -150,6 +150,9 @@ class ServerKit:
 
     def rows(self, query: bytes) -> int:
         """Return how many rows a query asks for, before any work on it; in a batch all that it has room for count.
+
+        No more are answered: of each ciphertext of a reply one row's results leave, in a batch one for each slot
+        (`traces`; of BFV, coefficients at the places of these rows).
 
         Raises:
             ProtocolError: it does not say.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -33,9 +34,12 @@ from confide.he.seal_format import (
     parms_id_bytes,
     read_ciphertext,
     read_plaintext,
+    read_words,
     write_ciphertext,
     write_plaintext,
+    write_words,
 )
+from confide.he.traces import traced
 
 if TYPE_CHECKING:
     from confide._native import ckks
@@ -430,6 +434,19 @@ class Context:
         """Return the slots of a CKKS plaintext, shape (N/2,)."""
         assert self._encoder is not None
         return self._encoder.decode(plain.value)
+
+    def decode_traced(self, plain: Plaintext, form: Form, period: int) -> NDArray[np.float64]:
+        """Return the real parts of a CKKS plaintext's slots, averaged over copies, shape (period,) (`traces`).
+
+        Args:
+            plain: what was decrypted.
+            form: of its ciphertext, in NTT form.
+            period: of the copies.
+        """
+        words = traced(read_words(plain.value.to_bytes(), form), form.primes, period)
+        made = seal.Plaintext()
+        made.load_bytes(self.seal, write_words(words, replace(form, scale=2 * form.scale)))
+        return self.decode(Plaintext(made))[:period]
 
     # --- arithmetic without keys --------------------------------------------------------------------------------------
 
