@@ -307,6 +307,8 @@ class Context:
     def generate(self, nonce: bytes, needs: Needs) -> tuple[SecretKey, PublicKeys]:
         """Return a fresh secret key, and the public keys of it that a plan needs.
 
+        SEAL makes keys for all data primes; each rotation's is made and packed by itself, so memory is that of one.
+
         Args:
             nonce: 16 random bytes.
             needs: which public keys to make.
@@ -319,10 +321,12 @@ class Context:
         if needs.relinearisation:
             body = maker.create_relin_keys().to_string()
             relinearisation = pack_key_set(body, form, digits=digits, levels={0: digits})
-        if needs.steps:
+        levels = needs.levels(digits)
+        for step in sorted(levels, key=self.galois_index):  # in the order of positions, as in a set of all of them
             made = seal.GaloisKeys()
-            maker.create_galois_keys(list(needs.steps), made)
-            rotation = pack_key_set(made.to_string(), form, digits=digits, levels=self.galois_levels(needs))
+            maker.create_galois_keys([step], made)
+            own = {self.galois_index(step): levels[step]}
+            rotation += pack_key_set(made.to_string(), form, digits=digits, levels=own)
         public = PublicKeys(nonce=nonce, encryption=encryption, relinearisation=relinearisation, rotation=rotation)
         return SecretKey(self, maker.secret_key()), public
 
