@@ -6,8 +6,8 @@
 // Keys are made by node-seal, for this one run; nothing of confide runs here.
 
 import { readFileSync } from "node:fs";
-import { bytesOf, ciphertext, coefficients, contextOf, encoded, polynomial, publicKeys, seal } from "./objects.mjs";
-import { linearInputs, linearOutputs, networkInputs, networkOutputs } from "./plans.mjs";
+import { bytesOf, ciphertext, coefficients, contextOf, encoded, polynomial, publicKeys, seal, shown } from "./objects.mjs";
+import { linearInputs, linearOutputs, networkInputs, networkOutputs, outputsPacked } from "./plans.mjs";
 import { ask, fetchKit, upload } from "./wire.mjs";
 
 const [server, model] = process.argv.slice(2);
@@ -43,7 +43,9 @@ if (plan.type === "linear") {
   const encode = (row) => encoded(context, encoder, data, 2 ** plan.scale_bits, ...networkInputs(plan, row));
   const questions = rows.map((row) => encrypted(encode(row)));
   const { powers, answers } = await ask(kit, enrolled, rows.length, questions);
-  outputs = answers.map((bytes) => networkOutputs(plan, encoder.decodeFloat64(decrypted(bytes)), powers));
+  const { period } = outputsPacked(plan);
+  const read = (bytes) => shown(context, encoder, decrypted(bytes), data, degree, period);
+  outputs = answers.map((bytes) => networkOutputs(plan, read(bytes), powers));
 } else {
   throw new Error(`Expected a linear model or a network, got ${plan.type}`);
 }

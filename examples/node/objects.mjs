@@ -102,14 +102,59 @@ export function encoded(context, encoder, primes, scale, real, imaginary) {
   return loaded(new seal.Plaintext(), context, bytes);
 }
 
+// --- replies ---------------------------------------------------------------------------------------------------------
+
+/**
+ * Return the first `period` slots of what a reply under CKKS shows: real parts, averaged over the copies.
+ *
+ * What a reply shows does not change under the automorphisms X -> X^±3^(k · period); the rest of it is random. Word i of
+ * a plaintext is its value at psi^e, e = 2 bitrev(i) + 1, slot t the one at e = 3^t: so summed up are the words whose e
+ * is ±3^t, t of one remainder modulo the period. Divided by the number of copies that is twice the average.
+ */
+export function shown(context, encoder, plain, primes, degree, period) {
+  const bytes = Uint8Array.from(bytesOf(plain));
+  const view = new DataView(bytes.buffer);
+  const before = words(bytes);
+  const orbit = orbits(degree, period);
+  primes.slice(0, before.length / degree).forEach((prime, place) => {
+    const copies = BigInt(degree / 2 / period);
+    const sums = new Array(period).fill(0n);
+    for (let i = 0; i < degree; i++) sums[orbit[i]] += before[place * degree + i];
+    const means = sums.map((sum) => ((sum % prime) * power(copies, prime - 2n, prime)) % prime);
+    for (let i = 0; i < degree; i++) view.setBigUint64(WORDS_AT + 8 * (place * degree + i), means[orbit[i]], true);
+  });
+  view.setFloat64(SCALE_AT, 2 * view.getFloat64(SCALE_AT, true), true);
+  return encoder.decodeFloat64(loaded(new seal.Plaintext(), context, bytes)).slice(0, period);
+}
+
+/** Return for each word of a plaintext the remainder of its slot, or of the slot that it is the conjugate of. */
+function orbits(degree, period) {
+  const bits = Math.log2(degree);
+  const found = new Int32Array(degree);
+  for (let slot = 0, exponent = 1; slot < degree / 2; slot++, exponent = (exponent * 3) % (2 * degree))
+    for (const one of [exponent, 2 * degree - exponent]) {
+      let place = 0;
+      for (let bit = 0; bit < bits; bit++) place |= (((one - 1) / 2 >> bit) & 1) << (bits - 1 - bit);
+      found[place] = slot % period;
+    }
+  return found;
+}
+
 function power(base, exponent, prime) {
   let result = 1n;
   for (; exponent; exponent >>= 1n, base = (base * base) % prime) if (exponent & 1n) result = (result * base) % prime;
   return result;
 }
 
+const roots = new Map(); // of each prime, once
+
 /** Return the smallest primitive 2N-th root of unity: it is an odd power of any other. */
 function smallestRoot(prime, degree) {
+  if (!roots.has(prime)) roots.set(prime, smallestOf(prime, degree));
+  return roots.get(prime);
+}
+
+function smallestOf(prime, degree) {
   let root = 0n;
   for (let base = 2n; power(root, BigInt(degree), prime) !== prime - 1n; base++)
     root = power(base, (prime - 1n) / BigInt(2 * degree), prime);

@@ -100,9 +100,14 @@ export function networkInputs(plan, row) {
   );
 }
 
-/** Return the outputs in a reply's decoded slots. */
+/** Return where outputs stand: over and over, `period` slots apart. */
+export function outputsPacked(plan) {
+  return plan.stages.findLast((stage) => stage.type === "linear").layout.packed;
+}
+
+/** Return the outputs in the slots that a reply shows. They carry noise that depends on the secret key: keep them. */
 export function networkOutputs(plan, slots, powers) {
-  const { packed } = plan.stages.findLast((stage) => stage.type === "linear").layout;
+  const packed = outputsPacked(plan);
   return powers.map((power, i) => {
     const y = slots[slotOf(packed, i)] * 2 ** power;
     return plan.sigmoid ? sigmoid(y) : y;

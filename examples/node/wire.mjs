@@ -20,7 +20,7 @@ export async function fetchKit(server, model) {
   const { body } = await exchange(`${url}/kit`);
   const kit = decode(body).kit; // bytes of their own: what messages are bound to
   const { format, plan, needs } = decode(kit, { useBigInt64: true });
-  if (format !== 1) throw new Error("Expected a kit of format 1");
+  if (format !== 2) throw new Error("Expected a kit of format 2");
   return { url, pin: hex(sha256(body)), hash: sha256(kit), plan, needs };
 }
 

@@ -83,7 +83,7 @@ def test_kits_are_the_clients_and_of_this_format():
     with pytest.raises(ProtocolError):
         Homomorphic().decode_kit("server", client.encode())
     with pytest.raises(ProtocolError, match="format"):
-        Homomorphic().decode_kit("client", client.encode().replace(b"\xa6format\x01", b"\xa6format\x02"))
+        Homomorphic().decode_kit("client", client.encode().replace(b"\xa6format\x02", b"\xa6format\x01"))
 
 
 def test_a_kit_with_weak_parameters_is_refused():

@@ -11,16 +11,20 @@ from confide.he.backend import Homomorphic
 from confide.he.engine_native import available
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.kits import ClientKit, ServerKit
+from confide.he.layouts import leftovers
+from confide.he.network import Network
 from confide.he.packed import ciphertext_bytes
-from confide.he.packing import imaginary
+from confide.he.packing import imaginary, parts, simulate
 from confide.he.parameters import Parameters
 from confide.he.plan import Settings, plan_of
 from confide.he.plan_network import NetworkPlan
+from confide.he.planner import ways
 from confide.he.seal import Context, Needs, ntt_primes
+from confide.he.shapes import LinearMap
 from confide.he.speeds import Executor
 from confide.he.stages import Mapped, Stage
 from confide.model.graph import Conv, Graph, Linear, Sigmoid, Square
-from he.oracle import RNG, corners, linear, public_keys, ready
+from he.oracle import RNG, corners, linear, public_keys, ready, seconds
 
 ENGINES = [
     "seal",
@@ -166,36 +170,59 @@ def test_another_input_box_is_certified_and_kept():
     assert isinstance(pair.predict(x * 1.001).failures["client"], DataError)
 
 
-PARTIAL = Graph((linear(2, 16, 30, 0.5), Square(), linear(3, 3, 16, 0.5)))  # open, it ends in blocks: sums do not wrap
+PARTIAL = Graph((linear(1, 16, 30, 0.5), Square(), linear(3, 3, 16, 0.5)))  # shortest in blocks: sums do not wrap
 
 
-def decrypted_slots(protect_model: bool) -> tuple[np.ndarray, NetworkClient]:
-    """What a client reads in all slots of a reply, in the model's numbers."""
+@pytest.mark.parametrize("protect_model", [True, False])
+def test_replies_hold_outputs_and_nothing_else(protect_model):
     pair = ready(Homomorphic(protect_model=protect_model), PARTIAL)
     client, server = engines(pair)
     secret, x = pair.keys.secret, corners(1, 30)
     keys = pair.server.keys.get(pair.keys.key_id, pair.stores["server"])
     (reply,) = server.answer(keys, client.encrypt(secret, x), RNG)
-    slots = client.context.decode(secret.decrypt(client.context.load(reply, client._reply)))
-    return np.ldexp(slots, int(server.exponents[0])), client
+    plan, plain = client.plan, secret.decrypt(client.context.load(reply, client._reply))
+    every = client.context.decode_traced(plain, client._reply, plan.reply_period)
+    outputs = every[plan.packed.slots_of()]
+    beside = np.delete(every, plan.packed.slots_of())
+    assert len(every) == plan.packed.period < 16
+    assert np.abs(beside).max(initial=0.0) < 0.05 * np.abs(outputs).max()
+    raw = client.context.decode(plain)
+    assert np.median(np.abs(raw)) > 10 * np.abs(outputs).max()  # what is not read is random
 
 
-def test_protected_replies_hold_outputs_and_nothing_else():
-    slots, client = decrypted_slots(protect_model=True)
-    beside = slots[client.plan.packed.labels(client.plan.slots) < 0]
-    outputs = slots[client.plan.packed.slots_of()]
-    assert len(beside) > 100
-    assert np.abs(beside).max() < 0.05 * np.abs(outputs).max()
+def test_the_control_a_shorter_way_would_leave_partial_sums_beside_outputs():
+    """It is not taken: the differences of neighbouring slots are weights times hidden units."""
+    net, degree = Network.of(PARTIAL), 8192
+    limbs = [(3, 3), (3, 2), (2, 1)]
+    shorter, taken = (ways(net.operations, degree, limbs, single=single) for single in (False, True))
+    assert shorter is not None
+    assert taken is not None
+    last, kept = shorter.stages[-1], taken.stages[-1]
+    assert isinstance(last, Mapped)
+    assert isinstance(kept, Mapped)
+    assert shorter.cost < taken.cost
+    assert leftovers(last.layout, degree // 2).any()
+    assert not leftovers(kept.layout, degree // 2).any()
+    labels = last.layout.packed.labels(degree // 2)
+    part = net.operations[-1].part
+    assert isinstance(part, LinearMap)
+    inputs = shorter.stages[0].layout.packed.labels(degree // 2)
+    hidden = np.where(inputs >= 0, np.random.default_rng(1).normal(size=16)[np.maximum(inputs, 0)], 0.0)
+    rotations = last.layout.rotations
+    found = simulate(part.at, rotations, parts(labels, rotations.sums), inputs, hidden)
+    assert np.unique(np.round(found[labels < 0], 9)).size > 2 * 16
 
 
-def test_the_control_open_replies_show_every_hidden_unit():
-    slots, client = decrypted_slots(protect_model=False)
-    apart = client.plan.packed.slots_of()[1]
-    hidden = Graph(PARTIAL.layers[:-1]).apply(corners(1, 30))[0]
-    last = PARTIAL.layers[-1]
-    assert isinstance(last, Linear)
-    contributions = ((last.weight[1] - last.weight[0]) * hidden)[: apart - 1]
-    assert np.corrcoef(np.diff(slots[:apart])[1:], contributions[1:])[0, 1] > 0.99
+def test_a_plan_whose_outputs_do_not_repeat_is_refused():
+    plan = SMALL.client.plan
+    assert isinstance(plan, NetworkPlan)
+    last = plan.stages[-1]
+    assert isinstance(last, Mapped)
+    packed = msgspec.structs.replace(last.layout.packed, copies=1)
+    layout = msgspec.structs.replace(last.layout, packed=packed)
+    alone = msgspec.structs.replace(plan, stages=(*plan.stages[:-1], msgspec.structs.replace(last, layout=layout)))
+    with pytest.raises(ProtocolError, match="repeat over all slots"):
+        alone.checked()
 
 
 def test_protected_replies_are_fresh_and_open_ones_are_not():
@@ -206,7 +233,8 @@ def test_protected_replies_are_fresh_and_open_ones_are_not():
         secret, public = client.context.generate(bytes(16), client.plan.needs)
         keys = public_keys(pair.server, public)
         query = client.encrypt(secret, x)
-        assert (server.answer(keys, query, RNG) != server.answer(keys, query, RNG)) is fresh
+        one, other = (seconds(client, server.answer(keys, query, RNG)) for _ in range(2))
+        assert (one != other) is fresh
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -12,16 +12,19 @@ from confide.errors import ProtocolError
 from confide.he.backend import Homomorphic
 from confide.he.cost import seconds
 from confide.he.describe import facts, stage_lines
-from confide.he.kits import ClientKit, ServerKit
+from confide.he.kits import ClientKit, ServerKit, client_kit
+from confide.he.layouts import Entry, Layout
 from confide.he.levels import errors
 from confide.he.message_bytes import keys_bytes
 from confide.he.network import Network
 from confide.he.normalise import normalise, samples
+from confide.he.packing import Packing, Rotations
 from confide.he.parameters import LIMIT_BITS, Parameters
 from confide.he.plan import Settings, make_plan
 from confide.he.plan_network import NetworkPlan
 from confide.he.planner import plan_network
 from confide.he.seal import CONJUGATION, ntt_primes
+from confide.he.shapes import Dense
 from confide.he.speeds import SEAL, SPEEDS, Speeds
 from confide.he.stages import Combined, Mapped, Multiplied, product_scale
 from confide.model.graph import AveragePool, Conv, Graph, Linear, Polynomial, Residual, Square, Tanh
@@ -317,3 +320,34 @@ def test_polynomials_in_a_row_can_be_certified():
     x = corners(6, 5)
     y = pair.predict(x).output("client")
     assert (np.abs(y - backend.arithmetic(graph).apply(x)) <= pair.server.error_bound).all()
+
+
+def test_a_client_makes_no_keys_without_end():
+    """Trimmed to one prime they are 200 MB to upload, and 25 GB to make."""
+    shape = Dense(inputs=64, outputs=64)
+    packed = Packing(size=64, axes=((64, 1),), period=64, copies=256)
+    first, last = (
+        Mapped(
+            source=source,
+            shape=shape,
+            layout=Layout(rotations=Rotations(base=0, babies=(), giant=(1, 1), sums=sums), packed=packed),
+            weight_bits=54,
+            drops=1,
+        )
+        for source, sums in ((0, ()), (13, ((199, 64),)))
+    )
+    between = [Combined(terms=(number,), weight_bits=54, drops=1) for number in range(1, 13)]
+    hostile = NetworkPlan(
+        parameters=Parameters(scheme="ckks", degree=32768, primes=ntt_primes(32768, [55] * 16)),
+        scale_bits=40,
+        input_bound=1.0,
+        stages=(first, *between, last),
+        room_bits=1.0,
+        sigmoid=False,
+        protected=False,
+        entry=Entry(features=64, packed=msgspec.structs.replace(packed, copies=1), copies=256),
+    )
+    assert hostile.checked() is hostile
+    assert keys_bytes(hostile) < 1 << 28
+    with pytest.raises(ProtocolError, match="at all primes"):
+        client_kit(ClientKit(hostile).encode())

@@ -5,11 +5,12 @@ import pickle
 import msgspec
 import numpy as np
 import pytest
+import seal
 
 from confide.errors import ProtocolError
 from confide.he.packed import ciphertext_bytes
 from confide.he.parameters import Parameters
-from confide.he.seal import Context, Evaluation, Needs, ntt_primes
+from confide.he.seal import CONJUGATION, Context, Evaluation, Needs, ntt_primes
 
 CKKS = Context(Parameters(scheme="ckks", degree=4096, primes=ntt_primes(4096, (36, 36, 37))))
 ALL = Needs(encryption=True, relinearisation=True, steps=(1, 5))
@@ -102,3 +103,31 @@ def test_ciphertexts_of_one_level_have_one_length():
     zero, noise = np.zeros(2048), np.random.default_rng(2).normal(size=2048)
     assert len(CKKS.to_bytes(encrypt(zero))) == len(CKKS.to_bytes(encrypt(noise))) == ciphertext_bytes(form)
     assert CKKS.load(CKKS.to_bytes(encrypt(noise)), form)
+
+
+def test_rotation_keys_are_made_one_by_one(monkeypatch):
+    """SEAL makes them at all primes: a plan of many trimmed keys would else fill a client's memory."""
+    asked: list[list[int]] = []
+
+    class Maker:
+        def __init__(self, context) -> None:
+            self.maker = MAKER(context)
+
+        def __getattr__(self, name):
+            return getattr(self.maker, name)
+
+        def create_galois_keys(self, steps, made) -> None:
+            asked.append(steps)
+            self.maker.create_galois_keys(steps, made)
+
+    MAKER = seal.KeyGenerator
+    monkeypatch.setattr(seal, "KeyGenerator", Maker)
+    needs = Needs(steps=(5, CONJUGATION, 1, 2000), limbs=(1, 2, 2, 1))
+    secret, public = CKKS.generate(bytes(16), needs)
+    assert sorted(asked) == [[0], [1], [5], [2000]]
+    evaluation = Evaluation(CKKS, public, needs)
+    x = np.random.default_rng(1).normal(size=2048)
+    cipher = secret.encrypt(CKKS.encode(x, limbs=1, scale=2.0**25))
+    for step in (5, 1, 2000):
+        moved = CKKS.decode(secret.decrypt(evaluation.rotate(cipher, step)))
+        assert np.abs(moved - np.roll(x, -step)).max() < 0.1

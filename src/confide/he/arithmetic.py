@@ -102,11 +102,17 @@ class Arithmetic(Protocol[C, P_contra]):
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Ciphertexts of a question or of a reply: how many, their level, their scale."""
+    """Ciphertexts of a question or of a reply: how many, their level, their scale.
+
+    Args:
+        period: after which slots repeat in a reply; only real parts, averaged over the copies, leave (`traces`). 0
+            where all of it may.
+    """
 
     count: int
     limbs: int
     scale: float
+    period: int = 0
 
 
 class Computation(Protocol):

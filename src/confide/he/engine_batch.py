@@ -61,7 +61,8 @@ class BatchClient:
             ProtocolError: a malformed reply.
         """
         ciphers = [self.context.load(body, self._reply) for body in ciphertexts]
-        columns = np.stack([self.context.decode(secret.decrypt(cipher)) for cipher in ciphers])
+        plains = [secret.decrypt(cipher) for cipher in ciphers]
+        columns = np.stack([self.context.decode_traced(one, self._reply, self.plan.slots) for one in plains])
         blocks = columns.reshape(-1, self.plan.outputs, self.plan.slots)
         return np.ascontiguousarray(blocks.transpose(0, 2, 1)).reshape(-1, self.plan.outputs)
 

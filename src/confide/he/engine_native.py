@@ -18,8 +18,8 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
 from confide.he.arithmetic import Computation, Shape
-from confide.he.machines import Keys, Machine, SealMachine, flooding_slots
-from confide.he.packed import key_set_bytes, pack, packed_bytes, unpack, unpack_keys, whole_key
+from confide.he.machines import Keys, Machine, SealMachine, flooding_slots, shown
+from confide.he.packed import key_set_bytes, packed_bytes, unpack, unpack_keys, whole_key
 from confide.he.parameters import Parameters
 from confide.he.recorder import Recorder, galois_element
 from confide.he.seal import Ciphertext, Context, Evaluation, Needs, PublicKeys
@@ -217,16 +217,16 @@ def leave(
     flooding: float | None,
     rng: Randomness,
 ) -> bytes:
-    """Return a result as it travels; where it is protected, with an encryption of zero and with noise."""
+    """Return a result as it travels, as `machines.leave` does."""
     degree, primes = context.parameters.degree, context.parameters.data_primes[: reply.limbs]
     if not residues[1].any():
         raise ProtocolError("Expected encryptions, not numbers in the clear")
     if flooding is not None:
         form = context.form(limbs=reply.limbs, ntt=True, scale=reply.scale)
         zero = context.residues(keys.zero(limbs=reply.limbs, scale=reply.scale), form)
-        noise, shift = coefficients(flooding_slots(degree, flooding, rng), reply.scale, degree)
+        noise, shift = coefficients(flooding_slots(degree, flooding, reply.period, rng), reply.scale, degree)
         assert not shift  # it is about as large as errors are
         moduli = np.array(primes, np.uint64)[:, None]
         residues = (residues + zero) % moduli
         residues[0] = (residues[0] + native.encode(noise, reply.limbs)) % moduli
-    return pack(residues, primes)
+    return shown(residues, primes, reply.period, rng)

@@ -23,7 +23,7 @@ from confide.he.error_bound import error_bound
 from confide.he.machines import Keys
 from confide.he.normalise import Constants, Ready
 from confide.he.plan_network import NetworkPlan
-from confide.he.seal import CONJUGATION, Context, PublicKeys, SecretKey
+from confide.he.seal import CONJUGATION, Context, Plaintext, PublicKeys, SecretKey
 from confide.he.shapes import LinearMap
 from confide.he.stages import Combined, Mapped, Multiplied
 
@@ -70,7 +70,11 @@ class NetworkClient:
             ProtocolError: a malformed reply.
         """
         ciphers = [self.context.load(body, self._reply) for body in ciphertexts]
-        return np.stack([self.context.decode(secret.decrypt(cipher))[self._places] for cipher in ciphers])
+        return np.stack([self._decoded(secret.decrypt(cipher))[self._places] for cipher in ciphers])
+
+    def _decoded(self, plain: Plaintext) -> Matrix:
+        every = self.plan.reply_period
+        return self.context.decode_traced(plain, self._reply, every) if every else self.context.decode(plain)
 
 
 @dataclass(frozen=True, slots=True)

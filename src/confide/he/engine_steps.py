@@ -79,7 +79,7 @@ class Steps:
     @property
     def reply(self) -> Shape:
         """Return the form of one ciphertext of a reply, at the fewest primes."""
-        return Shape(1, self.plan.reply_limbs, self.plan.reply_scale)
+        return Shape(1, self.plan.reply_limbs, self.plan.reply_scale, self.plan.reply_period)
 
     @property
     def flooding(self) -> float | None:

@@ -2,7 +2,7 @@
 
 The plan says what to compute and at which level and scale; this engine only encodes and executes. Which plaintext meets
 which ciphertext, and when, depends on the plan alone. A label without a leaf counts for nothing, and rotations close
-every sum over all slots, so a reply holds the outputs, over and over, and nothing else.
+every sum, so slots hold the outputs, over and over; one of each leaves, whatever a stranger put in (`traces`).
 """
 
 from __future__ import annotations
@@ -66,8 +66,9 @@ class TreesClient:
         Raises:
             ProtocolError: a malformed reply.
         """
-        ciphers = [self.context.load(body, self._reply) for body in ciphertexts]
-        return np.stack([self.context.decode(secret.decrypt(cipher))[: self.plan.outputs] for cipher in ciphers])
+        plains = [secret.decrypt(self.context.load(body, self._reply)) for body in ciphertexts]
+        decoded = [self.context.decode_traced(one, self._reply, self.plan.reply_period) for one in plains]
+        return np.stack([slots[: self.plan.outputs] for slots in decoded])
 
 
 def vectors(plan: TreesPlan, digits: NDArray[np.intp]) -> Iterator[NDArray[np.complex128]]:
@@ -260,7 +261,7 @@ class _Computation:
 
     @property
     def reply(self) -> Shape:
-        return Shape(1, 1, self._plan.reply.scale)
+        return Shape(1, 1, self._plan.reply.scale, self._plan.reply_period)
 
     @property
     def flooding(self) -> float | None:

@@ -25,7 +25,8 @@ _OPEN = (
 )
 _MLP = (
     "No claim is made for the weights: the noise of a reply depends on them, re-randomised or not. The client sees the "
-    "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range. What it decrypts "
+    "sizes of the layers, the outputs before any sigmoid, and a power of two above each one's range; one answer for "
+    "one charge: a question that hides several rows in its slots gets their mean. What it decrypts "
     f"carries noise that depends on its key: it is the client's alone; others see what `publish` gives. {_SERVER_SEES}"
 )
 _TREES = (
@@ -33,7 +34,8 @@ _TREES = (
     "number of features, the largest depth, the number of leaves up to the next power of two, the outputs before any "
     "sigmoid, and a power of two above each one's range; not the number of trees, nor their shapes, features and "
     "thresholds. Queries on both sides of a threshold find it, as under every technique. Thresholds are moved to edges "
-    "of public intervals, so a row with a feature in between may be decided otherwise. What it decrypts carries noise "
+    "of public intervals, so a row with a feature in between may be decided otherwise. A question that hides several "
+    "rows in its slots gets one answer. What it decrypts carries noise "
     f"that depends on its key: it is for the client alone, rounded before it is shown. {_SERVER_SEES}"
 )
 

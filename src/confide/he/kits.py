@@ -15,7 +15,14 @@ from confide.he.engine_trees import TreesClient, TreesServer
 from confide.he.enrolment import Mine, mine, public_keys, uploaded
 from confide.he.linear import LinearClient, LinearServer
 from confide.he.machines import Keys
-from confide.he.message_bytes import MOST_QUERY_BYTES, block_rows, keys_bytes, query_bytes, reply_bytes
+from confide.he.message_bytes import (
+    MOST_QUERY_BYTES,
+    block_rows,
+    keys_bytes,
+    query_bytes,
+    reply_bytes,
+    whole_key_bytes,
+)
 from confide.he.network import Network
 from confide.he.normalise import Ready
 from confide.he.plan import Plan
@@ -34,10 +41,11 @@ CkksClient = NetworkClient | BatchClient | TreesClient
 CkksServer = NetworkServer | BatchServer | TreesServer
 
 #: Version of kits and messages.
-FORMAT = 1
+FORMAT = 2
 
 _MAX_KIT_BYTES = 1 << 16
-_MOST_KEYS_BYTES = 1 << 28  # that a client makes for a stranger's plan, and that a server's store takes
+_MOST_KEYS_BYTES = 1 << 28  # that a client uploads for a stranger's plan, and that a server's store takes
+_MOST_MADE_BYTES = 1 << 33  # of keys at all primes, which a client makes one by one: minutes
 
 
 class _Public(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -151,6 +159,9 @@ class ServerKit:
     def rows(self, query: bytes) -> int:
         """Return how many rows a query asks for, before any work on it; in a batch all that it has room for count.
 
+        No more are answered: of each ciphertext of a reply one row's results leave, in a batch one for each slot
+        (`traces`; of BFV, coefficients at the places of these rows).
+
         Raises:
             ProtocolError: it does not say.
         """
@@ -192,6 +203,8 @@ def client_kit(body: bytes) -> ClientKit:
         raise ProtocolError("Expected a kit that asks for the keys of its plan")
     if keys_bytes(kit.plan) > _MOST_KEYS_BYTES:
         raise ProtocolError(f"Expected a plan with keys of at most {_MOST_KEYS_BYTES} bytes")
+    if whole_key_bytes(kit.plan) > _MOST_MADE_BYTES:
+        raise ProtocolError(f"Expected a plan whose keys at all primes have at most {_MOST_MADE_BYTES} bytes")
     if kit.plan.needs.relinearisation or kit.plan.needs.steps:
         kit.plan.parameters.check_switching()
     _ = kit.engine  # SEAL takes the parameters, or this raises ProtocolError

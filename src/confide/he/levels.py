@@ -22,6 +22,9 @@ from confide.he.stages import Combined, Mapped, Multiplied, Register, Stage, Sum
 #: Bits that are kept free above the largest value for signs and errors.
 SLACK_BITS = 1.0
 
+#: The same of a reply, of which the client reads twice the values (`traces`).
+REPLY_SLACK_BITS = 2.0
+
 
 def headrooms(stages: Sequence[Stage], cap_bits: float) -> list[float]:
     """Return for each register the bits that its largest value may exceed 1 by; the query's is 0.
@@ -145,7 +148,7 @@ def least_bits(outlines: Sequence[Outline], scale_bits: int, precision_bits: flo
     for outline in outlines:
         scale = scale_bits * (1 + outline.product) + weight_bits(outline, precision_bits)
         spent.append(max(spent[source] for source in outline.sources) + scale - scale_bits)
-    return spent[-1] + scale_bits + rooms[-1] + SLACK_BITS
+    return spent[-1] + scale_bits + rooms[-1] + REPLY_SLACK_BITS
 
 
 def scheduled(
@@ -176,7 +179,8 @@ def scheduled(
             waterline = max(waterline, outline.divided + precision_bits)
         while left > 1 and scale - bits[left - 1] >= waterline:
             left, scale = left - 1, scale - bits[left - 1]
-        if scale + room + SLACK_BITS > modulus[left]:
+        slack = REPLY_SLACK_BITS if len(scales) == len(outlines) else SLACK_BITS
+        if scale + room + slack > modulus[left]:
             return None
         limbs.append(left)
         scales.append(scale)
@@ -192,16 +196,17 @@ def fits(parameters: Parameters, scale_bits: int, stages: Sequence[Stage], rooms
         limbs = min(register.limbs for register in read)
         if math.log2(product_scale(stage, read)) + rooms[number + 1] + SLACK_BITS > _bits(parameters, limbs):
             return False
+    slacks = [SLACK_BITS] * len(stages) + [REPLY_SLACK_BITS]
     return all(
-        math.log2(register.scale) + room + SLACK_BITS <= _bits(parameters, register.limbs)
-        for register, room in zip(registers, rooms, strict=True)
+        math.log2(register.scale) + room + slack <= _bits(parameters, register.limbs)
+        for register, room, slack in zip(registers, rooms, slacks, strict=True)
     )
 
 
 def reply_limbs(parameters: Parameters, last: Register, room_bits: float) -> int:
     """Return how many primes a reply needs: the rest of the modulus need not travel."""
     limbs = 1
-    while limbs < last.limbs and math.log2(last.scale) + room_bits + SLACK_BITS > _bits(parameters, limbs):
+    while limbs < last.limbs and math.log2(last.scale) + room_bits + REPLY_SLACK_BITS > _bits(parameters, limbs):
         limbs += 1
     return limbs
 

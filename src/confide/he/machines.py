@@ -3,7 +3,8 @@
     SealMachine     Microsoft SEAL, operation by operation
     NativeMachine   a program in C++ (`engine_native`), the same bytes in and out
 
-Both make replies fresh and flood them alike: an encryption of zero under the client's public key, by SEAL, and noise.
+Both make replies fresh and flood them alike: an encryption of zero under the client's public key, by SEAL, and noise;
+and both let the same of them leave (`shown`).
 """
 
 from __future__ import annotations
@@ -12,11 +13,15 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
+from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
 from confide.he.arithmetic import Computation, SealArithmetic, SealEncoder, Shape
 from confide.he.engine_steps import uniform
+from confide.he.packed import pack
 from confide.he.seal import Ciphertext, Context, Evaluation, Needs, PublicKeys, refusing_transparent
+from confide.he.seal_format import Residues
+from confide.he.traces import hiding
 
 
 @runtime_checkable
@@ -79,17 +84,34 @@ class SealMachine:
 def leave(
     context: Context, keys: Evaluation, cipher: Ciphertext, reply: Shape, flooding: float | None, rng: Randomness
 ) -> bytes:
-    """Return a ciphertext as it travels, at the fewest primes; where it is protected, with an encryption of zero and
-    with noise.
+    """Return a ciphertext as it travels, at the fewest primes: of its slots what the reply shows (`traces`); where it
+    is protected, with an encryption of zero and with noise.
     """
     cipher = context.switch(cipher, limbs=reply.limbs)
     if flooding is not None:
         context.add(cipher, keys.zero(limbs=reply.limbs, scale=reply.scale))
-        noise = flooding_slots(context.parameters.degree, flooding, rng)
+        noise = flooding_slots(context.parameters.degree, flooding, reply.period, rng)
         context.add_plain(cipher, context.encode(noise, limbs=reply.limbs, scale=reply.scale))
-    return context.to_bytes(cipher)
+    if not reply.period:
+        return context.to_bytes(cipher)
+    form = context.form(limbs=reply.limbs, ntt=True, scale=reply.scale)
+    return shown(context.residues(cipher, form), form.primes, reply.period, rng)
 
 
-def flooding_slots(degree: int, bound: float, rng: Randomness) -> np.ndarray[tuple[int], np.dtype[np.complex128]]:
-    """Return noise for every slot, uniform in [-bound, bound) on both parts, shape (N/2,)."""
-    return bound * uniform(rng, degree).view(np.complex128)
+def shown(residues: Residues, primes: Sequence[int], period: int, rng: Randomness) -> bytes:
+    """Return a reply of which only real parts, averaged over the copies, can be read.
+
+    Args:
+        residues: of the ciphertext, in NTT form, shape (2, primes, N).
+        primes: of the reply.
+        period: of the copies.
+        rng: secret.
+    """
+    moduli = np.array(primes, np.uint64)[:, None]
+    first = (residues[0] + hiding(residues.shape[2], period, primes, rng)) % moduli
+    return pack(np.stack([first, residues[1]]), primes)
+
+
+def flooding_slots(degree: int, bound: float, period: int, rng: Randomness) -> NDArray[np.float64]:
+    """Return noise for every slot, uniform in [-bound, bound), the same in all copies, shape (N/2,)."""
+    return np.resize(bound * uniform(rng, period), degree // 2)

@@ -31,6 +31,12 @@ def keys_bytes(plan: Plan) -> int:
     return switching + encryption + _ENROLMENT_BYTES
 
 
+def whole_key_bytes(plan: Plan) -> int:
+    """Return the bytes of a client's key-switching keys at all data primes, in words: what SEAL makes and computes with."""
+    digits, needs = len(plan.parameters.data_primes), plan.needs
+    return (len(needs.steps) + needs.relinearisation) * 16 * plan.parameters.degree * digits * (digits + 1)
+
+
 def query_bytes(plan: Plan, rows: int) -> int:
     """Return a bound of the size of a query of `rows` rows."""
     count = plan.blocks.ciphertexts(rows) if isinstance(plan, LinearPlan) else plan.queries(rows)

@@ -28,8 +28,8 @@ are added linearly hold for all that happens under one key; those added in squar
 
 What is assumed: digits and rounding errors are uniform and independent of the key, as those of encryptions look.
 
-Paper: Hsu, Kakade, Zhang, "A tail inequality for quadratic forms of subgaussian random vectors" (2012), for moments; the
-noise of CKKS (ePrint 2016/421, section 3; 2018/931) with SEAL's distributions.
+Paper: Hsu, Kakade, Zhang, "A tail inequality for quadratic forms of subgaussian random vectors" (2012), for moments;
+the noise of CKKS (ePrint 2016/421, section 3; 2018/931) with SEAL's distributions.
 """
 
 from __future__ import annotations

@@ -39,6 +39,11 @@ class BatchPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.sizes[-1]
 
     @property
+    def reply_period(self) -> int:
+        """Return the slots after which a reply repeats: none does, but imaginary parts do not leave."""
+        return self.slots
+
+    @property
     def products(self) -> int:
         """Return the products with weights."""
         return sum(products(stage) for stage in self.stages if isinstance(stage, Summed))

@@ -31,6 +31,12 @@ class NetworkPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
         return packed
 
     @property
+    def reply_period(self) -> int:
+        """Return the slots after which outputs repeat in a reply; 0 where the client owns the weights."""
+        owned = any(isinstance(stage, Mapped) and stage.encrypted for stage in self.stages)
+        return 0 if owned else self.packed.period
+
+    @property
     def outputs(self) -> int:
         """Return the columns of y."""
         return self.packed.size
@@ -66,6 +72,8 @@ class NetworkPlan(StagedPlan, frozen=True, kw_only=True, forbid_unknown_fields=T
         self.check_levels()
         if self.registers[-1].packed is None:
             raise ProtocolError("Expected outputs that stand in slots")
+        if not encrypted and self.packed.period * self.packed.copies != self.slots:
+            raise ProtocolError("Expected outputs that repeat over all slots")
         return self
 
     def __str__(self) -> str:

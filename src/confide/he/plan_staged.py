@@ -8,7 +8,7 @@ from functools import cached_property
 import msgspec
 
 from confide.errors import ProtocolError
-from confide.he.levels import SLACK_BITS, errors, headrooms, reply_limbs
+from confide.he.levels import REPLY_SLACK_BITS, errors, headrooms, reply_limbs
 from confide.he.parameters import Parameters
 from confide.he.seal import CONJUGATION, Needs
 from confide.he.stages import Mapped, Multiplied, Register, Stage, check_stages, trace
@@ -61,6 +61,11 @@ class StagedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def reply_limbs(self) -> int:
         """Return the primes of a reply."""
         return reply_limbs(self.parameters, self.registers[-1], self.rooms[-1])
+
+    @property
+    def reply_period(self) -> int:
+        """Return the slots after which results repeat in a reply (`traces`); 0 where all slots are one's own."""
+        return 0
 
     @property
     def reply_scale(self) -> float:
@@ -119,7 +124,7 @@ class StagedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise ProtocolError("Expected room in use")
         last = self.registers[-1]
         bits = math.log2(math.prod(self.parameters.data_primes[: last.limbs]))
-        if math.log2(last.scale) + self.rooms[-1] + SLACK_BITS > bits:
+        if math.log2(last.scale) + self.rooms[-1] + REPLY_SLACK_BITS > bits:
             raise ProtocolError("Expected room for the outputs")
         if self.key_bytes > _MOST_KEY_BYTES:
             raise ProtocolError(f"Expected evaluation keys of at most {_MOST_KEY_BYTES} bytes")

@@ -238,6 +238,11 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return 1
 
     @property
+    def reply_period(self) -> int:
+        """Return the slots after which outputs repeat in a reply."""
+        return self.outputs_padded
+
+    @property
     def reply(self) -> Level:
         """Return the level of the reply. Raises NoRoom if the modulus is too small."""
         if len(self.parameters.data_primes) < 2 or products_bits(self) >= math.log2(self.parameters.modulus):

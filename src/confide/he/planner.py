@@ -60,7 +60,7 @@ def plan_network(
 
     Args:
         net: its shapes matter, its weights do not.
-        protected: whether replies must not show the weights.
+        protected: whether replies are re-randomised and flooded.
         input_bound: largest absolute value of a feature.
         precision_bits: the error of an output is expected to be below 2^(2 - precision_bits) of its typical size; its
             range over the box is far more than four times that.
@@ -82,7 +82,7 @@ def plan_network(
         cost = partial(seconds, speeds=speeds)
         return levelled(stages, degree, precision_bits, room_bits, make, cost=cost, largest_bits=speeds.largest_bits)
 
-    ready = partial(ways, net.operations, speeds=speeds, protected=protected)
+    ready = partial(ways, net.operations, speeds=speeds, single=not encrypted)
     found: list[tuple[float, NetworkPlan]] = []
     cheapest = math.inf  # milliseconds by guessed primes: what a larger ring has to beat
     for degree in speeds.transform_ms:
@@ -176,7 +176,7 @@ def ways(
     limbs: Sequence[tuple[int, int]],
     *,
     speeds: Speeds = SEAL,
-    protected: bool = True,
+    single: bool = True,
     folds: bool = True,
 ) -> Way | None:
     """Return the cheapest way through all operations, None if some vector does not fit the slots.
@@ -186,7 +186,8 @@ def ways(
         degree: of the ring.
         limbs: primes before and after each stage, a guess.
         speeds: what operations cost.
-        protected: whether the last ciphertext must hold outputs and nothing else: no partial sums.
+        single: whether the last ciphertext must hold outputs, over and over, and nothing else: no partial sums. Else
+            more than one row's outputs could leave in a reply (`traces`); not where the client owns the weights.
         folds: whether inputs of maps may be folded.
     """
     first = operations[0].part
@@ -212,7 +213,7 @@ def ways(
                     packed = stage.layout.packed
                 _keep(after, Way(way.cost + cost, way.entry, (*way.stages, stage), packed))
         states = after
-    ends = [way for way in states.values() if not (protected and _shows_sums(way, slots))]
+    ends = [way for way in states.values() if not single or _repeats(way, slots)]
     return min(ends, key=lambda way: way.cost, default=None)
 
 
@@ -224,10 +225,11 @@ def _tuned(speeds: Speeds, degree: int, limbs: tuple[int, int], stage: Mapped) -
     return price, msgspec.structs.replace(stage, layout=layout)
 
 
-def _shows_sums(way: Way, slots: int) -> bool:
-    """Return whether the last ciphertext holds partial sums beside the outputs."""
+def _repeats(way: Way, slots: int) -> bool:
+    """Return whether the last ciphertext holds outputs, over and over, and no partial sums beside them."""
     maps = [stage for stage in way.stages if isinstance(stage, Mapped) and stage.layout.packed == way.packed]
-    return any(leftovers(stage.layout, slots).any() for stage in maps)
+    repeated = way.packed.period * way.packed.copies == slots
+    return repeated and not any(leftovers(stage.layout, slots).any() for stage in maps)
 
 
 def _stages(way: Way, operation: Operation) -> Iterator[Stage]:

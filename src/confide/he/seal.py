@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
@@ -34,9 +35,12 @@ from confide.he.seal_format import (
     parms_id_bytes,
     read_ciphertext,
     read_plaintext,
+    read_words,
     write_ciphertext,
     write_plaintext,
+    write_words,
 )
+from confide.he.traces import traced
 
 if TYPE_CHECKING:
     from confide._native import ckks
@@ -333,6 +337,8 @@ class Context:
     def generate(self, nonce: bytes, needs: Needs) -> tuple[SecretKey, PublicKeys]:
         """Return a fresh secret key, and the public keys of it that a plan needs.
 
+        SEAL makes keys for all data primes; each rotation's is made and packed by itself, so memory is that of one.
+
         Args:
             nonce: 16 random bytes.
             needs: which public keys to make.
@@ -345,10 +351,12 @@ class Context:
         if needs.relinearisation:
             body = maker.create_relin_keys().to_string()
             relinearisation = pack_key_set(body, form, digits=digits, levels={0: digits})
-        if needs.steps:
+        levels = needs.levels(digits)
+        for step in sorted(levels, key=self.galois_index):  # in the order of positions, as in a set of all of them
             made = seal.GaloisKeys()
-            maker.create_galois_keys(list(needs.steps), made)
-            rotation = pack_key_set(made.to_string(), form, digits=digits, levels=self.galois_levels(needs))
+            maker.create_galois_keys([step], made)
+            own = {self.galois_index(step): levels[step]}
+            rotation += pack_key_set(made.to_string(), form, digits=digits, levels=own)
         public = PublicKeys(nonce=nonce, encryption=encryption, relinearisation=relinearisation, rotation=rotation)
         return SecretKey(self, maker.secret_key()), public
 
@@ -465,6 +473,19 @@ class Context:
         """Return the slots of a CKKS plaintext, shape (N/2,)."""
         assert self._encoder is not None
         return self._encoder.decode(plain.value)
+
+    def decode_traced(self, plain: Plaintext, form: Form, period: int) -> NDArray[np.float64]:
+        """Return the real parts of a CKKS plaintext's slots, averaged over copies, shape (period,) (`traces`).
+
+        Args:
+            plain: what was decrypted.
+            form: of its ciphertext, in NTT form.
+            period: of the copies.
+        """
+        words = traced(read_words(plain.value.to_bytes(), form), form.primes, period)
+        made = seal.Plaintext()
+        made.load_bytes(self.seal, write_words(words, replace(form, scale=2 * form.scale)))
+        return self.decode(Plaintext(made))[:period]
 
     # --- arithmetic without keys --------------------------------------------------------------------------------------
 

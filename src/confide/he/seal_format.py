@@ -208,10 +208,24 @@ def read_plaintext(body: bytes, degree: int) -> Residues:
     return np.concatenate([found, np.zeros(degree - len(found), np.uint64)])  # SEAL leaves zeros at the end out
 
 
+def read_words(body: bytes, form: Form) -> Residues:
+    """Return the words of a plaintext of our own in NTT form, shape (primes, N)."""
+    return np.frombuffer(body, "<u8", offset=_COEFFICIENTS_AT).reshape(len(form.primes), form.degree)
+
+
+def write_words(words: Residues, form: Form) -> bytes:
+    """Return the serialised plaintext in NTT form with these words, shape (primes, N)."""
+    return _plaintext(words.reshape(-1), form.parms_id, form.scale)
+
+
 def write_plaintext(coefficients: Residues) -> bytes:
     """Return the serialised plaintext with these coefficients, in coefficient form."""
-    words = np.ascontiguousarray(coefficients, "<u8").tobytes()
-    fields = _PLAINTEXT.pack(bytes(_ID_BYTES), len(coefficients), 1.0)
+    return _plaintext(coefficients, bytes(_ID_BYTES), 1.0)
+
+
+def _plaintext(numbers: Residues, parms_id: bytes, scale: float) -> bytes:
+    words = np.ascontiguousarray(numbers, "<u8").tobytes()
+    fields = _PLAINTEXT.pack(parms_id, len(numbers), scale)
     return _header(_COEFFICIENTS_AT + len(words)) + fields + _words_head(len(words)) + words
 
 
