@@ -22,35 +22,6 @@ template <std::size_t Dimensions>
 using In = nb::ndarray<const Word, nb::ndim<Dimensions>, nb::c_contig, nb::device::cpu>;
 using Signed = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// A block that goes back into its store.
-struct Lent {
-    std::shared_ptr<Store> store;
-    Memory block;
-
-    Lent(const Handle &handle, std::size_t words) : store(handle.store), block(store->take(words)) {}
-    ~Lent() { store->give(std::move(block)); }
-    Lent(const Lent &) = delete;
-    Lent &operator=(const Lent &) = delete;
-    Word *data() const noexcept { return block.data(); }
-};
-
-// An array as the loops want it: aligned, so copied where it is not.
-class Aligned {
-  public:
-    template <typename Array>
-    Aligned(const Handle &handle, const Array &array) : words_(array.data()) {
-        if (reinterpret_cast<std::uintptr_t>(words_) % 64 == 0) return;
-        copy_ = std::make_unique<Lent>(handle, array.size());
-        std::memcpy(copy_->data(), words_, array.size() * sizeof(Word));
-        words_ = copy_->data();
-    }
-    operator const Word *() const noexcept { return words_; }
-
-  private:
-    const Word *words_;
-    std::unique_ptr<Lent> copy_;
-};
-
 // A key that is there may be read by calls without the interpreter lock, so it is not replaced.
 constexpr const char *once = "Expected each key once";
 
@@ -63,11 +34,11 @@ template <std::size_t Dimensions, typename Fill>
 nb::object made(const Handle &handle, std::size_t limbs, const std::size_t (&shape)[Dimensions], const Fill &fill) {
     std::size_t words = 1;
     for (const std::size_t size : shape) words *= size;
-    auto out = std::make_unique<Lent>(handle, words);
+    auto out = std::make_unique<Lent>(handle.store, words);
     Word *data = out->data();
     {
         nb::gil_scoped_release unlocked;
-        const Lent scratch(handle, scratch_words(handle.context, limbs));
+        const Lent scratch(handle.store, scratch_words(handle.context, limbs));
         fill(data, scratch.data());
     }
     nb::capsule owner(out.release(), [](void *lent) noexcept { delete static_cast<Lent *>(lent); });
@@ -111,7 +82,7 @@ template <Operation operation>
 nb::object two_ciphertexts(const Handle &handle, In<3> a, In<3> b) {
     const std::size_t limbs = level(handle, a);
     expect(same_shape(a, b), "Expected two ciphertexts of one level");
-    const Aligned left(handle, a), right(handle, b);
+    const Aligned left(a, handle.store), right(b, handle.store);
     return made<3>(handle, limbs, {a.shape(0), limbs, a.shape(2)}, [&](Word *out, Word *) {
         operation(handle.context, limbs, a.shape(0), left, right, out);
     });
@@ -121,7 +92,7 @@ template <Operation operation>
 nb::object with_plaintext(const Handle &handle, In<3> a, In<2> plain) {
     const std::size_t limbs = level(handle, a);
     expect(plain.shape(0) == limbs && plain.shape(1) == a.shape(2), "Expected a plaintext of the ciphertext's level");
-    const Aligned left(handle, a), right(handle, plain);
+    const Aligned left(a, handle.store), right(plain, handle.store);
     return made<3>(handle, limbs, {a.shape(0), limbs, a.shape(2)}, [&](Word *out, Word *) {
         operation(handle.context, limbs, a.shape(0), left, right, out);
     });
@@ -130,7 +101,7 @@ nb::object with_plaintext(const Handle &handle, In<3> a, In<2> plain) {
 nb::object product(const Handle &handle, In<3> a, In<3> b) {
     const std::size_t limbs = level(handle, a);
     expect(same_shape(a, b) && a.shape(0) == 2, "Expected two ciphertexts of two polynomials and of one level");
-    const Aligned left(handle, a), right(handle, b);
+    const Aligned left(a, handle.store), right(b, handle.store);
     return made<3>(handle, limbs, {3, limbs, a.shape(2)},
                    [&](Word *out, Word *) { multiply(handle.context, limbs, left, right, out); });
 }
@@ -144,8 +115,8 @@ nb::object inner_product(const Handle &handle, std::vector<In<3>> ciphers, std::
         expect(same_shape(ciphers[term], ciphers[0]) && plains[term].shape(0) == limbs + extended &&
                    plains[term].shape(1) == handle.context.degree(),
                "Expected ciphertexts and plaintexts of one level");
-        a.push_back(kept.emplace_back(handle, ciphers[term]));
-        b.push_back(kept.emplace_back(handle, plains[term]));
+        a.push_back(kept.emplace_back(ciphers[term], handle.store));
+        b.push_back(kept.emplace_back(plains[term], handle.store));
     }
     return made<3>(handle, limbs, {count, limbs + extended, handle.context.degree()}, [&](Word *out, Word *) {
         inner(handle.context, limbs, extended, count, a.data(), b.data(), a.size(), out, false);
@@ -155,7 +126,7 @@ nb::object inner_product(const Handle &handle, std::vector<In<3>> ciphers, std::
 nb::object dropped(const Handle &handle, In<3> a, std::size_t to) {
     const std::size_t limbs = level(handle, a);
     expect(to >= 1 && to <= limbs, "Expected a level below the ciphertext's");
-    const Aligned in(handle, a);
+    const Aligned in(a, handle.store);
     return made<3>(handle, limbs, {a.shape(0), to, a.shape(2)},
                    [&](Word *out, Word *) { drop(handle.context, limbs, to, a.shape(0), in, out); });
 }
@@ -163,7 +134,7 @@ nb::object dropped(const Handle &handle, In<3> a, std::size_t to) {
 nb::object rescaled(const Handle &handle, In<3> a) {
     const std::size_t limbs = level(handle, a);
     expect(limbs > 1, "Expected a ciphertext of two primes or more");
-    const Aligned in(handle, a);
+    const Aligned in(a, handle.store);
     return made<3>(handle, limbs, {a.shape(0), limbs - 1, a.shape(2)}, [&](Word *out, Word *scratch) {
         rescale(handle.context, limbs, a.shape(0), in, out, scratch);
     });
@@ -180,7 +151,7 @@ nb::object encoded(const Handle &handle, Signed coefficients, std::size_t limbs,
 
 bool is_below(const Handle &handle, In<3> a, bool extended) {
     const std::size_t limbs = level(handle, a, extended);
-    const Aligned in(handle, a);
+    const Aligned in(a, handle.store);
     nb::gil_scoped_release unlocked;
     return below(handle.context, limbs, extended, a.shape(0), in);
 }
@@ -201,7 +172,7 @@ nb::object switched(const Handle &handle, std::size_t limbs, Team *team, const F
             return fill(out, alone, scratch);
         }
         const std::lock_guard<std::mutex> turn(team->busy);
-        const Lent own(handle, scratch_words(handle.context, limbs, team->pool.threads()));
+        const Lent own(handle.store, scratch_words(handle.context, limbs, team->pool.threads()));
         fill(out, team->pool, own.data());
     });
 }
@@ -211,7 +182,7 @@ nb::object relinearised(const Handle &handle, const Keys &keys, In<3> a, Team *t
     expect(keys.handle.get() == &handle && a.shape(0) == 3 && keys.set.relinearisation &&
                keys.set.relinearisation->limbs() >= limbs,
            "Expected three polynomials and a relinearisation key of their level");
-    const Aligned in(handle, a);
+    const Aligned in(a, handle.store);
     return switched(handle, limbs, team, [&](Word *out, Pool &pool, Word *scratch) {
         relinearise(handle.context, limbs, *keys.set.relinearisation, in, out, pool, scratch);
     });
@@ -222,7 +193,7 @@ nb::object rotated(const Handle &handle, const Keys &keys, In<3> a, std::size_t 
     expect(a.shape(0) == 2, "Expected two polynomials");
     const SwitchKey &key = galois_key(handle, keys, element, limbs);
     const Permutation &permutation = handle.context.permutation(element);
-    const Aligned in(handle, a);
+    const Aligned in(a, handle.store);
     return switched(handle, limbs, team, [&](Word *out, Pool &pool, Word *scratch) {
         rotate(handle.context, limbs, key, permutation, in, out, pool, scratch);
     });
@@ -238,7 +209,7 @@ nb::object hoisted(const Handle &handle, const Keys &keys, In<3> a, In<3> digits
     check_digits(a, digits, limbs);
     const SwitchKey &key = galois_key(handle, keys, element, limbs);
     const Permutation &permutation = handle.context.permutation(element);
-    const Aligned in(handle, a), from(handle, digits);
+    const Aligned in(a, handle.store), from(digits, handle.store);
     return switched(handle, limbs, team, [&](Word *out, Pool &pool, Word *scratch) {
         rotate_hoisted(handle.context, limbs, key, permutation, in, from, out, pool, scratch);
     });
@@ -247,7 +218,7 @@ nb::object hoisted(const Handle &handle, const Keys &keys, In<3> a, In<3> digits
 nb::object decomposed(const Handle &handle, In<3> a) {
     const std::size_t limbs = level(handle, a), n = a.shape(2);
     expect(a.shape(0) == 2 && handle.context.switches(), "Expected two polynomials, and a special prime");
-    const Aligned in(handle, a);
+    const Aligned in(a, handle.store);
     return made<3>(handle, limbs, {limbs + 1, limbs, n}, [&](Word *digits, Word *scratch) {
         decompose(handle.context, limbs, in + limbs * n, digits, scratch);
     });
@@ -258,7 +229,7 @@ nb::object rotated_extended(const Handle &handle, const Keys &keys, In<3> a, In<
     check_digits(a, digits, limbs);
     const SwitchKey &key = galois_key(handle, keys, element, limbs);
     const Permutation &permutation = handle.context.permutation(element);
-    const Aligned in(handle, a), from(handle, digits);
+    const Aligned in(a, handle.store), from(digits, handle.store);
     return made<3>(handle, limbs, {2, limbs + 1, a.shape(2)}, [&](Word *out, Word *scratch) {
         rotate_extended(handle.context, limbs, key, permutation, in, from, out, scratch);
     });
@@ -267,16 +238,16 @@ nb::object rotated_extended(const Handle &handle, const Keys &keys, In<3> a, In<
 nb::object extended_form(const Handle &handle, In<3> a) {
     const std::size_t limbs = level(handle, a);
     expect(a.shape(0) == 2 && handle.context.switches(), "Expected two polynomials, and a special prime");
-    const Aligned in(handle, a);
+    const Aligned in(a, handle.store);
     return made<3>(handle, limbs, {2, limbs + 1, a.shape(2)},
                    [&](Word *out, Word *) { extend(handle.context, limbs, in, out); });
 }
 
 nb::object divided(const Handle &handle, In<3> sum) {
     const std::size_t limbs = level(handle, sum, true);
-    const Aligned in(handle, sum);
+    const Aligned in(sum, handle.store);
     return made<3>(handle, limbs, {sum.shape(0), limbs, sum.shape(2)}, [&](Word *out, Word *) {
-        const Lent copy(handle, sum.size());
+        const Lent copy(handle.store, sum.size());
         std::memcpy(copy.data(), in, sum.size() * sizeof(Word));
         divide(handle.context, limbs, sum.shape(0), copy.data(), out);
     });
@@ -287,9 +258,9 @@ nb::object rotated_sum(const Handle &handle, const Keys &keys, In<3> sum, std::s
     expect(sum.shape(0) == 2, "Expected two polynomials");
     const SwitchKey &key = galois_key(handle, keys, element, limbs);
     const Permutation &permutation = handle.context.permutation(element);
-    const Aligned in(handle, sum);
+    const Aligned in(sum, handle.store);
     return made<3>(handle, limbs, {2, limbs + 1, sum.shape(2)}, [&](Word *out, Word *scratch) {
-        const Lent copy(handle, sum.size());
+        const Lent copy(handle.store, sum.size());
         std::memcpy(copy.data(), in, sum.size() * sizeof(Word));
         rotate_extended_sum(handle.context, limbs, key, permutation, copy.data(), out, false, scratch);
     });
@@ -298,11 +269,13 @@ nb::object rotated_sum(const Handle &handle, const Keys &keys, In<3> sum, std::s
 nb::object sum_extended(const Handle &handle, In<3> a, In<3> b) {
     const std::size_t limbs = level(handle, a, true);
     expect(same_shape(a, b), "Expected two extended forms of one level");
-    const Aligned left(handle, a), right(handle, b);
+    const Aligned left(a, handle.store), right(b, handle.store);
     return made<3>(handle, limbs, {a.shape(0), limbs + 1, a.shape(2)}, [&](Word *out, Word *) {
         add_extended(handle.context, limbs, a.shape(0), left, right, out);
     });
 }
+
+}  // namespace
 
 Path path_of(const std::string &name) {
     if (name.empty()) return best_path();
@@ -311,8 +284,6 @@ Path path_of(const std::string &name) {
     expect(name == "ifma", "Expected a path: portable, avx2 or ifma");
     return Path::ifma;
 }
-
-}  // namespace
 
 void bind_evaluator(nb::module_ &module) {
     using nb::arg;

@@ -3,6 +3,10 @@
 
 #include <nanobind/nanobind.h>
 
+#include <cstring>
+#include <memory>
+#include <string>
+
 #include "evaluator.hpp"
 
 namespace confide::ckks {
@@ -32,6 +36,35 @@ class Store {
     std::vector<Memory> kept_;
 };
 
+// A block that goes back into its store.
+struct Lent {
+    std::shared_ptr<Store> store;
+    Memory block;
+
+    Lent(std::shared_ptr<Store> from, std::size_t words) : store(std::move(from)), block(store->take(words)) {}
+    ~Lent() { store->give(std::move(block)); }
+    Lent(const Lent &) = delete;
+    Lent &operator=(const Lent &) = delete;
+    Word *data() const noexcept { return block.data(); }
+};
+
+// An array as the loops want it: aligned, so copied where it is not, into a block of a store.
+class Aligned {
+  public:
+    template <typename Array>
+    Aligned(const Array &array, const std::shared_ptr<Store> &store) : words_(array.data()) {
+        if (reinterpret_cast<std::uintptr_t>(words_) % 64 == 0) return;
+        copy_ = std::make_unique<Lent>(store, array.size());
+        std::memcpy(copy_->data(), words_, array.size() * sizeof(Word));
+        words_ = copy_->data();
+    }
+    operator const Word *() const noexcept { return words_; }
+
+  private:
+    const Word *words_;
+    std::unique_ptr<Lent> copy_;
+};
+
 // A context as Python holds it.
 struct Handle {
     Context context;
@@ -46,6 +79,9 @@ struct Keys {
     std::shared_ptr<Handle> handle;
     KeySet set;
 };
+
+// The path of a name, "" for the best of this machine. Throws std::invalid_argument for a name of none.
+Path path_of(const std::string &name);
 
 void bind_evaluator(nanobind::module_ &module);
 void bind_program(nanobind::module_ &module);

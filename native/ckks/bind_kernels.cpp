@@ -7,7 +7,7 @@
 #include <stdexcept>
 #include <vector>
 
-#include "kernels.hpp"
+#include "bind.hpp"
 
 namespace nb = nanobind;
 
@@ -17,13 +17,6 @@ namespace {
 
 template <typename Number>
 using Rows = nb::ndarray<Number, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-
-Path named(const std::string &name) {
-    if (name == "portable") return Path::portable;
-    if (name == "avx2") return Path::avx2;
-    if (name == "ifma") return Path::ifma;
-    throw std::invalid_argument("Expected a path: portable, avx2 or ifma");
-}
 
 template <typename Number>
 void expect_rows(const Ring &ring, const Rows<Number> &rows) {
@@ -64,7 +57,7 @@ void bind_kernels(nb::module_ &module) {
         .def(
             "__init__",
             [](Ring *self, Word prime, std::size_t degree, const std::string &path) {
-                new (self) Ring(prime, degree, path.empty() ? best_path() : named(path));
+                new (self) Ring(prime, degree, path_of(path));
             },
             arg("prime"), arg("degree"), arg("path") = "")
         .def_prop_ro("kernels", [](const Ring &ring) { return ring.kernels->name; })

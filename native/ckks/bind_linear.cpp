@@ -6,13 +6,12 @@
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/vector.h>
 
-#include <cstdlib>
 #include <cstring>
 #include <memory>
-#include <new>
 #include <optional>
 #include <stdexcept>
 
+#include "bind.hpp"
 #include "bind_linear.hpp"
 #include "packing.hpp"
 #include "products.hpp"
@@ -26,41 +25,17 @@ namespace {
 using In = nb::ndarray<const Word, nb::c_contig, nb::device::cpu>;
 using Table = nb::ndarray<const Word, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 
-constexpr std::size_t alignment = 64;
-
-struct Free {
-    void operator()(Word *words) const noexcept { std::free(words); }
-};
-using Buffer = std::unique_ptr<Word[], Free>;
-
-Buffer buffer(std::size_t words) {
-    const std::size_t bytes = (words * sizeof(Word) + alignment) / alignment * alignment;
-    Buffer made(static_cast<Word *>(std::aligned_alloc(alignment, bytes)));
-    if (!made) throw std::bad_alloc();
-    return made;
-}
+// Never none at all: an array without words has an address too.
+Memory room(std::size_t words) { return Memory(words ? words : 1); }
 
 // An array of numpy's that owns `words`.
-nb::object array(Buffer words, std::initializer_list<std::size_t> shape) {
-    nb::capsule owner(words.get(), [](void *data) noexcept { std::free(data); });
-    return nb::cast(nb::ndarray<nb::numpy, Word>(words.release(), shape, owner));
+nb::object array(Memory words, std::initializer_list<std::size_t> shape) {
+    auto kept = std::make_unique<Memory>(std::move(words));
+    Word *data = kept->data();
+    nb::capsule owner(kept.get(), [](void *memory) noexcept { delete static_cast<Memory *>(memory); });
+    kept.release();
+    return nb::cast(nb::ndarray<nb::numpy, Word>(data, shape, owner));
 }
-
-// The words of an argument, or a copy of them where they are not aligned.
-class Aligned {
-  public:
-    explicit Aligned(const In &words) : at_(words.data()) {
-        if (reinterpret_cast<std::uintptr_t>(at_) % alignment == 0) return;
-        copy_ = buffer(words.size());
-        std::memcpy(copy_.get(), at_, words.size() * sizeof(Word));
-        at_ = copy_.get();
-    }
-    const Word *get() const noexcept { return at_; }
-
-  private:
-    Buffer copy_;
-    const Word *at_;
-};
 
 unsigned bits_of(Word prime) {
     if (prime < 2 || prime > Word{1} << 61) throw std::invalid_argument("Expected moduli from 2 to 2^61");
@@ -103,7 +78,7 @@ nb::object unpack_residues(nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_co
     const std::size_t limbs = primes.size();
     if (!limbs || body.shape(0) != packed_size(primes, rows, count))
         throw std::invalid_argument("Expected exactly the bytes of the packed residues");
-    Buffer words = buffer(rows * limbs * count);
+    Memory words = room(rows * limbs * count);
     const Packing &packing = packing_of(best_path());
     bool right = true;
     {
@@ -112,7 +87,7 @@ nb::object unpack_residues(nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_co
         for (std::size_t row = 0; row < rows * limbs; ++row) {
             const Word prime = primes[row % limbs];
             const unsigned bits = bits_of(prime);
-            right &= packing.unpack(in, count, bits, prime, words.get() + row * count);
+            right &= packing.unpack(in, count, bits, prime, words.data() + row * count);
             in += packed_bytes(count, bits);
         }
     }
@@ -126,11 +101,11 @@ void check(const Products &products, const In &words, std::size_t polynomials) {
 
 nb::object forward(const Products &products, In polynomial) {
     check(products, polynomial, 1);
-    Buffer words = buffer(products.words());
+    Memory words = room(products.words());
     {
         nb::gil_scoped_release unlocked;
-        std::memcpy(words.get(), polynomial.data(), products.words() * sizeof(Word));
-        products.forward(words.get());
+        std::memcpy(words.data(), polynomial.data(), products.words() * sizeof(Word));
+        products.forward(words.data());
     }
     return array(std::move(words), {products.primes(), products.degree()});
 }
@@ -139,13 +114,14 @@ nb::object product(const Products &products, In query, In weights, std::optional
     check(products, query, 2);
     check(products, weights, 1);
     if (zero) check(products, *zero, 2);
-    Buffer words = buffer(2 * products.words());
+    Memory words = room(2 * products.words());
     bool encrypted;
     {
         nb::gil_scoped_release unlocked;
-        const Aligned left(query), right(weights);
-        const std::optional<Aligned> added = zero ? std::optional<Aligned>(*zero) : std::nullopt;
-        encrypted = products.multiply(left.get(), right.get(), added ? added->get() : nullptr, words.get());
+        const auto store = std::make_shared<Store>();
+        const Aligned left(query, store), right(weights, store);
+        const std::optional<Aligned> added = zero ? std::make_optional<Aligned>(*zero, store) : std::nullopt;
+        encrypted = products.multiply(left, right, added ? static_cast<const Word *>(*added) : nullptr, words.data());
     }
     if (!encrypted) return nb::none();
     return array(std::move(words), {2, products.primes(), products.degree()});

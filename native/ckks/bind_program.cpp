@@ -112,11 +112,9 @@ void run_each(Program &program, const ProgramKeys &keys, const std::vector<Quest
 
 // What a program does, one line for each instruction: for tests and for people.
 std::vector<std::string> listing(const Program &program) {
-    static const char *const names[] = {"transform", "fold", "rotate",  "product",
-                                        "divide",    "add",  "combine", "add_plain"};
     std::vector<std::string> found;
     for (const Instruction &one : program.instructions()) {
-        std::string line = std::to_string(one.written) + " = " + names[static_cast<std::size_t>(one.kind)];
+        std::string line = std::to_string(one.written) + " = " + name_of(one.kind);
         line += " at " + std::to_string(one.limbs) + " of";
         for (const std::size_t read : one.read) line += " " + std::to_string(read);
         for (const std::size_t place : one.plains) line += " p" + std::to_string(place);

@@ -11,6 +11,7 @@
 #include <string>
 #include <tuple>
 
+#include "bind.hpp"
 #include "sums.hpp"
 
 namespace nb = nanobind;
@@ -34,13 +35,6 @@ void make(IntegerMap *self, std::size_t inputs, std::size_t outputs, const std::
                           {weights.data(), weights.data() + weights.size()}});
     }
     new (self) IntegerMap(inputs, outputs, std::move(groups));
-}
-
-Path path_of(const std::string &name) {
-    if (name.empty()) return best_path();
-    for (const auto &[path, known] : {std::pair{Path::portable, "portable"}, {Path::avx2, "avx2"}, {Path::ifma, "ifma"}})
-        if (name == known && runs_here(path)) return path;
-    throw std::invalid_argument("Expected an instruction set that this machine has");
 }
 
 void sums(const IntegerMap &map, In<Word, 4> in, In<Word, 2> biases, const std::vector<Word> &primes, Ciphertexts out,

@@ -105,8 +105,7 @@ void add_extended(const Context &, std::size_t limbs, std::size_t polynomials, c
 // `divide_special` for each polynomial; `divide_at` for each polynomial and limb. Calls of one step do not meet.
 
 // coefficients [limbs][N]: writes the row of `digit`.
-void digit_coefficients(const Context &, std::size_t limbs, const Word *polynomial, std::size_t digit,
-                        Word *coefficients);
+void digit_coefficients(const Context &, const Word *polynomial, std::size_t digit, Word *coefficients);
 // digits [limbs][N]: all digits at one place, in NTT form, but for the row of the place's own prime: it is the
 // polynomial's, and `sums_at` reads it there.
 void digits_at(const Context &, std::size_t limbs, const Word *coefficients, std::size_t place, Word *digits);

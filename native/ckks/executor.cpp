@@ -226,15 +226,22 @@ void Executor::make_babies(const Instruction &instruction) {
             babies_.push_back({{rows, rows + (l + 1) * degree_ + skew}, true});
         }
     }
+    // A baby that moves nothing is its parent, whose rotations have the same digits.
+    std::vector<long> origins;
+    for (const Baby &baby : babies) {
+        const bool moves = baby.parent >= 0 && babies[static_cast<std::size_t>(baby.parent)].element != 1;
+        origins.push_back(baby.parent < 0 || moves ? baby.parent : origins[static_cast<std::size_t>(baby.parent)]);
+    }
     for (std::size_t place = 0; place < babies.size(); ++place) {
-        const auto same = [&](const Baby &other) { return other.element != 1 && other.parent == babies[place].parent; };
-        const auto first = std::find_if(babies.begin(), babies.end(), same);
-        if (first == babies.begin() + static_cast<std::ptrdiff_t>(place)) make_children(instruction, first->parent);
+        bool first = babies[place].element != 1;
+        for (std::size_t before = 0; before < place; ++before)
+            first &= babies[before].element == 1 || origins[before] != origins[place];
+        if (first) make_children(instruction, origins, origins[place]);
     }
 }
 
-// All rotations of one parent, which is decomposed once.
-void Executor::make_children(const Instruction &instruction, long parent) {
+// All rotations of one origin, a source or a baby that moves something, which is decomposed once.
+void Executor::make_children(const Instruction &instruction, const std::vector<long> &origins, long parent) {
     const std::size_t l = instruction.limbs;
     const auto &babies = instruction.transform.babies;
     const auto from = static_cast<std::size_t>(parent < 0 ? -1 - parent : parent);
@@ -243,24 +250,21 @@ void Executor::make_children(const Instruction &instruction, long parent) {
         quotient_of(l, origin.rows[1]);
         digits_of(l, nullptr);
     } else {
-        // A source, or a baby that is one: its second polynomial as it came.
-        long root = parent;
-        while (root >= 0) root = babies[static_cast<std::size_t>(root)].parent;
-        const Word *polynomial = row(instruction.read[static_cast<std::size_t>(-1 - root)], 1, l, 0);
+        const Word *polynomial = row(instruction.read[from], 1, l, 0);
         coefficients_of(l, polynomial);
         digits_of(l, polynomial);
     }
     std::vector<std::size_t> children;
     for (std::size_t place = 0; place < babies.size(); ++place)
-        if (babies[place].element != 1 && babies[place].parent == parent) children.push_back(place);
+        if (babies[place].element != 1 && origins[place] == parent) children.push_back(place);
     pool_.each(children.size() * (l + 1), [&](std::size_t task, std::size_t worker) {
         // By place first: the digits of one place stay in the cache for all children.
         const std::size_t place = task / children.size(), child = children[task % children.size()];
         const std::size_t element = babies[child].element;
         const Permutation &moves = context_.permutation(element);
         const Ring &at = ring(l, place);
-        Word *first = const_cast<Word *>(babies_[child].rows[0]) + place * degree_;
-        Word *second = const_cast<Word *>(babies_[child].rows[1]) + place * degree_, *moved = spare(worker, 0);
+        Word *first = babies_[child].rows[0] + place * degree_, *second = babies_[child].rows[1] + place * degree_;
+        Word *moved = spare(worker, 0);
         sums_at(l, place, keys_.keys.at(element), &moves, first, second, false);
         if (place == l && !origin.special) return;
         at.kernels->permute(at, moves, origin.rows[0] + place * degree_, moved);

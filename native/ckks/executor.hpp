@@ -20,7 +20,7 @@ class Executor {
   private:
     // Rows of one polynomial of a baby, or of a source times p: [places][N]; a source has no row at the special prime.
     struct Extended {
-        const Word *rows[2];
+        Word *rows[2];
         bool special;
     };
 
@@ -43,7 +43,7 @@ class Executor {
     void sums_at(std::size_t limbs, std::size_t place, const SwitchKey &key, const Permutation *moves, Word *first,
                  Word *second, bool add) const;
     void make_babies(const Instruction &instruction);
-    void make_children(const Instruction &instruction, long parent);
+    void make_children(const Instruction &instruction, const std::vector<long> &origins, long origin);
     void weighted_sums(const Instruction &instruction);
 
     const Program &program_;

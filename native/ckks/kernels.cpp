@@ -168,6 +168,8 @@ Word inverse(Word a, const Modulus &q) noexcept { return power(a, q.value - 2, q
 
 Word shoup(Word w, const Modulus &q) noexcept { return static_cast<Word>((static_cast<Wide>(w) << 64) / q.value); }
 
+Word shoup52(Word w, const Modulus &q) noexcept { return shoup(w, q) >> 12; }
+
 Permutation::Permutation(std::size_t degree, std::size_t element) : block(degree / 8), within(degree / 8) {
     unsigned bits = 0;
     while (std::size_t{1} << bits < degree) ++bits;

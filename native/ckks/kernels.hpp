@@ -26,8 +26,9 @@ Word multiply(Word a, Word b, const Modulus &q) noexcept;  // a, b < 2^64; a b m
 Word power(Word base, Word exponent, const Modulus &q) noexcept;
 Word inverse(Word a, const Modulus &q) noexcept;  // a is not 0 modulo q
 
-// floor(2^64 w / q) for w < q: Shoup's constant of a factor.
+// floor(2^64 w / q) for w < q: Shoup's constant of a factor; and floor(2^52 w / q), for products of 52 bits.
 Word shoup(Word w, const Modulus &q) noexcept;
+Word shoup52(Word w, const Modulus &q) noexcept;
 
 // An automorphism X -> X^element on rows in NTT form. Words of one aligned block of 8 come from one aligned block of 8.
 struct Permutation {

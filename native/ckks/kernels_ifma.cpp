@@ -13,9 +13,6 @@ namespace {
 
 const Ifma52 &tables_of(const Ring &ring) { return *static_cast<const Ifma52 *>(ring.own.get()); }
 
-// floor(2^52 w / q) for w < q < 2^50, from the constant of 64 bits: one division by 2^12 more.
-Word shoup52(Word w, const Ring &ring) { return shoup(w, ring.q) >> 12; }
-
 void add(const Ring &ring, const Word *a, const Word *b, Word *out) {
     const Vector q = all(ring.q.value);
     for (std::size_t i = 0; i < ring.degree; i += 8) store(out + i, once(plus(load(a + i), load(b + i)), q));
@@ -90,14 +87,14 @@ void dot(const Ring &ring, const Word *const *a, const Word *const *b, std::size
 
 void scale(const Ring &ring, const Word *a, Word w, Word *out) {
     const Prime prime(tables_of(ring));
-    const Vector factor = all(w), constant = all(shoup52(w, ring)), none = _mm512_setzero_si512();
+    const Vector factor = all(w), constant = all(shoup52(w, ring.q)), none = _mm512_setzero_si512();
     for (std::size_t i = 0; i < ring.degree; i += 8)
         store(out + i, once(clean(times(none, load(a + i), factor, constant, prime.negative)), prime.q));
 }
 
 void subtract_scale(const Ring &ring, const Word *a, const Word *b, Word w, Word *out) {
     const Prime prime(tables_of(ring));
-    const Vector factor = all(w), constant = all(shoup52(w, ring)), none = _mm512_setzero_si512();
+    const Vector factor = all(w), constant = all(shoup52(w, ring.q)), none = _mm512_setzero_si512();
     for (std::size_t i = 0; i < ring.degree; i += 8) {
         const Vector difference = plus(minus(load(a + i), load(b + i)), prime.q);
         store(out + i, once(clean(times(none, difference, factor, constant, prime.negative)), prime.q));

@@ -5,11 +5,7 @@ namespace confide::ckks {
 
 namespace {
 
-__extension__ typedef unsigned __int128 Wide;
-
 constexpr Word range = Word{1} << 52;
-
-Word shoup52(Word w, Word q) { return static_cast<Word>((static_cast<Wide>(w) << 52) / q); }
 
 // Tables and the numbers that they point into.
 template <typename Tables, typename Number>
@@ -110,15 +106,15 @@ std::shared_ptr<const void> ifma_tables(const Ring &ring) {
     tables.quotient = range / q;
     tables.wide = (Word{1} << 62) / q;
     tables.carry = range % q;
-    tables.carry_shoup = shoup52(tables.carry, q);
+    tables.carry_shoup = shoup52(tables.carry, ring.q);
     tables.degree = ring.inverse_degree;
-    tables.degree_shoup = shoup52(tables.degree, q);
+    tables.degree_shoup = shoup52(tables.degree, ring.q);
     tables.room = 4;
     while (tables.room < 32 && 2 * tables.room <= range / q) tables.room *= 2;
     tables.passes = ifma_passes[ring.log_degree - 10];
     tables.offset = 2 * ring.log_degree;
     if (2 * tables.offset + 3 <= range / q && tables.passes.log[0] == 3) tables.room = 64;
-    fill(ring, 3, *held, [q](Word w) { return shoup52(w, q); });
+    fill(ring, 3, *held, [&ring](Word w) { return shoup52(w, ring.q); });
     return {held, &tables};
 }
 

@@ -2,7 +2,6 @@
 #include "program.hpp"
 
 #include <algorithm>
-#include <array>
 #include <chrono>
 #include <cstdlib>
 #include <cstring>
@@ -16,14 +15,16 @@ namespace confide::ckks {
 
 namespace {
 
-constexpr std::array<const char *, kinds> names = {"transform", "fold", "rotate",  "product",
-                                                   "divide",    "add",  "combine", "add_plain"};
-
 void expect(bool holds, const char *what) {
     if (!holds) throw std::invalid_argument(what);
 }
 
 }  // namespace
+
+const char *name_of(Kind kind) noexcept {
+    constexpr const char *names[] = {"transform", "fold", "rotate", "product", "divide", "add", "combine", "add_plain"};
+    return names[static_cast<std::size_t>(kind)];
+}
 
 std::size_t wanted_threads() {
     const char *said = std::getenv("CONFIDE_THREADS");
@@ -391,7 +392,7 @@ std::vector<Program::Spent> Program::profile() const {
     const std::lock_guard<std::mutex> lock(mutex_);
     std::vector<Spent> found;
     for (std::size_t number = 0; number < instructions_.size(); ++number)
-        found.push_back({std::string(names[static_cast<std::size_t>(instructions_[number].kind)]) + " at " +
+        found.push_back({std::string(name_of(instructions_[number].kind)) + " at " +
                              std::to_string(instructions_[number].limbs),
                          runs_, seconds_[number], least_[number]});
     return found;

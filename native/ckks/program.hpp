@@ -69,7 +69,7 @@ struct Transform {
 };
 
 enum class Kind { transform, fold, rotate, product, divide, add, combine, add_plain };
-constexpr std::size_t kinds = 8;
+const char *name_of(Kind kind) noexcept;
 
 struct Instruction {
     Kind kind;

@@ -10,9 +10,9 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <memory>
 #include <stdexcept>
 
+#include "context.hpp"
 #include "threads.hpp"
 
 #if defined(__x86_64__) && defined(__GNUC__)
@@ -28,16 +28,6 @@ constexpr unsigned piece_bits = 20;
 constexpr double largest_sum = 8589934592.0;  // 2^33: 20-bit pieces times weights stay below 2^53
 constexpr std::size_t block_bytes = std::size_t{1} << 18;
 constexpr std::size_t lanes = 8;  // words that a kernel takes at one time
-
-struct Free {
-    void operator()(void *memory) const { ::operator delete[](memory, std::align_val_t{64}); }
-};
-template <typename T>
-using Aligned = std::unique_ptr<T[], Free>;
-template <typename T>
-Aligned<T> aligned(std::size_t count) {
-    return Aligned<T>(static_cast<T *>(::operator new[](count * sizeof(T), std::align_val_t{64})));
-}
 
 // What the work on one block of words needs.
 struct Block {
@@ -155,8 +145,6 @@ struct Fold {
     __m512i q, one_shoup, middle, middle_shoup, top, top_shoup;
 };
 
-Word shoup52(Word w, const Modulus &q) { return shoup(w, q) >> 12; }
-
 CONFIDE_IFMA inline Fold fold_of(const Modulus &q) {
     const Word middle = multiply(Word{1} << 52, 1, q), top = multiply(middle, middle, q);
     const auto all = [](Word w) { return static_cast<long long>(w); };
@@ -246,11 +234,11 @@ CONFIDE_IFMA void ifma(const Block &block, const Word *residues, void *memory) {
 #endif
 
 // Every weight of a map modulo q, in the order of its groups.
-Aligned<Word> residues_of(const IntegerMap &map, const Modulus &q) {
+Memory residues_of(const IntegerMap &map, const Modulus &q) {
     std::size_t count = 0;
     for (const Group &group : map.groups) count += group.weights.size();
-    auto found = aligned<Word>(count);
-    Word *next = found.get();
+    Memory found(count);
+    Word *next = found.data();
     for (const Group &group : map.groups)
         for (const double weight : group.weights) {
             const Word size = multiply(static_cast<Word>(std::fabs(weight)), 1, q);
@@ -296,14 +284,15 @@ IntegerMap::IntegerMap(std::size_t in, std::size_t out, std::vector<Group> all)
 
 void weighted_sums(const IntegerMap &map, const std::vector<Modulus> &primes, std::size_t degree, const Word *in,
                    const Word *biases, Word *out, unsigned threads, Path path) {
+    if (!runs_here(path)) throw std::invalid_argument("Expected an instruction set that this machine has");
     if (degree % (2 * lanes)) throw std::invalid_argument("Expected a multiple of 16 words");
     const std::size_t words = words_of(degree, map.inputs, 3 * sizeof(double));
-    std::vector<Aligned<Word>> residues(primes.size());
+    std::vector<Memory> residues(primes.size());
     for (std::size_t place = 0; place < primes.size(); ++place)
         if (path == Path::ifma && primes[place].bits <= 50) residues[place] = residues_of(map, primes[place]);
     const std::size_t blocks = degree / words, count = 2 * primes.size() * blocks;
     share(count, threads, [&](Tasks &tasks) {
-        const auto memory = aligned<double>(4 * words * map.inputs);
+        const Memory memory(4 * words * map.inputs);  // of words, or of pieces as doubles
         for (std::size_t job; tasks.take(job);) {
             const std::size_t row = job / blocks, prime = row % primes.size(), at = row * degree + job % blocks * words;
             const Block block{map,      primes[prime],
@@ -313,16 +302,16 @@ void weighted_sums(const IntegerMap &map, const std::vector<Modulus> &primes, st
                               primes.size(),
                               out + at};
 #ifdef CONFIDE_X86
-            if (residues[prime]) {
-                ifma(block, residues[prime].get(), memory.get());
+            if (residues[prime].data()) {
+                ifma(block, residues[prime].data(), memory.data());
                 continue;
             }
             if (path != Path::portable) {
-                avx2(block, memory.get());
+                avx2(block, memory.data());
                 continue;
             }
 #endif
-            portable(block, memory.get());
+            portable(block, memory.data());
         }
     });
 }

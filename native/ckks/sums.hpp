@@ -31,7 +31,7 @@ struct IntegerMap {
 //   biases  [outputs][primes], each below its prime; added to the first polynomial: a constant is the same in every
 //           word of a row in NTT form
 //   out     [outputs][2][primes][N]; does not overlap `in`
-// N is a multiple of 16. IFMA takes the primes below 2^50; others go by the portable loops.
+// N is a multiple of 16, and the path runs here, or std::invalid_argument is thrown. IFMA takes the primes below 2^50; others go by the portable loops.
 void weighted_sums(const IntegerMap &map, const std::vector<Modulus> &primes, std::size_t degree, const Word *in,
                    const Word *biases, Word *out, unsigned threads, Path path);
 

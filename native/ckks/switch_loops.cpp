@@ -4,22 +4,15 @@
 #include <cstring>
 
 #include "kernels_paths.hpp"
+#include "wide.hpp"
 
 namespace confide::ckks {
 
 namespace {
 
-__extension__ typedef unsigned __int128 Wide;
-
 void store(const Ring &ring, const Word *row, std::size_t stride, std::uint8_t *blocks) {
     for (std::size_t block = 0; block < ring.degree / 8; ++block)
         std::memcpy(blocks + block * stride, row + 8 * block, 8 * sizeof(Word));
-}
-
-// 2^64 a + b for wide = 2^64 mod q.
-Word whole(Wide total, Word wide, const Modulus &q) noexcept {
-    const Word found = multiply(static_cast<Word>(total >> 64), wide, q) + multiply(static_cast<Word>(total), 1, q);
-    return found >= q.value ? found - q.value : found;
 }
 
 void sums(const Ring &ring, const Permutation *permutation, const Word *const *digits, std::size_t terms,

@@ -77,7 +77,7 @@ void sums(const Ring &ring, const Permutation *permutation, const Word *const *d
 void quotient(const Ring &ring, const Word *a, const Word *b, Word w, const Word *addend,
               const Permutation *permutation, Word *out) {
     const Prime prime(tables_of(ring));
-    const Vector factor = all(w), constant = all(shoup(w, ring.q) >> 12), none = _mm512_setzero_si512();
+    const Vector factor = all(w), constant = all(shoup52(w, ring.q)), none = _mm512_setzero_si512();
     for (std::size_t block = 0; block < ring.degree / 8; ++block) {
         Vector added = load(addend + (permutation ? start_of(*permutation, block) : 8 * block));
         if (permutation) added = _mm512_permutexvar_epi64(places_of(*permutation, block), added);

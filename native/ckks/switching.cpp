@@ -25,7 +25,7 @@ struct Scratch {
 void switch_into(const Context &context, std::size_t limbs, const SwitchKey &key, const Word *target, Word *sums,
                  bool add, const Scratch &scratch) {
     for (std::size_t digit = 0; digit < limbs; ++digit)
-        digit_coefficients(context, limbs, target, digit, scratch.coefficients);
+        digit_coefficients(context, target, digit, scratch.coefficients);
     for (std::size_t place = 0; place <= limbs; ++place) {
         digits_at(context, limbs, scratch.coefficients, place, scratch.digits());
         sums_at(context, limbs, key, nullptr, place, target, scratch.digits(), sums, add);
@@ -84,8 +84,7 @@ std::size_t digits_words(const Context &context, std::size_t limbs) noexcept {
 
 // --- the parts -------------------------------------------------------------------------------------------------------
 
-void digit_coefficients(const Context &context, std::size_t, const Word *polynomial, std::size_t digit,
-                        Word *coefficients) {
+void digit_coefficients(const Context &context, const Word *polynomial, std::size_t digit, Word *coefficients) {
     const std::size_t n = context.degree();
     inverse_from(context.ring(digit), polynomial + digit * n, coefficients + digit * n);
 }
@@ -136,7 +135,7 @@ void relinearise(const Context &context, std::size_t limbs, const SwitchKey &key
     const Scratch scratch(context, limbs, words, pool.threads());
     const std::size_t size = limbs * context.degree();
     pool.each(limbs, [&](std::size_t digit, std::size_t) {
-        digit_coefficients(context, limbs, in + 2 * size, digit, scratch.coefficients);
+        digit_coefficients(context, in + 2 * size, digit, scratch.coefficients);
     });
     switch_divided(context, limbs, {key, in + 2 * size, nullptr, nullptr, {in, in + size}, nullptr}, out, pool,
                    scratch);
@@ -148,7 +147,7 @@ void rotate(const Context &context, std::size_t limbs, const SwitchKey &key, con
     const std::size_t n = context.degree(), size = limbs * n;
     pool.each(limbs, [&](std::size_t digit, std::size_t) {
         permute_rows(context, permutation, 1, in + size + digit * n, scratch.target + digit * n);
-        digit_coefficients(context, limbs, scratch.target, digit, scratch.coefficients);
+        digit_coefficients(context, scratch.target, digit, scratch.coefficients);
     });
     switch_divided(context, limbs, {key, scratch.target, nullptr, nullptr, {in, nullptr}, &permutation}, out, pool,
                    scratch);
@@ -157,7 +156,7 @@ void rotate(const Context &context, std::size_t limbs, const SwitchKey &key, con
 void decompose(const Context &context, std::size_t limbs, const Word *polynomial, Word *digits, Word *words) {
     const Scratch scratch(context, limbs, words);
     for (std::size_t digit = 0; digit < limbs; ++digit)
-        digit_coefficients(context, limbs, polynomial, digit, scratch.coefficients);
+        digit_coefficients(context, polynomial, digit, scratch.coefficients);
     for (std::size_t place = 0; place <= limbs; ++place)
         digits_at(context, limbs, scratch.coefficients, place, digits + place * limbs * context.degree());
 }

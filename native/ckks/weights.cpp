@@ -5,19 +5,13 @@
 
 #include "kernels_paths.hpp"
 #include "switch_loops.hpp"
+#include "wide.hpp"
 
 namespace confide::ckks {
 
 namespace {
 
-__extension__ typedef unsigned __int128 Wide;
-
 constexpr std::size_t most_terms = 32;  // products below 2^122 in a wide word
-
-Word whole(Wide total, Word wide, const Modulus &q) noexcept {
-    const Word found = multiply(static_cast<Word>(total >> 64), wide, q) + multiply(static_cast<Word>(total), 1, q);
-    return found >= q.value ? found - q.value : found;
-}
 
 void sums(const Ring &ring, const Pairing &pairing, const Word *const *babies, const std::uint8_t *weights,
           std::size_t from, std::size_t to, Word *const *outs) {

@@ -305,6 +305,28 @@ def test_programs_that_are_not_finished_or_are():
             call()
 
 
+def test_a_baby_that_moves_nothing_is_its_parent():
+    """Of a source, of such a baby again, and of one that moves: the same terms, so the same bits."""
+    stream, found = np.random.default_rng(1), []
+    numbers = stream.integers(-1000, 1000, (3, DEGREE))
+    long = [(-1, 1), (0, 1), (1, EVERY), (-1, 9), (2, 1), (4, 9)], (2, 3, 5)
+    short = [(-1, EVERY), (-1, 9), (0, 9)], (0, 1, 2)
+    wrong = [(-1, EVERY), (-1, 9), (-1, 9)], (0, 1, 2)
+    for babies, places in (long, short, wrong):
+        program, keys = ckks.Program(CONTEXT), ckks.ProgramKeys(CONTEXT)
+        held = program.input(2)
+        plains = [program.plain(one, 0, 2, True) for one in numbers]
+        summed = program.transform([held], 2, babies, [list(zip(places, plains, strict=True))], 1)
+        program.finish([program.divide(summed, 2, 0)], [2])
+        assert all(keys.load(element, 2, KEY) for element in (EVERY, 9))
+        for threads in (1, 3):
+            out = np.zeros_like(CIPHER)
+            program.run(keys, [CIPHER], [out], threads)
+            found.append(out.tobytes())
+    assert len(set(found[:4])) == 1
+    assert len(set(found)) == 2
+
+
 @pytest.mark.parametrize("number", [1 << 31, (1 << 63) - 1, (1 << 64) - 1, -1])
 def test_registers_plaintexts_and_levels_that_are_not_there(number):
     program = ckks.Program(CONTEXT)
