@@ -24,7 +24,6 @@ from confide.he.enrolment import (
     LIFETIME_SECONDS,
     LONGEST_SECONDS,
     Mine,
-    channel,
     current,
     make,
     record,
@@ -294,9 +293,9 @@ def _ask(
 def _serve(kit: ServerKit, store: Store, rng: Randomness, now: float) -> Party:
     received = yield Step(await_tag="he/query", wait_for=("client",))
     query = decode(received["client"].body, SealedQuery, max_bytes=MOST_QUERY_BYTES)
-    line = channel(Homomorphic.name, query.key_id, store, kit=kit.public, now=now)
+    line = kit.channels.get(query.key_id, store, now=now)
     body = decode(line.opened(query), Query, max_bytes=MOST_QUERY_BYTES)  # no work before this holds
-    keys = kit.keys.get(query.key_id, store)
+    keys = kit.keys.get(query.key_id, store, here=True)
     assert isinstance(keys, Keys)
     reply = line.reply(query, encode(answer(kit, keys, body, query.rows, rng)))
     yield Step(send=(Message("server", "client", "he/reply", encode(reply)),))

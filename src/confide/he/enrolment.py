@@ -10,6 +10,7 @@ Clocks are the caller's: everything here takes `now` in seconds since 1970.
 from __future__ import annotations
 
 import hashlib
+import threading
 from dataclasses import dataclass
 
 import msgspec
@@ -32,6 +33,7 @@ LONGEST_SECONDS = 366 * 86400
 SKEW_SECONDS = 300
 
 _MOST_KNOWN_BYTES = 256
+_MOST_CHANNELS = 1024
 
 
 class Dates(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -181,15 +183,42 @@ def public_keys(body: bytes, context: Context, needs: Needs) -> Evaluation:
     return Evaluation(context, uploaded(body, context, needs), needs)
 
 
-def channel(backend: str, key_id: str, store: Store, *, kit: bytes, now: float) -> Channel:
-    """Return the channel to the owner of keys that are in a server's store; the keys themselves are not touched.
+class Channels:
+    """The channels to the owners of keys that are in a server's store; the keys themselves are not touched.
 
-    Raises:
-        ProtocolError: no such keys, or expired ones.
+    What is derived from the key for envelopes is kept for the latest of them: HKDF and the hash of the kit take longer
+    than a tag. What the store says counts, at every question; safe for threads.
+
+    Args:
+        backend: the registry name.
+        kit: the client kit's bytes.
     """
-    body = store.get(known_path(backend, key_id)) if is_key_id(key_id) else None
-    if body is None:
-        raise ProtocolError("Expected the id of keys that are here; set up first")
-    known = decode(body, Known, max_bytes=_MOST_KNOWN_BYTES)
-    known.dates.check(now)
-    return Channel(known.authentication, kit=kit, key_id=key_id)
+
+    def __init__(self, backend: str, kit: bytes) -> None:
+        self._backend = backend
+        self._kit = kit
+        self._kept: dict[str, tuple[bytes, Known, Channel]] = {}  # by key id; the latest stands last
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return "Channels()"
+
+    def get(self, key_id: str, store: Store, *, now: float) -> Channel:
+        """Return the channel to the owner of the keys called `key_id`.
+
+        Raises:
+            ProtocolError: no such keys, or expired ones.
+        """
+        body = store.get(known_path(self._backend, key_id)) if is_key_id(key_id) else None
+        with self._lock:
+            kept = self._kept.pop(key_id, None)
+            if body is None:
+                raise ProtocolError("Expected the id of keys that are here; set up first")
+            if kept is None or kept[0] != body:
+                known = decode(body, Known, max_bytes=_MOST_KNOWN_BYTES)
+                kept = body, known, Channel(known.authentication, kit=self._kit, key_id=key_id)
+            self._kept[key_id] = kept
+            while len(self._kept) > _MOST_CHANNELS:
+                del self._kept[next(iter(self._kept))]
+        kept[1].dates.check(now)
+        return kept[2]

@@ -12,7 +12,7 @@ from confide.he.engine_batch import BatchClient, BatchServer
 from confide.he.engine_native import Engine
 from confide.he.engine_seal import NetworkClient, NetworkServer
 from confide.he.engine_trees import TreesClient, TreesServer
-from confide.he.enrolment import Mine, mine, public_keys, uploaded
+from confide.he.enrolment import Channels, Mine, mine, public_keys, uploaded
 from confide.he.linear import LinearClient, LinearServer
 from confide.he.machines import Keys
 from confide.he.message_bytes import (
@@ -141,6 +141,7 @@ class ServerKit:
                 self.engine = NetworkServer(plan, ready, engine, threads)
         self.keys = Registered("he", self.parse_keys)
         self.public = ClientKit(plan).encode()
+        self.channels = Channels("he", self.public)
 
     def __repr__(self) -> str:
         return f"ServerKit({self.plan})"

@@ -22,7 +22,6 @@ from confide.he.enrolment import (
     LIFETIME_SECONDS,
     LONGEST_SECONDS,
     Mine,
-    channel,
     current,
     make,
     mine,
@@ -238,11 +237,11 @@ def _ask(kit: OwnerKit, x: Matrix, keys: Mine, rng: Randomness) -> Party:
 def _serve(kit: CloudKit, store: Store, rng: Randomness, now: float) -> Party:
     received = yield Step(await_tag=f"{NAME}/query", wait_for=("client",))
     query = decode(received["client"].body, SealedQuery, max_bytes=MAX_QUERY_BYTES)
-    line = channel(NAME, query.key_id, store, kit=kit.public, now=now)
+    line = kit.channels.get(query.key_id, store, now=now)
     asked = decode(line.opened(query), Rows, max_bytes=MAX_QUERY_BYTES)  # no work before this holds
     if len(asked.ciphertexts) != query.rows:
         raise ProtocolError("Expected as many ciphertexts as rows")
-    model = kit.keys.get(query.key_id, store)
+    model = kit.keys.get(query.key_id, store, here=True)
     assert isinstance(model, Model)
     reply = line.reply(query, encode(Rows(kit.answer(model, asked.ciphertexts, rng))))
     yield Step(send=(Message("server", "client", f"{NAME}/reply", encode(reply)),))

@@ -17,6 +17,7 @@ from confide.he.arithmetic import SealEncrypted
 from confide.he.engine_seal import EncodedMap, NetworkClient, run
 from confide.he.engine_steps import Steps
 from confide.he.enrolment import (
+    Channels,
     Mine,
     mine,
     public_keys,
@@ -195,6 +196,7 @@ class CloudKit:
         self.context = Context(plan.parameters)
         self.public = self.encode()
         self.keys = Registered(NAME, self.parse_keys)
+        self.channels = Channels(NAME, self.public)
         self._query = self.context.form(limbs=len(plan.parameters.data_primes), ntt=True, scale=2.0**plan.scale_bits)
 
     def encode(self) -> bytes:

@@ -30,6 +30,7 @@ from confide.he.parameters import Parameters
 from confide.he.seal_format import (
     Form,
     Residues,
+    aligned,
     check_residues,
     limbs_of,
     parms_id_bytes,
@@ -140,9 +141,8 @@ class SecretKey:
         """Return an encryption of zero in NTT form: the numbers of its first polynomial, and its second one packed."""
         context = self._context
         zero = Ciphertext(self._encryptor.encrypt_symmetric(seal.Plaintext()))
-        context.to_ntt(zero)
-        found = context.residues(zero, context.form(limbs=limbs, ntt=True))
-        return found[0], pack(found[1], context.parameters.data_primes)
+        first, second = map(context.forward, context.residues(zero, context.form(limbs=limbs, ntt=False)))
+        return first, pack(second, context.parameters.data_primes)
 
     def prepare_ahead(self) -> bool:
         """Do the part of an encryption that needs no plaintext. Returns False if there is enough of it."""
@@ -262,7 +262,7 @@ class Evaluation:
         if isinstance(form, int):
             return self._zeros.encrypt_zero(self._context.parms_id(form))
         zero = Ciphertext(self._zeros.encrypt_zero(self._context.parms_id(len(form.primes))))
-        return self._context.residues(zero, form)
+        return aligned(self._context.residues(zero, form))
 
     def prepare_ahead(self) -> bool:
         """Make an encryption of zero for a later reply. Returns False if there are enough of them."""

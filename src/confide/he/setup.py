@@ -146,8 +146,14 @@ class Registered:
         self._parse = parse
         self.loaded = LoadedKeys() if loaded is None else loaded
 
-    def get(self, key_id: str, store: Store) -> object:
-        """Return the keys called `key_id`. Raises ProtocolError if the store does not have them (any more)."""
+    def get(self, key_id: str, store: Store, *, here: bool = False) -> object:
+        """Return the keys called `key_id`. Raises ProtocolError if the store does not have them (any more).
+
+        Args:
+            key_id: a stranger's.
+            store: the server's.
+            here: True if the caller has just seen in the store that they are there.
+        """
 
         def load() -> tuple[object, int]:
             body = store.get(f"{self._backend}/keys/{key_id}")
@@ -155,7 +161,7 @@ class Registered:
                 raise _not_here()
             return self._parse(body), len(body)
 
-        if not is_key_id(key_id) or store.get(known_path(self._backend, key_id)) is None:
+        if not here and not (is_key_id(key_id) and store.get(known_path(self._backend, key_id)) is not None):
             self.loaded.forget(self, key_id)
             raise _not_here()
         return self.loaded.get(self, key_id, load)

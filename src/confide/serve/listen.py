@@ -119,6 +119,40 @@ def _program(app: Server, certificate: Path | None, private_key: Path | None, cl
     return uvicorn.Server(config)
 
 
+class _HeadFirst:
+    """A transport that keeps the head of an answer until its body comes: one piece on the wire, one wake-up there.
+
+    Args:
+        transport: the connection's; everything but the writing of heads is its own.
+    """
+
+    def __init__(self, transport: Any) -> None:
+        self._transport = transport
+        self._head = b""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write, or keep the head of an answer; an application sends a body right behind it, or none at all."""
+        if not self._head and data.startswith(b"HTTP/1.1 ") and not data.startswith(b"HTTP/1.1 100 "):
+            self._head = data
+            return
+        head, self._head = self._head, b""
+        self._transport.write(b"".join([head, data]) if head else data)
+
+    def flush(self) -> None:
+        """Write what is kept."""
+        head, self._head = self._head, b""
+        if head:
+            self._transport.write(head)
+
+    def close(self) -> None:
+        """Close after writing what is kept."""
+        self.flush()
+        self._transport.close()
+
+
 class _Alarm:
     """Calls back once after some seconds, unless it is stopped before."""
 
@@ -172,7 +206,7 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
             self._headers_due = _Alarm(limits.header_seconds)
             self._reply_due = _Alarm(limits.reply_seconds)  # on while the client has bytes to take
             self._client = _subject(transport)
-            super().connection_made(transport)
+            super().connection_made(_HeadFirst(transport))
             transport.set_write_buffer_limits(high=1)  # writing is paused while anything is unsent; 0 confuses TLS
             self._expect_headers()
 
@@ -193,6 +227,7 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
             super().on_headers_complete()
 
         def on_response_complete(self) -> None:
+            self.transport.flush()
             super().on_response_complete()
             self._cut_if_closing()
 

@@ -82,7 +82,9 @@ class Pipe:
         """
         loop = asyncio.get_running_loop()
         self._end.setblocking(False)
-        await loop.sock_sendall(self._end, b"".join([_LENGTHS.pack(len(head), len(body)), head, body]))
+        left = self._sent_at_once([memoryview(_LENGTHS.pack(len(head), len(body)) + head), memoryview(body)])
+        for part in left:
+            await loop.sock_sendall(self._end, part)
         found = bytearray(self._rest)
         self._rest = b""
         size = _LENGTHS.size
@@ -95,6 +97,19 @@ class Pipe:
         middle = _LENGTHS.size + _LENGTHS.unpack_from(found)[0]
         view = memoryview(found)
         return bytes(view[_LENGTHS.size : middle]), bytes(view[middle:size])
+
+    def _sent_at_once(self, parts: list[memoryview]) -> list[memoryview]:
+        """Send what the socket takes without waiting, and without a copy of our own; returns what is left."""
+        try:
+            sent = self._end.sendmsg(parts)
+        except (BlockingIOError, InterruptedError):
+            return parts
+        left: list[memoryview] = []
+        for part in parts:
+            if sent < len(part):
+                left.append(part[sent:])
+            sent = max(0, sent - len(part))
+        return left
 
     def poll(self) -> bool:
         """Return whether something has come: a message, or the end."""
