@@ -1,4 +1,4 @@
-"""Where one small question's time goes, over the client, the server's process and its worker.
+"""Where one small question's time goes, over the client, the server's process and its worker: bench/he.py --timeline.
 
 The medians are those of the fastest tenth of many questions, whom nothing else on the machine was in the way of.
 
@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import statistics
 import struct
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -196,7 +195,3 @@ def show(cases: Sequence[Case], repeats: int) -> None:
     for case in cases:
         print(f"\n== {case.title}")
         print("\n".join(timeline(case, repeats)), flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit("run bench/he.py --timeline")
