@@ -11,7 +11,7 @@ from contextlib import nullcontext
 import pytest
 
 from confide.he.ahead import MOST_AHEAD, HoldsAhead, Stock
-from confide.he.loaded import EXPANSION, LoadedKeys
+from confide.he.loaded import LoadedKeys
 from confide.he.parameters import Parameters
 from confide.he.seal import Context, Evaluation, Needs, ntt_primes
 
@@ -165,7 +165,8 @@ def test_zeros_are_counted_with_the_keys_and_leave_with_them():
     assert isinstance(keys, HoldsAhead)
     size = 2 * 2 * 4096 * 8
     assert keys.ahead_bytes == MOST_AHEAD * size
-    loaded = LoadedKeys(2 * EXPANSION + 2 * keys.ahead_bytes)
+    whole = keys.memory_bytes
+    loaded = LoadedKeys(2 * whole + 2 * keys.ahead_bytes)
     owner, seen = object(), []
     for name in ("a", "b", "c"):
         keys = loaded.get(owner, name, lambda: (Evaluation(BFV, PUBLIC, NEEDS), 1))
@@ -176,7 +177,7 @@ def test_zeros_are_counted_with_the_keys_and_leave_with_them():
         del keys
     gc.collect()
     assert [ref() is None for ref in seen] == [True, False, False]  # "a" left when "c" came
-    assert loaded.held_bytes == 2 * (EXPANSION + MOST_AHEAD * size)
+    assert loaded.held_bytes == 2 * (whole + MOST_AHEAD * size)
     loaded.forget(owner, "b")
     gc.collect()
     assert seen[1]() is None

@@ -4,7 +4,11 @@ import pytest
 
 from confide.errors import Aborted, ProtocolError, UsageError
 from confide.he.backend import Homomorphic
+from confide.he.engine_native import NativeKeys, available, native_context
 from confide.he.loaded import EXPANSION, LoadedKeys
+from confide.he.parameters import Parameters
+from confide.he.recorder import galois_element
+from confide.he.seal import Context, Evaluation, Needs, ntt_primes
 from confide.he.setup import Owned, Registered, key_id_of, owned, setup_server
 from confide.wire import MemoryStore, Message, Step, alter, encode, lose, run, truncate
 from he.oracle import Pair, corners, logistic, ready
@@ -145,3 +149,41 @@ def test_owned_keys_have_a_wire_form_for_the_store_only():
     store = MemoryStore()
     store.commit({"x/e3b0c44298fc1c14/secret": encode(Owned("0" * 64, b"s"))})
     assert owned("x", b"", store).secret == b"s"
+
+
+TRIMMED = Needs(encryption=True, relinearisation=True, steps=(1, 2, 3, 4), limbs=(1, 1, 1, 2))
+
+
+def parsed(engine: str):
+    """The keys of a plan that uses most of them at one prime of three, as an engine holds them; their upload's bytes."""
+    context = Context(Parameters(scheme="ckks", degree=8192, primes=ntt_primes(8192, (50, 50, 50, 50))))
+    _, public = context.generate(bytes(16), TRIMMED)
+    size = len(public.encryption + public.relinearisation + public.rotation)
+    if engine == "seal":
+        return Evaluation(context, public, TRIMMED), size
+    limbs = {galois_element(step, 8192): used for step, used in TRIMMED.levels(3).items()} | {0: 3}
+    return NativeKeys(context, limbs, native_context(context.parameters), public, TRIMMED), size
+
+
+def test_keys_state_the_memory_that_seal_takes():
+    """More than twice the upload, by SEAL's own count of the words of what it loaded."""
+    keys, size = parsed("seal")
+    bodies = [keys._relinearisation.to_string(), keys._rotation.to_string()]
+    taken = sum(map(len, bodies)) + 16 * 8192 * 4
+    assert 0.97 * taken < keys.memory_bytes < 1.03 * taken
+    assert keys.memory_bytes > EXPANSION * size
+    loaded = LoadedKeys(1)
+    loaded.get(object(), "k", lambda: (keys, size))
+    assert loaded.held_bytes == keys.memory_bytes + keys.ahead_bytes
+
+
+@pytest.mark.skipif(not available(), reason="installed without a C++ compiler")
+def test_keys_state_the_memory_that_the_native_evaluator_takes():
+    """As far as each is read, at least 50 bits of a number and at most 64; the public key is SEAL's."""
+    keys, _ = parsed("native")
+    numbers = 2 * 8192 * (3 * 1 * 2 + 2 * 3 + 3 * 4)
+    own = keys.memory_bytes - 8 * 2 * 8192 * 4
+    assert numbers * 50 / 8 < own < 1.02 * numbers * 8
+    loaded = LoadedKeys(1)
+    loaded.get(object(), "k", lambda: (keys, 1))
+    assert loaded.held_bytes == keys.memory_bytes + keys.ahead_bytes

@@ -158,6 +158,11 @@ class NativeKeys:
         return self._encryption.prepare_ahead()
 
     @property
+    def memory_bytes(self) -> int:
+        """Return the memory of the keys: as far as they are read, in the form of the machine's instructions."""
+        return self.keys.bytes + self._encryption.memory_bytes
+
+    @property
     def ahead_bytes(self) -> int:
         """Return a bound of the memory that encryptions of zero take before they are used."""
         return self._encryption.ahead_bytes

@@ -4,11 +4,23 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 from confide.he.ahead import HoldsAhead
 
-#: Bytes of parsed keys for each byte of an upload, at most: residues of 32 bits or more are words of 64 in memory.
+#: Bytes of parsed keys for each byte of an upload, for keys that do not state their own.
 EXPANSION = 2
+
+
+@runtime_checkable
+class HoldsMemory(Protocol):
+    """Parsed keys that know their size: an upload's says little, since what is not used of a key does not travel."""
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return the memory that their numbers take."""
+        ...
+
 
 _DEFAULT_BYTES = 512 << 20
 
@@ -28,7 +40,7 @@ class LoadedKeys:
 
     @property
     def held_bytes(self) -> int:
-        """Return how much memory the keys take, estimated from the bytes of their uploads, and what is made ahead."""
+        """Return how much memory the numbers of the keys take, and what is made ahead."""
         return self._held_bytes
 
     def __len__(self) -> int:
@@ -49,7 +61,8 @@ class LoadedKeys:
                 self._kept[place] = found  # the latest stands last
                 return found[0]
         keys, size = load()
-        held = EXPANSION * size + (keys.ahead_bytes if isinstance(keys, HoldsAhead) else 0)
+        held = keys.memory_bytes if isinstance(keys, HoldsMemory) else EXPANSION * size
+        held += keys.ahead_bytes if isinstance(keys, HoldsAhead) else 0
         with self._lock:
             self._drop(place)  # another thread may have loaded them meanwhile
             self._kept[place] = (keys, held)

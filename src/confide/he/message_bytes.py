@@ -32,7 +32,7 @@ def keys_bytes(plan: Plan) -> int:
 
 
 def whole_key_bytes(plan: Plan) -> int:
-    """Return the bytes of a client's key-switching keys at all data primes, in words: what SEAL makes and computes with."""
+    """Return the bytes of a client's key-switching keys at all data primes, in words: what SEAL makes."""
     digits, needs = len(plan.parameters.data_primes), plan.needs
     return (len(needs.steps) + needs.relinearisation) * 16 * plan.parameters.degree * digits * (digits + 1)
 

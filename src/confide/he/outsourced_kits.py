@@ -177,11 +177,18 @@ class _MapForm:
 
 
 class Model:
-    """An owner's upload at the server, checked: keys, and the parts of the stages as ciphertexts."""
+    """An owner's upload at the server, checked: keys, and the parts of the stages as ciphertexts.
 
-    def __init__(self, keys: Evaluation, parts: list[EncodedMap[Ciphertext] | None]) -> None:
+    Args:
+        keys: the owner's.
+        parts: of each stage.
+        weights_bytes: of the numbers in `parts`, in words of 64 bits.
+    """
+
+    def __init__(self, keys: Evaluation, parts: list[EncodedMap[Ciphertext] | None], weights_bytes: int) -> None:
         self.keys = keys
         self.parts = parts
+        self.memory_bytes = keys.memory_bytes + weights_bytes
 
 
 class CloudKit:
@@ -253,7 +260,8 @@ class CloudKit:
         parts: list[EncodedMap[Ciphertext] | None] = [None] * len(self.plan.stages)
         for number, bodies in zip(self._maps, upload.weights, strict=True):
             parts[number] = self._parsed(number, bodies)
-        return Model(keys, parts)
+        words = sum(len(one.places) * one.weight.size_bytes + one.bias.size_bytes for one in self._maps.values())
+        return Model(keys, parts, words)
 
     def _parsed(self, number: int, bodies: tuple[bytes, ...]) -> EncodedMap[Ciphertext]:
         stage, form = self.plan.stages[number], self._maps[number]

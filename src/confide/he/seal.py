@@ -229,6 +229,7 @@ class Evaluation:
         if len(keys.nonce) != 16 or present != (needs.encryption, needs.relinearisation, bool(needs.steps)):
             raise ProtocolError("Expected the public keys that this plan needs, and no others")
         self._context = context
+        self._needs = needs
         self._ahead: Stock[int | Form, Any] = Stock(self._fresh_zero)
         form, digits = context.key_form, len(context.parameters.data_primes)
         try:
@@ -267,6 +268,13 @@ class Evaluation:
     def prepare_ahead(self) -> bool:
         """Make an encryption of zero for a later reply. Returns False if there are enough of them."""
         return self._ahead.prepare()
+
+    @property
+    def memory_bytes(self) -> int:
+        """Return the memory of the keys, in words of 64 bits: SEAL holds each at all primes, used or not."""
+        whole = self._context.key_form.size_bytes
+        switching = len(self._needs.steps) + self._needs.relinearisation
+        return whole * (switching * len(self._context.parameters.data_primes) + self._needs.encryption)
 
     @property
     def ahead_bytes(self) -> int:

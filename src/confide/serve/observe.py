@@ -158,7 +158,7 @@ class _Metrics:
             "alive": gauge("confide_workers_alive", "Worker processes that are ready or at work"),
             "restarts": gauge("confide_worker_restarts", "Worker processes that were replaced since the start"),
             "loaded_keys": gauge("confide_loaded_keys", "Clients' keys that are parsed, in all workers"),
-            "loaded_bytes": gauge("confide_loaded_keys_bytes", "Memory that they take, estimated"),
+            "loaded_bytes": gauge("confide_loaded_keys_bytes", "Memory that their numbers take"),
             "stored_bytes": gauge("confide_key_store_bytes", "Bytes of the key store"),
         }
 
