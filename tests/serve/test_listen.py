@@ -27,7 +27,7 @@ from cryptography.x509.oid import NameOID
 import confide.serve
 from confide.errors import IntegrityError, UsageError
 from confide.serve.client import Client
-from confide.serve.listen import serve
+from confide.serve.listen import _HeadFirst, serve
 from confide.serve.server import create_app
 from confide.store import SqliteStore
 from serve.toy import GRAPH, Toy, toy_model
@@ -482,3 +482,45 @@ def test_an_address_that_is_taken_is_named(app):
         serve(app, port=70000)
     with pytest.raises(UsageError, match=r"host=192\.0\.2\.1"):
         serve(app, host="192.0.2.1", port=0, insecure_plain_http=True)
+
+
+class Written:
+    """A transport that keeps what is written."""
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        assert not self.closed
+        self.pieces.append(data)
+
+    def close(self) -> None:
+        self.closed = True
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+def test_the_head_of_an_answer_leaves_with_its_body():
+    transport = Written()
+    joined = _HeadFirst(transport)
+    joined.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    assert transport.pieces == []
+    joined.write(b"HTTP/1.1 is what this body begins with")
+    joined.write(b"more")
+    assert transport.pieces == [b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 is what this body begins with", b"more"]
+
+
+def test_a_head_without_a_body_is_not_kept():
+    transport = Written()
+    joined = _HeadFirst(transport)
+    joined.write(b"HTTP/1.1 100 Continue\r\n\r\n")  # the client waits for it
+    assert transport.pieces == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    joined.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    joined.flush()
+    joined.flush()
+    joined.write(b"HTTP/1.1 400 Bad Request\r\n\r\nwhy")
+    joined.close()
+    assert transport.pieces[1:] == [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n\r\nwhy"]
+    assert joined.is_closing()
