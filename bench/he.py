@@ -3,7 +3,7 @@
     python bench/he.py [--only NAME ...] [--repeats 50] [--seconds 60] [--no-peer] [--json FILE] [--cifar FILE]
     python bench/he.py --accuracy [--only NAME ...] [--images N] [--folder DIR]
     python bench/he.py --growth [--plot FILE.svg]
-    python bench/he.py --timeline [--only NAME ...] [--repeats 50]
+    python bench/he.py --timeline [--only NAME ...] [--repeats 400]
     python bench/he.py --train-trees
 
 The server is a process of its own; each repeat asks for one row with `confide.Client` and is timed from the features to
@@ -16,7 +16,7 @@ has few cores, and client, server and relay share them.
 Peers are timed without any network (bench/he_peers.py): their client and server together stand beside the whole of
 ours. A peer whose parameters are below 128 bits, or whose outputs are much more exact than ours, is "not comparable";
 one whose outputs are much less exact says so. What cannot run yet is listed with the reason. `--accuracy` asks for
-whole test sets and goes on where it stopped. `--timeline` says where a small question's time goes.
+whole test sets and goes on where it stopped; `--timeline` prints where one small question's time goes.
 """
 
 from __future__ import annotations
@@ -171,16 +171,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=Path("build/bench"), help="where accuracy keeps its answers")
     parser.add_argument("--growth", action="store_true", help="against width, depth and ring degree")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--timeline", action="store_true", help="the parts of a question, one after the other")
+    parser.add_argument("--timeline", action="store_true", help="where one question's time goes (logistic cases)")
     parser.add_argument("--train-trees", action="store_true", help="write bench/models/xgboost.onnx anew")
     options = parser.parse_args()
     if options.train_trees:
         write_trees(MODELS / "xgboost.onnx")
         return
-    chosen = [] if options.growth else cases(options.cifar, options.only or NAMES)
     if options.timeline:
-        he_timeline.show([case for case in chosen if case.backend is not None], options.repeats)
+        he_timeline.show(cases(None, options.only or ("logistic", "logistic-open")), options.repeats)
         return
+    chosen = [] if options.growth else cases(options.cifar, options.only or NAMES)
     if options.growth:
         found = he_growth.curves(options.seconds, options.plot)
     elif options.accuracy:

@@ -206,7 +206,8 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
             self._headers_due = _Alarm(limits.header_seconds)
             self._reply_due = _Alarm(limits.reply_seconds)  # on while the client has bytes to take
             self._client = _subject(transport)
-            super().connection_made(_HeadFirst(transport))
+            self._joined: Any = _HeadFirst(transport)
+            super().connection_made(self._joined)
             transport.set_write_buffer_limits(high=1)  # writing is paused while anything is unsent; 0 confuses TLS
             self._expect_headers()
 
@@ -227,7 +228,7 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
             super().on_headers_complete()
 
         def on_response_complete(self) -> None:
-            self.transport.flush()
+            self._joined.flush()
             super().on_response_complete()
             self._cut_if_closing()
 
