@@ -4,6 +4,38 @@ const remainder = (value, modulus) => ((value % modulus) + modulus) % modulus;
 const product = (numbers) => numbers.reduce((total, number) => total * number, 1);
 const sigmoid = (y) => 1 / (1 + Math.exp(-y));
 
+/** Throw unless every row has as many numbers as the model takes, all of them in the box: beyond it results wrap. */
+export function checkRows(rows, features, bound) {
+  if (!Array.isArray(rows) || !rows.length) throw new Error("Expected a list of rows");
+  rows.forEach((row, r) => {
+    if (!Array.isArray(row) || row.length !== features) throw new Error(`Expected ${features} numbers in row ${r}`);
+    if (!row.every((x) => typeof x === "number" && Math.abs(x) <= bound)) // NaN is not, either
+      throw new Error(`Expected numbers from ${-bound} to ${bound} in row ${r}; scale the features as the model's owner says`);
+  });
+}
+
+/** Throw unless a kit asks for the keys of its plan and no others: each more tells the server what it should not have. */
+export function checkNeeds({ plan, needs }) {
+  const steps = new Set();
+  const slots = plan.parameters.degree / 2;
+  const add = (step) => steps.add((((step % slots) + slots) % slots));
+  for (const { layout, conjugate } of (plan.stages ?? []).filter((stage) => stage.type === "linear")) {
+    const { base, babies, giant, sums, fold, hoisted } = layout.rotations;
+    const moves = [base, fold, giant[0] > 1 ? giant[1] : 0];
+    babies.forEach(([count, step], axis) => {
+      const most = axis < babies.length - hoisted ? Math.min(count, 2) : count;
+      for (let i = 1; i < most; i++) moves.push(i * step);
+    });
+    for (const [count, step] of sums) for (let i = 1; i < count; i++) moves.push(i * step);
+    moves.filter((step) => step).forEach(add);
+    if (conjugate) add(0);
+  }
+  const products = (plan.stages ?? []).some((stage) => stage.type === "product");
+  const same = needs.steps.length === steps.size && needs.steps.every((step) => steps.has(step));
+  if (!same || needs.encryption !== plan.protected || needs.relinearisation !== products)
+    throw new Error("Expected a kit that asks for the keys of its plan");
+}
+
 // --- linear models: coefficients -------------------------------------------------------------------------------------
 
 function blocks({ degree, features, outputs }) {

@@ -265,11 +265,11 @@ def test_plans_of_the_other_backend_are_refused():
     ):
         with pytest.raises(ProtocolError):
             Outsourced().decode_kit("server", msgspec.msgpack.encode({"format": 1, "plan": wrong}))
-    kit = msgspec.msgpack.encode({"format": 1, "plan": plan, "needs": plan.needs})
+    kit = msgspec.msgpack.encode({"format": 2, "plan": plan, "needs": plan.needs})
     Homomorphic().decode_kit("client", kit)  # what is refused below is the kind of weights, not the rest
     Outsourced().decode_kit("server", msgspec.msgpack.encode({"format": 1, "plan": Outsourced().plan(SHAPES["small"])}))
     other = Outsourced().plan(SHAPES["small"])
-    ours = msgspec.msgpack.encode({"format": 1, "plan": other, "needs": other.needs})
+    ours = msgspec.msgpack.encode({"format": 2, "plan": other, "needs": other.needs})
     with pytest.raises(ProtocolError, match="weights"):
         Homomorphic().decode_kit("client", ours)
 

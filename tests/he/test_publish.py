@@ -13,7 +13,7 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import KeysExpired, ProtocolError, UsageError
 from confide.he import Homomorphic
 from confide.he.publish import Decrypted, Publications, flooding
-from confide.he.replies import NetworkReply
+from confide.he.replies import NetworkReply, read
 from confide.wire import alter, decode, encode, run
 from he.oracle import Pair, corners, logistic, mlp, ready
 
@@ -191,3 +191,22 @@ def test_an_odd_bound_is_refused(bits):
         return encode(msgspec.structs.replace(decode(body, NetworkReply, max_bytes=1 << 20), error_bits=bits))
 
     assert isinstance(PAIR.altered(corners(1, 4), "he/reply", other).failures["client"], ProtocolError)
+
+
+@pytest.mark.parametrize("bits", [-512, -60, 0])
+def test_a_servers_word_alone_removes_no_noise(bits):
+    """The plan, which the client holds, says how exact its answers can be at best; an honest bound is above that."""
+    bodies = []
+
+    def keep(body: bytes) -> bytes:
+        bodies.append(body)
+        return body
+
+    PAIR.altered(corners(1, 4), "he/reply", keep)
+    reply = decode(bodies[0], NetworkReply, max_bytes=1 << 20)
+    honest = 2.0 ** int.from_bytes(reply.error_bits, "little", signed=True)
+    forged = msgspec.structs.replace(reply, error_bits=bits.to_bytes(2, "little", signed=True))
+    found = read(PAIR.client.engine, PAIR.keys.secret, encode(forged), 1)
+    least = PAIR.client.plan.least_error
+    assert 2.0**-60 < least < honest
+    assert found._error == max(2.0**bits, least)

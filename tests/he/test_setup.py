@@ -155,7 +155,7 @@ TRIMMED = Needs(encryption=True, relinearisation=True, steps=(1, 2, 3, 4), limbs
 
 
 def parsed(engine: str):
-    """The keys of a plan that uses most of them at one prime of three, as an engine holds them, and their bytes."""
+    """The keys of a plan that uses most of them at one prime of three, as an engine holds them; bytes of the upload."""
     context = Context(Parameters(scheme="ckks", degree=8192, primes=ntt_primes(8192, (50, 50, 50, 50))))
     _, public = context.generate(bytes(16), TRIMMED)
     size = len(public.encryption + public.relinearisation + public.rotation)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -83,9 +84,12 @@ def url() -> Iterator[str]:
 
 
 def asked(url: str, model: str, rows: np.ndarray) -> subprocess.CompletedProcess[str]:
+    return asked_text(url, model, json.dumps(rows.tolist()))
+
+
+def asked_text(url: str, model: str, text: str) -> subprocess.CompletedProcess[str]:
     assert NODE is not None
     command = [NODE, str(CLIENT / "ask.mjs"), url, model]
-    text = json.dumps(rows.tolist())
     return subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=120)
 
 
@@ -125,3 +129,41 @@ def test_a_refusal_is_told(url):
     done = asked(url, "absent", corners(2, 30))
     assert done.returncode != 0
     assert "404" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["logistic", "network"])
+@pytest.mark.parametrize("value", [1.001, -7.0, None], ids=["above", "below", "not a number"])
+def test_rows_beyond_the_box_are_not_asked_for(url, name, value):
+    """Under encryption nobody would notice that the result wrapped around."""
+    rows = corners(2, MODELS[name].features, seed=9).tolist()
+    rows[1][0] = value
+    done = asked_text(url, name, json.dumps(rows))
+    assert done.returncode != 0
+    assert "row 1" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["logistic", "network"])
+@pytest.mark.parametrize("change", [-1, 1])
+def test_rows_of_another_length_are_not_asked_for(url, name, change):
+    done = asked(url, name, corners(1, MODELS[name].features + change, seed=9))
+    assert done.returncode != 0
+    assert "numbers in row 0" in done.stderr
+
+
+def test_the_keys_that_a_kit_asks_for_are_those_of_its_plan():
+    """The client's own check, on every model's kit and on kits that ask for one more, one less, or another."""
+    assert NODE is not None
+    for name in MODELS:
+        plan = prepared(name).plan
+        kit = {"plan": msgspec.to_builtins(plan), "needs": msgspec.to_builtins(plan.needs)}
+        steps = kit["needs"]["steps"]
+        others = [kit["needs"] | {"encryption": not plan.protected}, kit["needs"] | {"steps": [*steps, 3, 777]}]
+        others += [kit["needs"] | {"steps": steps[1:]}] if steps else []
+        script = f"import {{ checkNeeds }} from {json.dumps((CLIENT / 'plans.mjs').as_uri())};"
+        script += f"checkNeeds({json.dumps(kit)}); let refused = 0;"
+        script += f"for (const needs of {json.dumps(others)})"
+        script += (
+            f"try {{ checkNeeds({{...{json.dumps(kit)}, needs}}); }} catch {{ refused += 1; }} console.log(refused);"
+        )
+        done = subprocess.run([NODE, "--input-type=module", "-e", script], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout.strip()) == (0, str(len(others))), (name, done.stderr)

@@ -73,7 +73,7 @@ class Packing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         _check_axes(self.axes)
         if not (1 <= self.size <= prod(count for count, _ in self.axes) and 1 <= self.copies <= slots):
             raise ProtocolError("Expected a packing whose axes hold its numbers")
-        if self.size > self.period:  # axes may have a stride of 0, so their counts alone bound nothing
+        if self.size > self.period:  # axes may overlap, so their counts alone bound nothing
             raise ProtocolError("Expected a packing with a slot for each number")
         if not 1 <= self.period <= slots or self.period * self.copies > slots:
             raise ProtocolError("Expected a packing that fits the slots")
@@ -216,8 +216,8 @@ class Rotations(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 def _check_axes(axes: tuple[Axis, ...], *, most: int = _MOST_AXES) -> None:
     if not len(axes) <= most:
         raise ProtocolError(f"Expected at most {most} axes")
-    if any(not (1 <= count <= _MOST_SLOTS and 0 <= stride <= _MOST_SLOTS) for count, stride in axes):
-        raise ProtocolError("Expected axes within the slots")
+    if any(not (1 <= count <= _MOST_SLOTS and 1 <= stride <= _MOST_SLOTS) for count, stride in axes):
+        raise ProtocolError("Expected axes within the slots, and steps that move something")
 
 
 def folded(labels: Indices, fold: int) -> tuple[Indices, ...]:

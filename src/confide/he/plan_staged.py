@@ -8,6 +8,7 @@ from functools import cached_property
 import msgspec
 
 from confide.errors import ProtocolError
+from confide.he import noise
 from confide.he.levels import REPLY_SLACK_BITS, errors, headrooms, reply_limbs
 from confide.he.parameters import Parameters
 from confide.he.seal import CONJUGATION, Needs
@@ -76,6 +77,11 @@ class StagedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     def estimated_error(self) -> float:
         """Return the deviation that is expected of an output's error, where typical outputs are 1."""
         return errors(self.parameters, self.scale_bits, self.stages)[-1]
+
+    @property
+    def least_error(self) -> float:
+        """Return what every honest bound of an output's error is above, in units: the client knows it from the plan."""
+        return noise.TAIL * self.estimated_error
 
     @property
     def flooding(self) -> float:

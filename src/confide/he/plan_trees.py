@@ -271,6 +271,11 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         return self.error_bound(squares, 4 * encoded)
 
     @property
+    def least_error(self) -> float:
+        """Return what every honest bound of an output's error is above: a part of the typical one."""
+        return self.typical_error / 8
+
+    @property
     def flooding(self) -> float:
         """Return B: a protected reply gets uniform noise in [-B, B] on both parts of every slot, some times the error
         that is expected: what a reply's error says of the leaves is hidden in as much, no more.

@@ -24,8 +24,8 @@ than s bits of statistical security allow, beside the computational security of 
 nobody tells it from exact results plus the same noise with an advantage above 2^(-s/2) / sqrt(48), once and for all
 under that key, however much is computed. It takes a server that follows the protocol (a forged reply can carry any
 e), inputs in the box, and the bound t. The server works t out once, from plan and weights, before any query, and names
-a power of two above it; it is proved up to the assumptions that the plan states, never estimated from data. What f(x)
-itself tells is not hidden.
+a power of two above it; it is proved up to the assumptions that the plan states, never estimated from data. The client
+takes no less than what follows from the plan (`least_error`). What f(x) itself tells is not hidden.
 
 At s = 16 the advantage is at most 2^-10.7 for all that one key ever shows; at s = 30 it is 2^-17.7, which needs plans
 with 7 bits more. Statistical bits are not computational ones: no computing power adds to the chance.

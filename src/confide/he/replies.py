@@ -121,7 +121,8 @@ def _read_network(engine: CkksClient, secret: SecretKey, body: bytes, rows: int)
         raise ProtocolError("Expected as many ciphertexts as the rows take")
     (error_bits,) = _exponents(reply.error_bits, 1).tolist()
     normal = engine.decrypt(secret, reply.ciphertexts)[:rows]
-    return Decrypted(normal, exponents, 2.0 ** min(error_bits, 0), ends_in_sigmoid=plan.sigmoid)
+    error = max(2.0 ** min(error_bits, 0), min(plan.least_error, 1.0))  # a server's word alone removes no noise
+    return Decrypted(normal, exponents, error, ends_in_sigmoid=plan.sigmoid)
 
 
 def _exponents(body: bytes, count: int) -> Integers:
