@@ -226,6 +226,25 @@ def test_headers_without_end_are_bounded_by_size(server):
     assert b"MARKER" not in answer
 
 
+@pytest.mark.parametrize("piece", [b"X:\r\n" * 2000, b"X" * 8000], ids=["many", "one"])
+def test_trailers_without_end_are_bounded_by_size(server, piece):
+    with server.connect() as connection:
+        connection.sendall(head("/v2/models/diagnosis/infer", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012 (where it breaks is the system's)
+            for _ in range(100):
+                connection.sendall(piece)
+                time.sleep(0.001)
+            pytest.fail("they were all taken")
+
+
+def test_a_few_trailers_and_chunks_of_a_few_bytes_are_no_harm(server):
+    body = b"".join(b"4\r\n    \r\n" for _ in range(10_000))
+    request = head("/v2/models/diagnosis/infer", "Transfer-Encoding: chunked", "Connection: close")
+    answer = exchange(server, request + body + b"0\r\nX: y\r\nExpect: 100-continue\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"malformed" in answer
+
+
 def test_more_connections_than_allowed_are_refused(server):
     idle = [server.connect() for _ in range(45)]
     try:
