@@ -414,6 +414,15 @@ def test_predicts_over_tls_and_only_for_who_knows_the_authority(certificate):
             assert secured.version() == "TLSv1.3"
 
 
+def test_a_handshake_that_does_not_come_is_given_up(certificate):
+    path, key = certificate
+    with running(certificate=str(path), private_key=str(key), limits={"header_seconds": 0.6}) as server:
+        with server.connect() as silent:
+            assert silent.recv(100) == b""  # within the patience of 20 s
+        with Client(server.url, ca_file=path) as client:
+            assert np.array_equal(client.predict(X), GRAPH.apply(X))
+
+
 # --- crashes and stops ------------------------------------------------------------------------------------------------
 
 

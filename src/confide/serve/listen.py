@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +73,9 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         if ready:
             ready(f"{scheme}://{shown}:{listener.getsockname()[1]}")
-        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
-            program.run(sockets=[listener])
+        loops = _loop_factory(program, app.limits)
+        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loops) as runner:
+            runner.run(program.serve(sockets=[listener]))  # uvicorn raises the signal again once it has stopped
 
 
 def _listen(host: str, port: int, *, share_port: bool) -> socket.socket:
@@ -117,6 +120,30 @@ def _program(app: Server, certificate: Path | None, private_key: Path | None, cl
         also = "" if client_ca is None else ", and client_ca one with certificates"
         raise UsageError(f"Expected certificate and private_key to be PEM files that belong together{also}") from None
     return uvicorn.Server(config)
+
+
+def _loop_factory(program: uvicorn.Server, limits: Limits) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes uvicorn's event loop, which gives TLS handshakes no longer than headers, instead of a minute.
+
+    Connections count from the handshake's end; until then they take file descriptors, of which there are more now.
+    """
+
+    def factory() -> asyncio.AbstractEventLoop:
+        _raise_open_files()
+        loop = (program.config.get_loop_factory() or asyncio.new_event_loop)()
+        if program.config.ssl is not None:
+            bounded = partial(loop.create_server, ssl_handshake_timeout=limits.header_seconds)
+            loop.create_server = bounded  # type: ignore[method-assign]
+        return loop
+
+    return factory
+
+
+def _raise_open_files() -> None:
+    """Let this process open as many files and connections as the system lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _HeadFirst:
