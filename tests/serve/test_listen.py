@@ -226,6 +226,25 @@ def test_headers_without_end_are_bounded_by_size(server):
     assert b"MARKER" not in answer
 
 
+@pytest.mark.parametrize("piece", [b"X:\r\n" * 2000, b"X" * 8000], ids=["many", "one"])
+def test_trailers_without_end_are_bounded_by_size(server, piece):
+    with server.connect() as connection:
+        connection.sendall(head("/v2/models/diagnosis/infer", "Transfer-Encoding: chunked") + b"3\r\nabc\r\n0\r\n")
+        with pytest.raises((BrokenPipeError, ConnectionResetError)):  # noqa: PT012 (where it breaks is the system's)
+            for _ in range(100):
+                connection.sendall(piece)
+                time.sleep(0.001)
+            pytest.fail("they were all taken")
+
+
+def test_a_few_trailers_and_chunks_of_a_few_bytes_are_no_harm(server):
+    body = b"".join(b"4\r\n    \r\n" for _ in range(10_000))
+    request = head("/v2/models/diagnosis/infer", "Transfer-Encoding: chunked", "Connection: close")
+    answer = exchange(server, request + body + b"0\r\nX: y\r\nExpect: 100-continue\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"malformed" in answer
+
+
 def test_more_connections_than_allowed_are_refused(server):
     idle = [server.connect() for _ in range(45)]
     try:
@@ -393,6 +412,15 @@ def test_predicts_over_tls_and_only_for_who_knows_the_authority(certificate):
         old.check_hostname, old.verify_mode = False, ssl.CERT_NONE
         with server.connect() as connection, old.wrap_socket(connection) as secured:
             assert secured.version() == "TLSv1.3"
+
+
+def test_a_handshake_that_does_not_come_is_given_up(certificate):
+    path, key = certificate
+    with running(certificate=str(path), private_key=str(key), limits={"header_seconds": 0.6}) as server:
+        with server.connect() as silent:
+            assert silent.recv(100) == b""  # within the patience of 20 s
+        with Client(server.url, ca_file=path) as client:
+            assert np.array_equal(client.predict(X), GRAPH.apply(X))
 
 
 # --- crashes and stops ------------------------------------------------------------------------------------------------

@@ -32,7 +32,7 @@ class Limits:
         workers: predictions at one time: worker processes, or threads where there are none.
         waiting: requests that wait for a worker or are at one, before new ones are told to come back.
         connections: open connections.
-        header_bytes: request line and headers of one request.
+        header_bytes: request line and headers of one request; as much may stand behind its body or frame its chunks.
         header_seconds, body_seconds: time for a request's headers and for its body to arrive.
         start_seconds: time for a worker process to prepare the models.
         answer_seconds: time for a worker's turn and its work together.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import socket
 import ssl
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,8 +73,9 @@ def serve(
         shown = f"[{host}]" if ":" in host else host
         if ready:
             ready(f"{scheme}://{shown}:{listener.getsockname()[1]}")
-        with suppress(KeyboardInterrupt):  # uvicorn raises the signal again once it has stopped
-            program.run(sockets=[listener])
+        loops = _loop_factory(program, app.limits)
+        with suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=loops) as runner:
+            runner.run(program.serve(sockets=[listener]))  # uvicorn raises the signal again once it has stopped
 
 
 def _listen(host: str, port: int, *, share_port: bool) -> socket.socket:
@@ -117,6 +120,30 @@ def _program(app: Server, certificate: Path | None, private_key: Path | None, cl
         also = "" if client_ca is None else ", and client_ca one with certificates"
         raise UsageError(f"Expected certificate and private_key to be PEM files that belong together{also}") from None
     return uvicorn.Server(config)
+
+
+def _loop_factory(program: uvicorn.Server, limits: Limits) -> Callable[[], asyncio.AbstractEventLoop]:
+    """Return what makes uvicorn's event loop, which gives TLS handshakes no longer than headers, instead of a minute.
+
+    Connections count from the handshake's end; until then they take file descriptors, of which there are more now.
+    """
+
+    def factory() -> asyncio.AbstractEventLoop:
+        _raise_open_files()
+        loop = (program.config.get_loop_factory() or asyncio.new_event_loop)()
+        if program.config.ssl is not None:
+            bounded = partial(loop.create_server, ssl_handshake_timeout=limits.header_seconds)
+            loop.create_server = bounded  # type: ignore[method-assign]
+        return loop
+
+    return factory
+
+
+def _raise_open_files() -> None:
+    """Let this process open as many files and connections as the system lets it."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class _HeadFirst:
@@ -185,7 +212,7 @@ def _subject(transport: Any) -> str | None:
 
 
 def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
-    """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of a request's headers, time of a reply.
+    """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of headers and trailers, time of a reply.
 
     A connection with unsent bytes is cut after `reply_seconds`, so clients that do not read cannot keep the others out;
     the health endpoints answer however many connections are open. Without httptools uvicorn's h11 protocol is taken,
@@ -201,6 +228,8 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
 
     class BoundedProtocol(HttpToolsProtocol):
         _header_bytes = 0
+        _begun = False  # a message, with what was received last
+        _beside_bytes = 0  # behind the headers: what is no body, less the body itself
 
         def connection_made(self, transport: Any) -> None:
             self._headers_due = _Alarm(limits.header_seconds)
@@ -218,12 +247,22 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
+            self._begun = True
             if self._client is not None:
                 self.scope["extensions"] = {"tls": {"client_cert_name": self._client}}
             self._expect_headers()
 
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if self._headers_due.on:  # else a trailer, which nobody reads
+                super().on_header(name, value)
+
+        def on_body(self, body: bytes) -> None:
+            self._beside_bytes -= 2 * len(body)  # chunks of a few bytes come with as many that frame them
+            super().on_body(body)
+
         def on_headers_complete(self) -> None:
             self._headers_due.stop()
+            self._beside_bytes = 0
             self.limit_concurrency = None if self.url in _HEALTH else limits.connections
             super().on_headers_complete()
 
@@ -250,12 +289,18 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
                 self._reply_due.stop()
 
         def data_received(self, data: bytes) -> None:
-            due = self._headers_due.on
+            due, self._begun = self._headers_due.on, False
             super().data_received(data)
-            if due and self._headers_due.on and not self.transport.is_closing():
+            if self.transport.is_closing():
+                return
+            if due and self._headers_due.on:
                 self._header_bytes += len(data)
                 if self._header_bytes > limits.header_bytes:
                     self.send_400_response("Expected shorter headers.")
+            elif not (due or self._headers_due.on or self._begun):
+                self._beside_bytes += len(data)
+                if self._beside_bytes > limits.header_bytes:  # trailers, or the names of chunks, without end
+                    self.transport.abort()
 
         def _expect_headers(self) -> None:
             self._headers_due.stop()
