@@ -53,6 +53,9 @@ _MOST_PROBLEMS = 20  # listed; a hostile file shall not fill the terminal
 _LONGEST_NAME = 40
 _CLASSES = "confide.classes"  # the metadata property that carries the names of the outcomes
 
+# What converters of scikit-learn and XGBoost write has shorter ways here than another export.
+_ITSELF = "read the model itself with from_sklearn or from_xgboost (docs/models.md)"
+
 _REPLACEMENTS: Mapping[str, str] = {
     "ArgMax": "end at the scores; the client takes the largest",
     "Clip": "train with Relu or Square",
@@ -62,20 +65,20 @@ _REPLACEMENTS: Mapping[str, str] = {
     "HardSwish": "train with Gelu or Square",
     "LayerNormalization": "train with BatchNormalization, which merges into its neighbours",
     "LeakyRelu": "train with Relu or Square",
-    "LinearClassifier": "export the coefficients as Gemm and Sigmoid",
-    "LinearRegressor": "export the coefficients as Gemm",
+    "LinearClassifier": f"export the coefficients as Gemm and Sigmoid, or {_ITSELF}",
+    "LinearRegressor": f"export the coefficients as Gemm, or {_ITSELF}",
     "LogSoftmax": "end at the logits; the client applies it",
     "LSTM": "flatten a window of the series and take Gemm or Conv",
     "MaxPool": "train with AveragePool",
     "Pad": "put the padding into the Conv",
     "PRelu": "train with Relu or Square",
-    "Scaler": "put the scale into the first Gemm",
+    "Scaler": f"put the scale into the first Gemm, or {_ITSELF}",
     "Selu": "train with Gelu or Square",
     "Shape": "flatten with Flatten, or Reshape to a fixed shape",
     "Softmax": "end at the logits; the client applies it",
     "Softplus": "train with Gelu or Square",
-    "TreeEnsembleClassifier": "export the trees as a TreeEnsemble of ai.onnx.ml 5 whose leaves are sums",
-    "TreeEnsembleRegressor": "export the trees as a TreeEnsemble of ai.onnx.ml 5",
+    "TreeEnsembleClassifier": f"{_ITSELF}, or export a TreeEnsemble of ai.onnx.ml 5 whose leaves are sums",
+    "TreeEnsembleRegressor": f"{_ITSELF}, or export a TreeEnsemble of ai.onnx.ml 5",
     "ZipMap": "export the probabilities as one tensor",
 }
 _WINDOW: Mapping[str, int] = {"auto_pad": 3, "dilations": 7, "kernel_shape": 7, "pads": 7, "strides": 7}
