@@ -160,8 +160,8 @@ class ServerKit:
     def rows(self, query: bytes) -> int:
         """Return how many rows a query asks for, before any work on it; in a batch all that it has room for count.
 
-        No more are answered: of each ciphertext of a reply one row's results leave, in a batch one for each slot
-        (`traces`; of BFV, coefficients at the places of these rows).
+        No more are answered to who made its keys honestly: of each ciphertext of a reply one row's results leave, in a
+        batch one for each slot (`traces`; of BFV, coefficients at the places of these rows).
 
         Raises:
             ProtocolError: it does not say.

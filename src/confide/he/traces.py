@@ -10,7 +10,8 @@ takes a polynomial to 2 n / W times the one that holds the real parts of m, aver
 client that decrypts m + r computes Tr(m), exactly, modulo q. And since r is uniform among all that Tr takes to zero
 (the number of automorphisms is a power of two, and odd primes divide none), m + r is uniform among all that Tr takes to
 Tr(m): given Tr(m), which W real numbers determine, nothing is left of m. The second polynomial leaves as it is; that of
-a protected reply is fresh.
+a protected reply is fresh. All this takes keys that were made honestly: forged ones move everything into the second
+polynomial, and let it leave (docs/protocols/he-networks.md).
 
 In NTT form an automorphism permutes words, so Tr(m) is a matter of sums: word i is the value at psi^e, e = 2 bitrev(i)
 + 1 (SEAL's order), slot t the one at zeta^(3^t), and the automorphisms of Tr are X -> X^±(3^W)^k. Words whose e is ±3^t
