@@ -187,13 +187,10 @@ class _Alarm:
         self._seconds = seconds
         self._handle: asyncio.TimerHandle | None = None
 
-    @property
-    def on(self) -> bool:
-        """Return True between `start` and `stop`."""
-        return self._handle is not None
-
-    def start(self, loop: asyncio.AbstractEventLoop, act: Callable[[], None]) -> None:
-        """Call `act` later; an alarm that is on already stays as it is."""
+    def start(self, loop: asyncio.AbstractEventLoop, act: Callable[[], None], *, anew: bool = False) -> None:
+        """Call `act` later; an alarm that is on already stays as it is, unless it shall start anew."""
+        if anew:
+            self.stop()
         if self._handle is None:
             self._handle = loop.call_later(self._seconds, act)
 
@@ -211,6 +208,44 @@ def _subject(transport: Any) -> str | None:
     return None if certificate is None else x509.load_der_x509_certificate(certificate).subject.rfc4514_string()
 
 
+class _Beside:
+    """Counts what a connection sends that is no body: headers, and trailers or the frames of chunks behind them.
+
+    Args:
+        most_bytes: of headers; and of what stands behind them, beyond the size of the body: chunks of a few bytes come
+            with as many that frame them.
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self._most_bytes = most_bytes
+        self.behind_headers = False
+        self._were_behind = self._begun = False
+        self._bytes = 0
+
+    def message_begins(self) -> None:
+        self._begun, self.behind_headers, self._bytes = True, False, 0
+
+    def headers_complete(self) -> None:
+        self.behind_headers, self._bytes = True, 0
+
+    def body(self, size_bytes: int) -> None:
+        """Count a piece of a body, which is in what `too_much` counts too."""
+        self._bytes -= 2 * size_bytes
+
+    def too_much(self, size_bytes: int) -> bool:
+        """Count a piece after it was parsed, unless headers began or ended in it. Returns True beyond the bound."""
+        crossed = self._were_behind != self.behind_headers or (self._begun and self.behind_headers)
+        self._were_behind, self._begun = self.behind_headers, False
+        self._bytes += 0 if crossed else size_bytes
+        return self._bytes > self._most_bytes
+
+
+def _without_httptools(*, must: bool) -> str:
+    if must:
+        raise MissingExtra("httptools", "serve") from None
+    return "h11"
+
+
 def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
     """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of headers and trailers, time of a reply.
 
@@ -222,17 +257,12 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
     try:
         from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
     except ImportError:
-        if must:
-            raise MissingExtra("httptools", "serve") from None
-        return "h11"
+        return _without_httptools(must=must)
 
     class BoundedProtocol(HttpToolsProtocol):
-        _header_bytes = 0
-        _begun = False  # a message, with what was received last
-        _beside_bytes = 0  # behind the headers: what is no body, less the body itself
-
         def connection_made(self, transport: Any) -> None:
             self._headers_due = _Alarm(limits.header_seconds)
+            self._beside = _Beside(limits.header_bytes)
             self._reply_due = _Alarm(limits.reply_seconds)  # on while the client has bytes to take
             self._client = _subject(transport)
             self._joined: Any = _HeadFirst(transport)
@@ -247,22 +277,22 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
 
         def on_message_begin(self) -> None:
             super().on_message_begin()
-            self._begun = True
+            self._beside.message_begins()
             if self._client is not None:
                 self.scope["extensions"] = {"tls": {"client_cert_name": self._client}}
             self._expect_headers()
 
         def on_header(self, name: bytes, value: bytes) -> None:
-            if self._headers_due.on:  # else a trailer, which nobody reads
+            if not self._beside.behind_headers:  # else a trailer, which nobody reads and uvicorn would keep
                 super().on_header(name, value)
 
         def on_body(self, body: bytes) -> None:
-            self._beside_bytes -= 2 * len(body)  # chunks of a few bytes come with as many that frame them
+            self._beside.body(len(body))
             super().on_body(body)
 
         def on_headers_complete(self) -> None:
             self._headers_due.stop()
-            self._beside_bytes = 0
+            self._beside.headers_complete()
             self.limit_concurrency = None if self.url in _HEALTH else limits.connections
             super().on_headers_complete()
 
@@ -289,23 +319,12 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
                 self._reply_due.stop()
 
         def data_received(self, data: bytes) -> None:
-            due, self._begun = self._headers_due.on, False
             super().data_received(data)
-            if self.transport.is_closing():
-                return
-            if due and self._headers_due.on:
-                self._header_bytes += len(data)
-                if self._header_bytes > limits.header_bytes:
-                    self.send_400_response("Expected shorter headers.")
-            elif not (due or self._headers_due.on or self._begun):
-                self._beside_bytes += len(data)
-                if self._beside_bytes > limits.header_bytes:  # trailers, or the names of chunks, without end
-                    self.transport.abort()
+            if self._beside.too_much(len(data)) and not self.transport.is_closing():
+                self.send_400_response("Expected shorter headers and trailers.")
 
         def _expect_headers(self) -> None:
-            self._headers_due.stop()
-            self._header_bytes = 0
-            self._headers_due.start(self.loop, self._give_up)
+            self._headers_due.start(self.loop, self._give_up, anew=True)
 
         def _give_up(self) -> None:
             self.transport.close()
