@@ -246,6 +246,11 @@ def _without_httptools(*, must: bool) -> str:
     return "h11"
 
 
+def _tls_scope(subject: str | None) -> dict[str, Any]:
+    """Return what a scope says of a client certificate, as ASGI's TLS extension has it; {} without one."""
+    return {} if subject is None else {"extensions": {"tls": {"client_cert_name": subject}}}
+
+
 def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
     """Return uvicorn's HTTP protocol with the bounds it lacks: time and size of headers and trailers, time of a reply.
 
@@ -264,7 +269,7 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
             self._headers_due = _Alarm(limits.header_seconds)
             self._beside = _Beside(limits.header_bytes)
             self._reply_due = _Alarm(limits.reply_seconds)  # on while the client has bytes to take
-            self._client = _subject(transport)
+            self._scope: Any = _tls_scope(_subject(transport))
             self._joined: Any = _HeadFirst(transport)
             super().connection_made(self._joined)
             transport.set_write_buffer_limits(high=1)  # writing is paused while anything is unsent; 0 confuses TLS
@@ -278,8 +283,7 @@ def _bounded_protocol(limits: Limits, *, must: bool) -> Any:
         def on_message_begin(self) -> None:
             super().on_message_begin()
             self._beside.message_begins()
-            if self._client is not None:
-                self.scope["extensions"] = {"tls": {"client_cert_name": self._client}}
+            self.scope.update(self._scope)
             self._expect_headers()
 
         def on_header(self, name: bytes, value: bytes) -> None:
