@@ -202,7 +202,7 @@ def ahead_ms(case: Case, repeats: int = 50) -> tuple[float | None, float | None]
         limbs = len(plan.parameters.data_primes) if isinstance(plan, LinearPlan) else plan.reply_limbs
         zero = statistics.median(timed(lambda _: keys.zero(limbs=limbs), repeats, 10))
     if isinstance(plan, LinearPlan):
-        plain = np.zeros(1, np.int64)
+        plain = context.polynomial(np.zeros(1, np.uint64))
         whole = statistics.median(timed(lambda _: secret.encrypt_packed(plain), repeats, 10))
         while secret.prepare_ahead():
             pass

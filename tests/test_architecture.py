@@ -177,6 +177,26 @@ def new_names_are_explained(source: Source) -> Iterator[tuple[int, str]]:
                     yield method.lineno, f"{node.name}.{method.name} has no docstring"
 
 
+#: Where a key of SEAL's becomes bytes for its owner's store: nowhere else does our code see what it holds.
+KEEPERS = {"he/enrolment.py", "he/sum_keys.py", "he/paillier.py"}
+
+
+def secret_keys_stay_with_their_library(source: Source) -> Iterator[tuple[int, str]]:
+    own = {
+        id(node)
+        for outer in source.walk(ast.ClassDef)
+        if outer.name == "SecretKey"
+        for method in outer.body
+        if isinstance(method, FUNCTIONS) and method.name not in {"__init__", "to_bytes"}
+        for node in ast.walk(method)
+    }
+    for node in source.walk(ast.Attribute):
+        owner = dotted(node.value).rpartition(".")[2]
+        read = node.attr == "to_bytes" and (owner.endswith("secret") or (id(node) in own and owner == "self"))
+        if (read and source.place not in KEEPERS) or (node.attr == "_value" and id(node) in own):
+            yield node.lineno, f"{dotted(node)} reads a secret key: leave it to SEAL's encryptor and decryptor"
+
+
 #: Methods that some docstring explains: an override of one says nothing new.
 EXPLAINED = {
     method.name
@@ -201,6 +221,9 @@ TEETH: list[tuple[Rule, str, str]] = [
     (module_holds_no_state, "wire.py", "def f():\n    global x\n    x = 1"),
     (imports_stand_at_the_top, "wire.py", "def f():\n    import json"),
     (no_chain_of_super, "wire.py", "class A(B):\n    def f(self):\n        super().f()"),
+    (secret_keys_stay_with_their_library, "he/linear.py", "def f(secret):\n    return secret.to_bytes()"),
+    (secret_keys_stay_with_their_library, "he/seal.py", "class SecretKey:\n    def f(self): return self.to_bytes()"),
+    (secret_keys_stay_with_their_library, "he/seal.py", "class SecretKey:\n    def f(self): return self._value.data()"),
     (new_names_are_explained, "wire.py", '"""Text."""\ndef f(): ...'),
     (new_names_are_explained, "wire.py", '"""Text."""\nclass A:\n    """Text."""\n    def unheard_of(self): ...'),
 ]

@@ -13,7 +13,7 @@ from confide.he.encode import quantise
 from confide.he.linear import LinearClient, LinearServer, NativeMultiplier, SealMultiplier
 from confide.he.packed import ciphertext_bytes, pack
 from confide.he.plan_linear import plan_linear
-from confide.he.seal import Evaluation
+from confide.he.seal import Ciphertext, Evaluation
 from he.oracle import (
     RNG,
     centred,
@@ -304,12 +304,12 @@ def test_a_query_in_the_clear_is_refused_by_both(engine):
 
 def test_the_scaled_plaintext_is_all_that_a_row_changes():
     """ct(0) + round(q m / t), prepared or not: the second polynomial and the errors are the zero's."""
-    limbs = len(OPEN.primes)
+    context, limbs = OPEN.client.context, len(OPEN.primes)
     q, t = OPEN.plan.parameters.modulus, OPEN.plan.parameters.plain_modulus
     zero, second = OPEN.secret._fresh_zero(limbs)
-    before = OPEN.coefficients(pack(zero, OPEN.primes) + second)
+    before = context.residues(Ciphertext(zero), context.form(limbs=limbs, ntt=False)).copy()
     OPEN.secret._ahead._items, OPEN.secret._ahead._kept = {limbs: [(zero, second)]}, 1
-    body = OPEN.secret.encrypt_packed(np.arange(2048))
+    body = OPEN.secret.encrypt_packed(context.polynomial(np.arange(2048, dtype=np.uint64)))
     assert body.endswith(second)
     after = OPEN.coefficients(body)
     assert (after[1] == before[1]).all()

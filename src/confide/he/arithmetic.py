@@ -130,7 +130,7 @@ class Computation(Protocol):
 
     @property
     def flooding(self) -> float | None:
-        """Return the bound of the noise on the slots of a protected reply; None for open ones."""
+        """Return the bound of a protected reply's noise on each output, the same in all copies; None for open ones."""
         ...
 
     def encoded(self, encoder: Encoder[Any]) -> Any:

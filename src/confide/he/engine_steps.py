@@ -83,7 +83,7 @@ class Steps:
 
     @property
     def flooding(self) -> float | None:
-        """Return the bound of the noise of a protected reply."""
+        """Return the bound of a protected reply's noise on each output, the same in all copies; None for open ones."""
         return self.plan.flooding if self.plan.protected else None
 
 

@@ -10,7 +10,6 @@ would. In open mode there is neither E(0) nor flooding: c1' = ŵ(X)·c1 then giv
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import repeat
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,14 +17,12 @@ from numpy.typing import NDArray
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
 from confide.he.encode import Integers, Quantised, in_box
-from confide.he.few import MOST_PLACES
 from confide.he.packed import unpack
 from confide.he.plan_linear import LinearPlan
 from confide.he.seal import Context, Evaluation, SecretKey, refusing_transparent
-from confide.he.seal_format import Residues, check_residues
+from confide.he.seal_format import Residues
 
 Matrix = NDArray[np.float64]
-Places = NDArray[np.intp]
 
 
 class LinearClient:
@@ -48,9 +45,9 @@ class LinearClient:
             DataError: `x` is not in the certified box.
         """
         integers = self.plan.fixed.inputs(in_box(x, self.plan.features, self.plan.fixed.input_bound))
-        if len(integers) == 1:
-            return (secret.encrypt_packed(integers[0]),)  # it stands first
-        return tuple(map(secret.encrypt_packed, self.plan.blocks.inputs(integers)))
+        packed = self.plan.blocks.inputs(integers)
+        packed[packed < 0] += self.plan.parameters.plain_modulus
+        return tuple(secret.encrypt_packed(self.context.polynomial(row)) for row in packed.astype(np.uint64))
 
     def decrypt(self, secret: SecretKey, c0: Residues, c1: Residues, rows: int) -> Matrix:
         """Return the exact results z, shape (rows, outputs), as float64.
@@ -66,32 +63,19 @@ class LinearClient:
         """
         blocks, t = self.plan.blocks, self.plan.parameters.plain_modulus
         results = np.empty((rows, blocks.outputs), np.int64)
+        whole = np.zeros(self._form.shape, np.uint64)
         for count, place in enumerate(range(0, rows, blocks.rows)):
             part = slice(place, min(place + blocks.rows, rows))
             for product in range(blocks.products):
                 columns = slice(product * blocks.width, min((product + 1) * blocks.width, blocks.outputs))
                 places = blocks.places(part.stop - part.start, product)
-                read = self._few if places.size <= MOST_PLACES else self._many
-                results[part, columns] = read(secret, c0[:, part, columns], c1[count, product], places)
+                whole[0] = 0
+                whole[0][:, places] = c0[:, part, columns]
+                whole[1] = c1[count, product]
+                plain = secret.decrypt(self.context.from_residues(whole, self._form))
+                results[part, columns] = self.context.coefficients(plain)[places].astype(np.int64)
         results[results > t // 2] -= t
         return results.astype(np.float64)
-
-    def _few(self, secret: SecretKey, first: Residues, second: Residues, places: Places) -> Integers:
-        """Return the coefficients at `places`, in [0, t), one after the other."""
-        first = first.reshape(self._limbs, -1)
-        check_residues(first, self._form.primes)
-        check_residues(second, self._form.primes)
-        numbers = first.T.tolist()
-        found = [secret.coefficient(*one) for one in zip(numbers, repeat(second), places.ravel().tolist())]
-        return np.array(found, np.int64).reshape(places.shape)
-
-    def _many(self, secret: SecretKey, first: Residues, second: Residues, places: Places) -> Integers:
-        """Return the same after decrypting the whole ciphertext."""
-        whole = np.zeros(self._form.shape, np.uint64)
-        whole[0][:, places] = first
-        whole[1] = second
-        plain = secret.decrypt(self.context.from_residues(whole, self._form))
-        return self.context.coefficients(plain)[places].astype(np.int64)
 
 
 class LinearServer:

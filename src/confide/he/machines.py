@@ -85,7 +85,7 @@ def leave(
     context: Context, keys: Evaluation, cipher: Ciphertext, reply: Shape, flooding: float | None, rng: Randomness
 ) -> bytes:
     """Return a ciphertext as it travels, at the fewest primes: of its slots what the reply shows (`traces`); where it
-    is protected, with an encryption of zero and with noise.
+    is protected, with an encryption of zero and with noise on each output, the same in all copies.
     """
     cipher = context.switch(cipher, limbs=reply.limbs)
     if flooding is not None:

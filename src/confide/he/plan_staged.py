@@ -85,8 +85,9 @@ class StagedPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def flooding(self) -> float:
-        """Return B: a protected reply gets uniform noise in [-B, B] on both parts of every slot, as large as the
-        error that is expected: what a reply's error says of the weights is hidden in as much again, no more.
+        """Return B: a protected reply gets uniform noise in [-B, B] on each output, the same in all copies, as
+        large as the error that is expected: what a reply's error says of the weights is hidden in as much again, no
+        more.
         """
         return math.sqrt(3.0) * self.estimated_error if self.protected else 0.0
 

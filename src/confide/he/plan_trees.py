@@ -277,8 +277,8 @@ class TreesPlan(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     @property
     def flooding(self) -> float:
-        """Return B: a protected reply gets uniform noise in [-B, B] on both parts of every slot, some times the error
-        that is expected: what a reply's error says of the leaves is hidden in as much, no more.
+        """Return B: a protected reply gets uniform noise in [-B, B] on each output, the same in all copies, some
+        times the error that is expected: what a reply's error says of the leaves is hidden in as much, no more.
         """
         return self.typical_error / 8 if self.protected else 0.0
 

@@ -21,7 +21,6 @@ import seal
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
-from confide.he import few
 from confide.he.ahead import MOST_AHEAD, Stock
 from confide.he.compiled import NATIVE
 from confide.he.packed import pack, pack_ciphertext, pack_key_set, unpack_ciphertext, unpack_key_set
@@ -98,13 +97,12 @@ class SecretKey:
         value: SEAL's key.
     """
 
-    __slots__ = ("_ahead", "_context", "_decryptor", "_encryptor", "_sliding", "_value")
+    __slots__ = ("_ahead", "_context", "_decryptor", "_encryptor", "_value")
 
     def __init__(self, context: Context, value: seal.SecretKey) -> None:
         self._value = value
         self._context = context
-        self._ahead: Stock[int, tuple[Residues, bytes]] = Stock(self._fresh_zero)
-        self._sliding: NDArray[np.int64] | None = None
+        self._ahead: Stock[int, tuple[seal.Ciphertext, bytes]] = Stock(self._fresh_zero)
         self._encryptor = seal.Encryptor(context.seal, value)
         self._decryptor = seal.Decryptor(context.seal, value)
 
@@ -122,27 +120,20 @@ class SecretKey:
         """Return a fresh encryption: under CKKS at the level of `plain`, under BFV at the top."""
         return Ciphertext(self._encryptor.encrypt_symmetric(plain.value))
 
-    def encrypt_packed(self, values: NDArray[np.int64]) -> bytes:
-        """Return a fresh BFV encryption in NTT form, packed; all of it but `values` may have been made ahead.
+    def encrypt_packed(self, plain: Plaintext) -> bytes:
+        """Return a fresh BFV encryption in NTT form, packed; all of it but `plain` may have been made ahead.
 
         It is what `encrypt` gives: SEAL adds the scaled plaintext to an encryption of zero, too.
-
-        Args:
-            values: the first coefficients, in [-t/2, t/2); the others are zero.
         """
-        context = self._context
-        zero, second = self._ahead.take(len(context.parameters.data_primes))
-        primes = context.parameters.data_primes
-        first = zero + context.forward(few.scaled(values, context.parameters))
-        moduli = np.array(primes, np.uint64)[:, None]
-        return pack(np.where(first < moduli, first, first - moduli), primes) + second
+        context, limbs = self._context, len(self._context.parameters.data_primes)
+        zero, second = self._ahead.take(limbs)
+        context.evaluator.add_plain_inplace(zero, plain.value)
+        return context.packed_polynomial(Ciphertext(zero), 0) + second
 
-    def _fresh_zero(self, limbs: int) -> tuple[Residues, bytes]:
-        """Return an encryption of zero in NTT form: the numbers of its first polynomial, and its second one packed."""
-        context = self._context
-        zero = Ciphertext(self._encryptor.encrypt_symmetric(seal.Plaintext()))
-        first, second = map(context.forward, context.residues(zero, context.form(limbs=limbs, ntt=False)))
-        return first, pack(second, context.parameters.data_primes)
+    def _fresh_zero(self, limbs: int) -> tuple[seal.Ciphertext, bytes]:
+        """Return an encryption of zero in coefficient form, and its second polynomial, which no plaintext changes."""
+        zero = self._encryptor.encrypt_symmetric(seal.Plaintext())
+        return zero, self._context.packed_polynomial(Ciphertext(zero), 1)
 
     def prepare_ahead(self) -> bool:
         """Do the part of an encryption that needs no plaintext. Returns False if there is enough of it."""
@@ -151,26 +142,6 @@ class SecretKey:
     def decrypt(self, cipher: Ciphertext) -> Plaintext:
         """Return what `cipher` holds; a CKKS result includes its noise, so it stays with the owner of the key."""
         return Plaintext(self._decryptor.decrypt(cipher.value))
-
-    def coefficient(self, first: Sequence[int], second: Residues, place: int) -> int:
-        """Return one coefficient, in [0, t), of what a BFV ciphertext holds, as `decrypt` gives it; see `few`.
-
-        Args:
-            first: its first polynomial at `place`, modulo each data prime.
-            second: its second polynomial in coefficient form, each number below its prime, shape (primes, N).
-            place: of the coefficient.
-        """
-        if self._sliding is None:
-            self._sliding = few.sliding(self._ternary())
-        return few.coefficient(self._sliding, first, second, place, self._context.parameters)
-
-    def _ternary(self) -> NDArray[np.int64]:
-        """Return the secret's coefficients, shape (N,); SEAL writes its NTT form modulo every prime."""
-        parameters = self._context.parameters
-        primes, degree = parameters.primes, parameters.degree
-        words = read_plaintext(self.to_bytes(), len(primes) * degree).reshape(len(primes), degree)
-        found = self._context.inverse(words[: len(parameters.data_primes)])[0]
-        return np.where(found > 1, -1, found.astype(np.int64))
 
 
 class PublicKeys(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -419,20 +390,15 @@ class Context:
         limbs, ntt, scale = limbs_of(body), cipher.value.is_ntt_form(), cipher.value.scale()
         return pack_ciphertext(body, self.form(limbs=limbs, ntt=ntt, scale=scale))
 
-    def forward(self, polynomial: Residues) -> Residues:
-        """Return the NTT form of a polynomial modulo the data primes, shape (primes, N)."""
-        return self._moved(polynomial, ntt=True) if self.products is None else self.products.forward(polynomial)
-
-    def inverse(self, polynomial: Residues) -> Residues:
-        """Return the coefficients of a polynomial in NTT form, likewise."""
-        return self._moved(polynomial, ntt=False)
-
-    def _moved(self, polynomial: Residues, *, ntt: bool) -> Residues:
-        limbs = len(self.parameters.data_primes)
-        pair = np.stack([polynomial, np.ones_like(polynomial)])  # SEAL refuses a second polynomial of zeros
-        cipher = self.from_residues(pair, self.form(limbs=limbs, ntt=not ntt))
-        (self.to_ntt if ntt else self.from_ntt)(cipher)
-        return self.residues(cipher, self.form(limbs=limbs, ntt=ntt))[0]
+    def packed_polynomial(self, cipher: Ciphertext, place: int) -> bytes:
+        """Return one polynomial of a ciphertext at the top level in coefficient form, in NTT form and packed."""
+        primes = self.parameters.data_primes
+        if self.products is None:
+            cipher = Ciphertext(self.evaluator.transform_to_ntt(cipher.value))
+            return pack(self.residues(cipher, self.form(limbs=len(primes), ntt=True))[place], primes)
+        return pack(
+            self.products.forward(self.residues(cipher, self.form(limbs=len(primes), ntt=False))[place]), primes
+        )
 
     def residues(self, cipher: Ciphertext, form: Form) -> Residues:
         """Return the numbers of a ciphertext, read-only, shape `form.shape`."""
