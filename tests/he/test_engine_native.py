@@ -298,6 +298,25 @@ assert isinstance(kits["server"].engine.machine, SealMachine)
 """
 
 
+@pytest.mark.parametrize(("named", "said"), [("foo", "portable, avx2 or ifma; unset it"), ("portable", "True")])
+def test_a_path_of_no_such_name_is_refused_before_a_model_is_prepared(named, said):
+    script = (
+        "from confide.errors import UsageError\n"
+        "from confide.he.engine_native import available\n"
+        "try: print(available())\n"
+        "except UsageError as error: print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "CONFIDE_NATIVE_PATH": named},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert said in done.stdout
+
+
 def test_an_environment_variable_switches_it_off_without_a_warning():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SWITCHED_OFF],

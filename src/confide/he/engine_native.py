@@ -44,8 +44,17 @@ class NativeUnavailable(UserWarning):
 
 
 def available() -> bool:
-    """Return whether programs can be executed: the extension is here, and not switched off."""
-    return _native is not None and not _native.ckks.switched_off()
+    """Return whether programs can be executed: the extension is here, and not switched off.
+
+    Raises:
+        UsageError: `CONFIDE_NATIVE_PATH` names no path, or one that this machine cannot run.
+    """
+    if _native is None or _native.ckks.switched_off():
+        return False
+    try:
+        return _native.ckks.runs_here("")  # of the path that the environment names, else of the best
+    except ValueError as error:
+        raise UsageError(f"{error}; unset it to take the best of portable, avx2 and ifma that runs here") from None
 
 
 def machine(context: Context, computation: Computation, engine: Engine, threads: int = 1) -> Machine:
