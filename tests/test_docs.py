@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import doctest
 import importlib
 import os
@@ -13,10 +14,12 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer.main
 
 from confide import cli
+from confide.data.sets import load_set
 from confide.errors import MissingExtra
 
 ROOT = Path(__file__).parents[1]
@@ -196,3 +199,17 @@ def test_changelog_puts_privacy_first():
 )
 def test_a_changelog_that_breaks_the_rules_is_noticed(text):
     assert changelog_offences(text)
+
+
+def test_tables_that_are_asked_about_are_in_a_fresh_clone():
+    """They are rows of the shipped set, in the columns that the model of the README's first example asks for."""
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
+    named = {place for page in pages for place in re.findall(r"confide predict http\S+ (\S+\.csv)", page.read_text())}
+    assert "examples/patients.csv" in named
+    assert all((ROOT / place).is_file() for place in named if not place.startswith("trial/")), named
+    schema, table = load_set("breast-cancer")
+    with (ROOT / "examples" / "patients.csv").open() as file:
+        head, *rows = csv.reader(file)
+    assert head == [column.name for column in schema.columns if column.name in table.columns]
+    last = np.stack([column[-len(rows) :] for column in table.columns.values()], axis=1)
+    np.testing.assert_array_equal(np.array(rows, float), last)

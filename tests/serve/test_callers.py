@@ -173,7 +173,9 @@ def test_keys_belong_to_the_holder_of_the_api_key_and_anonymous_ones_to_who_know
         key_id = http.post("/v2/models/m/keys", content=bytes(KEY_BYTES), headers=one).text
         place = f"/v2/models/m/keys/{key_id}"
         http.post("/v2/models/m/keys", content=bytes(KEY_BYTES), headers=two)  # again, by another
-        assert http.delete(place).status_code == 401
+        refused = http.delete(place)
+        assert refused.status_code == 401
+        assert "--api-key-file" in refused.text  # what to do, not only what is missing
         assert http.delete(place, headers=two).status_code == 403
         assert http.delete(place, headers=one).status_code == 200
     with httpx2.Client(transport=InProcess(create_app([toy_model("m")])), base_url="http://127.0.0.1") as http:

@@ -69,7 +69,7 @@ def predict(
 
     The rows are checked, prepared and, unless --backend plain is named, encrypted here; the secret key stays here.
 
-        confide predict http://127.0.0.1:8080 patients.csv --out predictions.csv
+        confide predict http://127.0.0.1:8080 examples/patients.csv --out predictions.csv
     """
     from confide.serve.async_client import AsyncClient
 

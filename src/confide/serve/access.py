@@ -62,7 +62,10 @@ class ApiKeys:
                 found = holder
         if not found or scheme.lower() != "bearer":
             raise Refusal(
-                401, "unauthorised", "Expected the header Authorization: Bearer API_KEY; ask the operator for a key"
+                401,
+                "unauthorised",
+                "Expected the header Authorization: Bearer API_KEY; ask the operator for a key and pass it with "
+                "--api-key-file (in Python: api_key)",
             )
         return found
 
