@@ -344,7 +344,7 @@ class Program:
         """Return the program that `encode` wrote. Raises ProtocolError on anything else."""
         try:
             return Program(msgspec.msgpack.decode(body, type=known(tuple[AnyOperation, ...])))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):  # the second for text that is no UTF-8
             raise ProtocolError("Expected a program of known operations") from None
 
     @property
