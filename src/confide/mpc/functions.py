@@ -5,7 +5,7 @@ numbers and come from a calibration or from intervals; like the windows of signs
 result is wrong while nothing leaks.
 
     function        rounds, from an OPEN value on                 what it costs offline beside masks
-    smooth          0; its result has scale 44                    2 m cosines for each number
+    smooth          0; its result has scale 48                    2 m cosines for each number
     maximum         2 for each halving                            a sign and a selection for each comparison
     softmax         2 for each halving, and 3                     the same, an exponential for each number, a reciprocal
     layer norm      3, from scale 16 on                           a reciprocal root for each position
@@ -91,7 +91,7 @@ def finer(build: Builder, a: int, scale: int = SCALE) -> int:
 
 
 def smooth(build: Builder, a: int, function: Function, low: float, high: float, *, error: float = ERROR) -> int:
-    """Return a smooth function of `a`, SHARED at scale 44.
+    """Return a smooth function of `a`, SHARED at scale 48.
 
     Args:
         low, high: bounds of `a`.
@@ -186,7 +186,7 @@ def softmax(build: Builder, a: int, *, spread: float, window: int, drop: int, fa
 
 
 def divided(build: Builder, powers: int, count: int) -> int:
-    """Return positive numbers at scale 44 over their sum along the last axis, SHARED at scale 32: three rounds.
+    """Return positive numbers at scale 48 over their sum along the last axis, SHARED at scale 32: three rounds.
 
     The largest is 1, so the sum lies between 1 and `count`.
     """

@@ -34,7 +34,7 @@ from confide.structs import known
 #: Fraction bits of weights and activations; products and biases have twice as many.
 SCALE = 16
 #: Fraction bits of what `Periodic` gives.
-PERIODIC_SCALE = 44
+PERIODIC_SCALE = 48
 #: Largest rank, elements of one value and operations of one program that are accepted.
 MOST_AXES, MOST_ELEMENTS, MOST_OPERATIONS = 6, 1 << 26, 1 << 16
 #: Bits of a word.
@@ -162,7 +162,7 @@ class Periodic(Operation, frozen=True, tag="periodic"):
 
     Args:
         period: bits p, 1 to 56: the function has period 2^p units of `a`.
-        cosines: c_0 .. c_m, |c_j| <= 2^31, in units of 2^-18.
+        cosines: c_0 .. c_m, |c_j| <= 2^31, in units of 2^-20.
         sines: s_1 .. s_m likewise, m from 1 to 96.
     """
 

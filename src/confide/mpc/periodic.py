@@ -40,7 +40,7 @@ Words = NDArray[np.uint64]
 Matrix = NDArray[np.float64]
 
 #: Fraction bits of a dealt cosine, of a public factor, and of their product.
-DEALT_BITS, FACTOR_BITS = 26, 18
+DEALT_BITS, FACTOR_BITS = 28, 20
 PRODUCT_BITS = DEALT_BITS + FACTOR_BITS
 #: Largest period in bits and most frequencies.
 MOST_PERIOD, MOST_TERMS = 56, 96
