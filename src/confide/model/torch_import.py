@@ -2,15 +2,18 @@
 
 Linear, Conv2d                     Linear, Conv
 AvgPool2d, AdaptiveAvgPool2d(1)    AveragePool
+MaxPool2d, AdaptiveMaxPool2d(1)    MaxPool
 BatchNorm1d, BatchNorm2d           merged into a layer beside them, with the statistics they hold
 ReLU, GELU, Tanh, Sigmoid          Relu, Gelu, Tanh, Sigmoid
 Square                             Square: any module whose class is so called, `confide.train.Square` among them
 Chebyshev, Residual                Polynomial, Residual: the modules below
+LayerNorm, Softmax, TransformerEncoder(Layer), TokenMean, Linear on tokens    see torch_attention.py
 Flatten, Dropout, Identity         nothing
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from confide.errors import ModelError
+from confide.model import torch_attention
 from confide.model.folded import Scale, folded
 from confide.model.graph import Graph, Problem
 from confide.model.layers import (
@@ -36,6 +40,7 @@ from confide.model.layers import (
     Tanh,
 )
 from confide.model.layers import Residual as ResidualLayer
+from confide.model.max_pool import MaxPool
 
 Matrix = NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -94,7 +99,7 @@ def from_torch(module: nn.Module, input_shape: Sequence[int], *, classes: tuple[
 
     Args:
         module: an `nn.Sequential`, nested ones and `Residual` included, of the modules above.
-        input_shape: of one record, without the batch: (features,) or (channels, height, width).
+        input_shape: of one record, without the batch: (features,), (tokens, features) or (channels, height, width).
         classes: names of the outcomes.
 
     Raises:
@@ -131,16 +136,23 @@ def _chain(
         problems.append(Problem(where, f"it does not take records of shape {shape}", "give the shape of one record"))
         return [], shape
     if isinstance(module, Residual):
+        turn = len(shape) == 2 and not isinstance(shape, torch_attention.Turned)
+        taken = torch_attention.taken_in([], shape) if turn else []
+        shape = torch_attention.Turned(shape) if turn else shape
         before = len(problems)
         body, shortcut = (
             _chain(part, shape, f"{name}{side}.", problems)[0]
             for part, side in ((module.body, "body"), (module.shortcut, "shortcut"))
         )
-        return ([ResidualLayer(folded(body), folded(shortcut))] if len(problems) == before else []), given
-    if reason := _refusal(module):
+        made = [*taken, ResidualLayer(folded(body), folded(shortcut))] if len(problems) == before else []
+        return made, torch_attention.Turned(given) if isinstance(shape, torch_attention.Turned) else given
+    if reason := torch_attention.refusal(module, shape) or _refusal(module):
         problems.append(Problem(where, *reason))
         return [], given
-    return _items(module, shape), given
+    found = torch_attention.layers(module, shape)
+    if len(given) == 2 and (found is not None or isinstance(shape, torch_attention.Turned)):
+        given = torch_attention.Turned(given)
+    return _items(module, shape) if found is None else found, given
 
 
 def _shape_after(module: nn.Module, shape: Shape) -> Shape | None:
@@ -163,9 +175,12 @@ def _refusal(module: nn.Module) -> tuple[str, str] | None:
         case nn.AvgPool2d():
             if _pair(module.padding) != (0, 0) or module.ceil_mode or module.divisor_override is not None:
                 return "a pool beyond the image, or with another divisor", "take padding=0 and ceil_mode=False"
-        case nn.AdaptiveAvgPool2d():
+        case nn.MaxPool2d():
+            if _pair(module.dilation) != (1, 1) or module.ceil_mode or module.return_indices:
+                return "a dilated pool, or one of windows that are cut", "take dilation=1 and ceil_mode=False"
+        case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
             if module.output_size not in (1, (1, 1)):
-                return "windows of several sizes", "take AvgPool2d, or output_size=1"
+                return "windows of several sizes", "take AvgPool2d or MaxPool2d, or output_size=1"
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             if module.running_mean is None:
                 return "statistics of a batch", "take track_running_stats=True"
@@ -175,24 +190,26 @@ def _refusal(module: nn.Module) -> tuple[str, str] | None:
         case nn.Flatten():
             if module.start_dim != 1 or module.end_dim != -1:
                 return "it does not keep one vector for each record", "take start_dim=1"
-        case nn.MaxPool2d() | nn.AdaptiveMaxPool2d():
-            return "a maximum", "train with AvgPool2d"
         case nn.SiLU() | nn.ELU() | nn.SELU() | nn.LeakyReLU() | nn.PReLU() | nn.Hardswish() | nn.Softplus():
             return "a graph has no such activation", "train with ReLU, GELU, Tanh or Square"
-        case nn.Softmax() | nn.LogSoftmax():
-            return "a softmax runs at the client", "end at the logits"
-        case nn.LayerNorm() | nn.GroupNorm() | nn.InstanceNorm2d():
+        case nn.LogSoftmax():
+            return "a logarithm of a softmax", "end at the logits, or take Softmax"
+        case nn.GroupNorm() | nn.InstanceNorm2d():
             return "it divides by what it measures in each record", "train with BatchNorm2d"
         case _ if not _known(module):
-            return "a graph has no such layer", "take Linear, Conv2d, AvgPool2d, BatchNorm, ReLU, Square or Residual"
+            return (
+                "a graph has no such layer",
+                "take Linear, Conv2d, AvgPool2d, MaxPool2d, BatchNorm, ReLU, Square or Residual",
+            )
         case _:
             pass
     return None
 
 
 def _known(module: nn.Module) -> bool:
+    tokens = nn.LayerNorm | nn.Softmax | nn.TransformerEncoderLayer | nn.TransformerEncoder | torch_attention.TokenMean
     plain = nn.Linear | nn.ReLU | nn.Tanh | nn.Sigmoid | nn.Dropout | nn.Dropout2d | nn.Identity | Chebyshev | Squared
-    return isinstance(module, plain) or type(module).__name__ == "Square"
+    return isinstance(module, plain | tokens) or type(module).__name__ == "Square"
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -219,6 +236,12 @@ def _items(module: nn.Module, shape: Shape) -> list[Layer | Scale]:
             return [AveragePool(*_three(shape), _pair(module.kernel_size), _pair(module.stride))]
         case nn.AdaptiveAvgPool2d():
             return [AveragePool(*_three(shape), (shape[1], shape[2]), (1, 1))]
+        case nn.MaxPool2d():
+            down, right = _pair(module.padding)
+            sides = down, right, down, right
+            return [MaxPool(*_three(shape), _pair(module.kernel_size), _pair(module.stride), sides)]
+        case nn.AdaptiveMaxPool2d():
+            return [MaxPool(*_three(shape), (shape[1], shape[2]), (1, 1))]
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             return [_scale(module, shape)]
         case nn.ReLU():
@@ -266,7 +289,7 @@ def to_torch(graph: Graph) -> nn.Sequential:
     """Return a graph without trees as a module on flat records (batch, features), in torch's default type.
 
     Raises:
-        ModelError: the graph has trees, which no gradient trains.
+        ModelError: the graph has trees, or layers of tokens, which no gradient trains here.
     """
     return nn.Sequential(*(_module(layer) for layer in graph.layers))
 
@@ -274,13 +297,19 @@ def to_torch(graph: Graph) -> nn.Sequential:
 class _Image(Module):
     """A module of images that takes and gives flat vectors."""
 
-    def __init__(self, module: nn.Module, shape: tuple[int, int, int], padding: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: tuple[int, int, int],
+        padding: tuple[int, int, int, int],
+        beyond: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.module, self.shape, self.padding = module, shape, padding
+        self.module, self.shape, self.padding, self.beyond = module, shape, padding, beyond
 
     def forward(self, x: Tensor) -> Tensor:
         top, left, bottom, right = self.padding
-        images = nn.functional.pad(x.reshape(-1, *self.shape), (left, right, top, bottom))
+        images = nn.functional.pad(x.reshape(-1, *self.shape), (left, right, top, bottom), value=self.beyond)
         return self.module(images).flatten(1)
 
 
@@ -294,6 +323,9 @@ def _module(layer: Layer) -> nn.Module:
         case AveragePool():
             shape = layer.channels, layer.height, layer.width
             return _Image(nn.AvgPool2d(layer.kernel, layer.stride), shape, (0, 0, 0, 0))
+        case MaxPool():
+            shape = layer.channels, layer.height, layer.width
+            return _Image(nn.MaxPool2d(layer.kernel, layer.stride), shape, layer.padding, beyond=-math.inf)
         case Polynomial(coefficients, low, high):
             return Chebyshev(coefficients, low, high)
         case ResidualLayer(body, shortcut):
@@ -310,7 +342,7 @@ def _module(layer: Layer) -> nn.Module:
         case Sigmoid():
             return nn.Sigmoid()
         case _:
-            raise ModelError("Expected a graph without trees; no gradient trains them")
+            raise ModelError(f"Expected a graph without {type(layer).__name__}; no gradient trains it here")
 
 
 def _filled(module: nn.Linear | nn.Conv2d, weight: Matrix, bias: Matrix) -> nn.Module:
