@@ -97,7 +97,7 @@ def deal_at_party(mode: Mode, role: str, kit: AnyKit, store: Store, *, rows: int
             save = {f"{shelf.place(rows, deal_id.counter)}/{name}": body}
     save = save | {f"{shelf.place(rows, deal_id.counter)}/complete": b"\1" for deal_id in header.ids()}
     yield from _both_have_it(mode, role, header, save)
-    hold_ready(mode, role, kit, store, record, rows=rows)
+    hold_ready(mode, role, kit, store, header.run, rows=rows)
     return len(shelf.counters(store, rows))
 
 
@@ -138,10 +138,11 @@ def _wire_tag(mode: Mode, place: int, name: str) -> str:
 # --- from stock to memory ---------------------------------------------------------------------------------------------
 
 
-def hold_ready(mode: Mode, role: str, kit: AnyKit, store: Store, record: Record, *, rows: int) -> int:
+def hold_ready(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, rows: int) -> int:
     """Make stock ready in memory, the deals that come next, as many as are held; return how many were looked at."""
     if mode.party(role) is None:
         return 0
+    record = known_record(mode, role, kit, store, run)
     shelf = Shelf(mode.name, role, record.run)
     counters = shelf.counters(store, rows)[:MOST_READY]
     for counter in counters:
