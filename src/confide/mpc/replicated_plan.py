@@ -17,9 +17,8 @@ other one message each; after the last each sends one to whoever receives the ou
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -137,9 +136,11 @@ class Plan:
 
     def exchange_bytes(self, number: int, src: str) -> int:
         """Return the length of the message of `src` in a round, 1 <= number <= rounds."""
-        last = self.sends[number][-1:]
-        body = sum(one.offset + one.bytes for one in last)
-        return body + (0 if number > 1 else AGREEMENT_BYTES + (KEY_BYTES if src == SERVER else 0))
+        return self.exchange_body(number) + (0 if number > 1 else AGREEMENT_BYTES + (KEY_BYTES if src == SERVER else 0))
+
+    def exchange_body(self, number: int) -> int:
+        """Return how many of them are opened values."""
+        return sum(one.offset + one.bytes for one in self.sends[number][-1:])
 
     def deal_bytes(self, number: int) -> int:
         """Return the length of a message from the third to the helper."""
@@ -155,7 +156,7 @@ class Plan:
         """Return the length of what server and helper each send to the output's receiver."""
         return sum(length for _, length, _ in self.reveals)
 
-    @cached_property
+    @property
     def messages(self) -> tuple[tuple[str, str, int], ...]:
         """Return sender, receiver and bytes of every message between servers, and of the results."""
         found = [(THIRD, SERVER, self.begin_bytes)]
@@ -373,13 +374,19 @@ def _reveals(program: Program) -> tuple[tuple[tuple[int, int, int], ...], int]:
     return tuple(found), place
 
 
-def last_uses(program: Program) -> Iterator[tuple[int, int]]:
-    """Yield every operation whose value another one takes, with the last that does."""
+def releases(program: Program, order: Sequence[int]) -> list[list[int]]:
+    """Return for each place of an order the operations whose values nobody takes after it; what leaves at the end stays."""
     last: dict[int, int] = {}
-    for number, operation in enumerate(program.operations):
-        for one in operands(operation):
-            last[one] = number
-    yield from last.items()
+    stays = set(kept(program).values())
+    for place, number in enumerate(order):
+        last.update(dict.fromkeys(operands(program.operations[number]), place))
+        if isinstance(program.operations[number], Reveal):
+            stays.update(operands(program.operations[number]))
+    found: list[list[int]] = [[] for _ in order]
+    for number, place in last.items():
+        if number not in stays:
+            found[place].append(number)
+    return found
 
 
 def kept(program: Program) -> dict[str, int]:
