@@ -50,8 +50,15 @@ def test_two_shares_add_up_to_the_function(name):
     assert np.abs(shared(series, x, 2) - function(x)).max() <= 1e-4 + 2.0**-16 * 4  # and x is rounded to 2^-17
 
 
+def test_a_value_may_have_the_scale_of_a_product():
+    function, low, high = FUNCTIONS["sigmoid"]
+    series = periodic.fit(function, low, high, error=1e-4, scale=32)
+    x = np.random.default_rng(1).uniform(low, high, 4000)
+    assert np.abs(shared(series, x, 2, scale=32) - function(x)).max() <= 1e-4 + 2.0**-16
+
+
 @settings(max_examples=50, deadline=None)
-@given(st.integers(1, 24), st.integers(0, 1 << 30), st.data())
+@given(st.integers(1, 44), st.integers(0, 1 << 30), st.data())
 def test_any_series_is_evaluated_exactly(period, seed, data):
     terms = data.draw(st.integers(1, 6))
     numbers = st.lists(st.integers(-(1 << 20), 1 << 20), min_size=terms, max_size=terms)

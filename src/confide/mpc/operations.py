@@ -161,7 +161,7 @@ class Periodic(Operation, frozen=True, tag="periodic"):
     The scale of the result is `PERIODIC_SCALE`, whatever that of `a` is.
 
     Args:
-        period: bits p, 1 to 24: the function has period 2^p units of `a`.
+        period: bits p, 1 to 44: the function has period 2^p units of `a`.
         cosines: c_0 .. c_m, |c_j| <= 2^31, in units of 2^-18.
         sines: s_1 .. s_m likewise, m from 1 to 96.
     """
@@ -344,7 +344,7 @@ class Program:
         """Return the program that `encode` wrote. Raises ProtocolError on anything else."""
         try:
             return Program(msgspec.msgpack.decode(body, type=known(tuple[AnyOperation, ...])))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):  # the second for text that is no UTF-8
             raise ProtocolError("Expected a program of known operations") from None
 
     @property
@@ -403,7 +403,7 @@ def _interactive(operation: AnyOperation, given: Sequence[Value]) -> Value | Non
             return Value(first.shape, 0, Kind.BIT)
         case Select(_, _, bits) if [one.kind for one in given] == [Kind.BIT, Kind.OPEN] and 0 <= bits <= 62:
             return Value(given[1].shape, given[1].scale - bits, Kind.SHARED) if _alike(given) else None
-        case Periodic(_, period, cosines, sines) if first and first.kind is Kind.OPEN and 1 <= period <= 24:
+        case Periodic(_, period, cosines, sines) if first and first.kind is Kind.OPEN and 1 <= period <= 44:
             terms_fit = 1 <= len(sines) <= 96 and len(cosines) == len(sines) + 1
             fits = terms_fit and all(abs(each) <= 1 << 31 for each in (*cosines, *sines))
             return Value(first.shape, PERIODIC_SCALE, Kind.SHARED) if fits else None

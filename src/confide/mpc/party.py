@@ -53,13 +53,13 @@ class Place:
         party: 0 or 1.
         names: the roles of P0 and P1.
         tag: what the tags of its messages begin with; differs between runs of one session.
-        dealer: the role that sends corrections, where they come during the run.
+        deal_tag: what the tags of the dealer's messages begin with, where corrections come during the run.
     """
 
     party: int
     names: tuple[str, str]
     tag: str
-    dealer: str = "dealer"
+    deal_tag: str = ""
 
 
 @dataclass(slots=True)
@@ -178,13 +178,13 @@ class _Run:
         """Return the steps that wait for the corrections which a round needs and which have not come yet."""
         wanted = max((self.places[number] for number in each.sends if number in self.places), default=-1)
         return [
-            Step(await_tag=corrections_tag(self.place.tag, batch), wait_for=(self.place.dealer,))
+            Step(await_tag=f"{self.place.deal_tag}/corrections/{batch}", wait_for=("dealer",))
             for batch in range(self.next_batch, wanted + 1)
         ]
 
     def arrived(self, received: Mapping[str, Message]) -> None:
         """Take the corrections of the next batch."""
-        add_corrections(self.layout, self.ready, self.next_batch, received[self.place.dealer].body)
+        add_corrections(self.layout, self.ready, self.next_batch, received["dealer"].body)
         self.next_batch += 1
 
     def step(self, each: Round, last: set[int], count: int) -> Step:
@@ -439,11 +439,6 @@ class _Run:
         waves = self.ready.waves[number]
         made = periodic_share(series, self.party, factors(series, opened.reshape(-1)), (waves[0], waves[1]))
         return made.reshape(opened.shape)
-
-
-def corrections_tag(tag: str, batch: int) -> str:
-    """Return the tag of the message with the corrections of one batch."""
-    return f"{tag}/corrections/{batch}"
 
 
 def _quotient(opened: Words, bits: int) -> tuple[Words, Words]:
