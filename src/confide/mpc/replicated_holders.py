@@ -270,7 +270,8 @@ class _Holder:
             return own if self.party else own ^ packed(self.bits[operation.a].masked.reshape(-1))
         zero = np.frombuffer(self.reveal_stream, np.uint64, value.count, at).reshape(value.shape)
         own = self.shared(operation.a, number)
-        return np.subtract(own, zero) if self.party else np.add(own, zero)
+        own = np.subtract(own, zero) if self.party else np.add(own, zero)
+        return own >> np.uint64(operation.bits)
 
     # --- local --------------------------------------------------------------------------------------------------------
 
