@@ -62,7 +62,9 @@ def predict_at_client(mode: Mode, kit: AnyKit, x: Matrix, store: Store, rng: Ran
         if mode.owned:
             assert taken.ready is not None
             asking = tuple(Message("client", role, f"{mode.name}/ask", encode(taken.ask)) for role in mode.askers)
-            outcome = yield from _run(mode, 0, kit, record, plan, taken.ready, words, Step(asking, save=taken.save), rows)
+            outcome = yield from _run(
+                mode, 0, kit, record, plan, taken.ready, words, Step(asking, save=taken.save), rows
+            )
             revealed = outcome.outputs["y"]
         else:
             revealed = yield from _share_out(mode, plan, taken, words, rng)
