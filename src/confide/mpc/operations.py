@@ -33,6 +33,8 @@ from confide.structs import known
 
 #: Fraction bits of weights and activations; products and biases have twice as many.
 SCALE = 16
+#: Fraction bits of what `Periodic` gives.
+PERIODIC_SCALE = 44
 #: Largest rank, elements of one value and operations of one program that are accepted.
 MOST_AXES, MOST_ELEMENTS, MOST_OPERATIONS = 6, 1 << 26, 1 << 16
 #: Bits of a word.
@@ -153,6 +155,23 @@ class Select(Operation, frozen=True, tag="select"):
     bits: int = 0
 
 
+class Periodic(Operation, frozen=True, tag="periodic"):
+    """SHARED: a public smooth function of an OPEN value `a`, elementwise, as a Fourier series; see `periodic`. Local.
+
+    The scale of the result is `PERIODIC_SCALE`, whatever that of `a` is.
+
+    Args:
+        period: bits p, 1 to 24: the function has period 2^p units of `a`.
+        cosines: c_0 .. c_m, |c_j| <= 2^31, in units of 2^-18.
+        sines: s_1 .. s_m likewise, m from 1 to 96.
+    """
+
+    a: int
+    period: int
+    cosines: tuple[int, ...]
+    sines: tuple[int, ...]
+
+
 class Number(Operation, frozen=True, tag="number"):
     """SHARED: a BIT as 0 or 1, at scale 0. Local."""
 
@@ -256,6 +275,7 @@ AnyOperation = (
     | Sign
     | Select
     | Number
+    | Periodic
     | Add
     | Subtract
     | Shift
@@ -383,6 +403,10 @@ def _interactive(operation: AnyOperation, given: Sequence[Value]) -> Value | Non
             return Value(first.shape, 0, Kind.BIT)
         case Select(_, _, bits) if [one.kind for one in given] == [Kind.BIT, Kind.OPEN] and 0 <= bits <= 62:
             return Value(given[1].shape, given[1].scale - bits, Kind.SHARED) if _alike(given) else None
+        case Periodic(_, period, cosines, sines) if first and first.kind is Kind.OPEN and 1 <= period <= 24:
+            terms_fit = 1 <= len(sines) <= 96 and len(cosines) == len(sines) + 1
+            fits = terms_fit and all(abs(each) <= 1 << 31 for each in (*cosines, *sines))
+            return Value(first.shape, PERIODIC_SCALE, Kind.SHARED) if fits else None
         case Number() if first and first.kind is Kind.BIT:
             return Value(first.shape, 0, Kind.SHARED)
         case Reveal() if first and first.kind is not Kind.OPEN:
