@@ -7,7 +7,7 @@ Nobody sees a row, an activation, an error, a gradient or a weight. Between prog
     sum1, sum2 ...   the same weights as the sum of all steps (SHARED, scale 32 + shift; see `training_plan`)
     b1, b2 ...       biases, never masked (SHARED, scale 32)
     v1, u1 ...       velocities of weights and biases, with momentum alone (SHARED, scales 32 and 16)
-    n1, m1           noise of weights and biases, fresh for every step, with noise alone (SHARED, scales 32 and 16)
+    n1               noise of the weights, fresh for every step, with noise alone (SHARED, scale 32)
 
 Each operand of a product is opened once and used in all products that need it: x and w in Z = X W, x and e in X^T E,
 w and e in E W^T. A product of two opened values is local. A logistic step takes five rounds:
@@ -98,14 +98,15 @@ def beginning(task: Task) -> Program:
     write = _Writer(label="start")
     for layer, (inner, outer) in enumerate(pairwise(task.widths), 1):
         total = write(Load(f"sum{layer}", (inner, outer), task.rates.sum_scale, Kind.SHARED, "input"))
-        bias = write(Load(f"b{layer}", (outer,), _DOUBLE, Kind.SHARED, "input"))
         weight = write(Load(f"w{layer}", (inner, outer), SCALE, Kind.SHARED, "input"))
         write(Keep(total, f"sum{layer}"))
-        write(Keep(bias, f"b{layer}"))
         write(Keep(write(Open(weight)), f"w{layer}"))
+        parts = [(f"b{layer}", (outer,), _DOUBLE)] if task.biases else []
         if task.rates.momentum:
-            for name, shape, scale in ((f"v{layer}", (inner, outer), _DOUBLE), (f"u{layer}", (outer,), SCALE)):
-                write(Keep(write(Load(name, shape, scale, Kind.SHARED, "input")), name))
+            parts.append((f"v{layer}", (inner, outer), _DOUBLE))
+            parts += [(f"u{layer}", (outer,), SCALE)] if task.biases else []
+        for name, shape, scale in parts:
+            write(Keep(write(Load(name, shape, scale, Kind.SHARED, "input")), name))
     return write.program()
 
 
@@ -122,13 +123,15 @@ def step(task: Task, rows: int) -> Program:
         write.state(f"w{layer}", shape, SCALE, Kind.OPEN) for layer, shape in enumerate(pairwise(task.widths), 1)
     ]
     biases = [
-        write.state(f"b{layer}", (outer,), _DOUBLE, Kind.SHARED) for layer, outer in enumerate(task.widths[1:], 1)
+        write.state(f"b{layer}", (outer,), _DOUBLE, Kind.SHARED) if task.biases else None
+        for layer, outer in enumerate(task.widths[1:], 1)
     ]
     inputs, bits, z = [x], list[int](), x
     for layer, (weight, bias) in enumerate(zip(weights, biases, strict=True), 1):
         write.label = f"layer {layer}"
-        wide = write(Broadcast(bias, (rows, task.widths[layer])))
-        z = write(Add(write(MatMul(inputs[-1], weight)), wide))
+        z = write(MatMul(inputs[-1], weight))
+        if bias is not None:
+            z = write(Add(z, write(Broadcast(bias, (rows, task.widths[layer])))))
         if layer < len(weights):
             opened = write(Open(z))
             bits.append(write(Sign(opened, WINDOW, DROP)))
@@ -152,9 +155,9 @@ def revelation(task: Task) -> Program:
     write = _Writer(label="model")
     for layer, (inner, outer) in enumerate(pairwise(task.widths), 1):
         total = write.state(f"sum{layer}", (inner, outer), task.rates.sum_scale, Kind.SHARED)
-        bias = write.state(f"b{layer}", (outer,), _DOUBLE, Kind.SHARED)
         write(Reveal(total, f"sum{layer}"))
-        write(Reveal(bias, f"b{layer}"))
+        if task.biases:
+            write(Reveal(write.state(f"b{layer}", (outer,), _DOUBLE, Kind.SHARED), f"b{layer}"))
     return write.program()
 
 
@@ -171,29 +174,31 @@ def _error(write: _Writer, task: Task, z: int, y: int) -> int:
     return write(Open(write(Subtract(write(Subtract(rising, levelling)), y))))
 
 
-def _move(write: _Writer, task: Task, layer: int, before: int, error: int, held: tuple[int, int]) -> None:
+def _move(write: _Writer, task: Task, layer: int, before: int, error: int, held: tuple[int, int | None]) -> None:
     """Write how one layer's weights and biases, `held`, follow from its inputs and its errors."""
     inner, outer = task.widths[layer - 1 : layer + 1]
-    rates = task.rates
+    rates, (weight, bias) = task.rates, held
     slope = write(MatMul(before, error, transpose_a=True))
-    level = write(Sum(error, 0))
     if task.noise:
         slope = write(Add(slope, write.state(f"n{layer}", (inner, outer), _DOUBLE, Kind.SHARED)))
-        level = write(Add(level, write.state(f"m{layer}", (outer,), SCALE, Kind.SHARED)))
     if rates.momentum:
         velocity = write.state(f"v{layer}", (inner, outer), _DOUBLE, Kind.SHARED)
         slope = _with_inertia(write, task, velocity, f"v{layer}", slope)
-        velocity = write.state(f"u{layer}", (outer,), SCALE, Kind.SHARED)
-        level = _with_inertia(write, task, velocity, f"u{layer}", level)
     total = write.state(f"sum{layer}", (inner, outer), rates.sum_scale, Kind.SHARED)
     total = write(Subtract(total, write(Times(slope, rates.factor, rates.shift))))
     if rates.decay:
-        total = write(Subtract(total, write(Times(held[0], rates.decay, SCALE + rates.shift))))
+        total = write(Subtract(total, write(Times(weight, rates.decay, SCALE + rates.shift))))
     write(Keep(total, f"sum{layer}"))
     divided = write(Truncate(write(Open(total)), rates.sum_scale - SCALE))
     write(Keep(write(Open(divided)), f"w{layer}"))
+    if bias is None:
+        return
+    level = write(Sum(error, 0))
+    if rates.momentum:
+        velocity = write.state(f"u{layer}", (outer,), SCALE, Kind.SHARED)
+        level = _with_inertia(write, task, velocity, f"u{layer}", level)
     moved = write(Times(level, rates.factor << (SCALE - rates.shift), SCALE))
-    write(Keep(write(Subtract(held[1], moved)), f"b{layer}"))
+    write(Keep(write(Subtract(bias, moved)), f"b{layer}"))
 
 
 def _with_inertia(write: _Writer, task: Task, old: int, name: str, slope: int) -> int:

@@ -114,7 +114,8 @@ class Task:
             (0, 1/2) of slope 1, cut at 0 and 1, in place of 1 / (1 + exp(-z)); several outputs are trained one against
             the rest. "squared": half the square of the difference. Both give the error p - y or z - y.
         rates: of a step.
-        noise: whether every party adds noise of its own to the sum of each step.
+        noise: whether every party adds noise of its own to the sum of each step. Then there are no biases: the last
+            column of every row is 1 in its place, so that all that is summed has one grid.
 
     Raises:
         UsageError: a size is out of range.
@@ -143,6 +144,11 @@ class Task:
         return (self.features, *self.hidden, self.outputs)
 
     @property
+    def biases(self) -> bool:
+        """Return whether layers have biases beside their weights."""
+        return not self.noise
+
+    @property
     def parameters(self) -> int:
         """Return how many numbers are learnt."""
-        return sum(a * b + b for a, b in pairwise(self.widths))
+        return sum(a * b + b * self.biases for a, b in pairwise(self.widths))

@@ -277,7 +277,7 @@ def _seen(state: Mapping[str, Any], run: Run) -> dict[str, Any]:
 def _keep(state: dict[str, Any], found: Mapping[str, Any], plan: Plan, run: Run) -> None:
     """Put what a run kept where later ones look for it; rows under the number of their batch."""
     for name in ("x", "y") if run.stage == "admission" else found:
-        if name in found and not (run.stage == "step" and name in ("x", "y", "n1", "m1")):
+        if name in found and not (run.stage == "step" and name in ("x", "y", "n1")):
             state[f"{name}.{run.batch}" if run.stage == "admission" else name] = found[name]
 
 
@@ -285,9 +285,10 @@ def _parts(party: int, course: Course, state: Mapping[str, Held]) -> dict[str, W
     """Return this party's shares of the weights as the last step left them."""
     parts: dict[str, Words] = {}
     for layer in range(1, len(course.task.widths)):
-        weight, bias = state[f"w{layer}"], state[f"b{layer}"]
+        weight, bias = state[f"w{layer}"], state.get(f"b{layer}")
         assert weight.opened is not None
         whole = weight.opened if party else np.zeros_like(weight.opened)
         parts[f"w{layer}"] = whole if weight.share is None else whole - weight.share
-        parts[f"b{layer}"] = np.zeros(course.task.widths[layer], np.uint64) if bias.share is None else bias.share
+        empty = bias is None or bias.share is None
+        parts[f"b{layer}"] = np.zeros(course.task.widths[layer], np.uint64) if empty else bias.share
     return parts
