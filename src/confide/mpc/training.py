@@ -101,7 +101,7 @@ def beginning(task: Task) -> Program:
         weight = write(Load(f"w{layer}", (inner, outer), SCALE, Kind.SHARED, "input"))
         write(Keep(total, f"sum{layer}"))
         write(Keep(write(Open(weight)), f"w{layer}"))
-        parts = [(f"b{layer}", (outer,), _DOUBLE)] if task.biases else []
+        parts: list[tuple[str, Shape, int]] = [(f"b{layer}", (outer,), _DOUBLE)] if task.biases else []
         if task.rates.momentum:
             parts.append((f"v{layer}", (inner, outer), _DOUBLE))
             parts += [(f"u{layer}", (outer,), SCALE)] if task.biases else []

@@ -39,8 +39,8 @@ def _outside(job: Job, table: Mapping[str, Any]) -> Iterator[str]:
         yield 'Expected train.aggregate="mpc" with train.algorithm="sgd"; it takes steps over shared rows'
     if job.data.columns or job.data.link is not None:
         yield (
-            'Expected no data.columns and no data.link without train.aggregate="mpc"; no sum joins columns of different '
-            "parties"
+            'Expected no data.columns and no data.link without train.aggregate="mpc"; no sum joins columns of '
+            "different parties"
         )
 
 
@@ -125,8 +125,8 @@ def _of_privacy(job: Job) -> Iterator[str]:
         yield 'Expected privacy.unit="record" and no privacy.mechanism with train.aggregate="mpc"; leave them out'
     if job.model.kind != "logistic" or shares.loss != "logistic":
         yield (
-            'Expected model.kind="logistic" and shares.loss="logistic" with train.aggregate="mpc" and a [privacy]: there '
-            "alone is an error at most 1, so that clipped rows bound what a record adds"
+            'Expected model.kind="logistic" and shares.loss="logistic" with train.aggregate="mpc" and a [privacy]: '
+            "there alone is an error at most 1, so that clipped rows bound what a record adds"
         )
     if privacy.colluding > 1:
         yield f"Expected privacy.colluding={privacy.colluding} of 0 or 1: of two servers one must add honest noise"

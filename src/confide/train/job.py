@@ -443,6 +443,9 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}
+    if job.train.aggregate == "mpc":
+        sums = ("attempts", "compress", "clip_norm", "clip_quantile", "local_steps", "expected_records", "quorum")
+        unused |= {("train", key) for key in (*sums, "class_weights", "rotation")}
     if job.train.aggregate not in ("shares", "he"):
         unused.add(("train", "helper"))
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}

@@ -343,8 +343,8 @@ def aggregator_named(
     name = train.aggregate
     if name == "mpc":
         raise JobError(
-            'Expected a sum of updates, got train.aggregate="mpc", which trains on shares of rows: `confide train` runs '
-            'it; take "masked" for everything else'
+            'Expected a sum of updates, got train.aggregate="mpc", which trains on shares of rows: `confide train` '
+            'runs it; take "masked" for everything else'
         )
     if name not in AGGREGATORS:
         raise JobError(

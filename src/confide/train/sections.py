@@ -175,9 +175,9 @@ class TrainSection(Section, frozen=True, kw_only=True):
             squares; weight_decay is the ridge of both, for each record.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
-        rounds: sums to take, or passes over the rows of "mpc", >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, 8 for
-            risk-sets, 1 and one for each level of each tree, 40 for private gradients of unit rows, or 20 for those of
-            cox.
+        rounds: sums to take, or passes over the rows of "mpc", >= 1; without the key 30, 60 for an mlp, 1 for
+            statistics, 17 for newton, 8 for risk-sets, 1 and one for each level of each tree, 40 for private gradients
+            of unit rows, or 20 for those of cox.
         rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
             multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals

@@ -107,7 +107,9 @@ class Course:
     def __post_init__(self) -> None:
         features = self.task.features
         if not (1 <= self.rows <= MOST_ROWS and self.rows * features <= MOST_CELLS and 1 <= self.batch):
-            raise UsageError(f"Expected 1 to {MOST_ROWS} rows and batch={self.batch} of at least 1, got {self.rows} rows")
+            raise UsageError(
+                f"Expected 1 to {MOST_ROWS} rows and batch={self.batch} of at least 1, got {self.rows} rows"
+            )
         if not 1 <= self.passes * len(self.batches) <= MOST_STEPS:
             raise UsageError(f"Expected 1 to {MOST_STEPS} steps, got {self.passes} passes of {len(self.batches)}")
         filled, targets = np.zeros((self.rows, features), np.uint8), np.zeros(self.rows, np.uint8)
@@ -126,11 +128,13 @@ class Course:
     @property
     def runs(self) -> Iterator[Run]:
         """Yield every run in order."""
-        count = len(self.batches)
-        stages: list[tuple[Stage, int]] = [("admission", batch) for batch in range(count)]
-        stages += [("beginning", -1)]
-        stages += [("step", batch) for _ in range(self.passes) for batch in range(count)]
-        stages += [("revelation", -1)] if self.opened else []
+        batches = range(len(self.batches))
+        stages: list[tuple[Stage, int]] = [("admission", batch) for batch in batches]
+        stages.append(("beginning", -1))
+        for _ in range(self.passes):
+            stages.extend(("step", batch) for batch in batches)
+        if self.opened:
+            stages.append(("revelation", -1))
         for number, (stage, batch) in enumerate(stages):
             yield Run(number, stage, batch)
 

@@ -1,11 +1,11 @@
 """Who takes part in a training on shares: owners of rows, two servers and a dealer, each a `Party`.
 
-    shares/rows     an owner to each server: a seed to server 0, its rows minus the seed's stream to server 1
-    shares/key      a server to the dealer: the key that both derive streams from
-    shares/go/N     server 0 to the dealer: run N begins, so the next can be dealt
-    shares/deal/N   the dealer to a server: the correlations of run N
-    shares/N/...    between the servers: the rounds of run N
-    shares/model    a server to every owner: its share of the weights, if they are opened
+shares/rows     an owner to each server: a seed to server 0, its rows minus the seed's stream to server 1
+shares/key      a server to the dealer: the key that both derive streams from
+shares/go/N     server 0 to the dealer: run N begins, so the next can be dealt
+shares/deal/N   the dealer to a server: the correlations of run N
+shares/N/...    between the servers: the rounds of run N
+shares/model    a server to every owner: its share of the weights, if they are opened
 """
 
 from __future__ import annotations
@@ -289,6 +289,6 @@ def _parts(party: int, course: Course, state: Mapping[str, Held]) -> dict[str, W
         assert weight.opened is not None
         whole = weight.opened if party else np.zeros_like(weight.opened)
         parts[f"w{layer}"] = whole if weight.share is None else whole - weight.share
-        empty = bias is None or bias.share is None
-        parts[f"b{layer}"] = np.zeros(course.task.widths[layer], np.uint64) if empty else bias.share
+        share = None if bias is None else bias.share
+        parts[f"b{layer}"] = np.zeros(course.task.widths[layer], np.uint64) if share is None else share
     return parts

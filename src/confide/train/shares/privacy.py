@@ -93,7 +93,9 @@ class NoisePlan:
         most = clip_norm * math.sqrt(outputs)
         row_bits = min(_MOST_ROW_BITS, math.floor(_GRID_BITS - SCALE - math.log2(most) - 0.001))
         if row_bits < 1:
-            raise PrivacyError(f"Expected fewer outputs than {outputs} at clip_norm={clip_norm}; the grid is too coarse")
+            raise PrivacyError(
+                f"Expected fewer outputs than {outputs} at clip_norm={clip_norm}; the grid is too coarse"
+            )
         plan = PrivacyPlan.calibrate(
             epsilon=epsilon,
             delta=delta,
@@ -163,8 +165,8 @@ class NoisePlan:
         return plan.label_fields() | {
             "relation": "take one away: its row becomes zeros; how many rows each party has is public",
             "mechanism": (
-                f"{_MECHANISM}: {plan.rounds} passes over {batches} batches, {plan.grid} grid steps per clip norm, share "
-                f"variance {plan.share_variance:.6g}, {plan.shares} of {plan.silos} servers' noise counted"
+                f"{_MECHANISM}: {plan.rounds} passes over {batches} batches, {plan.grid} grid steps per clip norm, "
+                f"share variance {plan.share_variance:.6g}, {plan.shares} of {plan.silos} servers' noise counted"
             ),
             "sampling": f"{full}; batches are public, and no amplification is claimed, nor that sums stay hidden",
         }
