@@ -53,8 +53,8 @@ from confide.mpc.operations import (
 )
 from confide.mpc.training_plan import MOMENTUM_BITS, Task
 
-#: What signs are taken in: |z| < 4096 at the scale of products, 16 low bits not looked at.
-WINDOW, DROP = 44, SCALE
+#: Low bits of a score that a sign does not look at.
+DROP = SCALE
 _DOUBLE = 2 * SCALE
 
 
@@ -134,7 +134,7 @@ def step(task: Task, rows: int) -> Program:
             z = write(Add(z, write(Broadcast(bias, (rows, task.widths[layer])))))
         if layer < len(weights):
             opened = write(Open(z))
-            bits.append(write(Sign(opened, WINDOW, DROP)))
+            bits.append(write(Sign(opened, task.window, DROP)))
             inputs.append(write(Open(write(Select(bits[-1], opened, SCALE)))))
     write.label = task.loss
     error = _error(write, task, z, y)
@@ -169,8 +169,8 @@ def _error(write: _Writer, task: Task, z: int, y: int) -> int:
     opened = write(Open(z))
     half = 1 << (_DOUBLE - 1)
     above, below = write(Shift(opened, half)), write(Shift(opened, -half))
-    rising = write(Select(write(Sign(above, WINDOW, DROP)), above, SCALE))
-    levelling = write(Select(write(Sign(below, WINDOW, DROP)), below, SCALE))
+    rising = write(Select(write(Sign(above, task.window, DROP)), above, SCALE))
+    levelling = write(Select(write(Sign(below, task.window, DROP)), below, SCALE))
     return write(Open(write(Subtract(write(Subtract(rising, levelling)), y))))
 
 

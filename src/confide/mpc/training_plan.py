@@ -26,6 +26,8 @@ Loss = Literal["logistic", "squared"]
 MOST_LAYERS, MOST_WIDTH = 8, 1 << 16
 #: eta / B and eta lambda are multiples of 2^-16; momentum is one of 2^-5.
 MOST_SHIFT, MOMENTUM_BITS = 16, 5
+#: What signs are taken in, and the widest that is: scores at the scale of products, in bits.
+WINDOW, MOST_WINDOW = 44, 60
 #: A factor has this many bits if it can: a rate is then off by less than 1 %.
 _FACTOR_BITS = 7
 
@@ -114,6 +116,7 @@ class Task:
             (0, 1/2) of slope 1, cut at 0 and 1, in place of 1 / (1 + exp(-z)); several outputs are trained one against
             the rest. "squared": half the square of the difference. Both give the error p - y or z - y.
         rates: of a step.
+        window: bits of a score at the scale of products that signs are exact in; 44 stands for |z| < 4096.
         noise: whether every party adds noise of its own to the sum of each step. Then there are no biases: the last
             column of every row is 1 in its place, so that all that is summed has one grid.
 
@@ -126,6 +129,7 @@ class Task:
     outputs: int = 1
     loss: Loss = "logistic"
     rates: Rates
+    window: int = WINDOW
     noise: bool = False
 
     def __post_init__(self) -> None:
@@ -135,6 +139,8 @@ class Task:
             raise UsageError(f"Expected layers of at most 2^26 weights, got {self.widths}")
         if self.loss not in get_args(Loss):
             raise UsageError(f'Expected loss="{self.loss}" to be one of {", ".join(get_args(Loss))}')
+        if not 2 * SCALE < self.window <= MOST_WINDOW:
+            raise UsageError(f"Expected window={self.window} above {2 * SCALE}, at most {MOST_WINDOW}")
         if self.noise and self.hidden:
             raise UsageError("Expected no hidden layers with noise; a row's gradient has no public bound behind them")
 

@@ -11,9 +11,9 @@ rows once, before they share them, and no gate is needed in a step.
     h      shares            servers whose noise counts: 2 - colluding
 
 The sum X~^T E is exact in the ring, on the grid 2^-(16 + t), and each server's noise is a discrete Gaussian on that
-grid. Truncations and signs move e by at most 4 units of 2^-16, which the 4 above covers; the range that signs are exact
-in is checked ahead for the largest noise that can be drawn. Nothing between the steps is opened. What is accounted is
-as if every step's sum were: T releases, one for each pass, since a record is in one of its batches.
+grid. Truncations and signs move e by at most 4 units of 2^-16, which the 4 above covers; the window that signs are
+exact in is as wide as the largest noise that can be drawn asks for. Nothing between the steps is opened. What is
+accounted is as if every step's sum were: T releases, one for each pass, since a record is in one of its batches.
 
 Proof: docs/protocols/mpc-training.md, section "Differential privacy"; the accounting is that of `PrivacyPlan`.
 """
@@ -32,8 +32,7 @@ from confide.crypto.random import Randomness
 from confide.dp.plan import PrivacyPlan
 from confide.errors import PrivacyError
 from confide.mpc.operations import SCALE
-from confide.mpc.training import WINDOW
-from confide.mpc.training_plan import Task
+from confide.mpc.training_plan import MOST_WINDOW, WINDOW, Rates
 from confide.train.shares.parties import SERVERS, Noise
 
 Matrix = NDArray[np.float64]
@@ -133,26 +132,29 @@ class NoisePlan:
         scaled = x * np.minimum(1.0, most * (1 - 1e-12) / np.maximum(norms, 1e-300))
         return np.trunc(scaled * 2.0**self.row_bits) / 2.0**self.row_bits
 
-    def check_range(self, task: Task, *, rows: int, steps: int) -> None:
-        """Refuse rates at which the largest noise could drive a score out of the range that signs are exact in.
+    def window(self, rates: Rates, *, rows: int, steps: int) -> int:
+        """Return the window of signs that no score leaves, even under the largest noise that can be drawn.
 
         Args:
+            rates: of a step.
             rows: of the largest batch.
             steps: of the whole training.
 
         Raises:
-            PrivacyError: with what to lower.
+            PrivacyError: there is none, with what to lower.
         """
-        plan, rates = self.plan, task.rates
+        plan = self.plan
         unit = plan.clip_norm / plan.grid
         noise = len(SERVERS) * largest_draw(plan.share_variance) * math.sqrt(plan.length) * unit
         moved = rates.factor / 2.0**rates.shift * (rows * plan.clip_norm + noise) / (1 - rates.inertia)
         reach = steps * moved * math.hypot(self.row_norm, 1.0)
-        if reach >= 2.0 ** (WINDOW - 2 * SCALE) - 1:
+        bits = math.ceil(math.log2(reach + 2)) + 2 * SCALE
+        if bits > MOST_WINDOW or reach >= 2.0 ** (62 - rates.sum_scale):
             raise PrivacyError(
-                f"Expected scores below 4096 under the largest noise, {steps} steps may reach {reach:.3g}; lower the "
-                "learning rate, the momentum or the number of passes"
+                f"Expected scores and weights within the range of shares, {steps} steps may reach {reach:.3g} under "
+                "the largest noise; lower the learning rate, the momentum or the number of passes"
             )
+        return max(WINDOW, bits)
 
     def label_fields(self, *, batches: int) -> dict[str, Any]:
         """Return the fields of `guarantee.PrivacyLabel`.

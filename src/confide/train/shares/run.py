@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -196,20 +196,34 @@ def prepare(job: Job, rows: Rows) -> Prepared:
     shares, train, private = _section(job), job.train, job.privacy
     batch = min(shares.batch or rows.count, rows.count)
     features = rows.preprocess.features
+    rates = Rates.of(
+        learning_rate=train.learning_rate, batch=batch, weight_decay=train.weight_decay, momentum=train.momentum
+    )
     task = Task(
-        features=features + (private is not None),
+        features=features,
         hidden=(job.model.hidden,) if job.model.kind == "mlp" else (),
         outputs=rows.outputs,
         loss=shares.loss,
-        rates=Rates.of(
-            learning_rate=train.learning_rate, batch=batch, weight_decay=train.weight_decay, momentum=train.momentum
-        ),
-        noise=private is not None,
+        rates=rates,
     )
-    pieces = dict(rows.pieces)
-    if private is not None:  # the 1 in the place of a bias comes from who has the label
+    noise, pieces = None, dict(rows.pieces)
+    if private is not None:
+        noise = NoisePlan.calibrate(
+            epsilon=private.epsilon,
+            delta=private.delta,
+            clip_norm=private.clip_norm,
+            passes=train.rounds,
+            features=features,
+            outputs=rows.outputs,
+            colluding=private.colluding,
+            expected_records=private.expected_records,
+            max_records=private.max_records,
+        )
+        steps = train.rounds * math.ceil(rows.count / batch)
+        window = noise.window(rates, rows=batch, steps=steps)
+        task = replace(task, features=features + 1, noise=True, window=window)
         for name, piece in pieces.items():
-            if piece.targets:
+            if piece.targets:  # the 1 in the place of a bias comes from who has the label
                 pieces[name] = Piece(piece.rows, np.append(piece.columns, features), targets=True)
     course = Course(
         task=task,
@@ -220,21 +234,6 @@ def prepare(job: Job, rows: Rows) -> Prepared:
         opened=shares.folder is None,
         seed=job.job.seed,
     )
-    if private is None:
-        return Prepared(job, rows, course, None)
-    noise = NoisePlan.calibrate(
-        epsilon=private.epsilon,
-        delta=private.delta,
-        clip_norm=private.clip_norm,
-        passes=train.rounds,
-        features=features,
-        outputs=rows.outputs,
-        colluding=private.colluding,
-        expected_records=private.expected_records,
-        max_records=private.max_records,
-    )
-    steps = train.rounds * len(course.batches)
-    noise.check_range(task, rows=max(map(len, course.batches)), steps=steps)
     return Prepared(job, rows, course, noise)
 
 
