@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from confide.mpc import operations as op
 from confide.mpc.operations import Kind, Program
+from confide.mpc.periodic import Series
 
 Integers = NDArray[np.int64]
 
@@ -120,6 +121,11 @@ def _made(operation: Any, given: list[Integers], loaded: Mapping[str, Any]) -> I
             return (given[0] >= 0).astype(np.int64)
         case op.Select(_, _, bits):
             return given[0] * (given[1] >> bits)
+        case op.Reveal(_, _, bits):
+            return given[0] >> bits
+        case op.Periodic(_, period, cosines, sines):
+            series = Series(period, cosines, sines)
+            return encoded(series.apply(given[0].astype(np.float64), 0), op.PERIODIC_SCALE)
         case op.Add():
             return given[0] + given[1]
         case op.Subtract():
@@ -138,7 +144,7 @@ def _made(operation: Any, given: list[Integers], loaded: Mapping[str, Any]) -> I
 
 def _moved(operation: Any, a: Integers) -> Integers:
     match operation:
-        case op.Open() | op.Number() | op.Keep() | op.Reveal():
+        case op.Open() | op.Number() | op.Keep():
             return a
         case op.Reshape(_, shape):
             return a.reshape(shape)
@@ -148,6 +154,8 @@ def _moved(operation: Any, a: Integers) -> Integers:
             return a[tuple(slice(*one) for one in zip(start, stop, step, strict=True))]
         case op.Broadcast(_, shape):
             return np.broadcast_to(a, shape)
+        case op.Periodic(_, period, cosines, sines):
+            return encoded(Series(period, cosines, sines).apply(a.astype(np.float64), 0), op.PERIODIC_SCALE)
     raise AssertionError(f"no rule for {operation}")
 
 
@@ -166,7 +174,7 @@ def _convolved(x: Integers, w: Integers, stride: tuple[int, int], padding: tuple
     top, left, bottom, right = padding
     x = np.pad(x, ((0, 0), (0, 0), (top, bottom), (left, right)))
     windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], (2, 3))[:, :, :: stride[0], :: stride[1]]
-    n, _channels, height, width, *_ = windows.shape
+    n, _, height, width, *_ = windows.shape
     columns = windows.transpose(0, 2, 3, 1, 4, 5).reshape(n * height * width, -1)
     out = columns @ w.reshape(len(w), -1).T
     return out.reshape(n, height, width, len(w)).transpose(0, 3, 1, 2)

@@ -40,14 +40,15 @@ Words = NDArray[np.uint64]
 Matrix = NDArray[np.float64]
 
 #: Fraction bits of a dealt cosine, of a public factor, and of their product.
-DEALT_BITS, FACTOR_BITS = 26, 18
+DEALT_BITS, FACTOR_BITS = 28, 20
 PRODUCT_BITS = DEALT_BITS + FACTOR_BITS
 #: Largest period in bits and most frequencies.
-MOST_PERIOD, MOST_TERMS = 24, 96
+MOST_PERIOD, MOST_TERMS = 56, 96
 #: Largest coefficient in its units: two of them times a cosine of the tables fit 63 bits.
 MOST_COEFFICIENT = 1 << 31
 
-_HALF = MOST_PERIOD // 2
+_PHASE_BITS = 24  # a public angle is cut to 2^-24 of a turn
+_HALF = _PHASE_BITS // 2
 _TABLE_BITS = 30  # of cosines in the tables
 
 
@@ -56,7 +57,7 @@ class Series:
     """sum over j of c_j cos(j w x) + s_j sin(j w x), x in units of the ring.
 
     Args:
-        period: bits p of the period, 1 to 24.
+        period: bits p of the period, 1 to 56.
         cosines: c_0 .. c_m in units of 2^-FACTOR_BITS.
         sines: s_1 .. s_m, likewise.
     """
@@ -150,7 +151,7 @@ def _whole_cosine(numerator: int, bits: int) -> tuple[int, int]:
 @cache
 def _tables(shift: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return cosines and sines of 2 pi i 2^shift / 2^24 for i < 2^12, times 2^30."""
-    rows = [_whole_cosine(i << shift, MOST_PERIOD) for i in range(1 << _HALF)]
+    rows = [_whole_cosine(i << shift, _PHASE_BITS) for i in range(1 << _HALF)]
     cosines, sines = zip(*rows, strict=True)
     return np.array(cosines, np.int64), np.array(sines, np.int64)
 
@@ -172,11 +173,12 @@ def factors(series: Series, masked: Words) -> tuple[Words, Words]:
     Args:
         masked: v^, uint64, shape (count,).
     """
-    phases = _phases(series, masked)
     shift, half = _TABLE_BITS, 1 << (_TABLE_BITS - 1)
-    first, second = np.empty(phases.shape, np.int64), np.empty(phases.shape, np.int64)
-    for row, phase in enumerate(phases):
-        cosine, sine = whole_waves(phase)
+    first = np.empty((series.terms, len(masked)), np.int64)
+    second = np.empty_like(first)
+    for row, turned in enumerate(_multiples(series, masked)):
+        excess = series.period - _PHASE_BITS
+        cosine, sine = whole_waves(turned >> excess if excess > 0 else turned << -excess)
         c, s = series.cosines[row + 1], series.sines[row]
         first[row] = (c * cosine + s * sine + half) >> shift
         second[row] = (c * sine - s * cosine + half) >> shift
@@ -185,7 +187,7 @@ def factors(series: Series, masked: Words) -> tuple[Words, Words]:
 
 def dealt(series: Series, mask: Words) -> tuple[Words, Words]:
     """Return cos(j w r) and sin(j w r) in units of 2^-DEALT_BITS, uint64 (m, count) each, for masks r (count,)."""
-    angle = _phases(series, mask) * (2 * math.pi * 2.0**-MOST_PERIOD)
+    angle = _multiples(series, mask) * (2 * math.pi * 2.0**-series.period)
     cosine, sine = (np.rint(wave(angle) * 2.0**DEALT_BITS).astype(np.int64) for wave in (np.cos, np.sin))
     return cosine.view(np.uint64), sine.view(np.uint64)
 
@@ -202,8 +204,7 @@ def share(series: Series, party: int, waves: tuple[Words, Words], shares: tuple[
     return y if party else y + np.uint64((series.cosines[0] << DEALT_BITS) % (1 << 64))
 
 
-def _phases(series: Series, words: Words) -> NDArray[np.int64]:
-    """Return j v mod 2^p for j = 1 .. m, as phases of 2^-24 of a turn: int64, shape (m, count)."""
+def _multiples(series: Series, words: Words) -> NDArray[np.int64]:
+    """Return j v mod 2^p for j = 1 .. m: int64, shape (m, count)."""
     low = (words & np.uint64((1 << series.period) - 1)).astype(np.int64)
-    multiples = np.arange(1, series.terms + 1, dtype=np.int64)[:, None] * low
-    return (multiples << (MOST_PERIOD - series.period)) & ((1 << MOST_PERIOD) - 1)
+    return np.arange(1, series.terms + 1, dtype=np.int64)[:, None] * low & ((1 << series.period) - 1)
