@@ -53,13 +53,13 @@ class Place:
         party: 0 or 1.
         names: the roles of P0 and P1.
         tag: what the tags of its messages begin with; differs between runs of one session.
-        dealer: the role that sends corrections, where they come during the run.
+        deal_tag: what the tags of the dealer's messages begin with, where corrections come during the run.
     """
 
     party: int
     names: tuple[str, str]
     tag: str
-    dealer: str = "dealer"
+    deal_tag: str = ""
 
 
 @dataclass(slots=True)
@@ -178,13 +178,13 @@ class _Run:
         """Return the steps that wait for the corrections which a round needs and which have not come yet."""
         wanted = max((self.places[number] for number in each.sends if number in self.places), default=-1)
         return [
-            Step(await_tag=corrections_tag(self.place.tag, batch), wait_for=(self.place.dealer,))
+            Step(await_tag=f"{self.place.deal_tag}/corrections/{batch}", wait_for=("dealer",))
             for batch in range(self.next_batch, wanted + 1)
         ]
 
     def arrived(self, received: Mapping[str, Message]) -> None:
         """Take the corrections of the next batch."""
-        add_corrections(self.layout, self.ready, self.next_batch, received[self.place.dealer].body)
+        add_corrections(self.layout, self.ready, self.next_batch, received["dealer"].body)
         self.next_batch += 1
 
     def step(self, each: Round, last: set[int], count: int) -> Step:
@@ -211,8 +211,8 @@ class _Run:
             case Sign():
                 self.mine[number] = mine = self._sign(number, operation)
                 return np.packbits(mine, bitorder="little")
-            case Reveal(a):
-                return self._leaving_output(number, a)
+            case Reveal(a, _, bits):
+                return self._leaving_output(number, a, bits)
             case _:
                 raise AssertionError("an operation that sends")
 
@@ -247,7 +247,8 @@ class _Run:
                 self.opened[number] = opened
             case Sign():
                 assert theirs is not None
-                self.bits[number] = (self.mine.pop(number) ^ theirs).reshape(value.shape)
+                opened_bits: Bytes = np.bitwise_xor(self.mine.pop(number), theirs)
+                self.bits[number] = opened_bits.reshape(value.shape)
             case Reveal():
                 self._revealed(number, operation, theirs)
             case _:
@@ -261,7 +262,7 @@ class _Run:
         self.mine[number] = mine = mask if value is None else np.add(value.reshape(mask.shape), mask)
         return mine
 
-    def _leaving_output(self, number: int, a: int) -> Bytes | Words | None:
+    def _leaving_output(self, number: int, a: int, bits: int) -> Bytes | Words | None:
         if self.program.values[number].kind is Kind.BIT:
             share = (self.ready.beta[a] & np.uint64(1)).astype(np.uint8).reshape(-1)
             if not (self.layout.owned and self.party == 1):
@@ -271,9 +272,11 @@ class _Run:
                 return None
             return np.packbits(share, bitorder="little")
         total = self.total(a)
+        share = np.zeros(self.program.values[a].shape, np.uint64) if total is None else total
+        share = np.right_shift(share, np.uint64(bits))  # a copy: what the run holds is wiped
         if self.layout.owned and self.party == 1:
-            return np.zeros(self.program.values[a].shape, np.uint64) if total is None else np.ascontiguousarray(total)
-        self.mine[number] = np.zeros(self.program.values[a].shape, np.uint64) if total is None else total
+            return np.ascontiguousarray(share)
+        self.mine[number] = share
         return None
 
     def _revealed(self, number: int, reveal: Reveal, theirs: Any) -> None:
@@ -281,9 +284,9 @@ class _Run:
             return
         value, mine = self.program.values[number], self.mine.pop(number)
         if theirs is None:
-            made = np.array(mine)  # what the run holds is wiped
+            made = mine
         else:
-            made = mine ^ theirs.reshape(mine.shape) if value.kind is Kind.BIT else np.add(mine, theirs)
+            made = mine ^ theirs.reshape(mine.shape) if value.kind is Kind.BIT else told(mine, theirs, reveal.bits)
         self.outcome.outputs[reveal.name] = made.reshape(value.shape)
 
     # --- shares -----------------------------------------------------------------------------------------------------
@@ -441,9 +444,14 @@ class _Run:
         return made.reshape(opened.shape)
 
 
-def corrections_tag(tag: str, batch: int) -> str:
-    """Return the tag of the message with the corrections of one batch."""
-    return f"{tag}/corrections/{batch}"
+def told(mine: Words, theirs: Words, bits: int) -> Words:
+    """Return what is revealed, from both shares without their lowest `bits`: see `Reveal`."""
+    total = np.add(mine, theirs)
+    if bits:
+        total += np.uint64(1)
+        total <<= np.uint64(bits)  # the sign is that of a number of 64 - bits bits
+        total = (total.view(np.int64) >> bits).view(np.uint64)
+    return total
 
 
 def _quotient(opened: Words, bits: int) -> tuple[Words, Words]:
