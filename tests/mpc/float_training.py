@@ -25,6 +25,14 @@ def sigmoid(z: Matrix) -> Matrix:
     return 1 / (1 + np.exp(-z))
 
 
+def softmax(z: Matrix) -> Matrix:
+    powers = np.exp(z - z.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)
+
+
+ACTIVATIONS = {"squared": lambda z: z, "sigmoid": sigmoid, "softmax": softmax}
+
+
 @dataclass
 class Float:
     """A model that numpy trains."""
@@ -47,7 +55,7 @@ class Float:
         for weight, bias in zip(self.weights, self.biases, strict=True):
             scores.append(inputs[-1] @ weight + bias)
             inputs.append(np.maximum(scores[-1], 0))
-        error = (self.activation(scores[-1]) if self.loss == "logistic" else scores[-1]) - y
+        error = ACTIVATIONS.get(self.loss, self.activation)(scores[-1]) - y
         for layer in range(len(self.weights) - 1, -1, -1):
             slopes = inputs[layer].T @ error, error.sum(0)
             before = (error @ self.weights[layer].T) * (scores[layer - 1] >= 0) if layer else error
@@ -79,9 +87,10 @@ def begun(task: Task, weights: list[Matrix]) -> dict[str, Matrix]:
 def train_in_the_clear(task: Task, weights: list[Matrix], batches: list[tuple[Matrix, Matrix]]) -> tuple[list, list]:
     """Return weights and biases after the programs have run on integers, one step for each batch."""
     state = plain.run(beginning(task), begun(task, weights)).kept
+    admitted, program = admission(task, len(batches[0][0])), step(task, len(batches[0][0]))
     for x, y in batches:
-        state |= plain.run(admission(task, len(x)), {"x": x, "y": y}).kept
-        state |= plain.run(step(task, len(x)), state).kept
+        state |= plain.run(admitted, {"x": x, "y": y}).kept
+        state |= plain.run(program, state).kept
     layers = range(1, len(task.widths))
     return (
         [plain.decoded(state[f"sum{layer}"], task.rates.sum_scale) for layer in layers],

@@ -22,6 +22,11 @@ TASKS = {
         features=10, rates=Rates.of(learning_rate=0.5, batch=BATCH, momentum=0.9, weight_decay=1e-2)
     ),
     "linear": Task(features=10, loss="squared", rates=Rates.of(learning_rate=0.125, batch=BATCH)),
+    "sigmoid": Task(features=10, loss="sigmoid", rates=Rates.of(learning_rate=2.0, batch=BATCH)),
+    "softmax": Task(features=10, outputs=5, loss="softmax", rates=Rates.of(learning_rate=1.0, batch=BATCH)),
+    "softmax network": Task(
+        features=10, hidden=(16,), outputs=3, loss="softmax", rates=Rates.of(learning_rate=0.5, batch=BATCH)
+    ),
     "two outputs": Task(features=10, outputs=2, rates=Rates.of(learning_rate=1.0, batch=BATCH)),
     "network": Task(
         features=10, hidden=(16, 8), outputs=2, rates=Rates.of(learning_rate=0.25, batch=BATCH, momentum=0.75)
@@ -79,7 +84,7 @@ def test_the_cut_line_costs_little_against_the_real_sigmoid():
 
 
 def test_nothing_but_masked_values_shares_and_bits_is_ever_sent():
-    for task in TASKS.values():
+    for task in (TASKS["logistic"], TASKS["network"], TASKS["softmax"]):
         for program in (admission(task, 8), beginning(task), step(task, 8)):
             assert not any(isinstance(one, op.Reveal) for one in program.operations)
             shown = [one for one in program.operations if isinstance(one, op.Load) and one.kind is Kind.OPEN]
@@ -90,7 +95,7 @@ def test_nothing_but_masked_values_shares_and_bits_is_ever_sent():
 
 
 def test_a_step_loads_and_keeps_the_same_state_in_the_same_form():
-    for task in TASKS.values():
+    for task in (TASKS["logistic, momentum and decay"], TASKS["network"], TASKS["linear"]):
         program = step(task, 8)
         loaded = {
             one.name: program.values[number]
@@ -141,6 +146,9 @@ def test_rates_that_cannot_be_are_refused(given_wrong: dict):
         {"hidden": (4,) * 8},
         {"loss": "hinge"},
         {"hidden": (4,), "noise": True},
+        {"loss": "sigmoid", "noise": True},
+        {"loss": "softmax", "outputs": 1},
+        {"window": 32},
         {"features": 1 << 16, "hidden": (1 << 16,)},
     ],
 )

@@ -23,6 +23,8 @@ BATCH, ROWS_COUNT = 16, 40
 TASKS = {
     "logistic": Task(features=6, rates=Rates.of(learning_rate=1.0, batch=BATCH, momentum=0.75, weight_decay=1e-2)),
     "linear": Task(features=6, loss="squared", rates=Rates.of(learning_rate=0.125, batch=BATCH)),
+    "sigmoid": Task(features=6, loss="sigmoid", rates=Rates.of(learning_rate=1.0, batch=BATCH)),
+    "softmax": Task(features=6, outputs=3, loss="softmax", rates=Rates.of(learning_rate=1.0, batch=BATCH)),
     "network": Task(features=6, hidden=(5, 4), outputs=2, rates=Rates.of(learning_rate=0.25, batch=BATCH)),
 }
 

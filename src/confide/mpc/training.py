@@ -30,6 +30,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from confide.mpc import training_losses
 from confide.mpc.operations import (
     SCALE,
     Add,
@@ -44,17 +45,17 @@ from confide.mpc.operations import (
     Reveal,
     Select,
     Shape,
-    Shift,
     Sign,
     Subtract,
     Sum,
     Times,
     Truncate,
+    Value,
+    made_by,
 )
+from confide.mpc.training_losses import DROP
 from confide.mpc.training_plan import MOMENTUM_BITS, Task
 
-#: Low bits of a score that a sign does not look at.
-DROP = SCALE
 _DOUBLE = 2 * SCALE
 
 
@@ -65,11 +66,16 @@ class _Writer:
     operations: list[AnyOperation] = field(default_factory=list[AnyOperation])
     labels: list[str] = field(default_factory=list[str])
     label: str = ""
+    values: list[Value] = field(default_factory=list[Value])
 
     def __call__(self, operation: AnyOperation) -> int:
+        self.values.append(made_by(operation, self.values, len(self.operations)))
         self.operations.append(operation)
         self.labels.append(self.label)
         return len(self.operations) - 1
+
+    def value(self, number: int) -> Value:
+        return self.values[number]
 
     def state(self, name: str, shape: Shape, scale: int, kind: Kind) -> int:
         """Load what the parties hold under a name."""
@@ -137,7 +143,7 @@ def step(task: Task, rows: int) -> Program:
             bits.append(write(Sign(opened, task.window, DROP)))
             inputs.append(write(Open(write(Select(bits[-1], opened, SCALE)))))
     write.label = task.loss
-    error = _error(write, task, z, y)
+    error = training_losses.error(write, task, z, y)
     for layer in range(len(weights), 0, -1):
         write.label = f"layer {layer} back"
         before = inputs[layer - 1]
@@ -159,19 +165,6 @@ def revelation(task: Task) -> Program:
         if task.biases:
             write(Reveal(write.state(f"b{layer}", (outer,), _DOUBLE, Kind.SHARED), f"b{layer}"))
     return write.program()
-
-
-def _error(write: _Writer, task: Task, z: int, y: int) -> int:
-    """Write what the last layer is off by, OPEN at scale 16."""
-    if task.loss == "squared":
-        opened = write(Open(z))
-        return write(Open(write(Subtract(write(Truncate(opened, SCALE)), y))))
-    opened = write(Open(z))
-    half = 1 << (_DOUBLE - 1)
-    above, below = write(Shift(opened, half)), write(Shift(opened, -half))
-    rising = write(Select(write(Sign(above, task.window, DROP)), above, SCALE))
-    levelling = write(Select(write(Sign(below, task.window, DROP)), below, SCALE))
-    return write(Open(write(Subtract(write(Subtract(rising, levelling)), y))))
 
 
 def _move(write: _Writer, task: Task, layer: int, before: int, error: int, held: tuple[int, int | None]) -> None:

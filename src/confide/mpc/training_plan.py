@@ -20,7 +20,7 @@ from confide.errors import UsageError
 from confide.mpc.operations import MOST_ELEMENTS, SCALE
 
 #: What the last layer's outputs are compared by; see `Task.loss`.
-Loss = Literal["logistic", "squared"]
+Loss = Literal["logistic", "squared", "sigmoid", "softmax"]
 
 #: Most layers of a network, and most that one row or one layer may have.
 MOST_LAYERS, MOST_WIDTH = 8, 1 << 16
@@ -114,7 +114,8 @@ class Task:
         outputs: columns of the last layer: targets of "squared", classes of "logistic" (1 for two classes).
         loss: "logistic": each output's probability is sigmoid3(z) = relu(z + 1/2) - relu(z - 1/2), the line through
             (0, 1/2) of slope 1, cut at 0 and 1, in place of 1 / (1 + exp(-z)); several outputs are trained one against
-            the rest. "squared": half the square of the difference. Both give the error p - y or z - y.
+            the rest. "sigmoid" takes 1 / (1 + exp(-z)) itself, of z cut to [-8, 8]; "softmax" exp(z) over its sum along
+            a row, which takes 2 outputs or more; "squared" half the square of the difference.
         rates: of a step.
         window: bits of a score at the scale of products that signs are exact in; 44 stands for |z| < 4096.
         noise: whether every party adds noise of its own to the sum of each step. Then there are no biases: the last
@@ -141,8 +142,13 @@ class Task:
             raise UsageError(f'Expected loss="{self.loss}" to be one of {", ".join(get_args(Loss))}')
         if not 2 * SCALE < self.window <= MOST_WINDOW:
             raise UsageError(f"Expected window={self.window} above {2 * SCALE}, at most {MOST_WINDOW}")
-        if self.noise and self.hidden:
-            raise UsageError("Expected no hidden layers with noise; a row's gradient has no public bound behind them")
+        if self.loss == "softmax" and self.outputs < 2:
+            raise UsageError('Expected 2 outputs or more with loss="softmax"; take "sigmoid" for two classes')
+        if self.noise and (self.hidden or self.loss != "logistic"):
+            raise UsageError(
+                'Expected no hidden layers and loss="logistic" with noise; elsewhere no public number bounds a row\'s '
+                "gradient"
+            )
 
     @property
     def widths(self) -> tuple[int, ...]:

@@ -314,7 +314,8 @@ class SharesSection(Section, frozen=True, kw_only=True):
         dealer: the name of who deals correlations; it must pool with neither, and gets no rows and no weights.
         insecure_colocated_dealer: lets a server deal as well, which hides nothing from it: for trials.
         batch: rows of a step; 0 stands for all of them, and without the key it is 128, or 0 under [privacy].
-        loss: "logistic": the probability is a line of slope 1 through 1/2, cut at 0 and 1; "squared".
+        loss: "logistic": a probability is a line of slope 1 through 1/2, cut at 0 and 1; "sigmoid" and "softmax" (three
+            classes or more) are those functions, at more rounds; "squared" is half the square of the difference.
         folder: keeps the weights as shares, in one file for each server there, and opens nothing.
     """
 
@@ -322,7 +323,7 @@ class SharesSection(Section, frozen=True, kw_only=True):
     dealer: str = "dealer"
     insecure_colocated_dealer: bool = False
     batch: int = 128
-    loss: Literal["logistic", "squared"] = "logistic"
+    loss: Literal["logistic", "sigmoid", "softmax", "squared"] = "logistic"
     folder: str | None = None
 
 

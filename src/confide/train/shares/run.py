@@ -251,7 +251,7 @@ def graph_of(task: Task, opened: Weights, classes: tuple[str, ...]) -> Graph:
     for number, (weight, bias) in enumerate(zip(opened.weights, opened.biases, strict=True), 1):
         last = number == len(opened.weights)
         middle = 0.5 if last and task.loss == "squared" else 0.0
-        factor = _SLOPE if last else 1.0
+        factor = _SLOPE if last and task.loss in ("logistic", "squared") else 1.0
         layers += [Linear(factor * weight.T.copy(), factor * (bias - middle)), Sigmoid() if last else Relu()]
     return Graph(tuple(layers), classes)
 
