@@ -141,6 +141,11 @@ class Caller:
         """Return whom the certificate at the other end is for, if there is a connection."""
         return None if self._connection is None else self._connection.peer
 
+    @property
+    def peer_address(self) -> str:
+        """Return the address that was dialled, "" if there is no connection or a proxy stands between."""
+        return "" if self._connection is None or self._to.proxy is not None else self._connection.address
+
     def deliver(self, peer: str, envelope: Envelope) -> None:
         """Send an envelope if there is a connection."""
         if self._connection is not None:

@@ -155,8 +155,10 @@ class Mesh:
         return None if self._listener is None else self._listener.peer(name)
 
     def address(self, name: str) -> str:
-        """Return the address from which a peer has come, "" if it was dialled or is not there."""
-        return "" if self._listener is None or name in self._callers else self._listener.address(name)
+        """Return the address at the other end of a link, "" if there is none or a proxy stands between."""
+        if caller := self._callers.get(name):
+            return caller.peer_address
+        return "" if self._listener is None else self._listener.address(name)
 
     def drop(self, peer: str, reason: str) -> None:
         """End the connection of a peer who has come; it may come again."""

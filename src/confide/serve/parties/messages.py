@@ -48,12 +48,14 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         url: where this process is dialled, "" if it is not.
         machine: `seats.machine_digest` of where it runs.
         one_machine: it accepts to share a machine with a role that must not collude with it.
+        stock: a dealer's: predictions that it deals ahead for, for one client and model.
     """
 
     version: int
     url: _Url
     machine: _Digest
     one_machine: bool
+    stock: _Rows = 0
 
 
 class Seat(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -96,9 +98,10 @@ class Offer(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Refused(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """No; `reason` is one line for people."""
+    """No; `reason` is one line for people. `again`: it may be another answer soon."""
 
     reason: _Reason
+    again: bool = False
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -150,9 +153,10 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Abort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Ends a session at its receiver."""
+    """Ends a session at its receiver; `set_up`: the client must be set up again first."""
 
     reason: _Reason
+    set_up: bool = False
 
 
 #: Which kind of body travels under which tag, and how large it may be.

@@ -26,6 +26,10 @@ from confide.wire import Message, Party, Step, Store
 _REMEMBERED = 4096
 
 
+class SetUpAgain(Aborted):
+    """A process has not been set up for a client, or has lost it; setting up again mends that."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bounds:
     """What the sessions of one process put up with.
@@ -222,6 +226,11 @@ class Sessions:
             if now > min(one.due, one.late):
                 self.abort(session, self._waited(session, one))
 
+    def stop(self, reason: str) -> None:
+        """End every session."""
+        for session in list(self._open):
+            self.abort(session, reason)
+
     def open_for(self, peer: str) -> int:
         """Return in how many open sessions a peer takes part."""
         return sum(one.cast.role_of(peer) is not None for one in self._open.values())
@@ -298,7 +307,9 @@ class Sessions:
         except ProtocolError:
             said = Abort("no reason given")
         assert isinstance(said, Abort)
-        self.abort(session, f"{peer} ended it: {short(said.reason)}", tell=False)
+        reason = f"{peer} ended it: {short(said.reason)}"
+        self._exchange.abort(session, reason)
+        self._finish(session, SetUpAgain(reason) if said.set_up else Aborted(reason), None, tell=False)
 
     def _keep_early(self, peer: str, envelope: Envelope) -> None:
         if envelope.message.tag == ABORT:
