@@ -333,7 +333,8 @@ def joint(
     """Return the steps of a client of several organisations; see `Client` for the arguments."""
     if identity is None:
         raise UsageError(
-            f"Expected identity with {url}: the folder that `confide federation join` made of the server's invitation"
+            f"Expected an identity (--identity FOLDER) with {url[:200]}: the folder that `confide federation join` "
+            "made of the server's invitation"
         )
     return JointAsking(
         url, Path(identity), wanted, store=store, rng=rng, progress=progress, timeout_seconds=timeout_seconds,

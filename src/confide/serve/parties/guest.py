@@ -59,6 +59,7 @@ class Guest:
         self._asked = Ask(model, backend)
         self._context, self._proxy, self._rng, self._timeout = context, proxy, rng, timeout_seconds
         self._offer: Offer | None = None
+        self._answered = False
         self._waiters: list[Answer[Offer]] = []
         self._trouble: dict[str, str] = {}
         self.seen: dict[str, list[tuple[Message, int]]] = {}
@@ -138,7 +139,7 @@ class Guest:
     def greeted(self, peer: str) -> None:
         self._trouble.pop(peer, None)
         if peer == COORDINATOR:
-            self._offer = None
+            self._offer, self._answered = None, True
             self.circle.tell(peer, self._asked)
         else:
             self._check_all()
@@ -167,6 +168,8 @@ class Guest:
             self._offer = None
         if (why := self.circle.mesh.given_up(peer)) is not None:
             self._fail(IntegrityError(f"No connection to {peer}: {why}"))
+        elif peer == COORDINATOR and not self._answered:  # rather a wrong address than a server that starts anew
+            self._fail(UsageError(self._missing()))
         elif "Expected organisations apart" in reason:
             self._fail(ProtocolError(f"{peer} refuses: {_plain(reason)}"))
 
@@ -186,6 +189,8 @@ class Guest:
         self._waiters.append(answer)
         if (why := self.circle.mesh.given_up(COORDINATOR)) is not None:
             self._fail(IntegrityError(f"No connection to the server: {why}"))
+        elif not self._answered and COORDINATOR in self._trouble:
+            self._fail(UsageError(self._missing()))
 
     def _ask_again(self) -> None:
         if self._offer is None and self.circle.hello(COORDINATOR) is not None:
