@@ -8,6 +8,7 @@ Reads a JSON object from standard input and writes one.
     task        infer (`layers` as in bench/mpc_nets.py), logistic_step or mlp_step
     arrays      an .npz: for infer `<number>.weight`, `<number>.bias` and `x` (rows, *shape); for a step its operands
     addresses   for each party the host:port of every party as that one reaches it: a relay may lie between
+    seconds     after which all is given up
     warm, repeats, counted (calls whose messages are counted, after them, slower for it), rows (of x in one call)
 
 The input is the first party's, the model the second's. A call is timed at the first party: an input is shared, sent,
@@ -15,9 +16,11 @@ evaluated and the output opened to the first party. A step is timed without that
 CHEETAH input and model are known to their owners, as its users run it. Ring of 64 bits, 18 of them fraction.
 """
 
+import ctypes
 import json
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -260,6 +263,18 @@ def run_party(job, rank):
 _LINK = re.compile(r"total send bytes (\d+), recv bytes (\d+), send actions (\d+)")
 
 
+def waited(runs, seconds):
+    """Return the exit codes; what still runs after some seconds, or beside one that failed, is ended."""
+    end = time.monotonic() + seconds
+    try:
+        while None in (codes := [run.poll() for run in runs]) and not any(codes) and time.monotonic() < end:
+            time.sleep(0.05)
+    finally:
+        for run in runs:
+            run.kill()
+    return codes
+
+
 def run_all(job):
     """Start a process for each party; return what the first found, with the bytes and messages of all."""
     world = PARTIES[job["protocol"]]
@@ -272,10 +287,11 @@ def run_all(job):
             with log.open("w") as file:
                 tail = [str(rank), str(place), str(Path(folder) / f"{rank}.json")]
                 runs.append(subprocess.Popen([*command, *tail], stdout=file, stderr=subprocess.STDOUT))
-        codes = [run.wait() for run in runs]
+        codes = waited(runs, job["seconds"])
         texts = [log.read_text(errors="replace") for log in logs]
-        if any(codes):
-            raise SystemExit("\n".join(text[-600:] for code, text in zip(codes, texts, strict=True) if code))
+        if any(code != 0 for code in codes):
+            failed = "\n".join(text[-600:] for code, text in zip(codes, texts, strict=True) if code)
+            raise SystemExit(failed or f"no answer in {job['seconds']:.0f} s")
         parts = [json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(world)]
     calls = [[[int(number) for number in call] for call in _LINK.findall(text)] for text in texts]
     found = parts[0]
@@ -288,7 +304,13 @@ def run_all(job):
     return found
 
 
+def end_with_parent():
+    """Have Linux end this process when the one that started it ends."""
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
 def main():
+    end_with_parent()
     if sys.argv[1:2] == ["--party"]:
         rank, job, out = int(sys.argv[2]), json.loads(Path(sys.argv[3]).read_text()), Path(sys.argv[4])
         out.write_text(json.dumps(run_party(job, rank)))

@@ -1,0 +1,209 @@
+"""Our side of bench/mpc.py: one small function for each kind of row. What cannot run yet is None, never a number.
+
+`in_process` runs all parties in one process through `confide.wire.run`: loopback without a socket, one core for all.
+`over_tls` starts each party as a process of its own, as its organisation would.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from mpc_cases import Case, Training
+from mpc_links import Link
+from mpc_nets import NETS, Arrays, Layer
+
+from confide.crypto.random import Randomness, SystemRandomness
+from confide.ideal import Backend
+from confide.model import layers as model_layers
+from confide.model.graph import Graph
+from confide.wire import MemoryStore, Transcript, run
+
+#: Where each backend is, by its name.
+BACKENDS = {
+    "mpc-dealer": ("confide.mpc.two_party", "WithDealer"),
+    "mpc-outsourced": ("confide.mpc.outsourced", "Outsourced"),
+    "mpc-3pc": ("confide.mpc.replicated", "Replicated"),
+}
+WARM = 3
+
+
+@dataclass(frozen=True)
+class Ours:
+    """What predictions or steps took.
+
+    Args:
+        seconds: of each, without the first ones.
+        outputs: one for each call, the first ones included.
+        online_bytes, offline_bytes: of one call; online of all parties, offline to each party by its role.
+        trips: the longest chain of messages that depend on each other, the dealer's included.
+        dealer_seconds: of work for one call; 0 without a dealer.
+        setup_seconds: once for a model.
+    """
+
+    seconds: tuple[float, ...]
+    outputs: tuple[np.ndarray, ...]
+    online_bytes: float
+    offline_bytes: Mapping[str, float] = field(default_factory=dict[str, float])
+    trips: int | None = None
+    dealer_seconds: float = 0.0
+    setup_seconds: float = 0.0
+
+
+# --- what is there ----------------------------------------------------------------------------------------------------
+
+
+def backend(name: str) -> Backend | None:
+    """Return a backend, or None where it is not there yet."""
+    module, kind = BACKENDS[name]
+    try:
+        return getattr(importlib.import_module(module), kind)()
+    except (ImportError, AttributeError):
+        return None
+
+
+def graph_of(net: str, numbers: Arrays) -> Graph | None:
+    """Return a network as a graph of ours, or None where a kind of layer is not there yet."""
+    channels = {"mnist": (16, 28, 32, 14)}.get(net, ())
+    pools = iter(list(zip(channels[::2], channels[1::2], strict=True)))
+
+    def one(layer: Layer) -> Any:
+        name = layer.get("number")
+        weight, bias = (numbers.get(f"{name}.{part}") for part in ("weight", "bias"))
+        match layer["kind"]:
+            case "conv":
+                steps, pads = (layer["stride"],) * 2, (layer["padding"],) * 4
+                size = layer["height"], layer["width"]
+                return model_layers.Conv(np.float64(weight), np.float64(bias), *size, steps, pads)
+            case "linear":
+                return model_layers.Linear(np.float64(weight), np.float64(bias))
+            case "maxpool":
+                count, side = next(pools)
+                return model_layers.MaxPool(count, side, side, (layer["size"],) * 2, (layer["size"],) * 2)
+            case "mean":
+                size = layer["height"], layer["width"]
+                return model_layers.AveragePool(layer["channels"], *size, size, size)
+            case "residual":
+                return model_layers.Residual(*(tuple(map(one, layer[part])) for part in ("body", "shortcut")))
+            case kind:
+                return {"relu": model_layers.Relu, "sigmoid": model_layers.Sigmoid}[kind]()
+
+    try:
+        return Graph(tuple(map(one, NETS[net]())))
+    except AttributeError:  # no MaxPool
+        return None
+
+
+# --- inference --------------------------------------------------------------------------------------------------------
+
+
+class InProcess:
+    """All parties of one model in this process, after their setup."""
+
+    def __init__(self, chosen: Backend, graph: Graph, rng: Randomness) -> None:
+        self.backend, self.rng = chosen, rng
+        self.kits = chosen.prepare(graph, rng)
+        self.stores = {role: MemoryStore() for role in chosen.roles}
+        begin = time.perf_counter()
+        self.run("setup")
+        self.setup_seconds = time.perf_counter() - begin
+
+    def run(self, verb: str, **more: Any) -> Transcript:
+        """Run `setup` or `deal` at every role."""
+        parties = {
+            role: getattr(self.backend, verb)(role, self.kits[role], store=self.stores[role], rng=self.rng, **more)
+            for role in self.backend.roles
+        }
+        return _without_failures(run(parties, stores=self.stores, keep_bodies=False))
+
+    def predict(self, x: np.ndarray) -> tuple[Transcript, float]:
+        """Return the transcript of one prediction, and its seconds."""
+        begin = time.perf_counter()
+        parties = {
+            role: self.backend.predict(
+                role, self.kits[role], x if role == "client" else None, self.stores[role], self.rng
+            )
+            for role in self.backend.roles
+        }
+        found = run(parties, stores=self.stores, keep_bodies=False)
+        return _without_failures(found), time.perf_counter() - begin
+
+
+def _without_failures(transcript: Transcript) -> Transcript:
+    for failure in transcript.failures.values():
+        raise failure
+    return transcript
+
+
+def _sent(transcript: Transcript, *, dealer: bool) -> dict[str, float]:
+    """Return the bytes to each party: what the dealer sent, or what everybody else did."""
+    found: dict[str, float] = {}
+    for message, size in zip(transcript.messages, transcript.sizes, strict=True):
+        if (message.src == "dealer") == dealer:
+            found[message.dst] = found.get(message.dst, 0) + size
+    return found
+
+
+def in_process(case: Case, numbers: Arrays, x: np.ndarray, *, repeats: int, ahead: bool = True) -> Ours | None:
+    """Return what predictions take in this process; `ahead`: on material that was made before."""
+    chosen, graph = backend(case.backend), graph_of(case.net, numbers)
+    if chosen is None or graph is None:
+        return None
+    parties = InProcess(chosen, graph, SystemRandomness())
+    offline = parties.run("deal", rows=1, count=repeats + WARM) if ahead and hasattr(chosen, "deal") else None
+    calls = [parties.predict(x[n % len(x)].reshape(1, -1)) for n in range(repeats + WARM)]
+    count, last = repeats + WARM, calls[-1][0]
+    dealt = _sent(last, dealer=True) if offline is None else _sent(offline, dealer=True)
+    return Ours(
+        tuple(seconds for _, seconds in calls[WARM:]),
+        tuple(np.asarray(transcript.outputs["client"]) for transcript, _ in calls),
+        sum(_sent(last, dealer=False).values()),
+        {role: size / (1 if offline is None else count) for role, size in dealt.items()},
+        last.depth,
+        (last if offline is None else offline).seconds("dealer") / (1 if offline is None else count),
+        parties.setup_seconds,
+    )
+
+
+def over_tls(
+    case: Case, link: Link, numbers: Arrays, x: np.ndarray, *, repeats: int, ahead: bool = True
+) -> Ours | None:
+    """Return what predictions take with a process for each party over TLS; None until there are such services."""
+    del case, link, numbers, x, repeats, ahead
+    return None
+
+
+def sustained(case: Case, numbers: Arrays, x: np.ndarray, *, seconds: float) -> float | None:
+    """Return predictions a second with the dealer running beside; None until there are services."""
+    del case, numbers, x, seconds
+    return None
+
+
+# --- training and products --------------------------------------------------------------------------------------------
+
+
+def step_in_process(step: Training, arrays: Arrays, x: np.ndarray, *, rate: float, repeats: int) -> Ours | None:
+    """Return what training steps take in this process; None until training runs on shares."""
+    del step, arrays, x, rate, repeats
+    return None
+
+
+def products(repeats: int, *, size: tuple[int, int, int] = (384, 512, 512)) -> float | None:
+    """Return multiply-adds mod 2^64 a second, in units of 10^9, of one thread; None until there are products."""
+    try:
+        matmul = importlib.import_module("confide.mpc.products").matmul
+    except ImportError:
+        return None
+    rows, inner, columns = size
+    rng = np.random.default_rng(2)
+    a, b = (rng.integers(0, 1 << 64, shape, np.uint64) for shape in ((rows, inner), (inner, columns)))
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.thread_time()
+        matmul(a, b)
+        best = min(best, time.thread_time() - begin)
+    return rows * inner * columns / best / 1e9
