@@ -375,7 +375,7 @@ def refusal(nodes, arrays, **settings):
         ([FIRST, node("Flatten", "a", "y", axis=2)], "axis 1"),
         ([FIRST, node("Reshape", "a bad", "y")], "keep the batch"),
         ([FIRST, node("Reshape", "a odd", "y")], "each record's numbers"),
-        ([FIRST, node("Softmax", "a", "y")], "end at the logits; the client applies it"),
+        ([FIRST, node("Softmax", "a", "y")], "along the axis of the channels"),
         ([FIRST, node("Relu", "a", "r"), node("MatMul", "v r", "y")], "weight and bias from initializers"),
         ([FIRST, node("MatMul", "a v", "y")], "a matrix that takes 4 x 6 x 6"),
         ([FIRST, node("Cast", "a", "y", to=7)], "a cast to something else"),

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from confide.errors import ModelError
+from confide.model.attention import Argmax, Attention, LayerNorm, Softmax
 from confide.model.layers import (
     AveragePool,
     Conv,
@@ -35,11 +36,14 @@ from confide.model.layers import (
 from confide.model.trees import Trees
 
 __all__ = [
+    "Argmax",
+    "Attention",
     "AveragePool",
     "Conv",
     "Gelu",
     "Graph",
     "Layer",
+    "LayerNorm",
     "Linear",
     "Matrix",
     "Polynomial",
@@ -47,6 +51,7 @@ __all__ = [
     "Relu",
     "Residual",
     "Sigmoid",
+    "Softmax",
     "Square",
     "Tanh",
     "Trees",

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.model import onnx_tensors, onnx_trees
+from confide.model import onnx_attention, onnx_tensors, onnx_trees
 from confide.model.folded import Scale, folded
 from confide.model.layers import (
     MOST_UNITS,
@@ -95,7 +95,7 @@ def run(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     Raises:
         ModelError: it is no layer of a graph; the text is the reason alone.
     """
-    rule = _RULES.get(node.op_type) or _polynomial
+    rule = _RULES.get(node.op_type) or (_defined if node.op_type in onnx_attention.DEFINED else _polynomial)
     return rule(node, values)
 
 
@@ -490,6 +490,24 @@ def _polynomial(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     return signal.then(Polynomial(coefficients, float(interval[0]), float(interval[1])))
 
 
+def _defined(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
+    signal = _signal(node, values, 4)
+    layer = onnx_attention.read(node.op_type, signal.known, [np.asarray(value) for value in values[1:]])
+    return signal.then(layer, (layer.channels, 1, layer.positions))
+
+
+def _over_channels(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
+    signal = _signal(node, values, 1)
+    if node.op_type == "ArgMax" and not (number(node, "keepdims", 1) and not number(node, "select_last_index", 0)):
+        raise ModelError("Expected ArgMax that keeps its axis and takes the first of several")
+    layer = onnx_attention.over_channels(node.op_type, signal.known, int(number(node, "axis", _axis(node))))
+    return signal.then(layer, (1,) if node.op_type == "ArgMax" else None)
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return -1 if node.op_type == "Softmax" else 0
+
+
 def _trees(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     signal = _signal(node, values, 1)
     if signal.items or (signal.shape is not None and len(signal.shape) != 1):
@@ -511,6 +529,7 @@ def finished(signal: Signal) -> tuple[Layer, ...]:
 
 _RULES: Mapping[str, Rule] = {
     "Add": _add,
+    "ArgMax": _over_channels,
     "AveragePool": _average,
     "BatchNormalization": _batch_norm,
     "Cast": _same,
@@ -532,6 +551,7 @@ _RULES: Mapping[str, Rule] = {
     "Relu": _elementwise(Relu),
     "Reshape": _reshape,
     "Sigmoid": _elementwise(Sigmoid),
+    "Softmax": _over_channels,
     "Sub": _sub,
     "Tanh": _elementwise(Tanh),
     "Transpose": _transpose,
