@@ -33,13 +33,19 @@ from numpy.typing import NDArray
 from confide.errors import ProtocolError, UsageError
 from confide.mpc import dcf_numpy
 
+try:
+    from confide._native import mpc as _native
+except ImportError:
+    _native = None
+
 Bytes = NDArray[np.uint8]
 Words = NDArray[np.uint64]
 
 BLOCK_BYTES = 16
 LEAF_BITS = 7
 
-_engine = dcf_numpy
+# Without instructions for AES, OpenSSL is the faster one.
+_engine = _native if _native and _native.best_path() != "portable" else dcf_numpy
 
 
 def correction_bytes(count: int, bits: int) -> int:

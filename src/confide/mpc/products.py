@@ -18,9 +18,14 @@ from numpy.typing import NDArray
 from confide.errors import UsageError
 from confide.mpc import products_numpy
 
+try:
+    from confide._native import mpc as _native
+except ImportError:
+    _native = None
+
 Words = NDArray[np.uint64]
 
-_engine = products_numpy
+_engine = _native or products_numpy
 
 
 def matmul(
@@ -87,7 +92,7 @@ def convolve(
         raise UsageError(f"Expected x (n, c, h, w) and w (o, c, kh, kw) of one c, got {x.shape} and {w.shape}")
     if min(stride) < 1 or min(padding) < 0:
         raise UsageError(f"Expected stride={stride} of at least 1 and padding={padding} of at least 0")
-    pictures, kernels = _readable(x, "x"), _readable(w, "w")
+    pictures, kernels = _readable(x, "x"), np.ascontiguousarray(_readable(w, "w"))
     count, _, height, width = x.shape
     outputs, _, kh, kw = w.shape
     top, left, bottom, right = padding
