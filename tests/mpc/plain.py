@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from confide.mpc import operations as op
 from confide.mpc.operations import Kind, Program
+from confide.mpc.periodic import Series
 
 Integers = NDArray[np.int64]
 
@@ -120,6 +121,11 @@ def _made(operation: Any, given: list[Integers], loaded: Mapping[str, Any]) -> I
             return (given[0] >= 0).astype(np.int64)
         case op.Select(_, _, bits):
             return given[0] * (given[1] >> bits)
+        case op.Reveal(_, _, bits):
+            return given[0] >> bits
+        case op.Periodic(_, period, cosines, sines):
+            series = Series(period, cosines, sines)
+            return encoded(series.apply(given[0].astype(np.float64), 0), op.PERIODIC_SCALE)
         case op.Add():
             return given[0] + given[1]
         case op.Subtract():
@@ -138,7 +144,7 @@ def _made(operation: Any, given: list[Integers], loaded: Mapping[str, Any]) -> I
 
 def _moved(operation: Any, a: Integers) -> Integers:
     match operation:
-        case op.Open() | op.Number() | op.Keep() | op.Reveal():
+        case op.Open() | op.Number() | op.Keep():
             return a
         case op.Reshape(_, shape):
             return a.reshape(shape)

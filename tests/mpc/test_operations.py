@@ -55,7 +55,8 @@ def operations(number: int) -> st.SearchStrategy:
         st.builds(op.Broadcast, at, free),
         st.builds(op.Sum, at, SMALL),
         st.builds(op.Keep, at, st.just(f"k{number}")),
-        st.builds(op.Reveal, at, st.just(f"y{number}")),
+        st.builds(op.Reveal, at, st.just(f"y{number}"), BITS),
+        st.builds(op.Periodic, at, BITS, free, free),
     )
 
 
@@ -171,6 +172,10 @@ REFUSED = {
     "a sum of two scales": (V, S, op.Add(0, 1)),
     "a sum of two shapes": (X, V, op.Add(0, 1)),
     "a sum of bits": (*BIT, op.Add(1, 1)),
+    "a bit revealed in part": (*BIT, op.Reveal(1, "y", 1)),
+    "a value revealed below scale 0": (S, op.Reveal(0, "y", 33)),
+    "two outputs of one name": (S, op.Reveal(0), op.Reveal(0)),
+    "two things kept under one name": (S, op.Keep(0, "s"), op.Keep(0, "s")),
     "a bit kept": (*BIT, op.Keep(1, "k")),
     "kernels of other channels": (
         X,

@@ -36,6 +36,7 @@ from confide.model.layers import (
     Tanh,
     applied,
 )
+from confide.model.max_pool import MaxPool
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
@@ -109,6 +110,8 @@ def interval_after(layer: Layer, box: Interval) -> Interval:
                 return _affine(layer, box)
             case AveragePool():
                 return _widened(applied(layer, box.low[None])[0], applied(layer, box.high[None])[0], layer.height)
+            case MaxPool():  # rounds nothing
+                return Interval(layer.apply(box.low[None])[0], layer.apply(box.high[None])[0])
             case Relu() | Sigmoid() | Tanh():
                 return _widened(applied(layer, box.low), applied(layer, box.high))
             case Square() | Gelu() | Polynomial():

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from confide.errors import ModelError
 from confide.model.attention import Argmax, Attention, LayerNorm, Softmax
+from confide.model.max_pool import MaxPool
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
@@ -258,6 +259,7 @@ Layer = (
     Linear
     | Conv
     | AveragePool
+    | MaxPool
     | Square
     | Sigmoid
     | Relu
@@ -302,7 +304,7 @@ def inputs_of(layer: Layer) -> int | None:
     match layer:
         case Linear(weight, _):
             return weight.shape[1]
-        case Conv() | AveragePool() | Softmax() | LayerNorm() | Attention() | Argmax():
+        case Conv() | AveragePool() | MaxPool() | Softmax() | LayerNorm() | Attention() | Argmax():
             return layer.inputs
         case Trees():
             return layer.features
@@ -325,7 +327,7 @@ def width_after(layer: Layer, inputs: int, where: str = "a layer") -> int:
     match layer:
         case Linear(weight, _):
             return weight.shape[0]
-        case Conv() | AveragePool() | Attention():
+        case Conv() | AveragePool() | MaxPool() | Attention():
             return layer.outputs
         case Argmax():
             return 1
@@ -420,7 +422,7 @@ def applied(layer: Layer, x: Matrix) -> Matrix:
             return chebyshev((2.0 * x - (low + high)) / (high - low), coefficients)
         case Residual(body, shortcut):
             return _applied_all(body, x) + _applied_all(shortcut, x)
-        case Softmax() | LayerNorm() | Attention() | Argmax() | Trees():
+        case MaxPool() | Softmax() | LayerNorm() | Attention() | Argmax() | Trees():
             return layer.apply(x)
 
 

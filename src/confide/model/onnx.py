@@ -3,6 +3,7 @@
     Linear         Gemm with transB = 1, weight and bias as float64 initializers
     Conv           Conv in float32, the only type in which onnxruntime has it; weights are kept exactly
     AveragePool    AveragePool in float32
+    MaxPool        MaxPool in float32
     Square         Mul of a tensor with itself
     Relu, Sigmoid, Tanh    as they are
     Gelu           x (1 + erf(x / sqrt 2)) / 2, written out in float32
@@ -70,7 +71,6 @@ _REPLACEMENTS: Mapping[str, str] = {
     "LinearRegressor": f"export the coefficients as Gemm, or {_ITSELF}",
     "LogSoftmax": "end at the logits; the client applies it",
     "LSTM": "flatten a window of the series and take Gemm or Conv",
-    "MaxPool": "train with AveragePool",
     "Pad": "put the padding into the Conv",
     "PRelu": "train with Relu or Square",
     "Scaler": f"put the scale into the first Gemm, or {_ITSELF}",
@@ -101,6 +101,7 @@ _ATTRIBUTES: Mapping[str, Mapping[str, int]] = {
     "GlobalAveragePool": {},
     "Identity": {},
     "MatMul": {},
+    "MaxPool": {**_WINDOW, "ceil_mode": 2, "storage_order": 2},
     "Mul": {},
     "Pow": {},
     "ReduceMean": {"axes": 7, "keepdims": 2, "noop_with_empty_axes": 2},
@@ -113,7 +114,7 @@ _ATTRIBUTES: Mapping[str, Mapping[str, int]] = {
     "Transpose": {"perm": 7},
     "TreeEnsemble": onnx_trees.ATTRIBUTES,
 }
-_ANY_REPLACEMENT = "build the model from Gemm, Conv, AveragePool, Add and activations"
+_ANY_REPLACEMENT = "build the model from Gemm, Conv, AveragePool, MaxPool, Add and activations"
 _NO_TENSOR = "Expected an ONNX graph whose nodes take what nodes before them give, each under a name of its own"
 
 

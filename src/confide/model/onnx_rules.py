@@ -36,6 +36,7 @@ from confide.model.layers import (
     Tanh,
     gelu,
 )
+from confide.model.max_pool import MaxPool
 from confide.model.onnx_tensors import number, numbers, text
 
 if TYPE_CHECKING:
@@ -298,6 +299,15 @@ def _average(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     return signal.then(layer, (channels, layer.out_height, layer.out_width))
 
 
+def _max(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
+    signal = _signal(node, values, 1)
+    channels, height, width = _image_of(signal, "MaxPool")
+    kernel = _pair(numbers(node, "kernel_shape", ()), "MaxPool")
+    stride = _pair(numbers(node, "strides", (1, 1)), "MaxPool")
+    layer = MaxPool(channels, height, width, kernel, stride, _padding(node, (height, width), kernel, stride))
+    return signal.then(layer, (channels, layer.out_height, layer.out_width))
+
+
 def _global_average(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     signal = _signal(node, values, 1)
     channels, height, width = _image_of(signal, "GlobalAveragePool")
@@ -545,6 +555,7 @@ _RULES: Mapping[str, Rule] = {
     "GlobalAveragePool": _global_average,
     "Identity": _same,
     "MatMul": _matmul,
+    "MaxPool": _max,
     "Mul": _mul,
     "Pow": _power,
     "ReduceMean": _mean,

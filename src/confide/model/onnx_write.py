@@ -33,6 +33,7 @@ from confide.model.layers import (
     Square,
     Tanh,
 )
+from confide.model.max_pool import MaxPool
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
@@ -123,6 +124,15 @@ def _written(writer: Writer, layer: Layer, flow: Flow, where: str) -> Flow:
             flow = _single(writer, _image(writer, flow, (layer.channels, layer.height, layer.width)))
             sizes = {"kernel_shape": list(layer.kernel), "strides": list(layer.stride)}
             made = writer.node("AveragePool", [flow.name], out, f"pool{where}", **sizes)
+            return Flow(made, (layer.channels, layer.out_height, layer.out_width), single=True)
+        case MaxPool():
+            flow = _single(writer, _image(writer, flow, (layer.channels, layer.height, layer.width)))
+            sizes = {
+                "kernel_shape": list(layer.kernel),
+                "strides": list(layer.stride),
+                "pads": list(layer.padding),
+            }
+            made = writer.node("MaxPool", [flow.name], out, f"pool{where}", **sizes)
             return Flow(made, (layer.channels, layer.out_height, layer.out_width), single=True)
         case Square():
             return replace(flow, name=writer.node("Mul", [flow.name, flow.name], out, f"square{where}"))

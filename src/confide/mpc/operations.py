@@ -259,10 +259,19 @@ class Keep(Operation, frozen=True, tag="keep"):
 
 
 class Reveal(Operation, frozen=True, tag="reveal"):
-    """`a`, SHARED or a BIT, told to whoever receives the output, and to nobody else. One round; the value is final."""
+    """`a`, SHARED or a BIT, told to whoever receives the output, and to nobody else. One round; the value is final.
+
+    With `bits` above 0 each share s leaves as floor(s / 2^bits), 0 <= s < 2^64, and the receiver adds them up and 1:
+    modulo 2^(64 - bits) it has floor(a / 2^bits) plus 0 or 1, as `Truncate` gives, without an opening; the low bits of
+    `a` stay hidden but for that rounding.
+
+    Args:
+        bits: 0 of a BIT, at most 62; the scale falls by as much.
+    """
 
     a: int
     name: str = "y"
+    bits: int = 0
 
 
 AnyOperation = (
@@ -325,14 +334,15 @@ class Program:
             raise ProtocolError(f"Expected a program of 1 to {MOST_OPERATIONS} operations, got {len(self.operations)}")
         made: list[Value] = []
         for number, operation in enumerate(self.operations):
-            value = _made(operation, made, number)
+            value = made_by(operation, made, number)
             axes_fit = len(value.shape) <= MOST_AXES and all(size >= 1 for size in value.shape)
             if not (axes_fit and value.count <= MOST_ELEMENTS and 0 <= value.scale < WORD_BITS):
                 raise ProtocolError(f"Expected operation {number} to make a value of a bounded shape and scale")
             made.append(value)
-        names = [operation.name for operation in self.operations if isinstance(operation, Load)]
-        if len(set(names)) != len(names):
-            raise ProtocolError("Expected every loaded value of a program to have a name of its own")
+        for kinds in (Load, Keep, Reveal):
+            names = [operation.name for operation in self.operations if isinstance(operation, kinds)]
+            if len(set(names)) != len(names):
+                raise ProtocolError("Expected what a program loads, keeps or reveals to have names of their own")
         object.__setattr__(self, "values", tuple(made))
 
     def encode(self) -> bytes:
@@ -373,8 +383,8 @@ def operands(operation: AnyOperation) -> tuple[int, ...]:
 # --- what an operation makes ------------------------------------------------------------------------------------------
 
 
-def _made(operation: AnyOperation, made: Sequence[Value], number: int) -> Value:
-    """Return what an operation makes of earlier values. Raises ProtocolError if they do not fit."""
+def made_by(operation: AnyOperation, made: Sequence[Value], number: int) -> Value:
+    """Return what operation `number` makes of earlier values. Raises ProtocolError if they do not fit."""
     taken = operands(operation)
     if not all(0 <= earlier < number for earlier in taken):
         raise ProtocolError(f"Expected operation {number} to take values of earlier ones")
@@ -409,8 +419,8 @@ def _interactive(operation: AnyOperation, given: Sequence[Value]) -> Value | Non
             return Value(first.shape, PERIODIC_SCALE, Kind.SHARED) if fits else None
         case Number() if first and first.kind is Kind.BIT:
             return Value(first.shape, 0, Kind.SHARED)
-        case Reveal() if first and first.kind is not Kind.OPEN:
-            return first
+        case Reveal(_, _, bits) if first and first.kind is not Kind.OPEN and 0 <= bits <= 62:
+            return None if bits and first.kind is Kind.BIT else Value(first.shape, first.scale - bits, first.kind)
         case _:
             return None
 
