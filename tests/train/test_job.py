@@ -20,6 +20,7 @@ from confide.train.sections import (
     ModelSection,
     OutputSection,
     PrivacySection,
+    SharesSection,
     TrainSection,
     TreesSection,
 )
@@ -275,7 +276,7 @@ def test_the_page_lists_every_key():
         for key in re.findall(r"^\| `(\w+)` \|", rows, re.MULTILINE)
     }
     kinds = {"job": JobSection, "data": DataSection, "model": ModelSection, "train": TrainSection}
-    kinds |= {"trees": TreesSection, "privacy": PrivacySection, "output": OutputSection}
+    kinds |= {"trees": TreesSection, "shares": SharesSection, "privacy": PrivacySection, "output": OutputSection}
     assert listed == {(name, key) for name, kind in kinds.items() for key in kind.__struct_fields__}
 
 

@@ -25,6 +25,7 @@ from confide.cli.node import node_app
 from confide.cli.plan import plan
 from confide.cli.predict import predict
 from confide.cli.serving import serve
+from confide.cli.shares import train_on_shares
 from confide.cli.split import split
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
@@ -127,6 +128,9 @@ def train(
 
     job = load(job_file)
     output = Output(job)
+    if job.train.aggregate == "mpc":
+        train_on_shares(job, output)
+        return
     data = load_data(job, ledger=output.ledger)
     if output.ledger.spent is not None:
         console.err.print(

@@ -26,11 +26,12 @@ STEPWISE = ("fedavg", "fedprox", *ADAPTIVE, "scaffold")
 
 #: Which algorithms read a key of [train]; all read those that are not here.
 READ_BY: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("server_learning_rate", "momentum", "update_bound", "fraction_bits"), STEPWISE),
-    "learning_rate": (*STEPWISE, "newton", "boosting"),
+    **dict.fromkeys(("server_learning_rate", "update_bound", "fraction_bits"), STEPWISE),
+    "momentum": (*STEPWISE, "sgd"),
+    "learning_rate": (*STEPWISE, "newton", "boosting", "sgd"),
     "class_weights": (*STEPWISE, "newton", "boosting", "additive"),
     "average": (*STEPWISE, "newton"),
-    "weight_decay": (*STEPWISE, "statistics", "newton", "risk-sets"),
+    "weight_decay": (*STEPWISE, "statistics", "newton", "risk-sets", "sgd"),
     "solver": ("statistics", "newton"),
     "proximal": ("fedprox",),
     "second_moment": ("fedadam", "fedyogi"),

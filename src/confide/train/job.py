@@ -5,6 +5,7 @@
     [model]    kind, hidden units
     [trees]    how many, how deep ...        of model.kind = "trees" only
     [train]    aggregate, rounds, learning rate ...
+    [shares]   who computes ...              of train.aggregate = "mpc" only
     [privacy]  epsilon, delta ...            leave the table out for a job without differential privacy
     [output]   model, ledger, signing key
 
@@ -39,6 +40,7 @@ from confide.train.contradictions import (
     check_survival,
     check_trees,
 )
+from confide.train.contradictions_in_shares import ON_SHARES_CLIP, check_shares
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults, toml_value
 from confide.train.sections import (
     MOST_NODES,
@@ -46,6 +48,7 @@ from confide.train.sections import (
     DataSection,
     Job,
     PrivacySection,
+    SharesSection,
     TrainSection,
     TreesSection,
     default_quorum,
@@ -73,6 +76,7 @@ _ALGORITHM_DEFAULTS: Mapping[str, Mapping[str, float]] = {
     "boosting": {"learning_rate": 0.1, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
     "additive": {"rounds": 25, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
     "risk-sets": {"rounds": 8, "momentum": 0.0, "average": 0.0},
+    "sgd": {"rounds": 30, "learning_rate": 1.0, "momentum": 0.0, "average": 0.0, "weight_decay": 0.0},
 }
 
 #: What [trees] takes under [privacy]: noise is the same however many intervals there are.
@@ -133,6 +137,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("train", "clip_norm"): (0, 1e6, False, False),
     ("train", "clip_quantile"): (0, 1, False, True),
     ("train", "clip_rate"): (0, 10, True, False),
+    ("shares", "batch"): (0, 1 << 20, False, False),
     ("privacy", "epsilon"): (0, 32, True, False),
     ("privacy", "delta"): (0, 1, False, True),
     ("privacy", "clip_norm"): (1e-6, 1e6, False, False),
@@ -172,6 +177,7 @@ def parse(table: dict[str, Any], *, base: Path = Path()) -> Job:
     check_survival(job, table.get("model", {}))
     check_combinations(job, table.get("train", {}), table.get("privacy", {}))
     check_client_level(job, table.get("train", {}), table.get("privacy", {}))
+    check_shares(job, table)
     return job
 
 
@@ -339,16 +345,20 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     given: dict[str, Any] = table.get("train", {})
     private, kind = "privacy" in table, model.get("kind", "logistic")
     of_kind = {"trees": "additive" if private else "boosting", "cox": "fedavg" if private else "risk-sets"}
-    given = {"algorithm": of_kind.get(kind, "fedavg")} | given
+    on_shares = given.get("aggregate") == "mpc"
+    given = {"algorithm": "sgd" if on_shares else of_kind.get(kind, "fedavg")} | given
     own = _ALGORITHM_DEFAULTS.get(given["algorithm"], {})
     own = {**own, **_COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})}
     train: dict[str, Any] = {**_DEFAULTS[model.get("kind", "logistic")], **own, **given}
-    train["quorum"] = train.get("quorum") or default_quorum(parties)
+    train["quorum"] = train.get("quorum") or (parties if on_shares else default_quorum(parties))
     if train.get("aggregate") == "groups":
         train["liars"] = train.get("liars", 0 if train.get("rule") == "mean" else 1)
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
     resolved = table | {"train": train}
+    if on_shares:
+        asked = SharesSection(**{"batch": 0 if private else SharesSection().batch} | table.get("shares", {}))
+        resolved["shares"] = msgspec.structs.asdict(asked)
     if kind == "trees":
         asked = TreesSection(**(_ADDITIVE if private else {}) | table.get("trees", {}))
         if not private:
@@ -357,6 +367,8 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
     if model.get("features") == "encoder":
         resolved["model"] = {"whiten": "natural", **model}
     if privacy := dict(table.get("privacy", {})):
+        if on_shares:
+            privacy.setdefault("clip_norm", ON_SHARES_CLIP)
         if privacy.get("unit") == "client":
             privacy.setdefault("expected_records", parties)
             privacy["bands"] = privacy.get("bands") or train.get("rotation", 1)
@@ -398,10 +410,10 @@ def _private_descent(privacy: Mapping[str, Any]) -> dict[str, Any]:
 def describe(job: Job, *, output: bool = True) -> str:
     """Return the job as TOML with every default filled in: what will run; without [output] if told so."""
     lines: list[str] = []
-    for name in ("job", "data", "model", "trees", "train", "privacy", *(["output"] if output else [])):
+    for name in ("job", "data", "model", "trees", "train", "shares", "privacy", *(["output"] if output else [])):
         section = getattr(job, name)
         if section is None:
-            if name == "trees":
+            if name in ("trees", "shares"):
                 continue
             lines.append("# no [privacy]: no differential privacy\n")
             continue
@@ -431,6 +443,9 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
     if job.train.aggregate != "groups":
         unused |= {("train", key) for key in OF_GROUPS}
+    if job.train.aggregate == "mpc":
+        sums = ("attempts", "compress", "clip_norm", "clip_quantile", "local_steps", "expected_records", "quorum")
+        unused |= {("train", key) for key in (*sums, "class_weights", "rotation")}
     if job.train.aggregate not in ("shares", "he"):
         unused.add(("train", "helper"))
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}

@@ -111,7 +111,10 @@ class Output:
 
     def save(self, data: Trained, done: Round[Graph]) -> Artifact:
         """Return the labelled model after `done`; write it, signed, if the job names a file."""
-        artifact = labelled(self._job, data, done, self.ledger)
+        return self.sign(labelled(self._job, data, done, self.ledger))
+
+    def sign(self, artifact: Artifact) -> Artifact:
+        """Return the model; write it, signed, if the job names a file."""
         if self._model is None or self._key_file is None:
             return artifact
         if self._key is None:

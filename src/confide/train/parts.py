@@ -341,6 +341,11 @@ def aggregator_named(
         of_updates: whether they are updates, which train.norm_bound bounds.
     """
     name = train.aggregate
+    if name == "mpc":
+        raise JobError(
+            'Expected a sum of updates, got train.aggregate="mpc", which trains on shares of rows: `confide train` '
+            'runs it; take "masked" for everything else'
+        )
     if name not in AGGREGATORS:
         raise JobError(
             f'Unknown train.aggregate "{name}"{nearest(name, AGGREGATORS)}; there are {", ".join(sorted(AGGREGATORS))}'

@@ -44,6 +44,10 @@ class DataSection(Section, frozen=True, kw_only=True):
         table: one table with the records of all parties, which `split = "column"` parts.
         split_by: its column that says whose a record is: a bank, a hospital.
         names: the values of that column, each the name of a party.
+        columns: of train.aggregate = "mpc", with tables that hold different columns of the same people: which columns
+            of the schema each party brings, the label among them, by the party's name.
+        link: with `columns`: the column, in the tables of both, that says whose a row is; the rows that both have are
+            found by private set intersection.
         test: table with the test records; without it `test_fraction` of every party's records are set aside.
         set: a shipped data set instead of files.
         parties: into how many parties the set is split.
@@ -65,6 +69,8 @@ class DataSection(Section, frozen=True, kw_only=True):
     table: str | None = None
     split_by: str | None = None
     names: tuple[str, ...] = ()
+    columns: dict[str, tuple[str, ...]] = {}
+    link: str | None = None
     test: str | None = None
     set: str | None = None
     parties: int = 4
@@ -155,11 +161,13 @@ class TrainSection(Section, frozen=True, kw_only=True):
     """[train]: who sums, and how the sum moves the model.
 
     Args:
-        aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties.
+        aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties. Or
+            "mpc": parties share their rows to two servers that train on them, and no update exists.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
             "statistics" takes one sum over records, from which a logistic model's weights are solved; "newton" goes on
             from there by gradients that the same sums precondition; "boosting" grows trees, and is what they have;
-            "risk-sets" sums those of a cox model, and is its default without [privacy].
+            "risk-sets" sums those of a cox model, and is its default without [privacy]; "sgd" takes steps over batches
+            of shared rows, and is what "mpc" has.
         class_weights: "balanced" weighs a record by the smallest class's size over that of its own, so that rare
             classes count as much as common ones; the sizes come from one sum before the training, with noise and
             charged under [privacy].
@@ -167,9 +175,9 @@ class TrainSection(Section, frozen=True, kw_only=True):
             squares; weight_decay is the ridge of both, for each record.
         helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
-        rounds: sums to take, >= 1; without the key 30, 60 for an mlp, 1 for statistics, 17 for newton, 8 for
-            risk-sets, 1 and one for each level of each tree, 40 for private gradients of unit rows, or 20 for those of
-            cox.
+        rounds: sums to take, or passes over the rows of "mpc", >= 1; without the key 30, 60 for an mlp, 1 for
+            statistics, 17 for newton, 8 for risk-sets, 1 and one for each level of each tree, 40 for private gradients
+            of unit rows, or 20 for those of cox.
         rotation: of privacy.unit = "client": a party trains in every which round, in the order of the job, and sends
             multiples of its last update in the others; 1 trains everybody in every round, which has the least noise.
         local_steps: passes of a party over its records between two sums; full-batch gradient steps, and 1 equals
@@ -224,6 +232,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
         "boosting",
         "additive",
         "risk-sets",
+        "sgd",
     ] = "fedavg"
     class_weights: Literal["none", "balanced"] = "none"
     solver: Literal["discriminant", "ridge"] = "discriminant"
@@ -297,6 +306,26 @@ class PrivacySection(Section, frozen=True, kw_only=True):
     statistics_share: float = 0.4
 
 
+class SharesSection(Section, frozen=True, kw_only=True):
+    """[shares]: of train.aggregate = "mpc": who computes, and what becomes of the weights.
+
+    Args:
+        servers: names of the two organisations that compute on shares; they must not pool what they hold.
+        dealer: the name of who deals correlations; it must pool with neither, and gets no rows and no weights.
+        insecure_colocated_dealer: lets a server deal as well, which hides nothing from it: for trials.
+        batch: rows of a step; 0 stands for all of them, and without the key it is 128, or 0 under [privacy].
+        loss: "logistic": the probability is a line of slope 1 through 1/2, cut at 0 and 1; "squared".
+        folder: keeps the weights as shares, in one file for each server there, and opens nothing.
+    """
+
+    servers: tuple[str, ...] = ("server-1", "server-2")
+    dealer: str = "dealer"
+    insecure_colocated_dealer: bool = False
+    batch: int = 128
+    loss: Literal["logistic", "squared"] = "logistic"
+    folder: str | None = None
+
+
 class OutputSection(Section, frozen=True, kw_only=True):
     """[output]: where the signed model and the ledger go, relative to the job file; no path, no file."""
 
@@ -313,6 +342,7 @@ class Job(Section, frozen=True, kw_only=True):
     model: ModelSection = ModelSection()
     trees: TreesSection | None = None
     train: TrainSection = TrainSection()
+    shares: SharesSection | None = None
     privacy: PrivacySection | None = None
     output: OutputSection = OutputSection()
     base: str = "."

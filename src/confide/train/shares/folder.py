@@ -1,0 +1,97 @@
+"""Weights that stay shares: a folder with one file for each server, and what is public beside them.
+
+    server-0.npz, server-1.npz    arrays of uint64 by name: w1, b1, w2 ...; a server gets its own file and no other
+    model.json                    layers, scales, classes and label: no number of the model
+
+Either file alone is uniform. Both together are the model, so a folder with both is for simulations alone.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.errors import ModelError
+from confide.guarantee import PrivacyLabel
+from confide.mpc.operations import SCALE
+from confide.structs import known
+from confide.train.shares.parties import SERVERS
+
+Words = NDArray[np.uint64]
+
+_MODEL = "model.json"
+_LARGEST_BYTES = 1 << 30
+
+
+class Public(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is public of a model whose weights are shares.
+
+    Args:
+        widths: columns before the first layer and after each; ReLU between layers.
+        loss: what the outputs were trained by; "logistic": above 0 speaks for a class, "squared": above 1/2.
+        classes: names of the outcomes.
+        weight_scale, bias_scale: of the shares.
+        servers: who holds which file, in order.
+        label: what the training promised.
+    """
+
+    widths: tuple[int, ...]
+    loss: str
+    classes: tuple[str, ...]
+    servers: tuple[str, ...]
+    label: PrivacyLabel
+    weight_scale: int = SCALE
+    bias_scale: int = 2 * SCALE
+
+
+def write_folder(place: Path, public: Public, parts: tuple[Mapping[str, Words], Mapping[str, Words]]) -> None:
+    """Write a folder of shares; files are readable by their owner alone.
+
+    Args:
+        parts: of each server, by name.
+    """
+    place.mkdir(mode=0o700, exist_ok=True)
+    (place / _MODEL).write_bytes(msgspec.json.format(msgspec.json.encode(public), indent=2) + b"\n")
+    for name, arrays in zip(SERVERS, parts, strict=True):
+        file = place / f"{name}.npz"
+        file.touch(mode=0o600)
+        file.chmod(0o600)
+        with file.open("wb") as body:
+            np.savez(body, allow_pickle=False, **{key: np.asarray(words, "<u8") for key, words in arrays.items()})
+
+
+def read_public(place: Path) -> Public:
+    """Return what is public of a folder of shares. Raises ModelError if it is none."""
+    try:
+        return msgspec.json.decode((place / _MODEL).read_bytes(), type=known(Public))
+    except (OSError, msgspec.DecodeError):
+        raise ModelError(f"Expected a folder of shares at {place}; `confide train` writes one") from None
+
+
+def read_shares(place: Path, public: Public, server: int) -> dict[str, Words]:
+    """Return one server's shares: w1, b1 ... with the shapes that `public` says.
+
+    Raises:
+        ModelError: the file is absent, or holds anything else.
+    """
+    file = place / f"{SERVERS[server]}.npz"
+    layers = range(1, len(public.widths))
+    wanted = {f"w{layer}": (public.widths[layer - 1], public.widths[layer]) for layer in layers}
+    wanted |= {f"b{layer}": (public.widths[layer],) for layer in layers}
+    try:
+        body = file.read_bytes() if file.stat().st_size <= _LARGEST_BYTES else b""
+        with np.load(io.BytesIO(body), allow_pickle=False) as arrays:
+            found = {name: np.asarray(arrays[name]) for name in arrays.files if name in wanted}
+    except (OSError, ValueError, zipfile.BadZipFile, KeyError, EOFError):
+        raise ModelError(f"Expected a server's shares at {file}") from None
+    if {name: (array.shape, array.dtype.str) for name, array in found.items()} != {
+        name: (shape, "<u8") for name, shape in wanted.items()
+    }:
+        raise ModelError(f"Expected shares of the layers {public.widths} at {file}")
+    return {name: array.astype(np.uint64, copy=False) for name, array in found.items()}

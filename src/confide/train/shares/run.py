@@ -1,0 +1,305 @@
+"""From a job with aggregate = "mpc" to a labelled model, or to a folder of shares."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.crypto.random import Randomness, SystemRandomness, public_stream
+from confide.errors import JobError
+from confide.guarantee import PrivacyLabel
+from confide.model.artifact import Artifact
+from confide.model.graph import Graph, Linear, Relu, Sigmoid
+from confide.mpc.training_plan import Rates, Task
+from confide.train.course import parameters_hash
+from confide.train.disclosure import SCHEMA_BOUNDS, fixed_in_advance
+from confide.train.job import describe
+from confide.train.ledger import Ledger
+from confide.train.local import flatten
+from confide.train.sections import Job, SharesSection
+from confide.train.shares.course import Course, Piece, Run
+from confide.train.shares.folder import Public, write_folder
+from confide.train.shares.parties import SERVERS
+from confide.train.shares.privacy import NoisePlan
+from confide.train.shares.rows import Rows
+from confide.train.shares.simulate import Result, Weights, simulate
+
+Matrix = NDArray[np.float64]
+
+#: sigmoid(4 z) has the slope of the line that stands for a sigmoid in training, and is within 0.12 of it everywhere.
+_SLOPE = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A training on shares before it runs.
+
+    Args:
+        job, rows: what it is about.
+        course: what everybody knows.
+        noise: under [privacy].
+    """
+
+    job: Job
+    rows: Rows
+    course: Course
+    noise: NoisePlan | None
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what will run in numbers, and whom it trusts; to be printed before it begins."""
+        course, shares = self.course, _section(self.job)
+        batch = max(map(len, course.batches))
+        plan = course.plan(Run(0, "step", int(np.argmax([len(one) for one in course.batches]))))
+        layout = plan.layout
+        rate = course.task.rates.learning_rate(course.batch)
+        yield (
+            f"training on shares: {course.rows} rows, {course.passes} passes of {len(course.batches)} steps over up to "
+            f"{batch} rows; a learning rate of {rate:.4g} after rounding to 2^-{course.task.rates.shift} of a row"
+        )
+        first, second = layout.keys_bytes, layout.keys_bytes + layout.words_bytes
+        yield (
+            f"each step: {len(plan.schedule.rounds)} rounds; offline {_size(first)} to {shares.servers[0]}, "
+            f"{_size(second)} to {shares.servers[1]}; a pass {_size(first * len(course.batches))} and "
+            f"{_size(second * len(course.batches))}"
+        )
+        if self.rows.common is not None:
+            yield f"people whom both tables have: {self.rows.common}; both parties learn which of their own these are"
+        yield (
+            f"private while {shares.servers[0]}, {shares.servers[1]} and {shares.dealer} follow the protocol and no "
+            "two of them pool what they see (semi-honest)"
+        )
+        if shares.insecure_colocated_dealer:
+            yield "INSECURE: a server may deal as well, and what it deals opens everything"
+
+    def check_folder(self) -> None:
+        """Refuse a folder of shares that cannot be written, before anything is trained.
+
+        Raises:
+            JobError: its parent is absent, or it is a file.
+        """
+        place = self.job.path(str(_section(self.job).folder))
+        if not place.parent.is_dir() or (place.exists() and not place.is_dir()):
+            raise JobError(f"Expected shares.folder={place} to be a folder, or new in one that exists")
+
+    def run(
+        self,
+        *,
+        rng: Randomness | None = None,
+        ledger: Ledger | None = None,
+        done: Callable[[Run], None] | None = None,
+    ) -> Finished:
+        """Train.
+
+        Args:
+            rng: secret randomness; the operating system's if None. A fixed seed voids every privacy claim.
+            ledger: gets the job and the end.
+            done: is called after every run of a program.
+
+        Raises:
+            ProtocolError: a party broke off.
+        """
+        rng = rng or SystemRandomness()
+        job, rows, course = self.job, self.rows, self.course
+        if ledger is not None:
+            ledger.append("job", {"run": job.job.name, "job": describe(job), "parties": list(rows.pieces)})
+        given = {name: (self._features(name), rows.targets(name)) for name in rows.pieces}
+        result = simulate(
+            course,
+            given,
+            rng,
+            start=starting_weights(course.task, job.job.seed),
+            noise=None if self.noise is None else self.noise.noise,
+            done=done,
+        )
+        graph = None if result.opened is None else graph_of(course.task, result.opened, rows.classes)
+        head = ""
+        if ledger is not None:
+            fields = {"rounds": course.passes, "epsilon": None if self.noise is None else self.noise.plan.epsilon}
+            told = {"shares": list(_section(job).servers)}
+            model = told if graph is None else {"model": parameters_hash(flatten(graph)).hex()}
+            head = ledger.append("model", model | fields)
+        return Finished(self, result, graph, label_of(self, rng.origin, head))
+
+    def _features(self, name: str) -> Matrix:
+        x, piece = self.rows.features[name], self.rows.pieces[name]
+        if self.noise is None:
+            return x
+        parts = len(self.rows.pieces) if self.rows.common is not None else 1
+        x = self.noise.clipped(x, parts=parts)
+        return np.hstack([x, np.ones((len(x), 1))]) if piece.targets else x
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """What a training on shares left.
+
+    Args:
+        prepared: before it ran.
+        result: shares, transcript and bytes.
+        graph: the opened model; None if it stays shares.
+        label: what was promised.
+    """
+
+    prepared: Prepared
+    result: Result
+    graph: Graph | None
+    label: PrivacyLabel
+
+    def sentences(self) -> Iterator[str]:
+        """Yield what was sent, as it was counted."""
+        found, shares = self.result, _section(self.prepared.job)
+        for role, name in zip(SERVERS, shares.servers, strict=True):
+            yield (
+                f"{name}: {_size(found.offline_bytes[role])} offline from {shares.dealer}, "
+                f"{_size(found.transcript.bytes_sent(role))} sent, {found.transcript.seconds(role):.2f} s of work"
+            )
+
+    def artifact(self) -> Artifact:
+        """Return the opened model with its label. Raises JobError if it stays shares."""
+        if self.graph is None:
+            raise JobError("Expected a model whose weights are opened; leave shares.folder out of the job")
+        job = self.prepared.job
+        source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
+        return Artifact(self.graph, self.prepared.rows.preprocess, self.label, {"job": job.job.name, "data": source})
+
+    def write_shares(self, place: Path) -> None:
+        """Write the folder of shares."""
+        task, job = self.prepared.course.task, self.prepared.job
+        public = Public(
+            widths=(self.prepared.rows.preprocess.features, *task.widths[1:]),
+            loss=task.loss,
+            classes=self.prepared.rows.classes,
+            servers=_section(job).servers,
+            label=self.label,
+        )
+        first, second = (dict(one.parts) for one in self.result.shares)
+        if task.noise:  # the bias is the last row of the weights there
+            for parts in (first, second):
+                parts["w1"], parts["b1"] = parts["w1"][:-1], parts["w1"][-1] << np.uint64(16)
+        write_folder(place, public, (first, second))
+
+
+def prepare(job: Job, rows: Rows) -> Prepared:
+    """Return a training on shares as a job asks for it.
+
+    Raises:
+        JobError: the job asks for what its data does not have.
+        PrivacyError: no noise keeps what [privacy] promises, or the largest one leaves the range of the shares.
+        UsageError: a rate that shares cannot move by.
+    """
+    shares, train, private = _section(job), job.train, job.privacy
+    batch = min(shares.batch or rows.count, rows.count)
+    features = rows.preprocess.features
+    task = Task(
+        features=features + (private is not None),
+        hidden=(job.model.hidden,) if job.model.kind == "mlp" else (),
+        outputs=rows.outputs,
+        loss=shares.loss,
+        rates=Rates.of(
+            learning_rate=train.learning_rate, batch=batch, weight_decay=train.weight_decay, momentum=train.momentum
+        ),
+        noise=private is not None,
+    )
+    pieces = dict(rows.pieces)
+    if private is not None:  # the 1 in the place of a bias comes from who has the label
+        for name, piece in pieces.items():
+            if piece.targets:
+                pieces[name] = Piece(piece.rows, np.append(piece.columns, features), targets=True)
+    course = Course(
+        task=task,
+        pieces=pieces,
+        rows=rows.count,
+        batch=batch,
+        passes=train.rounds,
+        opened=shares.folder is None,
+        seed=job.job.seed,
+    )
+    if private is None:
+        return Prepared(job, rows, course, None)
+    noise = NoisePlan.calibrate(
+        epsilon=private.epsilon,
+        delta=private.delta,
+        clip_norm=private.clip_norm,
+        passes=train.rounds,
+        features=features,
+        outputs=rows.outputs,
+        colluding=private.colluding,
+        expected_records=private.expected_records,
+        max_records=private.max_records,
+    )
+    steps = train.rounds * len(course.batches)
+    noise.check_range(task, rows=max(map(len, course.batches)), steps=steps)
+    return Prepared(job, rows, course, noise)
+
+
+def starting_weights(task: Task, seed: int) -> list[Matrix]:
+    """Return public starting weights: zeros of a linear model, else normal ones of variance 2 / columns in."""
+    if not task.hidden:
+        return [np.zeros(shape) for shape in pairwise(task.widths)]
+    stream = public_stream(seed, "initial weights")
+    return [stream.normal(0.0, math.sqrt(2 / inner), (inner, outer)) for inner, outer in pairwise(task.widths)]
+
+
+def graph_of(task: Task, opened: Weights, classes: tuple[str, ...]) -> Graph:
+    """Return the model that serves: trained layers, and a sigmoid with the slope of the line that stood for it."""
+    layers: list[Linear | Relu | Sigmoid] = []
+    for number, (weight, bias) in enumerate(zip(opened.weights, opened.biases, strict=True), 1):
+        last = number == len(opened.weights)
+        middle = 0.5 if last and task.loss == "squared" else 0.0
+        factor = _SLOPE if last else 1.0
+        layers += [Linear(factor * weight.T.copy(), factor * (bias - middle)), Sigmoid() if last else Relu()]
+    return Graph(tuple(layers), classes)
+
+
+def label_of(prepared: Prepared, origin: str, head: str) -> PrivacyLabel:
+    """Return the privacy label of a training on shares."""
+    job, course, shares = prepared.job, prepared.course, _section(prepared.job)
+    sizes = "how many rows and columns each party has, the layers, and the steps"
+    opened = "the final model" if course.opened else "nothing: its weights stay shares at two servers"
+    trust = f"{shares.servers[0]}, {shares.servers[1]} and {shares.dealer}, no two of which pool what they see"
+    said = {} if prepared.noise is None else prepared.noise.label_fields(batches=len(course.batches))
+    rows_too = "" if prepared.rows.common is None else ", and which of its own rows the other has too"
+    insecure = " INSECURE: the dealer may be a server, which then sees everything." if _colocated(shares) else ""
+    said["preprocessing"] = "; ".join((SCHEMA_BOUNDS, *fixed_in_advance(job)))
+    return PrivacyLabel(
+        aggregator="mpc",
+        parties=tuple(prepared.rows.pieces),
+        quorum=len(prepared.rows.pieces),
+        colluding=job.privacy.colluding if job.privacy else 0,
+        rounds=course.passes,
+        server_sees=(
+            f"each of two servers: uniform shares, masked values and masked bits, {sizes}; the dealer: {sizes}. This "
+            f"holds while {trust}, and all follow the protocol (semi-honest).{insecure}"
+        ),
+        parties_see=f"{opened}, and what is their own{rows_too}",
+        outsiders_see=f"{'this file: the last model, its preparation' if course.opened else 'no model'}, this label",
+        released=opened,
+        metrics=(
+            "accuracy on the test records may be printed in the clear where the job runs; no epsilon covers it"
+            if course.opened
+            else "none are released by the training"
+        ),
+        public_data=job.model.public_data or "none",
+        seed=origin,
+        ledger=head,
+        **said,
+    )
+
+
+def _section(job: Job) -> SharesSection:
+    assert job.shares is not None
+    return job.shares
+
+
+def _colocated(shares: SharesSection) -> bool:
+    return shares.insecure_colocated_dealer
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e6:.3g} MB" if count >= 100_000 else f"{count / 1e3:.3g} kB"
