@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -133,26 +134,41 @@ def operands(step: Training) -> tuple[Arrays, np.ndarray]:
         arrays: Arrays = {"w": rng.normal(0, 0.1, 30), "b": np.zeros(())}
         return arrays | {"y": rng.integers(0, 2, BATCH).astype(float)}, rng.normal(0, 1, (BATCH, 30))
     arrays = {"y": np.eye(step.widths[-1])[rng.integers(0, step.widths[-1], BATCH)]}
-    for place, (inner, outer) in enumerate(zip(step.widths, step.widths[1:], strict=False)):
+    for place, (inner, outer) in enumerate(pairwise(step.widths)):
         arrays[f"w{place}"] = rng.normal(0, np.sqrt(2 / inner), (inner, outer))
         arrays[f"b{place}"] = np.zeros(outer)
     return arrays, rng.uniform(0, 1, (BATCH, step.widths[0]))
 
 
-def stepped(step: Training, arrays: Arrays, x: np.ndarray, *, rate: float) -> list[np.ndarray]:
-    """Return the weights and biases after one step in float64, in the order of their names: the oracle."""
-    if step.name == "logistic-step":
-        error = 1 / (1 + np.exp(-(x @ arrays["w"] + arrays["b"]))) - arrays["y"]
-        return [arrays["b"] - rate * error.mean(), arrays["w"] - rate * x.T @ error / len(x)]
+def stepped(step: Training, arrays: Arrays, x: np.ndarray, *, rate: float, cut: bool) -> dict[str, np.ndarray]:
+    """Return weights and biases after one step in float64, by their names: the oracle.
+
+    Args:
+        cut: each output's probability is the line min(max(z + 1/2, 0), 1), as ours trains; else the sigmoid, or the
+            softmax of several outputs, as SPU's side does.
+    """
     count = len(step.widths) - 1
+    names = [("w", "b")] if count == 1 else [(f"w{place}", f"b{place}") for place in range(count)]
+    weights = [arrays[weight].reshape(shape) for (weight, _), shape in zip(names, pairwise(step.widths), strict=True)]
     kept, sums = [x], []
-    for place in range(count):
-        sums.append(kept[-1] @ arrays[f"w{place}"] + arrays[f"b{place}"])
+    for weight, (_, bias) in zip(weights, names, strict=True):
+        sums.append(kept[-1] @ weight + arrays[bias])
         kept.append(np.maximum(sums[-1], 0))
-    powers = np.exp(sums[-1] - sums[-1].max(1, keepdims=True))
-    error, found = (powers / powers.sum(1, keepdims=True) - arrays["y"]) / len(x), {}
+    error, found = (probability(sums[-1], cut) - arrays["y"].reshape(len(x), -1)) / len(x), Arrays()
     for place in reversed(range(count)):
-        found[f"w{place}"] = arrays[f"w{place}"] - rate * kept[place].T @ error
-        found[f"b{place}"] = arrays[f"b{place}"] - rate * error.sum(0)
-        error = (error @ arrays[f"w{place}"].T) * (sums[place - 1] > 0)
-    return [found[name] for name in sorted(found)]
+        weight, bias = names[place]
+        found[weight] = arrays[weight] - (rate * kept[place].T @ error).reshape(arrays[weight].shape)
+        found[bias] = arrays[bias] - (rate * error.sum(0)).reshape(arrays[bias].shape)
+        if place:
+            error = (error @ weights[place].T) * (sums[place - 1] > 0)
+    return found
+
+
+def probability(z: np.ndarray, cut: bool) -> np.ndarray:
+    """Return what a last layer's sums stand for."""
+    if cut:
+        return np.clip(z + 0.5, 0, 1)
+    if z.shape[1] == 1:
+        return 1 / (1 + np.exp(-z))
+    powers = np.exp(z - z.max(1, keepdims=True))
+    return powers / powers.sum(1, keepdims=True)

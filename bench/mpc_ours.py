@@ -10,6 +10,8 @@ import importlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -187,9 +189,55 @@ def sustained(case: Case, numbers: Arrays, x: np.ndarray, *, seconds: float) -> 
 
 
 def step_in_process(step: Training, arrays: Arrays, x: np.ndarray, *, rate: float, repeats: int) -> Ours | None:
-    """Return what training steps take in this process; None until training runs on shares."""
-    del step, arrays, x, rate, repeats
-    return None
+    """Return what training steps take with both servers on this thread; the dealer's work is apart.
+
+    What only the beginning costs falls out: a training of few steps is taken from one of more, five times. The outputs
+    are the weights after one step, then the biases, layer by layer.
+    """
+    try:
+        shares = importlib.import_module("confide.train.shares.simulate")
+    except ImportError:
+        return None
+    few, more = 2, 2 + max(4, repeats if step.widths[-1] == 1 else repeats // 4)
+    seconds, worked, runs = [], [], {}
+    for _ in range(5):
+        for passes in (few, more):
+            runs[passes] = trained(step, arrays, x, rate=rate, passes=passes).transcript
+        steps = more - few
+        seconds.append(sum(_more(runs[more], runs[few], name) for name in shares.SERVERS) / steps)
+        worked.append(_more(runs[more], runs[few], shares.DEALER) / steps)
+    opened = trained(step, arrays, x, rate=rate, passes=1).opened
+    dealt = [_sent(runs[passes], dealer=True) for passes in (more, few)]
+    told = [sum(_sent(runs[passes], dealer=False).values()) for passes in (more, few)]
+    return Ours(
+        tuple(seconds),
+        (*opened.weights, *opened.biases),
+        (told[0] - told[1]) / steps,
+        {name: (size - dealt[1][name]) / steps for name, size in dealt[0].items()},
+        (runs[more].depth - runs[few].depth) // steps,
+        median(worked),
+    )
+
+
+def _more(one: Transcript, other: Transcript, party: str) -> float:
+    return one.seconds(party) - other.seconds(party)
+
+
+def trained(step: Training, arrays: Arrays, x: np.ndarray, *, rate: float, passes: int) -> Any:
+    """Return a training on shares of one owner's batch, `passes` steps, the weights opened."""
+    shares, course, plans = (
+        importlib.import_module(name)
+        for name in ("confide.train.shares.simulate", "confide.train.shares.course", "confide.mpc.training_plan")
+    )
+    rows, (features, *hidden, outputs) = len(x), step.widths
+    rates = plans.Rates.of(learning_rate=rate, batch=rows)
+    task = plans.Task(features=features, hidden=tuple(hidden), outputs=outputs, rates=rates)
+    piece = course.Piece(np.arange(rows), np.arange(features), True)
+    whole = course.Course(task=task, pieces={"owner": piece}, rows=rows, batch=rows, passes=passes, opened=True)
+    names = ["w"] if len(step.widths) == 2 else [f"w{place}" for place in range(len(step.widths) - 1)]
+    start = [arrays[name].reshape(shape) for name, shape in zip(names, pairwise(step.widths), strict=True)]
+    targets = arrays["y"].reshape(rows, outputs)
+    return shares.simulate(whole, {"owner": (x, targets)}, SystemRandomness(), start=start)
 
 
 def products(repeats: int, *, size: tuple[int, int, int] = (384, 512, 512)) -> float | None:

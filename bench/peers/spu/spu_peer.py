@@ -31,7 +31,7 @@ import numpy as np
 
 PARTIES = {"ABY3": 3, "CHEETAH": 2, "SEMI2K": 2}
 FRACTION_BITS = 18
-RATE = 0.1  # of a step of gradient descent
+RATE = 0.125  # of a step of gradient descent, as in bench/mpc.py
 
 
 # --- what is computed -------------------------------------------------------------------------------------------------
