@@ -154,6 +154,8 @@ def _moved(operation: Any, a: Integers) -> Integers:
             return a[tuple(slice(*one) for one in zip(start, stop, step, strict=True))]
         case op.Broadcast(_, shape):
             return np.broadcast_to(a, shape)
+        case op.Periodic(_, period, cosines, sines):
+            return encoded(Series(period, cosines, sines).apply(a.astype(np.float64), 0), op.PERIODIC_SCALE)
     raise AssertionError(f"no rule for {operation}")
 
 

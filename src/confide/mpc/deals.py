@@ -146,7 +146,9 @@ def hold_ready(mode: Mode, role: str, kit: AnyKit, store: Store, record: Record,
     counters = shelf.counters(store, rows)[:MOST_READY]
     for counter in counters:
         deal_id = DealId(record.run, counter)
-        kit.prepared.ahead(role, deal_id, lambda one=deal_id: from_stock(mode, role, kit, store, record, one, rows=rows))
+        kit.prepared.ahead(
+            role, deal_id, lambda one=deal_id: from_stock(mode, role, kit, store, record, one, rows=rows)
+        )
     return len(counters)
 
 

@@ -120,9 +120,7 @@ def setup_dealer(mode: Mode, kit: AnyKit, store: Store, rng: Randomness) -> Part
         expect_binding(hello.binding, kit.plans.of(1).layout.binding)
     run, keys = rng.bytes(RUN_BYTES), (rng.bytes(KEY_BYTES), rng.bytes(KEY_BYTES))
     by_role = dict.fromkeys(mode.enrolled, b"") | dict(zip(mode.holders, keys, strict=True))
-    send = tuple(
-        Message("dealer", role, f"{mode.name}/keys", encode(Keys(run, key))) for role, key in by_role.items()
-    )
+    send = tuple(Message("dealer", role, f"{mode.name}/keys", encode(Keys(run, key))) for role, key in by_role.items())
     yield Step(send, save={record_path(mode, "dealer", run): encode(DealerRecord(*keys))})
     return run.hex()
 

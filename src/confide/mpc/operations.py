@@ -34,7 +34,7 @@ from confide.structs import known
 #: Fraction bits of weights and activations; products and biases have twice as many.
 SCALE = 16
 #: Fraction bits of what `Periodic` gives.
-PERIODIC_SCALE = 44
+PERIODIC_SCALE = 48
 #: Largest rank, elements of one value and operations of one program that are accepted.
 MOST_AXES, MOST_ELEMENTS, MOST_OPERATIONS = 6, 1 << 26, 1 << 16
 #: Bits of a word.
@@ -161,8 +161,8 @@ class Periodic(Operation, frozen=True, tag="periodic"):
     The scale of the result is `PERIODIC_SCALE`, whatever that of `a` is.
 
     Args:
-        period: bits p, 1 to 44: the function has period 2^p units of `a`.
-        cosines: c_0 .. c_m, |c_j| <= 2^31, in units of 2^-18.
+        period: bits p, 1 to 56: the function has period 2^p units of `a`.
+        cosines: c_0 .. c_m, |c_j| <= 2^31, in units of 2^-20.
         sines: s_1 .. s_m likewise, m from 1 to 96.
     """
 
@@ -413,7 +413,7 @@ def _interactive(operation: AnyOperation, given: Sequence[Value]) -> Value | Non
             return Value(first.shape, 0, Kind.BIT)
         case Select(_, _, bits) if [one.kind for one in given] == [Kind.BIT, Kind.OPEN] and 0 <= bits <= 62:
             return Value(given[1].shape, given[1].scale - bits, Kind.SHARED) if _alike(given) else None
-        case Periodic(_, period, cosines, sines) if first and first.kind is Kind.OPEN and 1 <= period <= 44:
+        case Periodic(_, period, cosines, sines) if first and first.kind is Kind.OPEN and 1 <= period <= 56:
             terms_fit = 1 <= len(sines) <= 96 and len(cosines) == len(sines) + 1
             fits = terms_fit and all(abs(each) <= 1 << 31 for each in (*cosines, *sines))
             return Value(first.shape, PERIODIC_SCALE, Kind.SHARED) if fits else None

@@ -247,7 +247,8 @@ class _Run:
                 self.opened[number] = opened
             case Sign():
                 assert theirs is not None
-                self.bits[number] = (self.mine.pop(number) ^ theirs).reshape(value.shape)
+                opened_bits: Bytes = np.bitwise_xor(self.mine.pop(number), theirs)
+                self.bits[number] = opened_bits.reshape(value.shape)
             case Reveal():
                 self._revealed(number, operation, theirs)
             case _:

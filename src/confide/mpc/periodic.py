@@ -40,10 +40,10 @@ Words = NDArray[np.uint64]
 Matrix = NDArray[np.float64]
 
 #: Fraction bits of a dealt cosine, of a public factor, and of their product.
-DEALT_BITS, FACTOR_BITS = 26, 18
+DEALT_BITS, FACTOR_BITS = 28, 20
 PRODUCT_BITS = DEALT_BITS + FACTOR_BITS
 #: Largest period in bits and most frequencies.
-MOST_PERIOD, MOST_TERMS = 44, 96
+MOST_PERIOD, MOST_TERMS = 56, 96
 #: Largest coefficient in its units: two of them times a cosine of the tables fit 63 bits.
 MOST_COEFFICIENT = 1 << 31
 
@@ -57,7 +57,7 @@ class Series:
     """sum over j of c_j cos(j w x) + s_j sin(j w x), x in units of the ring.
 
     Args:
-        period: bits p of the period, 1 to 44.
+        period: bits p of the period, 1 to 56.
         cosines: c_0 .. c_m in units of 2^-FACTOR_BITS.
         sines: s_1 .. s_m, likewise.
     """

@@ -62,14 +62,16 @@ def predict_at_client(mode: Mode, kit: AnyKit, x: Matrix, store: Store, rng: Ran
         if mode.owned:
             assert taken.ready is not None
             asking = tuple(Message("client", role, f"{mode.name}/ask", encode(taken.ask)) for role in mode.askers)
-            outcome = yield from _run(mode, 0, kit, record, plan, taken.ready, words, Step(asking, save=taken.save), rows)
+            outcome = yield from _run(
+                mode, 0, kit, record, plan, taken.ready, words, Step(asking, save=taken.save), rows
+            )
             revealed = outcome.outputs["y"]
         else:
             revealed = yield from _share_out(mode, plan, taken, words, rng)
     finally:
         kit.prepared.release("client", taken.ask.deal_id)
-    y = revealed.reshape(rows, -1).view(np.int64) * 2.0**-plan.output_scale
-    return kit.recipe.finish(y)
+    y: Matrix = revealed.reshape(rows, -1).view(np.int64).astype(np.float64)
+    return kit.recipe.finish(y * 2.0**-plan.output_scale)
 
 
 def encoded(x: Matrix, kit: AnyKit) -> Words:

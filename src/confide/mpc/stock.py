@@ -1,7 +1,7 @@
 """Correlations that wait in the stores of the parties, under ids that serve once, and those made ready in memory.
 
-A deal lies in a store in pieces, its words and the corrections of each batch, and counts once its mark is there. Whoever
-takes a deal deletes mark and pieces in the commit that comes before its first message: after a crash it is gone, used
+A deal lies in a store in pieces, its words and the corrections of each batch, and counts once it is complete. Whoever
+takes one deletes its pieces in the commit that comes before its first message: after a crash it is gone, used
 or not. Ids only rise: the commit that brings stock also moves the run's high-water mark beyond it, and no id below the
 mark is ever taken in again.
 
