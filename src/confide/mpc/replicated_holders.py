@@ -133,7 +133,7 @@ def run_holder(
         run.reveal_stream = drawn(reveal_key, plan.reveal_stream)
     for number in range(1, plan.rounds + 1):
         tag = f"{place.tag}/{number}"
-        body = b"".join([header, *(run.leaving(send) for send in plan.sends[number])])
+        body = header + b"".join(run.leaving(send).data for send in plan.sends[number])
         dealt = [one for one, after in enumerate(plan.deal_rounds) if one and after == number and place.party]
         received = yield Step(
             send=(Message(place.me, place.peer, tag, body),),
@@ -153,7 +153,7 @@ def run_holder(
         run.compute(number)
         header = b""
     if plan.reveals:
-        body = b"".join(run.revealed(number, at) for number, _, at in plan.reveals)
+        body = b"".join(run.revealed(number, at).data for number, _, at in plan.reveals)
         yield Step(send=(Message(place.me, place.client, f"{place.tag}/result", body),))
     return {name: run.parts[number] for name, number in kept(plan.program).items()}
 
@@ -238,7 +238,7 @@ class _Holder:
             self.parts[number] = Part(own + theirs, self.piece(number, "share"))
             return
         cut = self.plan.comparisons[number]
-        opened = own ^ theirs
+        opened: Rows = np.bitwise_xor(own, theirs)
         if send.level < len(cut.levels):
             equal, less, top = self.signs[number]
             masks, dealt = self.piece(number, f"masks {send.level}"), self.piece(number, f"products {send.level}")
@@ -270,7 +270,8 @@ class _Holder:
             return own if self.party else own ^ packed(self.bits[operation.a].masked.reshape(-1))
         zero = np.frombuffer(self.reveal_stream, np.uint64, value.count, at).reshape(value.shape)
         own = self.shared(operation.a, number)
-        return np.subtract(own, zero) if self.party else np.add(own, zero)
+        own = np.subtract(own, zero) if self.party else np.add(own, zero)
+        return own >> np.uint64(operation.bits)
 
     # --- local --------------------------------------------------------------------------------------------------------
 
@@ -322,8 +323,8 @@ class _Holder:
             case Number(bit):
                 chosen = self.bits[bit]
                 assert chosen.number is not None
-                share = np.where(chosen.masked, np.negative(chosen.number), chosen.number)
-                self.parts[number] = Part(None, share if self.party else share + chosen.masked)
+                share: Words = np.where(chosen.masked, np.negative(chosen.number), chosen.number)
+                self.parts[number] = Part(None, share if self.party else np.add(share, chosen.masked))
             case Periodic(a, period, cosines, sines):
                 series = Series(period, cosines, sines)
                 masked = self.opened(a)[0]
@@ -336,7 +337,7 @@ class _Holder:
                 self.parts[number] = self.shifted(a, by)
             case Keep(a):
                 self.parts[number] = self.parts[a]
-            case Reveal():
+            case Reveal() | Open() | Sign():
                 return
             case _:
                 self.linear(number, operation)

@@ -17,6 +17,7 @@ other one message each; after the last each sends one to whoever receives the ou
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -375,7 +376,7 @@ def _reveals(program: Program) -> tuple[tuple[tuple[int, int, int], ...], int]:
 
 
 def releases(program: Program, order: Sequence[int]) -> list[list[int]]:
-    """Return for each place of an order the operations whose values nobody takes after it; what leaves at the end stays."""
+    """Return for each place of an order the operations whose values nobody takes after it, nor at the end."""
     last: dict[int, int] = {}
     stays = set(kept(program).values())
     for place, number in enumerate(order):
@@ -403,4 +404,4 @@ def _padded(length: int) -> int:
 
 
 def _length(kind: np.dtype[np.unsignedinteger], shape: Shape) -> int:
-    return kind.itemsize * int(np.prod(shape, dtype=np.int64))
+    return kind.itemsize * math.prod(shape)

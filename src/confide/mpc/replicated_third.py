@@ -177,7 +177,7 @@ class _Third:
         """Return a mask: the sum, or the exclusive or, of both shares."""
         piece = self.plan.pieces[number, name]
         own = piece_at(piece, self.first, piece.first), piece_at(piece, self.second, piece.second)
-        return own[0] ^ own[1] if piece.bits else own[0] + own[1]
+        return np.bitwise_xor(*own) if piece.bits else np.add(*own)
 
     def put(self, number: int, name: str, value: NDArray[np.unsignedinteger]) -> None:
         """Write the helper's share of a piece into the message that brings it."""
@@ -209,7 +209,7 @@ class _Third:
         seen = (mask & np.uint64((1 << (window + 1)) - 1)) >> np.uint64(drop)
         alpha, top = seen & np.uint64((1 << cut.bits) - 1), (seen >> np.uint64(cut.bits)).astype(np.uint8)
         drawn_bits = unpacked(self.total(number, "sign").astype(np.uint8, copy=False), value.count)
-        beta = (drawn_bits ^ top ^ 1).reshape(value.shape)
+        beta: Rows = np.bitwise_xor(drawn_bits, top ^ np.uint8(1)).reshape(value.shape)
         self.betas[number] = beta
         for run, table in enumerate(tables(cut, alpha)):
             self.put(number, f"tables {run}", table)
