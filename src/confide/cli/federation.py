@@ -60,7 +60,16 @@ def init(
 @app.command()
 def invite(
     name: Annotated[str, typer.Argument(metavar="NAME", help="The member's: letters, digits, '-', '_' and '.'.")],
-    role: Annotated[str, typer.Option(help="node (has data), helper (second server, keyholder) or analyst.")] = "node",
+    role: Annotated[
+        str,
+        typer.Option(
+            help="node (has data), helper (second server, keyholder), third (third server), dealer, client or analyst."
+        ),
+    ] = "node",
+    host: Annotated[
+        list[str] | None,
+        typer.Option(help="DNS name or IP address at which others dial a dealer, helper or third; may be repeated."),
+    ] = None,
     valid_hours: Annotated[float, typer.Option(help="How long the invitation can be used.")] = 72.0,
     out: Annotated[Path | None, typer.Option(help="File for the invitation; standard output if left out.")] = None,
     federation: Coordinators = Path(),
@@ -76,7 +85,7 @@ def invite(
     from confide.net.enrolment import spoken
     from confide.net.registrar import Registrar
 
-    invitation = Registrar(federation).invite(name, role, valid_hours=valid_hours)
+    invitation = Registrar(federation).invite(name, role, valid_hours=valid_hours, hosts=host or ())
     if out is None:
         console.out.print(invitation.text(), end="")
     else:

@@ -70,7 +70,7 @@ class Authority:
             key: the holder's P-256 key.
             rng: draws the serial number.
             now: begins `BACKDATED` before it, ends `days` after it, never after the authority itself.
-            hosts: DNS names and IP addresses; the coordinator's, and nobody else's.
+            hosts: DNS names and IP addresses under which the holder is dialled; a member with some may listen.
 
         Raises:
             UsageError: the authority has expired, or its own time has not begun.
@@ -88,13 +88,14 @@ class Authority:
             ]
         )
         end = min(now + timedelta(days=days), self._parsed.not_valid_after_utc)
-        usage = ExtendedKeyUsageOID.SERVER_AUTH if role == "coordinator" else ExtendedKeyUsageOID.CLIENT_AUTH
+        usage = [] if role == "coordinator" else [ExtendedKeyUsageOID.CLIENT_AUTH]
+        usage += [ExtendedKeyUsageOID.SERVER_AUTH] if role == "coordinator" or hosts else []
         names = [x509.UniformResourceIdentifier(IDENTITY_URI + identity.hex()), *map(_host, hosts)]
         builder = (
             _builder(subject, self._parsed.subject, key, rng, now, end)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_usage(signs=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+            .add_extension(x509.ExtendedKeyUsage(usage), critical=False)
             .add_extension(x509.SubjectAlternativeName(names), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public), critical=False)
         )

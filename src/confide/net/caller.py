@@ -19,11 +19,13 @@ from confide.net.exchange import Envelope
 from confide.net.frames import LARGEST_FRAME_BYTES
 from confide.net.limits import Limits
 from confide.net.link import Arrived, Joined, Left
-from confide.net.loop import Mailbox
-from confide.net.tls import Tls, read_peer
+from confide.net.loop import Mail
+from confide.net.tls import Peer, Tls, read_peer
 
 _SCRATCH_BYTES = 256 << 10
 _TICK_SECONDS = 0.5
+#: The role of whoever founded the federation.
+COORDINATOR_ROLE = "coordinator"
 #: A connection that lived this long was a good one: the waits begin anew.
 _GOOD_SECONDS = 5.0
 
@@ -43,20 +45,26 @@ class Waits:
 
 
 @dataclass(frozen=True, slots=True)
-class Coordinator:
-    """Where the coordinator is, through which proxy, and what it is called here."""
+class Dialled:
+    """Where somebody who listens is, through which proxy, and who must answer there.
+
+    Args:
+        name: what it is called here; of a member, what its certificate must say.
+        role: what its certificate must say.
+    """
 
     address: Address
     proxy: Proxy | None
     name: str
+    role: str = COORDINATOR_ROLE
 
 
-def _connection(owner: Owner, to: Coordinator, context: ssl.SSLContext, scratch: bytearray) -> Connection:
+def _connection(owner: Owner, to: Dialled, context: ssl.SSLContext, scratch: bytearray) -> Connection:
     websocket = ClientProtocol(parse_uri(to.address.url), max_size=LARGEST_FRAME_BYTES, logger=SILENT)
     return Connection(owner, Tls(context, host=to.address.host), websocket, scratch)
 
 
-async def _dial(connection: Connection, to: Coordinator, limits: Limits) -> None:
+async def _dial(connection: Connection, to: Dialled, limits: Limits) -> None:
     """Give a connection its socket, or end it with the reason why there is none."""
     try:
         async with asyncio.timeout(limits.handshake_seconds):
@@ -66,14 +74,16 @@ async def _dial(connection: Connection, to: Coordinator, limits: Limits) -> None
         connection.give_up(Ending(why(error, place)))
 
 
-def _check_coordinator(connection: Connection, certificate: bytes | None) -> None:
-    """End a connection at whose other end is no coordinator."""
+def _check_dialled(connection: Connection, certificate: bytes | None, to: Dialled) -> None:
+    """End a connection at whose other end is somebody else than was dialled."""
     try:
         connection.peer = None if certificate is None else read_peer(certificate)
     except ProtocolError:
         connection.peer = None
-    if connection.peer is None or connection.peer.role != "coordinator":
-        connection.give_up(Ending("its certificate is not that of a coordinator", certificate=True))
+    peer, of_member = connection.peer, to.role != COORDINATOR_ROLE
+    if peer is None or peer.role != to.role or (of_member and peer.name != to.name):
+        wanted = f"that of {to.name}, a {to.role}" if of_member else "that of a coordinator"
+        connection.give_up(Ending(f"its certificate is not {wanted}", certificate=True))
 
 
 class Caller:
@@ -87,7 +97,7 @@ class Caller:
         mail: where events go.
     """
 
-    def __init__(self, to: Coordinator, context: ssl.SSLContext, limits: Limits, waits: Waits, mail: Mailbox) -> None:
+    def __init__(self, to: Dialled, context: ssl.SSLContext, limits: Limits, waits: Waits, mail: Mail) -> None:
         self.limits = limits
         #: Why no further attempt is made, or None; the other thread reads it.
         self.given_up: str | None = None
@@ -126,6 +136,16 @@ class Caller:
                 connection.abort()
             await asyncio.sleep(0.005)
 
+    @property
+    def peer(self) -> Peer | None:
+        """Return whom the certificate at the other end is for, if there is a connection."""
+        return None if self._connection is None else self._connection.peer
+
+    @property
+    def peer_address(self) -> str:
+        """Return the address that was dialled, "" if there is no connection or a proxy stands between."""
+        return "" if self._connection is None or self._to.proxy is not None else self._connection.address
+
     def deliver(self, peer: str, envelope: Envelope) -> None:
         """Send an envelope if there is a connection."""
         if self._connection is not None:
@@ -147,14 +167,14 @@ class Caller:
         return True
 
     def secured(self, connection: Connection, certificate: bytes | None) -> int:
-        _check_coordinator(connection, certificate)
+        _check_dialled(connection, certificate, self._to)
         return LARGEST_FRAME_BYTES
 
     def opened(self, connection: Connection) -> None:
         connection.keep_identity()
         self._opened_at = asyncio.get_running_loop().time()
         self._proven, self._told = True, ""
-        self._mail.put(Joined(self._to.name, "coordinator"))
+        self._mail.put(Joined(self._to.name, self._to.role))
 
     def message(self, connection: Connection, data: bytes | bytearray) -> None:
         envelope = connection.assembly.put(data)

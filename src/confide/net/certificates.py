@@ -2,6 +2,8 @@
 
     coordinator    CN "server", OU "coordinator", the hosts under which it is reached; server authentication only
     member         CN its name, OU its role; client authentication only, so that no member can play the coordinator
+    one that       the same, and the hosts under which it is reached; client and server authentication. Whoever dials it
+     listens       checks its name and its role, so it cannot play the coordinator either: a dealer, a helper, a third
 
 Both carry the public half of their long-lived Ed25519 identity as subjectAltName URI `confide:identity:<64 hex>`: TLS
 keys change, identities stay. Keys are on P-256 because every TLS stack, browser and inspecting proxy takes it, while
@@ -28,7 +30,9 @@ from confide.errors import ProtocolError, UsageError
 #: The coordinator's name in every cohort.
 COORDINATOR = "server"
 #: Roles that somebody can be invited to.
-INVITED_ROLES = ("node", "helper", "analyst")
+INVITED_ROLES = ("node", "helper", "analyst", "client", "dealer", "third")
+#: Roles of which other members may dial the holder; its certificate names hosts.
+LISTENING_ROLES = ("helper", "dealer", "third")
 ROLES = ("coordinator", *INVITED_ROLES)
 MEMBER_DAYS = 90
 #: Certificates begin this much before they are made: clocks of members may be late by as much.

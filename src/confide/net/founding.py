@@ -96,7 +96,7 @@ def found(
         raise UsageError(f"Expected an address host:port that members can reach; got {address[:80]!r}")
     hosts = list(dict.fromkeys([url[0], *also]))
     for host in hosts:
-        _check_host(host)
+        check_host(host)
     if not 1 <= len(name) <= 64 or not name.isprintable():
         raise UsageError(f"Expected a name of 1 to 64 printable letters for the federation; got {name[:80]!r}")
     with new_folder(folder) as building:
@@ -111,12 +111,13 @@ def found(
         refresh(building, force=True, rng=rng, now=now)
 
 
-def _check_host(host: str) -> None:
+def check_host(host: str) -> None:
+    """Refuse what is neither a DNS name nor an IP address. Raises UsageError."""
     try:
         ipaddress.ip_address(host)
     except ValueError:
         if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?", host):
-            raise UsageError(f"Expected DNS names and IP addresses of the coordinator; got {host[:80]!r}") from None
+            raise UsageError(f"Expected DNS names and IP addresses; got {host[:80]!r}") from None
 
 
 def refresh(folder: Path, *, force: bool = False, rng: Randomness | None = None, now: Clock = utc_now) -> bool:
@@ -185,7 +186,7 @@ def _refresh(folder: Path, issuer: Issuer, *, force: bool, rng: Randomness, now:
         if not read_member(own).renewal_due(now) and issued_by(own, issuer.authority.certificate):
             return False
     for host in settings.hosts:
-        _check_host(host)
+        check_host(host)
     key, identity = TlsKey.draw(rng), SigningKey(identity_seed(folder)).public
     certificate = issuer.authority.issue(
         COORDINATOR,

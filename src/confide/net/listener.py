@@ -17,7 +17,7 @@ from confide.net.exchange import Envelope
 from confide.net.frames import LARGEST_FRAME_BYTES
 from confide.net.limits import Account, Limits
 from confide.net.link import Arrived, Joined, Left
-from confide.net.loop import Mailbox, reason_of
+from confide.net.loop import Mail, reason_of
 from confide.net.tls import Peer, Tls, read_peer
 
 LARGEST_ENROLMENT_BYTES = 64 << 10
@@ -60,9 +60,7 @@ class Listener:
         mail: where events go.
     """
 
-    def __init__(
-        self, context: ssl.SSLContext, admit: Admit, enrol: Enrol | None, limits: Limits, mail: Mailbox
-    ) -> None:
+    def __init__(self, context: ssl.SSLContext, admit: Admit, enrol: Enrol | None, limits: Limits, mail: Mail) -> None:
         self.limits = limits
         self.refused: deque[Refusal] = deque(maxlen=_REFUSALS_KEPT)
         self._context, self._admit, self._enrol, self._mail = context, admit, enrol, mail
@@ -105,6 +103,16 @@ class Listener:
         """Send an envelope if its peer is there."""
         if connection := self._members.get(peer):
             connection.send(envelope)
+
+    def peer(self, name: str) -> Peer | None:
+        """Return whom the certificate of a peer who is there is for."""
+        connection = self._members.get(name)
+        return None if connection is None else connection.peer
+
+    def address(self, name: str) -> str:
+        """Return the address of a peer who is there, else ""."""
+        connection = self._members.get(name)
+        return "" if connection is None else connection.address
 
     def drop(self, peer: str, reason: str, code: Code) -> None:
         """End a peer's connection if there is one."""

@@ -7,7 +7,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from confide.errors import ConfideError
 from confide.net.exchange import Envelope
@@ -63,6 +63,14 @@ class LoopThread:
         error = context.get("exception")
         if error is not None and not isinstance(error, OSError):  # the network's errors are the connection's ending
             self._broken(error)
+
+
+class Mail(Protocol):
+    """Where a listener and a caller put what happens on their connections, in the loop's thread."""
+
+    def put(self, event: Event | BaseException, account: Account | None = None) -> None:
+        """Take an event; a message counts on its peer's account until somebody has taken it."""
+        ...
 
 
 class Mailbox:

@@ -19,7 +19,16 @@ from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, ProtocolError, UsageError, nearest
 from confide.net.authority import issued_by
-from confide.net.certificates import INVITED_ROLES, Member, check_name, day, fingerprint, read_member, read_request
+from confide.net.certificates import (
+    INVITED_ROLES,
+    LISTENING_ROLES,
+    Member,
+    check_name,
+    day,
+    fingerprint,
+    read_member,
+    read_request,
+)
 from confide.net.enrolment import (
     RENEWAL_KEPT,
     Enrolment,
@@ -32,7 +41,7 @@ from confide.net.enrolment import (
     read_asked,
 )
 from confide.net.folders import REGISTRY, identity_seed, locked, stamp
-from confide.net.founding import Clock, publish, read_settings, utc_now
+from confide.net.founding import Clock, check_host, publish, read_settings, utc_now
 from confide.net.registry import (
     Entry,
     Issuer,
@@ -128,11 +137,19 @@ class Registrar:
 
     # --- what the operator does ---------------------------------------------------------------------------------------
 
-    def invite(self, name: str, role: str = "node", *, valid_hours: float = INVITED_HOURS) -> Invitation:
+    def invite(
+        self, name: str, role: str = "node", *, valid_hours: float = INVITED_HOURS, hosts: Sequence[str] = ()
+    ) -> Invitation:
         """Return a new invitation; one that is open for the same name stops working.
 
+        Args:
+            name, role: whom it makes a member, and as what.
+            valid_hours: how long it can be used.
+            hosts: DNS names and IP addresses under which other members dial it, for a role that listens.
+
         Raises:
-            UsageError: the name cannot be or is taken, there is no such role, or the time is not sensible.
+            UsageError: the name cannot be or is taken, there is no such role, the time is not sensible, or a role that
+                does not listen has hosts.
         """
         check_name(name)
         if role not in INVITED_ROLES:
@@ -140,6 +157,10 @@ class Registrar:
             raise UsageError(f"Expected role={role!r} to be one of {known}{nearest(role, INVITED_ROLES)}")
         if not 0 < valid_hours <= _LONGEST_HOURS:
             raise UsageError(f"Expected valid_hours={valid_hours:g} above 0 and at most {_LONGEST_HOURS:g}")
+        if hosts and role not in LISTENING_ROLES:
+            raise UsageError(f"Expected hosts for a {', a '.join(LISTENING_ROLES)} alone; a {role} is not dialled")
+        for host in hosts:
+            check_host(host)
         secret, now = self._rng.bytes(32), self._now()
         expires = (now + timedelta(hours=valid_hours)).replace(microsecond=0)
         with locked(self.folder):
@@ -158,7 +179,7 @@ class Registrar:
                 SigningKey(identity_seed(self.folder)).public,
                 secret,
             )
-            opened = Open(invitation.key.public.hex(), name, role, expires)
+            opened = Open(invitation.key.public.hex(), name, role, expires, hosts=tuple(dict.fromkeys(hosts)))
             save_registry(self.folder, registry.without_open_invitations(name).with_invitation(opened, now=now))
         return invitation
 
@@ -239,11 +260,12 @@ class Registrar:
         public = read_request(asked.csr, invitation.name)
         identity = asked.identity.hex()
         check_free(registry, invitation.name, identity)
+        hosts = invitation.hosts
         certificate = issuer.authority.issue(
-            invitation.name, invitation.role, identity=asked.identity, key=public, rng=self._rng, now=now
+            invitation.name, invitation.role, identity=asked.identity, key=public, rng=self._rng, now=now, hosts=hosts
         )
         used = msgspec.structs.replace(invitation, request=digest, certificate=fingerprint(certificate))
-        entry = Entry(invitation.name, invitation.role, identity, (certificate,))
+        entry = Entry(invitation.name, invitation.role, identity, (certificate,), hosts=hosts)
         return registry.with_member(entry).with_invitation(used, now=now), certificate
 
     def _renew(self, asked: Renewal, registry: Registry, issuer: Issuer) -> tuple[Registry, bytes]:
@@ -265,7 +287,13 @@ class Registrar:
             if same and issued_by(der, issuer.authority.certificate) and not read_member(der).renewal_due(now):
                 return registry, der  # the answer to the same request was lost
         certificate = issuer.authority.issue(
-            entry.name, entry.role, identity=bytes.fromhex(entry.identity), key=public, rng=self._rng, now=now
+            entry.name,
+            entry.role,
+            identity=bytes.fromhex(entry.identity),
+            key=public,
+            rng=self._rng,
+            now=now,
+            hosts=entry.hosts,
         )
         return registry.with_member(entry.renewed(certificate, replaces)), certificate
 

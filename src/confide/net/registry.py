@@ -33,6 +33,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         identity: Ed25519 public key, hex.
         certificates: DER, oldest first.
         revoked: since when nothing of it is let in; None if it is.
+        hosts: under which other members dial it; () for one that only dials.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: str
     certificates: tuple[bytes, ...]
     revoked: datetime | None = None
+    hosts: tuple[str, ...] = ()
 
     def holds(self, certificate: str) -> bool:
         """Return whether the fingerprint `certificate` is that of one of these certificates."""
@@ -58,6 +60,7 @@ class Open(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         key: public half of its one-time key, hex; the secret half is not kept.
         request, certificate: hex SHA-256 of the request that used it and of what it got; empty while it is open.
+        hosts: what the certificate will name.
     """
 
     key: str
@@ -66,6 +69,7 @@ class Open(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     expires: datetime
     request: str = ""
     certificate: str = ""
+    hosts: tuple[str, ...] = ()
 
 
 class Registry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -17,7 +17,7 @@ import ssl
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import UsageError
-from confide.net.caller import Caller, Coordinator, Waits
+from confide.net.caller import Caller, Dialled, Waits
 from confide.net.dial import Address, Proxy
 from confide.net.ending import Code
 from confide.net.exchange import Envelope
@@ -139,7 +139,7 @@ class Join:
         rng: Randomness | None = None,
     ) -> None:
         limits = limits or Limits()
-        to = Coordinator(Address.parse(url), None if proxy is None else Proxy.parse(proxy), peer)
+        to = Dialled(Address.parse(url), None if proxy is None else Proxy.parse(proxy), peer)
         waits = Waits(first_seconds, longest_seconds, rng or SystemRandomness())
         self._peer = peer
         self._mail = Mailbox()

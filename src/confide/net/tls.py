@@ -17,8 +17,8 @@ from cryptography import x509
 from cryptography.x509.oid import NameOID
 
 from confide.errors import ConfideError, ProtocolError
+from confide.net.certificates import ROLES
 
-ROLES = ("coordinator", "node", "helper", "analyst")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RECORD_BYTES = 1 << 14
 

@@ -18,8 +18,14 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         "plain": "confide.ideal:PlainPredict",
         "he": "confide.he.backend:Homomorphic",
         "paillier": "confide.he.paillier:Paillier",
+        "mpc-dealer": "confide.mpc.two_party:WithDealer",
+        "mpc-outsourced": "confide.mpc.outsourced:Outsourced",
+        "mpc-3pc": "confide.mpc.replicated:Replicated",
     }
 )
+
+#: Those whose parties are processes of several organisations (`confide.serve.parties`); others answer over HTTP.
+JOINT: tuple[str, ...] = ("mpc-dealer", "mpc-outsourced", "mpc-3pc")
 
 #: The extra that brings a package which a backend imports; everything else is in the light client.
 _EXTRAS: Mapping[str, str] = MappingProxyType({"paillier": "paillier"})

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import httpx2
 import numpy as np
@@ -23,15 +23,18 @@ from confide.crypto.random import Randomness
 from confide.errors import UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
 from confide.model import links
-from confide.model.artifact import read_public_key
 from confide.model.preprocess import Preprocess
-from confide.serve.client import GIVE_UP_SECONDS, RETRIES, TIMEOUT_SECONDS, asking, report
+from confide.serve.client import GIVE_UP_SECONDS, RETRIES, TIMEOUT_SECONDS, asking, report, wanted_of
 from confide.serve.connect import Address, send_async
 from confide.serve.effects import Alone, Pause, Result, Send, Steps
+from confide.serve.joint import is_joint, joint_asking
 from confide.serve.protocol import ClientKit
 from confide.serve.session import Columns, Session
-from confide.serve.steps import ROWS, Progress, Unread, Wanted
+from confide.serve.steps import ROWS, Asks, Progress, Unread
 from confide.wire import Store, Transcript
+
+if TYPE_CHECKING:
+    from confide.serve.parties.asking import JointAsking
 
 Matrix = NDArray[np.float64]
 
@@ -52,6 +55,8 @@ class AsyncClient:
     **Guarantees** and **Leaks**: as in `Client`.
     """
 
+    _asking: Asks
+
     def __init__(
         self,
         url: str,
@@ -67,6 +72,8 @@ class AsyncClient:
         kit_sha256: str | None = None,
         signer: str | Path | None = None,
         insecure_plain_http: bool = False,
+        identity: str | Path | None = None,
+        insecure_colocated_dealer: bool = False,
         timeout_seconds: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
         give_up_seconds: float = GIVE_UP_SECONDS,
@@ -75,14 +82,22 @@ class AsyncClient:
         rng: Randomness | None = None,
         transport: httpx2.AsyncBaseTransport | None = None,
     ) -> None:
+        self._alone = asyncio.Lock()
+        self._joint: JointAsking | None = None
+        if is_joint(url):
+            self._asking = self._joint = joint_asking(
+                url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
+                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer,
+            )  # fmt: skip
+            self._http = httpx2.AsyncClient()
+            return
         address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)
-        wanted = Wanted(model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder)
         self._asking = asking(
-            address, wanted, store=store, retries=retries, give_up_seconds=give_up_seconds,
+            address, wanted_of(model, backend, kit_sha256, signer, encoder), store=store, retries=retries,
+            give_up_seconds=give_up_seconds,
             repeat_questions=repeat_questions, progress=progress, rng=rng,
         )  # fmt: skip
         self._http = httpx2.AsyncClient(**address.settings(), transport=transport)
-        self._alone = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
         return self
@@ -95,6 +110,12 @@ class AsyncClient:
     async def close(self) -> None:
         """Close the connections; the keys stay in the store."""
         await self._http.aclose()
+        if self._joint is not None:
+            await asyncio.to_thread(self._joint.close)
+
+    def costs(self) -> list[str]:
+        """Return who answered and what it cost so far; see `Client.costs`."""
+        return self._asking.costs()
 
     # --- what the server says of itself -------------------------------------------------------------------------------
 

@@ -28,9 +28,10 @@ from confide.model.preprocess import Preprocess
 from confide.serve.connect import Address, Carrier, Through
 from confide.serve.direct import Direct
 from confide.serve.effects import Alone, Patience, Pause, Result, Send, Steps
+from confide.serve.joint import is_joint, joint_asking
 from confide.serve.protocol import ClientKit
 from confide.serve.session import Columns, Session
-from confide.serve.steps import ROWS, Asking, Progress, Unread, Wanted
+from confide.serve.steps import ROWS, Asking, Asks, Progress, Unread, Wanted
 from confide.wire import MemoryStore, Store, Transcript
 
 Matrix = NDArray[np.float64]
@@ -55,6 +56,8 @@ class Client:
         kit_sha256: the kit that must be served, as its operator published it; any by default.
         signer: who must have signed the model: 64 hex digits or a PEM file; anybody by default.
         insecure_plain_http: True allows "http://" to another machine.
+        identity: folder of `confide federation join`, for "wss://HOST:PORT": several organisations answer together.
+        insecure_colocated_dealer: True accepts, for a trial, that organisations which must not collude share a machine.
         timeout_seconds: for each request.
         retries: how often a request that failed for now is repeated.
         give_up_seconds: time after which one request is not repeated any more.
@@ -74,6 +77,9 @@ class Client:
     **Leaks**: to the server what the backend's `Guarantee` says, and when and how often it is asked, and how many rows.
     """
 
+    _asking: Asks
+    _http: Carrier
+
     def __init__(
         self,
         url: str,
@@ -89,6 +95,8 @@ class Client:
         kit_sha256: str | None = None,
         signer: str | Path | None = None,
         insecure_plain_http: bool = False,
+        identity: str | Path | None = None,
+        insecure_colocated_dealer: bool = False,
         timeout_seconds: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
         give_up_seconds: float = GIVE_UP_SECONDS,
@@ -97,14 +105,24 @@ class Client:
         rng: Randomness | None = None,
         transport: httpx2.BaseTransport | None = None,
     ) -> None:
+        self._alone = threading.Lock()
+        if is_joint(url):
+            self._asking = self._http = joint_asking(
+                url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
+                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer,
+            )  # fmt: skip
+            return
         address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)
-        wanted = Wanted(model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder)
         self._asking = asking(
-            address, wanted, store=store, retries=retries, give_up_seconds=give_up_seconds,
+            address, wanted_of(model, backend, kit_sha256, signer, encoder), store=store, retries=retries,
+            give_up_seconds=give_up_seconds,
             repeat_questions=repeat_questions, progress=progress, rng=rng,
         )  # fmt: skip
-        self._http: Carrier = Direct(address) if transport is None else Through(address, transport)
-        self._alone = threading.Lock()
+        self._http = Direct(address) if transport is None else Through(address, transport)
+
+    def costs(self) -> list[str]:
+        """Return who answered and what it cost so far, in lines; [] where one server alone answers."""
+        return self._asking.costs()
 
     def __enter__(self) -> Self:
         return self
@@ -293,6 +311,17 @@ class Client:
             return stop.value
         finally:
             steps.close()
+
+
+def wanted_of(
+    model: str | None,
+    backend: str | None,
+    kit_sha256: str | None,
+    signer: str | Path | None,
+    encoder: str | Path | None,
+) -> Wanted:
+    """Return what a client was asked for; see `Client` for the arguments."""
+    return Wanted(model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder)
 
 
 def asking(

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 from urllib.parse import quote
 
 import msgspec
@@ -66,6 +66,37 @@ class Wanted:
     kit_sha256: str | None
     signer: bytes | None
     encoder: str | Path | None
+
+
+class Asks(Protocol):
+    """The steps of a client, however its questions travel: over HTTP (`Asking`), or links that stay (`parties.asking`)."""
+
+    progress: Progress
+
+    @property
+    def session(self) -> Session | None:
+        """Return the session if the kit was fetched."""
+        ...
+
+    def open(self) -> Steps[Session]: ...
+
+    def setup(self) -> Steps[Transcript]: ...
+
+    def ready(self, session: Session) -> Steps[str | None]: ...
+
+    def forget(self) -> Steps[None]: ...
+
+    def delete(self, path: str, key_id: str) -> Steps[None]: ...
+
+    def ask(self, x: ArrayLike | Columns, *, publish: bool = False) -> Steps[Transcript]: ...
+
+    def rows(
+        self, session: Session, features: Matrix, *, publish: bool = False, quiet: bool = False
+    ) -> Steps[Transcript]: ...
+
+    def costs(self) -> list[str]:
+        """Return who answered and what it cost so far, in lines; [] where one server alone answers."""
+        ...
 
 
 class Asking:
@@ -133,6 +164,10 @@ class Asking:
         if len(served.models) != 1:
             raise UsageError(f"Expected model= one of {', '.join(map(repr, served.models))}")
         return served.models[0]
+
+    def costs(self) -> list[str]:
+        """Return nothing: one server alone answers."""
+        return []
 
     # --- keys ---------------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,341 @@
+"""The steps of `Client` and `AsyncClient` where several organisations answer: the same names, over links that stay.
+
+What is waited for is `Work`, which a client carries out in the caller's thread or beside its event loop.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from confide.crypto.keys import SigningKey
+from confide.crypto.random import Randomness
+from confide.errors import IntegrityError, ProtocolError, UsageError
+from confide.guarantee import Guarantee, nothing_hidden
+from confide.model.encoder import Encoder
+from confide.net.certificates import fingerprint
+from confide.net.contexts import client_context
+from confide.net.folders import identity_seed
+from confide.net.membership import membership, trusted
+from confide.serve.connect import Sent
+from confide.serve.effects import Alone, Received, Send, Steps, Work
+from confide.serve.parties.circle import Me
+from confide.serve.parties.guest import Guest
+from confide.serve.parties.messages import Offer, Seat
+from confide.serve.parties.seats import INSECURE, machine_digest
+from confide.serve.parties.server import part_of
+from confide.serve.parties.sessions import Bounds, Ended, SetUpAgain
+from confide.serve.protocol import digest
+from confide.serve.session import Columns, Session
+from confide.serve.steps import ROWS, Progress, Wanted
+from confide.store import Prefixed
+from confide.wire import Event, Message, Store, Transcript
+
+Matrix = NDArray[np.float64]
+
+SETTING_UP = "setting up"
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the predictions of one client were so far.
+
+    Args:
+        mode: the backend's name.
+        seats: who took part besides the client.
+        insecure: why nothing is hidden, "" if that does not apply.
+        predictions, rows: how many.
+        online_seconds: from order to answer, all predictions together.
+        rounds: of the last prediction.
+        online_bytes: of bodies that this client sent and got, without those of the dealer.
+        offline_bytes: of bodies from and to the dealer, and of set-ups.
+        offline_seconds: of set-ups and of correlations dealt ahead; those on demand are in `online_seconds`.
+    """
+
+    mode: str = ""
+    seats: tuple[Seat, ...] = ()
+    insecure: str = ""
+    predictions: int = 0
+    rows: int = 0
+    online_seconds: float = 0.0
+    rounds: int = 0
+    online_bytes: int = 0
+    offline_bytes: int = 0
+    offline_seconds: float = 0.0
+
+    def sentences(self) -> list[str]:
+        """Return it as lines for people."""
+        who = ", ".join(f"{seat.role} {seat.name} ({seat.identity.hex()[:16]})" for seat in self.seats)
+        each = 1e3 * self.online_seconds / max(1, self.predictions)
+        lines = [
+            f"mode {self.mode}; {who}",
+            f"{self.predictions} predictions of {self.rows} rows: {each:.1f} ms each online, {self.rounds} rounds, "
+            f"{self.online_bytes} bytes; offline {self.offline_bytes} bytes, {self.offline_seconds:.2f} s",
+        ]
+        return [f"{INSECURE}: {self.insecure}", *lines] if self.insecure else lines
+
+
+class JointAsking:
+    """One client's state and steps; see `confide.serve.steps.Asking`.
+
+    Args:
+        url: "wss://host:port" of the server.
+        identity: the folder that `confide federation join` made.
+        wanted: which model, how, and what it must be.
+        store: the client's.
+        rng: for the secrets.
+        progress: told how far it is.
+        timeout_seconds: for everybody to be there.
+        one_machine: accept that roles which must not collude share a machine.
+        proxy: "http://host:port" of an HTTP proxy.
+        bounds: of sessions.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        identity: Path,
+        wanted: Wanted,
+        *,
+        store: Store,
+        rng: Randomness,
+        progress: Progress | None,
+        timeout_seconds: float,
+        one_machine: bool = False,
+        proxy: str | None = None,
+        bounds: Bounds | None = None,
+    ) -> None:
+        said = membership(identity)
+        machine = machine_digest(fingerprint(trusted(identity)[-1]).encode())
+        public = SigningKey(identity_seed(identity)).public
+        me = Me(name=said.name, role=said.role, url="", machine=machine, identity=public, one_machine=one_machine)
+        self._url, self._wanted, self._store, self._rng = url, wanted, store, rng
+        self.progress: Progress = progress or (lambda done, total, what: None)
+        self.session: Session | None = None
+        self.report = Report()
+        self._model = b""
+        self._guest = Guest(
+            me,
+            url,
+            client_context(identity),
+            store,
+            model=wanted.model or "",
+            backend=wanted.backend or "",
+            rng=rng,
+            proxy=proxy,
+            bounds=bounds,
+            timeout_seconds=timeout_seconds,
+        )
+
+    def close(self) -> None:
+        """End the links."""
+        self._guest.close()
+
+    def send(self, what: Send, sent: Sent) -> Received:
+        """Refuse: nothing here goes over HTTP."""
+        raise UsageError("Expected a backend that answers over HTTP")
+
+    def costs(self) -> list[str]:
+        """Return who answered and what it cost so far, in lines."""
+        return self.report.sentences()
+
+    # --- steps --------------------------------------------------------------------------------------------------------
+
+    def open(self) -> Steps[Session]:
+        """Return the session, after asking for the kit if there is none."""
+        return self.session if self.session is not None else (yield Alone(self._opening()))
+
+    def setup(self) -> Steps[Transcript]:
+        """Set up with everybody now; returns the transcript, an empty one if that was done."""
+        session = yield from self.open()
+        done: Transcript = yield Alone(self._preparing(session))
+        return done
+
+    def ready(self, session: Session) -> Steps[str | None]:
+        """Set up with everybody, unless that was done; returns what the set-up is called."""
+        yield Alone(self._preparing(session))
+        return session.key_id
+
+    def forget(self) -> Steps[None]:
+        """Forget what was set up; the next question sets up anew."""
+        session = yield from self.open()
+        yield Work(session.clear)
+        yield Work(lambda: _clear(Prefixed(self._store, self._prefix(session))))
+        self.session = None
+
+    def delete(self, path: str, key_id: str) -> Steps[None]:
+        """Refuse: there are no keys at the server."""
+        raise UsageError("Expected a backend with keys at the server; these organisations keep none")
+        yield Work(lambda: None)
+
+    def ask(self, x: ArrayLike | Columns, *, publish: bool = False) -> Steps[Transcript]:
+        """Return the transcript of a prediction."""
+        session = yield from self.open()
+        features: Matrix = yield Work(lambda: session.features(x))
+        return (yield from self.rows(session, features, publish=publish))
+
+    def rows(
+        self, session: Session, features: Matrix, *, publish: bool = False, quiet: bool = False
+    ) -> Steps[Transcript]:
+        """Return the transcript of predictions on prepared rows."""
+        whole, outputs, done = Transcript(), list[Matrix](), 0
+        while done < len(features):
+            part = features[done : done + session.rows]
+            transcript: Transcript = yield Work(lambda part=part: self._predict(session, part))
+            outputs.append(transcript.output("client"))
+            whole = whole.merge(transcript)
+            done += len(part)
+            if not quiet:
+                self.progress(done, len(features), ROWS)
+        whole.outputs["client"] = np.concatenate(outputs)
+        return whole
+
+    # --- in a caller's thread -----------------------------------------------------------------------------------------
+
+    def _opening(self) -> Steps[Session]:
+        session = self.session
+        if session is None:  # no other thread or task was faster
+            session = self.session = yield Work(self._opened)
+        return session
+
+    def _opened(self) -> Session:
+        offer = self._guest.offer()
+        if self._wanted.kit_sha256 and digest(offer.kit) != self._wanted.kit_sha256:
+            raise IntegrityError(f"Expected the kit with kit_sha256={self._wanted.kit_sha256}; the server has another")
+        name = self._wanted.model or msgspec.msgpack.decode(offer.kit)["model"]
+        session = Session(offer.kit, self._url, name, self._wanted.backend, self._store, signer=self._wanted.signer)
+        if set(session.backend.roles) - {"client"} != {seat.role for seat in offer.seats}:
+            raise ProtocolError(f"Expected an offer with the roles of {session.backend.name}")
+        if self._wanted.encoder is not None and session.preprocess is not None:
+            session.preprocess = session.preprocess.opened(Encoder.read(Path(self._wanted.encoder)))
+        insecure = self._insecure(offer)
+        if insecure:
+            session.kit = msgspec.structs.replace(session.kit, guarantee=voided(session.kit.guarantee, insecure))
+        self._model = offer.model
+        self.report = Report(mode=session.backend.name, seats=offer.seats, insecure=insecure)
+        return session
+
+    def _insecure(self, offer: Offer) -> str:
+        return self._guest.circle.insecure or offer.insecure
+
+    def _prefix(self, session: Session) -> str:
+        return part_of(self._model, session.kit.backend, self._guest.circle.me.name)
+
+    def _preparing(self, session: Session) -> Steps[Transcript]:
+        return (yield Work(lambda: self._set_up(session)))
+
+    def _set_up(self, session: Session) -> Transcript:
+        if session.key_id is not None:
+            return Transcript(outputs={"client": session.key_id})
+        self.progress(0, 0, SETTING_UP)
+        prefix, backend = self._prefix(session), session.backend
+        store = Prefixed(self._store, prefix)
+        ended, seen = self._guest.run(
+            "setup", lambda: backend.setup("client", session.client, store, self._rng), prefix=prefix
+        )
+        transcript = _transcript(ended, seen)
+        session.confirm(str(ended.output)[:200])
+        figures = ended.figures
+        self._report(offline_bytes=_bytes(ended), offline_seconds=figures.seconds)
+        return transcript
+
+    def _predict(self, session: Session, x: Matrix) -> Transcript:
+        for last in (False, True):
+            offer = self._guest.offer()
+            if offer.model != self._model:
+                raise ProtocolError("Expected the model that was asked before; the server prepared it anew, ask again")
+            self._set_up(session)
+            try:
+                return self._asked(session, x)
+            except SetUpAgain:
+                if last:
+                    raise
+                session.confirm(None)
+        raise AssertionError
+
+    def _asked(self, session: Session, x: Matrix) -> Transcript:
+        prefix, backend = self._prefix(session), session.backend
+        store = Prefixed(self._store, prefix)
+        ended, seen = self._guest.run(
+            "predict",
+            lambda: backend.predict("client", session.client, x, store, self._rng),
+            prefix=prefix,
+            rows=len(x),
+        )
+        transcript = _transcript(ended, seen)
+        if np.shape(ended.output) != (len(x), session.kit.outputs):
+            raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
+        figures = ended.figures
+        offline = figures.sent.get("dealer", 0) + figures.received.get("dealer", 0)
+        self._report(
+            predictions=1,
+            rows=len(x),
+            online_seconds=figures.seconds,
+            online_bytes=_bytes(ended) - offline,
+            offline_bytes=offline,
+        )
+        self.report = _replaced(self.report, rounds=figures.rounds)
+        return transcript
+
+    def _report(self, **more: float) -> None:
+        before = self.report
+        self.report = _replaced(before, **{name: getattr(before, name) + value for name, value in more.items()})
+
+
+def voided(guarantee: Guarantee, insecure: str) -> Guarantee:
+    """Return what is left of a guarantee where two organisations that must not collude are one."""
+    return nothing_hidden(
+        f"{INSECURE}: {insecure}, who together open everything. Apart, it would say: {guarantee.leaks}"
+    )
+
+
+def _replaced(report: Report, **fields: float) -> Report:
+    return replace(report, **fields)  # type: ignore[arg-type]
+
+
+def _bytes(ended: Ended) -> int:
+    return sum(ended.figures.sent.values()) + sum(ended.figures.received.values())
+
+
+def _clear(store: Store) -> None:
+    store.commit(dict.fromkeys(store.keys()))
+
+
+def _transcript(ended: Ended, seen: list[tuple[Message, int]]) -> Transcript:
+    """Return a session as its client saw it, without bodies. Raises the error that ended it."""
+    if ended.error is not None:
+        raise ended.error
+    transcript = Transcript(outputs={"client": ended.output})
+    for message, size in seen:
+        earlier = tuple(at for at, one in enumerate(transcript.messages) if one.dst == message.src)
+        transcript.messages.append(message)
+        transcript.sizes.append(size)
+        transcript.events.append(Event(message.src, message.tag, 0.0, earlier, (len(transcript.messages) - 1,)))
+    transcript.events.append(Event("client", "", ended.figures.worked_seconds, (), ()))
+    return transcript
+
+
+def joint(
+    url: str,
+    wanted: Wanted,
+    *,
+    identity: str | Path | None,
+    store: Store,
+    rng: Randomness,
+    progress: Progress | None,
+    timeout_seconds: float,
+    one_machine: bool,
+) -> JointAsking:
+    """Return the steps of a client of several organisations; see `Client` for the arguments."""
+    if identity is None:
+        raise UsageError(
+            f"Expected identity with {url}: the folder that `confide federation join` made of the server's invitation"
+        )
+    return JointAsking(
+        url, Path(identity), wanted, store=store, rng=rng, progress=progress, timeout_seconds=timeout_seconds,
+        one_machine=one_machine,
+    )  # fmt: skip

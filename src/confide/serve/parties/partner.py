@@ -1,0 +1,164 @@
+"""A partner of the server: a dealer, a helper or a third. It has no model of its own; the server brings its part.
+
+    server sends a part    -> the others are dialled; "taken" once they are there
+    server orders a set-up -> the client is known from then on, by its identity
+    client orders          -> a prediction, or correlations dealt ahead, if it was set up
+
+A dealer never learns more than shapes: its part is what `Backend.prepare` makes for its role.
+"""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from confide.crypto.random import Randomness
+from confide.errors import ConfideError, ProtocolError
+from confide.ideal import Backend, Kit
+from confide.net.certificates import COORDINATOR
+from confide.serve.parties.circle import Circle
+from confide.serve.parties.messages import Order, Part, Taken, short
+from confide.serve.parties.seats import MEMBER_ROLES, refusal
+from confide.serve.parties.server import ASKING_ROLES, part_of, party_of, set_up_key
+from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
+from confide.serve.parties.standing import Standing
+from confide.store import Prefixed
+from confide.wire import Store
+
+#: Who dials whom among partners: each dials those before it. Clients dial all of them, and all dial the server.
+_ORDER = ("dealer", "helper", "third")
+
+
+@dataclass(slots=True)
+class _Taken:
+    part: Part
+    backend: Backend
+    kit: Kit
+    missing: set[str]
+
+
+class Partner:
+    """What a partner does with what it hears.
+
+    Args:
+        store: its own.
+        rng: of the parties.
+        context: what it shows when it dials.
+        load: returns a backend by name.
+        stock: predictions that it deals ahead for, for one client and model.
+        standing: what people see.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        rng: Randomness,
+        context: Callable[[], ssl.SSLContext],
+        load: Callable[[str], Backend],
+        stock: int,
+        standing: Standing,
+    ) -> None:
+        self._store, self._rng, self._context, self._load = store, rng, context, load
+        self._stock, self.standing = stock, standing
+        self._parts: dict[bytes, _Taken] = {}
+        self.circle: Circle
+
+    # --- what it hears ------------------------------------------------------------------------------------------------
+
+    def greeted(self, peer: str) -> None:
+        self.standing.insecure = self.circle.insecure
+        for taken in self._parts.values():
+            if peer in taken.missing:
+                taken.missing.discard(peer)
+                self._answer(taken)
+
+    def lost(self, peer: str, reason: str) -> None:
+        if peer == COORDINATOR:
+            self._parts.clear()  # it brings them again
+        self.circle.say(f"{peer} is gone: {reason}")
+
+    def told(self, peer: str, body: msgspec.Struct) -> None:
+        if not isinstance(body, Part) or peer != COORDINATOR:
+            raise ProtocolError("Expected a part, from the server")
+        try:
+            self._take(body)
+        except ConfideError as error:
+            self.circle.say(f"does not take part in {body.name}: {error}")
+            self.circle.tell(peer, Taken(body.model, short(str(error))))
+
+    def ordered(self, peer: str, session: str, order: Order) -> None:
+        taken = self._parts.get(order.model)
+        if taken is None or taken.missing:
+            raise ProtocolError(f"Expected a model that {self.circle.me.name} takes part in; ask again later")
+        self._check(peer, order)
+        part = taken.part
+        names = {seat.role: seat.name for seat in part.seats}
+        cast = Cast(part.role, {"client": order.client, **names})
+        prefix = part_of(order.model, part.backend, order.client)
+        if order.kind == "deal" and order.count > self._stock:
+            raise ProtocolError(f"Expected at most {self._stock} predictions dealt ahead; the dealer's --stock says so")
+
+        def done(ended: Ended) -> None:
+            self.standing.ended(order, ended)
+            if order.kind == "setup":
+                known = order.identity if ended.error is None else None
+                self._store.commit({set_up_key(order.model, order.client): known})
+
+        self.circle.begin(
+            session,
+            lambda: party_of(order, taken.backend, part.role, taken.kit, Prefixed(self._store, prefix), self._rng),
+            cast,
+            prefix=prefix,
+            done=done,
+        )
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _take(self, part: Part) -> None:
+        me = self.circle.me
+        mine = [seat for seat in part.seats if seat.role == part.role]
+        if [(seat.name, seat.identity) for seat in mine] != [(me.name, me.identity)]:
+            raise ProtocolError(f"Expected the seat of {me.name} among those of {part.name}")
+        if MEMBER_ROLES.get(part.role) != me.role:
+            raise ProtocolError(f"Expected a part for a {me.role}, got one for a {part.role}")
+        if part.insecure and not me.one_machine:
+            raise refusal(part.insecure)
+        backend = self._load(part.backend)
+        kit = backend.decode_kit(part.role, part.kit)
+        before = [seat for seat in part.seats if seat.role in _ORDER[: _ORDER.index(part.role)]]
+        for seat in before:
+            self.circle.dial(seat.name, MEMBER_ROLES[seat.role], seat.url, self._context())
+        others = {seat.name for seat in part.seats} - {me.name}
+        missing = {name for name in others if self.circle.hello(name) is None}
+        taken = self._parts[part.model] = _Taken(part, backend, kit, missing)
+        self._answer(taken)
+
+    def _answer(self, taken: _Taken) -> None:
+        if not taken.missing:
+            for seat in taken.part.seats:
+                facts = self.circle.facts(seat.name)
+                if facts is not None and facts.identity != seat.identity:
+                    raise ProtocolError(f"Expected {seat.name} with the identity that the server knows")
+            self.circle.say(f"takes part in {taken.part.name} as its {taken.part.role}, under {taken.part.backend}")
+            self.circle.tell(COORDINATOR, Taken(taken.part.model, ""))
+
+    def _check(self, peer: str, order: Order) -> None:
+        """Check that an order comes from who may give it."""
+        key = set_up_key(order.model, order.client)
+        if peer == COORDINATOR:
+            if order.kind != "setup" or len(order.identity) != 32:
+                raise ProtocolError("Expected an order to set a client up, from the server")
+            facts = self.circle.facts(order.client)
+            if facts is None or facts.identity != order.identity or facts.role not in ASKING_ROLES:
+                raise ProtocolError(f"Expected {order.client} to be connected to {self.circle.me.name} too")
+            return
+        facts = self.circle.facts(peer)
+        known = self._store.get(key)
+        if order.client != peer or order.kind == "setup" or facts is None:
+            raise ProtocolError("Expected an order from the client itself")
+        if known != facts.identity:
+            raise SetUpAgain(f"Expected that {peer} was set up with {self.circle.me.name}; set up again")

@@ -1,0 +1,102 @@
+"""Who is who among the organisations of a mode, and whether two that must not collude are one machine.
+
+**What is checked**: the kernel that both run on, the address from which they come, and the identity of their
+certificates. An organisation that lies about its machine is not found out: nothing else would keep it from colluding.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from confide.errors import PrivacyError
+from confide.ideal import Kit
+
+#: What the certificate of each role must say.
+MEMBER_ROLES: Mapping[str, str] = {"server": "coordinator", "helper": "helper", "third": "third", "dealer": "dealer"}
+#: Roles that promise by not colluding with anybody else.
+APART = ("dealer", "helper", "third")
+#: What stands in every report where two of them are one machine.
+INSECURE = "INSECURE"
+
+_KERNEL, _MACHINE = Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id")
+
+
+def machine_digest(federation: bytes) -> bytes:
+    """Return what two processes of one running kernel share, and nobody else: 32 bytes.
+
+    Args:
+        federation: fingerprint of its authority, so that a machine is not recognised across federations.
+    """
+    found = b""
+    for path in (_KERNEL, _MACHINE):
+        with suppress(OSError):
+            found = found or path.read_bytes().strip()
+    return hashlib.sha256(b"confide machine v1\0" + federation + b"\0" + found).digest() if found else bytes(32)
+
+
+def model_id(name: str, backend: str, kits: Mapping[str, Kit]) -> bytes:
+    """Return the id of a model as it was prepared: another model, or other shares of it, have another (32 bytes)."""
+    parts = [name.encode(), backend.encode()]
+    for role in sorted(kits):
+        parts += [role.encode(), hashlib.sha256(kits[role].encode()).digest()]
+    whole = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
+    return hashlib.sha256(b"confide prepared model v1\0" + whole).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is known of where somebody runs.
+
+    Args:
+        role: in the federation: "coordinator" of the server, "client", "node", "dealer" ...
+        name: the member's.
+        machine: `machine_digest`; zeros if unknown.
+        address: from which it came, or at which it was dialled; "" if unknown.
+        identity: Ed25519 public key, 32 bytes.
+    """
+
+    role: str
+    name: str
+    machine: bytes
+    address: str
+    identity: bytes
+
+
+def together(a: Facts, b: Facts) -> str:
+    """Return what two members that must not collude have in common, in words; "" if nothing is known."""
+    if a.role not in APART and b.role not in APART:
+        return ""
+    what = ""
+    if a.identity == b.identity:
+        what = "show one identity"
+    elif a.machine == b.machine and any(a.machine):
+        what = "run on one machine"
+    elif a.address and a.address == b.address:
+        what = "come from one address"
+    elif "" in (a.address, b.address) and is_this_machine(a.address or b.address):
+        what = "run on one machine"
+    said = {"coordinator": "the server"}
+    names = [said.get(one.role, f"the {one.role} {one.name}") for one in (a, b)]
+    return f"{names[0]} and {names[1]} {what}" if what else ""
+
+
+def is_this_machine(address: str) -> bool:
+    """Return whether an address is one of loopback."""
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False
+
+
+def refusal(common: str) -> PrivacyError:
+    """Return the error of a process that does not accept `together`."""
+    return PrivacyError(
+        f"Expected organisations apart: {common}, so one of them could open everything; run them on machines of "
+        "different owners. For a trial alone: --insecure-colocated-dealer at every process, and every report says "
+        f"{INSECURE}"
+    )

@@ -1,0 +1,256 @@
+"""The server of a mode: it has the model, founds the circle, and counts what is asked.
+
+    partner says hello   -> its seat is taken; with all seats taken, each partner gets its part of every model
+    client asks          -> an offer, once every partner is ready
+    client orders        -> set-up: passed on with the client's identity; a prediction: counted, then answered
+
+**Leaks**: to partners, their parts, who asks, when, and how many rows; to clients, who the partners are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+
+from confide.crypto.random import Randomness
+from confide.errors import ConfideError, ProtocolError, UsageError, nearest
+from confide.ideal import Backend, Kit
+from confide.net.certificates import COORDINATOR
+from confide.serve.access import Quota, RateLimit
+from confide.serve.limits import Limits
+from confide.serve.parties.circle import Circle
+from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Seat, Taken, short
+from confide.serve.parties.seats import MEMBER_ROLES, model_id
+from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
+from confide.serve.parties.standing import Standing
+from confide.store import Prefixed
+from confide.wire import Party, Store
+
+#: Roles of a federation whose members may ask.
+ASKING_ROLES = ("client", "node", "analyst")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """One model under one backend, prepared.
+
+    Args:
+        name: the model's.
+        backend: its parties.
+        kits: of each role.
+        client_kit: the bytes of `ClientKit`.
+        max_rows: of one prediction.
+    """
+
+    name: str
+    backend: Backend
+    kits: Mapping[str, Kit]
+    client_kit: bytes
+    max_rows: int
+
+    @property
+    def id(self) -> bytes:
+        """Return the id under which it is ordered."""
+        return model_id(self.name, self.backend.name, self.kits)
+
+
+@dataclass(slots=True)
+class _Model:
+    prepared: Prepared
+    ready: set[str] = field(default_factory=set[str])
+
+
+class Server:
+    """What the server does with what it hears.
+
+    Args:
+        models: what is served; all under backends with the same roles.
+        partners: the member of each role besides client and server.
+        store: the server's.
+        limits: `batch_rows`, quotas and rate.
+        quota: counts rows; None does not.
+        rng: of the parties.
+        standing: what people see.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[Prepared],
+        partners: Mapping[str, str],
+        *,
+        store: Store,
+        limits: Limits,
+        quota: Quota | None,
+        rng: Randomness,
+        standing: Standing,
+    ) -> None:
+        self._models = {model.id: _Model(model) for model in models}
+        wanted = {role for model in models for role in model.backend.roles} - {"client", "server"}
+        if wanted != set(partners):
+            options = ", ".join(f"--{role} NAME" for role in sorted(wanted))
+            raise UsageError(f"Expected members of the federation as {options}, and no other")
+        self.partners, self._store, self._limits, self._quota = dict(partners), store, limits, quota
+        self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
+        self._rng, self.standing = rng, standing
+        self._seats: dict[str, Seat] = {}
+        self.circle: Circle
+
+    # --- what it hears ------------------------------------------------------------------------------------------------
+
+    def greeted(self, peer: str) -> None:
+        role = next((role for role, name in self.partners.items() if name == peer), None)
+        facts, hello = self.circle.facts(peer), self.circle.hello(peer)
+        assert facts is not None
+        assert hello is not None
+        self.standing.insecure = self.circle.insecure
+        if role is None:
+            if facts.role not in ASKING_ROLES:
+                raise ProtocolError(
+                    f"Expected a client, or a {facts.role} that this server was told of; {peer} is none"
+                )
+            return
+        if facts.role != MEMBER_ROLES[role]:
+            raise UsageError(f"Expected {peer} to be a member as {MEMBER_ROLES[role]}, it is one as {facts.role}")
+        self._seats[role] = Seat(role, peer, hello.url, facts.identity)
+        self.circle.say(f"{peer}, the {role}, is there")
+        if set(self._seats) == set(self.partners):
+            for model in self._models.values():
+                model.ready.clear()
+                self._deal_out(model.prepared)
+
+    def lost(self, peer: str, reason: str) -> None:
+        for role, seat in list(self._seats.items()):
+            if seat.name == peer:
+                del self._seats[role]
+                for model in self._models.values():
+                    model.ready.discard(role)
+                self.circle.say(f"{peer}, the {role}, is gone: {reason}")
+
+    def told(self, peer: str, body: msgspec.Struct) -> None:
+        if isinstance(body, Ask):
+            self.circle.tell(peer, self._offer(body))
+        elif isinstance(body, Taken) and (role := self._role_of(peer)) and (model := self._models.get(body.model)):
+            if body.refusal:
+                self.circle.say(f"{peer}, the {role}, does not take part: {body.refusal}")
+            else:
+                model.ready.add(role)
+                if model.ready == set(self.partners):
+                    self.circle.say(f"{model.prepared.name} is served under {model.prepared.backend.name}")
+        else:
+            raise ProtocolError("Expected a question from a client, or a partner's answer")
+
+    def ordered(self, peer: str, session: str, order: Order) -> None:
+        model, facts = self._models.get(order.model), self.circle.facts(peer)
+        if model is None:
+            raise ProtocolError("Expected a model that is served; ask for its kit again")
+        if facts is None or facts.role not in ASKING_ROLES or order.client != peer:
+            raise ProtocolError("Expected an order from the client itself")
+        if self._rate is not None:
+            self._rate.take(peer)
+        self._check_ready(model)
+        prepared = model.prepared
+        if not 0 <= order.rows <= prepared.max_rows or (order.kind == "predict" and not order.rows):
+            raise ProtocolError(f"Expected 1 to {prepared.max_rows} rows at a time; send fewer")
+        if order.kind == "predict" and self._quota is not None:
+            self._quota.charge(peer, prepared.name, order.rows)
+        mark = set_up_key(order.model, peer)
+        if order.kind != "setup" and self._store.get(mark) is None:
+            raise SetUpAgain(f"Expected that {peer} was set up with the server; set up again")
+        cast = Cast("server", {"client": peer, "server": COORDINATOR, **self.partners})
+        prefix = part_of(order.model, prepared.backend.name, peer)
+
+        def done(ended: Ended) -> None:
+            self.standing.ended(order, ended)
+            if order.kind == "setup":
+                self._store.commit({mark: b"1" if ended.error is None else None})
+            self._count_beyond(order, ended, prepared.name)
+
+        self.circle.begin(session, lambda: self._party(order, prepared, prefix), cast, prefix=prefix, done=done)
+        if order.kind == "setup":
+            for name in self.partners.values():
+                self.circle.order(name, session, msgspec.structs.replace(order, identity=facts.identity))
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _role_of(self, peer: str) -> str | None:
+        return next((role for role, seat in self._seats.items() if seat.name == peer), None)
+
+    def _seats_in_order(self) -> tuple[Seat, ...]:
+        me = self.circle.me
+        return (Seat("server", me.name, me.url, me.identity), *(self._seats[role] for role in sorted(self._seats)))
+
+    def _deal_out(self, prepared: Prepared) -> None:
+        seats = self._seats_in_order()
+        for seat in self._seats.values():
+            kit = prepared.kits[seat.role].encode()
+            backend, insecure = prepared.backend.name, self.circle.insecure
+            self.circle.tell(seat.name, Part(prepared.id, prepared.name, backend, seat.role, kit, seats, insecure))
+
+    def _offer(self, asked: Ask) -> Offer | Refused:
+        found = [
+            model
+            for model in self._models.values()
+            if asked.model in ("", model.prepared.name) and asked.backend in ("", model.prepared.backend.name)
+        ]
+        if not found or (len(found) > 1 and not asked.model):
+            known = sorted({model.prepared.name for model in self._models.values()})
+            return Refused(f"Expected model= one of {', '.join(known)}{nearest(asked.model, known)}")
+        try:
+            self._check_ready(found[0])
+        except ConfideError as error:
+            return Refused(short(str(error)), again=True)
+        prepared = found[0].prepared
+        return Offer(prepared.id, prepared.client_kit, self._seats_in_order(), self.circle.insecure)
+
+    def _check_ready(self, model: _Model) -> None:
+        if missing := sorted(set(self.partners) - model.ready):
+            absent = ", ".join(f"{self.partners[role]} (the {role})" for role in missing)
+            raise ProtocolError(f"Expected {absent} to be there and ready; ask again when it runs")
+
+    def _party(self, order: Order, prepared: Prepared, prefix: str) -> Party:
+        return party_of(
+            order, prepared.backend, "server", prepared.kits["server"], Prefixed(self._store, prefix), self._rng
+        )
+
+    def _count_beyond(self, order: Order, ended: Ended, name: str) -> None:
+        """Count rows that a client had answered beyond what it ordered, and send it away."""
+        answered = ended.output if isinstance(ended.output, int) else 0
+        if order.kind == "predict" and answered > order.rows:
+            self.circle.mesh.drop(order.client, "Expected as many rows as were ordered")
+            if self._quota is not None:
+                try:
+                    self._quota.charge(order.client, name, answered - order.rows)
+                except ConfideError as error:
+                    self.circle.say(f"{order.client} had {answered} rows answered, and ordered {order.rows}: {error}")
+
+
+def part_of(model: bytes, backend: str, client: str) -> str:
+    """Return the prefix under which a process keeps what belongs to one client and model."""
+    return f"parties/{backend}/{model.hex()[:32]}/{client}/"
+
+
+def set_up_key(model: bytes, client: str) -> str:
+    """Return where a process writes down that a client has been set up for a model."""
+    return f"set-up/{model.hex()}/{client}"
+
+
+def party_of(order: Order, backend: Backend, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:
+    """Return a role's party of a session, the client's of a prediction excepted.
+
+    Raises:
+        ConfideError: the backend deals nothing ahead, or cannot begin.
+    """
+    if order.kind == "setup":
+        return backend.setup(role, kit, store, rng)
+    if order.kind == "predict":
+        return backend.predict(role, kit, None, store, rng)
+    deal: Callable[..., Party] | None = getattr(backend, "deal", None)
+    if deal is None or not 1 <= order.count <= MOST_DEALT or not order.rows:
+        raise ProtocolError(f"Expected 1 to {MOST_DEALT} predictions to deal for, under a backend with a dealer")
+    return deal(role, kit, store, rng, rows=order.rows, count=order.count)
+
+
+#: Predictions that are dealt for in one session.
+MOST_DEALT = 64

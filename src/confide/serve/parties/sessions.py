@@ -1,0 +1,332 @@
+"""Many sessions of one process: parties moved by the messages that arrive, in the thread in which they arrive.
+
+A party speaks of roles ("client", "server", "dealer"); on the wire stand the names of members. A session knows which
+member has which role, and takes messages from no one else. Nothing leaves before the party's `save` is durable: the
+sessions stand on `net.exchange`, as a federation's do.
+
+**Guarantees**: a session ends: with its party, with an abort from any of its members, with the loss of a link to one,
+or when nothing moved for `step_seconds`. However it ends, every other member is told, once, and later messages of it
+are thrown away. What waits for a session that nobody has opened yet is bounded in bytes and time, for each peer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from confide.errors import Aborted, ConfideError, ProtocolError, StoreError
+from confide.net.exchange import Envelope, Exchange
+from confide.serve.parties.messages import ABORT, Abort, letter, read, short
+from confide.wire import Message, Party, Step, Store
+
+#: Ids of sessions that are over, kept to recognise what comes late.
+_REMEMBERED = 4096
+
+
+class SetUpAgain(Aborted):
+    """A process has not been set up for a client, or has lost it; setting up again mends that."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bounds:
+    """What the sessions of one process put up with.
+
+    Args:
+        step_seconds: time for the next step of a session.
+        session_seconds: time for a whole session.
+        session_bytes: what one peer may send in one session.
+        early_bytes, early_sessions: what one peer may send ahead of the order that opens a session.
+        sessions: open at once for one peer.
+    """
+
+    step_seconds: float = 30.0
+    session_seconds: float = 600.0
+    session_bytes: int = 1 << 30
+    early_bytes: int = 64 << 20
+    early_sessions: int = 64
+    sessions: int = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who is who in one session.
+
+    Args:
+        role: of this process.
+        names: the member of each role, this one's too.
+    """
+
+    role: str
+    names: Mapping[str, str]
+
+    def others(self) -> list[str]:
+        """Return the members besides this one."""
+        return [name for role, name in self.names.items() if role != self.role]
+
+    def role_of(self, name: str) -> str | None:
+        """Return the role of another member, or None."""
+        return next((role for role, one in self.names.items() if one == name and role != self.role), None)
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one session was, seen from one of its members.
+
+    Args:
+        seconds: from its beginning to its end.
+        worked_seconds: of them, at work here.
+        rounds: how often the party waited.
+        sent, received: body bytes by role.
+    """
+
+    seconds: float = 0.0
+    worked_seconds: float = 0.0
+    rounds: int = 0
+    sent: dict[str, int] = field(default_factory=dict[str, int])
+    received: dict[str, int] = field(default_factory=dict[str, int])
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How a session ended; `error` is None if its party returned `output`."""
+
+    session: str
+    cast: Cast
+    error: ConfideError | None
+    output: Any
+    figures: Figures
+
+
+@dataclass(slots=True)
+class _Open:
+    cast: Cast
+    done: Callable[[Ended], None]
+    begun: float
+    due: float
+    late: float
+    figures: Figures = field(default_factory=Figures)
+
+
+@dataclass(slots=True)
+class _Early:
+    due: float
+    bytes: int = 0
+    envelopes: list[Envelope] = field(default_factory=list[Envelope])
+
+
+class Sessions:
+    """The sessions of one process; everything runs in one thread.
+
+    Args:
+        me: this member's name.
+        send: takes what leaves, by peer.
+        store: where the parties' `save` is committed, below each session's prefix.
+        bounds: what peers may do.
+        broken: told of exceptions that nobody expected; the session they came from is over by then.
+        seen: told of every message of a party that leaves or arrives, by session; for transcripts.
+    """
+
+    def __init__(
+        self,
+        me: str,
+        send: Callable[[str, Envelope], None],
+        store: Store,
+        *,
+        bounds: Bounds,
+        broken: Callable[[BaseException], None],
+        seen: Callable[[str, Message], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.me, self.bounds = me, bounds
+        self._send, self._broken, self._seen, self._clock = send, broken, seen, clock
+        self._exchange = Exchange(store, on_step=self._stepped)
+        self._open: dict[str, _Open] = {}
+        self._early: dict[tuple[str, str], _Early] = {}
+        self._over: OrderedDict[str, None] = OrderedDict()
+
+    # --- a session's life ---------------------------------------------------------------------------------------------
+
+    def open(self, session: str, party: Party, cast: Cast, *, prefix: str, done: Callable[[Ended], None]) -> None:
+        """Begin a session; what has come for it early is looked at now.
+
+        Args:
+            session: its id, the same at all members.
+            party: this member's.
+            cast: who is who.
+            prefix: of the party's store.
+            done: told how it ended, once.
+
+        Raises:
+            ProtocolError: the id is in use, or was.
+        """
+        if self.knows(session):
+            party.close()
+            raise ProtocolError("Expected a session with an id of its own")
+        now = self._clock()
+        bounds = self.bounds
+        self._open[session] = _Open(cast, done, now, now + bounds.step_seconds, now + bounds.session_seconds)
+        self._guarded(session, lambda: self._exchange.open(session, party, me=cast.role, prefix=prefix))
+        for key in [key for key in self._early if key[1] == session]:
+            for envelope in self._early.pop(key).envelopes:
+                self.arrived(key[0], envelope)
+
+    def knows(self, session: str) -> bool:
+        """Return whether a session of that id is open, or was lately."""
+        return session in self._open or session in self._over
+
+    def arrived(self, peer: str, envelope: Envelope) -> None:
+        """Take a message of a session.
+
+        Raises:
+            ProtocolError: more came early than one peer may send; drop the peer.
+        """
+        session, message = envelope.session, envelope.message
+        if session in self._over:
+            return None
+        one = self._open.get(session)
+        if one is None:
+            return self._keep_early(peer, envelope)
+        role = one.cast.role_of(peer)
+        if role is None or message.dst != self.me:
+            return None  # of somebody who takes no part: it changes nothing for those who do
+        if message.tag == ABORT:
+            return self._aborted(session, peer, message)
+        received = one.figures.received
+        received[role] = received.get(role, 0) + len(message.body)
+        if received[role] > self.bounds.session_bytes:
+            return self.abort(session, f"{peer} sent more than {self.bounds.session_bytes} bytes in one session")
+        inner = Envelope(session, Message(role, one.cast.role, message.tag, message.body))
+        if self._seen is not None:
+            self._seen(session, inner.message)
+        self._guarded(session, lambda: self._exchange.put(inner))
+
+    def abort(self, session: str, reason: str, *, tell: bool = True) -> None:
+        """End a session with an error, here and at every other member."""
+        if session in self._open:
+            self._exchange.abort(session, reason)
+            self._finish(session, Aborted(reason), None, tell=tell)
+
+    def left(self, peer: str) -> None:
+        """End every session in which `peer` takes part: its link is gone."""
+        for key in [key for key in self._early if key[0] == peer]:
+            del self._early[key]
+        for session, one in list(self._open.items()):
+            if one.cast.role_of(peer) is not None:
+                self.abort(session, f"the connection to {peer} ({one.cast.role_of(peer)}) was lost")
+
+    def tick(self) -> None:
+        """End what is late; to be called some times a second."""
+        now = self._clock()
+        for key in [key for key, early in self._early.items() if now > early.due]:
+            del self._early[key]
+        for session, one in list(self._open.items()):
+            if now > min(one.due, one.late):
+                self.abort(session, self._waited(session, one))
+
+    def stop(self, reason: str) -> None:
+        """End every session."""
+        for session in list(self._open):
+            self.abort(session, reason)
+
+    def open_for(self, peer: str) -> int:
+        """Return in how many open sessions a peer takes part."""
+        return sum(one.cast.role_of(peer) is not None for one in self._open.values())
+
+    @property
+    def count(self) -> int:
+        """Return how many sessions are open."""
+        return len(self._open)
+
+    # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _guarded(self, session: str, work: Callable[[], None]) -> None:
+        """Do something that moves a session's party, then send what may leave, and see whether it has ended."""
+        try:
+            work()
+            self._leave()
+        except StoreError as error:
+            self.abort(session, f"the store of {self.me} does not work: {error}")
+        except ConfideError as error:
+            self.abort(session, short(str(error)))
+        except Exception as error:
+            # Whatever a peer's bytes have met, the others are served; its text may hold an input, so nobody gets it.
+            self.abort(session, f"{self.me} failed")
+            self._broken(error)
+        for ended in self._exchange.ended():
+            if ended in self._open:
+                self._settle(ended)
+
+    def _settle(self, session: str) -> None:
+        try:
+            output = self._exchange.output(session)
+        except ConfideError as error:
+            return self._finish(session, error, None, tell=True)
+        return self._finish(session, None, output, tell=False)
+
+    def _finish(self, session: str, error: ConfideError | None, output: Any, *, tell: bool) -> None:
+        one = self._open.pop(session)
+        figures = one.figures
+        figures.seconds = self._clock() - one.begun
+        if self._exchange.knows(session):
+            figures.worked_seconds = self._exchange.figures(session).seconds
+            self._exchange.forget(session)
+        self._exchange.ended()
+        self._over[session] = None
+        while len(self._over) > _REMEMBERED:
+            self._over.popitem(last=False)
+        if error is not None and tell:
+            for name in one.cast.others():
+                self._send(name, letter(self.me, name, Abort(short(str(error))), session=session))
+        one.done(Ended(session, one.cast, error, output, figures))
+
+    def _leave(self) -> None:
+        for envelope in self._exchange.take():
+            session, message = envelope.session, envelope.message
+            one = self._open[session]
+            name = one.cast.names.get(message.dst)
+            if name is None:
+                raise ProtocolError("Expected a message to a role that takes part")
+            sent = one.figures.sent
+            sent[message.dst] = sent.get(message.dst, 0) + len(message.body)
+            if self._seen is not None:
+                self._seen(session, message)
+            self._send(name, Envelope(session, Message(self.me, name, message.tag, message.body)))
+
+    def _stepped(self, session: str, step: Step) -> Mapping[str, bytes | None]:
+        one = self._open[session]
+        one.figures.rounds += bool(step.wait_for)
+        one.due = self._clock() + self.bounds.step_seconds
+        return {}
+
+    def _aborted(self, session: str, peer: str, message: Message) -> None:
+        try:
+            said = read(message)
+        except ProtocolError:
+            said = Abort("no reason given")
+        assert isinstance(said, Abort)
+        reason = f"{peer} ended it: {short(said.reason)}"
+        self._exchange.abort(session, reason)
+        self._finish(session, SetUpAgain(reason) if said.set_up else Aborted(reason), None, tell=False)
+
+    def _keep_early(self, peer: str, envelope: Envelope) -> None:
+        if envelope.message.tag == ABORT:
+            self._early.pop((peer, envelope.session), None)
+            return
+        held = [early for key, early in self._early.items() if key[0] == peer]
+        bounds, size = self.bounds, len(envelope.message.body)
+        early = self._early.get((peer, envelope.session))
+        too_many = early is None and len(held) >= bounds.early_sessions
+        if too_many or sum(one.bytes for one in held) + size > bounds.early_bytes:
+            raise ProtocolError("Expected an order ahead of the messages of a session")
+        if early is None:
+            early = self._early[peer, envelope.session] = _Early(self._clock() + bounds.step_seconds)
+        early.bytes += size
+        early.envelopes.append(envelope)
+
+    def _waited(self, session: str, one: _Open) -> str:
+        _, roles = self._exchange.waiting_for(session)
+        names = ", ".join(sorted(one.cast.names.get(role, role) for role in roles)) or "the others"
+        return f"{self.me} waited too long for {names}"
