@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 from mpc_cases import Case, Training
-from mpc_links import Link
+from mpc_houses import predictions
+from mpc_links import LOOPBACK, Link
 from mpc_nets import NETS, Arrays, Layer
 
 from confide.crypto.random import Randomness, SystemRandomness
@@ -49,7 +50,7 @@ class Ours:
 
     seconds: tuple[float, ...]
     outputs: tuple[np.ndarray, ...]
-    online_bytes: float
+    online_bytes: float = 0.0
     offline_bytes: Mapping[str, float] = field(default_factory=dict[str, float])
     trips: int | None = None
     dealer_seconds: float = 0.0
@@ -174,15 +175,53 @@ def in_process(case: Case, numbers: Arrays, x: np.ndarray, *, repeats: int, ahea
 def over_tls(
     case: Case, link: Link, numbers: Arrays, x: np.ndarray, *, repeats: int, ahead: bool = True
 ) -> Ours | None:
-    """Return what predictions take with a process for each party over TLS; None until there are such services."""
-    del case, link, numbers, x, repeats, ahead
-    return None
+    """Return what predictions take with a process for each party over TLS, or None where that cannot run yet.
+
+    Bytes and the dealer's work are those of `in_process`: the same parties say the same.
+    """
+    chosen = backend(case.backend)
+    if chosen is None or graph_of(case.net, numbers) is None:
+        return None
+    found = _asked(case, chosen, link, numbers, x, calls=repeats + WARM, stock=repeats + WARM if ahead else 0)
+    return Ours(
+        tuple(found["seconds"][WARM:]),
+        tuple(np.array(one) for one in found["outputs"]),
+        setup_seconds=found["setup_seconds"],
+    )
 
 
-def sustained(case: Case, numbers: Arrays, x: np.ndarray, *, seconds: float) -> float | None:
-    """Return predictions a second with the dealer running beside; None until there are services."""
-    del case, numbers, x, seconds
-    return None
+def sustained(case: Case, numbers: Arrays, x: np.ndarray, *, calls: int) -> float | None:
+    """Return predictions a second of one client on loopback who never pauses, with the dealer running beside."""
+    chosen = backend(case.backend)
+    if chosen is None or graph_of(case.net, numbers) is None:
+        return None
+    found = _asked(case, chosen, LOOPBACK, numbers, x, calls=calls + WARM, stock=8, pause_seconds=0.0)
+    return calls / sum(found["seconds"][WARM:])
+
+
+def _asked(
+    case: Case,
+    chosen: Backend,
+    link: Link,
+    numbers: Arrays,
+    x: np.ndarray,
+    *,
+    calls: int,
+    stock: int,
+    pause_seconds: float = 0.2,
+) -> dict[str, Any]:
+    return predictions(
+        case.backend,
+        chosen.roles,
+        link,
+        net=case.net,
+        numbers=numbers,
+        x=x,
+        calls=calls,
+        stock=stock,
+        pause_seconds=pause_seconds,
+        seconds=300.0,
+    )
 
 
 # --- training and products --------------------------------------------------------------------------------------------
