@@ -102,6 +102,7 @@ class Plan:
 
     Args:
         program: what is run.
+        hash: of the program.
         ready: for each operation the round after which its value is there.
         remainder: for each operation whether the third holds a share of a SHARED value.
         comparisons: of each Sign.
@@ -117,6 +118,7 @@ class Plan:
     """
 
     program: Program
+    hash: bytes
     ready: tuple[int, ...]
     remainder: tuple[bool, ...]
     comparisons: Mapping[int, Comparison]
@@ -252,6 +254,7 @@ def plan_of(program: Program) -> Plan:
     reveals, reveal_stream = _reveals(program)
     return Plan(
         program,
+        program.hash,
         tuple(ready),
         tuple(remainder),
         comparisons,
