@@ -18,6 +18,8 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         "plain": "confide.ideal:PlainPredict",
         "he": "confide.he.backend:Homomorphic",
         "paillier": "confide.he.paillier:Paillier",
+        "mpc-dealer": "confide.mpc.two_party:WithDealer",
+        "mpc-outsourced": "confide.mpc.outsourced:Outsourced",
     }
 )
 
