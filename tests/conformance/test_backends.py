@@ -330,7 +330,16 @@ def test_a_client_that_was_not_set_up_is_told_so(case):
 # --- models that cannot run -------------------------------------------------------------------------------------------
 
 
-@every(PRIVATE)
+@every(JOINT)
+def test_a_layer_that_has_no_program_is_listed(case):
+    graph = Graph((forest(5, 6, 3, 2), Sigmoid()))
+    backend = case.make()
+    assert [problem.layer for problem in backend.check(graph)] == ["layer 0 (Trees)"]
+    with pytest.raises(ModelError, match="layer 0"):
+        backend.prepare(graph, RNG)
+
+
+@every([case for case in PRIVATE if case.one_round])
 def test_every_layer_that_cannot_run_is_listed(case):
     graph = Graph((linear(1, 2, 3), Sigmoid(), linear(2, 2, 2), Sigmoid(), linear(3, 1, 2)))
     backend = case.make()
