@@ -107,7 +107,7 @@ def _backend(name: str, made: _ModelFile) -> Backend:
         backend = load_backend(name)
         if len(backend.roles) > 2:  # one question and one reply are not enough for more than two
             raise UsageError(
-                f"Expected a --backend of client and server here; {name} has roles {', '.join(backend.roles)}, each run "
+                f"Expected a --backend of client and server here; {name} has {', '.join(backend.roles)}, each run "
                 "by another organisation: docs/protocols/mpc-dealer.md starts them"
             )
         return backend
