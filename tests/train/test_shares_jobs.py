@@ -81,7 +81,11 @@ def test_four_hospitals_learn_heart_disease_as_well_as_scikit_learn_on_pooled_re
     tables = {"schema": str(tmp_path / "heart.schema.toml"), "test_fraction": 0.34}
     tables["tables"] = {name: str(tmp_path / path) for name, path in job.data.tables.items()}
     job = parse(
-        {"data": tables, "train": {"aggregate": "mpc", "rounds": 15, "momentum": 0.75}, "shares": {"batch": 64}}
+        {
+            "data": tables,
+            "train": {"aggregate": "mpc", "rounds": 20, "learning_rate": 0.25, "momentum": 0.75},
+            "shares": {"batch": 128},
+        }
     )
     finished = trained(job)
     ours, theirs = against_scikit_learn(finished)
