@@ -189,10 +189,13 @@ def test_folders_of_shares_are_checked(tables, tmp_path):
         read_public(place)
 
 
-@pytest.mark.parametrize("loss", ["logistic", "squared", "sigmoid"])
-def test_a_model_that_was_never_opened_is_served_by_two_servers(tmp_path, loss: str):
+@pytest.mark.parametrize(
+    ("loss", "kind"), [("logistic", "logistic"), ("squared", "logistic"), ("sigmoid", "logistic"), ("logistic", "mlp")]
+)
+def test_a_model_that_was_never_opened_is_served_by_two_servers(tmp_path, loss: str, kind: str):
     place = tmp_path / "shares"
-    job = parse(merged(JOB, train={"rounds": 2, "learning_rate": 0.25}, shares={"folder": str(place), "loss": loss}))
+    train, shares = {"rounds": 2, "learning_rate": 0.25}, {"folder": str(place), "loss": loss}
+    job = parse(merged(JOB, train=train, shares=shares, model={"kind": kind}))
     finished = trained(job)
     finished.write_shares(place)
     backend, rng = Outsourced(), SystemRandomness()

@@ -22,9 +22,10 @@ from confide.errors import ModelError
 from confide.guarantee import PrivacyLabel
 from confide.ideal import Kit
 from confide.model.graph import Graph, Linear, Relu, Sigmoid
+from confide.mpc import lowering
 from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.operations import SCALE
-from confide.mpc.recipes import encoded_model, recipe_of
+from confide.mpc.recipe import GraphRecipe
 from confide.structs import known
 from confide.train.shares.parties import SERVERS
 
@@ -111,9 +112,8 @@ def kits(place: Path) -> dict[str, Kit]:
         ModelError: the folder does not hold, or no program on shares computes its model.
     """
     public = read_public(place)
-    skeleton = _skeleton(public)
-    recipe = recipe_of(skeleton)
-    halves = [_named(public, skeleton, read_shares(place, public, server), server) for server in (0, 1)]
+    recipe = GraphRecipe(lowering.architecture_of(_skeleton(public)))
+    halves = [_named(public, read_shares(place, public, server), server) for server in (0, 1)]
     told = PublicKit(recipe, owned=False)
     made = [ModelKit(recipe, owned=False, model=half) for half in halves]
     return {"client": told, "server": made[0], "helper": made[1], "dealer": told}
@@ -127,18 +127,18 @@ def _skeleton(public: Public) -> Graph:
     return Graph((*layers[:-1], Sigmoid()), public.classes)
 
 
-def _named(public: Public, skeleton: Graph, parts: Mapping[str, Words], server: int) -> dict[str, Words]:
+def _named(public: Public, parts: Mapping[str, Words], server: int) -> dict[str, Words]:
     """Return a server's shares as the program of the layers names them: what `graph_of` does to weights, on a share."""
     found: dict[str, Words] = {}
-    names = iter(encoded_model(skeleton))
     last = len(public.widths) - 1
     for layer in range(1, last + 1):
         weight, bias = parts[f"w{layer}"].T, parts[f"b{layer}"]
         if layer == last and public.loss == "squared" and server == 0:
             bias = bias - np.uint64(1 << (public.bias_scale - 1))
         factor = np.uint64(slope_of(public.loss) if layer == last else 1)
-        found[next(names)] = np.ascontiguousarray(weight * factor)
-        found[next(names)] = bias * factor
+        place = 2 * (layer - 1)  # a ReLU stands between two layers
+        found[f"{place}.weight"] = np.ascontiguousarray(weight * factor)
+        found[f"{place}.bias"] = bias * factor
     return found
 
 
