@@ -19,12 +19,15 @@ from confide.errors import JobError, ModelError, PrivacyError
 from confide.guarantee import NOISE_FROM_SYSTEM
 from confide.model.artifact import load as load_model
 from confide.model.artifact import read_public_key
+from confide.mpc.outsourced import Outsourced
 from confide.train.evaluate import accuracy
 from confide.train.job import describe, load, parse
 from confide.train.parts import aggregator_of
 from confide.train.shares import load_rows, prepare
-from confide.train.shares.folder import read_public, read_shares
+from confide.train.shares.folder import kits, read_public, read_shares
+from confide.train.shares.run import graph_of
 from confide.train.shares.simulate import joined
+from confide.wire import MemoryStore, run
 
 from ..bench import script
 
@@ -78,7 +81,11 @@ def test_four_hospitals_learn_heart_disease_as_well_as_scikit_learn_on_pooled_re
     tables = {"schema": str(tmp_path / "heart.schema.toml"), "test_fraction": 0.34}
     tables["tables"] = {name: str(tmp_path / path) for name, path in job.data.tables.items()}
     job = parse(
-        {"data": tables, "train": {"aggregate": "mpc", "rounds": 15, "momentum": 0.75}, "shares": {"batch": 64}}
+        {
+            "data": tables,
+            "train": {"aggregate": "mpc", "rounds": 20, "learning_rate": 0.25, "momentum": 0.75},
+            "shares": {"batch": 128},
+        }
     )
     finished = trained(job)
     ours, theirs = against_scikit_learn(finished)
@@ -180,6 +187,31 @@ def test_folders_of_shares_are_checked(tables, tmp_path):
     (place / "model.json").write_text("{}")
     with pytest.raises(ModelError):
         read_public(place)
+
+
+@pytest.mark.parametrize(
+    ("loss", "kind"), [("logistic", "logistic"), ("squared", "logistic"), ("sigmoid", "logistic"), ("logistic", "mlp")]
+)
+def test_a_model_that_was_never_opened_is_served_by_two_servers(tmp_path, loss: str, kind: str):
+    place = tmp_path / "shares"
+    train, shares = {"rounds": 2, "learning_rate": 0.25}, {"folder": str(place), "loss": loss}
+    job = parse(merged(JOB, train=train, shares=shares, model={"kind": kind}))
+    finished = trained(job)
+    finished.write_shares(place)
+    backend, rng = Outsourced(), SystemRandomness()
+    found = {role: backend.decode_kit(role, kit.encode()) for role, kit in kits(place).items()}
+    stores = {role: MemoryStore() for role in backend.roles}
+    run({role: backend.setup(role, found[role], stores[role], rng) for role in backend.roles}, stores=stores)
+    x = finished.prepared.rows.test_x[:7]
+    asked = {
+        role: backend.predict(role, found[role], x if role == "client" else None, stores[role], rng)
+        for role in backend.roles
+    }
+    answers = run(asked, stores=stores).output("client")
+    task = finished.prepared.course.task
+    graph = graph_of(task, joined(task, finished.result.shares), finished.prepared.rows.classes)
+    assert np.abs(answers - graph.apply(x)).max() < 1e-3
+    assert np.ptp(answers) > 0.05
 
 
 def test_labels_say_who_is_trusted_and_what_was_seen():

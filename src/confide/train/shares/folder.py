@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -19,7 +20,12 @@ from numpy.typing import NDArray
 
 from confide.errors import ModelError
 from confide.guarantee import PrivacyLabel
+from confide.ideal import Kit
+from confide.model.graph import Graph, Linear, Relu, Sigmoid
+from confide.mpc import lowering
+from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.operations import SCALE
+from confide.mpc.recipe import GraphRecipe
 from confide.structs import known
 from confide.train.shares.parties import SERVERS
 
@@ -95,3 +101,47 @@ def read_shares(place: Path, public: Public, server: int) -> dict[str, Words]:
     }:
         raise ModelError(f"Expected shares of the layers {public.widths} at {file}")
     return {name: array.astype(np.uint64, copy=False) for name, array in found.items()}
+
+
+def kits(place: Path) -> dict[str, Kit]:
+    """Return what the roles of "mpc-outsourced" need to serve a folder's model, which nobody puts together.
+
+    Server 0 is "server", server 1 is "helper". In a deployment each makes its own kit, from its own file.
+
+    Raises:
+        ModelError: the folder does not hold, or no program on shares computes its model.
+    """
+    public = read_public(place)
+    recipe = GraphRecipe(lowering.architecture_of(_skeleton(public)))
+    halves = [_named(public, read_shares(place, public, server), server) for server in (0, 1)]
+    told = PublicKit(recipe, owned=False)
+    made = [ModelKit(recipe, owned=False, model=half) for half in halves]
+    return {"client": told, "server": made[0], "helper": made[1], "dealer": told}
+
+
+def _skeleton(public: Public) -> Graph:
+    """Return the layers that serve, without a number of the model."""
+    layers: list[Linear | Relu | Sigmoid] = []
+    for inner, outer in pairwise(public.widths):
+        layers += [Linear(np.zeros((outer, inner)), np.zeros(outer)), Relu()]
+    return Graph((*layers[:-1], Sigmoid()), public.classes)
+
+
+def _named(public: Public, parts: Mapping[str, Words], server: int) -> dict[str, Words]:
+    """Return a server's shares as the program of the layers names them: what `graph_of` does to weights, on a share."""
+    found: dict[str, Words] = {}
+    last = len(public.widths) - 1
+    for layer in range(1, last + 1):
+        weight, bias = parts[f"w{layer}"].T, parts[f"b{layer}"]
+        if layer == last and public.loss == "squared" and server == 0:
+            bias = bias - np.uint64(1 << (public.bias_scale - 1))
+        factor = np.uint64(slope_of(public.loss) if layer == last else 1)
+        place = 2 * (layer - 1)  # a ReLU stands between two layers
+        found[f"{place}.weight"] = np.ascontiguousarray(weight * factor)
+        found[f"{place}.bias"] = bias * factor
+    return found
+
+
+def slope_of(loss: str) -> int:
+    """Return the factor of the last layer that serves: sigmoid(4 z) has the slope of the line it was trained with."""
+    return 4 if loss in ("logistic", "squared") else 1

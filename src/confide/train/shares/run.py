@@ -24,16 +24,13 @@ from confide.train.ledger import Ledger
 from confide.train.local import flatten
 from confide.train.sections import Job, SharesSection
 from confide.train.shares.course import Course, Piece, Run
-from confide.train.shares.folder import Public, write_folder
+from confide.train.shares.folder import Public, slope_of, write_folder
 from confide.train.shares.parties import SERVERS
 from confide.train.shares.privacy import NoisePlan
 from confide.train.shares.rows import Rows
 from confide.train.shares.simulate import Result, Weights, simulate
 
 Matrix = NDArray[np.float64]
-
-#: sigmoid(4 z) has the slope of the line that stands for a sigmoid in training, and is within 0.12 of it everywhere.
-_SLOPE = 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,12 +243,15 @@ def starting_weights(task: Task, seed: int) -> list[Matrix]:
 
 
 def graph_of(task: Task, opened: Weights, classes: tuple[str, ...]) -> Graph:
-    """Return the model that serves: trained layers, and a sigmoid with the slope of the line that stood for it."""
+    """Return the model that serves: trained layers, and a sigmoid with the slope of the line that stood for it.
+
+    sigmoid(4 z) is within 0.12 of sigmoid3(z) everywhere.
+    """
     layers: list[Linear | Relu | Sigmoid] = []
     for number, (weight, bias) in enumerate(zip(opened.weights, opened.biases, strict=True), 1):
         last = number == len(opened.weights)
         middle = 0.5 if last and task.loss == "squared" else 0.0
-        factor = _SLOPE if last and task.loss in ("logistic", "squared") else 1.0
+        factor = float(slope_of(task.loss)) if last else 1.0
         layers += [Linear(factor * weight.T.copy(), factor * (bias - middle)), Sigmoid() if last else Relu()]
     return Graph(tuple(layers), classes)
 
