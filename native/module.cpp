@@ -11,6 +11,7 @@
 #include "ckks/bind_linear.hpp"
 #include "ckks/bind_sums.hpp"
 #include "histogram.hpp"
+#include "mpc/bind.hpp"
 #include "projection.hpp"
 #include "ring.hpp"
 
@@ -148,4 +149,6 @@ NB_MODULE(_native, module) {
     confide::ckks::bind_program(ckks);
     confide::ckks::bind_linear(ckks);
     confide::ckks::bind_sums(ckks);
+    auto mpc = module.def_submodule("mpc", "Products mod 2^64, streams by AES and comparison keys.");
+    confide::mpc::bind(mpc);
 }

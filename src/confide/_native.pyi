@@ -155,3 +155,48 @@ class ckks:
             threads: int,
             path: str = "",
         ) -> None: ...
+
+class mpc:
+    """The submodule: products mod 2^64, streams by AES, comparison keys; rooms check the arguments. `path` is one of
+    portable, avx2, vaes and avx512; "" is the best of this machine. Raises ValueError for sizes that do not fit.
+    """
+
+    @staticmethod
+    def runs_here(path: str) -> bool: ...
+    @staticmethod
+    def best_path() -> str: ...
+    @staticmethod
+    def matmul(a: Words, b: Words, out: Words, add: bool, path: str = "") -> None: ...
+    @staticmethod
+    def convolve(
+        x: Words,
+        w: Words,
+        stride: tuple[int, int],
+        padding: tuple[int, int, int, int],
+        out: Words,
+        add: bool,
+        path: str = "",
+    ) -> None: ...
+    @staticmethod
+    def stream(key: bytes, nonce: int, out: Words, path: str = "") -> None: ...
+    @staticmethod
+    def dcf_generate(
+        roots0: NDArray[np.uint8],
+        roots1: NDArray[np.uint8],
+        alpha: Words,
+        bits: int,
+        key: bytes,
+        out: NDArray[np.uint8],
+        path: str = "",
+    ) -> None: ...
+    @staticmethod
+    def dcf_evaluate(
+        party: int,
+        roots: NDArray[np.uint8],
+        corrections: NDArray[np.uint8],
+        x: Words,
+        bits: int,
+        key: bytes,
+        out: NDArray[np.uint8],
+        path: str = "",
+    ) -> None: ...

@@ -12,6 +12,7 @@ from confide.model.graph import (
     Gelu,
     Graph,
     Linear,
+    MaxPool,
     Polynomial,
     Relu,
     Residual,
@@ -46,6 +47,7 @@ def network(seed):
     layers = (
         Conv(drawn(size=(2, 1, 3, 3)), drawn(size=2), 11, 12, stride=(2, 2), padding=(1, 0, 1, 1)),
         ELEMENTWISE[seed % 5],
+        MaxPool(2, 6, 6, (2, 3), (1, 1), (0, 1, 1, 1)),
         AveragePool(2, 6, 6, (1, 1), (1, 1)),
         block,
         AveragePool(2, 6, 6, (3, 2), (2, 2)),

@@ -14,6 +14,7 @@ from confide.model.graph import (
     Gelu,
     Graph,
     Linear,
+    MaxPool,
     Polynomial,
     Relu,
     Residual,
@@ -68,6 +69,19 @@ def test_a_pool_is_torchs(channels, kernel_h, kernel_w, more_h, more_w, stride_h
     assert layer.outputs == wanted[0].numel()
 
 
+@given(SMALL, SMALL, SMALL, st.integers(0, 5), st.integers(0, 5), SMALL, SMALL, st.data())
+@settings(max_examples=60)
+def test_a_pool_of_maxima_is_torchs(channels, kernel_h, kernel_w, more_h, more_w, stride_h, stride_w, data):
+    height, width = kernel_h + more_h, kernel_w + more_w
+    down, right = data.draw(st.integers(0, kernel_h // 2)), data.draw(st.integers(0, kernel_w // 2))
+    layer = MaxPool(channels, height, width, (kernel_h, kernel_w), (stride_h, stride_w), (down, right, down, right))
+    x = drawn(2, layer.inputs) - 9.0  # a padding of zeros would win
+    images = torch.tensor(x).reshape(2, channels, height, width)
+    wanted = functional.max_pool2d(images, (kernel_h, kernel_w), (stride_h, stride_w), (down, right))
+    np.testing.assert_array_equal(applied(layer, x), wanted.reshape(2, -1))
+    assert layer.outputs == wanted[0].numel()
+
+
 @pytest.mark.parametrize(
     ("layer", "wanted"),
     [(Relu(), functional.relu), (Tanh(), torch.tanh), (Gelu(), functional.gelu)],
@@ -113,6 +127,7 @@ def test_residuals_add():
 
 LAYERS = (
     Residual((conv(2, 2, (3, 3), 4, 4, padding=(1, 1, 1, 1)), Polynomial(drawn(4), -1.0, 2.0))),
+    MaxPool(2, 4, 4, (2, 2), (1, 1), (1, 0, 0, 1)),
     AveragePool(2, 4, 4, (2, 2), (2, 2)),
     Gelu(),
     Tanh(),
@@ -125,7 +140,7 @@ LAYERS = (
 
 def test_a_graph_of_every_layer_knows_its_sizes():
     graph = Graph(LAYERS)
-    assert graph.widths == (32, 32, 8, 8, 8, 3, 3, 2, 2)
+    assert graph.widths == (32, 32, 32, 8, 8, 8, 3, 3, 2, 2)
     assert (graph.features, graph.outputs) == (32, 2)
     assert graph.parameters == (2 * 2 * 9 + 2 + 4) + (24 + 3) + 2 * (6 + 2)
     assert graph.apply(drawn(5, 32)).shape == (5, 2)
@@ -161,6 +176,12 @@ ONE = np.ones(1)
         lambda: AveragePool(0, 2, 2, (1, 1), (1, 1)),
         lambda: AveragePool(1, 2, 2, (1, 1), (1, 0)),
         lambda: AveragePool(1, 1 << 20, 1 << 20, (1, 1), (1, 1)),
+        lambda: MaxPool(1, 2, 2, (3, 1), (1, 1)),
+        lambda: MaxPool(0, 2, 2, (1, 1), (1, 1)),
+        lambda: MaxPool(1, 2, 2, (1, 1), (1, 0)),
+        lambda: MaxPool(1, 2, 2, (2, 2), (1, 1), (2, 0, 0, 0)),
+        lambda: MaxPool(1, 2, 2, (2, 2), (1, 1), (0, 0, -1, 0)),
+        lambda: MaxPool(1, 1 << 20, 1 << 20, (1, 1), (1, 1)),
         lambda: Polynomial(ONE, 0.0, 1.0),
         lambda: Polynomial(np.ones(300), 0.0, 1.0),
         lambda: Polynomial(np.ones(3), 1.0, 1.0),

@@ -19,6 +19,7 @@ from confide.model.graph import (
     Gelu,
     Graph,
     Linear,
+    MaxPool,
     Polynomial,
     Relu,
     Residual,
@@ -97,6 +98,9 @@ def images(draw):
             )
         )
         layers += inner
+    if draw(st.booleans()):
+        layers.append(MaxPool(2, *size, (2, 3), (1, 1), draw(st.sampled_from(((1, 1, 0, 1), (0, 2, 1, 0))))))
+        size = layers[-1].out_height, layers[-1].out_width
     layers.append(AveragePool(2, *size, (2, 3), (2, 1)))
     if draw(st.booleans()):
         layers += [draw(ELEMENTWISE)(), Linear(drawn(3, layers[-1].outputs), drawn(3))]
@@ -364,6 +368,9 @@ def refusal(nodes, arrays, **settings):
         ([FIRST, node("AveragePool", "a", "y", kernel_shape=[2, 2], pads=[1, 1, 1, 1])], "without padding"),
         ([FIRST, node("AveragePool", "a", "y", kernel_shape=[2, 2], ceil_mode=1)], "ceil_mode=0"),
         ([FIRST, node("AveragePool", "a", "y", kernel_shape=[9, 9])], "a kernel that fits"),
+        ([FIRST, node("MaxPool", "a", "y", kernel_shape=[2, 2], pads=[2, 0, 0, 0])], "less than the kernel"),
+        ([FIRST, node("MaxPool", "a", "y", kernel_shape=[2, 2], dilations=[2, 2])], "dilat"),
+        ([FIRST, node("MaxPool", "a", "y", kernel_shape=[2, 2], ceil_mode=1)], "ceil_mode=0"),
         ([FIRST, node("BatchNormalization", "a b b b b", "y", training_mode=1)], "inference mode"),
         ([FIRST, node("BatchNormalization", "a c c c c", "y")], "four numbers for each channel"),
         ([FIRST, node("Pow", "a three", "y")], "exponent 2"),
@@ -375,7 +382,7 @@ def refusal(nodes, arrays, **settings):
         ([FIRST, node("Flatten", "a", "y", axis=2)], "axis 1"),
         ([FIRST, node("Reshape", "a bad", "y")], "keep the batch"),
         ([FIRST, node("Reshape", "a odd", "y")], "each record's numbers"),
-        ([FIRST, node("Softmax", "a", "y")], "end at the logits; the client applies it"),
+        ([FIRST, node("Softmax", "a", "y")], "along the axis of the channels"),
         ([FIRST, node("Relu", "a", "r"), node("MatMul", "v r", "y")], "weight and bias from initializers"),
         ([FIRST, node("MatMul", "a v", "y")], "a matrix that takes 4 x 6 x 6"),
         ([FIRST, node("Cast", "a", "y", to=7)], "a cast to something else"),
@@ -393,7 +400,7 @@ def test_what_no_layer_is_is_refused_with_its_reason(nodes, text):
 def test_everything_that_is_refused_is_listed_at_once():
     nodes = [
         FIRST,
-        node("MaxPool", "a", "m", kernel_shape=[2, 2]),
+        node("MaxPool", "a", "m", kernel_shape=[2, 2], ceil_mode=1),
         node("Conv", "x w b", "d", group=3),
         node("Pow", "a half", "e"),
         node("Relu", "m", "r"),

@@ -86,7 +86,7 @@ def test_no_frequency_gains_energy(transform):
 @pytest.mark.parametrize("transform", SIZES, ids=repr)
 def test_wavelets_do_not_see_a_flat_image_and_the_mean_keeps_it(transform):
     maps = transform.apply(np.full((1, transform.height, transform.width), 0.7)).reshape(transform.shape)
-    np.testing.assert_allclose(maps[0], 0.7, rtol=1e-6)
+    np.testing.assert_allclose(maps[0], 0.7, rtol=3e-6)  # float32, and sums in the order of the machine
     assert np.abs(maps[1:]).max() < 1e-6
 
 

@@ -65,6 +65,15 @@ MODULES = {
         .append(nn.Linear(4, 2)),
         (1, 6, 6),
     ),
+    "maxima": (
+        nn.Sequential(
+            nn.Conv2d(1, 3, 3), nn.MaxPool2d(3, 2, padding=1), nn.ReLU(), nn.MaxPool2d((1, 2), (1, 1))
+        ).append(nn.Conv2d(3, 2, 1))
+        .append(nn.AdaptiveMaxPool2d(1))
+        .append(nn.Flatten())
+        .append(nn.Linear(2, 2)),
+        (1, 7, 8),
+    ),
     "batch norm first": (nn.Sequential(nn.BatchNorm2d(2), nn.Conv2d(2, 3, 3, padding=1), nn.Flatten()), (2, 4, 4)),
 }  # fmt: skip
 
@@ -113,10 +122,10 @@ def test_everything_that_cannot_run_is_listed_with_its_replacement():
     module = nn.Sequential(
         nn.Conv2d(2, 4, 3, groups=2),
         nn.SiLU(),
-        nn.MaxPool2d(2),
-        Residual(nn.Sequential(nn.LayerNorm((4, 3, 3)), nn.GELU("tanh"))),
+        nn.MaxPool2d(2, dilation=2),
+        Residual(nn.Sequential(nn.LayerNorm((4, 2, 2)), nn.GELU("tanh"))),
         nn.Flatten(),
-        nn.Linear(36, 2),
+        nn.Linear(16, 2),
         nn.Softmax(dim=1),
         nn.Unflatten(1, (1, 2)),
     )
@@ -124,7 +133,7 @@ def test_everything_that_cannot_run_is_listed_with_its_replacement():
         from_torch(module, (2, 8, 8))
     lines = [line.strip().split(" (")[0] for line in str(caught.value).splitlines()[1:]]
     assert lines == ["0", "1", "2", "3.body.0", "3.body.1", "6", "7"]
-    assert "2 (MaxPool2d): a maximum; train with AvgPool2d" in str(caught.value)
+    assert "2 (MaxPool2d): a dilated pool, or one of windows that are cut; take dilation=1" in str(caught.value)
 
 
 def test_a_record_of_another_shape_is_refused():

@@ -36,6 +36,7 @@ from confide.model.graph import (
     Graph,
     Layer,
     Linear,
+    MaxPool,
     Polynomial,
     Problem,
     Relu,
@@ -262,6 +263,8 @@ def _problems(name: str, layer: Layer, *, squares: bool) -> list[Problem]:
         case Relu() | Tanh() | Gelu():
             reason = "encrypted arithmetic has no such function"
             return [Problem(name, reason, "replace it by a square or a polynomial: confide fit-polynomial")]
+        case MaxPool():
+            return [Problem(name, "encrypted arithmetic has no maximum", "train with AveragePool")]
         case _ if not squares:
             return [Problem(name, "this backend adds and scales only", "use the backend he, or a linear model")]
         case Polynomial(coefficients) if len(coefficients) - 1 > MOST_DEGREE:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from confide.errors import ModelError
+from confide.model.attention import Argmax, Attention, LayerNorm, Softmax
 from confide.model.layers import (
     AveragePool,
     Conv,
@@ -32,21 +33,27 @@ from confide.model.layers import (
     width_after,
     with_parts,
 )
+from confide.model.max_pool import MaxPool
 from confide.model.trees import Trees
 
 __all__ = [
+    "Argmax",
+    "Attention",
     "AveragePool",
     "Conv",
     "Gelu",
     "Graph",
     "Layer",
+    "LayerNorm",
     "Linear",
     "Matrix",
+    "MaxPool",
     "Polynomial",
     "Problem",
     "Relu",
     "Residual",
     "Sigmoid",
+    "Softmax",
     "Square",
     "Tanh",
     "Trees",
@@ -77,7 +84,7 @@ class Graph:
     """A chain of layers.
 
     Args:
-        layers: at least one; the first fixes the number of features (Linear, Conv, AveragePool or Trees), no other is
+        layers: at least one; the first fixes the number of features (Linear, Conv, a pool or Trees), no other is
             Trees, and shapes fit each other.
         classes: names of the outcomes ("benign", "malignant"); one output column stands for the second of two classes.
     """
@@ -87,7 +94,7 @@ class Graph:
 
     def __post_init__(self) -> None:
         if not self.layers or inputs_of(self.layers[0]) is None:
-            raise ModelError("Expected a graph whose first layer is Linear, Conv, AveragePool or Trees")
+            raise ModelError("Expected a graph whose first layer is Linear, Conv, a pool or Trees")
         if any(isinstance(layer, Trees) for layer in self.layers[1:]):
             raise ModelError("Expected trees as the first layer alone")
         width = self.widths[-1]

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
+from confide.model.attention import Argmax, Attention, LayerNorm, Softmax
 from confide.model.graph import Graph
 from confide.model.layers import (
     AveragePool,
@@ -35,6 +36,7 @@ from confide.model.layers import (
     Tanh,
     applied,
 )
+from confide.model.max_pool import MaxPool
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
@@ -108,6 +110,8 @@ def interval_after(layer: Layer, box: Interval) -> Interval:
                 return _affine(layer, box)
             case AveragePool():
                 return _widened(applied(layer, box.low[None])[0], applied(layer, box.high[None])[0], layer.height)
+            case MaxPool():  # rounds nothing
+                return Interval(layer.apply(box.low[None])[0], layer.apply(box.high[None])[0])
             case Relu() | Sigmoid() | Tanh():
                 return _widened(applied(layer, box.low), applied(layer, box.high))
             case Square() | Gelu() | Polynomial():
@@ -115,6 +119,8 @@ def interval_after(layer: Layer, box: Interval) -> Interval:
             case Residual(body, shortcut):
                 one, other = (_after_all(chain, box)[-1] if chain else box for chain in (body, shortcut))
                 return _widened(one.low + other.low, one.high + other.high)
+            case Softmax() | LayerNorm() | Attention() | Argmax():
+                return _compared(layer, box)
             case Trees():
                 return _leaves(layer, box)
 
@@ -193,6 +199,28 @@ def _polynomial_slack(layer: Polynomial, low: Matrix, high: Matrix, reach: Matri
     sizes = np.maximum(np.abs(layer.coefficients).sum(), np.maximum(np.abs(low), np.abs(high)))
     slack = 16 * _ROUNDING * (layer.degree + 1) ** 2 * scale * sizes
     return Interval(low - slack, high + slack)
+
+
+def _compared(layer: Softmax | LayerNorm | Attention | Argmax, box: Interval) -> Interval:
+    """Return the ranges of what compares numbers with each other.
+
+    A softmax lies in [0, 1]. Of n numbers none is further from their mean than sqrt(n - 1) deviations (Samuelson). What
+    attention gives is a mean of values of its channel.
+    """
+    match layer:
+        case Softmax():
+            return Interval(np.zeros(layer.inputs), np.full(layer.inputs, 1.0 + _ROUNDING * layer.channels))
+        case LayerNorm(gain, bias, positions):
+            reach = np.abs(gain) * np.sqrt(max(len(gain) - 1, 0))
+            low, high = (np.repeat(bias + side * reach, positions) for side in (-1, 1))
+            slack = _ROUNDING * (len(gain) + 8) * np.repeat(np.abs(bias) + reach, positions)
+            return Interval(low - slack, high + slack)
+        case Attention():
+            values = [end[-layer.outputs :].reshape(-1, layer.positions) for end in (box.low, box.high)]
+            low, high = (np.repeat(end, layer.positions) for end in (values[0].min(axis=1), values[1].max(axis=1)))
+            return _widened(low, high, 4 * layer.positions)
+        case Argmax():
+            return Interval(np.zeros(1), np.full(1, layer.channels - 1.0))
 
 
 def _leaves(trees: Trees, box: Interval) -> Interval:

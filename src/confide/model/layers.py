@@ -18,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
+from confide.model.attention import Argmax, Attention, LayerNorm, Softmax
+from confide.model.max_pool import MaxPool
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
@@ -253,7 +255,24 @@ class Residual:
         return f"Residual({', '.join(map(repr, self.body))} + {shortcut})"
 
 
-Layer = Linear | Conv | AveragePool | Square | Sigmoid | Relu | Tanh | Gelu | Polynomial | Residual | Trees
+Layer = (
+    Linear
+    | Conv
+    | AveragePool
+    | MaxPool
+    | Square
+    | Sigmoid
+    | Relu
+    | Tanh
+    | Gelu
+    | Polynomial
+    | Softmax
+    | LayerNorm
+    | Attention
+    | Argmax
+    | Residual
+    | Trees
+)
 
 
 def _by(sizes: tuple[int, int]) -> str:
@@ -285,7 +304,7 @@ def inputs_of(layer: Layer) -> int | None:
     match layer:
         case Linear(weight, _):
             return weight.shape[1]
-        case Conv() | AveragePool():
+        case Conv() | AveragePool() | MaxPool() | Softmax() | LayerNorm() | Attention() | Argmax():
             return layer.inputs
         case Trees():
             return layer.features
@@ -308,8 +327,10 @@ def width_after(layer: Layer, inputs: int, where: str = "a layer") -> int:
     match layer:
         case Linear(weight, _):
             return weight.shape[0]
-        case Conv() | AveragePool():
+        case Conv() | AveragePool() | MaxPool() | Attention():
             return layer.outputs
+        case Argmax():
+            return 1
         case Trees():
             return len(layer.offset)
         case Residual(body, shortcut):
@@ -337,6 +358,8 @@ def parts_of(layer: Layer) -> tuple[NDArray[Any], ...]:
             return weight, bias
         case Polynomial(coefficients):
             return (coefficients,)
+        case LayerNorm(gain, bias):
+            return gain, bias
         case Residual(body, shortcut):
             return tuple(part for inner in (*body, *shortcut) for part in parts_of(inner))
         case Trees():
@@ -358,6 +381,8 @@ def with_parts(layer: Layer, parts: Sequence[Matrix]) -> Layer:
             return replace(layer, weight=parts[0], bias=parts[1])
         case Polynomial():
             return replace(layer, coefficients=parts[0])
+        case LayerNorm():
+            return replace(layer, gain=parts[0], bias=parts[1])
         case Residual(body, shortcut):
             given = iter(parts)
             made = [with_parts(inner, [next(given) for _ in parts_of(inner)]) for inner in (*body, *shortcut)]
@@ -397,7 +422,7 @@ def applied(layer: Layer, x: Matrix) -> Matrix:
             return chebyshev((2.0 * x - (low + high)) / (high - low), coefficients)
         case Residual(body, shortcut):
             return _applied_all(body, x) + _applied_all(shortcut, x)
-        case Trees():
+        case MaxPool() | Softmax() | LayerNorm() | Attention() | Argmax() | Trees():
             return layer.apply(x)
 
 

@@ -3,10 +3,13 @@
     Linear         Gemm with transB = 1, weight and bias as float64 initializers
     Conv           Conv in float32, the only type in which onnxruntime has it; weights are kept exactly
     AveragePool    AveragePool in float32
+    MaxPool        MaxPool in float32
     Square         Mul of a tensor with itself
     Relu, Sigmoid, Tanh    as they are
     Gelu           x (1 + erf(x / sqrt 2)) / 2, written out in float32
     Polynomial     PolynomialN of the domain "confide", with its definition by standard operators in the file
+    Softmax, Argmax    Softmax and ArgMax along axis 1
+    LayerNorm, Attention    operators of the domain "confide", with their definitions in the file
     Residual       Add
     Trees          TreeEnsemble (ai.onnx.ml 5) and Add of the offset, as the first nodes; see onnx_trees.py
 
@@ -31,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from confide.errors import MissingExtra, ModelError
-from confide.model import onnx_rules, onnx_tensors, onnx_trees, onnx_write
+from confide.model import onnx_attention, onnx_rules, onnx_tensors, onnx_trees, onnx_write
 from confide.model.graph import Graph, Layer, Problem, parts_of
 from confide.model.layers import MOST_DEGREE, MOST_UNITS
 from confide.model.trees import Trees
@@ -57,7 +60,6 @@ _CLASSES = "confide.classes"  # the metadata property that carries the names of 
 _ITSELF = "read the model itself with from_sklearn or from_xgboost (docs/models.md)"
 
 _REPLACEMENTS: Mapping[str, str] = {
-    "ArgMax": "end at the scores; the client takes the largest",
     "Clip": "train with Relu or Square",
     "Concat": "give the columns in one input",
     "Elu": "train with Gelu or Square",
@@ -69,13 +71,11 @@ _REPLACEMENTS: Mapping[str, str] = {
     "LinearRegressor": f"export the coefficients as Gemm, or {_ITSELF}",
     "LogSoftmax": "end at the logits; the client applies it",
     "LSTM": "flatten a window of the series and take Gemm or Conv",
-    "MaxPool": "train with AveragePool",
     "Pad": "put the padding into the Conv",
     "PRelu": "train with Relu or Square",
     "Scaler": f"put the scale into the first Gemm, or {_ITSELF}",
     "Selu": "train with Gelu or Square",
     "Shape": "flatten with Flatten, or Reshape to a fixed shape",
-    "Softmax": "end at the logits; the client applies it",
     "Softplus": "train with Gelu or Square",
     "TreeEnsembleClassifier": f"{_ITSELF}, or export a TreeEnsemble of ai.onnx.ml 5 whose leaves are sums",
     "TreeEnsembleRegressor": f"{_ITSELF}, or export a TreeEnsemble of ai.onnx.ml 5",
@@ -85,6 +85,7 @@ _WINDOW: Mapping[str, int] = {"auto_pad": 3, "dilations": 7, "kernel_shape": 7, 
 # What a supported node may carry, with AttributeProto's type of it: FLOAT 1, INT 2, STRING 3, TENSOR 4, INTS 7.
 _ATTRIBUTES: Mapping[str, Mapping[str, int]] = {
     "Add": {},
+    "ArgMax": {"axis": 2, "keepdims": 2, "select_last_index": 2},
     "AveragePool": {**_WINDOW, "ceil_mode": 2, "count_include_pad": 2},
     "BatchNormalization": {"epsilon": 1, "momentum": 1, "spatial": 2, "training_mode": 2},
     "Cast": {"round_mode": 3, "saturate": 2, "to": 2},
@@ -100,18 +101,20 @@ _ATTRIBUTES: Mapping[str, Mapping[str, int]] = {
     "GlobalAveragePool": {},
     "Identity": {},
     "MatMul": {},
+    "MaxPool": {**_WINDOW, "ceil_mode": 2, "storage_order": 2},
     "Mul": {},
     "Pow": {},
     "ReduceMean": {"axes": 7, "keepdims": 2, "noop_with_empty_axes": 2},
     "Relu": {},
     "Reshape": {"allowzero": 2},
     "Sigmoid": {},
+    "Softmax": {"axis": 2},
     "Sub": {},
     "Tanh": {},
     "Transpose": {"perm": 7},
     "TreeEnsemble": onnx_trees.ATTRIBUTES,
 }
-_ANY_REPLACEMENT = "build the model from Gemm, Conv, AveragePool, Add and activations"
+_ANY_REPLACEMENT = "build the model from Gemm, Conv, AveragePool, MaxPool, Add and activations"
 _NO_TENSOR = "Expected an ONNX graph whose nodes take what nodes before them give, each under a name of its own"
 
 
@@ -220,6 +223,8 @@ def _unsupported(model: onnx.ModelProto, onnx: Any) -> Iterator[Problem]:
         yield Problem(
             "opset", f"operator set {versions} of ai.onnx", f"export with one from {_OLDEST_OPSET} to {newest}"
         )
+    if any(version < 13 for version in versions) and any(node.op_type == "Softmax" for node in model.graph.node):
+        yield Problem("Softmax", "an operator set in which it goes over several axes", "export with 13 or a later one")
     for domain, version in ((onnx_trees.DOMAIN, onnx_trees.VERSION), (onnx_write.DOMAIN, onnx_write.VERSION)):
         found = [entry.version for entry in model.opset_import if entry.domain == domain]
         if found not in ([], [version]):
@@ -240,14 +245,26 @@ def _unsupported(model: onnx.ModelProto, onnx: Any) -> Iterator[Problem]:
 
 def _is_ours(function: onnx.FunctionProto, onnx: Any) -> bool:
     """Return whether a definition is the one that we write: it is never run, but others would run it."""
-    if function.domain != onnx_write.DOMAIN or not _is_polynomial(function.name):
+    if function.domain != onnx_write.DOMAIN or not _is_defined(function.name):
         return False
-    wanted = onnx_write.polynomial_function(int(function.name.removeprefix("Polynomial")), onnx)
+    wanted = onnx_write.definition(function.name, onnx)
     forms = [
-        (list(each.input), list(each.output), [(n.op_type, n.domain, [*n.input], [*n.output]) for n in each.node])
+        (
+            list(each.input),
+            list(each.output),
+            [(n.op_type, n.domain, [*n.input], [*n.output], _set(n)) for n in each.node],
+        )
         for each in (function, wanted)
     ]
     return forms[0] == forms[1]
+
+
+def _set(node: onnx.NodeProto) -> list[bytes]:
+    return sorted(attribute.SerializeToString(deterministic=True) for attribute in node.attribute)
+
+
+def _is_defined(kind: str) -> bool:
+    return kind in onnx_attention.DEFINED or _is_polynomial(kind)
 
 
 def _is_polynomial(kind: str) -> bool:
@@ -259,7 +276,7 @@ def _unsupported_nodes(graph: onnx.GraphProto) -> Iterator[tuple[int, Problem]]:
     for place, node in enumerate(list(graph.node)[:_MOST_NODES]):
         where, kind = _named(node.op_type, node.name), node.op_type
         home = {"TreeEnsemble": (onnx_trees.DOMAIN,)}.get(kind, ("", "ai.onnx"))
-        ours = node.domain == onnx_write.DOMAIN and _is_polynomial(kind)
+        ours = node.domain == onnx_write.DOMAIN and _is_defined(kind)
         known: Mapping[str, int] = {} if ours else _ATTRIBUTES.get(kind, {})
         names = [attribute.name for attribute in node.attribute]
         if not ours and (kind not in _ATTRIBUTES or node.domain not in home):

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ModelError
-from confide.model import onnx_tensors, onnx_trees
+from confide.model import onnx_attention, onnx_tensors, onnx_trees
 from confide.model.folded import Scale, folded
 from confide.model.layers import (
     MOST_UNITS,
@@ -36,6 +36,7 @@ from confide.model.layers import (
     Tanh,
     gelu,
 )
+from confide.model.max_pool import MaxPool
 from confide.model.onnx_tensors import number, numbers, text
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     Raises:
         ModelError: it is no layer of a graph; the text is the reason alone.
     """
-    rule = _RULES.get(node.op_type) or _polynomial
+    rule = _RULES.get(node.op_type) or (_defined if node.op_type in onnx_attention.DEFINED else _polynomial)
     return rule(node, values)
 
 
@@ -298,6 +299,15 @@ def _average(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     return signal.then(layer, (channels, layer.out_height, layer.out_width))
 
 
+def _max(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
+    signal = _signal(node, values, 1)
+    channels, height, width = _image_of(signal, "MaxPool")
+    kernel = _pair(numbers(node, "kernel_shape", ()), "MaxPool")
+    stride = _pair(numbers(node, "strides", (1, 1)), "MaxPool")
+    layer = MaxPool(channels, height, width, kernel, stride, _padding(node, (height, width), kernel, stride))
+    return signal.then(layer, (channels, layer.out_height, layer.out_width))
+
+
 def _global_average(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     signal = _signal(node, values, 1)
     channels, height, width = _image_of(signal, "GlobalAveragePool")
@@ -490,6 +500,24 @@ def _polynomial(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     return signal.then(Polynomial(coefficients, float(interval[0]), float(interval[1])))
 
 
+def _defined(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
+    signal = _signal(node, values, 4)
+    layer = onnx_attention.read(node.op_type, signal.known, [np.asarray(value) for value in values[1:]])
+    return signal.then(layer, (layer.channels, 1, layer.positions))
+
+
+def _over_channels(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
+    signal = _signal(node, values, 1)
+    if node.op_type == "ArgMax" and not (number(node, "keepdims", 1) and not number(node, "select_last_index", 0)):
+        raise ModelError("Expected ArgMax that keeps its axis and takes the first of several")
+    layer = onnx_attention.over_channels(node.op_type, signal.known, int(number(node, "axis", _axis(node))))
+    return signal.then(layer, (1,) if node.op_type == "ArgMax" else None)
+
+
+def _axis(node: onnx.NodeProto) -> int:
+    return -1 if node.op_type == "Softmax" else 0
+
+
 def _trees(node: onnx.NodeProto, values: Sequence[Value | None]) -> Value:
     signal = _signal(node, values, 1)
     if signal.items or (signal.shape is not None and len(signal.shape) != 1):
@@ -511,6 +539,7 @@ def finished(signal: Signal) -> tuple[Layer, ...]:
 
 _RULES: Mapping[str, Rule] = {
     "Add": _add,
+    "ArgMax": _over_channels,
     "AveragePool": _average,
     "BatchNormalization": _batch_norm,
     "Cast": _same,
@@ -526,12 +555,14 @@ _RULES: Mapping[str, Rule] = {
     "GlobalAveragePool": _global_average,
     "Identity": _same,
     "MatMul": _matmul,
+    "MaxPool": _max,
     "Mul": _mul,
     "Pow": _power,
     "ReduceMean": _mean,
     "Relu": _elementwise(Relu),
     "Reshape": _reshape,
     "Sigmoid": _elementwise(Sigmoid),
+    "Softmax": _over_channels,
     "Sub": _sub,
     "Tanh": _elementwise(Tanh),
     "Transpose": _transpose,

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.model import onnx_trees
+from confide.model import onnx_attention, onnx_trees
+from confide.model.attention import Argmax, Attention, LayerNorm, Softmax
 from confide.model.layers import (
     AveragePool,
     Conv,
@@ -32,6 +33,7 @@ from confide.model.layers import (
     Square,
     Tanh,
 )
+from confide.model.max_pool import MaxPool
 from confide.model.trees import Trees
 
 Matrix = NDArray[np.float64]
@@ -123,6 +125,15 @@ def _written(writer: Writer, layer: Layer, flow: Flow, where: str) -> Flow:
             sizes = {"kernel_shape": list(layer.kernel), "strides": list(layer.stride)}
             made = writer.node("AveragePool", [flow.name], out, f"pool{where}", **sizes)
             return Flow(made, (layer.channels, layer.out_height, layer.out_width), single=True)
+        case MaxPool():
+            flow = _single(writer, _image(writer, flow, (layer.channels, layer.height, layer.width)))
+            sizes = {
+                "kernel_shape": list(layer.kernel),
+                "strides": list(layer.stride),
+                "pads": list(layer.padding),
+            }
+            made = writer.node("MaxPool", [flow.name], out, f"pool{where}", **sizes)
+            return Flow(made, (layer.channels, layer.out_height, layer.out_width), single=True)
         case Square():
             return replace(flow, name=writer.node("Mul", [flow.name, flow.name], out, f"square{where}"))
         case Sigmoid() | Relu() | Tanh():
@@ -132,6 +143,15 @@ def _written(writer: Writer, layer: Layer, flow: Flow, where: str) -> Flow:
             return _gelu(writer, _single(writer, flow), where)
         case Polynomial():
             return _polynomial(writer, layer, _double(writer, flow), where)
+        case Softmax():
+            flow = _double(writer, _image(writer, flow, (layer.channels, 1, layer.positions)))
+            return replace(flow, name=writer.node("Softmax", [flow.name], out, f"softmax{where}", axis=1))
+        case Argmax():
+            flow = _double(writer, _flat(writer, flow))
+            place = writer.node("ArgMax", [flow.name], f"place{where}", f"argmax{where}", axis=1, keepdims=1)
+            return Flow(writer.cast(place, out, single=False))
+        case LayerNorm() | Attention():
+            return _defined(writer, layer, flow, where)
         case Residual(body, shortcut):
             ends = [write(writer, body, flow, f"{where}_body"), write(writer, shortcut, flow, f"{where}_shortcut")]
             if ends[0].image != ends[1].image:
@@ -173,13 +193,31 @@ def _gelu(writer: Writer, flow: Flow, where: str) -> Flow:
 
 def _polynomial(writer: Writer, layer: Polynomial, flow: Flow, where: str) -> Flow:
     kind = f"Polynomial{layer.degree}"
-    writer.functions.setdefault(kind, polynomial_function(layer.degree, writer.onnx))
+    writer.functions.setdefault(kind, definition(kind, writer.onnx))
     names = (
         writer.constant(np.asarray(layer.coefficients, "<f8"), f"coefficients{where}"),
         writer.constant(np.array([layer.low, layer.high], "<f8"), f"interval{where}"),
     )
     made = writer.node(kind, [flow.name, *names], f"layer{where}", f"polynomial{where}", domain=DOMAIN)
     return replace(flow, name=made)
+
+
+def _defined(writer: Writer, layer: LayerNorm | Attention, flow: Flow, where: str) -> Flow:
+    """Add an operator of our own, of (batch, channels, 1, positions)."""
+    kind = type(layer).__name__
+    writer.functions.setdefault(kind, definition(kind, writer.onnx))
+    flow = _double(writer, _image(writer, flow, (layer.inputs // layer.positions, 1, layer.positions)))
+    constants = onnx_attention.inputs_of(layer)
+    names = [writer.constant(constant, f"{name}{where}") for name, constant in constants.items()]
+    made = writer.node(kind, [flow.name, *names], f"layer{where}", f"{kind.lower()}{where}", domain=DOMAIN)
+    return Flow(made, (layer.channels, 1, layer.positions))
+
+
+def definition(kind: str, onnx: Any) -> Any:
+    """Return the definition of an operator of our own, "PolynomialN" or one of `onnx_attention.DEFINED`."""
+    if kind in onnx_attention.DEFINED:
+        return onnx_attention.definition(kind, onnx, DOMAIN, OPSET)
+    return polynomial_function(int(kind.removeprefix("Polynomial")), onnx)
 
 
 def polynomial_function(degree: int, onnx: Any) -> Any:

@@ -2,6 +2,7 @@
 
 Linear, Conv2d                     Linear, Conv
 AvgPool2d, AdaptiveAvgPool2d(1)    AveragePool
+MaxPool2d, AdaptiveMaxPool2d(1)    MaxPool
 BatchNorm1d, BatchNorm2d           merged into a layer beside them, with the statistics they hold
 ReLU, GELU, Tanh, Sigmoid          Relu, Gelu, Tanh, Sigmoid
 Square                             Square: any module whose class is so called, `confide.train.Square` among them
@@ -11,6 +12,7 @@ Flatten, Dropout, Identity         nothing
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +38,7 @@ from confide.model.layers import (
     Tanh,
 )
 from confide.model.layers import Residual as ResidualLayer
+from confide.model.max_pool import MaxPool
 
 Matrix = NDArray[np.float64]
 Shape = tuple[int, ...]
@@ -163,9 +166,12 @@ def _refusal(module: nn.Module) -> tuple[str, str] | None:
         case nn.AvgPool2d():
             if _pair(module.padding) != (0, 0) or module.ceil_mode or module.divisor_override is not None:
                 return "a pool beyond the image, or with another divisor", "take padding=0 and ceil_mode=False"
-        case nn.AdaptiveAvgPool2d():
+        case nn.MaxPool2d():
+            if _pair(module.dilation) != (1, 1) or module.ceil_mode or module.return_indices:
+                return "a dilated pool, or one of windows that are cut", "take dilation=1 and ceil_mode=False"
+        case nn.AdaptiveAvgPool2d() | nn.AdaptiveMaxPool2d():
             if module.output_size not in (1, (1, 1)):
-                return "windows of several sizes", "take AvgPool2d, or output_size=1"
+                return "windows of several sizes", "take AvgPool2d or MaxPool2d, or output_size=1"
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             if module.running_mean is None:
                 return "statistics of a batch", "take track_running_stats=True"
@@ -175,8 +181,6 @@ def _refusal(module: nn.Module) -> tuple[str, str] | None:
         case nn.Flatten():
             if module.start_dim != 1 or module.end_dim != -1:
                 return "it does not keep one vector for each record", "take start_dim=1"
-        case nn.MaxPool2d() | nn.AdaptiveMaxPool2d():
-            return "a maximum", "train with AvgPool2d"
         case nn.SiLU() | nn.ELU() | nn.SELU() | nn.LeakyReLU() | nn.PReLU() | nn.Hardswish() | nn.Softplus():
             return "a graph has no such activation", "train with ReLU, GELU, Tanh or Square"
         case nn.Softmax() | nn.LogSoftmax():
@@ -184,7 +188,10 @@ def _refusal(module: nn.Module) -> tuple[str, str] | None:
         case nn.LayerNorm() | nn.GroupNorm() | nn.InstanceNorm2d():
             return "it divides by what it measures in each record", "train with BatchNorm2d"
         case _ if not _known(module):
-            return "a graph has no such layer", "take Linear, Conv2d, AvgPool2d, BatchNorm, ReLU, Square or Residual"
+            return (
+                "a graph has no such layer",
+                "take Linear, Conv2d, AvgPool2d, MaxPool2d, BatchNorm, ReLU, Square or Residual",
+            )
         case _:
             pass
     return None
@@ -219,6 +226,12 @@ def _items(module: nn.Module, shape: Shape) -> list[Layer | Scale]:
             return [AveragePool(*_three(shape), _pair(module.kernel_size), _pair(module.stride))]
         case nn.AdaptiveAvgPool2d():
             return [AveragePool(*_three(shape), (shape[1], shape[2]), (1, 1))]
+        case nn.MaxPool2d():
+            down, right = _pair(module.padding)
+            sides = down, right, down, right
+            return [MaxPool(*_three(shape), _pair(module.kernel_size), _pair(module.stride), sides)]
+        case nn.AdaptiveMaxPool2d():
+            return [MaxPool(*_three(shape), (shape[1], shape[2]), (1, 1))]
         case nn.BatchNorm1d() | nn.BatchNorm2d():
             return [_scale(module, shape)]
         case nn.ReLU():
@@ -274,13 +287,19 @@ def to_torch(graph: Graph) -> nn.Sequential:
 class _Image(Module):
     """A module of images that takes and gives flat vectors."""
 
-    def __init__(self, module: nn.Module, shape: tuple[int, int, int], padding: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        shape: tuple[int, int, int],
+        padding: tuple[int, int, int, int],
+        beyond: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.module, self.shape, self.padding = module, shape, padding
+        self.module, self.shape, self.padding, self.beyond = module, shape, padding, beyond
 
     def forward(self, x: Tensor) -> Tensor:
         top, left, bottom, right = self.padding
-        images = nn.functional.pad(x.reshape(-1, *self.shape), (left, right, top, bottom))
+        images = nn.functional.pad(x.reshape(-1, *self.shape), (left, right, top, bottom), value=self.beyond)
         return self.module(images).flatten(1)
 
 
@@ -294,6 +313,9 @@ def _module(layer: Layer) -> nn.Module:
         case AveragePool():
             shape = layer.channels, layer.height, layer.width
             return _Image(nn.AvgPool2d(layer.kernel, layer.stride), shape, (0, 0, 0, 0))
+        case MaxPool():
+            shape = layer.channels, layer.height, layer.width
+            return _Image(nn.MaxPool2d(layer.kernel, layer.stride), shape, layer.padding, beyond=-math.inf)
         case Polynomial(coefficients, low, high):
             return Chebyshev(coefficients, low, high)
         case ResidualLayer(body, shortcut):

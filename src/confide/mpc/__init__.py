@@ -1,1 +1,1 @@
-"""Multi-party computation: predictions and training on secret shares over the ring Z_2^64."""
+"""Secret sharing on the ring of integers mod 2^64, for prediction and training on shares, and its kernels."""

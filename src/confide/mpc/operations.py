@@ -33,6 +33,8 @@ from confide.structs import known
 
 #: Fraction bits of weights and activations; products and biases have twice as many.
 SCALE = 16
+#: Fraction bits of what `Periodic` gives.
+PERIODIC_SCALE = 48
 #: Largest rank, elements of one value and operations of one program that are accepted.
 MOST_AXES, MOST_ELEMENTS, MOST_OPERATIONS = 6, 1 << 26, 1 << 16
 #: Bits of a word.
@@ -153,6 +155,23 @@ class Select(Operation, frozen=True, tag="select"):
     bits: int = 0
 
 
+class Periodic(Operation, frozen=True, tag="periodic"):
+    """SHARED: a public smooth function of an OPEN value `a`, elementwise, as a Fourier series; see `periodic`. Local.
+
+    The scale of the result is `PERIODIC_SCALE`, whatever that of `a` is.
+
+    Args:
+        period: bits p, 1 to 56: the function has period 2^p units of `a`.
+        cosines: c_0 .. c_m, |c_j| <= 2^31, in units of 2^-20.
+        sines: s_1 .. s_m likewise, m from 1 to 96.
+    """
+
+    a: int
+    period: int
+    cosines: tuple[int, ...]
+    sines: tuple[int, ...]
+
+
 class Number(Operation, frozen=True, tag="number"):
     """SHARED: a BIT as 0 or 1, at scale 0. Local."""
 
@@ -240,10 +259,19 @@ class Keep(Operation, frozen=True, tag="keep"):
 
 
 class Reveal(Operation, frozen=True, tag="reveal"):
-    """`a`, SHARED or a BIT, told to whoever receives the output, and to nobody else. One round; the value is final."""
+    """`a`, SHARED or a BIT, told to whoever receives the output, and to nobody else. One round; the value is final.
+
+    With `bits` above 0 each share s leaves as floor(s / 2^bits), 0 <= s < 2^64, and the receiver adds them up and 1:
+    modulo 2^(64 - bits) it has floor(a / 2^bits) plus 0 or 1, as `Truncate` gives, without an opening; the low bits of
+    `a` stay hidden but for that rounding.
+
+    Args:
+        bits: 0 of a BIT, at most 62; the scale falls by as much.
+    """
 
     a: int
     name: str = "y"
+    bits: int = 0
 
 
 AnyOperation = (
@@ -256,6 +284,7 @@ AnyOperation = (
     | Sign
     | Select
     | Number
+    | Periodic
     | Add
     | Subtract
     | Shift
@@ -305,14 +334,15 @@ class Program:
             raise ProtocolError(f"Expected a program of 1 to {MOST_OPERATIONS} operations, got {len(self.operations)}")
         made: list[Value] = []
         for number, operation in enumerate(self.operations):
-            value = _made(operation, made, number)
+            value = made_by(operation, made, number)
             axes_fit = len(value.shape) <= MOST_AXES and all(size >= 1 for size in value.shape)
             if not (axes_fit and value.count <= MOST_ELEMENTS and 0 <= value.scale < WORD_BITS):
                 raise ProtocolError(f"Expected operation {number} to make a value of a bounded shape and scale")
             made.append(value)
-        names = [operation.name for operation in self.operations if isinstance(operation, Load)]
-        if len(set(names)) != len(names):
-            raise ProtocolError("Expected every loaded value of a program to have a name of its own")
+        for kinds in (Load, Keep, Reveal):
+            names = [operation.name for operation in self.operations if isinstance(operation, kinds)]
+            if len(set(names)) != len(names):
+                raise ProtocolError("Expected what a program loads, keeps or reveals to have names of their own")
         object.__setattr__(self, "values", tuple(made))
 
     def encode(self) -> bytes:
@@ -324,7 +354,7 @@ class Program:
         """Return the program that `encode` wrote. Raises ProtocolError on anything else."""
         try:
             return Program(msgspec.msgpack.decode(body, type=known(tuple[AnyOperation, ...])))
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):  # the second for text that is no UTF-8
             raise ProtocolError("Expected a program of known operations") from None
 
     @property
@@ -353,8 +383,8 @@ def operands(operation: AnyOperation) -> tuple[int, ...]:
 # --- what an operation makes ------------------------------------------------------------------------------------------
 
 
-def _made(operation: AnyOperation, made: Sequence[Value], number: int) -> Value:
-    """Return what an operation makes of earlier values. Raises ProtocolError if they do not fit."""
+def made_by(operation: AnyOperation, made: Sequence[Value], number: int) -> Value:
+    """Return what operation `number` makes of earlier values. Raises ProtocolError if they do not fit."""
     taken = operands(operation)
     if not all(0 <= earlier < number for earlier in taken):
         raise ProtocolError(f"Expected operation {number} to take values of earlier ones")
@@ -383,10 +413,14 @@ def _interactive(operation: AnyOperation, given: Sequence[Value]) -> Value | Non
             return Value(first.shape, 0, Kind.BIT)
         case Select(_, _, bits) if [one.kind for one in given] == [Kind.BIT, Kind.OPEN] and 0 <= bits <= 62:
             return Value(given[1].shape, given[1].scale - bits, Kind.SHARED) if _alike(given) else None
+        case Periodic(_, period, cosines, sines) if first and first.kind is Kind.OPEN and 1 <= period <= 56:
+            terms_fit = 1 <= len(sines) <= 96 and len(cosines) == len(sines) + 1
+            fits = terms_fit and all(abs(each) <= 1 << 31 for each in (*cosines, *sines))
+            return Value(first.shape, PERIODIC_SCALE, Kind.SHARED) if fits else None
         case Number() if first and first.kind is Kind.BIT:
             return Value(first.shape, 0, Kind.SHARED)
-        case Reveal() if first and first.kind is not Kind.OPEN:
-            return first
+        case Reveal(_, _, bits) if first and first.kind is not Kind.OPEN and 0 <= bits <= 62:
+            return None if bits and first.kind is Kind.BIT else Value(first.shape, first.scale - bits, first.kind)
         case _:
             return None
 

@@ -1,0 +1,30 @@
+// VAES with AVX-512: four blocks to an instruction.
+#include "paths.hpp"
+
+#ifdef CONFIDE_MPC_X86
+#include <immintrin.h>
+
+namespace confide::mpc {
+namespace {
+
+constexpr std::size_t width = 4, group = 8;
+using Vector = Word __attribute__((vector_size(64)));
+using Register = __m512i;
+
+inline Register repeated(__m128i key) { return _mm512_broadcast_i32x4(key); }
+inline Register one_round(Register state, Register key) { return _mm512_aesenc_epi128(state, key); }
+inline Register last_round(Register state, Register key) { return _mm512_aesenclast_epi128(state, key); }
+inline Vector spread(Vector v) { return (Vector)_mm512_unpacklo_epi64((Register)v, (Register)v); }
+
+}  // namespace
+}  // namespace confide::mpc
+
+#include "aes_x86.hpp"
+#include "block_loops.hpp"
+
+namespace confide::mpc {
+
+const BlockLoops avx512_blocks = {"avx512", expand, stream, generate, evaluate};
+
+}  // namespace confide::mpc
+#endif

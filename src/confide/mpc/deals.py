@@ -1,0 +1,178 @@
+"""Deals: correlations for later predictions go into the parties' stores, those of one prediction to whoever needs them.
+
+    client -> dealer         {name}/request                  rows, and for how many predictions
+    dealer -> everyone       {name}/header                   the ids, never given before
+    dealer -> P1             {name}/deal/{k}/words           P1's words of the k-th deal
+    dealer -> P0, P1         {name}/deal/{k}/corrections/{i} of the i-th batch of comparison keys, the same for both
+    who computes -> client   {name}/stored                   unless the client asked for a prediction that waits
+
+The dealer's mark of what it gave out is durable before a header leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from confide.errors import ProtocolError
+from confide.mpc.ahead import Ready, add_corrections, prepare
+from confide.mpc.correlations import DealId, Layout
+from confide.mpc.dealer import deal, model_masks
+from confide.mpc.keys import Mode, Record, dealer_record, fixed_of, known_record, own_record
+from confide.mpc.kits import AnyKit, Plan
+from confide.mpc.messages import SMALL_BYTES, Header, Request, Stored, expect_binding
+from confide.mpc.stock import MOST_READY, Shelf, piece_names
+from confide.wire import Message, Party, Step, Store, decode, encode
+
+
+def deal_tag(mode: Mode, place: int) -> str:
+    """Return what the tags of the pieces of a deal begin with."""
+    return f"{mode.name}/deal/{place}"
+
+
+# --- the dealer -------------------------------------------------------------------------------------------------------
+
+
+def deal_at_dealer(mode: Mode, kit: AnyKit, store: Store, *, awaited: bool) -> Party:
+    """Return the dealer's party of one request.
+
+    Args:
+        mode, kit, store: the dealer's.
+        awaited: False where the client may need nothing, as in a prediction from stock.
+
+    Returns:
+        How many deals were made; 0 if nobody asked.
+    """
+    tag = f"{mode.name}/request"
+    received = yield Step(await_tag=tag, wait_for=("client",), at_least=None if awaited else 0)
+    if not received:
+        return 0
+    request = decode(received["client"].body, Request, max_bytes=SMALL_BYTES)
+    seeds = dealer_record(mode, store, request.run).seeds
+    layout = kit.plans.of(request.rows).layout
+    path = f"{mode.name}/dealer/{request.run.hex()}/next"
+    body = store.get(path)
+    first = 0 if body is None else int.from_bytes(body, "little")
+    header = Header(request.run, first, request.count, request.rows, layout.binding)
+    save: dict[str, bytes | None] = {path: (first + request.count).to_bytes(8, "little")}
+    send = [Message("dealer", role, f"{mode.name}/header", encode(header)) for role in mode.enrolled]
+    model = model_masks(layout, seeds, request.run)
+    for place, deal_id in enumerate(header.ids()):
+        parts = deal(layout, seeds, deal_id, model=model)
+        send.append(Message("dealer", mode.holders[1], f"{deal_tag(mode, place)}/words", next(parts)))
+        for batch, part in enumerate(parts):
+            yield Step(tuple(send), save=save)  # the words leave before the first keys are made
+            tag, save = f"{deal_tag(mode, place)}/corrections/{batch}", {}
+            send = [Message("dealer", role, tag, part) for role in mode.holders]
+    yield Step(tuple(send), save=save)
+    return request.count
+
+
+# --- the others -------------------------------------------------------------------------------------------------------
+
+
+def deal_at_party(mode: Mode, role: str, kit: AnyKit, store: Store, *, rows: int, count: int) -> Party:
+    """Return the party of everyone else in a deal for later; the client's asks for it.
+
+    Returns:
+        How many deals are in stock now.
+    """
+    party = mode.party(role)
+    request: tuple[Message, ...] = ()
+    if role == "client":
+        record = own_record(mode, role, kit, store)
+        request = (Message(role, "dealer", f"{mode.name}/request", encode(Request(record.run, rows, count))),)
+    received = yield Step(request, await_tag=f"{mode.name}/header", wait_for=("dealer",))
+    header = decode(received["dealer"].body, Header, max_bytes=SMALL_BYTES)
+    record = known_record(mode, role, kit, store, header.run)
+    layout = checked_header(header, kit, run=record.run, rows=rows, count=count)
+    shelf = Shelf(mode.name, role, header.run)
+    save: dict[str, bytes | None] = shelf.broken(store) | shelf.raised(store, header.first, count)
+    for place, deal_id in enumerate(header.ids()):
+        for name, expected in zip(piece_names(layout, party), _piece_bytes(layout, party), strict=True):
+            tag = f"{deal_tag(mode, place)}/{name}" if name == "words" else _wire_tag(mode, place, name)
+            received = yield Step(await_tag=tag, wait_for=("dealer",), save=save)
+            body = received["dealer"].body
+            if len(body) != expected:
+                raise ProtocolError(f"Expected {expected} bytes of correlations, got {len(body)}")
+            save = {f"{shelf.place(rows, deal_id.counter)}/{name}": body}
+    save = save | {f"{shelf.place(rows, deal_id.counter)}/complete": b"\1" for deal_id in header.ids()}
+    yield from _both_have_it(mode, role, header, save)
+    hold_ready(mode, role, kit, store, header.run, rows=rows)
+    return len(shelf.counters(store, rows))
+
+
+def checked_header(header: Header, kit: AnyKit, *, run: bytes, rows: int, count: int) -> Layout:
+    """Return the layout of what is dealt. Raises ProtocolError if that is not what was asked for."""
+    if (header.run, header.rows, header.count) != (run, rows, count):
+        raise ProtocolError("Expected the correlations that were asked for")
+    layout = kit.plans.of(rows).layout
+    expect_binding(header.binding, layout.binding)
+    return layout
+
+
+def _both_have_it(mode: Mode, role: str, header: Header, save: Mapping[str, bytes | None]) -> Party:
+    """Complete stock at who computes first, then at the client, which counts on theirs."""
+    stored, tag = Stored(header.run, header.first, header.count), f"{mode.name}/stored"
+    if role != "client":
+        yield Step((Message(role, "client", tag, encode(stored)),), save=save)
+        return
+    received = yield Step(await_tag=tag, wait_for=mode.askers)
+    for message in received.values():
+        if decode(message.body, Stored, max_bytes=SMALL_BYTES) != stored:
+            raise ProtocolError("Expected the others to have stored what was dealt")
+    yield Step(save=save)
+
+
+def _piece_bytes(layout: Layout, party: int | None) -> list[int]:
+    if party is None:
+        return []
+    corrections = [batch.size_bytes for batch in layout.batches]
+    return [layout.words_bytes, *corrections] if party else corrections
+
+
+def _wire_tag(mode: Mode, place: int, name: str) -> str:
+    kind, _, batch = name.partition("/")
+    return f"{deal_tag(mode, place)}/{kind}/{int(batch)}"
+
+
+# --- from stock to memory ---------------------------------------------------------------------------------------------
+
+
+def hold_ready(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, rows: int) -> int:
+    """Make stock ready in memory, the deals that come next, as many as are held; return how many were looked at."""
+    if mode.party(role) is None:
+        return 0
+    record = known_record(mode, role, kit, store, run)
+    shelf = Shelf(mode.name, role, record.run)
+    counters = shelf.counters(store, rows)[:MOST_READY]
+    for counter in counters:
+        deal_id = DealId(record.run, counter)
+        kit.prepared.ahead(
+            role, deal_id, lambda one=deal_id: from_stock(mode, role, kit, store, record, one, rows=rows)
+        )
+    return len(counters)
+
+
+def from_stock(
+    mode: Mode, role: str, kit: AnyKit, store: Store, record: Record, deal_id: DealId, *, rows: int
+) -> Ready:
+    """Return a deal that is in the store, made ready. Raises ProtocolError if it is not there."""
+    party = mode.party(role)
+    assert party is not None
+    plan = kit.plans.of(rows)
+    shelf = Shelf(mode.name, role, record.run)
+    pieces = shelf.pieces(store, rows, deal_id.counter, piece_names(plan.layout, party))
+    words = pieces.pop(0) if party else b""
+    ready = from_words(mode, role, kit, record, deal_id, plan, words, rows=rows)
+    for place, body in enumerate(pieces):
+        add_corrections(plan.layout, ready, place, body)
+    return ready
+
+
+def from_words(
+    mode: Mode, role: str, kit: AnyKit, record: Record, deal_id: DealId, plan: Plan, words: bytes, *, rows: int
+) -> Ready:
+    """Return a deal made ready but for its corrections."""
+    party = mode.party(role)
+    assert party is not None
+    return prepare(plan.layout, party, record.key, deal_id, words, fixed_of(kit, record, rows, party))

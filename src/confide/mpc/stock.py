@@ -1,0 +1,134 @@
+"""Correlations that wait in the stores of the parties, under ids that serve once, and those made ready in memory.
+
+A deal lies in a store in pieces, its words and the corrections of each batch, and counts once it is complete. Whoever
+takes one deletes its pieces in the commit that comes before its first message: after a crash it is gone, used
+or not. Ids only rise: the commit that brings stock also moves the run's high-water mark beyond it, and no id below the
+mark is ever taken in again.
+
+    {name}/{role}/{run}/mark                              the lowest id that may still come, 8 bytes
+    {name}/{role}/{run}/stock/{rows}/{counter}/complete   1 byte
+    {name}/{role}/{run}/stock/{rows}/{counter}/{piece}    bytes as they came
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from threading import Lock
+
+from confide.errors import ProtocolError
+from confide.mpc.ahead import Ready
+from confide.mpc.correlations import DealId, Layout
+from confide.wire import Store
+
+#: How many runs' correlations are held ready in memory at most.
+MOST_READY = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shelf:
+    """Where a role keeps the stock of one run."""
+
+    name: str
+    role: str
+    run: bytes
+
+    @property
+    def root(self) -> str:
+        """Return the prefix of everything here."""
+        return f"{self.name}/{self.role}/{self.run.hex()}"
+
+    def place(self, rows: int, counter: int) -> str:
+        """Return the prefix of one deal."""
+        return f"{self.root}/stock/{rows}/{counter:016x}"
+
+    def mark(self, store: Store) -> int:
+        """Return the lowest id that may still come."""
+        body = store.get(f"{self.root}/mark")
+        return 0 if body is None else int.from_bytes(body, "little")
+
+    def raised(self, store: Store, first: int, count: int) -> dict[str, bytes | None]:
+        """Return the change that takes ids in: they are never taken in again.
+
+        Raises:
+            ProtocolError: one of them may have been here before.
+        """
+        if first < self.mark(store):
+            raise ProtocolError("Expected correlations under ids that were never given before")
+        return {f"{self.root}/mark": (first + count).to_bytes(8, "little")}
+
+    def counters(self, store: Store, rows: int) -> list[int]:
+        """Return the ids of complete stock, lowest first."""
+        prefix = f"{self.root}/stock/{rows}/"
+        ends = [key.removeprefix(prefix).split("/") for key in store.keys(prefix)]
+        return sorted(int(end[0], 16) for end in ends if end[1:] == ["complete"])
+
+    def has(self, store: Store, rows: int, counter: int) -> bool:
+        """Return whether a deal is in stock."""
+        return store.get(f"{self.place(rows, counter)}/complete") is not None
+
+    def pieces(self, store: Store, rows: int, counter: int, names: list[str]) -> list[bytes]:
+        """Return the pieces of a deal in stock. Raises ProtocolError if one is missing."""
+        found = [store.get(f"{self.place(rows, counter)}/{name}") for name in names]
+        if any(body is None for body in found):
+            raise ProtocolError("Expected correlations that are in stock; deal again")
+        return [body for body in found if body is not None]
+
+    def taken(self, store: Store, rows: int, counter: int) -> dict[str, bytes | None]:
+        """Return the change that takes a deal out of stock, before its first use."""
+        return dict.fromkeys(store.keys(f"{self.place(rows, counter)}/"))
+
+    def broken(self, store: Store) -> dict[str, bytes | None]:
+        """Return the change that clears what an interrupted deal left."""
+        keys = store.keys(f"{self.root}/stock/")
+        whole = {key.removesuffix("/complete") for key in keys if key.endswith("/complete")}
+        return dict.fromkeys(key for key in keys if key.rpartition("/")[0] not in whole)
+
+
+def piece_names(layout: Layout, party: int | None) -> list[str]:
+    """Return the pieces of a deal at a party, in the order in which they come; none at who only asks."""
+    if party is None:
+        return []
+    corrections = [f"corrections/{place:05}" for place in range(len(layout.batches))]
+    return ["words", *corrections] if party else corrections
+
+
+@dataclass(slots=True)
+class Prepared:
+    """Correlations made ready ahead, and the ids in use, of one process. No repr shows any of them."""
+
+    _ready: OrderedDict[tuple[str, bytes, int], Ready] = field(
+        default_factory=OrderedDict[tuple[str, bytes, int], Ready], repr=False
+    )
+    _taken: set[tuple[str, bytes, int]] = field(default_factory=set[tuple[str, bytes, int]], repr=False)
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    def reserve(self, role: str, deal_id: DealId) -> bool:
+        """Return whether an id is free in this process, and take it: two predictions at once must not share one."""
+        key = role, deal_id.run, deal_id.counter
+        with self._lock:
+            if key in self._taken:
+                return False
+            self._taken.add(key)
+            return True
+
+    def release(self, role: str, deal_id: DealId) -> None:
+        """Give an id back: by now the store says that it is used, or nothing was sent under it."""
+        with self._lock:
+            self._taken.discard((role, deal_id.run, deal_id.counter))
+
+    def ahead(self, role: str, deal_id: DealId, make: Callable[[], Ready]) -> None:
+        """Make a deal ready and hold it, unless enough are held."""
+        key = role, deal_id.run, deal_id.counter
+        with self._lock:
+            if key in self._taken or key in self._ready or len(self._ready) >= MOST_READY:
+                return
+        made = make()
+        with self._lock:
+            self._ready[key] = made
+
+    def take(self, role: str, deal_id: DealId) -> Ready | None:
+        """Return what was made ready under an id, once."""
+        with self._lock:
+            return self._ready.pop((role, deal_id.run, deal_id.counter), None)
