@@ -5,8 +5,11 @@ What is waited for is `Work`, which a client carries out in the caller's thread 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -14,8 +17,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness
-from confide.errors import IntegrityError, ProtocolError, UsageError
+from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
 from confide.guarantee import Guarantee, nothing_hidden
+from confide.ideal import Backend, Kit
 from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
 from confide.net.contexts import client_context
@@ -33,7 +37,7 @@ from confide.serve.protocol import digest
 from confide.serve.session import Columns, Session
 from confide.serve.steps import ROWS, Progress, Wanted
 from confide.store import Prefixed
-from confide.wire import Event, Message, Store, Transcript
+from confide.wire import Event, Message, Party, Store, Transcript
 
 Matrix = NDArray[np.float64]
 
@@ -93,6 +97,7 @@ class JointAsking:
         one_machine: accept that roles which must not collude share a machine.
         proxy: "http://host:port" of an HTTP proxy.
         bounds: of sessions.
+        ahead: predictions for which correlations are held in stock.
     """
 
     def __init__(
@@ -108,6 +113,7 @@ class JointAsking:
         one_machine: bool = False,
         proxy: str | None = None,
         bounds: Bounds | None = None,
+        ahead: int = 0,
     ) -> None:
         said = membership(identity)
         machine = machine_digest(fingerprint(trusted(identity)[-1]).encode())
@@ -118,6 +124,8 @@ class JointAsking:
         self.session: Session | None = None
         self.report = Report()
         self._model = b""
+        self._one = threading.Lock()
+        self._ahead, self._levels, self._dealing = ahead, dict[int, int](), set[int]()
         self._guest = Guest(
             me,
             url,
@@ -185,7 +193,7 @@ class JointAsking:
         whole, outputs, done = Transcript(), list[Matrix](), 0
         while done < len(features):
             part = features[done : done + session.rows]
-            transcript: Transcript = yield Work(lambda part=part: self._predict(session, part))
+            transcript: Transcript = yield Work(lambda part=part: self._alone(session, part))
             outputs.append(transcript.output("client"))
             whole = whole.merge(transcript)
             done += len(part)
@@ -243,12 +251,17 @@ class JointAsking:
         self._report(offline_bytes=_bytes(ended), offline_seconds=figures.seconds)
         return transcript
 
+    def _alone(self, session: Session, x: Matrix) -> Transcript:
+        with self._one:  # what is in stock is looked up before a prediction, and taken by it
+            return self._predict(session, x)
+
     def _predict(self, session: Session, x: Matrix) -> Transcript:
         for last in (False, True):
             offer = self._guest.offer()
             if offer.model != self._model:
                 raise ProtocolError("Expected the model that was asked before; the server prepared it anew, ask again")
             self._set_up(session)
+            self._stocked(session, len(x))
             try:
                 return self._asked(session, x)
             except SetUpAgain:
@@ -265,10 +278,13 @@ class JointAsking:
             lambda: backend.predict("client", session.client, x, store, self._rng),
             prefix=prefix,
             rows=len(x),
+            dealt=lambda: needs_dealer(backend, session.client, store, rows=len(x)),
         )
         transcript = _transcript(ended, seen)
         if np.shape(ended.output) != (len(x), session.kit.outputs):
             raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
+        if len(x) in self._levels and "dealer" not in ended.cast.names:
+            self._levels[len(x)] -= 1
         figures = ended.figures
         offline = figures.sent.get("dealer", 0) + figures.received.get("dealer", 0)
         self._report(
@@ -281,9 +297,72 @@ class JointAsking:
         self.report = _replaced(self.report, rounds=figures.rounds)
         return transcript
 
+    # --- correlations ahead -------------------------------------------------------------------------------------------
+
+    def deal(self, session: Session, *, rows: int, count: int) -> int:
+        """Have correlations dealt for `count` later predictions of `rows` rows; return how many are in stock now.
+
+        Raises:
+            UsageError: the backend has no dealer, or this one deals nothing ahead.
+        """
+        backend, kit, prefix = session.backend, session.client, self._prefix(session)
+        offer = self._guest.offer()
+        most = max((self._guest.stock(seat.name) for seat in offer.seats if seat.role == "dealer"), default=0)
+        if not isinstance(backend, DealsAhead) or not most:
+            raise UsageError("Expected a dealer that deals ahead (confide dealer --stock); leave ahead out")
+        self._set_up(session)
+        store = Prefixed(self._store, prefix)
+        ended, _ = self._guest.run(
+            "deal",
+            lambda: backend.deal("client", kit, store, self._rng, rows=rows, count=min(count, most)),
+            prefix=prefix,
+            rows=rows,
+            count=min(count, most),
+        )
+        if ended.error is not None:
+            raise ended.error
+        self._report(offline_bytes=_bytes(ended), offline_seconds=ended.figures.seconds)
+        return int(ended.output)
+
+    def _stocked(self, session: Session, rows: int) -> None:
+        """Keep `ahead` predictions in stock: the first time at once, later in a thread beside the predictions."""
+        left = self._levels.get(rows)
+        if not self._ahead or (left is not None and left > self._ahead // 2) or rows in self._dealing:
+            return
+        if left is None:
+            self._levels[rows] = self.deal(session, rows=rows, count=self._ahead)
+            return
+
+        def refill() -> None:
+            try:
+                stock = self.deal(session, rows=rows, count=self._ahead - max(0, left))
+                self._levels[rows] = stock
+            except ConfideError:
+                self._levels[rows] = 0  # predictions ask the dealer themselves, and say what is wrong
+            finally:
+                self._dealing.discard(rows)
+
+        self._dealing.add(rows)
+        threading.Thread(target=refill, name="confide refill", daemon=True).start()
+
     def _report(self, **more: float) -> None:
         before = self.report
         self.report = _replaced(before, **{name: getattr(before, name) + value for name, value in more.items()})
+
+
+@runtime_checkable
+class DealsAhead(Protocol):
+    """A backend whose dealer deals for later predictions."""
+
+    def deal(self, role: str, kit: Kit, store: Store, rng: Randomness, *, rows: int, count: int) -> Party:
+        """Return the party that puts correlations for `count` later predictions of `rows` rows into the stores."""
+        ...
+
+
+def needs_dealer(backend: Backend, kit: Kit, store: Store, *, rows: int) -> bool:
+    """Return whether the next prediction of `rows` rows asks the dealer: always, where a backend does not say."""
+    asks: Callable[..., bool] | None = getattr(backend, "needs_dealer", None)
+    return True if asks is None else asks(kit, store, rows=rows)
 
 
 def voided(guarantee: Guarantee, insecure: str) -> Guarantee:
@@ -329,6 +408,7 @@ def joint(
     progress: Progress | None,
     timeout_seconds: float,
     one_machine: bool,
+    ahead: int,
 ) -> JointAsking:
     """Return the steps of a client of several organisations; see `Client` for the arguments."""
     if identity is None:
@@ -338,5 +418,5 @@ def joint(
         )
     return JointAsking(
         url, Path(identity), wanted, store=store, rng=rng, progress=progress, timeout_seconds=timeout_seconds,
-        one_machine=one_machine,
+        one_machine=one_machine, ahead=ahead,
     )  # fmt: skip

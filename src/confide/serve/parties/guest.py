@@ -19,7 +19,8 @@ from confide.net.mesh import Answer
 from confide.serve.parties.circle import Circle, Me
 from confide.serve.parties.messages import Ask, Kind, Offer, Order, Refused, Seat
 from confide.serve.parties.seats import MEMBER_ROLES, refusal
-from confide.serve.parties.sessions import Bounds, Cast, Ended
+from confide.serve.parties.server import cast_of
+from confide.serve.parties.sessions import Bounds, Ended
 from confide.wire import Message, Party, Store
 
 _AGAIN_SECONDS = 0.3
@@ -89,8 +90,20 @@ class Guest:
         except Late:
             raise UsageError(self._missing()) from None
 
+    def stock(self, name: str) -> int:
+        """Return how many predictions a dealer says that it deals ahead for."""
+        hello = self.circle.hello(name)
+        return 0 if hello is None else hello.stock
+
     def run(
-        self, kind: Kind, build: Callable[[], Party], *, prefix: str, rows: int = 0, count: int = 0
+        self,
+        kind: Kind,
+        build: Callable[[], Party],
+        *,
+        prefix: str,
+        rows: int = 0,
+        count: int = 0,
+        dealt: Callable[[], bool] = lambda: True,
     ) -> tuple[Ended, list[tuple[Message, int]]]:
         """Order a session, take part in it, and return how it ended, with the messages seen here and their sizes.
 
@@ -99,6 +112,7 @@ class Guest:
             build: makes the client's party, in the loop's thread.
             prefix: of its store.
             rows, count: of the order.
+            dealt: whether the dealer takes part; asked in the loop's thread.
 
         Raises:
             ConfideError: it could not begin.
@@ -108,22 +122,19 @@ class Guest:
         answer = Answer[Ended]()
 
         def begin() -> None:
-            names = {seat.role: seat.name for seat in offer.seats}
             me = self.circle.me
-            order = Order(kind, offer.model, me.name, b"", rows, count)
-
-            def built() -> Party:
-                party = build()
-                receivers = [COORDINATOR] if kind == "setup" else list(names.values())
-                for name in receivers:
-                    self.circle.order(name, session, order)
-                return party
-
             try:
+                order = Order(kind, offer.model, me.name, b"", rows, count, dealt())
+                cast = cast_of(order, "client", {seat.role: seat.name for seat in offer.seats})
+
+                def built() -> Party:
+                    party = build()
+                    for name in [COORDINATOR] if kind == "setup" else cast.others():
+                        self.circle.order(name, session, order)
+                    return party
+
                 self.seen[session] = []
-                self.circle.begin(
-                    session, built, Cast("client", {"client": me.name, **names}), prefix=prefix, done=answer.give
-                )
+                self.circle.begin(session, built, cast, prefix=prefix, kind=kind, done=answer.give)
             except Exception as error:
                 answer.fail(error)
 

@@ -22,11 +22,20 @@ from confide.net.certificates import COORDINATOR
 from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Order, Part, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, refusal
-from confide.serve.parties.server import ASKING_ROLES, part_of, party_of, set_up_key
-from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
+from confide.serve.parties.server import (
+    ASKING_ROLES,
+    IDENTITY_BYTES,
+    cast_of,
+    make_ready,
+    part_of,
+    party_of,
+    set_up_key,
+    set_up_mark,
+)
+from confide.serve.parties.sessions import Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
 from confide.store import Prefixed
-from confide.wire import Store
+from confide.wire import Party, Store
 
 #: Who dials whom among partners: each dials those before it. Clients dial all of them, and all dial the server.
 _ORDER = ("dealer", "helper", "third")
@@ -97,22 +106,31 @@ class Partner:
         self._check(peer, order)
         part = taken.part
         names = {seat.role: seat.name for seat in part.seats}
-        cast = Cast(part.role, {"client": order.client, **names})
+        cast = cast_of(order, part.role, names)
         prefix = part_of(order.model, part.backend, order.client)
         if order.kind == "deal" and order.count > self._stock:
             raise ProtocolError(f"Expected at most {self._stock} predictions dealt ahead; the dealer's --stock says so")
 
         def done(ended: Ended) -> None:
             self.standing.ended(order, ended)
-            if order.kind == "setup":
-                known = order.identity if ended.error is None else None
-                self._store.commit({set_up_key(order.model, order.client): known})
+            key = set_up_key(order.model, order.client)
+            mark = set_up_mark(order.identity, order, ended)
+            if mark is not None:
+                self._store.commit({key: mark})
+            make_ready(self.circle, order, ended, taken.backend, taken.kit, store, self._store.get(key))
+
+        store = Prefixed(self._store, prefix)
+
+        def build() -> Party:
+            self._check_set_up(order)
+            return party_of(order, taken.backend, part.role, taken.kit, store, self._rng)
 
         self.circle.begin(
             session,
-            lambda: party_of(order, taken.backend, part.role, taken.kit, Prefixed(self._store, prefix), self._rng),
+            build,
             cast,
             prefix=prefix,
+            kind=order.kind,
             done=done,
         )
 
@@ -148,17 +166,18 @@ class Partner:
 
     def _check(self, peer: str, order: Order) -> None:
         """Check that an order comes from who may give it."""
-        key = set_up_key(order.model, order.client)
+        facts = self.circle.facts(order.client)
         if peer == COORDINATOR:
-            if order.kind != "setup" or len(order.identity) != 32:
+            if order.kind != "setup" or len(order.identity) != IDENTITY_BYTES:
                 raise ProtocolError("Expected an order to set a client up, from the server")
-            facts = self.circle.facts(order.client)
             if facts is None or facts.identity != order.identity or facts.role not in ASKING_ROLES:
                 raise ProtocolError(f"Expected {order.client} to be connected to {self.circle.me.name} too")
-            return
-        facts = self.circle.facts(peer)
-        known = self._store.get(key)
-        if order.client != peer or order.kind == "setup" or facts is None:
+        elif order.client != peer or order.kind == "setup" or facts is None:
             raise ProtocolError("Expected an order from the client itself")
-        if known != facts.identity:
-            raise SetUpAgain(f"Expected that {peer} was set up with {self.circle.me.name}; set up again")
+
+    def _check_set_up(self, order: Order) -> None:
+        """Check, when a session's turn has come, that its client was set up here, under the server's order."""
+        facts = self.circle.facts(order.client)
+        known = (self._store.get(set_up_key(order.model, order.client)) or b"")[:IDENTITY_BYTES]
+        if order.kind != "setup" and (facts is None or known != facts.identity):
+            raise SetUpAgain(f"Expected that {order.client} was set up with {self.circle.me.name}; set up again")
