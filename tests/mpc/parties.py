@@ -42,7 +42,9 @@ class Table:
         self.counter = 0
         self.masks: dict[str, Masked] = {}  # the dealer's state
         self.states: list[dict[str, Held]] = [{}, {}]
-        half = {name: np.frombuffer(self.rng.bytes(w.nbytes), np.uint64).reshape(w.shape) for name, w in self.model.items()}
+        half = {
+            name: np.frombuffer(self.rng.bytes(w.nbytes), np.uint64).reshape(w.shape) for name, w in self.model.items()
+        }
         self.shares = [half, {name: w - half[name] for name, w in self.model.items()}]
         if self.owned:
             self.shares = [{}, dict(self.model)]
@@ -55,12 +57,19 @@ class Table:
         for place, (number, load) in enumerate(layout.model(Kind.OPEN)):
             opened = self.model[load.name] + model_masks(layout, self.seeds, self.run_id)[number]
             for party in (0, 1):
-                mask = None if self.owned and party == 0 else model_mask_share(model_seed(self.keys()[party], self.run_id), place, load)
+                mask = (
+                    None
+                    if self.owned and party == 0
+                    else model_mask_share(model_seed(self.keys()[party], self.run_id), place, load)
+                )
                 held[party][load.name] = Held(opened, mask)
         for _, load in layout.model(Kind.SHARED):
             for party in (0, 1):
                 held[party][load.name] = Held(None, self.shares[party].get(load.name))
-        return [Fixed.of(layout, party, held[party], weights=self.model if self.owned and party else None) for party in (0, 1)]
+        return [
+            Fixed.of(layout, party, held[party], weights=self.model if self.owned and party else None)
+            for party in (0, 1)
+        ]
 
     def play(self, program: Program, inputs: Mapping[str, Any], *, fault=None, split: bool = True) -> Played:
         """Deal for a program and run it; inputs are words, which P0 owns, or which are shared here."""
@@ -72,12 +81,21 @@ class Table:
         words, *corrections = list(deal(layout, self.seeds, deal_id, model=model, state=self.masks))
         shares: list[dict[str, NDArray[np.uint64]]] = [dict(inputs), {}]
         if not self.owned and split:
-            noise = {name: np.frombuffer(self.rng.bytes(8 * w.size), np.uint64).reshape(w.shape) for name, w in inputs.items()}
+            noise = {
+                name: np.frombuffer(self.rng.bytes(8 * w.size), np.uint64).reshape(w.shape)
+                for name, w in inputs.items()
+            }
             shares = [noise, {name: w - noise[name] for name, w in inputs.items()}]
         fixed, parties = self.fixed(layout), {}
         for party, name in enumerate(NAMES):
             ready = prepare(
-                layout, party, self.keys()[party], deal_id, words if party else b"", fixed[party], state=self.states[party]
+                layout,
+                party,
+                self.keys()[party],
+                deal_id,
+                words if party else b"",
+                fixed[party],
+                state=self.states[party],
             )
             for place, body in enumerate(corrections):
                 add_corrections(layout, ready, place, body)
@@ -110,8 +128,12 @@ class Played:
         parts = [outcome.outputs[name] for outcome in self.outcomes if name in outcome.outputs]
         if parts[0].dtype == np.uint8:
             return (parts[0] if len(parts) == 1 else parts[0] ^ parts[1]).astype(np.int64)
+        bits = next(o.bits for o in self.layout.program.operations if isinstance(o, op.Reveal) and o.name == name)
+        if len(parts) == 1:
+            return parts[0].view(np.int64)
         with np.errstate(over="ignore"):
-            return sum(parts[1:], parts[0]).view(np.int64)
+            total = parts[0] + parts[1] + np.uint64(bits > 0)
+        return (total << np.uint64(bits)).view(np.int64) >> bits
 
     def emulated(self, loaded: Mapping[str, Any], name: str = "y") -> NDArray[np.int64]:
         """What had to be told, from the masks alone: rounding and slips are functions of value and mask."""

@@ -1,4 +1,4 @@
-"""Two parties run programs on shares: bit for bit what the dealer's masks say, within the stated bounds of the truth."""
+"""Two parties run programs on shares: bit for bit what the masks say, within the stated bounds of the truth."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from confide.wire import alter, truncate
 from mpc import plain
 from mpc.parties import NAMES, Table, emulate
 
-O, S = Kind.OPEN, Kind.SHARED
+OPEN, S = Kind.OPEN, Kind.SHARED
 EDGE = 1 << 62
 
 
@@ -38,8 +38,8 @@ def network(rows: int = 2) -> Program:
         made.append(operation)
         return len(made) - 1
 
-    x = add(op.Load("x", (rows, 2, 6, 6), 16, O, "input"))
-    w, b = add(op.Load("w", (4, 2, 3, 3), 16, O, "model")), add(op.Load("b", (4,), 32, S, "model"))
+    x = add(op.Load("x", (rows, 2, 6, 6), 16, OPEN, "input"))
+    w, b = add(op.Load("w", (4, 2, 3, 3), 16, OPEN, "model")), add(op.Load("b", (4,), 32, S, "model"))
     y = add(op.Convolve(x, w, (1, 1), (1, 1, 1, 1)))
     b = add(op.Broadcast(add(op.Reshape(b, (4, 1, 1))), (rows, 4, 6, 6)))
     y = add(op.Open(add(op.Add(y, b))))
@@ -51,7 +51,7 @@ def network(rows: int = 2) -> Program:
     z = add(op.Select(add(op.Sign(y, 44, 16)), y, 16))
     skip = add(op.Times(add(op.Truncate(y, 16)), 2))
     z = add(op.Open(add(op.Reshape(add(op.Add(z, skip)), (rows, 72)))))
-    v, c = add(op.Load("v", (72, 3), 16, O, "model")), add(op.Load("c", (3,), 32, S, "model"))
+    v, c = add(op.Load("v", (72, 3), 16, OPEN, "model")), add(op.Load("c", (3,), 32, S, "model"))
     y = add(op.Add(add(op.MatMul(z, v)), add(op.Broadcast(c, (rows, 3)))))
     y = add(op.Shift(y, 5 << 32))
     add(op.Reveal(y))
@@ -131,7 +131,10 @@ def test_every_other_gate_is_what_it_says(owned):
     apart = np.abs(given["a"].view(np.int64)).reshape(12, 5)[::2] >= 16  # nearer to 0 a sign may slip
     for name in ("bits", "count"):
         assert (played.output(name) == truth.outputs[name])[apart].all()
-    assert np.abs(played.output("tanh") * 2.0**-44 - np.tanh(given["a"].view(np.int64) * 2.0**-16)).max() < 2e-3
+    assert (
+        np.abs(played.output("tanh") * 2.0**-op.PERIODIC_SCALE - np.tanh(given["a"].view(np.int64) * 2.0**-16)).max()
+        < 2e-3
+    )
 
 
 def opened(operation: op.AnyOperation, count: int, *, scale: int = 32) -> Program:
@@ -164,7 +167,7 @@ def test_no_truncation_is_far_off_in_1e8():
 
 
 def test_truncation_of_shares_alone_is_far_off():
-    """The control: what others do in one local step fails for values as large as ours, so the tests above have teeth."""
+    """The control: what others do in one local step fails for values of this size, so the tests above have teeth."""
     stream = np.random.default_rng(1)
     y = stream.integers(-EDGE, EDGE, 1_000_000)
     mine = stream.integers(0, 1 << 64, len(y), np.uint64)
@@ -218,8 +221,10 @@ def test_the_larger_of_two_is_off_by_less_than_an_ulp(owned):
 def test_values_live_on_between_programs(owned):
     """Weights that are kept masked and shared, opened anew in each step under a fresh mask."""
     first = Program((op.Load("x", (4,), 16, S, "input"), op.Open(0), op.Keep(1, "w"), op.Keep(0, "v")))
-    load = op.Load("w", (4,), 16, O, "state"), op.Load("v", (4,), 16, S, "state")
-    then = Program((*load, op.Multiply(0, 0), op.Add(1, 1), op.Open(3), op.Keep(4, "w"), op.Reveal(2), op.Reveal(1, "v")))
+    load = op.Load("w", (4,), 16, OPEN, "state"), op.Load("v", (4,), 16, S, "state")
+    then = Program(
+        (*load, op.Multiply(0, 0), op.Add(1, 1), op.Open(3), op.Keep(4, "w"), op.Reveal(2), op.Reveal(1, "v"))
+    )
     table, x = Table(owned), np.array([3, -4, 5, -6])
     table.play(first, {"x": words(x)})
     assert (table.play(then, {}).output() == x * x).all()
@@ -230,12 +235,22 @@ def test_values_live_on_between_programs(owned):
 
 
 def test_a_state_that_nobody_kept_is_refused():
-    program = Program((op.Load("w", (4,), 16, O, "state"), op.Multiply(0, 0), op.Reveal(1)))
+    program = Program((op.Load("w", (4,), 16, OPEN, "state"), op.Multiply(0, 0), op.Reveal(1)))
     with pytest.raises(ProtocolError, match="keep it first"):
         Table().play(program, {})
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------------
+
+
+@modes
+@pytest.mark.parametrize("bits", [1, 16, 40, 62])
+def test_what_is_told_without_its_low_bits_is_the_floor_or_one_more(owned, bits):
+    y = np.random.default_rng(bits).integers(-(1 << 61), 1 << 61, 3000)
+    program = Program((op.Load("x", (3000,), 62, S, "input"), op.Open(0), op.Add(1, 0), op.Reveal(2, "y", bits)))
+    found = Table(owned).play(program, {"x": words(y)}).output()
+    up = found - (2 * y >> bits)
+    assert set(np.unique(up)) == {0, 1}
 
 
 @modes
@@ -269,7 +284,9 @@ def test_everything_sent_is_uniform_whatever_the_input(owned):
 
 
 def _relu(count: int) -> Program:
-    return Program((op.Load("x", (count,), 32, S, "input"), op.Open(0), op.Sign(1, 44, 16), op.Select(2, 1, 16), op.Open(3)))
+    return Program(
+        (op.Load("x", (count,), 32, S, "input"), op.Open(0), op.Sign(1, 44, 16), op.Select(2, 1, 16), op.Open(3))
+    )
 
 
 def test_small_masks_would_show():
@@ -294,7 +311,10 @@ def test_masks_fill_the_word():
 def test_messages_of_another_length_are_refused(owned, to, keep):
     rounds = len(schedule_of(Table(owned, weights()).play(network(), {"x": images(1)}).layout).rounds)
     for count in range(1, rounds + 1):
-        for fault in (truncate(keep, dst=to, tag=f"test/{count}"), alter(lambda b: b + b"\0", dst=to, tag=f"test/{count}")):
+        for fault in (
+            truncate(keep, dst=to, tag=f"test/{count}"),
+            alter(lambda b: b + b"\0", dst=to, tag=f"test/{count}"),
+        ):
             played = Table(owned, weights()).play(network(), {"x": images(1)}, fault=fault)
             touched = any(m.dst == to and m.tag == f"test/{count}" for m in played.transcript.messages)
             failed = played.transcript.failures.get(to)

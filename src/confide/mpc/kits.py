@@ -69,19 +69,19 @@ class Plan:
         return next(one for one in self.layout.program.operations if isinstance(one, Load) and one.name == "x")
 
     @property
-    def output_scale(self) -> int:
-        """Return the scale of the output."""
-        return self._output.scale
+    def output(self) -> Value:
+        """Return the shape and scale of the output."""
+        return self.layout.program.values[self._reveal[0]]
 
     @property
-    def output_count(self) -> int:
-        """Return the number of elements of the output."""
-        return self._output.count
+    def dropped_bits(self) -> int:
+        """Return how many low bits of each share of the output stay at home."""
+        return self._reveal[1].bits
 
     @property
-    def _output(self) -> Value:
-        operations, values = self.layout.program.operations, self.layout.program.values
-        return next(value for one, value in zip(operations, values, strict=True) if isinstance(one, Reveal))
+    def _reveal(self) -> tuple[int, Reveal]:
+        operations = enumerate(self.layout.program.operations)
+        return next((number, one) for number, one in operations if isinstance(one, Reveal) and one.name == "y")
 
 
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

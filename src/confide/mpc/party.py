@@ -211,8 +211,8 @@ class _Run:
             case Sign():
                 self.mine[number] = mine = self._sign(number, operation)
                 return np.packbits(mine, bitorder="little")
-            case Reveal(a):
-                return self._leaving_output(number, a)
+            case Reveal(a, _, bits):
+                return self._leaving_output(number, a, bits)
             case _:
                 raise AssertionError("an operation that sends")
 
@@ -262,7 +262,7 @@ class _Run:
         self.mine[number] = mine = mask if value is None else np.add(value.reshape(mask.shape), mask)
         return mine
 
-    def _leaving_output(self, number: int, a: int) -> Bytes | Words | None:
+    def _leaving_output(self, number: int, a: int, bits: int) -> Bytes | Words | None:
         if self.program.values[number].kind is Kind.BIT:
             share = (self.ready.beta[a] & np.uint64(1)).astype(np.uint8).reshape(-1)
             if not (self.layout.owned and self.party == 1):
@@ -272,9 +272,11 @@ class _Run:
                 return None
             return np.packbits(share, bitorder="little")
         total = self.total(a)
+        share = np.zeros(self.program.values[a].shape, np.uint64) if total is None else total
+        share = np.right_shift(share, np.uint64(bits))  # a copy: what the run holds is wiped
         if self.layout.owned and self.party == 1:
-            return np.zeros(self.program.values[a].shape, np.uint64) if total is None else np.ascontiguousarray(total)
-        self.mine[number] = np.zeros(self.program.values[a].shape, np.uint64) if total is None else total
+            return np.ascontiguousarray(share)
+        self.mine[number] = share
         return None
 
     def _revealed(self, number: int, reveal: Reveal, theirs: Any) -> None:
@@ -282,9 +284,9 @@ class _Run:
             return
         value, mine = self.program.values[number], self.mine.pop(number)
         if theirs is None:
-            made = np.array(mine)  # what the run holds is wiped
+            made = mine
         else:
-            made = mine ^ theirs.reshape(mine.shape) if value.kind is Kind.BIT else np.add(mine, theirs)
+            made = mine ^ theirs.reshape(mine.shape) if value.kind is Kind.BIT else told(mine, theirs, reveal.bits)
         self.outcome.outputs[reveal.name] = made.reshape(value.shape)
 
     # --- shares -----------------------------------------------------------------------------------------------------
@@ -440,6 +442,16 @@ class _Run:
         waves = self.ready.waves[number]
         made = periodic_share(series, self.party, factors(series, opened.reshape(-1)), (waves[0], waves[1]))
         return made.reshape(opened.shape)
+
+
+def told(mine: Words, theirs: Words, bits: int) -> Words:
+    """Return what is revealed, from both shares without their lowest `bits`: see `Reveal`."""
+    total = np.add(mine, theirs)
+    if bits:
+        total += np.uint64(1)
+        total <<= np.uint64(bits)  # the sign is that of a number of 64 - bits bits
+        total = (total.view(np.int64) >> bits).view(np.uint64)
+    return total
 
 
 def _quotient(opened: Words, bits: int) -> tuple[Words, Words]:

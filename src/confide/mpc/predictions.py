@@ -25,7 +25,7 @@ from confide.mpc.keys import Mode, Record, fixed_of, known_record, own_record
 from confide.mpc.kits import AnyKit, Plan
 from confide.mpc.messages import FORMAT, SMALL_BYTES, Ask, Header, Query, Request, expect_binding, expect_format
 from confide.mpc.operations import SCALE
-from confide.mpc.party import Outcome, Place, run_program
+from confide.mpc.party import Outcome, Place, run_program, told
 from confide.mpc.stock import Shelf
 from confide.mpc.streams import KEY_BYTES, stream
 from confide.wire import Message, Party, Step, Store, decode, encode
@@ -53,9 +53,17 @@ class Taken:
 
 
 def predict_at_client(mode: Mode, kit: AnyKit, x: Matrix, store: Store, rng: Randomness) -> Party:
-    """Return the client's party of one prediction; it returns y."""
-    words, rows = encoded(x, kit), len(x)
-    record = own_record(mode, "client", kit, store)
+    """Return the client's party of one prediction; it returns y.
+
+    Raises:
+        UsageError: rows that do not fit, or a client that was not set up.
+    """
+    return _predicting(mode, kit, encoded(x, kit), len(x), own_record(mode, "client", kit, store), store, rng)
+
+
+def _predicting(
+    mode: Mode, kit: AnyKit, words: Words, rows: int, record: Record, store: Store, rng: Randomness
+) -> Party:
     plan = kit.plans.of(rows)
     taken = yield from _take(mode, kit, store, record, plan, rows)
     try:
@@ -71,7 +79,12 @@ def predict_at_client(mode: Mode, kit: AnyKit, x: Matrix, store: Store, rng: Ran
     finally:
         kit.prepared.release("client", taken.ask.deal_id)
     y: Matrix = revealed.reshape(rows, -1).view(np.int64).astype(np.float64)
-    return kit.recipe.finish(y * 2.0**-plan.output_scale)
+    return kit.recipe.finish(y * 2.0**-plan.output.scale)
+
+
+def in_stock(mode: Mode, kit: AnyKit, store: Store, *, rows: int) -> int:
+    """Return how many predictions of `rows` rows a client's stock is good for. Raises UsageError before set-up."""
+    return len(Shelf(mode.name, "client", own_record(mode, "client", kit, store).run).counters(store, rows))
 
 
 def encoded(x: Matrix, kit: AnyKit) -> Words:
@@ -118,13 +131,13 @@ def _share_out(
         for role, share in zip(mode.holders, (seed, rest), strict=True)
     )
     received = yield Step(send, await_tag=f"{mode.name}/y", wait_for=mode.holders, save=taken.save)
-    count = plan.output_count
-    total = np.zeros(count, np.uint64)
-    for message in received.values():
-        if len(message.body) != 8 * count:
-            raise ProtocolError(f"Expected {8 * count} bytes of predictions, got {len(message.body)}")
-        np.add(total, np.frombuffer(message.body, "<u8"), out=total)
-    return total
+    shares: list[Words] = []
+    for role in mode.holders:
+        body, count = received[role].body, plan.output.count
+        if len(body) != 8 * count:
+            raise ProtocolError(f"Expected {8 * count} bytes of predictions, got {len(body)}")
+        shares.append(np.frombuffer(body, "<u8").astype(np.uint64, copy=False))
+    return told(shares[0], shares[1], plan.dropped_bits)
 
 
 # --- who computes -----------------------------------------------------------------------------------------------------
