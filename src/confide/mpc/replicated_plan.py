@@ -160,6 +160,11 @@ class Plan:
         return sum(length for _, length, _ in self.reveals)
 
     @property
+    def output_scale(self) -> int:
+        """Return the scale of what is revealed first."""
+        return self.program.values[self.reveals[0][0]].scale
+
+    @property
     def messages(self) -> tuple[tuple[str, str, int], ...]:
         """Return sender, receiver and bytes of every message between servers, and of the results."""
         found = [(THIRD, SERVER, self.begin_bytes)]

@@ -30,7 +30,7 @@ from confide.mpc.operations import Kind, Load, Program, Reveal
 from confide.mpc.replicated_holders import Place, run_holder
 from confide.mpc.replicated_kits import FORMAT, NAME_BYTES, AskerKit, ShareKit, recipe_id
 from confide.mpc.replicated_plan import AGREEMENT_BYTES, HELPER, KEY_BYTES, SERVER, THIRD, Plan
-from confide.mpc.replicated_shares import Part, Words
+from confide.mpc.replicated_shares import Part
 from confide.mpc.replicated_third import run_third
 from confide.mpc.streams import stream
 from confide.wire import Message, Party, Step, Store, decode, encode
@@ -150,7 +150,8 @@ def predict_at_client(kit: AskerKit, x: Matrix, store: Store, rng: Randomness) -
     )
     received = yield Step(send, await_tag=f"{_RUN}/result", wait_for=(SERVER, HELPER))
     y = joined(plan, [received[role].body for role in (SERVER, HELPER)])["y"]
-    return kit.recipe.finish(np.asarray(y.reshape(len(x), -1), np.float64))
+    real = np.asarray(y.reshape(len(x), -1) * 2.0**-plan.output_scale, np.float64)
+    return kit.recipe.finish(real)
 
 
 def predict_at_server(kit: ShareKit, store: Store, rng: Randomness) -> Party:
@@ -174,8 +175,8 @@ def predict_at_server(kit: ShareKit, store: Store, rng: Randomness) -> Party:
     return query.rows
 
 
-def joined(plan: Plan, shares: list[bytes]) -> dict[str, NDArray[np.float64]]:
-    """Return what was revealed, by name, as real numbers; bits are 0 and 1.
+def joined(plan: Plan, shares: list[bytes]) -> dict[str, NDArray[np.int64]]:
+    """Return what was revealed, by name, as integers of its scale; bits are 0 and 1.
 
     Args:
         plan: of the program.
@@ -186,7 +187,7 @@ def joined(plan: Plan, shares: list[bytes]) -> dict[str, NDArray[np.float64]]:
     """
     if any(len(one) != plan.result_bytes for one in shares):
         raise ProtocolError(f"Expected {plan.result_bytes} bytes of results from each of two servers")
-    found: dict[str, NDArray[np.float64]] = {}
+    found: dict[str, NDArray[np.int64]] = {}
     offset = 0
     for number, length, _ in plan.reveals:
         operation, value = plan.program.operations[number], plan.program.values[number]
@@ -194,12 +195,12 @@ def joined(plan: Plan, shares: list[bytes]) -> dict[str, NDArray[np.float64]]:
         if value.kind is Kind.BIT:
             first, second = (np.frombuffer(one, np.uint8, length, offset) for one in shares)
             bits = np.unpackbits(np.bitwise_xor(first, second), count=value.count, bitorder="little")
-            found[operation.name] = bits.astype(np.float64).reshape(value.shape)
+            found[operation.name] = bits.astype(np.int64).reshape(value.shape)
         else:
             first, second = (np.frombuffer(one, "<u8", value.count, offset) for one in shares)
             total = first + second + np.uint64(operation.bits > 0)  # two floors lose up to one
             whole = (total << np.uint64(operation.bits)).view(np.int64) >> operation.bits
-            found[operation.name] = np.asarray(whole * 2.0**-value.scale, np.float64).reshape(value.shape)
+            found[operation.name] = whole.reshape(value.shape)
         offset += length
     return found
 
