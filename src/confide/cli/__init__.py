@@ -20,6 +20,7 @@ from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.fit import fit_polynomial
 from confide.cli.importing import import_model
+from confide.cli.joint import dealer, helper
 from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.plan import plan
@@ -250,6 +251,8 @@ app.command()(plan)
 app.command()(serve)
 app.command("api-key")(api_key)
 app.command()(predict)
+app.command()(dealer)
+app.command()(helper)
 app.add_typer(federation.app, name="federation")
 app.add_typer(node_app, name="node")
 app.add_typer(data.app, name="data")

@@ -16,6 +16,7 @@ from rich.progress import TaskID
 
 from confide.cli import console
 from confide.cli.console import progress_bars
+from confide.cli.joint import OneMachine
 from confide.cli.keys import AskPassphrase, Keyring, PassphraseFile, open_key_store, read_api_key
 from confide.errors import UsageError
 
@@ -25,7 +26,10 @@ if TYPE_CHECKING:
 
 
 def predict(
-    url: Annotated[str, typer.Argument(metavar="URL", help="Where `confide serve` listens.")],
+    url: Annotated[
+        str,
+        typer.Argument(metavar="URL", help="Where `confide serve` listens; wss://... where several answer together."),
+    ],
     table: Annotated[Path, typer.Argument(metavar="X.csv", help="Rows to predict; the header names the columns.")],
     schema: Annotated[
         Path | None, typer.Option(help="The model's schema: for dates, codings and a source file's units and names.")
@@ -50,6 +54,10 @@ def predict(
     ] = None,
     certificate: Annotated[Path | None, typer.Option(help="Your certificate, PEM, if the server asks for one.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="The key of your certificate, PEM.")] = None,
+    identity: Annotated[
+        Path | None, typer.Option(help="With wss://: your folder, which `confide federation join` made.")
+    ] = None,
+    insecure_colocated_dealer: OneMachine = False,
     encoder: Annotated[Path | None, typer.Option(help="ONNX file of the encoder that the model's images need.")] = None,
     kit_sha256: Annotated[str | None, typer.Option(help="Hash of the kit that must be served, as published.")] = None,
     signer: Annotated[
@@ -67,9 +75,10 @@ def predict(
 ) -> None:
     """Ask a service for predictions on the rows of a table.
 
-    The rows are checked, prepared and, unless --backend plain is named, encrypted here; the secret key stays here.
+    The rows are checked, prepared and, unless --backend plain is named, encrypted or masked here; secrets stay here.
 
         confide predict http://127.0.0.1:8080 patients.csv --out predictions.csv
+        confide predict wss://model.example.org:8443 patients.csv --identity clinic
     """
     from confide.serve.async_client import AsyncClient
 
@@ -89,6 +98,7 @@ def predict(
                 certificate=certificate, private_key=private_key, encoder=encoder, kit_sha256=kit_sha256,
                 signer=signer, insecure_plain_http=insecure_plain_http, retries=retries,
                 give_up_seconds=give_up_seconds, repeat_questions=repeat_questions, progress=progress,
+                identity=identity, insecure_colocated_dealer=insecure_colocated_dealer,
             )  # fmt: skip
             asyncio.run(_ask(client, table, schema, out, class_only, concurrency))
     finally:
@@ -135,6 +145,8 @@ async def _ask(
                 file.flush()
         console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
         console.err.print(client.label.sentence())
+        for line in client.costs():
+            console.err.print(console.plain(line))
         if client.signer:
             console.err.print(f"model signed by {client.signer}")
 

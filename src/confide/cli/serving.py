@@ -16,11 +16,13 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import warnings_as_lines
+from confide.cli.joint import OneMachine, StatusPort, serve_jointly
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
     from confide.serve.limits import Limits
     from confide.serve.server import Server
+    from confide.serve.source import Source
 
 
 def serve(
@@ -29,7 +31,10 @@ def serve(
     ],
     backend: Annotated[
         list[str],
-        typer.Option(help="plain, he or paillier; may be repeated, the first is the clients' default."),
+        typer.Option(
+            help="plain, he or paillier, may be repeated, the first is the clients' default; or mpc-dealer, "
+            "mpc-outsourced or mpc-3pc."
+        ),
     ] = ["he"],  # noqa: B006 (typer copies it)
     open_model: Annotated[
         bool, typer.Option("--open-model", help="With he: faster, but a client can read the weights from one reply.")
@@ -45,8 +50,25 @@ def serve(
     trust: Annotated[
         str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; all but loopback need TLS.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    host: Annotated[
+        str | None, typer.Option(help="Address to listen on; all but loopback need TLS. 127.0.0.1 if left out.")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="8080 if left out, or the federation's; 0 takes a free one.")
+    ] = None,
+    federation: Annotated[
+        Path | None,
+        typer.Option(help="With mpc-*: the folder of `confide federation init`; its members answer together."),
+    ] = None,
+    dealer: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With mpc-dealer, mpc-outsourced: the member who deals.")
+    ] = None,
+    helper: Annotated[
+        str | None, typer.Option(metavar="NAME", help="With mpc-outsourced, mpc-3pc: the member with the second share.")
+    ] = None,
+    third: Annotated[str | None, typer.Option(metavar="NAME", help="With mpc-3pc: the third server's member.")] = None,
+    status_port: StatusPort = None,
+    insecure_colocated_dealer: OneMachine = False,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
     private_key: Annotated[Path | None, typer.Option(help="TLS private key, PEM.")] = None,
     insecure_plain_http: Annotated[
@@ -84,12 +106,39 @@ def serve(
     Prints the address once it accepts connections, then one JSON line for each request, without inputs.
 
         confide serve model.confide --backend he --backend plain
+
+    With mpc-dealer, mpc-outsourced and mpc-3pc several organisations answer together, over links of their own:
+    docs/mpc.md starts them.
+
+        confide serve model.confide --backend mpc-dealer --federation federation --dealer broker
     """
     from confide.serve.listen import serve as listen
 
     limits = _limits(limit, workers=workers, query_quota=query_quota, total_quota=total_quota)
     if limits.counts and store is None:
         raise UsageError("Expected --store with a quota: counts must outlive a restart; name a file or a database")
+    from confide.serve import JOINT
+
+    if set(backend) & set(JOINT) or federation is not None:
+        beside = {
+            "--certificate": certificate, "--private-key": private_key, "--client-ca": client_ca,
+            "--api-keys": api_keys, "--share-port": share_port, "--insecure-plain-http": insecure_plain_http,
+            "--metrics": metrics,
+        }  # fmt: skip
+        folder = _check_joint(backend, federation, [name for name, value in beside.items() if value])
+        with _kept_at(store) as place:
+            serve_jointly(
+                _source(
+                    model, backends=tuple(dict.fromkeys(backend)), open_model=open_model, goal=goal, engine=engine,
+                    trust=trust, workers=workers,
+                ).models(),
+                federation=folder, partners={"dealer": dealer, "helper": helper, "third": third},
+                host=host, port=port, store=place, limits=limits, status_port=status_port,
+                one_machine=insecure_colocated_dealer,
+            )  # fmt: skip
+        return
+    if dealer or helper or third or insecure_colocated_dealer or status_port is not None:
+        raise UsageError("Expected --dealer, --helper, --third and their like with --backend mpc-... and --federation")
     with _kept_at(store) as place:
         server = _server(
             model,
@@ -115,8 +164,8 @@ def serve(
         try:
             listen(
                 server,
-                host=host,
-                port=port,
+                host=host or "127.0.0.1",
+                port=8080 if port is None else port,
                 certificate=certificate,
                 private_key=private_key,
                 client_ca=client_ca,
@@ -154,6 +203,59 @@ def _kept_at(store: str | None) -> Generator[str]:
         yield str(Path(folder) / "keys.db")
 
 
+def _check_joint(backends: Sequence[str], federation: Path | None, beside: Sequence[str]) -> Path:
+    """Return the federation's folder; refuse what does not go together where several organisations answer."""
+    from confide.serve import JOINT
+
+    if not federation:
+        raise UsageError(
+            f"Expected --federation FOLDER with --backend {', '.join(backends)}: it names the organisations that "
+            "answer together; `confide federation init` makes it"
+        )
+    if beside:
+        raise UsageError(
+            f"Expected no {', '.join(beside)} with --federation: its certificates say who is who, and --status-port "
+            "shows figures"
+        )
+    if others := [name for name in backends if name not in JOINT]:
+        raise UsageError(
+            f"Expected --backend {', '.join(JOINT)} with --federation, not {', '.join(others)}; run another confide "
+            "serve for what one server answers alone"
+        )
+    if len(set(backends)) > 1:
+        raise UsageError("Expected one --backend with --federation: each mode has organisations of its own")
+    return federation
+
+
+def _source(
+    path: Path,
+    *,
+    backends: tuple[str, ...],
+    open_model: bool,
+    goal: Literal["latency", "throughput"],
+    engine: Literal["auto", "native", "seal"],
+    trust: str | None,
+    workers: int,
+) -> Source:
+    """Return the source of the model in a file, which it checks."""
+    from confide.model.artifact import decode, read, read_public_key
+    from confide.serve.source import model_file
+
+    with warnings_as_lines():
+        body = read(path)
+        artifact = decode(body, trust=read_public_key(trust) if trust else None, where=str(path))
+    return model_file(
+        _model_name(path),
+        body,
+        signer=bytes.fromhex(artifact.signer),
+        backends=backends,
+        open_model=open_model,
+        goal=goal,
+        engine=engine,
+        threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
+    )
+
+
 def _server(
     path: Path,
     *,
@@ -170,24 +272,12 @@ def _server(
     metrics: bool,
 ) -> Server:
     """Prepare the model of a file; raises before any process is started if the file is not what it should be."""
-    from confide.model.artifact import decode, read, read_public_key
     from confide.serve.keys import open_stores
     from confide.serve.pool import create_pooled_app
     from confide.serve.server import create_app
-    from confide.serve.source import model_file
 
-    with warnings_as_lines():
-        body = read(path)
-        artifact = decode(body, trust=read_public_key(trust) if trust else None, where=str(path))
-    source = model_file(
-        _model_name(path),
-        body,
-        signer=bytes.fromhex(artifact.signer),
-        backends=backends,
-        open_model=open_model,
-        goal=goal,
-        engine=engine,
-        threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
+    source = _source(
+        path, backends=backends, open_model=open_model, goal=goal, engine=engine, trust=trust, workers=workers
     )
     models = source.models()  # a mistake shows here already
     shared: dict[str, Any] = {

@@ -20,7 +20,6 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         "paillier": "confide.he.paillier:Paillier",
         "mpc-dealer": "confide.mpc.two_party:WithDealer",
         "mpc-outsourced": "confide.mpc.outsourced:Outsourced",
-        "mpc-3pc": "confide.mpc.replicated:Replicated",
     }
 )
 

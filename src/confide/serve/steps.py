@@ -69,7 +69,7 @@ class Wanted:
 
 
 class Asks(Protocol):
-    """The steps of a client, however its questions travel: over HTTP (`Asking`), or links that stay (`parties.asking`)."""
+    """The steps of a client, over HTTP (`Asking`) or over links that stay (`confide.serve.parties.asking`)."""
 
     progress: Progress
 

@@ -156,7 +156,7 @@ def refusal_of(error: Exception) -> Refusal:
             return Refusal(500, "internal", "Something went wrong here; tell the operator the request_id")
 
 
-def place_of(error: Exception) -> str:
+def place_of(error: BaseException) -> str:
     """Return type and place of an unexpected exception, never its text."""
     if isinstance(error, Failed):
         return error.place

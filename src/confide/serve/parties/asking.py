@@ -5,6 +5,8 @@ What is waited for is `Work`, which a client carries out in the caller's thread 
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness
 from confide.errors import IntegrityError, ProtocolError, UsageError
 from confide.guarantee import Guarantee, nothing_hidden
+from confide.ideal import Backend, Kit
 from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
 from confide.net.contexts import client_context
@@ -118,6 +121,7 @@ class JointAsking:
         self.session: Session | None = None
         self.report = Report()
         self._model = b""
+        self._one = threading.Lock()
         self._guest = Guest(
             me,
             url,
@@ -185,7 +189,7 @@ class JointAsking:
         whole, outputs, done = Transcript(), list[Matrix](), 0
         while done < len(features):
             part = features[done : done + session.rows]
-            transcript: Transcript = yield Work(lambda part=part: self._predict(session, part))
+            transcript: Transcript = yield Work(lambda part=part: self._alone(session, part))
             outputs.append(transcript.output("client"))
             whole = whole.merge(transcript)
             done += len(part)
@@ -243,6 +247,10 @@ class JointAsking:
         self._report(offline_bytes=_bytes(ended), offline_seconds=figures.seconds)
         return transcript
 
+    def _alone(self, session: Session, x: Matrix) -> Transcript:
+        with self._one:  # what is in stock is looked up before a prediction, and taken by it
+            return self._predict(session, x)
+
     def _predict(self, session: Session, x: Matrix) -> Transcript:
         for last in (False, True):
             offer = self._guest.offer()
@@ -265,6 +273,7 @@ class JointAsking:
             lambda: backend.predict("client", session.client, x, store, self._rng),
             prefix=prefix,
             rows=len(x),
+            dealt=lambda: needs_dealer(backend, session.client, store, rows=len(x)),
         )
         transcript = _transcript(ended, seen)
         if np.shape(ended.output) != (len(x), session.kit.outputs):
@@ -284,6 +293,12 @@ class JointAsking:
     def _report(self, **more: float) -> None:
         before = self.report
         self.report = _replaced(before, **{name: getattr(before, name) + value for name, value in more.items()})
+
+
+def needs_dealer(backend: Backend, kit: Kit, store: Store, *, rows: int) -> bool:
+    """Return whether the next prediction of `rows` rows asks the dealer: always, where a backend does not say."""
+    asks: Callable[..., bool] | None = getattr(backend, "needs_dealer", None)
+    return True if asks is None else asks(kit, store, rows=rows)
 
 
 def voided(guarantee: Guarantee, insecure: str) -> Guarantee:
@@ -333,7 +348,8 @@ def joint(
     """Return the steps of a client of several organisations; see `Client` for the arguments."""
     if identity is None:
         raise UsageError(
-            f"Expected identity with {url}: the folder that `confide federation join` made of the server's invitation"
+            f"Expected an identity (--identity FOLDER) with {url[:200]}: the folder that `confide federation join` "
+            "made of the server's invitation"
         )
     return JointAsking(
         url, Path(identity), wanted, store=store, rng=rng, progress=progress, timeout_seconds=timeout_seconds,

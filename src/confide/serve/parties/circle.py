@@ -101,6 +101,7 @@ class _Waiting:
     session: str
     build: Callable[[], Party]
     cast: Cast
+    prefix: str
     done: Callable[[Ended], None]
 
 
@@ -182,29 +183,46 @@ class Circle:
     # --- sessions -----------------------------------------------------------------------------------------------------
 
     def begin(
-        self, session: str, build: Callable[[], Party], cast: Cast, *, prefix: str, done: Callable[[Ended], None]
+        self,
+        session: str,
+        build: Callable[[], Party],
+        cast: Cast,
+        *,
+        prefix: str,
+        kind: str,
+        done: Callable[[Ended], None],
     ) -> None:
-        """Begin a session, or let it wait for the one before it under the same prefix of the store.
+        """Begin a session, or let it wait for the one before it of the same kind, model and client.
 
         Two parties that read the same correlations at the same time would use them twice.
+
+        Args:
+            session: its id.
+            build: makes the party, when its turn has come.
+            cast: who is who.
+            prefix: of the party's store.
+            kind: "setup", "deal" or "predict"; what is dealt may come while predictions are made.
+            done: told how it ended.
 
         Raises:
             ConfideError: the party cannot be built, or too many wait.
         """
         if absent := [name for name in cast.others() if self.hello(name) is None]:
             raise ProtocolError(f"Expected {', '.join(absent)} to be connected to {self.me.name}; ask again later")
-        waiting = self._waiting.get(prefix)
+        queue = f"{prefix}{kind}"
+        one = _Waiting(session, build, cast, prefix, done)
+        waiting = self._waiting.get(queue)
         if waiting is None:
-            self._waiting[prefix] = deque()
+            self._waiting[queue] = deque()
             try:
-                self._start(_Waiting(session, build, cast, done), prefix)
+                self._start(one, queue)
             except BaseException:
-                self._next(prefix)
+                self._next(queue)
                 raise
         elif len(waiting) >= _MOST_WAITING:
             raise ProtocolError("Expected less at a time; wait for the answers to the questions before this one")
         else:
-            waiting.append(_Waiting(session, build, cast, done))
+            waiting.append(one)
 
     def refuse(self, peer: str, session: str, error: ConfideError) -> None:
         """Tell who ordered a session why it does not take place here."""
@@ -213,25 +231,25 @@ class Circle:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _start(self, one: _Waiting, prefix: str) -> None:
+    def _start(self, one: _Waiting, queue: str) -> None:
         def done(ended: Ended) -> None:
             try:
                 one.done(ended)
             finally:
-                self._next(prefix)
+                self._next(queue)
 
-        self.sessions.open(one.session, one.build(), one.cast, prefix=prefix, done=done)
+        self.sessions.open(one.session, one.build(), one.cast, prefix=one.prefix, done=done)
 
-    def _next(self, prefix: str) -> None:
-        waiting = self._waiting.get(prefix)
+    def _next(self, queue: str) -> None:
+        waiting = self._waiting.get(queue)
         while waiting:
             one = waiting.popleft()
             try:
-                return self._start(one, prefix)
+                return self._start(one, queue)
             except ConfideError as error:
                 for name in one.cast.others():
                     self.refuse(name, one.session, error)
-        self._waiting.pop(prefix, None)
+        self._waiting.pop(queue, None)
 
     def _receive(self, event: Event) -> None:
         try:

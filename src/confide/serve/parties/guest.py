@@ -19,7 +19,8 @@ from confide.net.mesh import Answer
 from confide.serve.parties.circle import Circle, Me
 from confide.serve.parties.messages import Ask, Kind, Offer, Order, Refused, Seat
 from confide.serve.parties.seats import MEMBER_ROLES, refusal
-from confide.serve.parties.sessions import Bounds, Cast, Ended
+from confide.serve.parties.server import cast_of
+from confide.serve.parties.sessions import Bounds, Ended
 from confide.wire import Message, Party, Store
 
 _AGAIN_SECONDS = 0.3
@@ -59,6 +60,7 @@ class Guest:
         self._asked = Ask(model, backend)
         self._context, self._proxy, self._rng, self._timeout = context, proxy, rng, timeout_seconds
         self._offer: Offer | None = None
+        self._answered = False
         self._waiters: list[Answer[Offer]] = []
         self._trouble: dict[str, str] = {}
         self.seen: dict[str, list[tuple[Message, int]]] = {}
@@ -89,7 +91,14 @@ class Guest:
             raise UsageError(self._missing()) from None
 
     def run(
-        self, kind: Kind, build: Callable[[], Party], *, prefix: str, rows: int = 0, count: int = 0
+        self,
+        kind: Kind,
+        build: Callable[[], Party],
+        *,
+        prefix: str,
+        rows: int = 0,
+        count: int = 0,
+        dealt: Callable[[], bool] = lambda: True,
     ) -> tuple[Ended, list[tuple[Message, int]]]:
         """Order a session, take part in it, and return how it ended, with the messages seen here and their sizes.
 
@@ -98,6 +107,7 @@ class Guest:
             build: makes the client's party, in the loop's thread.
             prefix: of its store.
             rows, count: of the order.
+            dealt: whether the dealer takes part; asked in the loop's thread.
 
         Raises:
             ConfideError: it could not begin.
@@ -107,22 +117,19 @@ class Guest:
         answer = Answer[Ended]()
 
         def begin() -> None:
-            names = {seat.role: seat.name for seat in offer.seats}
             me = self.circle.me
-            order = Order(kind, offer.model, me.name, b"", rows, count)
-
-            def built() -> Party:
-                party = build()
-                receivers = [COORDINATOR] if kind == "setup" else list(names.values())
-                for name in receivers:
-                    self.circle.order(name, session, order)
-                return party
-
             try:
+                order = Order(kind, offer.model, me.name, b"", rows, count, dealt())
+                cast = cast_of(order, "client", {seat.role: seat.name for seat in offer.seats})
+
+                def built() -> Party:
+                    party = build()
+                    for name in [COORDINATOR] if kind == "setup" else cast.others():
+                        self.circle.order(name, session, order)
+                    return party
+
                 self.seen[session] = []
-                self.circle.begin(
-                    session, built, Cast("client", {"client": me.name, **names}), prefix=prefix, done=answer.give
-                )
+                self.circle.begin(session, built, cast, prefix=prefix, kind=kind, done=answer.give)
             except Exception as error:
                 answer.fail(error)
 
@@ -138,7 +145,7 @@ class Guest:
     def greeted(self, peer: str) -> None:
         self._trouble.pop(peer, None)
         if peer == COORDINATOR:
-            self._offer = None
+            self._offer, self._answered = None, True
             self.circle.tell(peer, self._asked)
         else:
             self._check_all()
@@ -167,6 +174,8 @@ class Guest:
             self._offer = None
         if (why := self.circle.mesh.given_up(peer)) is not None:
             self._fail(IntegrityError(f"No connection to {peer}: {why}"))
+        elif peer == COORDINATOR and not self._answered:  # rather a wrong address than a server that starts anew
+            self._fail(UsageError(self._missing()))
         elif "Expected organisations apart" in reason:
             self._fail(ProtocolError(f"{peer} refuses: {_plain(reason)}"))
 
@@ -186,6 +195,8 @@ class Guest:
         self._waiters.append(answer)
         if (why := self.circle.mesh.given_up(COORDINATOR)) is not None:
             self._fail(IntegrityError(f"No connection to the server: {why}"))
+        elif not self._answered and COORDINATOR in self._trouble:
+            self._fail(UsageError(self._missing()))
 
     def _ask_again(self) -> None:
         if self._offer is None and self.circle.hello(COORDINATOR) is not None:

@@ -142,6 +142,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         identity: the client's, as the server has seen it; b"" from a client itself.
         rows: of one prediction.
         count: how many predictions are dealt for.
+        dealt: False for a prediction from stock, in which the dealer takes no part.
     """
 
     kind: Kind
@@ -150,6 +151,7 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     identity: Annotated[bytes, msgspec.Meta(max_length=32)]
     rows: _Rows
     count: _Rows
+    dealt: bool = True
 
 
 class Abort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -22,8 +22,17 @@ from confide.net.certificates import COORDINATOR
 from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Order, Part, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, refusal
-from confide.serve.parties.server import ASKING_ROLES, part_of, party_of, set_up_key
-from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
+from confide.serve.parties.server import (
+    ASKING_ROLES,
+    IDENTITY_BYTES,
+    cast_of,
+    make_ready,
+    part_of,
+    party_of,
+    set_up_key,
+    set_up_mark,
+)
+from confide.serve.parties.sessions import Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
 from confide.store import Prefixed
 from confide.wire import Store
@@ -97,22 +106,26 @@ class Partner:
         self._check(peer, order)
         part = taken.part
         names = {seat.role: seat.name for seat in part.seats}
-        cast = Cast(part.role, {"client": order.client, **names})
+        cast = cast_of(order, part.role, names)
         prefix = part_of(order.model, part.backend, order.client)
         if order.kind == "deal" and order.count > self._stock:
             raise ProtocolError(f"Expected at most {self._stock} predictions dealt ahead; the dealer's --stock says so")
 
         def done(ended: Ended) -> None:
             self.standing.ended(order, ended)
-            if order.kind == "setup":
-                known = order.identity if ended.error is None else None
-                self._store.commit({set_up_key(order.model, order.client): known})
+            key = set_up_key(order.model, order.client)
+            mark = set_up_mark(order.identity, order, ended)
+            if mark is not None:
+                self._store.commit({key: mark})
+            make_ready(self.circle, order, ended, taken.backend, taken.kit, store, self._store.get(key))
 
+        store = Prefixed(self._store, prefix)
         self.circle.begin(
             session,
-            lambda: party_of(order, taken.backend, part.role, taken.kit, Prefixed(self._store, prefix), self._rng),
+            lambda: party_of(order, taken.backend, part.role, taken.kit, store, self._rng),
             cast,
             prefix=prefix,
+            kind=order.kind,
             done=done,
         )
 
@@ -157,7 +170,7 @@ class Partner:
                 raise ProtocolError(f"Expected {order.client} to be connected to {self.circle.me.name} too")
             return
         facts = self.circle.facts(peer)
-        known = self._store.get(key)
+        known = (self._store.get(key) or b"")[:IDENTITY_BYTES]
         if order.client != peer or order.kind == "setup" or facts is None:
             raise ProtocolError("Expected an order from the client itself")
         if known != facts.identity:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -27,6 +28,18 @@ from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
 from confide.store import Prefixed
 from confide.wire import Party, Store
+
+IDENTITY_BYTES = 32
+
+
+@runtime_checkable
+class HoldsReady(Protocol):
+    """A backend that makes what is in stock ready in memory between predictions."""
+
+    def hold_ready(self, role: str, kit: Kit, store: Store, run: bytes, *, rows: int) -> int:
+        """Make the next deals in stock ready; return how many are."""
+        ...
+
 
 #: Roles of a federation whose members may ask.
 ASKING_ROLES = ("client", "node", "analyst")
@@ -156,18 +169,29 @@ class Server:
         if order.kind == "predict" and self._quota is not None:
             self._quota.charge(peer, prepared.name, order.rows)
         mark = set_up_key(order.model, peer)
-        if order.kind != "setup" and self._store.get(mark) is None:
+        if order.kind != "setup" and not self._store.get(mark):
             raise SetUpAgain(f"Expected that {peer} was set up with the server; set up again")
-        cast = Cast("server", {"client": peer, "server": COORDINATOR, **self.partners})
+        cast = cast_of(order, "server", {"server": COORDINATOR, **self.partners})
         prefix = part_of(order.model, prepared.backend.name, peer)
+        store = Prefixed(self._store, prefix)
 
         def done(ended: Ended) -> None:
             self.standing.ended(order, ended)
-            if order.kind == "setup":
-                self._store.commit({mark: b"1" if ended.error is None else None})
+            set_up = set_up_mark(facts.identity, order, ended)
+            if set_up is not None:
+                self._store.commit({mark: set_up})
             self._count_beyond(order, ended, prepared.name)
+            make_ready(self.circle, order, ended, backend, kit, store, self._store.get(mark))
 
-        self.circle.begin(session, lambda: self._party(order, prepared, prefix), cast, prefix=prefix, done=done)
+        backend, kit = prepared.backend, prepared.kits["server"]
+        self.circle.begin(
+            session,
+            lambda: party_of(order, backend, "server", kit, store, self._rng),
+            cast,
+            prefix=prefix,
+            kind=order.kind,
+            done=done,
+        )
         if order.kind == "setup":
             for name in self.partners.values():
                 self.circle.order(name, session, msgspec.structs.replace(order, identity=facts.identity))
@@ -209,11 +233,6 @@ class Server:
             absent = ", ".join(f"{self.partners[role]} (the {role})" for role in missing)
             raise ProtocolError(f"Expected {absent} to be there and ready; ask again when it runs")
 
-    def _party(self, order: Order, prepared: Prepared, prefix: str) -> Party:
-        return party_of(
-            order, prepared.backend, "server", prepared.kits["server"], Prefixed(self._store, prefix), self._rng
-        )
-
     def _count_beyond(self, order: Order, ended: Ended, name: str) -> None:
         """Count rows that a client had answered beyond what it ordered, and send it away."""
         answered = ended.output if isinstance(ended.output, int) else 0
@@ -224,6 +243,46 @@ class Server:
                     self._quota.charge(order.client, name, answered - order.rows)
                 except ConfideError as error:
                     self.circle.say(f"{order.client} had {answered} rows answered, and ordered {order.rows}: {error}")
+
+
+def cast_of(order: Order, role: str, names: Mapping[str, str]) -> Cast:
+    """Return who takes part in a session: everybody, but for a dealer where correlations come from stock."""
+    whole = {"client": order.client, **names}
+    if order.kind == "predict" and not order.dealt:
+        whole.pop("dealer", None)
+    if role not in whole:
+        raise ProtocolError("Expected an order for a session in which this process takes part")
+    return Cast(role, whole)
+
+
+def set_up_mark(identity: bytes, order: Order, ended: Ended) -> bytes | None:
+    """Return what to write down after a set-up: the client's identity, and what the set-up is called; b"" if it failed.
+
+    None after anything else.
+    """
+    if order.kind != "setup":
+        return None
+    return b"" if ended.error is not None else identity + str(ended.output).encode()[:200]
+
+
+def make_ready(
+    circle: Circle, order: Order, ended: Ended, backend: Backend, kit: Kit, store: Store, mark: bytes | None
+) -> None:
+    """After a prediction from stock, have the backend make the next ones ready in memory, once the answer has left."""
+    if order.kind != "predict" or order.dealt or ended.error is not None or not isinstance(backend, HoldsReady):
+        return
+    try:
+        run = bytes.fromhex((mark or b"")[IDENTITY_BYTES:].decode())
+    except ValueError:
+        return
+
+    def work() -> None:
+        try:
+            backend.hold_ready(ended.cast.role, kit, store, run, rows=order.rows)
+        except ConfideError as error:
+            circle.say(f"correlations could not be made ready ahead: {error}")
+
+    circle.mesh.later(0.0, work)
 
 
 def part_of(model: bytes, backend: str, client: str) -> str:

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography import x509
+
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, UsageError
@@ -22,7 +24,7 @@ from confide.net.certificates import COORDINATOR, LISTENING_ROLES, fingerprint
 from confide.net.contexts import client_context, server_context
 from confide.net.folders import identity_seed
 from confide.net.founding import read_settings, refresh
-from confide.net.membership import membership, renew, renewal_due, trusted
+from confide.net.membership import membership, own_certificate, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.tls import Peer
 from confide.serve import load_backend
@@ -168,7 +170,7 @@ def partnering(
     Args:
         folder: made by `confide federation join`.
         conditions: the rest.
-        url: "wss://host:port" at which others dial this one; "" takes the port at which it listens, on this machine.
+        url: "wss://host:port" at which others dial this one; "" takes the first host of the certificate.
         stock: predictions that a dealer deals ahead for, for one client and model.
         load: returns a backend by name.
         coordinator: the server's address, in place of what the folder says.
@@ -205,13 +207,24 @@ def partnering(
 
     try:
         port = circle.mesh.listen(conditions.address, conditions.port, tls.context, admit=admit)
-        circle.located(url or f"wss://{conditions.address}:{port}")
+        circle.located(url or f"wss://{hosts_of(own_certificate(folder))[0]}:{port}")
         to = coordinator or said.coordinator
         circle.mesh.call(lambda: circle.dial(COORDINATOR, "coordinator", to, client_context(folder)))
         with _housekeeping(keep_house, conditions.say):
             yield partner, port
     finally:
         circle.close()
+
+
+def hosts_of(certificate: bytes) -> list[str]:
+    """Return the DNS names and IP addresses that a certificate (DER) names, in its order."""
+    try:
+        names = x509.load_der_x509_certificate(certificate).extensions.get_extension_for_class(
+            x509.SubjectAlternativeName
+        )
+    except x509.ExtensionNotFound:
+        return []
+    return [str(name.value) for name in names.value if isinstance(name, x509.DNSName | x509.IPAddress)]
 
 
 # --- inside -----------------------------------------------------------------------------------------------------------
