@@ -1,7 +1,7 @@
 """Private inference and training on shares against every bar, beside SPU on the same numbers, inputs and links.
 
-    python bench/mpc.py [--only NAME ...] [--links loopback LAN WAN] [--repeats 20] [--no-peer | --no-ours] [--no-cheetah]
-        [--numbers FOLDER] [--cifar FILE] [--images 1000] [--seconds 600] [--json FILE]
+    python bench/mpc.py [--only NAME ...] [--links loopback LAN WAN] [--repeats 20] [--no-peer | --no-ours]
+        [--no-cheetah] [--numbers FOLDER] [--cifar FILE] [--images 1000] [--seconds 600] [--json FILE]
 
 A prediction of one row is timed at the client, from its features to its logits. "over TLS" has a process for each party
 (and a relay for each directed pair, see mpc_links.py); "in process" has all parties on one thread, without a socket.
