@@ -57,6 +57,9 @@ def predict(
     identity: Annotated[
         Path | None, typer.Option(help="With wss://: your folder, which `confide federation join` made.")
     ] = None,
+    ahead: Annotated[
+        int, typer.Option(min=0, help="With wss://: have correlations dealt for so many questions before the first.")
+    ] = 0,
     insecure_colocated_dealer: OneMachine = False,
     encoder: Annotated[Path | None, typer.Option(help="ONNX file of the encoder that the model's images need.")] = None,
     kit_sha256: Annotated[str | None, typer.Option(help="Hash of the kit that must be served, as published.")] = None,
@@ -98,7 +101,7 @@ def predict(
                 certificate=certificate, private_key=private_key, encoder=encoder, kit_sha256=kit_sha256,
                 signer=signer, insecure_plain_http=insecure_plain_http, retries=retries,
                 give_up_seconds=give_up_seconds, repeat_questions=repeat_questions, progress=progress,
-                identity=identity, insecure_colocated_dealer=insecure_colocated_dealer,
+                identity=identity, insecure_colocated_dealer=insecure_colocated_dealer, ahead=ahead,
             )  # fmt: skip
             asyncio.run(_ask(client, table, schema, out, class_only, concurrency))
     finally:

@@ -74,6 +74,7 @@ class AsyncClient:
         insecure_plain_http: bool = False,
         identity: str | Path | None = None,
         insecure_colocated_dealer: bool = False,
+        ahead: int = 0,
         timeout_seconds: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
         give_up_seconds: float = GIVE_UP_SECONDS,
@@ -87,7 +88,7 @@ class AsyncClient:
         if is_joint(url):
             self._asking = self._joint = joint_asking(
                 url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
-                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer,
+                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer, ahead=ahead,
             )  # fmt: skip
             self._http = httpx2.AsyncClient()
             return

@@ -58,6 +58,7 @@ class Client:
         insecure_plain_http: True allows "http://" to another machine.
         identity: folder of `confide federation join`, for "wss://HOST:PORT": several organisations answer together.
         insecure_colocated_dealer: True accepts, for a trial, that organisations which must not collude share a machine.
+        ahead: with "wss://", predictions for which correlations are dealt before they are needed, and kept in `store`.
         timeout_seconds: for each request.
         retries: how often a request that failed for now is repeated.
         give_up_seconds: time after which one request is not repeated any more.
@@ -97,6 +98,7 @@ class Client:
         insecure_plain_http: bool = False,
         identity: str | Path | None = None,
         insecure_colocated_dealer: bool = False,
+        ahead: int = 0,
         timeout_seconds: float = TIMEOUT_SECONDS,
         retries: int = RETRIES,
         give_up_seconds: float = GIVE_UP_SECONDS,
@@ -109,7 +111,7 @@ class Client:
         if is_joint(url):
             self._asking = self._http = joint_asking(
                 url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
-                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer,
+                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer, ahead=ahead,
             )  # fmt: skip
             return
         address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)

@@ -30,6 +30,7 @@ def joint_asking(
     progress: Progress | None,
     timeout_seconds: float,
     one_machine: bool,
+    ahead: int,
 ) -> JointAsking:
     """Return the steps of a client whose questions several organisations answer; see `Client` for the arguments.
 
@@ -52,4 +53,5 @@ def joint_asking(
         progress=progress,
         timeout_seconds=timeout_seconds,
         one_machine=one_machine,
+        ahead=ahead,
     )

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness
-from confide.errors import IntegrityError, ProtocolError, UsageError
+from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
 from confide.guarantee import Guarantee, nothing_hidden
 from confide.ideal import Backend, Kit
 from confide.model.encoder import Encoder
@@ -36,7 +37,7 @@ from confide.serve.protocol import digest
 from confide.serve.session import Columns, Session
 from confide.serve.steps import ROWS, Progress, Wanted
 from confide.store import Prefixed
-from confide.wire import Event, Message, Store, Transcript
+from confide.wire import Event, Message, Party, Store, Transcript
 
 Matrix = NDArray[np.float64]
 
@@ -96,6 +97,7 @@ class JointAsking:
         one_machine: accept that roles which must not collude share a machine.
         proxy: "http://host:port" of an HTTP proxy.
         bounds: of sessions.
+        ahead: predictions for which correlations are held in stock.
     """
 
     def __init__(
@@ -111,6 +113,7 @@ class JointAsking:
         one_machine: bool = False,
         proxy: str | None = None,
         bounds: Bounds | None = None,
+        ahead: int = 0,
     ) -> None:
         said = membership(identity)
         machine = machine_digest(fingerprint(trusted(identity)[-1]).encode())
@@ -122,6 +125,7 @@ class JointAsking:
         self.report = Report()
         self._model = b""
         self._one = threading.Lock()
+        self._ahead, self._levels, self._dealing = ahead, dict[int, int](), set[int]()
         self._guest = Guest(
             me,
             url,
@@ -257,6 +261,7 @@ class JointAsking:
             if offer.model != self._model:
                 raise ProtocolError("Expected the model that was asked before; the server prepared it anew, ask again")
             self._set_up(session)
+            self._stocked(session, len(x))
             try:
                 return self._asked(session, x)
             except SetUpAgain:
@@ -278,6 +283,8 @@ class JointAsking:
         transcript = _transcript(ended, seen)
         if np.shape(ended.output) != (len(x), session.kit.outputs):
             raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
+        if len(x) in self._levels and "dealer" not in ended.cast.names:
+            self._levels[len(x)] -= 1
         figures = ended.figures
         offline = figures.sent.get("dealer", 0) + figures.received.get("dealer", 0)
         self._report(
@@ -290,9 +297,66 @@ class JointAsking:
         self.report = _replaced(self.report, rounds=figures.rounds)
         return transcript
 
+    # --- correlations ahead -------------------------------------------------------------------------------------------
+
+    def deal(self, session: Session, *, rows: int, count: int) -> int:
+        """Have correlations dealt for `count` later predictions of `rows` rows; return how many are in stock now.
+
+        Raises:
+            UsageError: the backend has no dealer, or this one deals nothing ahead.
+        """
+        backend, kit, prefix = session.backend, session.client, self._prefix(session)
+        offer = self._guest.offer()
+        most = max((self._guest.stock(seat.name) for seat in offer.seats if seat.role == "dealer"), default=0)
+        if not isinstance(backend, DealsAhead) or not most:
+            raise UsageError("Expected a dealer that deals ahead (confide dealer --stock); leave ahead out")
+        self._set_up(session)
+        store = Prefixed(self._store, prefix)
+        ended, _ = self._guest.run(
+            "deal",
+            lambda: backend.deal("client", kit, store, self._rng, rows=rows, count=min(count, most)),
+            prefix=prefix,
+            rows=rows,
+            count=min(count, most),
+        )
+        if ended.error is not None:
+            raise ended.error
+        self._report(offline_bytes=_bytes(ended), offline_seconds=ended.figures.seconds)
+        return int(ended.output)
+
+    def _stocked(self, session: Session, rows: int) -> None:
+        """Keep `ahead` predictions in stock: the first time at once, later in a thread beside the predictions."""
+        left = self._levels.get(rows)
+        if not self._ahead or (left is not None and left > self._ahead // 2) or rows in self._dealing:
+            return
+        if left is None:
+            self._levels[rows] = self.deal(session, rows=rows, count=self._ahead)
+            return
+
+        def refill() -> None:
+            try:
+                stock = self.deal(session, rows=rows, count=self._ahead - max(0, left))
+                self._levels[rows] = stock
+            except ConfideError:
+                self._levels[rows] = 0  # predictions ask the dealer themselves, and say what is wrong
+            finally:
+                self._dealing.discard(rows)
+
+        self._dealing.add(rows)
+        threading.Thread(target=refill, name="confide refill", daemon=True).start()
+
     def _report(self, **more: float) -> None:
         before = self.report
         self.report = _replaced(before, **{name: getattr(before, name) + value for name, value in more.items()})
+
+
+@runtime_checkable
+class DealsAhead(Protocol):
+    """A backend whose dealer deals for later predictions."""
+
+    def deal(self, role: str, kit: Kit, store: Store, rng: Randomness, *, rows: int, count: int) -> Party:
+        """Return the party that puts correlations for `count` later predictions of `rows` rows into the stores."""
+        ...
 
 
 def needs_dealer(backend: Backend, kit: Kit, store: Store, *, rows: int) -> bool:
@@ -344,6 +408,7 @@ def joint(
     progress: Progress | None,
     timeout_seconds: float,
     one_machine: bool,
+    ahead: int,
 ) -> JointAsking:
     """Return the steps of a client of several organisations; see `Client` for the arguments."""
     if identity is None:
@@ -353,5 +418,5 @@ def joint(
         )
     return JointAsking(
         url, Path(identity), wanted, store=store, rng=rng, progress=progress, timeout_seconds=timeout_seconds,
-        one_machine=one_machine,
+        one_machine=one_machine, ahead=ahead,
     )  # fmt: skip

@@ -7,9 +7,8 @@
 from __future__ import annotations
 
 import ssl
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import msgspec
@@ -102,7 +101,25 @@ class _Waiting:
     build: Callable[[], Party]
     cast: Cast
     prefix: str
+    kind: str
     done: Callable[[Ended], None]
+
+
+@dataclass(slots=True)
+class _Turns:
+    """What is open and what waits for one model and client.
+
+    Parties that read the same correlations at the same time would use them twice: one prediction runs at a time, one
+    deal beside it, and a set-up alone.
+    """
+
+    open: set[str] = field(default_factory=set[str])
+    waiting: list[_Waiting] = field(default_factory=list[_Waiting])
+
+    def free(self, kind: str, before: Sequence[_Waiting]) -> bool:
+        """Return whether a session may begin, with `before` waiting ahead of it."""
+        taken = self.open | {one.kind for one in before}
+        return not taken if kind == "setup" else not {"setup", kind} & taken
 
 
 class Circle:
@@ -136,7 +153,7 @@ class Circle:
         self.insecure = ""
         self._hears = hears
         self._there: dict[str, _There] = {}
-        self._waiting: dict[str, deque[_Waiting]] = {}
+        self._turns: dict[str, _Turns] = {}
         self.mesh = Mesh(self._receive, broken=broken, limits=limits, longest_seconds=5.0)
         self.sessions = Sessions(me.name, self.mesh.send, store, bounds=bounds or Bounds(), broken=broken, seen=seen)
         self.mesh.post(self._tick)
@@ -192,9 +209,7 @@ class Circle:
         kind: str,
         done: Callable[[Ended], None],
     ) -> None:
-        """Begin a session, or let it wait for the one before it of the same kind, model and client.
-
-        Two parties that read the same correlations at the same time would use them twice.
+        """Begin a session, or let it wait for its turn; see `_Turns`.
 
         Args:
             session: its id.
@@ -209,20 +224,18 @@ class Circle:
         """
         if absent := [name for name in cast.others() if self.hello(name) is None]:
             raise ProtocolError(f"Expected {', '.join(absent)} to be connected to {self.me.name}; ask again later")
-        queue = f"{prefix}{kind}"
-        one = _Waiting(session, build, cast, prefix, done)
-        waiting = self._waiting.get(queue)
-        if waiting is None:
-            self._waiting[queue] = deque()
-            try:
-                self._start(one, queue)
-            except BaseException:
-                self._next(queue)
-                raise
-        elif len(waiting) >= _MOST_WAITING:
+        turns = self._turns.setdefault(prefix, _Turns())
+        if len(turns.waiting) >= _MOST_WAITING:
             raise ProtocolError("Expected less at a time; wait for the answers to the questions before this one")
+        one = _Waiting(session, build, cast, prefix, kind, done)
+        if turns.free(kind, turns.waiting):
+            try:
+                self._start(one)
+            except BaseException:
+                self._next(prefix)
+                raise
         else:
-            waiting.append(one)
+            turns.waiting.append(one)
 
     def refuse(self, peer: str, session: str, error: ConfideError) -> None:
         """Tell who ordered a session why it does not take place here."""
@@ -231,25 +244,41 @@ class Circle:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _start(self, one: _Waiting, queue: str) -> None:
+    def _start(self, one: _Waiting) -> None:
+        turns = self._turns[one.prefix]
+
         def done(ended: Ended) -> None:
+            turns.open.discard(one.kind)
             try:
                 one.done(ended)
             finally:
-                self._next(queue)
+                self._next(one.prefix)
 
-        self.sessions.open(one.session, one.build(), one.cast, prefix=one.prefix, done=done)
+        party = one.build()
+        turns.open.add(one.kind)
+        try:
+            self.sessions.open(one.session, party, one.cast, prefix=one.prefix, done=done)
+        except ConfideError:
+            turns.open.discard(one.kind)
+            raise
 
-    def _next(self, queue: str) -> None:
-        waiting = self._waiting.get(queue)
-        while waiting:
-            one = waiting.popleft()
-            try:
-                return self._start(one, queue)
-            except ConfideError as error:
-                for name in one.cast.others():
-                    self.refuse(name, one.session, error)
-        self._waiting.pop(queue, None)
+    def _next(self, prefix: str) -> None:
+        """Begin what has waited and may begin now."""
+        turns = self._turns.get(prefix)
+        if turns is None:
+            return None
+        for place, one in enumerate(turns.waiting):
+            if turns.free(one.kind, turns.waiting[:place]):
+                del turns.waiting[place]
+                try:
+                    self._start(one)
+                except ConfideError as error:
+                    for name in one.cast.others():
+                        self.refuse(name, one.session, error)
+                return self._next(prefix)
+        if not turns.waiting and not turns.open:
+            self._turns.pop(prefix, None)
+        return None
 
     def _receive(self, event: Event) -> None:
         try:

@@ -90,6 +90,11 @@ class Guest:
         except Late:
             raise UsageError(self._missing()) from None
 
+    def stock(self, name: str) -> int:
+        """Return how many predictions a dealer says that it deals ahead for."""
+        hello = self.circle.hello(name)
+        return 0 if hello is None else hello.stock
+
     def run(
         self,
         kind: Kind,

@@ -35,7 +35,7 @@ from confide.serve.parties.server import (
 from confide.serve.parties.sessions import Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
 from confide.store import Prefixed
-from confide.wire import Store
+from confide.wire import Party, Store
 
 #: Who dials whom among partners: each dials those before it. Clients dial all of them, and all dial the server.
 _ORDER = ("dealer", "helper", "third")
@@ -120,9 +120,14 @@ class Partner:
             make_ready(self.circle, order, ended, taken.backend, taken.kit, store, self._store.get(key))
 
         store = Prefixed(self._store, prefix)
+
+        def build() -> Party:
+            self._check_set_up(order)
+            return party_of(order, taken.backend, part.role, taken.kit, store, self._rng)
+
         self.circle.begin(
             session,
-            lambda: party_of(order, taken.backend, part.role, taken.kit, store, self._rng),
+            build,
             cast,
             prefix=prefix,
             kind=order.kind,
@@ -161,17 +166,18 @@ class Partner:
 
     def _check(self, peer: str, order: Order) -> None:
         """Check that an order comes from who may give it."""
-        key = set_up_key(order.model, order.client)
+        facts = self.circle.facts(order.client)
         if peer == COORDINATOR:
-            if order.kind != "setup" or len(order.identity) != 32:
+            if order.kind != "setup" or len(order.identity) != IDENTITY_BYTES:
                 raise ProtocolError("Expected an order to set a client up, from the server")
-            facts = self.circle.facts(order.client)
             if facts is None or facts.identity != order.identity or facts.role not in ASKING_ROLES:
                 raise ProtocolError(f"Expected {order.client} to be connected to {self.circle.me.name} too")
-            return
-        facts = self.circle.facts(peer)
-        known = (self._store.get(key) or b"")[:IDENTITY_BYTES]
-        if order.client != peer or order.kind == "setup" or facts is None:
+        elif order.client != peer or order.kind == "setup" or facts is None:
             raise ProtocolError("Expected an order from the client itself")
-        if known != facts.identity:
-            raise SetUpAgain(f"Expected that {peer} was set up with {self.circle.me.name}; set up again")
+
+    def _check_set_up(self, order: Order) -> None:
+        """Check, when a session's turn has come, that its client was set up here, under the server's order."""
+        facts = self.circle.facts(order.client)
+        known = (self._store.get(set_up_key(order.model, order.client)) or b"")[:IDENTITY_BYTES]
+        if order.kind != "setup" and (facts is None or known != facts.identity):
+            raise SetUpAgain(f"Expected that {order.client} was set up with {self.circle.me.name}; set up again")

@@ -169,8 +169,6 @@ class Server:
         if order.kind == "predict" and self._quota is not None:
             self._quota.charge(peer, prepared.name, order.rows)
         mark = set_up_key(order.model, peer)
-        if order.kind != "setup" and not self._store.get(mark):
-            raise SetUpAgain(f"Expected that {peer} was set up with the server; set up again")
         cast = cast_of(order, "server", {"server": COORDINATOR, **self.partners})
         prefix = part_of(order.model, prepared.backend.name, peer)
         store = Prefixed(self._store, prefix)
@@ -184,9 +182,15 @@ class Server:
             make_ready(self.circle, order, ended, backend, kit, store, self._store.get(mark))
 
         backend, kit = prepared.backend, prepared.kits["server"]
+
+        def build() -> Party:
+            if order.kind != "setup" and not self._store.get(mark):
+                raise SetUpAgain(f"Expected that {peer} was set up with the server; set up again")
+            return party_of(order, backend, "server", kit, store, self._rng)
+
         self.circle.begin(
             session,
-            lambda: party_of(order, backend, "server", kit, store, self._rng),
+            build,
             cast,
             prefix=prefix,
             kind=order.kind,

@@ -1,0 +1,17 @@
+"""Networks for the tests of the MPC backends. No test lives here."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from confide.model.graph import Graph, Linear, Square
+
+_DRAWN = np.random.default_rng(3)
+
+NETWORK = Graph(
+    (
+        Linear(_DRAWN.normal(size=(8, 6)) / 3, _DRAWN.normal(size=8) / 3),
+        Square(),
+        Linear(_DRAWN.normal(size=(3, 8)) / 3, _DRAWN.normal(size=3) / 3),
+    )
+)

@@ -1,0 +1,45 @@
+"""The MPC backends over TLS: what they answer, and that the driver carries the bytes that they say in one process."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from confide.mpc.outsourced import Outsourced
+from confide.mpc.two_party import WithDealer
+from confide.serve.client import Client
+from serve.parties.houses import houses
+from serve.parties.networks import NETWORK
+
+PARTNERS = {
+    "mpc-dealer": (WithDealer, {"dealer": "broker"}),
+    "mpc-outsourced": (Outsourced, {"dealer": "broker", "helper": "second"}),
+}
+
+
+@pytest.fixture(params=sorted(PARTNERS), scope="module")
+def running(request, tmp_path_factory):
+    kind, partners = PARTNERS[request.param]
+    with houses(tmp_path_factory.mktemp("houses"), kind(), partners, graph=NETWORK) as found:
+        yield found
+
+
+def test_predictions_are_right(running):
+    x = np.random.default_rng(5).uniform(-1, 1, (5, NETWORK.features))
+    with Client(running.url, identity=running.folder / "clinic", insecure_colocated_dealer=True) as client:
+        for _ in range(2):
+            assert np.allclose(client.predict(x), NETWORK.apply(x), atol=2e-3)
+    assert not running.broken
+
+
+def test_predictions_from_stock_need_no_dealer(running):
+    x = np.random.default_rng(6).uniform(-1, 1, (1, NETWORK.features))
+    identity = running.folder / "clinic"
+    with Client(running.url, identity=identity, insecure_colocated_dealer=True, ahead=6) as client:
+        for _ in range(3):
+            transcript = client.ask(x)
+            assert np.allclose(transcript.output("client"), NETWORK.apply(x), atol=2e-3)
+            assert not {"dealer"} & {name for one in transcript.messages for name in (one.src, one.dst)}
+        for _ in range(12):
+            assert np.allclose(client.predict(x), NETWORK.apply(x), atol=2e-3)
+    assert not running.broken
