@@ -11,8 +11,8 @@
     selection    g ? v - a : a, with v the truncation and a = beta v = beta T - beta u + c beta m
     opening      each sends its share minus x_0, or x_2; the sum is x_1
 
-Paper: Araki et al. (CCS 2016), section 2.1, for the product; the reading in which one server's part of everything is
-made before an input is known: Chaudhari, Choudhury, Patra, Suresh, "ASTRA" (CCSW 2019), section 3.
+Paper: Araki et al. (CCS 2016) for the product; the reading in which one server's part of everything is
+made before an input is known: Chaudhari, Choudhury, Patra, Suresh, "ASTRA" (CCSW 2019).
 """
 
 from __future__ import annotations

@@ -91,7 +91,7 @@ class Query(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 # --- set-up -----------------------------------------------------------------------------------------------------------
 
 
-def setup_client(kit: AskerKit, store: Store, rng: Randomness) -> Party:
+def setup_client(kit: AskerKit, rng: Randomness) -> Party:
     """Return the client's party of a set-up; it returns the client's name, in hex."""
     me, recipe = rng.bytes(NAME_BYTES), recipe_id(kit.recipe)
     hello = encode(Hello(FORMAT, recipe, me))
@@ -109,7 +109,7 @@ def setup_client(kit: AskerKit, store: Store, rng: Randomness) -> Party:
     return me.hex()
 
 
-def setup_server(kit: ShareKit, store: Store) -> Party:
+def setup_server(kit: ShareKit) -> Party:
     """Return a server's party of a set-up; it returns the client's name, in hex."""
     received = yield Step(await_tag=f"{NAME}/hello", wait_for=("client",))
     hello = decode(received["client"].body, Hello, max_bytes=_SMALL_BYTES)
@@ -132,11 +132,19 @@ def _known(kit: ShareKit, client: bytes) -> str:
 
 
 def predict_at_client(kit: AskerKit, x: Matrix, store: Store, rng: Randomness) -> Party:
-    """Return the client's party of one prediction; it returns y."""
+    """Return the client's party of one prediction; it returns y.
+
+    Raises:
+        UsageError: x does not fit, or no set-up is in the store.
+    """
     checked_rows(x, kit.recipe)
     me = store.get(_latest(recipe_id(kit.recipe)))
     if me is None:
         raise UsageError("Expected a set-up for this model in the store; run setup first")
+    return _ask(kit, x, me, rng)
+
+
+def _ask(kit: AskerKit, x: Matrix, me: bytes, rng: Randomness) -> Party:
     plan = kit.plans.of(len(x))
     seeds = rng.bytes(KEY_BYTES), rng.bytes(KEY_BYTES)
     flat = np.rint(x * 2.0 ** entry(plan.program).scale).astype(np.int64).view(np.uint64).reshape(-1)

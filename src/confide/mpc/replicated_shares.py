@@ -10,7 +10,7 @@ remembered, and none of the three knows all keys. What shows that messages belon
 the program, the model, the client and its query's number, which the first messages carry.
 
 Paper: Araki, Furukawa, Lindell, Nof, Ohara, "High-Throughput Semi-Honest Secure Three-Party Computation with an Honest
-Majority" (CCS 2016), section 2.2: shares of zero from keys that pairs share.
+Majority" (CCS 2016): shares of zero from keys that pairs share.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ Q_j(S) = M_S G_j = L^_j M_S + M_S l_j + E^_j Q_j-1(S) + Q_j-1(S and j).
 Bits of many comparisons lie side by side in bytes, one row for each block, so that a step is one pass over rows.
 
 Paper: gates of many inputs on masked bits with dealt products of masks: Patra, Schneider, Suresh, Yalame, "ABY2.0"
-(USENIX Security 2021), section 3.1.3 (their two parties make the products; here the third server does).
+(USENIX Security 2021; their two parties make the products; here the third server does).
 """
 
 from __future__ import annotations
