@@ -16,6 +16,7 @@ from confide.he import Homomorphic, Outsourced, Paillier
 from confide.ideal import Backend, PlainPredict
 from confide.model.graph import Graph, Sigmoid
 from confide.mpc import outsourced as mpc_outsourced
+from confide.mpc.replicated import Replicated
 from confide.mpc.two_party import WithDealer
 from confide.wire import MemoryStore, alter, delay, drop, repeat, truncate
 from he.oracle import RNG, Pair, corners, forest, linear, logistic, mlp, ready
@@ -60,6 +61,7 @@ CASES = [
     Case("paillier", lambda: Paillier(insecure_test_key_bits=2048), logistic(4, 6), 2, 2),
     Case("mpc-dealer", WithDealer, mlp(3, 6, 4, 2), bound=1e-3),
     Case("mpc-outsourced", mpc_outsourced.Outsourced, mlp(3, 6, 4, 2), bound=1e-3),
+    Case("mpc-3pc", Replicated, mlp(3, 6, 4, 2), bound=1e-3),
 ]
 ONE_ROUND = [case for case in CASES if case.one_round]
 JOINT = [case for case in CASES if not case.one_round]

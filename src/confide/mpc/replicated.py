@@ -7,7 +7,9 @@ from confide.errors import ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.graph import Graph, Problem
-from confide.mpc import recipes
+from confide.mpc import lowering, weights
+from confide.mpc.ranges import Ranges
+from confide.mpc.recipe import GraphRecipe
 from confide.mpc.replicated_kits import AskerKit, ReadShare, ShareKit, read_client_kit, shared_model
 from confide.mpc.replicated_sessions import (
     NAME,
@@ -29,6 +31,9 @@ class Replicated(Backend):
     Roles: whoever owns the model runs `prepare`, and sends each server its kit, a replicated share; the client sends
     shares of its rows to "server", "helper" and "third", and adds up what the first two send back.
 
+    Args:
+        ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
+
     **Guarantees**: against parties that follow the protocol and study what they see, as long as no two of the three
     servers pool what they have: none of them learns anything of weights, rows and predictions; the client learns
     nothing of the weights beyond the predictions. Messages are those of `replicated_plan`, their lengths follow from
@@ -46,23 +51,25 @@ class Replicated(Backend):
     roles = ("client", *SERVERS)
     public_role = "client"
 
-    def __init__(self) -> None:
+    def __init__(self, *, ranges: Ranges | None = None) -> None:
+        self._ranges = ranges
         self.guarantee = _GUARANTEE
 
     def check(self, graph: Graph) -> list[Problem]:
-        return recipes.check(graph)
+        return lowering.check(graph, self._ranges)
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        kits = shared_model(recipes.recipe_of(graph), recipes.encoded_model(graph), rng)
+        architecture = lowering.architecture_of(graph, self._ranges)
+        kits = shared_model(GraphRecipe(architecture), weights.encoded(graph, architecture), rng)
         return {role: kits[role] for role in self.roles}
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         if role == "client":
-            return AskerKit(recipes.read_recipe(read_client_kit(body)))
+            return AskerKit(GraphRecipe.decode(read_client_kit(body)))
         if role not in SERVERS:
             raise ProtocolError(f"Expected role={role!r} to be one of {', '.join(self.roles)}")
         read = ReadShare(role, body)
-        return read.kit(recipes.read_recipe(read.recipe))
+        return read.kit(GraphRecipe.decode(read.recipe))
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:
         if isinstance(kit, ShareKit) and kit.role == role:
