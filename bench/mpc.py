@@ -1,7 +1,7 @@
 """Private inference and training on shares against every bar, beside SPU on the same numbers, inputs and links.
 
-    python bench/mpc.py [--only NAME ...] [--links loopback LAN WAN] [--repeats 20] [--no-peer] [--no-cheetah]
-        [--numbers FOLDER] [--cifar FILE] [--images 1000] [--seconds 600] [--json FILE]
+    python bench/mpc.py [--only NAME ...] [--links loopback LAN WAN] [--repeats 20] [--no-peer | --no-ours]
+        [--no-cheetah] [--numbers FOLDER] [--cifar FILE] [--images 1000] [--seconds 600] [--json FILE]
 
 A prediction of one row is timed at the client, from its features to its logits. "over TLS" has a process for each party
 (and a relay for each directed pair, see mpc_links.py); "in process" has all parties on one thread, without a socket.
@@ -130,12 +130,15 @@ def inference(case: Case, options: argparse.Namespace) -> list[Figure]:
     x, _ = rows_of(case.net, 20, options.cifar)
     expected = apply(case.net, arrays, x)
     print(f"\n== {case.title}: {'trained' if trained else 'drawn'} numbers, {len(x)} inputs")
-    inside = mpc_ours.in_process(case, arrays, x, repeats=options.repeats)
-    found = shown(once(case, inside, expected))
+    found: list[Figure] = []
+    if not options.no_ours:
+        inside = mpc_ours.in_process(case, arrays, x, repeats=options.repeats)
+        found += shown(once(case, inside, expected))
     for link in (LINKS[name] for name in options.links):
         peers = spu_of(case, link, arrays, x, options)
         found += shown(peer_lines(case.task, link, peers, expected))
-        found += shown(ours_over(case, link, arrays, x, expected, peers, options))
+        if not options.no_ours:
+            found += shown(ours_over(case, link, arrays, x, expected, peers, options))
     return found
 
 
@@ -326,6 +329,7 @@ def main() -> None:
     parser.add_argument("--links", nargs="+", choices=LINKS, default=list(LINKS))
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--no-ours", action="store_true", help="SPU's figures of inference alone")
     parser.add_argument("--no-cheetah", action="store_true", help="leave out the slowest peer")
     parser.add_argument("--numbers", type=Path, help="a folder of trained networks: train_relu.py --out")
     parser.add_argument("--cifar", type=Path, help="x_test and y_test of CIFAR-10, an .npz")

@@ -10,6 +10,7 @@ prints seconds and outputs as JSON. All keep their stores in memory: a disk's wa
 
 from __future__ import annotations
 
+import inspect
 import json
 import subprocess
 import sys
@@ -46,7 +47,6 @@ def conditions(job: Mapping[str, Any], role: str) -> Any:
         port=job["port"][role],
         store=MemoryStore(),
         one_machine=True,  # a benchmark is one machine, and says so
-        say=lambda text: print(f"{role}: {text}", file=sys.stderr, flush=True),
         broken=broken,
     )
 
@@ -94,13 +94,14 @@ def at_work(job: Mapping[str, Any], role: str) -> Iterator[None]:
 
 
 def ask(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Ask as the client; return the seconds of each call, the set-up's, and the outputs."""
+    """Ask as the client; return the seconds of each call, whether it ran without the dealer, and the outputs."""
     from confide.serve.client import Client
 
-    x, seconds, outputs = np.load(job["x"]), [], []
+    x, seconds, outputs, stocked = np.load(job["x"]), [], [], []
     identity = Path(job["folder"]) / NAMES["client"]
+    more = {"ahead": job["stock"]} if "ahead" in inspect.signature(Client).parameters else {}
     with Client(
-        job["url"]["server"], identity=identity, insecure_colocated_dealer=True, timeout_seconds=120.0
+        job["url"]["server"], identity=identity, insecure_colocated_dealer=True, timeout_seconds=120.0, **more
     ) as client:
         begin = time.perf_counter()
         client.setup()
@@ -108,10 +109,12 @@ def ask(job: Mapping[str, Any]) -> dict[str, Any]:
         for call in range(job["calls"]):
             time.sleep(job["pause_seconds"])
             begin = time.perf_counter()
-            outputs.append(client.predict(x[call % len(x)].reshape(1, -1)))
+            transcript = client.ask(x[call % len(x)].reshape(1, -1))
             seconds.append(time.perf_counter() - begin)
+            outputs.append(transcript.output("client").tolist())
+            stocked.append(all("dealer" not in (one.src, one.dst) for one in transcript.messages))
         costs = client.costs()
-    return {"seconds": seconds, "outputs": [one.tolist() for one in outputs], "setup_seconds": set_up, "costs": costs}
+    return {"seconds": seconds, "outputs": outputs, "stocked": stocked, "setup_seconds": set_up, "costs": costs}
 
 
 def main() -> None:
@@ -150,7 +153,7 @@ def predictions(
         program: what is started for each role.
 
     Raises:
-        RuntimeError: a process ended early.
+        RuntimeError: a process ended early, or the answers took too long.
     """
     from serve.parties.federation import founded
 
@@ -172,9 +175,11 @@ def predictions(
         command = [sys.executable, program]
         for role in listening:
             stack.enter_context(_started([*command, role, str(folder / "job.json")]))
-        done = subprocess.run(
-            [*command, "client", str(folder / "job.json")], capture_output=True, text=True, timeout=seconds
-        )
+        asking = [*command, "client", str(folder / "job.json")]
+        try:
+            done = subprocess.run(asking, capture_output=True, text=True, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            raise RuntimeError(f"no answers in {seconds:.0f} s") from None
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])
         return json.loads(done.stdout)

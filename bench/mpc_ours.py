@@ -60,13 +60,15 @@ class Ours:
 # --- what is there ----------------------------------------------------------------------------------------------------
 
 
-def backend(name: str) -> Backend | None:
-    """Return a backend, or None where it is not there yet."""
-    module, kind = BACKENDS[name]
+def backend(case: Case, numbers: Arrays) -> Backend | None:
+    """Return a case's backend, or None where it is not there yet or cannot run the network yet."""
+    module, kind = BACKENDS[case.backend]
     try:
-        return getattr(importlib.import_module(module), kind)()
+        found: Backend = getattr(importlib.import_module(module), kind)()
     except (ImportError, AttributeError):
         return None
+    graph = graph_of(case.net, numbers)
+    return None if graph is None or found.check(graph) else found
 
 
 def graph_of(net: str, numbers: Arrays) -> Graph | None:
@@ -153,7 +155,7 @@ def _sent(transcript: Transcript, *, dealer: bool) -> dict[str, float]:
 
 def in_process(case: Case, numbers: Arrays, x: np.ndarray, *, repeats: int, ahead: bool = True) -> Ours | None:
     """Return what predictions take in this process; `ahead`: on material that was made before."""
-    chosen, graph = backend(case.backend), graph_of(case.net, numbers)
+    chosen, graph = backend(case, numbers), graph_of(case.net, numbers)
     if chosen is None or graph is None:
         return None
     parties = InProcess(chosen, graph, SystemRandomness())
@@ -179,12 +181,22 @@ def over_tls(
 
     Bytes and the dealer's work are those of `in_process`: the same parties say the same.
     """
-    chosen = backend(case.backend)
-    if chosen is None or graph_of(case.net, numbers) is None:
+    chosen = backend(case, numbers)
+    if chosen is None:
         return None
-    found = _asked(case, chosen, link, numbers, x, calls=repeats + WARM, stock=repeats + WARM if ahead else 0)
+    calls, most = repeats + WARM, 4 if case.net == "resnet20" else 24
+    found = _asked(case, chosen, link, numbers, x, calls=calls, stock=min(2 * calls, most) if ahead else 0)
+    if found is None:
+        return None
+    without_dealer = "dealer" not in chosen.roles
+    kept = [n for n in range(WARM, calls) if without_dealer or found["stocked"][n] == ahead]
+    if len(kept) < repeats // 2:
+        print(
+            f"{case.title}, {link.name}: {len(kept)} of {repeats} predictions were {'' if ahead else 'not '}from stock"
+        )
+        return None
     return Ours(
-        tuple(found["seconds"][WARM:]),
+        tuple(found["seconds"][n] for n in kept),
         tuple(np.array(one) for one in found["outputs"]),
         setup_seconds=found["setup_seconds"],
     )
@@ -192,11 +204,11 @@ def over_tls(
 
 def sustained(case: Case, numbers: Arrays, x: np.ndarray, *, calls: int) -> float | None:
     """Return predictions a second of one client on loopback who never pauses, with the dealer running beside."""
-    chosen = backend(case.backend)
-    if chosen is None or graph_of(case.net, numbers) is None:
+    chosen = backend(case, numbers)
+    if chosen is None:
         return None
     found = _asked(case, chosen, LOOPBACK, numbers, x, calls=calls + WARM, stock=8, pause_seconds=0.0)
-    return calls / sum(found["seconds"][WARM:])
+    return None if found is None else calls / sum(found["seconds"][WARM:])
 
 
 def _asked(
@@ -209,19 +221,24 @@ def _asked(
     calls: int,
     stock: int,
     pause_seconds: float = 0.2,
-) -> dict[str, Any]:
-    return predictions(
-        case.backend,
-        chosen.roles,
-        link,
-        net=case.net,
-        numbers=numbers,
-        x=x,
-        calls=calls,
-        stock=stock,
-        pause_seconds=pause_seconds,
-        seconds=300.0,
-    )
+) -> dict[str, Any] | None:
+    """Return what a client found, or None, saying why."""
+    try:
+        return predictions(
+            case.backend,
+            chosen.roles,
+            link,
+            net=case.net,
+            numbers=numbers,
+            x=x,
+            calls=calls,
+            stock=stock,
+            pause_seconds=pause_seconds,
+            seconds=300.0,
+        )
+    except RuntimeError as error:
+        print(f"{case.title}, {link.name}, over TLS: {str(error).strip().splitlines()[-1:]}")
+        return None
 
 
 # --- training and products --------------------------------------------------------------------------------------------
