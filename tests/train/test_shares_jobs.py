@@ -22,6 +22,7 @@ from confide.model.artifact import read_public_key
 from confide.mpc.outsourced import Outsourced
 from confide.train.evaluate import accuracy
 from confide.train.job import describe, load, parse
+from confide.train.ledger import Ledger
 from confide.train.parts import aggregator_of
 from confide.train.shares import load_rows, prepare
 from confide.train.shares.folder import kits, read_public, read_shares
@@ -219,7 +220,7 @@ def test_labels_say_who_is_trusted_and_what_was_seen():
     assert open_label.aggregator == "mpc"
     assert open_label.parties == ("party-1", "party-2", "party-3")
     assert open_label.epsilon is None
-    assert "no two of which pool" in (open_label.server_sees or "")
+    assert "no two of server-1, server-2 and dealer pool" in (open_label.server_sees or "")
     assert "semi-honest" in (open_label.server_sees or "")
     assert open_label.released == "the final model"
     assert "trained by mpc over 3 parties, no differential privacy" in open_label.sentence()
@@ -240,6 +241,23 @@ def test_private_jobs_are_labelled_with_what_they_promise():
     secret = prepare(job, finished.prepared.rows).run(rng=SystemRandomness()).label
     assert secret.seed == NOISE_FROM_SYSTEM
     assert not secret.voided
+
+
+def test_a_private_run_is_charged_once_and_before_it_begins(tmp_path):
+    job = parse(merged(JOB | PRIVATE, train={"rounds": 2}))
+    rng = SeededRandomness("charged")
+    prepared = prepare(job, load_rows(job, rng))
+    ledger = Ledger(tmp_path / "ledger.jsonl")
+
+    def stop(run):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepared.run(rng=rng, ledger=ledger, done=stop)
+    assert Ledger(tmp_path / "ledger.jsonl").spent == 1.0
+    again = Ledger(tmp_path / "again.jsonl")
+    prepared.run(rng=rng, ledger=again)
+    assert Ledger(tmp_path / "again.jsonl").spent == 1.0
 
 
 def test_a_job_is_printed_as_it_will_run():

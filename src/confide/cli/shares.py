@@ -21,6 +21,11 @@ def train_on_shares(job: Any, output: Any) -> None:
     prepared = prepare(job, rows)
     if job.shares.folder is not None:
         prepared.check_folder()
+    if output.ledger.spent is not None:
+        console.err.print(
+            f"warning: earlier runs in this ledger spent epsilon={output.ledger.spent:.3g} together; on the same "
+            "records this run adds to it"
+        )
     console.out.print(describe(job))
     for line in (*reasons(job), *prepared.sentences()):
         console.out.print(line)

@@ -105,6 +105,9 @@ class Prepared:
         job, rows, course = self.job, self.rows, self.course
         if ledger is not None:
             ledger.append("job", {"run": job.job.name, "job": describe(job), "parties": list(rows.pieces)})
+            if self.noise is not None:  # before anything is opened: a run that dies on the way is charged
+                spent = {"of": "training on shares", "attempt": 1, "epsilon": self.noise.plan.epsilon}
+                ledger.append("release", spent)
         given = {name: (self._features(name), rows.targets(name)) for name in rows.pieces}
         result = simulate(
             course,
@@ -261,7 +264,7 @@ def label_of(prepared: Prepared, origin: str, head: str) -> PrivacyLabel:
     job, course, shares = prepared.job, prepared.course, _section(prepared.job)
     sizes = "how many rows and columns each party has, the layers, and the steps"
     opened = "the final model" if course.opened else "nothing: its weights stay shares at two servers"
-    trust = f"{shares.servers[0]}, {shares.servers[1]} and {shares.dealer}, no two of which pool what they see"
+    trust = f"no two of {shares.servers[0]}, {shares.servers[1]} and {shares.dealer} pool what they see"
     said = {} if prepared.noise is None else prepared.noise.label_fields(batches=len(course.batches))
     rows_too = "" if prepared.rows.common is None else ", and which of its own rows the other has too"
     insecure = " INSECURE: the dealer may be a server, which then sees everything." if _colocated(shares) else ""
@@ -274,7 +277,7 @@ def label_of(prepared: Prepared, origin: str, head: str) -> PrivacyLabel:
         rounds=course.passes,
         server_sees=(
             f"each of two servers: uniform shares, masked values and masked bits, {sizes}; the dealer: {sizes}. This "
-            f"holds while {trust}, and all follow the protocol (semi-honest).{insecure}"
+            f"holds while {trust} and all follow the protocol (semi-honest).{insecure}"
         ),
         parties_see=f"{opened}, and what is their own{rows_too}",
         outsiders_see=f"{'this file: the last model, its preparation' if course.opened else 'no model'}, this label",
