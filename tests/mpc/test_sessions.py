@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from confide.errors import ConfideError, ModelError, ProtocolError, UsageError
-from confide.model.graph import Graph, Polynomial
+from confide.model.graph import Graph
 from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.messages import Ask, Header, Query
 from confide.mpc.outsourced import Outsourced

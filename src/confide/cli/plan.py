@@ -85,10 +85,10 @@ def plan(
 
 def _shares(graph: Graph, backend: Literal["mpc-dealer", "mpc-outsourced"]) -> None:
     """Print what one row takes on shares, layer by layer, and how long on a fast and on a slow link."""
+    from confide.mpc.lowering import architecture_of, program_for
     from confide.mpc.planner import plan as planned
-    from confide.mpc.recipes import recipe_of
 
-    found = planned(recipe_of(graph).program(1), backend)
+    found = planned(program_for(architecture_of(graph), 1), backend)
     links = tuple(found.total.sent)
     names = [f"{src} to {dst}" for src, dst in links]
     table = Table("layer", "rounds", *names, "keys", "corrections", "comparisons", "multiply-adds", box=None)
