@@ -26,9 +26,10 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES128
 from cryptography.hazmat.primitives.ciphers.modes import CTR
 from figures import Figure, at_least, at_most, command_line, machine, show, write
 
-from confide._native import mpc as native
+from confide import _native
 from confide.mpc import dcf, dcf_numpy
 
+native = _native.mpc
 PATHS = [path for path in ("avx512", "vaes", "avx2", "portable") if native.runs_here(path)]
 PRODUCTS = [path for path in PATHS if path != "vaes"]  # whose products are those of avx2
 KEYS, BITS = 16_384, 28
