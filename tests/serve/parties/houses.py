@@ -39,7 +39,7 @@ class Houses:
         self.servers: dict[str, object] = {}
         self._alone = threading.Lock()
 
-    def conditions(self, name: str, **more) -> Conditions:
+    def conditions(self, name: str, role: str, *, rng=None, **more) -> Conditions:
         def seen(session, message):
             with self._alone:
                 self.seen.setdefault(name, []).append((session, message))
@@ -53,6 +53,7 @@ class Houses:
             say=lambda text: self.lines.append(f"{name}: {text}"),
             broken=self.broken.append,
             seen=seen,
+            rng=None if rng is None else rng(role),
         )
 
 
@@ -77,15 +78,15 @@ def houses(
     served: list[Prepared] = prepared(model(backend, graph=graph), limits, SystemRandomness())
     with contextlib.ExitStack() as stack:
         server, port = stack.enter_context(
-            serving(home, served, partners, found.conditions("server", **more), limits=limits, quota=quota)
+            serving(home, served, partners, found.conditions("server", "server", **more), limits=limits, quota=quota)
         )
         found.url = f"wss://127.0.0.1:{port}"
         found.servers["server"] = server
-        for name in partners.values():
+        for role, name in partners.items():
             partner, _ = stack.enter_context(
                 partnering(
                     folder / name,
-                    found.conditions(name, **more),
+                    found.conditions(name, role, **more),
                     stock=stock,
                     load=lambda _: backend,
                     coordinator=found.url,

@@ -44,6 +44,7 @@ def asked(running, tmp_path, *, ahead: int = 0):
         return client.predict(X)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("role", ["server", "dealer"])
 @pytest.mark.parametrize("stage", ["setup/1", "deal/0", "predict/1"])
 def test_a_killed_process_ends_a_session_at_once_and_comes_back(running, tmp_path, role, stage):
@@ -60,6 +61,7 @@ def test_a_killed_process_ends_a_session_at_once_and_comes_back(running, tmp_pat
     assert np.allclose(asked(running, tmp_path), GRAPH.apply(X), atol=1e-3), running.logs()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["setup/1", "deal/1", "predict/1", "predict/3"])
 def test_a_killed_client_disturbs_nobody_and_never_asks_under_an_id_again(running, tmp_path, stage):
     (tmp_path / "x.csv").write_text("age,sex\n" + "1,f\n")
@@ -78,6 +80,7 @@ def test_a_killed_client_disturbs_nobody_and_never_asks_under_an_id_again(runnin
         again.kill()
 
 
+@pytest.mark.slow
 def test_two_processes_cannot_share_a_stock(running, tmp_path):
     with KeyStore(tmp_path / "keys") as store, KeyStore(tmp_path / "keys") as other:
         settings = {"identity": running.folder / "clinic", "insecure_colocated_dealer": True}

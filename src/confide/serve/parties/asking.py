@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.keys import SigningKey
-from confide.crypto.random import Randomness
+from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
 from confide.guarantee import Guarantee, nothing_hidden
 from confide.ideal import Backend, Kit
@@ -134,7 +134,7 @@ class JointAsking:
             store,
             model=wanted.model or "",
             backend=wanted.backend or "",
-            rng=rng,
+            rng=SystemRandomness(),
             proxy=proxy,
             bounds=bounds,
             timeout_seconds=timeout_seconds,
