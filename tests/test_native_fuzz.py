@@ -18,13 +18,14 @@ pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[1]
 NATIVE = ROOT / "native"
-TARGETS = ("ckks", "residues")
+TARGETS = ("ckks", "residues", "shares")
 #: What is fuzzed, and for how long: seconds of libFuzzer, and random inputs of each target.
 SECONDS = int(os.environ.get("CONFIDE_FUZZ_SECONDS", "5"))
-REPEATS = {"ckks": 100 * SECONDS, "residues": 10_000 * SECONDS}
+REPEATS = {"ckks": 100 * SECONDS, "residues": 10_000 * SECONDS, "shares": 400 * SECONDS}
 SOURCES = [
     path
-    for path in sorted((NATIVE / "ckks").glob("*.cpp"))
+    for room in ("ckks", "mpc")
+    for path in sorted((NATIVE / room).glob("*.cpp"))
     if not path.name.startswith("bind") and not path.stem.endswith("_test")
 ]
 ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
@@ -32,13 +33,15 @@ WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wno-maybe-uninitialized", "-Wn
 #: Files of one instruction set and their options, as in CMakeLists.txt.
 OPTIONS = {
     "ifma": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512ifma", "-mavx512bw", "-mavx512vbmi"),
-    "avx2": ("-mavx2", "-mfma"),
+    "avx2": ("-mavx2", "-mfma", "-maes"),
+    "vaes": ("-mavx2", "-maes", "-mvaes"),
+    "avx512": ("-mavx512f", "-mavx512dq", "-mavx512vl", "-mavx512bw", "-maes", "-mvaes"),
 }
 
 
 def compiled(folder: Path, source: Path, compiler: str, flags: tuple[str, ...]) -> Path:
     """Compile one file, without warnings on gcc."""
-    made = folder / f"{source.stem}.o"
+    made = folder / f"{source.parent.name}_{source.stem}.o"
     options = flags if "aarch64" in compiler else (*flags, *_options(source))
     command = [compiler, "-std=c++17", "-pthread", f"-I{NATIVE}", *options, "-c", str(source), "-o", str(made)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -144,6 +147,6 @@ def test_arm64_computes_the_same(arm, sanitized):
     emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
     if emulator is None:
         pytest.skip("nothing here runs arm64; apt-get install qemu-user")
-    for target, repeats in (("ckks", "60"), ("residues", "2000")):
+    for target, repeats in (("ckks", "60"), ("residues", "2000"), ("shares", "100")):
         expected = ran(sanitized[target], repeats, "3")
         assert ran(arm[target], repeats, "3", before=(emulator,)) == expected

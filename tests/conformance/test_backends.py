@@ -15,8 +15,13 @@ from confide.errors import ModelError, ProtocolError, UsageError
 from confide.he import Homomorphic, Outsourced, Paillier
 from confide.ideal import Backend, PlainPredict
 from confide.model.graph import Graph, Sigmoid
+from confide.mpc import outsourced as mpc_outsourced
+from confide.mpc.replicated import Replicated
+from confide.mpc.two_party import WithDealer
 from confide.wire import MemoryStore, alter, delay, drop, repeat, truncate
 from he.oracle import RNG, Pair, corners, forest, linear, logistic, mlp, ready
+from mpc.sessions import Session
+from mpc.sessions import ready as session_ready
 
 
 @dataclass(frozen=True)
@@ -26,6 +31,7 @@ class Case:
     Args:
         examples: hypothesis examples, fewer where one takes long.
         pattern_rows: rows of a query that has a single ciphertext, or enough small ones to count bytes in.
+        bound: how far outputs may be off where no kit says it.
     """
 
     name: str
@@ -33,6 +39,12 @@ class Case:
     graph: Graph
     examples: int = 8
     pattern_rows: int = 100
+    bound: float = 1e-12
+
+    @property
+    def one_round(self) -> bool:
+        """Whether a prediction is one question and one reply, between client and server."""
+        return len(self.make().roles) == 2
 
     @property
     def hides(self) -> bool:
@@ -47,27 +59,37 @@ CASES = [
     Case("he, trees", Homomorphic, Graph((forest(5, 6, 3, 2), Sigmoid())), 3, 1),
     Case("he-outsourced", Outsourced, mlp(3, 6, 4, 2), 3, 1),
     Case("paillier", lambda: Paillier(insecure_test_key_bits=2048), logistic(4, 6), 2, 2),
+    Case("mpc-dealer", WithDealer, mlp(3, 6, 4, 2), bound=1e-3),
+    Case("mpc-outsourced", mpc_outsourced.Outsourced, mlp(3, 6, 4, 2), bound=1e-3),
+    Case("mpc-3pc", Replicated, mlp(3, 6, 4, 2), bound=1e-3),
 ]
+ONE_ROUND = [case for case in CASES if case.one_round]
+JOINT = [case for case in CASES if not case.one_round]
 PRIVATE = [case for case in CASES if case.hides]
 
 
 @cache
-def pair_of(name: str) -> Pair:
+def pair_of(name: str) -> Pair | Session:
     case = next(case for case in CASES if case.name == name)
-    return ready(case.make(), case.graph)
+    return (ready if case.one_round else session_ready)(case.make(), case.graph)
+
+
+def fresh(case: Case, **stores: MemoryStore) -> Pair | Session:
+    """Parties that have not set up."""
+    return (Pair if case.one_round else Session)(case.make(), case.graph, **stores)
 
 
 def every(cases: list[Case]):
     return pytest.mark.parametrize("case", cases, ids=[case.name for case in cases])
 
 
-def tags(pair: Pair) -> tuple[str, str]:
+def tags(pair: Pair | Session) -> tuple[str, str]:
     return f"{pair.backend.name}/query", f"{pair.backend.name}/reply"
 
 
-def bound(pair: Pair):
+def bound(pair: Pair | Session, case: Case):
     holder = pair.server if pair.backend.public_role == "client" else pair.client  # who has the model
-    return getattr(holder, "error_bound", 1e-12)
+    return getattr(holder, "error_bound", case.bound)
 
 
 # --- the ideal function -----------------------------------------------------------------------------------------------
@@ -83,12 +105,12 @@ def test_predictions_are_the_ideal_ones_within_the_stated_bound(case):
         x = corners(rows, case.graph.features, seed)
         y = pair.predict(x).output("client")
         assert y.shape == (rows, case.graph.outputs)
-        assert (np.abs(y - case.graph.apply(x)) <= bound(pair)).all()
+        assert (np.abs(y - case.graph.apply(x)) <= bound(pair, case)).all()
 
     check()
 
 
-@every(CASES)
+@every(ONE_ROUND)
 def test_one_message_each_way(case):
     pair = pair_of(case.name)
     transcript = pair.predict(corners(2, case.graph.features))
@@ -132,8 +154,10 @@ def uniform(body: bytes) -> bool:
     return bool(((counts - expected) ** 2 / expected).sum() < 58)
 
 
-def query_of(pair: Pair, x: np.ndarray) -> bytes:
-    return pair.predict(x).messages[0].body
+def query_of(pair: Pair | Session, x: np.ndarray) -> bytes:
+    """All that whoever computes receives in a prediction, but from a dealer."""
+    messages = pair.predict(x).messages
+    return b"".join(m.body for m in messages if m.dst not in ("client", "dealer") and m.src != "dealer")
 
 
 PATTERN = np.array([[0.987654321, -0.55, 0.3, 0.123456789, -0.7, 0.9]]).repeat(100, axis=0)
@@ -151,7 +175,7 @@ def test_no_query_shows_an_input_where_that_is_claimed(case):
 @every(PRIVATE)
 def test_the_same_question_never_looks_the_same(case):
     pair = pair_of(case.name)
-    x = corners(1, case.graph.features)
+    x = corners(1 if case.one_round else 8, case.graph.features)  # a joint one begins with an id
     one, other = (np.frombuffer(query_of(pair, x), np.uint8) for _ in range(2))
     length = min(len(one), len(other))
     middle = slice(length // 4, 3 * length // 4)
@@ -175,13 +199,13 @@ def test_kits_that_travel_are_the_same_for_every_model_of_a_shape(case):
 # --- malformed and misdelivered messages ------------------------------------------------------------------------------
 
 
-def failure(pair: Pair, side: str, change: Callable[[bytes], bytes]) -> BaseException | None:
+def failure(pair: Pair | Session, side: str, change: Callable[[bytes], bytes]) -> BaseException | None:
     """What `side` says to a message that was changed on its way; None if it took it."""
     tag = tags(pair)[0 if side == "server" else 1]
     return pair.predict(corners(1, pair.graph.features), fault=alter(change, tag=tag)).failures.get(side)
 
 
-@every(CASES)
+@every(ONE_ROUND)
 @pytest.mark.parametrize("side", ["server", "client"])
 @pytest.mark.parametrize("keep", [0, 1, 7, 60, 100])
 def test_truncated_bodies_are_refused(case, side, keep):
@@ -192,7 +216,7 @@ def test_truncated_bodies_are_refused(case, side, keep):
     assert isinstance(failures.get(side), ProtocolError) or keep >= whole
 
 
-@every(CASES)
+@every(ONE_ROUND)
 @pytest.mark.parametrize("side", ["server", "client"])
 @pytest.mark.parametrize(
     "body", [b"\0" * 200, b"\xff" * 200, b"\x93\x01\x02\x03", b"\xdc\xff\xff", b"\xc6\xff\xff\xff\xff"]
@@ -201,13 +225,13 @@ def test_garbage_is_refused(case, side, body):
     assert isinstance(failure(pair_of(case.name), side, lambda _: body), ProtocolError)
 
 
-@every(CASES)
+@every(ONE_ROUND)
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_more_bytes_are_refused(case, side):
     assert isinstance(failure(pair_of(case.name), side, lambda body: body + b"\0"), ProtocolError)
 
 
-@every(CASES)
+@every(ONE_ROUND)
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_flipped_bits_are_refused_or_harmless(case, side):
     """A flip in the structure is a ProtocolError; one inside a number of a ciphertext may pass for another number (no
@@ -232,7 +256,7 @@ def test_flipped_bits_are_refused_or_harmless(case, side):
     check()
 
 
-@every(CASES)
+@every(ONE_ROUND)
 @pytest.mark.parametrize("side", ["server", "client"])
 def test_flipped_structure_is_refused(case, side):
     pair = pair_of(case.name)
@@ -241,15 +265,37 @@ def test_flipped_structure_is_refused(case, side):
         assert isinstance(found, ProtocolError)
 
 
-@every(CASES)
+@every(ONE_ROUND)
 def test_repeated_messages_change_nothing_and_lost_ones_end_the_session(case):
     pair = pair_of(case.name)
     x = corners(1, case.graph.features)
     query, reply = tags(pair)
     for fault in (repeat(tag=query), repeat(tag=reply), delay(3, tag=query)):
         y = pair.predict(x, fault=fault).output("client")
-        assert (np.abs(y - case.graph.apply(x)) <= bound(pair)).all()
+        assert (np.abs(y - case.graph.apply(x)) <= bound(pair, case)).all()
     for tag in (query, reply):
+        with pytest.raises(ProtocolError):
+            pair.predict(x, fault=drop(tag=tag)).output("client")
+
+
+@every(JOINT)
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_every_message_of_another_length_is_refused(case, side):
+    pair = pair_of(case.name)
+    x = corners(2, case.graph.features)
+    for tag in {message.tag for message in pair.predict(x).view(side)}:
+        for fault in (truncate(7, dst=side, tag=tag), alter(lambda body: body + b"\0", dst=side, tag=tag)):
+            assert isinstance(pair.predict(x, fault=fault).failures.get(side), ProtocolError), tag
+
+
+@every(JOINT)
+def test_repeated_and_late_messages_change_nothing_and_lost_ones_end_it(case):
+    pair = pair_of(case.name)
+    x = corners(1, case.graph.features)
+    for fault in (repeat(), delay(3, dst="server"), delay(1, src="client")):
+        y = pair.predict(x, fault=fault).output("client")
+        assert (np.abs(y - case.graph.apply(x)) <= bound(pair, case)).all()
+    for tag in {message.tag for message in pair.predict(x).messages}:
         with pytest.raises(ProtocolError):
             pair.predict(x, fault=drop(tag=tag)).output("client")
 
@@ -257,7 +303,7 @@ def test_repeated_messages_change_nothing_and_lost_ones_end_the_session(case):
 # --- keys -------------------------------------------------------------------------------------------------------------
 
 
-@every(PRIVATE)
+@every([case for case in PRIVATE if case.one_round])
 def test_another_key_id_is_refused(case):
     pair = pair_of(case.name)
     known = pair.setup().output("client").encode()
@@ -272,13 +318,13 @@ def test_another_key_id_is_refused(case):
 @every(PRIVATE)
 def test_a_server_that_was_not_set_up_refuses(case):
     pair = pair_of(case.name)
-    stranger = Pair(pair.backend, case.graph, client=pair.stores["client"], server=MemoryStore())
+    stranger = fresh(case, **{**pair.stores, "server": MemoryStore()})
     assert isinstance(stranger.predict(corners(1, case.graph.features)).failures["server"], ProtocolError)
 
 
 @every(PRIVATE)
 def test_a_client_that_was_not_set_up_is_told_so(case):
-    pair = Pair(case.make(), case.graph)
+    pair = fresh(case)
     with pytest.raises(UsageError, match="setup"):
         pair.predict(corners(1, case.graph.features))
 
@@ -286,7 +332,16 @@ def test_a_client_that_was_not_set_up_is_told_so(case):
 # --- models that cannot run -------------------------------------------------------------------------------------------
 
 
-@every(PRIVATE)
+@every(JOINT)
+def test_a_layer_that_has_no_program_is_listed(case):
+    graph = Graph((forest(5, 6, 3, 2), Sigmoid()))
+    backend = case.make()
+    assert [problem.layer for problem in backend.check(graph)] == ["layer 0 (Trees)"]
+    with pytest.raises(ModelError, match="layer 0"):
+        backend.prepare(graph, RNG)
+
+
+@every([case for case in PRIVATE if case.one_round])
 def test_every_layer_that_cannot_run_is_listed(case):
     graph = Graph((linear(1, 2, 3), Sigmoid(), linear(2, 2, 2), Sigmoid(), linear(3, 1, 2)))
     backend = case.make()

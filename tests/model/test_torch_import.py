@@ -126,7 +126,7 @@ def test_everything_that_cannot_run_is_listed_with_its_replacement():
         Residual(nn.Sequential(nn.LayerNorm((4, 2, 2)), nn.GELU("tanh"))),
         nn.Flatten(),
         nn.Linear(16, 2),
-        nn.Softmax(dim=1),
+        nn.LogSoftmax(dim=1),
         nn.Unflatten(1, (1, 2)),
     )
     with pytest.raises(ModelError) as caught:
@@ -142,7 +142,7 @@ def test_a_record_of_another_shape_is_refused():
 
 
 def test_trees_become_no_module():
-    with pytest.raises(ModelError, match="without trees"):
+    with pytest.raises(ModelError, match="without Trees"):
         to_torch(boosted(3, 2, 2))
 
 

@@ -47,7 +47,7 @@ class Session:
         """A prediction; the dealer takes part where stock is empty, or if `dealer` says so."""
         values = np.asarray(x, float)
         rows = len(values)
-        if dealer is None:
+        if dealer is None and "dealer" in self.backend.roles:
             dealer = self.backend.needs_dealer(self.client, self.stores["client"], rows=rows)
         roles = [role for role in self.backend.roles if dealer or role != "dealer"]
         return self._run(

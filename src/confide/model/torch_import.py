@@ -7,6 +7,7 @@ BatchNorm1d, BatchNorm2d           merged into a layer beside them, with the sta
 ReLU, GELU, Tanh, Sigmoid          Relu, Gelu, Tanh, Sigmoid
 Square                             Square: any module whose class is so called, `confide.train.Square` among them
 Chebyshev, Residual                Polynomial, Residual: the modules below
+LayerNorm, Softmax, TransformerEncoder(Layer), TokenMean, Linear on tokens    see torch_attention.py
 Flatten, Dropout, Identity         nothing
 """
 
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import Module
 
 from confide.errors import ModelError
+from confide.model import torch_attention
 from confide.model.folded import Scale, folded
 from confide.model.graph import Graph, Problem
 from confide.model.layers import (
@@ -97,7 +99,7 @@ def from_torch(module: nn.Module, input_shape: Sequence[int], *, classes: tuple[
 
     Args:
         module: an `nn.Sequential`, nested ones and `Residual` included, of the modules above.
-        input_shape: of one record, without the batch: (features,) or (channels, height, width).
+        input_shape: of one record, without the batch: (features,), (tokens, features) or (channels, height, width).
         classes: names of the outcomes.
 
     Raises:
@@ -134,16 +136,23 @@ def _chain(
         problems.append(Problem(where, f"it does not take records of shape {shape}", "give the shape of one record"))
         return [], shape
     if isinstance(module, Residual):
+        turn = len(shape) == 2 and not isinstance(shape, torch_attention.Turned)
+        taken = torch_attention.taken_in([], shape) if turn else []
+        shape = torch_attention.Turned(shape) if turn else shape
         before = len(problems)
         body, shortcut = (
             _chain(part, shape, f"{name}{side}.", problems)[0]
             for part, side in ((module.body, "body"), (module.shortcut, "shortcut"))
         )
-        return ([ResidualLayer(folded(body), folded(shortcut))] if len(problems) == before else []), given
-    if reason := _refusal(module):
+        made = [*taken, ResidualLayer(folded(body), folded(shortcut))] if len(problems) == before else []
+        return made, torch_attention.Turned(given) if isinstance(shape, torch_attention.Turned) else given
+    if reason := torch_attention.refusal(module, shape) or _refusal(module):
         problems.append(Problem(where, *reason))
         return [], given
-    return _items(module, shape), given
+    found = torch_attention.layers(module, shape)
+    if len(given) == 2 and (found is not None or isinstance(shape, torch_attention.Turned)):
+        given = torch_attention.Turned(given)
+    return _items(module, shape) if found is None else found, given
 
 
 def _shape_after(module: nn.Module, shape: Shape) -> Shape | None:
@@ -183,9 +192,9 @@ def _refusal(module: nn.Module) -> tuple[str, str] | None:
                 return "it does not keep one vector for each record", "take start_dim=1"
         case nn.SiLU() | nn.ELU() | nn.SELU() | nn.LeakyReLU() | nn.PReLU() | nn.Hardswish() | nn.Softplus():
             return "a graph has no such activation", "train with ReLU, GELU, Tanh or Square"
-        case nn.Softmax() | nn.LogSoftmax():
-            return "a softmax runs at the client", "end at the logits"
-        case nn.LayerNorm() | nn.GroupNorm() | nn.InstanceNorm2d():
+        case nn.LogSoftmax():
+            return "a logarithm of a softmax", "end at the logits, or take Softmax"
+        case nn.GroupNorm() | nn.InstanceNorm2d():
             return "it divides by what it measures in each record", "train with BatchNorm2d"
         case _ if not _known(module):
             return (
@@ -198,8 +207,9 @@ def _refusal(module: nn.Module) -> tuple[str, str] | None:
 
 
 def _known(module: nn.Module) -> bool:
+    tokens = nn.LayerNorm | nn.Softmax | nn.TransformerEncoderLayer | nn.TransformerEncoder | torch_attention.TokenMean
     plain = nn.Linear | nn.ReLU | nn.Tanh | nn.Sigmoid | nn.Dropout | nn.Dropout2d | nn.Identity | Chebyshev | Squared
-    return isinstance(module, plain) or type(module).__name__ == "Square"
+    return isinstance(module, plain | tokens) or type(module).__name__ == "Square"
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -279,7 +289,7 @@ def to_torch(graph: Graph) -> nn.Sequential:
     """Return a graph without trees as a module on flat records (batch, features), in torch's default type.
 
     Raises:
-        ModelError: the graph has trees, which no gradient trains.
+        ModelError: the graph has trees, or layers of tokens, which no gradient trains here.
     """
     return nn.Sequential(*(_module(layer) for layer in graph.layers))
 
@@ -332,7 +342,7 @@ def _module(layer: Layer) -> nn.Module:
         case Sigmoid():
             return nn.Sigmoid()
         case _:
-            raise ModelError("Expected a graph without trees; no gradient trains them")
+            raise ModelError(f"Expected a graph without {type(layer).__name__}; no gradient trains it here")
 
 
 def _filled(module: nn.Linear | nn.Conv2d, weight: Matrix, bias: Matrix) -> nn.Module:

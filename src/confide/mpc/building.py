@@ -63,7 +63,7 @@ class Builder:
         self._labels: list[str] = []
         self._values: list[Value] = []
 
-    def add(self, operation: AnyOperation) -> int:
+    def __call__(self, operation: AnyOperation) -> int:
         """Append an operation and return its number.
 
         Raises:
@@ -78,6 +78,10 @@ class Builder:
     def program(self) -> Program:
         """Return the program that was written so far. Raises ProtocolError if it is too large."""
         return Program(tuple(self._operations), tuple(self._labels))
+
+    def value(self, number: int) -> Value:
+        """Return what an operation makes."""
+        return self._values[number]
 
     def shape(self, a: int) -> Shape:
         """Return the shape of a value."""
@@ -95,92 +99,92 @@ class Builder:
 
     def input(self, name: str, shape: Shape, *, scale: int = SCALE, kind: Kind = Kind.OPEN) -> int:
         """Load what comes with each run."""
-        return self.add(Load(name, shape, scale, kind, "input"))
+        return self(Load(name, shape, scale, kind, "input"))
 
     def weight(self, name: str, shape: Shape, *, scale: int = SCALE) -> int:
         """Load what belongs to the model and takes part in products: OPEN, masked once for all runs."""
-        return self.add(Load(name, shape, scale, Kind.OPEN, "model"))
+        return self(Load(name, shape, scale, Kind.OPEN, "model"))
 
     def bias(self, name: str, shape: Shape, *, scale: int = 2 * SCALE) -> int:
         """Load what belongs to the model and is only added: SHARED, never masked."""
-        return self.add(Load(name, shape, scale, Kind.SHARED, "model"))
+        return self(Load(name, shape, scale, Kind.SHARED, "model"))
 
     def state(self, name: str, shape: Shape, *, scale: int = SCALE, kind: Kind = Kind.OPEN) -> int:
         """Load what an earlier program kept."""
-        return self.add(Load(name, shape, scale, kind, "state"))
+        return self(Load(name, shape, scale, kind, "state"))
 
     def keep(self, a: int, name: str) -> int:
         """Keep a value under a name, for later programs."""
-        return self.add(Keep(a, name))
+        return self(Keep(a, name))
 
     def reveal(self, a: int, name: str = "y", *, bits: int = 0) -> int:
         """Tell a value to whoever receives the output, its lowest `bits` left out."""
-        return self.add(Reveal(a, name, bits))
+        return self(Reveal(a, name, bits))
 
     # --- what sends, and what opened values are for -------------------------------------------------------------------
 
     def open(self, a: int) -> int:
         """Return a value as OPEN; one that is OPEN already stays as it is. One round."""
-        return a if self.kind(a) is Kind.OPEN else self.add(Open(a))
+        return a if self.kind(a) is Kind.OPEN else self(Open(a))
 
     def matmul(self, a: int, b: int, *, transpose_a: bool = False, transpose_b: bool = False) -> int:
         """Return the product of matrices in the last two axes; both are opened if they are not."""
-        return self.add(MatMul(self.open(a), self.open(b), transpose_a, transpose_b))
+        return self(MatMul(self.open(a), self.open(b), transpose_a, transpose_b))
 
     def convolve(self, a: int, b: int, *, stride: tuple[int, int], padding: tuple[int, int, int, int]) -> int:
         """Return the convolution of images with kernels; both are opened if they are not."""
-        return self.add(Convolve(self.open(a), self.open(b), stride, padding))
+        return self(Convolve(self.open(a), self.open(b), stride, padding))
 
     def multiply(self, a: int, b: int) -> int:
         """Return the product elementwise; both are opened if they are not."""
         a = self.open(a)
-        return self.add(Multiply(a, self.open(b)))
+        return self(Multiply(a, self.open(b)))
 
     def truncate(self, a: int, bits: int, *, rescaled: int | None = None) -> int:
         """Return a value divided by 2^bits; opened first if it is not. The scale falls by `rescaled`, or by bits."""
-        return self.add(Truncate(self.open(a), bits, rescaled)) if bits else a
+        return self(Truncate(self.open(a), bits, rescaled)) if bits else a
 
     def sign(self, a: int, *, window: int, drop: int) -> int:
         """Return the bit whether a value is at least 0; opened first if it is not. One round."""
-        return self.add(Sign(self.open(a), window, drop))
+        return self(Sign(self.open(a), window, drop))
 
     def select(self, bit: int, a: int, *, bits: int = 0) -> int:
         """Return bit times a, truncated by `bits`; opened first if it is not."""
-        return self.add(Select(bit, self.open(a), bits))
+        return self(Select(bit, self.open(a), bits))
 
     def number(self, bit: int) -> int:
         """Return a bit as 0 or 1 at scale 0."""
-        return self.add(Number(bit))
+        return self(Number(bit))
 
     def periodic(self, a: int, series: Series) -> int:
         """Return a Fourier series of a value; opened first if it is not."""
-        return self.add(Periodic(self.open(a), series.period, series.cosines, series.sines))
+        return self(Periodic(self.open(a), series.period, series.cosines, series.sines))
 
     # --- what is local ------------------------------------------------------------------------------------------------
 
     def plus(self, a: int, b: int) -> int:
         """Return a + b, of one shape and one scale."""
-        return self.add(Add(a, b))
+        return self(Add(a, b))
 
     def minus(self, a: int, b: int) -> int:
         """Return a - b, of one shape and one scale."""
-        return self.add(Subtract(a, b))
+        return self(Subtract(a, b))
 
     def shift(self, a: int, by: float) -> int:
         """Return a plus a public real number, rounded to the scale of `a`."""
-        return self.add(Shift(a, round(by * 2.0 ** self.scale(a))))
+        return self(Shift(a, round(by * 2.0 ** self.scale(a))))
 
     def times(self, a: int, by: int, *, rescaled: int = 0) -> int:
         """Return a times a public integer; the scale grows by `rescaled`."""
-        return a if by == 1 and not rescaled else self.add(Times(a, by, rescaled))
+        return a if by == 1 and not rescaled else self(Times(a, by, rescaled))
 
     def reshape(self, a: int, shape: Shape) -> int:
         """Return a in another shape, rows first."""
-        return a if shape == self.shape(a) else self.add(Reshape(a, shape))
+        return a if shape == self.shape(a) else self(Reshape(a, shape))
 
     def transpose(self, a: int, axes: tuple[int, ...]) -> int:
         """Return a with its axes in another order."""
-        return a if axes == tuple(range(len(axes))) else self.add(Transpose(a, axes))
+        return a if axes == tuple(range(len(axes))) else self(Transpose(a, axes))
 
     def part(self, a: int, axis: int, start: int, stop: int, step: int = 1) -> int:
         """Return a[start:stop:step] along one axis."""
@@ -189,19 +193,19 @@ class Builder:
             return a
         starts = tuple(start if each == axis else 0 for each in range(len(shape)))
         stops = tuple(stop if each == axis else size for each, size in enumerate(shape))
-        return self.add(Slice(a, starts, stops, tuple(step if each == axis else 1 for each in range(len(shape)))))
+        return self(Slice(a, starts, stops, tuple(step if each == axis else 1 for each in range(len(shape)))))
 
     def concatenate(self, parts: Sequence[int], axis: int) -> int:
         """Return values of one kind and scale, one after the other along an axis."""
-        return parts[0] if len(parts) == 1 else self.add(Concatenate(tuple(parts), axis))
+        return parts[0] if len(parts) == 1 else self(Concatenate(tuple(parts), axis))
 
     def broadcast(self, a: int, shape: Shape) -> int:
         """Return a repeated to a shape, as numpy broadcasts."""
-        return a if shape == self.shape(a) else self.add(Broadcast(a, shape))
+        return a if shape == self.shape(a) else self(Broadcast(a, shape))
 
     def sum(self, a: int, axis: int) -> int:
         """Return the sum along an axis, which goes."""
-        return self.add(Sum(a, axis))
+        return self(Sum(a, axis))
 
     # --- compositions -------------------------------------------------------------------------------------------------
 
@@ -212,7 +216,7 @@ class Builder:
 
     def times_real(self, a: int, by: float, *, bits: int = SCALE) -> int:
         """Return a times a public real number, rounded to `bits` fraction bits, by which the scale grows."""
-        return self.add(Times(a, round(by * 2.0**bits), bits))
+        return self(Times(a, round(by * 2.0**bits), bits))
 
     def is_positive(self, a: int, *, whole_bits: int) -> int:
         """Return the bit whether a real number, |a| < 2^whole_bits, is at least 0; -2^-16 < a < 0 may be taken for 0.

@@ -13,13 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from confide.errors import ProtocolError
+from confide.errors import ProtocolError, UsageError
 from confide.mpc.ahead import Ready, add_corrections, prepare
 from confide.mpc.correlations import DealId, Layout
 from confide.mpc.dealer import deal, model_masks
 from confide.mpc.keys import Mode, Record, dealer_record, fixed_of, known_record, own_record
 from confide.mpc.kits import AnyKit, Plan
-from confide.mpc.messages import SMALL_BYTES, Header, Request, Stored, expect_binding
+from confide.mpc.messages import MOST_DEALS, MOST_ROWS, SMALL_BYTES, Header, Request, Stored, expect_binding
 from confide.mpc.stock import MOST_READY, Shelf, piece_names
 from confide.wire import Message, Party, Step, Store, decode, encode
 
@@ -75,12 +75,23 @@ def deal_at_party(mode: Mode, role: str, kit: AnyKit, store: Store, *, rows: int
 
     Returns:
         How many deals are in stock now.
+
+    Raises:
+        UsageError: numbers out of range, or a client that was not set up.
     """
-    party = mode.party(role)
+    if not (1 <= rows <= MOST_ROWS and 1 <= count <= MOST_DEALS):
+        raise UsageError(f"Expected rows={rows} from 1 to {MOST_ROWS} and count={count} from 1 to {MOST_DEALS}")
     request: tuple[Message, ...] = ()
     if role == "client":
-        record = own_record(mode, role, kit, store)
-        request = (Message(role, "dealer", f"{mode.name}/request", encode(Request(record.run, rows, count))),)
+        run = own_record(mode, role, kit, store).run
+        request = (Message(role, "dealer", f"{mode.name}/request", encode(Request(run, rows, count))),)
+    return _stocking(mode, role, kit, store, request, rows=rows, count=count)
+
+
+def _stocking(
+    mode: Mode, role: str, kit: AnyKit, store: Store, request: tuple[Message, ...], *, rows: int, count: int
+) -> Party:
+    party = mode.party(role)
     received = yield Step(request, await_tag=f"{mode.name}/header", wait_for=("dealer",))
     header = decode(received["dealer"].body, Header, max_bytes=SMALL_BYTES)
     record = known_record(mode, role, kit, store, header.run)

@@ -34,8 +34,15 @@ _PLANS_KEPT, _FIXED_KEPT = 16, 64
 class Recipe(Protocol):
     """What is public of a model: for any number of rows, the program that computes its predictions."""
 
-    features: int
-    outputs: int
+    @property
+    def features(self) -> int:
+        """Return the features of a row."""
+        ...
+
+    @property
+    def outputs(self) -> int:
+        """Return the outputs of a row."""
+        ...
 
     def program(self, rows: int) -> Program:
         """Return the program for `rows` rows: an input "x", an output "y"."""

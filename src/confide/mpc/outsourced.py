@@ -9,12 +9,14 @@ from confide.errors import ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.graph import Graph, Problem
-from confide.mpc import recipes
+from confide.mpc import lowering, weights
 from confide.mpc.correlations import Words
 from confide.mpc.deals import deal_at_dealer, deal_at_party, hold_ready
 from confide.mpc.keys import Mode, setup_dealer, setup_party
 from confide.mpc.kits import ModelKit, PublicKit, read_kit
 from confide.mpc.predictions import in_stock, predict_at_client, predict_at_party
+from confide.mpc.ranges import Ranges
+from confide.mpc.recipe import GraphRecipe
 from confide.mpc.two_party import SECURITY_BITS, checked_kit
 from confide.wire import Party, Store
 
@@ -26,6 +28,9 @@ class Outsourced(Backend):
 
     Roles: whoever owns the model runs `prepare`, and sends each server its kit, a share; the client sends shares of
     its rows to "server" and "helper" and adds up what they send back; the dealer is as in "mpc-dealer".
+
+    Args:
+        ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
 
     **Guarantees**: against parties that follow the protocol and study what they see, and as long as no two of server,
     helper and dealer pool what they have: none of them learns anything of weights, rows and predictions; the client
@@ -40,14 +45,16 @@ class Outsourced(Backend):
     roles = _MODE.roles
     public_role = "client"
 
-    def __init__(self) -> None:
+    def __init__(self, *, ranges: Ranges | None = None) -> None:
+        self._ranges = ranges
         self.guarantee = _GUARANTEE
 
     def check(self, graph: Graph) -> list[Problem]:
-        return recipes.check(graph)
+        return lowering.check(graph, self._ranges)
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        recipe, model = recipes.recipe_of(graph), recipes.encoded_model(graph)
+        architecture = lowering.architecture_of(graph, self._ranges)
+        recipe, model = GraphRecipe(architecture), weights.encoded(graph, architecture)
         mine: dict[str, Words] = {name: _uniform(words, rng) for name, words in model.items()}
         theirs = {name: np.subtract(words, mine[name]) for name, words in model.items()}
         return {
@@ -61,7 +68,7 @@ class Outsourced(Backend):
         recipe, model = read_kit(body)
         if role not in self.roles or (role in _MODE.holders) != bool(model):
             raise ProtocolError(f"Expected a kit for role={role!r}: with a share at a server, without one elsewhere")
-        read = recipes.read_recipe(recipe)
+        read = GraphRecipe.decode(recipe)
         return ModelKit(read, owned=False, model=model) if model else PublicKit(read, owned=False)
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:

@@ -53,9 +53,17 @@ class Taken:
 
 
 def predict_at_client(mode: Mode, kit: AnyKit, x: Matrix, store: Store, rng: Randomness) -> Party:
-    """Return the client's party of one prediction; it returns y."""
-    words, rows = encoded(x, kit), len(x)
-    record = own_record(mode, "client", kit, store)
+    """Return the client's party of one prediction; it returns y.
+
+    Raises:
+        UsageError: rows that do not fit, or a client that was not set up.
+    """
+    return _predicting(mode, kit, encoded(x, kit), len(x), own_record(mode, "client", kit, store), store, rng)
+
+
+def _predicting(
+    mode: Mode, kit: AnyKit, words: Words, rows: int, record: Record, store: Store, rng: Randomness
+) -> Party:
     plan = kit.plans.of(rows)
     taken = yield from _take(mode, kit, store, record, plan, rows)
     try:

@@ -44,8 +44,9 @@ def convolve(
         padded = np.pad(picture, ((0, 0), (top, bottom), (left, right)))
         windows = np.lib.stride_tricks.sliding_window_view(padded, (kh, kw), axis=(1, 2))  # pyright: ignore
         windows = windows[:, :: stride[0], :: stride[1]].transpose(0, 3, 4, 1, 2)
-        columns = windows.reshape(1, channels * kh * kw, -1)
-        matmul(kernels, columns, result.reshape(1, outputs, -1), add)
+        positions = result.shape[1] * result.shape[2]
+        columns = windows.reshape(1, channels * kh * kw, positions)
+        matmul(kernels, columns, result.reshape(1, outputs, positions), add)
 
 
 def _limbs(words: Words) -> list[NDArray[np.float64]]:

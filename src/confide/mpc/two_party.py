@@ -7,11 +7,13 @@ from confide.errors import ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.graph import Graph, Problem
-from confide.mpc import recipes
+from confide.mpc import lowering, weights
 from confide.mpc.deals import deal_at_dealer, deal_at_party, hold_ready
 from confide.mpc.keys import Mode, setup_dealer, setup_party
 from confide.mpc.kits import AnyKit, ModelKit, PublicKit, read_kit
 from confide.mpc.predictions import in_stock, predict_at_client, predict_at_party
+from confide.mpc.ranges import Ranges
+from confide.mpc.recipe import GraphRecipe
 from confide.wire import Party, Store
 
 SECURITY_BITS = 100
@@ -25,6 +27,9 @@ class WithDealer(Backend):
     Roles: the client has rows, the server has the model, the dealer has neither. `setup` takes all three, once for a
     client and a version of the weights. `deal` takes all three and puts correlations for later predictions into the
     stores; `predict` takes client and server, and the dealer too where stock is empty (`needs_dealer`).
+
+    Args:
+        ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
 
     **Guarantees**: against parties that follow the protocol and study what they see, and as long as the dealer pools
     nothing with either of the others: the server learns nothing of rows and predictions, the client nothing of the
@@ -40,17 +45,19 @@ class WithDealer(Backend):
     roles = _MODE.roles
     public_role = "client"
 
-    def __init__(self) -> None:
+    def __init__(self, *, ranges: Ranges | None = None) -> None:
+        self._ranges = ranges
         self.guarantee = _GUARANTEE
 
     def check(self, graph: Graph) -> list[Problem]:
-        return recipes.check(graph)
+        return lowering.check(graph, self._ranges)
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        recipe = recipes.recipe_of(graph)
+        architecture = lowering.architecture_of(graph, self._ranges)
+        recipe, model = GraphRecipe(architecture), weights.encoded(graph, architecture)
         return {
             "client": PublicKit(recipe, owned=True),
-            "server": ModelKit(recipe, owned=True, model=recipes.encoded_model(graph)),
+            "server": ModelKit(recipe, owned=True, model=model),
             "dealer": PublicKit(recipe, owned=True),
         }
 
@@ -58,7 +65,7 @@ class WithDealer(Backend):
         recipe, model = read_kit(body)
         if role not in self.roles or (role == "server") != bool(model):
             raise ProtocolError(f"Expected a kit for role={role!r}: with a model at the server, without one elsewhere")
-        read = recipes.read_recipe(recipe)
+        read = GraphRecipe.decode(recipe)
         return ModelKit(read, owned=True, model=model) if model else PublicKit(read, owned=True)
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:

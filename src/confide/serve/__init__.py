@@ -20,6 +20,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         "paillier": "confide.he.paillier:Paillier",
         "mpc-dealer": "confide.mpc.two_party:WithDealer",
         "mpc-outsourced": "confide.mpc.outsourced:Outsourced",
+        "mpc-3pc": "confide.mpc.replicated:Replicated",
     }
 )
 

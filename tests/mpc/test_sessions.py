@@ -1,0 +1,337 @@
+"""Set-up, stock and predictions: ids serve once, whatever is sent, lost or restarted; the dealer sees no weight."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, get_type_hints
+
+import numpy as np
+import pytest
+
+from confide.errors import ConfideError, ModelError, ProtocolError, UsageError
+from confide.model.graph import Graph
+from confide.mpc.kits import ModelKit, PublicKit
+from confide.mpc.messages import Ask, Header, Query
+from confide.mpc.outsourced import Outsourced
+from confide.mpc.two_party import WithDealer
+from confide.wire import MemoryStore, alter, decode, drop, encode, truncate
+from he.oracle import corners, forest, mlp
+from mpc.sessions import RNG, Session, ready
+
+GRAPH = mlp(3, 6, 4, 2)
+X = corners(2, 6)
+
+
+def both(test):
+    return pytest.mark.parametrize("backend", [WithDealer(), Outsourced()], ids=["dealer", "outsourced"])(test)
+
+
+def holders(session: Session) -> list[str]:
+    return ["client", "server"] if session.backend.name == "mpc-dealer" else ["server", "helper"]
+
+
+def close(session: Session, y: Any) -> bool:
+    return bool(np.abs(y - session.graph.apply(X)).max() < 1e-3)
+
+
+# --- stock and ids ----------------------------------------------------------------------------------------------------
+
+
+@both
+def test_stock_serves_once_and_then_the_dealer_is_asked(backend):
+    session = ready(backend, GRAPH)
+    assert session.deal(rows=2, count=2).output("client") == 2
+    used = []
+    for _ in range(2):
+        assert not backend.needs_dealer(session.client, session.stores["client"], rows=2)
+        transcript = session.predict(X)
+        assert close(session, transcript.output("client"))
+        used.append(asked(transcript).counter)
+    assert used == [0, 1]
+    assert backend.needs_dealer(session.client, session.stores["client"], rows=2)
+    transcript = session.predict(X)
+    assert close(session, transcript.output("client"))
+    assert asked(transcript).counter == 2
+    assert session.deal(rows=2).output("server") == 1
+    assert asked(session.predict(X)).counter == 3
+    assert not any("/stock/" in key for role in holders(session) for key in session.stores[role].keys(backend.name))
+
+
+@both
+def test_stock_is_for_so_many_rows(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=1, count=1)
+    assert backend.needs_dealer(session.client, session.stores["client"], rows=2)
+    assert close(session, session.predict(X).output("client"))
+    assert np.abs(session.predict(X[:1]).output("client") - GRAPH.apply(X[:1])).max() < 1e-3
+
+
+def asked(transcript: Any) -> Ask:
+    body = next(message.body for message in transcript.messages if message.tag.endswith("/ask"))
+    try:
+        return decode(body, Ask, max_bytes=4096)
+    except ProtocolError:
+        return decode(body, Query, max_bytes=1 << 20).ask
+
+
+def renumbered(change):
+    """A fault on the first message of a prediction."""
+
+    def altered(body: bytes) -> bytes:
+        try:
+            return encode(change(decode(body, Ask, max_bytes=4096)))
+        except ProtocolError:
+            query = decode(body, Query, max_bytes=1 << 20)
+            return encode(Query(change(query.ask), query.share))
+
+    return altered
+
+
+def masked_bytes(session: Session, transcript: Any, src: str) -> int:
+    run = f"{session.backend.name}/run/"
+    return sum(len(m.body) for m in transcript.messages if m.src == src and m.tag.startswith(run))
+
+
+@both
+def test_an_id_that_was_used_is_refused_before_anything_is_sent(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=3)
+    session.predict(X)
+
+    def replayed(ask: Ask) -> Ask:
+        return Ask(ask.format, ask.run, 0, ask.rows, ask.binding, ask.on_demand)
+
+    transcript = session.predict(X, fault=alter(renumbered(replayed), tag=f"{backend.name}/ask", dst="server"))
+    assert isinstance(transcript.failures["server"], ProtocolError)
+    assert masked_bytes(session, transcript, "server") == 0
+    demanded = session.predict(
+        X,
+        fault=alter(
+            renumbered(lambda a: Ask(a.format, a.run, 0, a.rows, a.binding, True)),
+            tag=f"{backend.name}/ask",
+            dst="server",
+        ),
+    )
+    assert isinstance(demanded.failures["server"], ProtocolError)
+    assert masked_bytes(session, demanded, "server") == 0
+
+
+@both
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: Ask(a.format + 1, a.run, a.counter, a.rows, a.binding, a.on_demand),
+        lambda a: Ask(a.format, bytes(16), a.counter, a.rows, a.binding, a.on_demand),
+        lambda a: Ask(a.format, a.run, a.counter + 9, a.rows, a.binding, a.on_demand),
+        lambda a: Ask(a.format, a.run, a.counter, a.rows + 1, a.binding, a.on_demand),
+        lambda a: Ask(a.format, a.run, a.counter, a.rows, bytes(32), a.on_demand),
+    ],
+    ids=["format", "run", "counter", "rows", "program"],
+)
+def test_a_first_message_that_does_not_fit_ends_it(backend, change):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2)
+    transcript = session.predict(X, fault=alter(renumbered(change), tag=f"{backend.name}/ask", dst="server"))
+    assert isinstance(transcript.failures["server"], ProtocolError)
+    assert masked_bytes(session, transcript, "server") == 0
+
+
+@both
+def test_an_id_is_marked_before_the_first_masked_byte_and_a_crash_skips_it(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=2)
+    lost = session.predict(X, fault=drop(tag=f"{backend.name}/run/2"))
+    assert lost.failures
+    for role in holders(session):
+        assert not any(f"{0:016x}" in key for key in session.stores[role].keys(f"{backend.name}/{role}/"))
+    session.kits = {role: backend.decode_kit(role, kit.encode()) for role, kit in session.kits.items()}  # restarted
+    transcript = session.predict(X)
+    assert asked(transcript).counter == 1
+    assert close(session, transcript.output("client"))
+
+
+@both
+def test_two_predictions_at_once_do_not_share_an_id(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=2)
+    store = session.stores["client"]
+    parties = [backend.predict("client", session.client, X, store, RNG) for _ in range(2)]
+    steps = [next(party) for party in parties]
+    counters = [asked(type("T", (), {"messages": step.send})).counter for step in steps]
+    assert sorted(counters) == [0, 1]
+
+
+@both
+def test_the_dealer_never_gives_an_id_twice(backend):
+    session = ready(backend, GRAPH)
+    seen: list[int] = []
+
+    def listen(body: bytes) -> bytes:
+        header = decode(body, Header, max_bytes=4096)
+        seen.extend(one.counter for one in header.ids())
+        return body
+
+    fault = alter(listen, tag=f"{backend.name}/header", dst="server")
+    session.deal(rows=2, count=2, fault=fault)
+    session.deal(rows=1, count=1, fault=fault)
+    session.deal(
+        rows=2, count=1, fault=lambda m: [] if "corrections" in m.tag or "words" in m.tag else fault(m)
+    )  # lost
+    session.predict(X, fault=fault)
+    session.predict(X, fault=fault)
+    session.predict(X, fault=fault)
+    assert seen == sorted(set(seen))
+    assert len(seen) == 5
+
+
+@both
+def test_correlations_that_came_before_are_refused(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=2)
+
+    def old(body: bytes) -> bytes:
+        header = decode(body, Header, max_bytes=4096)
+        return encode(Header(header.run, 0, header.count, header.rows, header.binding))
+
+    transcript = session.deal(rows=2, count=1, fault=alter(old, tag=f"{backend.name}/header", dst="server"))
+    assert isinstance(transcript.failures["server"], ProtocolError)
+
+
+@both
+@pytest.mark.parametrize("keep", [0, 5])
+def test_correlations_of_another_length_are_refused(backend, keep):
+    session = ready(backend, GRAPH)
+    party = holders(session)[1]
+    tag = f"{backend.name}/deal/0/words"
+    for fault in (truncate(keep, tag=tag), alter(lambda body: body + b"\0", tag=tag)):
+        assert isinstance(session.deal(rows=2, fault=fault).failures[party], ProtocolError)
+        assert isinstance(session.predict(X, fault=fault).failures[party], ProtocolError)
+
+
+# --- set-up -----------------------------------------------------------------------------------------------------------
+
+
+@both
+def test_other_weights_need_another_set_up(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=2)
+    other = Session(backend, mlp(9, 6, 4, 2), **session.stores)
+    transcript = other.predict(X)
+    assert isinstance(transcript.failures["server"], ProtocolError)
+    assert masked_bytes(other, transcript, "server") == 0
+    first = opened(session.setup())
+    again = opened(session.setup())
+    assert first != again  # a new A each time
+
+
+def opened(transcript: Any) -> bytes:
+    return next(message.body for message in transcript.messages if message.tag.endswith("/model"))
+
+
+@both
+def test_nothing_of_the_weights_reaches_the_dealer_or_stands_in_the_opening(backend):
+    session = Session(backend, GRAPH)
+    transcript = session.setup()
+    assert [m.tag.rpartition("/")[2] for m in transcript.view("dealer")] == ["hello"] * (len(backend.roles) - 1)
+    assert all(len(m.body) < 100 for m in transcript.view("dealer"))
+    zeros = Graph(
+        tuple(dataclasses.replace(x, weight=0 * x.weight) if hasattr(x, "weight") else x for x in GRAPH.layers)
+    )
+    words = np.frombuffer(opened(Session(backend, zeros).setup()), np.uint64)
+    assert len(set(words.tolist())) == len(words)  # masked, each by its own
+    session.deal(rows=2)
+    asked_of = session.predict(np.vstack([X, X])).view("dealer")
+    assert [m.tag.rpartition("/")[2] for m in asked_of] == ["request"]
+
+
+@both
+def test_a_dealers_kit_has_no_place_for_a_weight(backend):
+    kits = backend.prepare(GRAPH, RNG)
+    assert isinstance(kits["dealer"], PublicKit)
+    assert not isinstance(kits["dealer"], ModelKit)
+    assert (
+        kits["dealer"].encode() == kits["client"].encode() == backend.prepare(mlp(8, 6, 4, 2), RNG)["dealer"].encode()
+    )
+    assert "model" not in get_type_hints(PublicKit.__init__)
+    with pytest.raises(ProtocolError):
+        backend.decode_kit("dealer", kits["server"].encode())
+
+
+def test_shares_of_a_model_say_nothing_each():
+    kits = [Outsourced().prepare(GRAPH, RNG) for _ in range(2)]
+    for role in ("server", "helper"):
+        one, other = (kit[role].encode() for kit in kits)
+        assert one != other
+    zeros = Graph(
+        tuple(dataclasses.replace(x, weight=0 * x.weight) if hasattr(x, "weight") else x for x in GRAPH.layers)
+    )
+    kit = Outsourced().prepare(zeros, RNG)["helper"]
+    assert isinstance(kit, ModelKit)
+    assert all(words.all() for name, words in kit.model.items() if "weight" in name)
+
+
+@both
+def test_whoever_is_not_set_up_is_told(backend):
+    with pytest.raises(UsageError, match="setup"):
+        Session(backend, GRAPH).predict(X, dealer=False)
+    session = ready(backend, GRAPH)
+    stranger = Session(backend, GRAPH, client=session.stores["client"])
+    assert isinstance(stranger.predict(X, dealer=False).failures.get("server", ProtocolError()), ProtocolError)
+
+
+@both
+def test_kits_of_other_roles_and_models_that_cannot_run_are_refused(backend):
+    session = Session(backend, GRAPH)
+    for role in backend.roles:
+        wrong = session.kits["client" if role in ("server", "helper") else "server"]
+        with pytest.raises(UsageError):
+            backend.setup(role, wrong, MemoryStore(), RNG)
+    graph = Graph((forest(5, 6, 3, 2),))
+    assert backend.check(graph)
+    with pytest.raises(ModelError):
+        backend.prepare(graph, RNG)
+
+
+@both
+@pytest.mark.parametrize("x", [np.zeros((1, 5)), np.full((1, 6), np.nan), np.full((1, 6), 1e9), np.zeros((0, 6))])
+def test_rows_that_do_not_fit_are_refused_before_anything_is_sent(backend, x):
+    session = ready(backend, GRAPH)
+    with pytest.raises(UsageError):
+        session.predict(x, dealer=True)
+
+
+# --- what is seen -----------------------------------------------------------------------------------------------------
+
+
+@both
+def test_rounds_bytes_and_messages_do_not_depend_on_the_rows(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=2)
+    one, other = session.predict(X), session.predict(np.zeros_like(X))
+    assert one.sizes == other.sizes
+    assert [m.tag for m in one.messages] == [m.tag for m in other.messages]
+    assert all(a.body != b.body for a, b in zip(one.messages, other.messages, strict=True))
+
+
+@both
+def test_no_repr_shows_a_secret(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2)
+    for role, kit in session.kits.items():
+        assert "array" not in repr(kit), role
+        assert "prepared" not in repr(kit)
+
+
+@both
+def test_garbage_anywhere_is_a_protocol_error(backend):
+    """Every message of set-up, deal and prediction, replaced: whoever reads it says ProtocolError, and nobody hangs."""
+    stream = np.random.default_rng(1)
+    for size in (0, 3, 200):
+        junk = stream.bytes(size)
+        for tag in ("hello", "keys", "model", "request", "header", "ask"):
+            session = Session(backend, GRAPH) if tag in ("hello", "keys", "model") else ready(backend, GRAPH)
+            ask = session.setup if tag in ("hello", "keys", "model") else lambda one=session, **k: one.predict(X, **k)
+            transcript = ask(fault=alter(lambda _, j=junk: j, tag=f"{backend.name}/{tag}"))
+            assert transcript.failures, tag
+            assert all(isinstance(error, ConfideError) for error in transcript.failures.values())
+            assert any(isinstance(error, ProtocolError) for error in transcript.failures.values()), tag
