@@ -32,6 +32,7 @@ class Houses:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.url = folder, ""
+        self.partners: dict[str, str] = {}
         self.lines: list[str] = []
         self.broken: list[BaseException] = []
         self.seen: dict[str, list] = {}
@@ -73,6 +74,7 @@ def houses(
     """Run a server and its partners (name by role) until the block ends."""
     members = {**dict.fromkeys(clients, "client"), **{name: role for role, name in partners.items()}}
     found = Houses(folder)
+    found.partners = partners
     home = founded(folder, members)
     limits = limits or Limits(batch_rows=64)
     served: list[Prepared] = prepared(model(backend, graph=graph), limits, SystemRandomness())

@@ -7,6 +7,7 @@ import pytest
 
 from confide.crypto.random import SeededRandomness
 from confide.mpc.outsourced import Outsourced
+from confide.mpc.replicated import Replicated
 from confide.mpc.two_party import WithDealer
 from confide.serve.client import Client
 from confide.store import Prefixed
@@ -56,7 +57,11 @@ def in_one_process(backend):
 
 @pytest.mark.parametrize(
     ("kind", "partners"),
-    [(WithDealer, {"dealer": "broker"}), (Outsourced, {"dealer": "broker", "helper": "second"})],
+    [
+        (WithDealer, {"dealer": "broker"}),
+        (Outsourced, {"dealer": "broker", "helper": "second"}),
+        (Replicated, {"helper": "second", "third": "last"}),
+    ],
 )
 def test_transcripts_are_the_same_byte_for_byte(kind, partners, tmp_path):
     expected, y = in_one_process(kind())

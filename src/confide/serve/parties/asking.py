@@ -232,6 +232,9 @@ class JointAsking:
     def _insecure(self, offer: Offer) -> str:
         return self._guest.circle.insecure or offer.insecure
 
+    def _store_of(self, session: Session) -> Store:
+        return self._guest.circle.sessions.view(session.keys_prefix)
+
     def _preparing(self, session: Session) -> Steps[Transcript]:
         return (yield Work(lambda: self._set_up(session)))
 
@@ -240,7 +243,7 @@ class JointAsking:
             return Transcript(outputs={"client": session.key_id})
         self.progress(0, 0, SETTING_UP)
         session.describe()
-        store, backend = session.keys, session.backend
+        store, backend = self._store_of(session), session.backend
         ended, seen = self._guest.run(
             "setup", lambda: backend.setup("client", session.client, store, self._rng), prefix=session.keys_prefix
         )
@@ -270,7 +273,7 @@ class JointAsking:
         raise AssertionError
 
     def _asked(self, session: Session, x: Matrix) -> Transcript:
-        store, backend = session.keys, session.backend
+        store, backend = self._store_of(session), session.backend
         ended, seen = self._guest.run(
             "predict",
             lambda: backend.predict("client", session.client, x, store, self._rng),
@@ -303,7 +306,7 @@ class JointAsking:
         Raises:
             UsageError: the backend has no dealer, or this one deals nothing ahead.
         """
-        backend, kit, store = session.backend, session.client, session.keys
+        backend, kit, store = session.backend, session.client, self._store_of(session)
         offer = self._guest.offer()
         most = max((self._guest.stock(seat.name) for seat in offer.seats if seat.role == "dealer"), default=0)
         if not isinstance(backend, DealsAhead) or not most:
