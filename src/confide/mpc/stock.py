@@ -81,9 +81,10 @@ class Shelf:
 
     def broken(self, store: Store) -> dict[str, bytes | None]:
         """Return the change that clears what an interrupted deal left."""
-        keys = store.keys(f"{self.root}/stock/")
-        whole = {key.removesuffix("/complete") for key in keys if key.endswith("/complete")}
-        return dict.fromkeys(key for key in keys if key.rpartition("/")[0] not in whole)
+        prefix = f"{self.root}/stock/"
+        places = {key: tuple(key.removeprefix(prefix).split("/")[:2]) for key in store.keys(prefix)}  # rows, counter
+        whole = {place for key, place in places.items() if key.endswith("/complete")}
+        return dict.fromkeys(key for key, place in places.items() if place not in whole)
 
 
 def piece_names(layout: Layout, party: int | None) -> list[str]:
