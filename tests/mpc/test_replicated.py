@@ -107,14 +107,14 @@ def blocks() -> tuple[Program, dict[str, np.ndarray]]:
     b = Builder()
     x = b.input("x", (2, 3, 6, 6))
     w, v = b.weight("w", (4, 3, 3, 3)), b.weight("v", (5, 36))
-    y = b.add(Open(b.convolve(x, w, stride=(1, 2), padding=(1, 0, 1, 1))))
+    y = b(Open(b.convolve(x, w, stride=(1, 2), padding=(1, 0, 1, 1))))
     rows = b.reshape(y, (2, 72))
     halves = [b.part(rows, 1, at, 72, 2) for at in (0, 1)]
     difference = b.minus(*halves)
-    larger = b.add(Sign(difference, 45, 16))
-    best = b.open(b.plus(b.add(Select(larger, difference)), halves[1]))
-    positive = b.add(Sign(best, 44, 16))
-    h = b.open(b.add(Select(positive, best, 16)))
+    larger = b(Sign(difference, 45, 16))
+    best = b.open(b.plus(b(Select(larger, difference)), halves[1]))
+    positive = b(Sign(best, 44, 16))
+    h = b.open(b(Select(positive, best, 16)))
     z = b.plus(b.matmul(h, v, transpose_b=True), b.broadcast(b.bias("c", (5,)), (2, 5)))
     b.reveal(z, "logits")
     square = b.multiply(h, h)
@@ -284,7 +284,7 @@ def wide() -> tuple[Program, dict[str, np.ndarray]]:
     b = Builder()
     x, w = b.input("x", (count,)), b.weight("w", (count,))
     y = b.open(b.multiply(x, w))
-    z = b.open(b.add(Select(b.add(Sign(y, 44, 16)), y, 16)))
+    z = b.open(b(Select(b(Sign(y, 44, 16)), y, 16)))
     b.reveal(z if b.kind(z) is Kind.SHARED else b.multiply(z, z))
     return b.program(), {"x": np.full(count, 3 << 16), "w": np.full(count, 1 << 15)}
 

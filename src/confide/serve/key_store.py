@@ -28,7 +28,7 @@ import msgspec
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ProtocolError, UsageError
-from confide.store import SqliteStore
+from confide.store import Lease, SqliteStore
 from confide.store.sealed import Keyring, Sealed, system_keyring, unlocked
 from confide.wire import Store, decode
 
@@ -164,6 +164,10 @@ class KeyStore:
             for part in gone:  # the last entry takes the time with it
                 if self._store.keys(f"client/{part}/") == [f"client/{part}/made"]:
                     self._store.commit({f"client/{part}/made": None})
+
+    def exclusive(self, name: str) -> Lease:
+        """Return the lease called `name` of this file. Raises UsageError while another process holds it."""
+        return self._file.exclusive(name)
 
     # --- for people ---------------------------------------------------------------------------------------------------
 

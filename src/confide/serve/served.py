@@ -175,6 +175,11 @@ class Served:
         rng: Randomness,
         loaded: LoadedKeys | None = None,
     ) -> None:
+        if len(backend.roles) > 2:  # one question and one reply are not enough for more than two
+            raise ModelError(
+                f"Expected a backend of client and server; {backend.name} has {', '.join(backend.roles)}, each run by "
+                "another organisation: docs/mpc.md starts them"
+            )
         kits = backend.prepare(model.graph, rng)
         self.model = model
         self.backend = backend

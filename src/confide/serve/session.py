@@ -84,7 +84,8 @@ class Session:
             raise ProtocolError("Expected preprocessing that gives the model's features")
         self.path = f"/v2/models/{quote(model, safe='')}/versions/{self.kit.backend}"
         part = digest(f"{url}\0{self.path}\0".encode() + self.kit.kit)[:32]  # no two servers see the same keys
-        self.keys = Prefixed(store, f"client/{part}/keys/")
+        self.keys_prefix = f"client/{part}/keys/"
+        self.keys = Prefixed(store, self.keys_prefix)
         self.own = Prefixed(store, f"client/{part}/")
         self._block_rows = self.client.block_rows if isinstance(self.client, Blocks) else 1
         self.rows = min(

@@ -32,6 +32,7 @@ class Houses:
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.url = folder, ""
+        self.partners: dict[str, str] = {}
         self.lines: list[str] = []
         self.broken: list[BaseException] = []
         self.seen: dict[str, list] = {}
@@ -39,7 +40,7 @@ class Houses:
         self.servers: dict[str, object] = {}
         self._alone = threading.Lock()
 
-    def conditions(self, name: str, **more) -> Conditions:
+    def conditions(self, name: str, role: str, *, rng=None, **more) -> Conditions:
         def seen(session, message):
             with self._alone:
                 self.seen.setdefault(name, []).append((session, message))
@@ -53,6 +54,7 @@ class Houses:
             say=lambda text: self.lines.append(f"{name}: {text}"),
             broken=self.broken.append,
             seen=seen,
+            rng=None if rng is None else rng(role),
         )
 
 
@@ -72,20 +74,21 @@ def houses(
     """Run a server and its partners (name by role) until the block ends."""
     members = {**dict.fromkeys(clients, "client"), **{name: role for role, name in partners.items()}}
     found = Houses(folder)
+    found.partners = partners
     home = founded(folder, members)
     limits = limits or Limits(batch_rows=64)
     served: list[Prepared] = prepared(model(backend, graph=graph), limits, SystemRandomness())
     with contextlib.ExitStack() as stack:
         server, port = stack.enter_context(
-            serving(home, served, partners, found.conditions("server", **more), limits=limits, quota=quota)
+            serving(home, served, partners, found.conditions("server", "server", **more), limits=limits, quota=quota)
         )
         found.url = f"wss://127.0.0.1:{port}"
         found.servers["server"] = server
-        for name in partners.values():
+        for role, name in partners.items():
             partner, _ = stack.enter_context(
                 partnering(
                     folder / name,
-                    found.conditions(name, **more),
+                    found.conditions(name, role, **more),
                     stock=stock,
                     load=lambda _: backend,
                     coordinator=found.url,

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from confide.model.graph import Graph, Linear, Square
+from confide.model.graph import Graph, Linear
+from confide.model.layers import Relu
 
 _DRAWN = np.random.default_rng(3)
 
 NETWORK = Graph(
     (
         Linear(_DRAWN.normal(size=(8, 6)) / 3, _DRAWN.normal(size=8) / 3),
-        Square(),
+        Relu(),
         Linear(_DRAWN.normal(size=(3, 8)) / 3, _DRAWN.normal(size=3) / 3),
     )
 )

@@ -24,12 +24,16 @@ VERBS: Mapping[str, str] = {"dealer": "dealer", "helper": "helper", "third": "he
 class Process:
     """One command; `url` is where it said that it listens."""
 
-    def __init__(self, *arguments: object, log: Path) -> None:
+    def __init__(self, *arguments: object, log: Path, dies: str = "") -> None:
         self.log, self.url = log, ""
         command = [sys.executable, str(RUN), *map(str, arguments)]
         with log.open("ab") as file:
             self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=file, env=os.environ
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=file,
+                env=os.environ | {"STANDIN_DIES": dies},
             )
 
     def listening(self, seconds: float = 60.0) -> str:
@@ -66,30 +70,30 @@ class Organisations:
         self.running: dict[str, Process] = {}
         self.url, self.port = "", 0
 
-    def start_server(self, *more: object) -> None:
+    def start_server(self, *more: object, dies: str = "") -> None:
         options = [item for role, name in self.partners.items() for item in (f"--{role}", name)]
         self.running["server"] = Process(
             "serve", self.model, "--backend", self.backend, "--federation", self.home, *options,
             "--host", "127.0.0.1", "--port", self.port, "--store", self.folder / "server.db",
-            "--insecure-colocated-dealer", *more, log=self.folder / "server.log",
+            "--insecure-colocated-dealer", *more, log=self.folder / "server.log", dies=dies,
         )  # fmt: skip
         self.url = self.running["server"].listening()
         self.port = int(self.url.rpartition(":")[2])
 
-    def start_partner(self, role: str, *more: object) -> None:
+    def start_partner(self, role: str, *more: object, dies: str = "") -> None:
         name = self.partners[role]
         self.running[role] = Process(
             VERBS[role], self.folder / name, "--listen", "127.0.0.1:0", "--coordinator", self.url,
-            "--insecure-colocated-dealer", *more, log=self.folder / f"{name}.log",
+            "--insecure-colocated-dealer", *more, log=self.folder / f"{name}.log", dies=dies,
         )  # fmt: skip
         self.running[role].listening()
 
-    def restart(self, role: str) -> None:
+    def restart(self, role: str, *, dies: str = "") -> None:
         self.running[role].kill()
         if role == "server":
-            self.start_server()
+            self.start_server(dies=dies)
         else:
-            self.start_partner(role)
+            self.start_partner(role, dies=dies)
 
     def logs(self) -> str:
         return "\n".join(f"--- {path.name}\n{path.read_text()}" for path in sorted(self.folder.glob("*.log")))

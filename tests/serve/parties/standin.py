@@ -6,6 +6,10 @@ dealt ahead lie in the stores under ids that are used once.
 
 from __future__ import annotations
 
+import itertools
+import os
+import signal
+
 import numpy as np
 
 from confide.errors import ModelError, ProtocolError
@@ -14,7 +18,21 @@ from confide.ideal import Backend
 from confide.wire import Message, Step
 
 ROUNDS, BYTES = 5, 3000
-STANDIN = "standin:Standin"
+#: Which role dies with SIGKILL at which step of what, once: "server/predict/2"; "" for nobody.
+DIES = os.environ.get("STANDIN_DIES", "")
+
+
+def dying(party, role, kind):
+    """Return a party whose process may die before it takes a step."""
+    received = None
+    for number in itertools.count():
+        if f"{role}/{kind}/{number}" == DIES:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            step = next(party) if received is None else party.send(received)
+        except StopIteration as stop:
+            return stop.value
+        received = yield step
 
 
 class Kit:
@@ -55,6 +73,15 @@ class Standin(Backend):
         return Kit(*body)
 
     def setup(self, role, kit, store, rng):
+        return dying(self._setup(role, kit, store, rng), role, "setup")
+
+    def deal(self, role, kit, store, rng, *, rows, count):
+        return dying(self._deal(role, kit, store, rng, rows, count), role, "deal")
+
+    def needs_dealer(self, kit, store, *, rows):
+        return not any(len(store.get(key)) == 8 * rows * kit.features for key in store.keys("stock/"))
+
+    def _setup(self, role, kit, store, rng):
         others = [one for one in self.roles if one != role]
         for number in range(2):
             tag = f"setup/{number}"
@@ -62,23 +89,31 @@ class Standin(Backend):
             yield Step(send=send, await_tag=tag, wait_for=tuple(others))
         return "set up"
 
-    def deal(self, role, kit, store, rng, *, rows, count):
+    def _deal(self, role, kit, store, rng, rows, count):
         size = 8 * rows * kit.features
         if role == "dealer":
-            body = rng.bytes(size * count)
-            yield Step(send=tuple(Message(role, one, "deal", body) for one in ("client", "server")))
+            first = store.get("next") or bytes(8)
+            after = (int.from_bytes(first, "little") + count).to_bytes(8, "little")
+            body = first + rng.bytes(size * count)
+            send = tuple(Message(role, one, "deal", body) for one in ("client", "server"))
+            yield Step(send=send, save={"next": after})
             return count
         got = yield Step(await_tag="deal", wait_for=("dealer",))
         body = got["dealer"].body
-        if len(body) != size * count:
+        if len(body) != 8 + size * count:
             raise ProtocolError("Expected what was ordered")
-        begin = int.from_bytes(store.get("dealt") or b"", "little")
+        begin, body = int.from_bytes(body[:8], "little"), body[8:]
         changes = {f"stock/{begin + at:08}": body[at * size : (at + 1) * size] for at in range(count)}
-        yield Step(save={**changes, "dealt": (begin + count).to_bytes(8, "little")})
-        return count
+        if role == "server":
+            yield Step(send=(Message(role, "client", "stored", b""),), save=changes)
+        else:
+            yield Step(await_tag="stored", wait_for=("server",))
+            yield Step(save=changes)
+        return len(store.keys("stock/")) + count
 
     def predict(self, role, kit, x, store, rng):
-        return {"client": self._client, "server": self._server, "dealer": self._dealer}[role](kit, x, store, rng)
+        party = {"client": self._client, "server": self._server, "dealer": self._dealer}[role]
+        return dying(party(kit, x, store, rng), role, "predict")
 
     def _client(self, kit, x, store, rng):
         stock = [key for key in store.keys("stock/") if len(store.get(key)) == 8 * x.size]
@@ -87,7 +122,7 @@ class Standin(Backend):
         begin = Message("client", "server", "begin", used.encode())
         if stock:
             mask = store.get(used)
-            yield Step(send=(Message("client", "dealer", "need", b"\0" * 8), begin), save={used: None})
+            yield Step(send=(begin,), save={used: None})
         else:
             need = Message("client", "dealer", "need", size.to_bytes(8, "little"))
             got = yield Step(send=(need, begin), await_tag="mask", wait_for=("dealer",))

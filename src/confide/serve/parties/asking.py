@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.keys import SigningKey
-from confide.crypto.random import Randomness
+from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
 from confide.guarantee import Guarantee, nothing_hidden
 from confide.ideal import Backend, Kit
@@ -31,12 +31,11 @@ from confide.serve.parties.circle import Me
 from confide.serve.parties.guest import Guest
 from confide.serve.parties.messages import Offer, Seat
 from confide.serve.parties.seats import INSECURE, machine_digest
-from confide.serve.parties.server import part_of
 from confide.serve.parties.sessions import Bounds, Ended, SetUpAgain
 from confide.serve.protocol import digest
 from confide.serve.session import Columns, Session
 from confide.serve.steps import ROWS, Progress, Wanted
-from confide.store import Prefixed
+from confide.store import Lease
 from confide.wire import Event, Message, Party, Store, Transcript
 
 Matrix = NDArray[np.float64]
@@ -125,6 +124,8 @@ class JointAsking:
         self.report = Report()
         self._model = b""
         self._one = threading.Lock()
+        # Two processes that take from one stock would use the same correlations.
+        self._lease = store.exclusive("parties") if isinstance(store, Exclusive) else None
         self._ahead, self._levels, self._dealing = ahead, dict[int, int](), set[int]()
         self._guest = Guest(
             me,
@@ -133,7 +134,7 @@ class JointAsking:
             store,
             model=wanted.model or "",
             backend=wanted.backend or "",
-            rng=rng,
+            rng=SystemRandomness(),
             proxy=proxy,
             bounds=bounds,
             timeout_seconds=timeout_seconds,
@@ -142,6 +143,8 @@ class JointAsking:
     def close(self) -> None:
         """End the links."""
         self._guest.close()
+        if self._lease is not None:
+            self._lease.release()
 
     def send(self, what: Send, sent: Sent) -> Received:
         """Refuse: nothing here goes over HTTP."""
@@ -172,7 +175,6 @@ class JointAsking:
         """Forget what was set up; the next question sets up anew."""
         session = yield from self.open()
         yield Work(session.clear)
-        yield Work(lambda: _clear(Prefixed(self._store, self._prefix(session))))
         self.session = None
 
     def delete(self, path: str, key_id: str) -> Steps[None]:
@@ -230,8 +232,8 @@ class JointAsking:
     def _insecure(self, offer: Offer) -> str:
         return self._guest.circle.insecure or offer.insecure
 
-    def _prefix(self, session: Session) -> str:
-        return part_of(self._model, session.kit.backend, self._guest.circle.me.name)
+    def _store_of(self, session: Session) -> Store:
+        return self._guest.circle.sessions.view(session.keys_prefix)
 
     def _preparing(self, session: Session) -> Steps[Transcript]:
         return (yield Work(lambda: self._set_up(session)))
@@ -240,10 +242,10 @@ class JointAsking:
         if session.key_id is not None:
             return Transcript(outputs={"client": session.key_id})
         self.progress(0, 0, SETTING_UP)
-        prefix, backend = self._prefix(session), session.backend
-        store = Prefixed(self._store, prefix)
+        session.describe()
+        store, backend = self._store_of(session), session.backend
         ended, seen = self._guest.run(
-            "setup", lambda: backend.setup("client", session.client, store, self._rng), prefix=prefix
+            "setup", lambda: backend.setup("client", session.client, store, self._rng), prefix=session.keys_prefix
         )
         transcript = _transcript(ended, seen)
         session.confirm(str(ended.output)[:200])
@@ -271,12 +273,11 @@ class JointAsking:
         raise AssertionError
 
     def _asked(self, session: Session, x: Matrix) -> Transcript:
-        prefix, backend = self._prefix(session), session.backend
-        store = Prefixed(self._store, prefix)
+        store, backend = self._store_of(session), session.backend
         ended, seen = self._guest.run(
             "predict",
             lambda: backend.predict("client", session.client, x, store, self._rng),
-            prefix=prefix,
+            prefix=session.keys_prefix,
             rows=len(x),
             dealt=lambda: needs_dealer(backend, session.client, store, rows=len(x)),
         )
@@ -305,17 +306,16 @@ class JointAsking:
         Raises:
             UsageError: the backend has no dealer, or this one deals nothing ahead.
         """
-        backend, kit, prefix = session.backend, session.client, self._prefix(session)
+        backend, kit, store = session.backend, session.client, self._store_of(session)
         offer = self._guest.offer()
         most = max((self._guest.stock(seat.name) for seat in offer.seats if seat.role == "dealer"), default=0)
         if not isinstance(backend, DealsAhead) or not most:
             raise UsageError("Expected a dealer that deals ahead (confide dealer --stock); leave ahead out")
         self._set_up(session)
-        store = Prefixed(self._store, prefix)
         ended, _ = self._guest.run(
             "deal",
             lambda: backend.deal("client", kit, store, self._rng, rows=rows, count=min(count, most)),
-            prefix=prefix,
+            prefix=session.keys_prefix,
             rows=rows,
             count=min(count, most),
         )
@@ -351,6 +351,15 @@ class JointAsking:
 
 
 @runtime_checkable
+class Exclusive(Protocol):
+    """A store of which one process at a time can have the lease."""
+
+    def exclusive(self, name: str) -> Lease:
+        """Return the lease called `name`. Raises UsageError while somebody else holds it."""
+        ...
+
+
+@runtime_checkable
 class DealsAhead(Protocol):
     """A backend whose dealer deals for later predictions."""
 
@@ -378,10 +387,6 @@ def _replaced(report: Report, **fields: float) -> Report:
 
 def _bytes(ended: Ended) -> int:
     return sum(ended.figures.sent.values()) + sum(ended.figures.received.values())
-
-
-def _clear(store: Store) -> None:
-    store.commit(dict.fromkeys(store.keys()))
 
 
 def _transcript(ended: Ended, seen: list[tuple[Message, int]]) -> Transcript:

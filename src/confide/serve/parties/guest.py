@@ -140,7 +140,9 @@ class Guest:
 
         self.circle.mesh.post(begin)
         try:
-            ended = answer.result()
+            ended = answer.result(2 * self.circle.sessions.bounds.session_seconds)
+        except Late:
+            raise UsageError("Expected an answer while this client was open; it was closed first") from None
         finally:
             seen = self.seen.pop(session, [])
         return ended, seen

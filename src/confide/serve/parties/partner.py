@@ -34,7 +34,6 @@ from confide.serve.parties.server import (
 )
 from confide.serve.parties.sessions import Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
-from confide.store import Prefixed
 from confide.wire import Party, Store
 
 #: Who dials whom among partners: each dials those before it. Clients dial all of them, and all dial the server.
@@ -119,7 +118,7 @@ class Partner:
                 self._store.commit({key: mark})
             make_ready(self.circle, order, ended, taken.backend, taken.kit, store, self._store.get(key))
 
-        store = Prefixed(self._store, prefix)
+        store = self.circle.sessions.view(prefix)
 
         def build() -> Party:
             self._check_set_up(order)

@@ -26,7 +26,6 @@ from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Sea
 from confide.serve.parties.seats import MEMBER_ROLES, model_id
 from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
-from confide.store import Prefixed
 from confide.wire import Party, Store
 
 IDENTITY_BYTES = 32
@@ -171,7 +170,7 @@ class Server:
         mark = set_up_key(order.model, peer)
         cast = cast_of(order, "server", {"server": COORDINATOR, **self.partners})
         prefix = part_of(order.model, prepared.backend.name, peer)
-        store = Prefixed(self._store, prefix)
+        store = self.circle.sessions.view(prefix)
 
         def done(ended: Ended) -> None:
             self.standing.ended(order, ended)

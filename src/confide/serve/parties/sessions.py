@@ -173,6 +173,10 @@ class Sessions:
             for envelope in self._early.pop(key).envelopes:
                 self.arrived(key[0], envelope)
 
+    def view(self, prefix: str) -> Store:
+        """Return the part of the store that a party reads: with what it has saved and the next commit will hold."""
+        return self._exchange.view(prefix)
+
     def knows(self, session: str) -> bool:
         """Return whether a session of that id is open, or was lately."""
         return session in self._open or session in self._over
