@@ -11,7 +11,7 @@ namespace confide::mpc {
 namespace {
 
 constexpr std::size_t keys = width * group;  // encrypted at a time
-constexpr std::size_t chunk = 128;           // keys whose states stay in the nearest cache on all levels
+constexpr std::size_t chunk = 64;            // keys whose states stay in the nearest cache on all levels
 constexpr unsigned leaf_bits = 7;
 static_assert(chunk % keys == 0, "chunks are made of groups");
 

@@ -157,10 +157,40 @@ def shifted(part: Words | None, by: int, party: int, shape: tuple[int, ...]) -> 
 
 @dataclass(slots=True)
 class Tops:
-    """A party's shares of u and m of a value, or of beta u and beta m."""
+    """A party's shares of u and m of a value."""
 
     shifted: Words
-    top: Words | None  # None where nothing is truncated
+    top: Words
+
+
+@dataclass(slots=True)
+class Choice:
+    """What a public bit g chooses between: `zero` if g = 0, zero xor `change` if g = 1. So nothing branches."""
+
+    zero: Words
+    change: Words
+
+    @staticmethod
+    def of(zero: Words, one: Words) -> Choice:
+        """Return the choice between two arrays."""
+        return Choice(zero, np.bitwise_xor(zero, one))
+
+    def taken(self, ones: Words) -> Words:
+        """Return what is chosen, a new array.
+
+        Args:
+            ones: uint64, all ones where g = 1, else 0.
+        """
+        made = np.bitwise_and(self.change, ones)
+        return np.bitwise_xor(made, self.zero, out=made)
+
+
+@dataclass(slots=True)
+class Selection:
+    """A party's shares for bit v, by g: the coefficient of T, what is subtracted, what is added where msb(Y) = 0."""
+
+    shifted: Choice
+    top: Choice | None  # None where nothing is truncated
 
 
 @dataclass(slots=True)
@@ -173,9 +203,9 @@ class Ready:
     opening: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
     roots: dict[int, Bytes] = field(default_factory=dict[int, Bytes], repr=False)
     rho: dict[int, Bytes] = field(default_factory=dict[int, Bytes], repr=False)
-    beta: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
+    bit: dict[int, Choice] = field(default_factory=dict[int, Choice], repr=False)  # [beta]_b, or b - [beta]_b
     tops: dict[int, Tops] = field(default_factory=dict[int, Tops], repr=False)
-    beta_tops: dict[int, Tops] = field(default_factory=dict[int, Tops], repr=False)
+    selection: dict[int, Selection] = field(default_factory=dict[int, Selection], repr=False)
     waves: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
     corrections: dict[int, bytes] = field(default_factory=dict[int, bytes], repr=False)
 
@@ -191,8 +221,8 @@ class Ready:
         for each in self.secrets:
             each.fill(0)
         self.secrets.clear()
-        found = self.mask, self.known, self.opening, self.roots, self.rho, self.beta, self.waves
-        for each in (*found, self.tops, self.beta_tops, self.corrections):
+        found = self.mask, self.known, self.opening, self.roots, self.rho, self.bit, self.waves
+        for each in (*found, self.tops, self.selection, self.corrections):
             each.clear()
 
 
@@ -274,12 +304,13 @@ class _Preparation:
             case Select(_, a, bits):
                 if bits:
                     ready.tops[number] = self._tops(a, bits)
-                ready.beta_tops[number] = self._beta_tops(number, bits, value.shape)
+                ready.selection[number] = self._selection(number, operation)
             case Periodic(_, _, _, sines):
                 ready.waves[number] = self._dealt(number, Purpose.WAVES).reshape(2, len(sines), value.count)
             case Reshape() | Slice() if value.kind is Kind.BIT:
-                if operation.a in ready.beta:
-                    ready.beta[number] = moved(operation, ready.beta[operation.a])
+                if operation.a in ready.bit:
+                    given = ready.bit[operation.a]
+                    ready.bit[number] = Choice(moved(operation, given.zero), moved(operation, given.change))
             case Shift(a, by):
                 if value.kind is Kind.OPEN:
                     ready.mask[number] = self.mask(a)
@@ -356,18 +387,33 @@ class _Preparation:
         top = self.ready.own(np.left_shift(self._dealt(owner, Purpose.TOP), np.uint64(64 - bits)))
         return Tops(self._dealt(owner, Purpose.SHIFTED).reshape(shape), top.reshape(shape))
 
-    def _beta_tops(self, number: int, bits: int, shape: tuple[int, ...]) -> Tops:
-        shifted_words = self._dealt(number, Purpose.BETA_SHIFTED).reshape(shape)
+    def _selection(self, number: int, operation: Select) -> Selection:
+        """Return what `Select` chooses between: shares of beta u and beta m, or u - beta u and m - beta m."""
+        shape, bits = self.program.values[number].shape, operation.bits
+        beta_shifted = self._dealt(number, Purpose.BETA_SHIFTED).reshape(shape)
         if not bits:
-            return Tops(shifted_words, None)
-        top = self.ready.own(np.left_shift(self._dealt(number, Purpose.BETA_TOP), np.uint64(64 - bits)))
-        return Tops(shifted_words, top.reshape(shape))
+            mask = self.mask(operation.a)
+            rest = np.negative(beta_shifted) if mask is None else np.subtract(mask, beta_shifted)
+            return Selection(self._choice(beta_shifted, rest), None)
+        tops = self.ready.tops[number]
+        beta_top = np.left_shift(self._dealt(number, Purpose.BETA_TOP), np.uint64(64 - bits)).reshape(shape)
+        return Selection(
+            self._choice(beta_shifted, np.subtract(tops.shifted, beta_shifted)),
+            self._choice(self.ready.own(beta_top), np.subtract(tops.top, beta_top)),
+        )
+
+    def _choice(self, zero: Words, one: Words) -> Choice:
+        made = Choice.of(zero, one)
+        self.ready.own(one)
+        self.ready.own(made.change)
+        return made
 
     def _sign(self, number: int, count: int, shape: tuple[int, ...]) -> None:
         self.ready.roots[number] = self.ready.own(drawn_roots(self.seed, number, count))
         self.ready.rho[number] = self.ready.own(drawn_bits(self.seed, number, count))
         if (number, Purpose.BETA) in self.layout.segments:
-            self.ready.beta[number] = self._dealt(number, Purpose.BETA).reshape(shape)
+            beta = self._dealt(number, Purpose.BETA).reshape(shape)
+            self.ready.bit[number] = self._choice(beta, np.subtract(np.uint64(self.party), beta))
 
     def _linear(self, number: int, operation: Linear) -> None:
         taken = operands(operation)

@@ -94,7 +94,7 @@ class Plan:
 class _Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: int
     recipe: bytes
-    model: dict[str, Array]
+    model: dict[str, Array] | None  # None: a public kit
 
     def __repr__(self) -> str:
         return "_Body()"
@@ -148,7 +148,7 @@ class PublicKit:
         self.recipe, self.plans, self.prepared = recipe, Plans(recipe, owned=owned), Prepared()
 
     def encode(self) -> bytes:
-        return encode(_Body(FORMAT, self.recipe.encode(), {}))
+        return encode(_Body(FORMAT, self.recipe.encode(), None))
 
 
 class ModelKit:
@@ -190,9 +190,11 @@ def kit_id(kit: AnyKit) -> str:
     return hashlib.sha256(kit.recipe.encode()).hexdigest()[:16]
 
 
-def read_kit(body: bytes) -> tuple[bytes, dict[str, Words]]:
-    """Return the recipe's bytes and the words of an encoded kit. Raises ProtocolError on anything else."""
+def read_kit(body: bytes) -> tuple[bytes, dict[str, Words] | None]:
+    """Return the recipe's bytes and the model of an encoded kit, None if it is public. Raises ProtocolError else."""
     read = decode(body, _Body, max_bytes=MAX_KIT_BYTES)
     if read.format != FORMAT:
         raise ProtocolError(f"Expected a kit of format={FORMAT}")
+    if read.model is None:
+        return read.recipe, None
     return read.recipe, {name: one.numpy("uint64", (None,) * len(one.shape)) for name, one in read.model.items()}

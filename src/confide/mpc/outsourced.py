@@ -66,10 +66,10 @@ class Outsourced(Backend):
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         recipe, model = read_kit(body)
-        if role not in self.roles or (role in _MODE.holders) != bool(model):
+        if role not in self.roles or (role in _MODE.holders) != (model is not None):
             raise ProtocolError(f"Expected a kit for role={role!r}: with a share at a server, without one elsewhere")
         read = GraphRecipe.decode(recipe)
-        return ModelKit(read, owned=False, model=model) if model else PublicKit(read, owned=False)
+        return PublicKit(read, owned=False) if model is None else ModelKit(read, owned=False, model=model)
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:
         own = checked_kit(_MODE, role, kit)

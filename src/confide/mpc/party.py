@@ -192,7 +192,8 @@ class _Run:
         tag = f"{self.place.tag}/{count}"
         me, other = self.place.names[self.party], self.place.names[1 - self.party]
         parts = [self.leaving(number) for number in each.sends if number in last]
-        body = b"".join([part.tobytes() for part in parts if part is not None])
+        bodies = [part.tobytes() for part in parts if part is not None]
+        body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
         theirs = sum(sent_bytes(self.layout, 1 - self.party, number) for number in last)
         send = (Message(me, other, tag, body),) if body else ()
         return Step(send, tag, (other,)) if theirs else Step(send)
@@ -264,7 +265,7 @@ class _Run:
 
     def _leaving_output(self, number: int, a: int, bits: int) -> Bytes | Words | None:
         if self.program.values[number].kind is Kind.BIT:
-            share = (self.ready.beta[a] & np.uint64(1)).astype(np.uint8).reshape(-1)
+            share = (self.ready.bit[a].zero & np.uint64(1)).astype(np.uint8).reshape(-1)
             if not (self.layout.owned and self.party == 1):
                 # the receiver, or party 1 of two that both send theirs on, adds the public bit
                 adds = self.layout.owned or self.party == 1
@@ -332,7 +333,7 @@ class _Run:
             case Select():
                 self.found[number] = self._select(number, operation)
             case Number(bit):
-                self.found[number] = self._coefficient(bit)
+                self.found[number] = self.ready.bit[bit].taken(self._ones(bit))
             case Periodic():
                 self.found[number] = self._periodic(number, operation)
             case Reshape() | Slice() if value.kind is Kind.BIT:
@@ -392,37 +393,28 @@ class _Run:
 
     def _truncated(self, a: int, bits: int, tops: Tops) -> Words:
         quotient, carries = _quotient(self.opened[a], bits)
-        assert tops.top is not None
         made = np.multiply(carries, tops.top)
         if self.party:
             made += quotient
         return np.subtract(made, tops.shifted, out=made)
 
-    def _coefficient(self, bit: int) -> Words:
-        """Return this party's share of a bit: beta, or 1 - beta where g = 1."""
-        beta = self.ready.beta[bit]
-        return np.where(self.bits[bit] != 0, np.subtract(np.uint64(self.party), beta), beta)
+    def _ones(self, bit: int) -> Words:
+        """Return all ones where g = 1, else 0."""
+        return np.negative(self.bits[bit].astype(np.uint64))
 
     def _select(self, number: int, operation: Select) -> Words:
-        """Return [bit v]_b: coefficient times T, minus u or beta u, plus m or beta m."""
-        a, bits = operation.a, operation.bits
-        chosen = self.bits[operation.bit] != 0
-        beta_tops = self.ready.beta_tops[number]
-        made = self._coefficient(operation.bit)
-        if not bits:
-            mask = self.mask(a)
+        """Return [bit v]_b: the share of the bit times T, minus that of (bit u), plus that of (bit m)."""
+        ready, a, bits = self.ready, operation.a, operation.bits
+        ones, selection = self._ones(operation.bit), ready.selection[number]
+        made = ready.bit[operation.bit].taken(ones)
+        if selection.top is None:
             made *= self.opened[a]
-            whole = np.zeros((), np.uint64) if mask is None else mask
-            made -= np.where(chosen, np.subtract(whole, beta_tops.shifted), beta_tops.shifted)
-            return made
-        tops = self.ready.tops[number]
-        assert tops.top is not None
-        assert beta_tops.top is not None
-        quotient, carries = _quotient(self.opened[a], bits)
-        made *= quotient
-        made -= np.where(chosen, np.subtract(tops.shifted, beta_tops.shifted), beta_tops.shifted)
-        carries *= np.where(chosen, np.subtract(tops.top, beta_tops.top), beta_tops.top)
-        made += carries
+        else:
+            quotient, carries = _quotient(self.opened[a], bits)
+            made *= quotient
+            carries *= selection.top.taken(ones)
+            made += carries
+        made -= selection.shifted.taken(ones)
         return made
 
     def _sign(self, number: int, operation: Sign) -> Bytes:

@@ -63,10 +63,10 @@ class WithDealer(Backend):
 
     def decode_kit(self, role: str, body: bytes) -> Kit:
         recipe, model = read_kit(body)
-        if role not in self.roles or (role == "server") != bool(model):
+        if role not in self.roles or (role == "server") != (model is not None):
             raise ProtocolError(f"Expected a kit for role={role!r}: with a model at the server, without one elsewhere")
         read = GraphRecipe.decode(recipe)
-        return ModelKit(read, owned=True, model=model) if model else PublicKit(read, owned=True)
+        return PublicKit(read, owned=True) if model is None else ModelKit(read, owned=True, model=model)
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:
         own = checked_kit(_MODE, role, kit)
