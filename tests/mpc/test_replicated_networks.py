@@ -1,4 +1,4 @@
-"""Whole networks at three servers: near their graphs, at the rounds, messages and bytes that follow from their shapes."""
+"""Whole networks at three servers: near their graphs, at the rounds, messages and bytes of their shapes."""
 
 from __future__ import annotations
 
