@@ -5,14 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from confide.crypto.random import SeededRandomness
 from confide.errors import ProtocolError
 from confide.mpc import operations as op
+from confide.mpc.ahead import add_corrections, prepare
+from confide.mpc.correlations import DealId, Layout
+from confide.mpc.dealer import deal, model_masks
 from confide.mpc.operations import Kind, Program
-from confide.mpc.party import schedule_of, sent_bytes
+from confide.mpc.party import Place, run_program, schedule_of, sent_bytes
 from confide.mpc.periodic import fit
-from confide.wire import alter, truncate
+from confide.wire import Message, alter, truncate
 from mpc import plain
-from mpc.parties import NAMES, Table, emulate
+from mpc.parties import NAMES, RNG, Table, emulate
 
 OPEN, S = Kind.OPEN, Kind.SHARED
 EDGE = 1 << 62
@@ -319,3 +323,60 @@ def test_messages_of_another_length_are_refused(owned, to, keep):
             touched = any(m.dst == to and m.tag == f"test/{count}" for m in played.transcript.messages)
             failed = played.transcript.failures.get(to)
             assert isinstance(failed, ProtocolError) if touched else failed is None
+
+
+# --- what a view can be made from -------------------------------------------------------------------------------------
+
+
+def test_under_the_same_masks_another_input_shows_itself():
+    """Why an id serves once: two runs under one deal differ by the difference of the inputs, in the clear."""
+    seen = []
+    for x in (np.array([5, 6, 7]), np.array([5, 6, 1007])):
+        table = Table(rng=SeededRandomness("masks"))
+        played = table.play(_relu(3), {"x": words(x)})
+        seen.append(np.frombuffer(played.transcript.messages[0].body, np.uint64))
+    assert (seen[1] - seen[0] == [0, 0, 1000]).all()
+    other = Table(rng=SeededRandomness("other masks")).play(_relu(3), {"x": words([5, 6, 7])})
+    assert (np.frombuffer(other.transcript.messages[0].body, np.uint64) != seen[0]).all()
+
+
+def test_fresh_masks_make_openings_independent_of_the_input():
+    """Each bit of what P0 opens agrees with the same bit of its input half the time."""
+    x = np.random.default_rng(2).integers(-(1 << 40), 1 << 40, 40_000)
+    sent = np.frombuffer(Table().play(_relu(len(x)), {"x": words(x)}).transcript.messages[0].body, np.uint64)
+    agree = np.unpackbits((sent[: len(x)] ^ ~words(x)).view(np.uint8)).reshape(len(x), 64).mean(axis=0)
+    assert (np.abs(agree - 0.5) < 6 * 0.5 / 200).all()
+
+
+@modes
+@pytest.mark.parametrize("party", [0, 1])
+def test_a_view_is_simulated_by_random_messages(owned, party):
+    """A party runs to its end on uniform bytes in place of the other's messages, and what it sends stays uniform: its
+    view holds nothing that its own randomness and, at the receiver, the output do not give."""
+    table = Table(owned, weights())
+    layout = Layout.of(network(2), owned=owned)
+    deal_id = DealId(table.run_id, 0)
+    dealt, *corrections = deal(layout, table.seeds, deal_id, model=model_masks(layout, table.seeds, table.run_id))
+    fixed = table.fixed(layout)[party]
+    ready = prepare(layout, party, table.keys()[party], deal_id, dealt if party else b"", fixed)
+    for place, body in enumerate(corrections):
+        add_corrections(layout, ready, place, body)
+    given = {"x": images(1)} if party == 0 or not owned else {}
+    schedule = schedule_of(layout)
+    running = run_program(Place(party, NAMES, "test"), layout, schedule, fixed, ready, given)
+    other, sent, steps = NAMES[1 - party], b"", 0
+    try:
+        step = next(running)
+        while True:
+            steps += 1
+            sent += b"".join(message.body for message in step.send)
+            count = int(step.await_tag.rpartition("/")[2]) if step.wait_for else 0
+            sends = schedule.rounds[count - 1].sends if count else ()
+            size = sum(sent_bytes(layout, 1 - party, n) for n in sends if schedule.ready[n] == count)
+            messages = {other: Message(other, NAMES[party], step.await_tag, RNG.bytes(size))}
+            step = running.send(messages if step.wait_for else {})
+    except StopIteration as stop:
+        outcome = stop.value
+    assert steps >= len(schedule.rounds) - 2
+    assert bool(outcome.outputs) == (party == 0 or not owned)
+    assert skewed(sent) < 400

@@ -190,6 +190,7 @@ class Layout:
         shifted: for each (value, bits) the operation under whose number u and msb(r) are dealt.
         bits: for each BIT the `Sign` that it comes from.
         fixed: for each operation whether it follows from the model alone, the same in every run.
+        binding: a hash of program and mode (32 bytes), which parties compare first.
     """
 
     program: Program
@@ -200,16 +201,12 @@ class Layout:
     shifted: Mapping[tuple[int, int], int]
     bits: Mapping[int, int]
     fixed: tuple[bool, ...]
+    binding: bytes
 
     @property
     def keys_bytes(self) -> int:
         """Return how long all corrections together are."""
         return sum(batch.size_bytes for batch in self.batches)
-
-    @property
-    def binding(self) -> bytes:
-        """Return a hash of program and mode (32 bytes), which parties compare first."""
-        return hashlib.sha256(b"confide mpc layout v1\0" + bytes([self.owned]) + self.program.hash).digest()
 
     def model(self, kind: Kind) -> list[tuple[int, Load]]:
         """Return the loads of the model that are masked (OPEN) or shared (SHARED), ordered by name."""
@@ -243,8 +240,17 @@ class _Planner:
         for number, operation in enumerate(self.program.operations):
             self.fixed.append(self._fixed(operation))
             self._visit(number, operation)
-        batches, fixed = tuple(self.batches), tuple(self.fixed)
-        return Layout(self.program, self.owned, self.segments, self.end, batches, self.shifted, self.bits, fixed)
+        return Layout(
+            program=self.program,
+            owned=self.owned,
+            segments=self.segments,
+            words_bytes=self.end,
+            batches=tuple(self.batches),
+            shifted=self.shifted,
+            bits=self.bits,
+            fixed=tuple(self.fixed),
+            binding=hashlib.sha256(b"confide mpc layout v1\0" + bytes([self.owned]) + self.program.hash).digest(),
+        )
 
     def _fixed(self, operation: AnyOperation) -> bool:
         if isinstance(operation, Load):

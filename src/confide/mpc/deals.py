@@ -18,7 +18,7 @@ from confide.mpc.ahead import Ready, add_corrections, prepare
 from confide.mpc.correlations import DealId, Layout
 from confide.mpc.dealer import deal, model_masks
 from confide.mpc.keys import Mode, Record, dealer_record, fixed_of, known_record, own_record
-from confide.mpc.kits import AnyKit, Plan
+from confide.mpc.kits import AnyKit
 from confide.mpc.messages import MOST_DEALS, MOST_ROWS, SMALL_BYTES, Header, Request, Stored, expect_binding
 from confide.mpc.stock import MOST_READY, Shelf, piece_names
 from confide.wire import Message, Party, Step, Store, decode, encode
@@ -174,16 +174,17 @@ def from_stock(
     shelf = Shelf(mode.name, role, record.run)
     pieces = shelf.pieces(store, rows, deal_id.counter, piece_names(plan.layout, party))
     words = pieces.pop(0) if party else b""
-    ready = from_words(mode, role, kit, record, deal_id, plan, words, rows=rows)
+    ready = from_words(mode, role, kit, store, record, deal_id, words, rows=rows)
     for place, body in enumerate(pieces):
         add_corrections(plan.layout, ready, place, body)
     return ready
 
 
 def from_words(
-    mode: Mode, role: str, kit: AnyKit, record: Record, deal_id: DealId, plan: Plan, words: bytes, *, rows: int
+    mode: Mode, role: str, kit: AnyKit, store: Store, record: Record, deal_id: DealId, words: bytes, *, rows: int
 ) -> Ready:
     """Return a deal made ready but for its corrections."""
     party = mode.party(role)
     assert party is not None
-    return prepare(plan.layout, party, record.key, deal_id, words, fixed_of(kit, record, rows, party))
+    fixed = fixed_of(mode, role, kit, store, record, rows)
+    return prepare(kit.plans.of(rows).layout, party, record.key, deal_id, words, fixed)

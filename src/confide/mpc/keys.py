@@ -27,8 +27,6 @@ from confide.mpc.messages import FORMAT, KEY_BYTES, SMALL_BYTES, Hello, Keys, ex
 from confide.mpc.operations import Kind
 from confide.wire import Message, Party, Step, Store, decode, encode
 
-_MAX_RECORD_BYTES = 1 << 30
-
 
 @dataclass(frozen=True, slots=True)
 class Mode:
@@ -70,13 +68,11 @@ class Record(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         run: its id.
         key: shared with the dealer; b"" at who only asks.
-        opened: W^ of all masked weights, in the order of their names, as little-endian words.
         model_id: which half of which model; "" where there is none.
     """
 
     run: bytes
     key: Annotated[bytes, msgspec.Meta(max_length=KEY_BYTES)]
-    opened: bytes
     model_id: str
 
     def __repr__(self) -> str:
@@ -101,6 +97,11 @@ class DealerRecord(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 def record_path(mode: Mode, role: str, run: bytes) -> str:
     """Return where a role keeps a run."""
     return f"{mode.name}/{role}/{run.hex()}/record"
+
+
+def opened_path(mode: Mode, role: str, run: bytes) -> str:
+    """Return where who computes keeps W^ of all masked weights: little-endian words, in the order of their names."""
+    return f"{mode.name}/{role}/{run.hex()}/opened"
 
 
 def latest_path(mode: Mode, role: str, kit: AnyKit) -> str:
@@ -139,7 +140,8 @@ def setup_party(mode: Mode, role: str, kit: AnyKit, store: Store) -> Party:
         opened = yield from _open_model(mode, party, kit, layout, keys)
     model_id = kit.model_id if isinstance(kit, ModelKit) else ""
     save: dict[str, bytes | None] = {
-        record_path(mode, role, keys.run): encode(Record(keys.run, keys.key, opened, model_id)),
+        record_path(mode, role, keys.run): encode(Record(keys.run, keys.key, model_id)),
+        opened_path(mode, role, keys.run): opened,
         latest_path(mode, role, kit): keys.run,
     }
     yield Step(save=save)
@@ -186,7 +188,7 @@ def own_record(mode: Mode, role: str, kit: AnyKit, store: Store) -> Record:
     body = None if run is None else store.get(record_path(mode, role, run))
     if body is None:
         raise UsageError("Expected keys for this model in the store; run setup first")
-    return decode(body, Record, max_bytes=_MAX_RECORD_BYTES)
+    return decode(body, Record, max_bytes=SMALL_BYTES)
 
 
 def known_record(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes) -> Record:
@@ -194,7 +196,7 @@ def known_record(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes) -
     body = store.get(record_path(mode, role, run))
     if body is None:
         raise ProtocolError("Expected a run that is set up here; set up first")
-    record = decode(body, Record, max_bytes=_MAX_RECORD_BYTES)
+    record = decode(body, Record, max_bytes=SMALL_BYTES)
     if isinstance(kit, ModelKit) and record.model_id != kit.model_id:
         raise ProtocolError("Expected a run for the weights that are served now; set up again")
     return record
@@ -208,18 +210,23 @@ def dealer_record(mode: Mode, store: Store, run: bytes) -> DealerRecord:
     return decode(body, DealerRecord, max_bytes=SMALL_BYTES)
 
 
-def fixed_of(kit: AnyKit, record: Record, rows: int, party: int) -> Fixed:
+def fixed_of(mode: Mode, role: str, kit: AnyKit, store: Store, record: Record, rows: int) -> Fixed:
     """Return what follows from the model at a party, for programs of `rows` rows under a run's masks."""
+    party = mode.party(role)
+    assert party is not None
 
     def make(layout: Layout) -> Fixed:
         weights = kit.model if isinstance(kit, ModelKit) and kit.plans.owned else None
-        return Fixed.of(layout, party, _held(kit, layout, record), weights=weights)
+        opened = store.get(opened_path(mode, role, record.run))
+        if opened is None:
+            raise ProtocolError("Expected the masked weights in the store; set up again")
+        return Fixed.of(layout, party, _held(kit, layout, record, opened), weights=weights)
 
     return kit.plans.fixed(record.run, rows, make)
 
 
-def _held(kit: AnyKit, layout: Layout, record: Record) -> Mapping[str, Held]:
-    words = np.frombuffer(record.opened, "<u8").astype(np.uint64, copy=False)
+def _held(kit: AnyKit, layout: Layout, record: Record, body: bytes) -> Mapping[str, Held]:
+    words = np.frombuffer(body, "<u8").astype(np.uint64, copy=False)
     found: dict[str, Held] = {}
     offset, seed = 0, model_seed(record.key, record.run)
     for place, (_, load) in enumerate(layout.model(Kind.OPEN)):

@@ -18,7 +18,7 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
 from confide.ideal import Matrix
-from confide.mpc.ahead import Ready
+from confide.mpc.ahead import Fixed, Ready
 from confide.mpc.correlations import DealId, Words
 from confide.mpc.deals import checked_header, deal_tag, from_stock, from_words
 from confide.mpc.keys import Mode, Record, fixed_of, known_record, own_record
@@ -70,9 +70,8 @@ def _predicting(
         if mode.owned:
             assert taken.ready is not None
             asking = tuple(Message("client", role, f"{mode.name}/ask", encode(taken.ask)) for role in mode.askers)
-            outcome = yield from _run(
-                mode, 0, kit, record, plan, taken.ready, words, Step(asking, save=taken.save), rows
-            )
+            fixed, first = fixed_of(mode, "client", kit, store, record, rows), Step(asking, save=taken.save)
+            outcome = yield from _run(mode, "client", plan, fixed, taken.ready, words, first)
             revealed = outcome.outputs["y"]
         else:
             revealed = yield from _share_out(mode, plan, taken, words, rng)
@@ -114,7 +113,7 @@ def _take(
     header = decode(received["dealer"].body, Header, max_bytes=SMALL_BYTES)
     checked_header(header, kit, run=record.run, rows=rows, count=1)
     deal_id = header.ids()[0]
-    ready = from_words(mode, "client", kit, record, deal_id, plan, b"", rows=rows) if computes else None
+    ready = from_words(mode, "client", kit, store, record, deal_id, b"", rows=rows) if computes else None
     asked = Ask(FORMAT, record.run, deal_id.counter, rows, plan.layout.binding, True)
     kit.prepared.reserve("client", deal_id)
     return Taken(asked, shelf.raised(store, deal_id.counter, 1), ready)
@@ -155,7 +154,8 @@ def predict_at_party(mode: Mode, role: str, kit: AnyKit, store: Store) -> Party:
         raise ProtocolError("Expected an id that no prediction has")
     try:
         ready, save = yield from _obtain(mode, role, kit, store, record, plan, ask)
-        outcome = yield from _run(mode, party, kit, record, plan, ready, share, Step(save=save), ask.rows)
+        fixed = fixed_of(mode, role, kit, store, record, ask.rows)
+        outcome = yield from _run(mode, role, plan, fixed, ready, share, Step(save=save))
     finally:
         kit.prepared.release(role, deal_id)
     if not mode.owned:
@@ -206,21 +206,14 @@ def _obtain(
     if mode.party(role) == 1:
         received = yield Step(await_tag=f"{deal_tag(mode, 0)}/words", wait_for=("dealer",))
         words = received["dealer"].body
-    return from_words(mode, role, kit, record, deal_id, plan, words, rows=ask.rows), save
+    return from_words(mode, role, kit, store, record, deal_id, words, rows=ask.rows), save
 
 
 def _run(
-    mode: Mode,
-    party: int,
-    kit: AnyKit,
-    record: Record,
-    plan: Plan,
-    ready: Ready,
-    x: Words | None,
-    first: Step,
-    rows: int,
+    mode: Mode, role: str, plan: Plan, fixed: Fixed, ready: Ready, x: Words | None, first: Step
 ) -> Generator[Step, Mapping[str, Message], Outcome]:
+    party = mode.party(role)
+    assert party is not None
     place = Place(party, mode.holders, f"{mode.name}/run", deal_tag(mode, 0))
     inputs = {} if x is None else {"x": x.reshape(plan.entry.shape)}
-    fixed = fixed_of(kit, record, rows, party)
     return (yield from run_program(place, plan.layout, plan.schedule, fixed, ready, inputs, first=first))

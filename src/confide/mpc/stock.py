@@ -119,14 +119,16 @@ class Prepared:
             self._taken.discard((role, deal_id.run, deal_id.counter))
 
     def ahead(self, role: str, deal_id: DealId, make: Callable[[], Ready]) -> None:
-        """Make a deal ready and hold it, unless enough are held."""
+        """Make a deal ready and hold it; of more than enough the oldest goes, and is made again when it is taken."""
         key = role, deal_id.run, deal_id.counter
         with self._lock:
-            if key in self._taken or key in self._ready or len(self._ready) >= MOST_READY:
+            if key in self._taken or key in self._ready:
                 return
         made = make()
         with self._lock:
             self._ready[key] = made
+            if len(self._ready) > MOST_READY:
+                self._ready.popitem(last=False)[1].wipe()
 
     def take(self, role: str, deal_id: DealId) -> Ready | None:
         """Return what was made ready under an id, once."""
