@@ -21,6 +21,9 @@ def plan(
     model: Annotated[
         Path, typer.Argument(metavar="MODEL", help="A model file that `confide train` wrote, or an ONNX file.")
     ],
+    backend: Annotated[
+        Literal["he", "mpc-dealer", "mpc-outsourced"], typer.Option(help="Encrypted, or on shares with a dealer.")
+    ] = "he",
     open_model: Annotated[
         bool, typer.Option("--open-model", help="Replies as they come: faster for linear models, which they show.")
     ] = False,
@@ -45,7 +48,12 @@ def plan(
     """Show the plan of encrypted predictions: parameters, keys, bytes, levels, expected error and time. No weights.
 
     confide plan model.confide
+
+    confide plan model.confide --backend mpc-dealer
     """
+    if backend != "he":
+        _shares(_graph(model), backend)
+        return
     from confide.he.backend import Homomorphic
     from confide.he.describe import facts, stage_lines
     from confide.he.plan_batch import BatchPlan
@@ -53,7 +61,7 @@ def plan(
 
     if scheme not in (None, "bfv", "ckks"):
         raise UsageError(f"Expected --scheme {scheme!r} to be bfv or ckks")
-    backend = Homomorphic(
+    encrypted = Homomorphic(
         protect_model=not open_model,
         goal=goal,
         engine=engine,
@@ -63,7 +71,7 @@ def plan(
         certify=certify,
     )
     graph = _graph(model)
-    found = backend.plan(graph)
+    found = encrypted.plan(graph)
     for name, value in facts(found):
         console.out.print(f"{name}: {value}")
     for fit in _fits(graph, activation_degree):
@@ -73,6 +81,25 @@ def plan(
         for line in stage_lines(found):
             table.add_row(*line)
         console.out.print(table)
+
+
+def _shares(graph: Graph, backend: Literal["mpc-dealer", "mpc-outsourced"]) -> None:
+    """Print what one row takes on shares, layer by layer, and how long on a fast and on a slow link."""
+    from confide.mpc.lowering import architecture_of, program_for
+    from confide.mpc.planner import plan as planned
+
+    found = planned(program_for(architecture_of(graph), 1), backend)
+    links = tuple(found.total.sent)
+    names = [f"{src} to {dst}" for src, dst in links]
+    table = Table("layer", "rounds", *names, "keys", "corrections", "comparisons", "multiply-adds", box=None)
+    for cost in (*found.layers, found.total):
+        numbers = cost.rounds, *(cost.sent.get(link, 0) for link in links), cost.keys_bytes, cost.words_bytes
+        table.add_row(cost.label, *(f"{each:,}" for each in (*numbers, cost.comparisons, cost.products)))
+    console.out.print(table)
+    for name, delay, rate in (("0.5 ms, 1 Gbit/s", 5e-4, 1e9), ("20 ms, 200 Mbit/s", 2e-2, 2e8)):
+        online = found.seconds(one_way_seconds=delay, bits_per_second=rate)
+        offline = found.dealing_seconds(bits_per_second=rate)
+        console.out.print(f"{name}: {online:.3f} s of messages; correlations, sent before, {offline:.3f} s")
 
 
 def _fits(graph: Graph, degree: int | None) -> tuple[Fit, ...]:
