@@ -56,7 +56,6 @@ from confide.mpc.replicated_plan import (
     Plan,
     Send,
     kept,
-    releases,
 )
 from confide.mpc.replicated_shares import (
     Part,
@@ -174,11 +173,6 @@ class _Holder:
         self.bits: dict[int, _Bit] = {}
         self.signs: dict[int, tuple[Rows, Rows, Rows]] = {}  # shares of E and L, and bits of x_1 above them
         self.sent: dict[int, NDArray[Any]] = {}
-        order: list[int] = []
-        for sends, local in zip(plan.sends, plan.local, strict=True):
-            order += [send.operation for send in sends if not send.level]
-            order += local
-        self.dead = dict(zip(order, releases(self.program, order), strict=True))
 
     def begin(self, body: bytes) -> None:
         """Take the third's first message."""
@@ -283,7 +277,7 @@ class _Holder:
 
     def release(self, number: int) -> None:
         """Drop what nobody takes after an operation."""
-        for one in self.dead[number]:
+        for one in self.plan.dropped[number]:
             self.parts.pop(one, None)
             self.bits.pop(one, None)
 

@@ -65,6 +65,7 @@ class Piece:
         first: where the server's share begins in its stream with the third, in bytes.
         second: where the helper's share begins: in its stream with the third, or in what is dealt.
         message: number of the third's message that brings it; -1 for a mask.
+        count: elements.
     """
 
     kind: np.dtype[np.unsignedinteger]
@@ -73,11 +74,15 @@ class Piece:
     first: int
     second: int
     message: int
+    count: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "count", math.prod(self.shape))
 
     @property
     def bytes(self) -> int:
         """Return the length of a share."""
-        return _length(self.kind, self.shape)
+        return self.kind.itemsize * self.count
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +120,9 @@ class Plan:
             and helper.
         reveals: operations whose values the output's receiver gets, with the length of each and its place in the last
             stream.
+        dropped: by operation, those whose values server and helper drop after it.
+        order: in which the third goes through the operations: in which the helper needs what is dealt.
+        dropped_at_third: for each place of it the operations whose values the third drops after it.
     """
 
     program: Program
@@ -131,6 +139,9 @@ class Plan:
     helper_stream: int
     reveal_stream: int
     reveals: tuple[tuple[int, int, int], ...]
+    dropped: Mapping[int, tuple[int, ...]]
+    order: tuple[int, ...]
+    dropped_at_third: tuple[tuple[int, ...], ...]
 
     @property
     def rounds(self) -> int:
@@ -257,6 +268,11 @@ def plan_of(program: Program) -> Plan:
     rounds = max(1, *ready)
     lengths, deal_rounds = draft.cut()
     reveals, reveal_stream = _reveals(program)
+    sends = ((), *(_laid_out(leaving.get(one, [])) for one in range(1, rounds + 1)))
+    local = _local(program, ready, rounds)
+    held = [number for place, numbers in zip(sends, local, strict=True) for number in (*_first_sent(place), *numbers)]
+    after = [max((ready[one] for one in operands(each)), default=0) for each in program.operations]
+    order = tuple(sorted(range(len(after)), key=lambda number: (after[number], number)))
     return Plan(
         program,
         program.hash,
@@ -264,15 +280,23 @@ def plan_of(program: Program) -> Plan:
         tuple(remainder),
         comparisons,
         draft.pieces,
-        _local(program, ready, rounds),
-        ((), *(_laid_out(leaving.get(one, [])) for one in range(1, rounds + 1))),
+        local,
+        sends,
         tuple(lengths),
         tuple(deal_rounds),
         draft.server_stream,
         draft.helper_stream,
         reveal_stream,
         reveals,
+        dict(zip(held, _releases(program, held), strict=True)),
+        order,
+        tuple(_releases(program, order)),
     )
+
+
+def _first_sent(sends: tuple[Send, ...]) -> tuple[int, ...]:
+    """Return the operations that send for the first time in a round."""
+    return tuple(send.operation for send in sends if not send.level)
 
 
 def _add_pieces(
@@ -383,7 +407,7 @@ def _reveals(program: Program) -> tuple[tuple[tuple[int, int, int], ...], int]:
     return tuple(found), place
 
 
-def releases(program: Program, order: Sequence[int]) -> list[list[int]]:
+def _releases(program: Program, order: Sequence[int]) -> list[tuple[int, ...]]:
     """Return for each place of an order the operations whose values nobody takes after it, nor at the end."""
     last: dict[int, int] = {}
     stays = set(kept(program).values())
@@ -395,7 +419,7 @@ def releases(program: Program, order: Sequence[int]) -> list[list[int]]:
     for number, place in last.items():
         if number not in stays:
             found[place].append(number)
-    return found
+    return [tuple(one) for one in found]
 
 
 def kept(program: Program) -> dict[str, int]:

@@ -50,7 +50,7 @@ def drawn(key: bytes, length: int) -> Rows:
 
 def piece_at(piece: Piece, held: Rows | bytes, offset: int) -> NDArray[Any]:
     """Return the share of a piece that begins at an offset of a stream or of a message: a view."""
-    return np.frombuffer(held, piece.kind, piece.bytes // piece.kind.itemsize, offset).reshape(piece.shape)
+    return np.frombuffer(held, piece.kind, piece.count, offset).reshape(piece.shape)
 
 
 def opened_message(body: bytes, length: int, src: str) -> bytes:

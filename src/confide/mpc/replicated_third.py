@@ -38,7 +38,7 @@ from confide.mpc.operations import (
     operands,
 )
 from confide.mpc.periodic import Series, dealt
-from confide.mpc.replicated_plan import HELPER, KEY_BYTES, SERVER, THIRD, Plan, kept, releases
+from confide.mpc.replicated_plan import HELPER, KEY_BYTES, SERVER, THIRD, Plan, kept
 from confide.mpc.replicated_shares import Part, Rows, Words, drawn, piece_at
 from confide.mpc.replicated_signs import packed, products, tables, unpacked
 from confide.wire import Message, Step
@@ -98,13 +98,10 @@ class _Third:
 
         Yields how many messages are ready, as soon as there is one more.
         """
-        program, ready = self.plan.program, self.plan.ready
-        after = [max((ready[one] for one in operands(each)), default=0) for each in program.operations]
-        order = sorted(range(len(after)), key=lambda number: (after[number], number))
         done = 0
-        for number, dead in zip(order, releases(program, order), strict=True):
+        for number, dropped in zip(self.plan.order, self.plan.dropped_at_third, strict=True):
             self.visit(number)
-            for one in dead:
+            for one in dropped:
                 self.parts.pop(one, None)
                 self.betas.pop(one, None)
             made = done
