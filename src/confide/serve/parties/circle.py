@@ -19,6 +19,7 @@ from confide.net.exchange import Envelope
 from confide.net.limits import Limits
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.net.mesh import Mesh
+from confide.serve.parties.deferred import Deferred
 from confide.serve.parties.messages import (
     ABORT,
     NO_SESSION,
@@ -155,7 +156,10 @@ class Circle:
         self._there: dict[str, _There] = {}
         self._turns: dict[str, _Turns] = {}
         self.mesh = Mesh(self._receive, broken=broken, limits=limits, longest_seconds=5.0)
-        self.sessions = Sessions(me.name, self.mesh.send, store, bounds=bounds or Bounds(), broken=broken, seen=seen)
+        self._deferred = Deferred(store)
+        self.sessions = Sessions(
+            me.name, self.mesh.send, self._deferred, bounds=bounds or Bounds(), broken=broken, seen=seen
+        )
         self.mesh.post(self._tick)
 
     def located(self, url: str) -> None:
@@ -354,4 +358,9 @@ class Circle:
 
     def _tick(self) -> None:
         self.sessions.tick()
+        if not self.sessions.count:
+            try:
+                self._deferred.sweep()
+            except ConfideError as error:
+                self.say(f"used correlations could not be cleared away: {error}")
         self.mesh.later(TICK_SECONDS, self._tick)
