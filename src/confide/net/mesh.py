@@ -16,7 +16,7 @@ import ssl
 import threading
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import UsageError
@@ -192,21 +192,25 @@ class Mesh:
         return stop()
 
 
-class Answer(Future[_Output]):
+class Answer(Generic[_Output]):
     """What a thread waits for while the loop works on it; the first result counts."""
 
     def __init__(self) -> None:
-        super().__init__()
+        self._future: Future[_Output] = Future()
         self._alone = threading.Lock()
 
     def give(self, output: _Output) -> None:
         """Answer, unless that was done."""
         with self._alone:
-            if not self.done():
-                self.set_result(output)
+            if not self._future.done():
+                self._future.set_result(output)
 
     def fail(self, error: BaseException) -> None:
         """Answer with an error, unless it was answered."""
         with self._alone:
-            if not self.done():
-                self.set_exception(error)
+            if not self._future.done():
+                self._future.set_exception(error)
+
+    def result(self, timeout_seconds: float) -> _Output:
+        """Return the answer, or raise the error; TimeoutError if there is none in time."""
+        return self._future.result(timeout_seconds)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable, Sequence
-from concurrent.futures import TimeoutError as Late
 from typing import Any
 
 import msgspec
@@ -87,7 +86,7 @@ class Guest:
         self.circle.mesh.post(self._want, answer)
         try:
             return answer.result(self._timeout)
-        except Late:
+        except TimeoutError:
             raise UsageError(self._missing()) from None
 
     def stock(self, name: str) -> int:
@@ -141,7 +140,7 @@ class Guest:
         self.circle.mesh.post(begin)
         try:
             ended = answer.result(2 * self.circle.sessions.bounds.session_seconds)
-        except Late:
+        except TimeoutError:
             raise UsageError("Expected an answer while this client was open; it was closed first") from None
         finally:
             seen = self.seen.pop(session, [])
