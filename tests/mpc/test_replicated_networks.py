@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from confide.mpc.lowering import architecture_of, program_for
+from confide.mpc.planner import plan
 from confide.mpc.ranges import by_rows
 from confide.mpc.replicated import Replicated
 from mpc import nets
@@ -45,6 +47,22 @@ def test_the_mnist_network_takes_27_trips_and_the_bytes_of_its_shapes():
     assert sent["third", "server"] == 32
     assert sent["third", "helper"] < 1_150_000
     assert sum(sent.values()) < 1_900_000
+
+
+@pytest.mark.parametrize("name", ["mnist", *nets.small()])
+def test_the_planner_says_what_the_wire_counts(name):
+    graph = nets.mnist() if name == "mnist" else nets.small()[name]
+    ranges = by_rows(graph, records(graph))
+    transcript = ready(Replicated(ranges=ranges), graph).predict(records(graph))
+    planned = plan(program_for(architecture_of(graph, ranges), 2), "mpc-3pc").total
+    assert planned.rounds == transcript.depth
+    headers = {("server", "helper"): 32, ("helper", "server"): 16, ("third", "helper"): 32}
+    for link, size in planned.sent.items():
+        bodies = [len(m.body) for m in transcript.messages if (m.src, m.dst) == link]
+        if link[0] == "client":
+            assert size < bodies[0] < size + 512  # names and a hash
+        else:
+            assert sum(bodies) == size + headers.get(link, 0)
 
 
 @pytest.mark.slow

@@ -14,19 +14,24 @@ round of two parties is one exchange, in which both send at once, and takes one 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from confide.mpc.correlations import Layout
 from confide.mpc.operations import Convolve, Kind, Load, MatMul, Multiply, Program, Reveal, Sign
 from confide.mpc.party import schedule_of, sent_bytes
+from confide.mpc.replicated_plan import HELPER, SERVER, THIRD, padded, plan_of
 from confide.mpc.schedule import sends
 
-Mode = Literal["mpc-dealer", "mpc-outsourced"]
+Mode = Literal["mpc-dealer", "mpc-outsourced", "mpc-3pc"]
 Link = tuple[str, str]
 
 #: The roles of P0 and P1 in each mode, and who asks.
-HOLDERS: Mapping[Mode, Link] = {"mpc-dealer": ("client", "server"), "mpc-outsourced": ("server", "helper")}
+HOLDERS: Mapping[Mode, Link] = {
+    "mpc-dealer": ("client", "server"),
+    "mpc-outsourced": ("server", "helper"),
+    "mpc-3pc": ("server", "helper"),
+}
 _SEED_BYTES = 16
 
 
@@ -90,8 +95,11 @@ def plan(program: Program, mode: Mode = "mpc-dealer") -> Estimate:
     Args:
         program: with labels, for layers; without, all is one layer.
         mode: "mpc-dealer": P0 brings the input, P1 the weights. "mpc-outsourced": both hold shares, a client brings and
-            receives.
+            receives. "mpc-3pc": three servers; nothing is dealt ahead, what the third sends is in `sent`, and a
+            prediction is the query, what the third sends first, the exchanges and the result.
     """
+    if mode == "mpc-3pc":
+        return _three_servers(program)
     layout = Layout.of(program, owned=mode == "mpc-dealer")
     schedule = schedule_of(layout)
     labels = program.labels or ("",) * len(program.operations)
@@ -123,6 +131,47 @@ def plan(program: Program, mode: Mode = "mpc-dealer") -> Estimate:
         for name in names
     )
     return Estimate(layers, _total(layers, len(schedule.rounds), layout))
+
+
+def _three_servers(program: Program) -> Estimate:
+    made = plan_of(program)
+    labels = program.labels or ("",) * len(program.operations)
+    names = tuple(dict.fromkeys(labels))
+    sent: dict[str, dict[Link, int]] = {name: {} for name in names}
+
+    def add(number: int, link: Link, size: int) -> None:
+        own = sent[labels[number]]
+        own[link] = own.get(link, 0) + size
+
+    begun = [labels[0], labels[0]]
+    for leaving in made.sends[1:]:
+        begun.append(labels[leaving[0].operation] if leaving else labels[-1])
+        for send in leaving:
+            add(send.operation, (SERVER, HELPER), send.bytes)
+            add(send.operation, (HELPER, SERVER), send.bytes)
+    for (number, _), piece in made.pieces.items():
+        if piece.message >= 0:
+            add(number, (THIRD, HELPER), padded(piece.bytes))
+    for number, length, _ in made.reveals:
+        add(number, (SERVER, "client"), length)
+        add(number, (HELPER, "client"), length)
+    if made.reveals:
+        begun.append(labels[made.reveals[-1][0]])
+    for number, operation in enumerate(program.operations):
+        if isinstance(operation, Load) and operation.origin == "input":
+            for role, seeds, words in ((SERVER, 1, 1), (HELPER, 1, 1), (THIRD, 2, 0)):
+                add(number, ("client", role), _SEED_BYTES * seeds + 8 * words * program.values[number].count)
+    layers = tuple(
+        Cost(
+            name,
+            begun.count(name),
+            sent[name],
+            comparisons=_count(program, labels, name, comparisons=True),
+            products=_count(program, labels, name, comparisons=False),
+        )
+        for name in names
+    )
+    return Estimate(layers, _sum(layers, len(begun)))
 
 
 def _messages(layout: Layout, mode: Mode, number: int) -> dict[Link, int]:
@@ -165,9 +214,13 @@ def _count(program: Program, labels: tuple[str, ...], name: str, *, comparisons:
 
 
 def _total(layers: tuple[Cost, ...], rounds: int, layout: Layout) -> Cost:
+    return replace(_sum(layers, rounds), keys_bytes=layout.keys_bytes, words_bytes=layout.words_bytes)
+
+
+def _sum(layers: tuple[Cost, ...], rounds: int) -> Cost:
     sent: dict[Link, int] = {}
     for layer in layers:
         for link, size in layer.sent.items():
             sent[link] = sent.get(link, 0) + size
     comparisons, products = sum(one.comparisons for one in layers), sum(one.products for one in layers)
-    return Cost("total", rounds, sent, layout.keys_bytes, layout.words_bytes, comparisons, products)
+    return Cost("total", rounds, sent, comparisons=comparisons, products=products)

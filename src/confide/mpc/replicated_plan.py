@@ -202,8 +202,8 @@ class _Draft:
         """Add a tensor that is uniform, and of which the third knows both shares."""
         length = _length(kind, shape)
         self.pieces[number, name] = Piece(kind, shape, bits, self.server_stream, self.helper_stream, -1)
-        self.server_stream += _padded(length)
-        self.helper_stream += _padded(length)
+        self.server_stream += padded(length)
+        self.helper_stream += padded(length)
 
     def deal(
         self,
@@ -221,7 +221,7 @@ class _Draft:
             return
         self.pieces[number, name] = Piece(kind, shape, bits, self.server_stream, 0, 0)
         self.needed[number, name] = needed
-        self.server_stream += _padded(_length(kind, shape))
+        self.server_stream += padded(_length(kind, shape))
 
     def cut(self) -> tuple[list[int], list[int]]:
         """Place what is dealt into messages; return their lengths and the rounds after which they are needed."""
@@ -235,7 +235,7 @@ class _Draft:
             self.pieces[key] = Piece(
                 piece.kind, piece.shape, piece.bits, piece.first, lengths[-1], message=len(lengths) - 1
             )
-            lengths[-1] += _padded(piece.bytes)
+            lengths[-1] += padded(piece.bytes)
         return lengths, rounds
 
 
@@ -403,7 +403,7 @@ def _reveals(program: Program) -> tuple[tuple[tuple[int, int, int], ...], int]:
             value = program.values[number]
             length = _row(value.count) if value.kind is Kind.BIT else 8 * value.count
             found.append((number, length, place))
-            place += _padded(length)
+            place += padded(length)
     return tuple(found), place
 
 
@@ -431,7 +431,8 @@ def _row(count: int) -> int:
     return -(-count // 8)
 
 
-def _padded(length: int) -> int:
+def padded(length: int) -> int:
+    """Return the bytes that a piece takes in a stream or in a message."""
     return -(-length // 16) * 16
 
 
