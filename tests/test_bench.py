@@ -18,8 +18,8 @@ from bench import BENCH, script
 ROOT = BENCH.parent
 TREES = {path.name: ast.parse(path.read_text()) for path in sorted(BENCH.glob("*.py"))}
 FIELDS = ["figure", "value", "unit", "peer", "peer_value", "bar", "met"]
-#: Has a command line and no figures.
-TOOLS = {"train_models.py"}
+#: They have a command line and no figures: two train networks, the third is one role of `mpc.py`.
+TOOLS = {"train_models.py", "train_relu.py", "mpc_houses.py"}
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ def plan(
         Path, typer.Argument(metavar="MODEL", help="A model file that `confide train` wrote, or an ONNX file.")
     ],
     backend: Annotated[
-        Literal["he", "mpc-dealer", "mpc-outsourced"], typer.Option(help="Encrypted, or on shares with a dealer.")
+        Literal["he", "mpc-dealer", "mpc-outsourced", "mpc-3pc"], typer.Option(help="Encrypted, or on shares.")
     ] = "he",
     open_model: Annotated[
         bool, typer.Option("--open-model", help="Replies as they come: faster for linear models, which they show.")
@@ -83,7 +83,7 @@ def plan(
         console.out.print(table)
 
 
-def _shares(graph: Graph, backend: Literal["mpc-dealer", "mpc-outsourced"]) -> None:
+def _shares(graph: Graph, backend: Literal["mpc-dealer", "mpc-outsourced", "mpc-3pc"]) -> None:
     """Print what one row takes on shares, layer by layer, and how long on a fast and on a slow link."""
     from confide.mpc.lowering import architecture_of, program_for
     from confide.mpc.planner import plan as planned
