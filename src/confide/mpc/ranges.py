@@ -100,7 +100,9 @@ class Ranges:
 
     def _inside(self, name: str) -> tuple[float, float]:
         if name not in self.inside:
-            raise ModelError(f"Expected ranges of layer {name}; calibrate with rows (confide.mpc.ranges.by_rows)")
+            raise ModelError(
+                f"Expected ranges of layer {name}; calibrate with rows: --calibrate, or confide.mpc.ranges.by_rows"
+            )
         return self.inside[name]
 
     def problems(self, graph: Graph) -> list[Problem]:
