@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.he import Homomorphic, Outsourced, Paillier
 from confide.ideal import Backend, PlainPredict
-from confide.model.graph import Graph, Sigmoid
+from confide.model.graph import Graph, Linear, Polynomial, Sigmoid
 from confide.mpc import outsourced as mpc_outsourced
+from confide.mpc.ranges import by_rows
 from confide.mpc.replicated import Replicated
 from confide.mpc.two_party import WithDealer
 from confide.wire import MemoryStore, alter, delay, drop, repeat, truncate
 from he.oracle import RNG, Pair, corners, forest, linear, logistic, mlp, ready
+from mpc.compared_nets import transformer
 from mpc.sessions import Session
 from mpc.sessions import ready as session_ready
 
@@ -51,6 +53,7 @@ class Case:
         return self.make().guarantee.hides("query", "server")
 
 
+TRANSFORMER = transformer(tokens=3, numbers=2)
 CASES = [
     Case("plain", PlainPredict, logistic(1, 6)),
     Case("he, protected", Homomorphic, logistic(1, 6)),
@@ -62,6 +65,14 @@ CASES = [
     Case("mpc-dealer", WithDealer, mlp(3, 6, 4, 2), bound=1e-3),
     Case("mpc-outsourced", mpc_outsourced.Outsourced, mlp(3, 6, 4, 2), bound=1e-3),
     Case("mpc-3pc", Replicated, mlp(3, 6, 4, 2), bound=1e-3),
+    Case("mpc-dealer, trees", WithDealer, Graph((forest(5, 6, 3, 2), Sigmoid())), bound=1e-3),
+    Case(
+        "mpc-dealer, transformer",
+        lambda: WithDealer(ranges=by_rows(TRANSFORMER, corners(50, TRANSFORMER.features, 1))),
+        TRANSFORMER,
+        examples=4,
+        bound=1e-3,
+    ),
 ]
 ONE_ROUND = [case for case in CASES if case.one_round]
 JOINT = [case for case in CASES if not case.one_round]
@@ -188,7 +199,7 @@ def test_kits_that_travel_are_the_same_for_every_model_of_a_shape(case):
     backend = case.make()
     other = Graph(
         tuple(
-            linear(99 + place, *layer.weight.shape) if hasattr(layer, "weight") else layer
+            linear(99 + place, *layer.weight.shape) if isinstance(layer, Linear) else layer
             for place, layer in enumerate(case.graph.layers)
         )
     )
@@ -284,7 +295,10 @@ def test_every_message_of_another_length_is_refused(case, side):
     pair = pair_of(case.name)
     x = corners(2, case.graph.features)
     for tag in {message.tag for message in pair.predict(x).view(side)}:
-        for fault in (truncate(7, dst=side, tag=tag), alter(lambda body: body + b"\0", dst=side, tag=tag)):
+        for fault in (
+            alter(lambda body: body[:-1], dst=side, tag=tag),
+            alter(lambda body: body + b"\0", dst=side, tag=tag),
+        ):
             assert isinstance(pair.predict(x, fault=fault).failures.get(side), ProtocolError), tag
 
 
@@ -334,10 +348,10 @@ def test_a_client_that_was_not_set_up_is_told_so(case):
 
 @every(JOINT)
 def test_a_layer_that_has_no_program_is_listed(case):
-    graph = Graph((forest(5, 6, 3, 2), Sigmoid()))
+    graph = Graph((linear(1, 2, 3), Polynomial(np.ones(40), -1.0, 1.0)))
     backend = case.make()
-    assert [problem.layer for problem in backend.check(graph)] == ["layer 0 (Trees)"]
-    with pytest.raises(ModelError, match="layer 0"):
+    assert [problem.layer for problem in backend.check(graph)] == ["layer 1 (Polynomial)"]
+    with pytest.raises(ModelError, match="layer 1"):
         backend.prepare(graph, RNG)
 
 

@@ -15,6 +15,7 @@ from confide.model.trees import perfect
 from confide.mpc import functions as fn
 from confide.mpc import schedule
 from confide.mpc.operations import AnyOperation, Kind, Load, Program, Reveal, Value
+from confide.mpc.series import power_series, reciprocal_series, root_series
 from mpc import plain
 
 
@@ -59,7 +60,8 @@ def test_maximum_and_argmax_are_numpys(count, seed):
 @pytest.mark.parametrize("count", [2, 10, 33])
 def test_softmax_is_numpys(count):
     x = 3 * drawn(20, count)
-    found, rounds = run(x.shape, lambda b, a: fn.softmax(b, a, spread=24.0, window=40, drop=8), x)
+    powers, inverse = power_series(24.0, scale=16), reciprocal_series(count)
+    found, rounds = run(x.shape, lambda b, a: fn.softmax(b, a, powers=powers, inverse=inverse, window=40, drop=8), x)
     assert np.abs(found - ideal_softmax(x, 1)).max() < 4e-4
     assert rounds == 2 * int(np.ceil(np.log2(count))) + 3
 
@@ -72,7 +74,8 @@ def test_layer_norm_is_the_layers(count):
     if high / low > 60:
         x = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(variance)[:, None]
         low, high = 0.9, 1.1
-    found, _ = run(x.shape, lambda b, a: fn.normalised(b, a, low=low, high=high, epsilon=1e-5), x)
+    root, scale, shift = root_series(count, low, high, 1e-5)
+    found, _ = run(x.shape, lambda b, a: fn.normalised(b, a, root=root, scale=scale, shift=shift), x)
     wanted = LayerNorm(np.ones(count), np.zeros(count), 1).apply(x)
     assert np.abs(found - wanted).max() < 2e-3
 
@@ -81,13 +84,15 @@ def test_attention_is_the_layers():
     rows, heads, size, positions = 3, 2, 4, 5
     x = drawn(rows, 3 * heads * size * positions)
 
+    powers, inverse = power_series(40.0, 0.5), reciprocal_series(positions)
+
     def make(build, a):
         parts = build(fn.Reshape(a, (rows, 3, heads * size * positions)))
         found = []
         for part in range(3):
             one = build(fn.Slice(parts, (0, part, 0), (rows, part + 1, heads * size * positions), (1, 1, 1)))
             found.append(build(fn.Reshape(one, (rows, heads, size, positions))))
-        return fn.attention(build, *found, spread=40.0, window=44, drop=16)
+        return fn.attention(build, *found, powers=powers, inverse=inverse, window=44, drop=16)
 
     found, _ = run(x.shape, make, x)
     wanted = Attention(heads * size, positions, heads).apply(x)
@@ -124,8 +129,8 @@ def test_trees_are_the_layers(count, depth):
     write(Reveal(result))
     program = Program(tuple(write.operations))
     held = np.rint(x * 2**16) / 2**16
-    # A threshold is put just above a rounded input that equals it in decimals.
-    inputs = {"x": x, "s": selection, "t": np.rint(threshold[order] * 2**16) / 2**16, "v": value[:, None]}
+    # A threshold is put half a unit above a rounded input that equals it in decimals.
+    inputs = {"x": x, "s": selection, "t": (np.rint(threshold[order] * 2**16) + 0.5) / 2**16, "v": value[:, None]}
     found = plain.run(program, inputs).output()
     rounded = type(ideal)(
         features,

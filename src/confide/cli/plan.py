@@ -15,6 +15,7 @@ from confide.errors import UsageError
 if TYPE_CHECKING:
     from confide.model.fitted import Fit
     from confide.model.graph import Graph
+    from confide.model.preprocess import Preprocess
 
 
 def plan(
@@ -44,6 +45,10 @@ def plan(
             "--certify/--no-certify", help="Room for every input, or for typical ones; the cheaper by default."
         ),
     ] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With mpc-*: public rows, a table or .npy, that give the ranges of values."),
+    ] = None,
 ) -> None:
     """Show the plan of encrypted predictions: parameters, keys, bytes, levels, expected error and time. No weights.
 
@@ -52,8 +57,10 @@ def plan(
     confide plan model.confide --backend mpc-dealer
     """
     if backend != "he":
-        _shares(_graph(model), backend)
+        _shares(model, backend, calibrate)
         return
+    if calibrate is not None:
+        raise UsageError("Expected --calibrate with --backend mpc-dealer or mpc-outsourced; he has --certify")
     from confide.he.backend import Homomorphic
     from confide.he.describe import facts, stage_lines
     from confide.he.plan_batch import BatchPlan
@@ -83,12 +90,15 @@ def plan(
         console.out.print(table)
 
 
-def _shares(graph: Graph, backend: Literal["mpc-dealer", "mpc-outsourced", "mpc-3pc"]) -> None:
+def _shares(model: Path, backend: Literal["mpc-dealer", "mpc-outsourced", "mpc-3pc"], calibrate: Path | None) -> None:
     """Print what one row takes on shares, layer by layer, and how long on a fast and on a slow link."""
+    from confide.cli.calibrating import ranges_from
     from confide.mpc.lowering import architecture_of, program_for
     from confide.mpc.planner import plan as planned
 
-    found = planned(program_for(architecture_of(graph), 1), backend)
+    graph, prepare = _opened(model)
+    ranges = ranges_from(calibrate, graph, prepare) if calibrate else None
+    found = planned(program_for(architecture_of(graph, ranges), 1), backend)
     links = tuple(found.total.sent)
     names = [f"{src} to {dst}" for src, dst in links]
     table = Table("layer", "rounds", *names, "keys", "corrections", "comparisons", "multiply-adds", box=None)
@@ -113,14 +123,19 @@ def _fits(graph: Graph, degree: int | None) -> tuple[Fit, ...]:
 
 
 def _graph(path: Path) -> Graph:
+    return _opened(path)[0]
+
+
+def _opened(path: Path) -> tuple[Graph, Preprocess | None]:
     from confide.model.artifact import load
     from confide.model.onnx import LARGEST_BYTES, from_onnx
 
     if path.suffix != ".onnx":
         with warnings_as_lines():
-            return load(path).graph
+            artifact = load(path)
+        return artifact.graph, artifact.preprocess
     if not path.is_file():
         raise UsageError(f"Expected {path} to be a model file; check the path")
     if path.stat().st_size > LARGEST_BYTES:
         raise UsageError(f"Expected an ONNX file of at most {LARGEST_BYTES} bytes")
-    return from_onnx(path.read_bytes())
+    return from_onnx(path.read_bytes()), None

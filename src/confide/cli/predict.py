@@ -136,7 +136,7 @@ async def _ask(
             )
         if class_only and not kit.classes:
             raise UsageError("Expected a model that names its classes with --class-only; leave it out")
-        columns = _columns(table, prepare, schema)
+        columns = columns_of(table, prepare, schema)
         with _opened(out) as file:
             writer = csv.writer(file, lineterminator="\n")
             header: list[str] | None = _header(kit, class_only)
@@ -169,7 +169,7 @@ def _opened(out: Path | None) -> Generator[IO[str]]:
         text.detach()
 
 
-def _columns(table: Path, prepare: Any, schema: Path | None) -> Mapping[str, Any]:
+def columns_of(table: Path, prepare: Any, schema: Path | None) -> Mapping[str, Any]:
     """Return the columns of a table that a model's preparation names, as a schema says where there is one."""
     from confide.data.files import read_arrays, refuse_images
     from confide.data.schema import Schema

@@ -67,6 +67,10 @@ def serve(
         str | None, typer.Option(metavar="NAME", help="With mpc-outsourced, mpc-3pc: the member with the second share.")
     ] = None,
     third: Annotated[str | None, typer.Option(metavar="NAME", help="With mpc-3pc: the third server's member.")] = None,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With mpc-*: public rows, a table or .npy, that give the ranges of values."),
+    ] = None,
     status_port: StatusPort = None,
     insecure_colocated_dealer: OneMachine = False,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
@@ -130,15 +134,17 @@ def serve(
             serve_jointly(
                 _source(
                     model, backends=tuple(dict.fromkeys(backend)), open_model=open_model, goal=goal, engine=engine,
-                    trust=trust, workers=workers,
+                    trust=trust, workers=workers, calibrate=calibrate,
                 ).models(),
                 federation=folder, partners={"dealer": dealer, "helper": helper, "third": third},
                 host=host, port=port, store=place, limits=limits, status_port=status_port,
                 one_machine=insecure_colocated_dealer,
             )  # fmt: skip
         return
-    if dealer or helper or third or insecure_colocated_dealer or status_port is not None:
-        raise UsageError("Expected --dealer, --helper, --third and their like with --backend mpc-... and --federation")
+    if calibrate or dealer or helper or third or insecure_colocated_dealer or status_port is not None:
+        raise UsageError(
+            "Expected --dealer, --helper, --third, --calibrate and their like with --backend mpc-... and --federation"
+        )
     with _kept_at(store) as place:
         server = _server(
             model,
@@ -236,8 +242,10 @@ def _source(
     engine: Literal["auto", "native", "seal"],
     trust: str | None,
     workers: int,
+    calibrate: Path | None = None,
 ) -> Source:
     """Return the source of the model in a file, which it checks."""
+    from confide.cli.calibrating import ranges_from
     from confide.model.artifact import decode, read, read_public_key
     from confide.serve.source import model_file
 
@@ -253,6 +261,7 @@ def _source(
         goal=goal,
         engine=engine,
         threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
+        ranges=ranges_from(calibrate, artifact.graph, artifact.preprocess) if calibrate else None,
     )
 
 

@@ -8,16 +8,35 @@ and nothing where all windows are `WHOLE_BITS`. The series of smooth functions d
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.errors import ProtocolError
-from confide.model.graph import AveragePool, Conv, Graph, Layer, Linear, MaxPool, Polynomial, Relu, Residual, sigmoid
-from confide.mpc.operations import MOST_ELEMENTS
+from confide.errors import ModelError, ProtocolError
+from confide.model.attention import softmax
+from confide.model.graph import (
+    AveragePool,
+    Conv,
+    Graph,
+    Layer,
+    LayerNorm,
+    Linear,
+    MaxPool,
+    Polynomial,
+    Relu,
+    Residual,
+    Sigmoid,
+    Softmax,
+    Trees,
+    sigmoid,
+)
+from confide.mpc.operations import MOST_ELEMENTS, SCALE, WORD_BITS
+from confide.mpc.series import MOST_SHIFT
+from confide.mpc.tree_layout import laid_out
 from confide.structs import known
 
 Matrix = NDArray[np.float64]
@@ -26,10 +45,13 @@ Matrix = NDArray[np.float64]
 WHOLE_BITS = 12
 #: Fewest and most bits of a window, and the largest degree of a polynomial.
 LEAST_BITS, MOST_BITS, MOST_DEGREE = 1, 29, 16
+#: Deepest trees: a perfect tree has 2^depth leaves.
+MOST_TREE_DEPTH = 8
 
 _FORMAT = 1
 _MOST_PARTS, _MOST_DEPTH, _MOST_BYTES = 1000, 8, 1 << 22
 
+End = Literal["", "sigmoid", "softmax"]
 Image = tuple[int, int, int]
 Pair = tuple[int, int]
 Sides = tuple[int, int, int, int]
@@ -108,8 +130,78 @@ class ResidualPart(Part, frozen=True, tag="residual"):
     shortcut: tuple[AnyPart, ...]
 
 
+class Waves(Part, frozen=True):
+    """A Fourier series (`periodic.Series`)."""
+
+    period: int
+    cosines: tuple[int, ...]
+    sines: tuple[int, ...]
+
+
+class SoftmaxPart(Part, frozen=True, tag="softmax"):
+    """A softmax over channels, of numbers that differ by less than 2^whole_bits, at scale 32."""
+
+    channels: int
+    positions: int
+    whole_bits: int
+    powers: Waves
+    inverse: Waves
+
+
+class NormPart(Part, frozen=True, tag="norm"):
+    """A layer norm over channels; `plain` if gain and bias went into what follows. For the rest see `root_series`."""
+
+    channels: int
+    positions: int
+    plain: bool
+    scale: int
+    shift: int
+    root: Waves
+
+
+class AttentionPart(Part, frozen=True, tag="attention"):
+    """Attention in several heads, of scores that differ by less than 2^whole_bits, at scale 32."""
+
+    channels: int
+    positions: int
+    heads: int
+    whole_bits: int
+    powers: Waves
+    inverse: Waves
+
+
+class ArgmaxPart(Part, frozen=True, tag="argmax"):
+    """The place of the largest of |values| < 2^whole_bits."""
+
+    channels: int
+    whole_bits: int
+
+
+class TreesPart(Part, frozen=True, tag="trees"):
+    """Perfect trees of one depth, of |features| and |thresholds| < 2^whole_bits."""
+
+    features: int
+    count: int
+    depth: int
+    outputs: int
+    whole_bits: int
+
+
 AnyPart = (
-    LinearPart | ConvPart | AveragePart | MaxPart | ReluPart | SquarePart | PolynomialPart | SmoothPart | ResidualPart
+    LinearPart
+    | ConvPart
+    | AveragePart
+    | MaxPart
+    | ReluPart
+    | SquarePart
+    | PolynomialPart
+    | SmoothPart
+    | SoftmaxPart
+    | NormPart
+    | AttentionPart
+    | ArgmaxPart
+    | TreesPart
+    | ResidualPart
 )
 
 
@@ -119,14 +211,14 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         features, outputs: of a record.
         parts: the layers, in an order in which they are cheap (`arranged`).
-        end: what the receiver does to the values that it is told: "sigmoid", or "" for nothing.
+        end: what the receiver does to the values that it is told: "sigmoid", "softmax", or "" for nothing.
         format: of this description.
     """
 
     features: int
     outputs: int
     parts: tuple[AnyPart, ...]
-    end: Literal["", "sigmoid"] = ""
+    end: End = ""
     format: int = _FORMAT
 
     def encode(self) -> bytes:
@@ -157,7 +249,13 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def finish(self, y: Matrix) -> Matrix:
         """Return predictions from what was told, shape (rows, outputs)."""
-        return sigmoid(y) if self.end == "sigmoid" else y
+        match self.end:
+            case "sigmoid":
+                return sigmoid(y)
+            case "softmax":
+                return softmax(y, axis=1)
+            case _:
+                return y
 
 
 def _flat(parts: tuple[AnyPart, ...], depth: int) -> Iterator[AnyPart]:
@@ -192,17 +290,36 @@ def _bounded(part: AnyPart) -> bool:
         case PolynomialPart():
             in_range = -30 <= part.exponent <= 30 and abs(part.middle) < 2.0**30
             return 1 <= part.degree <= MOST_DEGREE and in_range
+        case SoftmaxPart() | AttentionPart() | ArgmaxPart() | NormPart():
+            return _compared(part)
+        case TreesPart():
+            whole = LEAST_BITS <= part.whole_bits < MOST_BITS and min(part.features, part.count, part.outputs) >= 1
+            deep = 1 <= part.depth <= MOST_TREE_DEPTH
+            return whole and deep and (part.count << part.depth) * max(part.features, part.outputs) <= MOST_ELEMENTS
         case _:
             return True  # their operations are checked with the program
+
+
+def _compared(part: SoftmaxPart | AttentionPart | ArgmaxPart | NormPart) -> bool:
+    positions = 1 if isinstance(part, ArgmaxPart) else part.positions
+    heads = part.heads if isinstance(part, AttentionPart) else 1
+    if min(part.channels, positions, heads) < 1 or max(part.channels, positions) > MOST_ELEMENTS:
+        return False
+    if isinstance(part, NormPart):
+        in_range = 2 * SCALE <= part.scale < WORD_BITS and abs(part.shift) <= MOST_SHIFT
+        return in_range and part.channels <= 1 << 10 and part.channels * positions <= MOST_ELEMENTS
+    few = part.channels * positions <= MOST_ELEMENTS and heads * positions * positions <= MOST_ELEMENTS
+    return LEAST_BITS <= part.whole_bits < MOST_BITS and part.channels % heads == 0 and (few or heads == 1)
 
 
 # --- graphs in the order in which they are computed -------------------------------------------------------------------
 
 
 def arranged(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
-    """Return layers that compute the same, with each ReLU after the max pools behind it.
+    """Return layers that compute the same, each ReLU after the max pools behind it, gains of layer norms moved.
 
-    relu(max(x)) = max(relu(x)), and there are fewer numbers after a pool.
+    relu(max(x)) = max(relu(x)), and there are fewer numbers after a pool. Gain and bias of a layer norm go into the
+    matrix or convolution behind it, if there is one (`takes_gain`).
     """
     done: list[Layer] = []
     for layer in layers:
@@ -211,7 +328,40 @@ def arranged(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
         while isinstance(made, MaxPool) and place and isinstance(done[place - 1], Relu):
             place -= 1
         done.insert(place, made)
+    for place, norm in enumerate(done):
+        if isinstance(norm, LayerNorm) and (taker := takes_gain(norm.channels, done[place + 1 :])):
+            done[place + taker] = _with_gain(done[place + taker], norm)
+            ones, zeros = np.ones(norm.channels), np.zeros(norm.channels)
+            done[place] = LayerNorm(ones, zeros, norm.positions, norm.epsilon)
     return tuple(done)
+
+
+def takes_gain(channels: int, behind: Sequence[Layer]) -> int:
+    """Return how many layers behind a layer norm its gain and bias go, 0 if nowhere; average pools let them through."""
+    for number, layer in enumerate(behind, 1):
+        match layer:
+            case AveragePool() if layer.channels == channels:
+                continue
+            case Linear() if layer.weight.shape[1] % channels == 0:
+                return number
+            case Conv() if layer.channels == channels and not any(layer.padding):
+                return number
+            case _:
+                return 0
+    return 0
+
+
+def _with_gain(layer: Layer, norm: LayerNorm) -> Layer:
+    """Return a layer that multiplies its channels by a gain and adds a bias first."""
+    match layer:
+        case Linear(weight, bias):
+            each = weight.shape[1] // norm.channels
+            return Linear(weight * np.repeat(norm.gain, each), bias + weight @ np.repeat(norm.bias, each))
+        case Conv(weight, bias):
+            more = np.einsum("ochw,c->o", weight, norm.bias)
+            return replace(layer, weight=weight * norm.gain[:, None, None], bias=bias + more)
+        case _:
+            raise ModelError(f"Expected a matrix or a convolution, got {layer!r}")
 
 
 def named(layers: tuple[Layer, ...], prefix: str = "") -> Iterator[tuple[str, Layer]]:
@@ -225,16 +375,23 @@ def named(layers: tuple[Layer, ...], prefix: str = "") -> Iterator[tuple[str, La
 
 
 def computed(graph: Graph) -> tuple[Layer, ...]:
-    """Return the layers that are computed on shares, arranged: all but a sigmoid at the end, which the receiver does.
+    """Return the layers that are computed on shares, arranged: all but a sigmoid or softmax at the end.
 
-    It has an inverse, so its argument tells the receiver no more.
+    The receiver does that. A sigmoid has an inverse, so its argument tells the receiver no more. What goes into a
+    softmax tells it one number of each row more than the probabilities: the logarithm of their sum of powers.
     """
-    return arranged(graph.layers[:-1] if ends_in_sigmoid(graph) else graph.layers)
+    return arranged(graph.layers[:-1] if end_of(graph) else graph.layers)
 
 
-def ends_in_sigmoid(graph: Graph) -> bool:
-    """Return whether the receiver applies a sigmoid."""
-    return type(graph.layers[-1]).__name__ == "Sigmoid" and len(graph.layers) > 1
+def end_of(graph: Graph) -> End:
+    """Return what the receiver applies."""
+    match graph.layers[-1]:
+        case Sigmoid() if len(graph.layers) > 1:
+            return "sigmoid"
+        case Softmax(_, 1) if len(graph.layers) > 1:
+            return "softmax"
+        case _:
+            return ""
 
 
 def image_of(layer: Conv | AveragePool | MaxPool) -> Image:
@@ -256,6 +413,10 @@ def private_of(layer: Layer) -> dict[str, Any]:
             coefficients = np.zeros(layer.degree + 1)
             coefficients[: len(powers)] = powers
             return {"weight": coefficients[1:, None], "bias": coefficients[:1]}
+        case LayerNorm(gain, bias):
+            return {"gain": gain, "bias": bias}
+        case Trees():
+            return laid_out(layer).private
         case _:
             return {}
 

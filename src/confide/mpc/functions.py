@@ -19,7 +19,6 @@ the exponential, the reciprocal and its root are Fourier series of a masked valu
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -51,15 +50,14 @@ from confide.mpc.operations import (
     Truncate,
     Value,
 )
-from confide.mpc.periodic import MOST_PERIOD, fit
+from confide.mpc.periodic import Series, fit
+from confide.mpc.series import ERROR, bits_of, reciprocal_series
 
 Matrix = NDArray[np.float64]
 Function = Callable[[Matrix], Matrix]
 
-#: Largest error of a smooth function on its interval.
-ERROR = 5e-5
-#: Low bits that a tree's comparison does not look at: few, so that an input next to a threshold is decided rightly.
-_TREE_DROP = 4
+#: Low bits that a tree's comparison does not look at: thresholds lie half a unit of an input, 2^15, above what is left.
+_TREE_DROP = 15
 
 
 class Builder(Protocol):
@@ -101,8 +99,12 @@ def smooth(build: Builder, a: int, function: Function, low: float, high: float, 
         ModelError: no series is as near.
     """
     a = opened(build, a)
-    series = fit(function, low, high, error=error, scale=build.value(a).scale)
-    return build(Periodic(a, series.period, series.cosines, series.sines))
+    return periodic(build, a, fit(function, low, high, error=error, scale=build.value(a).scale))
+
+
+def periodic(build: Builder, a: int, series: Series) -> int:
+    """Return a series of `a`, SHARED at scale 48."""
+    return build(Periodic(opened(build, a), series.period, series.cosines, series.sines))
 
 
 # --- comparisons ------------------------------------------------------------------------------------------------------
@@ -138,7 +140,6 @@ def argmax(build: Builder, a: int, window: int, drop: int) -> int:
         left, right = _part(build, a, 0, 2 * half, 2), _part(build, a, 1, 2 * half, 2)
         difference = build(Subtract(left, right))
         bit = build(Sign(difference, window, drop))
-        larger = build(Open(build(Add(build(Select(bit, difference)), right))))
         if place is None:
             chosen = build(Shift(build(Times(build(Number(bit)), -1)), 1))
             last = build(Times(_part(build, chosen, 0, 1, 1), 0))
@@ -149,7 +150,11 @@ def argmax(build: Builder, a: int, window: int, drop: int) -> int:
             chosen = build(Add(build(Select(bit, build(Open(apart)))), other))
         if count % 2:
             chosen = build(Concatenate((chosen, last), len(build.value(chosen).shape) - 1))
-        a, place, size = _with_odd(build, larger, a, count), chosen, 2 * size
+        place, size = chosen, 2 * size
+        if count == 2:  # nobody asks for the largest itself
+            break
+        larger = build(Open(build(Add(build(Select(bit, difference)), right))))
+        a = _with_odd(build, larger, a, count)
     return place if place is not None else build(Times(a, 0))
 
 
@@ -170,19 +175,18 @@ def _with_odd(build: Builder, winners: int, a: int, count: int) -> int:
 # --- what compares the numbers of a record ----------------------------------------------------------------------------
 
 
-def softmax(build: Builder, a: int, *, spread: float, window: int, drop: int, factor: float = 1.0) -> int:
+def softmax(build: Builder, a: int, *, powers: Series, inverse: Series, window: int, drop: int) -> int:
     """Return exp(factor a) over its sum along the last axis, SHARED at scale 32.
 
     Args:
-        spread: bound of the largest minus the smallest number of a row, before `factor`.
+        powers: `series.power_series` of the largest minus the smallest number of a row, at the scale of `a`.
+        inverse: `series.reciprocal_series` of the row's size.
         window, drop: of the signs of differences.
-        factor: above 0.
     """
     a = opened(build, a)
     shape = build.value(a).shape
     below = build(Subtract(a, build(Broadcast(maximum(build, a, window, drop), shape))))
-    powers = smooth(build, below, lambda x: np.exp(factor * x), -spread, 2.0**-8)  # a slip of a sign goes above 0
-    return divided(build, powers, shape[-1])
+    return over_sum(build, periodic(build, below, powers), inverse)
 
 
 def divided(build: Builder, powers: int, count: int) -> int:
@@ -190,62 +194,82 @@ def divided(build: Builder, powers: int, count: int) -> int:
 
     The largest is 1, so the sum lies between 1 and `count`.
     """
+    return over_sum(build, powers, reciprocal_series(count))
+
+
+def over_sum(build: Builder, powers: int, inverse: Series) -> int:
+    """Return what `divided` does, with its series given."""
     shape = build.value(powers).shape
     total = build(Reshape(build(Sum(powers, len(shape) - 1)), (*shape[:-1], 1)))
-    inverse = smooth(build, total, lambda x: 1 / x, 1.0 - 2**-6, max(count, 2) + 2**-6)
-    inverse = build(Broadcast(finer(build, inverse), shape))
-    return build(Multiply(finer(build, powers), inverse))
+    inverted = build(Broadcast(finer(build, periodic(build, total, inverse)), shape))
+    return build(Multiply(finer(build, powers), inverted))
 
 
-def normalised(build: Builder, a: int, *, low: float, high: float, epsilon: float) -> int:
-    """Return (a - mean) / sqrt(variance + epsilon) over the last axis, SHARED.
+def normalised(build: Builder, a: int, *, root: Series, scale: int, shift: int, gain: int | None = None) -> int:
+    """Return gain (a - mean) / sqrt(variance + epsilon) over the last axis, SHARED.
 
-    n a - sum has no rounding, and its squares add up to n^3 times the variance, of which the series takes the root.
+    n a - sum has no rounding, and its squares add up to n^3 times the variance, of which the series takes the root. The
+    gain is multiplied meanwhile, and takes no rounds of its own.
 
     Args:
         a: OPEN or SHARED, brought to scale 16.
-        low, high: bounds of the variance, 0 <= low < high.
-        epsilon: as in the layer.
+        root, scale, shift: what `series.root_series` gave.
+        gain: OPEN at scale 16, shape (size of the last axis,); None for 1.
     """
     a = finer(build, a)
     shape = build.value(a).shape
-    count, extra = shape[-1], math.ceil(math.log2(shape[-1]))
+    count, extra = shape[-1], bits_of(shape[-1])
     total = build(Reshape(build(Sum(a, len(shape) - 1)), (*shape[:-1], 1)))
     centred = build(Subtract(build(Times(a, count)), build(Broadcast(total, shape))))
     squares = build(Sum(build(Multiply(centred, centred)), len(shape) - 1))
     # A scale of 32 + 3 extra bits makes of n^3 the variance times n^3 / 2^(3 extra), a number near the variance.
-    ratio = count**3 / 2.0 ** (3 * extra)
     fine = build(Times(squares, 1, 3 * extra)) if extra else squares
-    if build.value(fine).scale + math.ceil(math.log2(max(high * ratio, 1))) >= MOST_PERIOD:
-        fine = truncated(build, fine, 40)  # a fit wants the bound's bits, and one more
-    inverse = smooth(build, fine, lambda x: 1 / np.sqrt(x / ratio + epsilon), low * ratio, high * ratio)
-    inverse = build(Reshape(finer(build, inverse, SCALE + 2), (*shape[:-1], 1)))
+    if scale < build.value(fine).scale:
+        fine = truncated(build, fine, scale)
+    inverse = finer(build, periodic(build, fine, root), SCALE + 2 - max(shift - 2, 0))
+    inverse = build(Times(inverse, 1 << max(-shift, 0), max(shift, 0)))
+    inverse = build(Reshape(inverse, (*shape[:-1], 1)))
+    if gain is not None:
+        centred = finer(build, build(Multiply(centred, build(Broadcast(gain, shape)))))
     # centred is n times too large: a scale that is `extra` bits finer makes it n / 2^extra, and the rest is a factor.
     product = build(Multiply(centred, build(Broadcast(inverse, shape))))
     return build(Times(build(Times(product, 1, extra)), round(2**12 * 2**extra / count), 12))
 
 
-def attention(build: Builder, queries: int, keys: int, values: int, *, spread: float, window: int, drop: int) -> int:
+def attention(
+    build: Builder,
+    queries: int,
+    keys: int,
+    values: int,
+    *,
+    powers: Series,
+    inverse: Series,
+    window: int,
+    drop: int,
+) -> int:
     """Return attention of OPEN queries, keys and values (rows, heads, size, positions) at scale 16: the same shape.
 
     Args:
-        spread: bound of the largest minus the smallest score of a row, before the root of `size` divides it.
+        powers: `series.power_series` of the largest minus the smallest score of a row, at scale 32, with the factor
+            1 / sqrt(size).
+        inverse: `series.reciprocal_series` of the positions.
         window, drop: of the signs of differences of scores at scale 32.
 
     Returns:
         SHARED at scale 32.
     """
-    factor = 1 / math.sqrt(build.value(queries).shape[-2])
     scores = build(Open(build(MatMul(queries, keys, transpose_a=True))))
-    weights = finer(build, softmax(build, scores, spread=spread, window=window, drop=drop, factor=factor))
+    weights = finer(build, softmax(build, scores, powers=powers, inverse=inverse, window=window, drop=drop))
     return build(MatMul(values, weights, transpose_b=True))
 
 
 # --- trees ------------------------------------------------------------------------------------------------------------
 
 
-def trees(build: Builder, x: int, *, selection: int, thresholds: int, leaves: int, count: int, depth: int) -> int:
-    """Return the sums of the leaves that records reach in `count` perfect trees, SHARED at scale 16.
+def trees(
+    build: Builder, x: int, *, selection: int, thresholds: int, leaves: int, count: int, depth: int, window: int = 44
+) -> int:
+    """Return the sums of the leaves that records reach in `count` perfect trees, SHARED at the scale of the leaves.
 
     Nobody learns which feature a node compares, nor which way a record goes; the number of trees and their depth are
     public, and a tree that is not perfect is made so.
@@ -254,14 +278,16 @@ def trees(build: Builder, x: int, *, selection: int, thresholds: int, leaves: in
         x: OPEN, (rows, features), scale 16.
         selection: OPEN, (features, nodes), scale 16: 1 where a node compares a feature. Nodes lie level after level, in
             a level tree after tree, in a tree from left to right.
-        thresholds: SHARED, (nodes,), scale 32; a record goes left if its feature is not above.
-        leaves: OPEN, (count 2^depth, outputs), scale 16: values, tree after tree.
+        thresholds: SHARED, (nodes,), scale 32; a record goes left if its feature is not above. Odd multiples of 2^-17
+            decide every input rightly, which is a multiple of 2^-16.
+        leaves: OPEN, (count 2^depth, outputs): values, tree after tree.
+        window: bits of a threshold less a feature, at scale 32.
     """
     rows = build.value(x).shape[0]
     nodes = count * ((1 << depth) - 1)
     compared = build(MatMul(x, selection))
     difference = build(Subtract(build(Broadcast(thresholds, (rows, nodes))), compared))
-    bit = build(Number(build(Sign(build(Open(difference)), 44, _TREE_DROP))))
+    bit = build(Number(build(Sign(build(Open(difference)), window, _TREE_DROP))))
     start, reached = count, build(Reshape(_part(build, bit, 0, count, 1), (rows, count, 1)))
     other = build(Shift(build(Times(reached, -1)), 1))
     reached = _side_by_side(build, reached, other)

@@ -9,6 +9,7 @@
     square        0
     polynomial    2 for each doubling       powers by doubling, then one product with opened coefficients
     smooth        0                         a Fourier series of the opened value
+    softmax, layer norm, attention, argmax, trees: `functions`
     residual      those of its longer side  the side with the coarser scale is held finer
 
 A value that the next product takes is opened at scale 16 first: one round after a ReLU, which truncates, and two after
@@ -18,19 +19,19 @@ another product. The output is told at scale 16: what lies below would tell more
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from confide.errors import ModelError, ProtocolError
 from confide.model.graph import (
+    Argmax,
+    Attention,
     AveragePool,
     Conv,
     Gelu,
     Graph,
     Layer,
+    LayerNorm,
     Linear,
     MaxPool,
     Polynomial,
@@ -38,10 +39,10 @@ from confide.model.graph import (
     Relu,
     Residual,
     Sigmoid,
+    Softmax,
     Square,
     Tanh,
-    gelu,
-    sigmoid,
+    Trees,
 )
 from confide.mpc.architecture import (
     MOST_DEGREE,
@@ -51,30 +52,29 @@ from confide.mpc.architecture import (
     ConvPart,
     LinearPart,
     MaxPart,
+    NormPart,
     PolynomialPart,
     ReluPart,
     ResidualPart,
     SmoothPart,
     SquarePart,
+    TreesPart,
     computed,
-    ends_in_sigmoid,
+    end_of,
     image_of,
     named,
     variable_of,
 )
 from confide.mpc.building import Builder
+from confide.mpc.compared import ComparedPart, compared_part, write_compared
 from confide.mpc.operations import SCALE, Kind, Program
-from confide.mpc.periodic import Series, fit
+from confide.mpc.periodic import Series
 from confide.mpc.ranges import Ranges
-
-Matrix = NDArray[np.float64]
+from confide.mpc.series import activation_series
 
 #: Finest scale at which a value is a factor of a product as it is; finer ones are truncated first.
 _FINEST_FACTOR = 24
 _POWER_SCALE = 20
-_SMOOTH_ERROR = 5e-5
-#: What is not computed on shares yet, and what to take instead.
-_ELSEWHERE = "use the backend plain, or a model of Linear, Conv, pools and activations"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,15 +115,13 @@ def check(graph: Graph, ranges: Ranges | None = None) -> list[Problem]:
             case Polynomial() if layer.degree > MOST_DEGREE:
                 reason = f"its degree is above {MOST_DEGREE}"
                 found.append(Problem(where, reason, f"fit one of degree {MOST_DEGREE} or less"))
-            case Sigmoid() | Tanh() | Gelu():
-                try:
-                    _series(layer, *(ranges or Ranges()).bounds(name))
-                except ModelError as error:
-                    found.append(Problem(where, "its inputs spread too far", str(error)))
-            case Linear() | Conv() | AveragePool() | MaxPool() | Relu() | Square() | Polynomial() | Residual():
+            case Residual():
                 pass
             case _:
-                found.append(Problem(where, "it is not computed on shares", _ELSEWHERE))
+                try:
+                    _part(layer, name, ranges or Ranges(), ())
+                except ModelError as error:
+                    found.append(Problem(where, "it is not computed on shares with these ranges", str(error)))
     return found + ([] if ranges is None else ranges.problems(graph))
 
 
@@ -140,16 +138,16 @@ def architecture_of(graph: Graph, ranges: Ranges | None = None) -> Architecture:
     if problems := check(graph, ranges):
         raise ModelError(f"Expected a model that can be computed on shares; {problems[0]}")
     parts = _parts(computed(graph), "", ranges or Ranges())
-    made = Architecture(graph.features, graph.outputs, parts, "sigmoid" if ends_in_sigmoid(graph) else "")
+    made = Architecture(graph.features, graph.outputs, parts, end_of(graph))
     made.require()
     return made
 
 
 def _parts(layers: tuple[Layer, ...], prefix: str, ranges: Ranges) -> tuple[AnyPart, ...]:
-    return tuple(_part(layer, f"{prefix}{number}", ranges) for number, layer in enumerate(layers))
+    return tuple(_part(layer, f"{prefix}{number}", ranges, layers[number + 1 :]) for number, layer in enumerate(layers))
 
 
-def _part(layer: Layer, name: str, ranges: Ranges) -> AnyPart:
+def _part(layer: Layer, name: str, ranges: Ranges, behind: Sequence[Layer]) -> AnyPart:
     match layer:
         case Linear(weight, _):
             return LinearPart(weight.shape[1], weight.shape[0])
@@ -166,25 +164,12 @@ def _part(layer: Layer, name: str, ranges: Ranges) -> AnyPart:
         case Polynomial():
             return PolynomialPart(layer.degree, *variable_of(layer))
         case Sigmoid() | Tanh() | Gelu():
-            series = _series(layer, *ranges.bounds(name))
+            series = activation_series(layer, *ranges.bounds(name))
             return SmoothPart(type(layer).__name__.lower(), series.period, series.cosines, series.sines)
         case Residual(body, shortcut):
             return ResidualPart(_parts(body, f"{name}.body.", ranges), _parts(shortcut, f"{name}.shortcut.", ranges))
-        case _:
-            raise ModelError(f"Expected no {type(layer).__name__} in a model on shares; {_ELSEWHERE}")
-
-
-def _series(layer: Sigmoid | Tanh | Gelu, low: float, high: float) -> Series:
-    """Return the series of a smooth layer on an interval. Raises ModelError if there is none as near."""
-    function: Callable[[Matrix], Matrix]
-    match layer:
-        case Sigmoid():
-            function = sigmoid
-        case Tanh():
-            function = np.tanh
-        case Gelu():
-            function = gelu
-    return fit(function, low, high, error=_SMOOTH_ERROR, scale=SCALE)
+        case Softmax() | LayerNorm() | Attention() | Argmax() | Trees():
+            return compared_part(layer, name, ranges, behind)
 
 
 # --- to a program -----------------------------------------------------------------------------------------------------
@@ -257,6 +242,21 @@ class _Writer:
                 return _Held(self.build.periodic(x, Series(period, cosines, sines)))
             case ResidualPart(body, shortcut):
                 return self.residual(body, shortcut, name, held)
+            case _:
+                return _Held(self.compared(part, name, self.settled(held)))
+
+    def compared(self, part: ComparedPart, name: str, x: int) -> int:
+        """Write a layer that compares numbers, and its bias."""
+        y = write_compared(self.build, part, name, x)
+        match part:
+            case TreesPart():
+                return self.biased(name, y, part.outputs)
+            case NormPart(channels, positions, False):
+                shape = self.build.shape(y)
+                images = self.build.reshape(y, (shape[0], channels, positions))
+                return self.build.reshape(self.biased(name, images, channels), shape)
+            case _:
+                return y
 
     def weight(self, name: str, shape: tuple[int, ...], factor: float) -> int:
         """Load weights that make up for a factor of what they multiply."""

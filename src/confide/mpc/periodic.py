@@ -86,7 +86,15 @@ class Series:
         return y * 2.0**-FACTOR_BITS
 
 
-def fit(function: Callable[[Matrix], Matrix], low: float, high: float, *, error: float, scale: int) -> Series:
+def fit(
+    function: Callable[[Matrix], Matrix],
+    low: float,
+    high: float,
+    *,
+    error: float,
+    scale: int,
+    allowed: Callable[[Matrix], Matrix] = np.ones_like,
+) -> Series:
     """Return a series that is near a function on an interval.
 
     Args:
@@ -94,19 +102,23 @@ def fit(function: Callable[[Matrix], Matrix], low: float, high: float, *, error:
         low, high: the interval, low < high; the series is centred nowhere, x = 0 is x = 0.
         error: largest |series - function| on the interval, at least 2^-20.
         scale: fraction bits of x in the ring.
+        allowed: how many times larger the error may be at x, at least 1.
 
     Raises:
         ModelError: no series of at most MOST_TERMS frequencies is as near.
     """
     span = math.ceil(math.log2(high - low))
-    points = (high + low) / 2 - (high - low) / 2 * np.cos(np.linspace(0, math.pi, 2048))
-    wanted = function(points)
+    points = _points(low, high, 2048)
+    wanted, tolerance = function(points), error * allowed(points)
     for terms in (8, 12, 16, 20, 24, 32, 40, 48, 64, MOST_TERMS):
         for period in (span + scale, span + scale + 1):
             if not 1 <= period <= MOST_PERIOD:
                 continue
-            series = _least_squares(points, wanted, terms, period, scale)
-            if series is not None and np.abs(series.apply(points, scale) - wanted).max() + series.rounding <= error:
+            few = _points(low, high, 8 * terms)  # twice as many conditions as a series has coefficients, and more
+            series = _least_squares(few, function(few), terms, period, scale, 1 / allowed(few))
+            if series is None:
+                continue
+            if (np.abs(series.apply(points, scale) - wanted) + series.rounding <= tolerance).all():
                 return series
     raise ModelError(
         f"Expected a function that {MOST_TERMS} frequencies give to within {error:.1g} on an interval of {high - low:g}"
@@ -114,14 +126,21 @@ def fit(function: Callable[[Matrix], Matrix], low: float, high: float, *, error:
     )
 
 
-def _least_squares(points: Matrix, wanted: Matrix, terms: int, period: int, scale: int) -> Series | None:
+def _points(low: float, high: float, count: int) -> Matrix:
+    """Return points of an interval, close together near its ends."""
+    return (high + low) / 2 - (high - low) / 2 * np.cos(np.linspace(0, math.pi, count))
+
+
+def _least_squares(
+    points: Matrix, wanted: Matrix, terms: int, period: int, scale: int, weight: Matrix
+) -> Series | None:
     """Return the coefficients that fit best; small singular values are cut, so that coefficients stay small.
 
     None if they do not.
     """
     angle = points[:, None] * (2 * math.pi * 2.0 ** (scale - period)) * np.arange(1, terms + 1)
     basis = np.hstack([np.ones((len(points), 1)), np.cos(angle), np.sin(angle)])
-    found = np.linalg.lstsq(basis, wanted, rcond=1e-9)[0]
+    found = np.linalg.lstsq(basis * weight[:, None], wanted * weight, rcond=1e-9)[0]
     whole = [int(each) for each in np.rint(found * 2.0**FACTOR_BITS)]
     if max(map(abs, whole)) > MOST_COEFFICIENT:
         return None

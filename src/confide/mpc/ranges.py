@@ -16,14 +16,17 @@ from numpy.typing import NDArray
 
 from confide.errors import ModelError
 from confide.model.graph import (
+    Attention,
     Conv,
     Graph,
     Layer,
+    LayerNorm,
     Linear,
     MaxPool,
     Problem,
     Relu,
     Residual,
+    Softmax,
     Square,
     applied,
 )
@@ -48,12 +51,15 @@ class Ranges:
 
     Args:
         before, after: by the name of a layer, lowest and highest value that goes in and comes out.
+        inside: what lies within a layer: of softmax and attention (0, how far numbers of a row lie apart), of scores
+            before their factor; of layer norms the lowest and highest variance.
         narrow: whether windows are as narrow as the ranges allow; else `WHOLE_BITS` where that is enough.
     """
 
     before: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     after: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
     narrow: bool = False
+    inside: Mapping[str, tuple[float, float]] = field(default_factory=dict[str, tuple[float, float]])
 
     def __repr__(self) -> str:  # ranges tell about weights
         return f"Ranges({len(self.before)} layers)"
@@ -73,6 +79,31 @@ class Ranges:
         """Return the interval of a smooth layer: whole numbers."""
         low, high = self.before.get(name, SMOOTH)
         return math.floor(low), math.floor(high) + 1.0
+
+    def spread(self, name: str) -> float:
+        """Return how far numbers that a layer compares lie apart, a whole number.
+
+        Raises:
+            ModelError: nothing is known of it.
+        """
+        return math.floor(self._inside(name)[1]) + 1.0
+
+    def variance(self, name: str) -> tuple[float, float]:
+        """Return bounds of a layer norm's variances, powers of 2 to a quarter of a bit.
+
+        Raises:
+            ModelError: nothing is known of them.
+        """
+        low, high = self._inside(name)
+        least = 2.0 ** (math.floor(4 * math.log2(low)) / 4) if low > 0 else 0.0
+        return least, 2.0 ** (math.floor(4 * math.log2(max(high, 2.0**-60)) + 1) / 4)
+
+    def _inside(self, name: str) -> tuple[float, float]:
+        if name not in self.inside:
+            raise ModelError(
+                f"Expected ranges of layer {name}; calibrate with rows: --calibrate, or confide.mpc.ranges.by_rows"
+            )
+        return self.inside[name]
 
     def problems(self, graph: Graph) -> list[Problem]:
         """Return the layers whose values do not fit: into a window, or into the 62 bits of a product."""
@@ -98,11 +129,14 @@ def by_intervals(graph: Graph, low: float | Matrix, high: float | Matrix, *, nar
     """
     before: dict[str, tuple[float, float]] = {}
     after: dict[str, tuple[float, float]] = {}
+    inside: dict[str, tuple[float, float]] = {}
 
     def through(layers: tuple[Layer, ...], prefix: str, box: Interval) -> Interval:
         for number, layer in enumerate(layers):
             name = f"{prefix}{number}"
             before[name] = box.ends
+            if (within := _within_box(layer, box)) is not None:
+                inside[name] = within
             if isinstance(layer, Residual):
                 through(layer.body, f"{name}.body.", box)
                 through(layer.shortcut, f"{name}.shortcut.", box)
@@ -111,11 +145,11 @@ def by_intervals(graph: Graph, low: float | Matrix, high: float | Matrix, *, nar
         return box
 
     through(computed(graph), "", input_box(graph, low, high))
-    return Ranges(before, after, narrow)
+    return Ranges(before, after, narrow, inside)
 
 
 def by_rows(graph: Graph, rows: Matrix, *, margin: float = MARGIN, narrow: bool = False) -> Ranges:
-    """Return ranges of the values that rows give, times a margin.
+    """Return ranges of the values that rows give, times a margin; its root for what lies inside layers.
 
     Args:
         rows: float64, shape (rows, features): public ones, or a sample that may become known to within bits of windows.
@@ -130,6 +164,7 @@ def by_rows(graph: Graph, rows: Matrix, *, margin: float = MARGIN, narrow: bool 
         raise ModelError(f"Expected margin={margin} of at least 1")
     before: dict[str, tuple[float, float]] = {}
     after: dict[str, tuple[float, float]] = {}
+    inside: dict[str, tuple[float, float]] = {}
 
     def seen(x: Matrix) -> tuple[float, float]:
         return margin * min(float(x.min()), 0.0), margin * max(float(x.max()), 0.0)
@@ -138,6 +173,8 @@ def by_rows(graph: Graph, rows: Matrix, *, margin: float = MARGIN, narrow: bool 
         for number, layer in enumerate(layers):
             name = f"{prefix}{number}"
             before[name] = seen(x)
+            if (within := _within_rows(layer, x)) is not None:
+                inside[name] = within[0] / math.sqrt(margin), within[1] * math.sqrt(margin)
             if isinstance(layer, Residual):
                 x = through(layer.body, f"{name}.body.", x) + through(layer.shortcut, f"{name}.shortcut.", x)
             else:
@@ -146,4 +183,37 @@ def by_rows(graph: Graph, rows: Matrix, *, margin: float = MARGIN, narrow: bool 
         return x
 
     through(computed(graph), "", np.asarray(rows, np.float64))
-    return Ranges(before, after, narrow)
+    return Ranges(before, after, narrow, inside)
+
+
+def _within_rows(layer: Layer, x: Matrix) -> tuple[float, float] | None:
+    """Return what `Ranges.inside` says of a layer whose inputs are x, None where it says nothing."""
+    match layer:
+        case Softmax(channels, positions):
+            values = x.reshape(-1, channels, positions)
+            return 0.0, float(np.ptp(values, axis=1).max())
+        case Attention(channels, positions, heads):
+            parts = x.reshape(len(x), 3, heads, channels // heads, positions)
+            scores = parts[:, 0].swapaxes(-1, -2) @ parts[:, 1]
+            return 0.0, float(np.ptp(scores, axis=-1).max())
+        case LayerNorm():
+            variances = x.reshape(-1, layer.channels, layer.positions).var(axis=1)
+            return float(variances.min()), float(variances.max())
+        case _:
+            return None
+
+
+def _within_box(layer: Layer, box: Interval) -> tuple[float, float] | None:
+    """Return what `Ranges.inside` says of a layer for every input of a box."""
+    match layer:
+        case Softmax(channels, positions):
+            low, high = (end.reshape(channels, positions) for end in (box.low, box.high))
+            return 0.0, float((high.max(axis=0) - low.min(axis=0)).max())
+        case Attention(channels, positions, heads):
+            reach = np.maximum(np.abs(box.low), np.abs(box.high)).reshape(3, heads, channels // heads, positions)
+            return 0.0, 2 * float((reach[0].swapaxes(-1, -2) @ reach[1]).max())
+        case LayerNorm():
+            low, high = (end.reshape(layer.channels, layer.positions) for end in (box.low, box.high))
+            return 0.0, float(((high.max(axis=0) - low.min(axis=0)) / 2).max()) ** 2  # Popoviciu
+        case _:
+            return None

@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from importlib import import_module
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from confide.errors import MissingExtra, ModelError, nearest
 from confide.ideal import Backend, names
+
+if TYPE_CHECKING:
+    from confide.mpc.ranges import Ranges
 
 #: What realises `predict`: "module:class" by name.
 BACKENDS: Mapping[str, str] = MappingProxyType(
@@ -31,8 +35,11 @@ JOINT: tuple[str, ...] = ("mpc-dealer", "mpc-outsourced", "mpc-3pc")
 _EXTRAS: Mapping[str, str] = MappingProxyType({"paillier": "paillier"})
 
 
-def load_backend(name: str) -> Backend:
+def load_backend(name: str, *, ranges: Ranges | None = None) -> Backend:
     """Return the backend called `name`, with its default settings.
+
+    Args:
+        ranges: of those on shares, how large values become before each layer; others take none.
 
     Raises:
         ModelError: no backend has that name.
@@ -42,7 +49,8 @@ def load_backend(name: str) -> Backend:
         raise ModelError(f"Expected backend={name!r} to be one of {names(BACKENDS)}{nearest(name, BACKENDS)}")
     module, _, kind = BACKENDS[name].partition(":")
     try:
-        return getattr(import_module(module), kind)()
+        made = getattr(import_module(module), kind)
+        return made(ranges=ranges) if ranges is not None and name in JOINT else made()
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
         if package not in _EXTRAS:

@@ -11,6 +11,7 @@ from confide.errors import UsageError
 from confide.he import Homomorphic
 from confide.ideal import Backend
 from confide.model.artifact import decode
+from confide.mpc.ranges import Ranges
 from confide.serve import load_backend
 from confide.serve.served import Model
 from confide.structs import known
@@ -45,6 +46,7 @@ class _ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     goal: Goal
     engine: Engine
     threads: int
+    ranges: Ranges | None
 
 
 def model_file(
@@ -57,6 +59,7 @@ def model_file(
     goal: Goal = "latency",
     engine: Engine = "auto",
     threads: int = 1,
+    ranges: Ranges | None = None,
 ) -> Source:
     """Return the source of one model from a model file.
 
@@ -69,6 +72,7 @@ def model_file(
         goal: of `he`: "throughput" answers networks in batches.
         engine: of `he`: who executes networks and trees.
         threads: of `he`: that one answer may take.
+        ranges: of `mpc-*`: how large values become before each layer.
     """
     made = _ModelFile(
         name=name,
@@ -79,6 +83,7 @@ def model_file(
         goal=goal,
         engine=engine,
         threads=threads,
+        ranges=ranges,
     )
     return Source("confide.serve.source:from_model_file", msgspec.msgpack.encode(made))
 
@@ -104,5 +109,5 @@ def _backend(name: str, made: _ModelFile) -> Backend:
     if made.open_model and name != "he":
         raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
     if name != "he":
-        return load_backend(name)
+        return load_backend(name, ranges=made.ranges)
     return Homomorphic(protect_model=not made.open_model, goal=made.goal, engine=made.engine, threads=made.threads)
