@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ def ranges_from(rows: Path, graph: Graph, prepare: Preprocess | None) -> Ranges:
         UsageError: the file is neither.
         ModelError: rows of another shape, or not finite.
     """
-    import numpy as np
-
     from confide.cli.predict import columns_of
     from confide.mpc.ranges import by_rows
 
