@@ -145,9 +145,7 @@ def main() -> None:
                 figures.append(row(f"{name}, {loss}", open_job(data, loss), splits))
                 show(figures[-1:], digits=1)
         passes, rate = chosen(found, splits)
-        print(
-            f"epsilon = {EPSILON:g}, delta = {DELTA:g}, unit rows, all rows in each step: {passes} passes, rate {rate:g}"
-        )
+        print(f"epsilon = {EPSILON:g}, delta = {DELTA:g}, unit rows, full batches: {passes} passes at rate {rate:g}")
         for name, (data, records) in found.items():
             figures.append(row(f"{name}, epsilon {EPSILON:g}", private_job(data, records, passes, rate), splits))
             show(figures[-1:], digits=1)
