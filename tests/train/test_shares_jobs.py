@@ -20,11 +20,13 @@ from confide.guarantee import NOISE_FROM_SYSTEM
 from confide.model.artifact import load as load_model
 from confide.model.artifact import read_public_key
 from confide.mpc.outsourced import Outsourced
+from confide.train.contradictions_in_shares import RESERVED
 from confide.train.evaluate import accuracy
 from confide.train.job import describe, load, parse
 from confide.train.ledger import Ledger
 from confide.train.parts import aggregator_of
 from confide.train.shares import load_rows, prepare
+from confide.train.shares.course import DEALER, SERVERS
 from confide.train.shares.folder import kits, read_public, read_shares
 from confide.train.shares.run import graph_of
 from confide.train.shares.simulate import joined
@@ -213,6 +215,63 @@ def test_a_model_that_was_never_opened_is_served_by_two_servers(tmp_path, loss: 
     graph = graph_of(task, joined(task, finished.result.shares), finished.prepared.rows.classes)
     assert np.abs(answers - graph.apply(x)).max() < 1e-3
     assert np.ptp(answers) > 0.05
+
+
+def test_a_folder_is_written_whole_or_not_at_all(tmp_path, monkeypatch, capsys):
+    place = tmp_path / "shares"
+    finished = trained(parse(merged(JOB, train={"rounds": 1}, shares={"folder": str(place)})))
+    written = []
+
+    def full(body, **arrays):
+        if written:
+            raise OSError(28, "No space left on device")
+        written.append(arrays)
+        body.write(b"one server's file")
+
+    for empty in (False, True):
+        if empty:
+            place.mkdir()
+        written.clear()
+        with monkeypatch.context() as broken:
+            broken.setattr(np, "savez", full)
+            with pytest.raises(OSError, match="No space"):
+                finished.write_shares(place)
+        assert written
+        assert [path.name for path in tmp_path.iterdir()] == ["shares"] * empty
+        assert not empty or list(place.iterdir()) == []
+    finished.write_shares(place)  # into the empty folder
+    before = {path.name: path.read_bytes() for path in place.iterdir()}
+    with pytest.raises(OSError, match="not empty"):
+        finished.write_shares(place)
+    assert {path.name: path.read_bytes() for path in place.iterdir()} == before
+    assert [path.name for path in tmp_path.iterdir()] == ["shares"]
+
+
+def test_shares_of_another_model_are_never_overwritten(tmp_path, capsys):
+    (tmp_path / "shares").mkdir()
+    (tmp_path / "shares" / "server-0.npz").write_text("of another training")
+    (tmp_path / "job.toml").write_text(
+        '[data]\nset = "breast-cancer"\n[train]\naggregate = "mpc"\nrounds = 1\n[shares]\nfolder = "shares"\n'
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(tmp_path / "job.toml")])
+    assert stop.value.code == 2
+    assert "new or empty" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "shares").iterdir()] == ["server-0.npz"]
+
+
+@pytest.mark.parametrize("name", ["server-0", "server-1", "dealer"])
+def test_no_party_has_the_name_of_a_server_or_the_dealer(tmp_path, capsys, name: str):
+    assert {*SERVERS, DEALER} == RESERVED
+    (tmp_path / "job.toml").write_text(
+        f'[data]\nschema = "s.toml"\ntables = {{ {name} = "a.csv", b = "b.csv" }}\n[train]\naggregate = "mpc"\n'
+        '[output]\nmodel = "m.confide"\nledger = "l.jsonl"\nsigning_key = "k.pem"\n'
+    )
+    with pytest.raises(SystemExit) as stop:
+        main(["train", str(tmp_path / "job.toml")])
+    assert stop.value.code == 2
+    assert "rename the party" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["job.toml"]
 
 
 def test_labels_say_who_is_trusted_and_what_was_seen():

@@ -15,7 +15,7 @@ from confide.train.shares.course import Course, Piece
 from confide.train.shares.parties import DEALER, KEY, ROWS, SERVERS
 from confide.train.shares.run import starting_weights
 from confide.train.shares.simulate import joined, simulate, words_of
-from confide.wire import alter, drop, truncate
+from confide.wire import Message, alter, drop, truncate
 
 from ..mpc.float_training import start_of, train_in_float
 
@@ -167,13 +167,80 @@ def test_messages_that_are_cut_changed_or_lost_end_the_training(fault):
         simulate(course_of(task, pieces, passes=1), rows, SeededRandomness("fault"), fault=fault)
 
 
+def test_whatever_is_changed_on_the_way_only_our_own_errors_come_and_a_change_of_form_is_named():
+    """Every message once: cut, grown, emptied, filled with noise, or replaced by an earlier one."""
+    task = TASKS["linear"]
+    x, y = data_of(task)
+    pieces, rows = by_rows(x, y)
+    course = course_of(task, pieces, passes=1)
+    sent = captured(course, rows, "t")
+    noise = np.random.default_rng(7)
+    for place, aim in enumerate(sent):
+        earlier = next((one for one in sent[:place] if one.dst == aim.dst and len(one.body) != len(aim.body)), None)
+        forms = [aim.body[:-1], aim.body + b"\0", b"", aim.body[: len(aim.body) // 2]]
+        forms += [] if earlier is None else [earlier.body]
+        for body in forms:
+            with pytest.raises(ProtocolError):
+                simulate(course, rows, SeededRandomness("t"), fault=replaced(aim, body))
+        try:
+            simulate(course, rows, SeededRandomness("t"), fault=replaced(aim, noise.bytes(len(aim.body))))
+        except (ProtocolError, Aborted):
+            continue
+        # masked values and shares are words of any bits: who follows the protocol sends the right ones (semi-honest)
+        assert aim.tag.startswith("shares/")
+        assert aim.src in SERVERS
+
+
+def replaced(aim, body: bytes):
+    """Return a fault that delivers `body` in the place of one message."""
+
+    def fault(message):
+        hit = (message.src, message.dst, message.tag) == (aim.src, aim.dst, aim.tag)
+        return [(0, Message(message.src, message.dst, message.tag, body) if hit else message)]
+
+    return fault
+
+
+def test_a_message_of_one_round_is_not_taken_in_another():
+    task = TASKS["linear"]
+    x, y = data_of(task)
+    pieces, rows = by_rows(x, y)
+    course = course_of(task, pieces, passes=2)
+    sent = captured(course, rows, "t")
+    deals = [one for one in sent if one.tag.startswith("shares/deal/") and one.dst == SERVERS[1]]
+    steps = [one for one in deals if len(one.body) == len(deals[-2].body)]
+    other = [one for one in captured(course, rows, "u") if one.tag == steps[-1].tag and one.dst == SERVERS[1]]
+    with pytest.raises(ProtocolError, match="one run"):  # of another training, with the same sizes
+        simulate(course, rows, SeededRandomness("t"), fault=replaced(steps[-1], other[0].body))
+
+    def twice(message):  # a second, different message under a tag that was used
+        more = [(1, Message(message.src, message.dst, message.tag, message.body + b"x"))]
+        return [(0, message), *(more if message.tag == "shares/4/1" else [])]
+
+    first = simulate(course, rows, SeededRandomness("t"))
+    second = simulate(course, rows, SeededRandomness("t"), fault=twice)
+    assert second.transcript.rejected
+    assert first.opened is not None
+    assert second.opened is not None
+    assert distance(first.opened, second.opened) == 0  # it is refused, and changes nothing
+
+
 def test_courses_that_cannot_be_are_refused():
     task = TASKS["logistic"]
     x, y = data_of(task)
     pieces, rows = by_rows(x, y)
     twice = pieces | {"south": Piece(np.arange(12, ROWS_COUNT), np.arange(6), True)}
     unlabelled = pieces | {"south": replace(pieces["south"], targets=False)}
-    for wrong in ({"pieces": twice}, {"pieces": unlabelled}, {"rows": 39}, {"batch": 0}, {"passes": 0}):
+    called = {"dealer": pieces["north"], "south": pieces["south"]}
+    for wrong in (
+        {"pieces": {}},
+        {"pieces": called},
+        {"pieces": twice},
+        {"pieces": unlabelled},
+        {"rows": 39},
+        {"batch": 0},
+        {"passes": 0},
+    ):
         with pytest.raises((UsageError, IndexError)):
             course_of(task, **({"pieces": pieces} | wrong))
     with pytest.raises(UsageError, match="at most 1024 in size"):

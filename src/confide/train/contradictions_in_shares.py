@@ -11,6 +11,8 @@ from confide.train.sections import Job, is_node_name
 
 #: What [privacy] clips a record's gradient to under "mpc": rows to length 1, and 1 for the bias.
 ON_SHARES_CLIP = math.sqrt(2.0)
+#: What the messages of such a training call its servers and its dealer; no owner of rows may have such a name.
+RESERVED = frozenset({"server-0", "server-1", "dealer"})
 
 
 def check_shares(job: Job, table: Mapping[str, Any]) -> None:
@@ -87,6 +89,11 @@ def _of_servers(job: Job) -> Iterator[str]:
         yield (
             f'Expected shares.dealer="{job.shares.dealer}" to be neither of shares.servers: a server that deals can '
             "read every row and weight. Name another organisation, or for a trial set insecure_colocated_dealer = true"
+        )
+    if taken := sorted(RESERVED & {*job.data.nodes, *job.data.names, *job.data.tables}):
+        yield (
+            f'Expected parties with other names than {", ".join(taken)} with train.aggregate="mpc": messages call '
+            "the servers and the dealer so; rename the party"
         )
     if job.shares.folder is not None and job.output.model is not None:
         yield (

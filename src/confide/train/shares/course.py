@@ -30,6 +30,10 @@ from confide.mpc.training_plan import Task
 Indices = NDArray[np.int64]
 Stage = Literal["admission", "beginning", "step", "revelation"]
 
+#: What messages call those who take part beside the owners.
+SERVERS = ("server-0", "server-1")
+DEALER = "dealer"
+
 #: Most rows, columns times rows, and steps of one training.
 MOST_ROWS, MOST_CELLS, MOST_STEPS = 1 << 24, 1 << 30, 1 << 24
 
@@ -106,6 +110,8 @@ class Course:
 
     def __post_init__(self) -> None:
         features = self.task.features
+        if not self.pieces or {*SERVERS, DEALER} & set(self.pieces):
+            raise UsageError(f"Expected owners, none of them called {', '.join((*SERVERS, DEALER))}")
         if not (1 <= self.rows <= MOST_ROWS and self.rows * features <= MOST_CELLS and 1 <= self.batch):
             raise UsageError(
                 f"Expected 1 to {MOST_ROWS} rows and batch={self.batch} of at least 1, got {self.rows} rows"

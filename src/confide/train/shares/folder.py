@@ -9,6 +9,9 @@ Either file alone is uniform. Both together are the model, so a folder with both
 from __future__ import annotations
 
 import io
+import os
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from itertools import pairwise
@@ -27,7 +30,7 @@ from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.operations import SCALE
 from confide.mpc.recipe import GraphRecipe
 from confide.structs import known
-from confide.train.shares.parties import SERVERS
+from confide.train.shares.course import SERVERS
 
 Words = NDArray[np.uint64]
 
@@ -57,19 +60,35 @@ class Public(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 def write_folder(place: Path, public: Public, parts: tuple[Mapping[str, Words], Mapping[str, Words]]) -> None:
-    """Write a folder of shares; files are readable by their owner alone.
+    """Write a folder of shares, all of it or nothing; it and its files are readable by their owner alone.
 
     Args:
+        place: absent, or an empty folder: shares of two trainings side by side would be a wrong model.
         parts: of each server, by name.
+
+    Raises:
+        OSError: as the system says, also where the folder is not empty; what was there stays as it was.
     """
-    place.mkdir(mode=0o700, exist_ok=True)
-    (place / _MODEL).write_bytes(msgspec.json.format(msgspec.json.encode(public), indent=2) + b"\n")
-    for name, arrays in zip(SERVERS, parts, strict=True):
-        file = place / f"{name}.npz"
-        file.touch(mode=0o600)
-        file.chmod(0o600)
-        with file.open("wb") as body:
+    begun = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))  # its mode is 0o700
+    try:
+        _write(begun / _MODEL, msgspec.json.format(msgspec.json.encode(public), indent=2) + b"\n")
+        for name, arrays in zip(SERVERS, parts, strict=True):
+            body = io.BytesIO()
             np.savez(body, allow_pickle=False, **{key: np.asarray(words, "<u8") for key, words in arrays.items()})
+            _write(begun / f"{name}.npz", body.getvalue())
+        begun.rename(place)
+    except BaseException:
+        shutil.rmtree(begun, ignore_errors=True)
+        raise
+
+
+def _write(file: Path, body: bytes) -> None:
+    """Write a file of a folder that nobody else has seen yet, so that it outlives a power cut."""
+    file.touch(mode=0o600)
+    with file.open("wb") as opened:
+        opened.write(body)
+        opened.flush()
+        os.fsync(opened.fileno())
 
 
 def read_public(place: Path) -> Public:

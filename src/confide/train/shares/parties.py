@@ -26,13 +26,11 @@ from confide.mpc.dealer import Masked, Seeds, deal
 from confide.mpc.operations import Load, Reveal
 from confide.mpc.party import Outcome, Place, run_program
 from confide.mpc.streams import KEY_BYTES, stream
-from confide.train.shares.course import Course, Plan, Run
+from confide.train.shares.course import DEALER, SERVERS, Course, Plan, Run
 from confide.wire import Array, Message, Party, Step, decode, encode
 
 Words = NDArray[np.uint64]
 
-SERVERS = ("server-0", "server-1")
-DEALER = "dealer"
 ROWS, KEY, MODEL = "shares/rows", "shares/key", "shares/model"
 DEALER_KEY_BYTES = 32
 

@@ -33,7 +33,8 @@ from confide.dp.plan import PrivacyPlan
 from confide.errors import PrivacyError
 from confide.mpc.operations import SCALE
 from confide.mpc.training_plan import MOST_WINDOW, WINDOW, Rates
-from confide.train.shares.parties import SERVERS, Noise
+from confide.train.shares.course import SERVERS
+from confide.train.shares.parties import Noise
 
 Matrix = NDArray[np.float64]
 Words = NDArray[np.uint64]

@@ -23,9 +23,8 @@ from confide.train.job import describe
 from confide.train.ledger import Ledger
 from confide.train.local import flatten
 from confide.train.sections import Job, SharesSection
-from confide.train.shares.course import Course, Piece, Run
+from confide.train.shares.course import SERVERS, Course, Piece, Run
 from confide.train.shares.folder import Public, slope_of, write_folder
-from confide.train.shares.parties import SERVERS
 from confide.train.shares.privacy import NoisePlan
 from confide.train.shares.rows import Rows
 from confide.train.shares.simulate import Result, Weights, simulate
@@ -82,7 +81,12 @@ class Prepared:
         """
         place = self.job.path(str(_section(self.job).folder))
         if not place.parent.is_dir() or (place.exists() and not place.is_dir()):
-            raise JobError(f"Expected shares.folder={place} to be a folder, or new in one that exists")
+            raise JobError(f"Expected shares.folder={place} to be new in a folder that exists, or empty")
+        if place.exists() and next(place.iterdir(), None) is not None:
+            raise JobError(
+                f"Expected shares.folder={place} to be new or empty; it holds files, maybe shares of a model: move "
+                "them, or name another folder"
+            )
 
     def run(
         self,

@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.crypto.random import Randomness
-from confide.errors import UsageError
+from confide.errors import Aborted, UsageError
 from confide.mpc.operations import SCALE
 from confide.mpc.training_plan import Task
-from confide.train.shares.course import Course, Run
-from confide.train.shares.parties import DEALER, SERVERS, Noise, Trained, dealer, owner, server
+from confide.train.shares.course import DEALER, SERVERS, Course, Run
+from confide.train.shares.parties import Noise, Trained, dealer, owner, server
 from confide.wire import Fault, Transcript, run
 
 Matrix = NDArray[np.float64]
@@ -120,6 +120,10 @@ def simulate(
         parties[name] = server(party, course, begun, mine, noise=source, done=done if party == 0 else None)
     parties[DEALER] = dealer(course, rng.branch())
     found = run(parties, fault=fault, keep_bodies=False)
+    # who broke off says why; the others merely waited in vain
+    causes = sorted(found.failures.values(), key=lambda error: isinstance(error, Aborted))
+    if causes:
+        raise causes[0]
     shares = tuple(found.output(name) for name in SERVERS)
     dealt = found.output(DEALER)
     told = [found.output(name) for name in course.pieces]
