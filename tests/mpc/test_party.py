@@ -9,7 +9,7 @@ from confide.crypto.random import SeededRandomness
 from confide.errors import ProtocolError
 from confide.mpc import operations as op
 from confide.mpc.ahead import add_corrections, prepare
-from confide.mpc.correlations import DealId, Layout
+from confide.mpc.correlations import MOST_BATCH_BYTES, DealId, Layout, drawn
 from confide.mpc.dealer import deal, model_masks
 from confide.mpc.operations import Kind, Program
 from confide.mpc.party import Place, run_program, schedule_of, sent_bytes
@@ -380,3 +380,41 @@ def test_a_view_is_simulated_by_random_messages(owned, party):
     assert steps >= len(schedule.rounds) - 2
     assert bool(outcome.outputs) == (party == 0 or not owned)
     assert skewed(sent) < 400
+
+
+def _evens(count: int) -> Program:
+    """A function whose public factors are multiples of 2^20: shares of its values are multiples of it as well."""
+    return Program(
+        (op.Load("x", (count,), 16, S, "input"), op.Open(0), op.Periodic(1, 1, (0, 1 << 20), (0,)), op.Reveal(2, "y"))
+    )
+
+
+def test_shares_of_what_is_told_are_uniform_whatever_was_computed():
+    x = np.arange(20_000)
+    played = Table(owned=False).play(_evens(len(x)), {"x": words(x)})
+    assert (played.output() == np.where(x % 2, -1, 1) * (1 << 48)).all()
+    for outcome in played.outcomes:
+        assert skewed(outcome.outputs["y"].tobytes()) < 400
+    bare = Table(owned=False)
+    layout = Layout.of(_evens(len(x)), owned=False)
+    number, purpose = next(key for key in layout.segments if key[1].name == "ZERO")
+    segment = layout.segments[number, purpose]
+    deal_id = DealId(bare.run_id, 0)
+    dealt, *_ = deal(layout, bare.seeds, deal_id, model={})
+    theirs = segment.view(dealt).astype(np.uint64)
+    mine = drawn(deal_id.seed(bare.seeds.client), number, purpose, len(x))
+    assert (mine + theirs == 0).all()
+    share = played.outcomes[0].outputs["y"] - drawn(
+        played.deal_id.seed(played.table.seeds.client), number, purpose, len(x)
+    )
+    assert not (share & np.uint64((1 << 20) - 1)).any()  # the control: without the share of zero they are not
+
+
+def test_comparison_keys_under_one_aes_key_are_bounded():
+    def layout(count: int) -> Layout:
+        return Layout.of(Program((op.Load("x", (count,), 32, OPEN, "input"), op.Sign(0, 44, 16))), owned=True)
+
+    most = MOST_BATCH_BYTES // (16 * 22)
+    assert layout(most).batches[0].size_bytes <= MOST_BATCH_BYTES
+    with pytest.raises(ProtocolError, match="fewer rows"):
+        layout(most + 1)

@@ -11,7 +11,7 @@ import pytest
 from confide.errors import ConfideError, ModelError, ProtocolError, UsageError
 from confide.model.graph import Graph
 from confide.mpc.kits import ModelKit, PublicKit
-from confide.mpc.messages import Ask, Header, Query
+from confide.mpc.messages import Ask, Header, Query, Request
 from confide.mpc.outsourced import Outsourced
 from confide.mpc.two_party import WithDealer
 from confide.wire import MemoryStore, alter, decode, drop, encode, truncate
@@ -222,6 +222,50 @@ def test_other_weights_need_another_set_up(backend):
     first = opened(session.setup())
     again = opened(session.setup())
     assert first != again  # a new A each time
+
+
+@both
+def test_a_run_is_set_up_once_so_no_mask_of_the_weights_serves_twice(backend):
+    session = ready(backend, GRAPH)
+    keys: dict[str, bytes] = {}
+
+    def same(message: Any) -> Any:
+        if message.tag.endswith("/keys"):
+            message = dataclasses.replace(message, body=keys.setdefault(message.dst, message.body))
+        return [(0, message)]
+
+    assert not session.setup(fault=same).failures
+    other = Session(backend, mlp(9, 6, 4, 2), **session.stores)
+    transcript = other.setup(fault=same)  # a dealer that begins an old run again
+    assert all(isinstance(transcript.failures[role], ProtocolError) for role in holders(session))
+    assert not any(message.tag.endswith("/model") for message in transcript.messages)
+
+
+@both
+@pytest.mark.parametrize("more", [{"count": 2}, {"count": 1 << 16}, {"rows": 4096}])
+def test_a_dealer_makes_no_more_than_was_ordered(backend, more):
+    session = ready(backend, GRAPH)
+    session.kits["dealer"].limit_rows(8)
+
+    def greedy(body: bytes) -> bytes:
+        request = decode(body, Request, max_bytes=4096)
+        fields = {"rows": request.rows, "count": request.count} | more
+        return encode(Request(request.run, fields["rows"], fields["count"]))
+
+    fault = alter(greedy, tag=f"{backend.name}/request")
+    for transcript in (session.predict(X, fault=fault), session.deal(rows=2, fault=fault)):
+        assert isinstance(transcript.failures["dealer"], ProtocolError)
+        assert transcript.bytes_sent("dealer") == 0
+    assert close(session, session.predict(X).output("client"))
+
+
+@both
+def test_whoever_computes_refuses_more_rows_than_it_serves(backend):
+    session = ready(backend, GRAPH)
+    session.kits["server"].limit_rows(1)
+    transcript = session.predict(X)
+    assert isinstance(transcript.failures["server"], ProtocolError)
+    assert masked_bytes(session, transcript, "server") == 0
 
 
 def opened(transcript: Any) -> bytes:

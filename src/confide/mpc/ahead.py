@@ -47,6 +47,7 @@ from confide.mpc.operations import (
     Open,
     Periodic,
     Reshape,
+    Reveal,
     Select,
     Shift,
     Sign,
@@ -159,16 +160,16 @@ def shifted(part: Words | None, by: int, party: int, shape: tuple[int, ...]) -> 
 class Tops:
     """A party's shares of u and m of a value."""
 
-    shifted: Words
-    top: Words
+    shifted: Words = field(repr=False)
+    top: Words = field(repr=False)
 
 
 @dataclass(slots=True)
 class Choice:
     """What a public bit g chooses between: `zero` if g = 0, zero xor `change` if g = 1. So nothing branches."""
 
-    zero: Words
-    change: Words
+    zero: Words = field(repr=False)
+    change: Words = field(repr=False)
 
     @staticmethod
     def of(zero: Words, one: Words) -> Choice:
@@ -207,6 +208,7 @@ class Ready:
     tops: dict[int, Tops] = field(default_factory=dict[int, Tops], repr=False)
     selection: dict[int, Selection] = field(default_factory=dict[int, Selection], repr=False)
     waves: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
+    zero: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
     corrections: dict[int, bytes] = field(default_factory=dict[int, bytes], repr=False)
 
     secrets: list[Array] = field(default_factory=list[Array], repr=False)
@@ -221,7 +223,7 @@ class Ready:
         for each in self.secrets:
             each.fill(0)
         self.secrets.clear()
-        found = self.mask, self.known, self.opening, self.roots, self.rho, self.bit, self.waves
+        found = self.mask, self.known, self.opening, self.roots, self.rho, self.bit, self.waves, self.zero
         for each in (*found, self.tops, self.selection, self.corrections):
             each.clear()
 
@@ -307,6 +309,8 @@ class _Preparation:
                 ready.selection[number] = self._selection(number, operation)
             case Periodic(_, _, _, sines):
                 ready.waves[number] = self._dealt(number, Purpose.WAVES).reshape(2, len(sines), value.count)
+            case Reveal() if (number, Purpose.ZERO) in self.layout.segments:
+                ready.zero[number] = self._dealt(number, Purpose.ZERO).reshape(value.shape)
             case Reshape() | Slice() if value.kind is Kind.BIT:
                 if operation.a in ready.bit:
                     given = ready.bit[operation.a]

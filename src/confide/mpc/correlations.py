@@ -16,6 +16,7 @@ receives too, the same bytes; the rest goes to P1 alone:
     BETA_SHIFTED   beta u (beta r where f = 0)             stream        8 bytes
     BETA_TOP       beta msb(r)                             stream        f bits, as 1, 2, 4 or 8 bytes
     WAVES          cosines, then sines, of r               stream        16 m bytes (`confide.mpc.periodic`)
+    ZERO           0, where a client adds up both shares   stream        8 bytes
 
 Three savings follow from what is free to choose: rho's shares are both streams, and beta is what they imply; m and
 beta m are multiples of 2^(64-f), so their shares need f bits; u and m of a value are dealt once for all that use them.
@@ -59,6 +60,8 @@ Words = NDArray[np.uint64]
 Bytes = NDArray[np.uint8]
 
 RUN_BYTES = 16
+#: Most corrections under one public AES key: 2^25 blocks, which the level of security counts on (mpc-dealer.md).
+MOST_BATCH_BYTES = 16 << 25
 _ALIGN = 16
 
 
@@ -76,6 +79,7 @@ class Purpose(IntEnum):
     BETA_TOP = 8
     WAVES = 9
     MODEL = 10
+    ZERO = 11
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +284,13 @@ class _Planner:
             case Sign(_, window, drop):
                 self.bits[number] = number
                 bits = window - drop
-                self.batches.append(Batch(number, count, bits, correction_bytes(count, bits)))
+                size_bytes = correction_bytes(count, bits)
+                if size_bytes > MOST_BATCH_BYTES:
+                    raise ProtocolError(
+                        f"Expected at most {MOST_BATCH_BYTES} bytes of comparison keys in one step, got {size_bytes}; "
+                        "ask fewer rows at a time"
+                    )
+                self.batches.append(Batch(number, count, bits, size_bytes))
                 if number in self.read_as_words:
                     self._place(number, Purpose.BETA, count)
             case Select(_, a, bits):
@@ -290,6 +300,8 @@ class _Planner:
                 self._place(number, Purpose.BETA_SHIFTED, count)
             case Periodic(_, _, _, sines):
                 self._place(number, Purpose.WAVES, 2 * len(sines) * count)
+            case Reveal() if not self.owned and self.program.values[number].kind is not Kind.BIT:
+                self._place(number, Purpose.ZERO, count)
             case _:
                 taken = operands(operation)
                 if self.program.values[number].kind is Kind.BIT and taken[0] in self.bits:

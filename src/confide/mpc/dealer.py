@@ -41,6 +41,7 @@ from confide.mpc.operations import (
     Open,
     Periodic,
     Reshape,
+    Reveal,
     Select,
     Shift,
     Sign,
@@ -173,6 +174,8 @@ class _Deal:
                 self._select(number, operation)
             case Periodic():
                 self._periodic(number, operation)
+            case Reveal() if (number, Purpose.ZERO) in self.layout.segments:
+                self._share(number, Purpose.ZERO, np.zeros(value.count, np.uint64))
             case Reshape() | Slice() if value.kind is Kind.BIT:
                 self.betas[number] = moved(operation, self.betas[operation.a])
             case Shift() | Keep() if value.kind is Kind.OPEN:

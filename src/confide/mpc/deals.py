@@ -32,21 +32,30 @@ def deal_tag(mode: Mode, place: int) -> str:
 # --- the dealer -------------------------------------------------------------------------------------------------------
 
 
-def deal_at_dealer(mode: Mode, kit: AnyKit, store: Store, *, awaited: bool) -> Party:
+def deal_at_dealer(
+    mode: Mode, kit: AnyKit, store: Store, *, awaited: bool, count: int = 1, rows: int | None = None
+) -> Party:
     """Return the dealer's party of one request.
 
     Args:
         mode, kit, store: the dealer's.
         awaited: False where the client may need nothing, as in a prediction from stock.
+        count: most deals that are made.
+        rows: of each; None takes what the client asks for, as far as the kit allows.
 
     Returns:
         How many deals were made; 0 if nobody asked.
+
+    Raises:
+        ProtocolError: the client asks for more.
     """
     tag = f"{mode.name}/request"
     received = yield Step(await_tag=tag, wait_for=("client",), at_least=None if awaited else 0)
     if not received:
         return 0
     request = decode(received["client"].body, Request, max_bytes=SMALL_BYTES)
+    if request.count > count or rows not in (None, request.rows):
+        raise ProtocolError(f"Expected a request for at most {count} deals, and of as many rows as were ordered")
     seeds = dealer_record(mode, store, request.run).seeds
     layout = kit.plans.of(request.rows).layout
     path = f"{mode.name}/dealer/{request.run.hex()}/next"

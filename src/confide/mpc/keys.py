@@ -135,6 +135,10 @@ def setup_party(mode: Mode, role: str, kit: AnyKit, store: Store) -> Party:
     party = mode.party(role)
     if len(keys.key) != (0 if party is None else KEY_BYTES):
         raise ProtocolError("Expected a key from the dealer, if and only if this role computes")
+    if (
+        store.get(record_path(mode, role, keys.run)) is not None
+    ):  # other weights under one A would show their difference
+        raise ProtocolError("Expected a run that was never set up here; set up again")
     opened = b""
     if party is not None:
         opened = yield from _open_model(mode, party, kit, layout, keys)

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from confide.errors import ProtocolError
 from confide.mpc.ahead import Fixed
 from confide.mpc.correlations import Layout, Words
-from confide.mpc.messages import FORMAT
+from confide.mpc.messages import FORMAT, MOST_ROWS
 from confide.mpc.operations import Kind, Load, Program, Reveal, Value
 from confide.mpc.party import schedule_of
 from confide.mpc.schedule import Schedule
@@ -110,12 +110,16 @@ class Plans:
 
     def __init__(self, recipe: Recipe, *, owned: bool) -> None:
         self.recipe, self.owned = recipe, owned
+        #: Rows of the largest program; who serves may lower it.
+        self.most_rows = MOST_ROWS
         self._plans: OrderedDict[int, Plan] = OrderedDict()
         self._fixed: OrderedDict[tuple[bytes, int], Fixed] = OrderedDict()
         self._lock = Lock()
 
     def of(self, rows: int) -> Plan:
         """Return the plan for `rows` rows. Raises ProtocolError if they are too many for one program."""
+        if rows > self.most_rows:
+            raise ProtocolError(f"Expected at most {self.most_rows} rows at a time; ask fewer")
         with self._lock:
             if rows not in self._plans:
                 self._plans[rows] = Plan.of(self.recipe.program(rows), owned=self.owned)
@@ -147,6 +151,10 @@ class PublicKit:
     def __init__(self, recipe: Recipe, *, owned: bool) -> None:
         self.recipe, self.plans, self.prepared = recipe, Plans(recipe, owned=owned), Prepared()
 
+    def limit_rows(self, rows: int) -> None:
+        """Refuse larger programs from now on: whoever serves has a limit of its own."""
+        self.plans.most_rows = min(self.plans.most_rows, rows)
+
     def encode(self) -> bytes:
         return encode(_Body(FORMAT, self.recipe.encode(), None))
 
@@ -169,6 +177,10 @@ class ModelKit:
         if {load.name: load.shape for load in loads} != {name: words.shape for name, words in model.items()}:
             raise ProtocolError("Expected the weights that the recipe names, in their shapes")
         self.model = dict(model)
+
+    def limit_rows(self, rows: int) -> None:
+        """Refuse larger programs from now on: whoever serves has a limit of its own."""
+        self.plans.most_rows = min(self.plans.most_rows, rows)
 
     def encode(self) -> bytes:
         return encode(_Body(FORMAT, self.recipe.encode(), {name: Array.of(w) for name, w in self.model.items()}))

@@ -82,7 +82,7 @@ class Outsourced(Backend):
         """
         own = checked_kit(_MODE, role, kit)
         if role == "dealer":
-            return deal_at_dealer(_MODE, own, store, awaited=True)
+            return deal_at_dealer(_MODE, own, store, awaited=True, count=count, rows=rows)
         return deal_at_party(_MODE, role, own, store, rows=rows, count=count)
 
     def needs_dealer(self, kit: Kit, store: Store, *, rows: int) -> bool:

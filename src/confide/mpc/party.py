@@ -274,6 +274,8 @@ class _Run:
             return np.packbits(share, bitorder="little")
         total = self.total(a)
         share = np.zeros(self.program.values[a].shape, np.uint64) if total is None else total
+        if number in self.ready.zero:  # so that shares tell who adds them up nothing but their sum
+            share = np.add(share, self.ready.zero[number])
         share = np.right_shift(share, np.uint64(bits))  # a copy: what the run holds is wiped
         if self.layout.owned and self.party == 1:
             return np.ascontiguousarray(share)

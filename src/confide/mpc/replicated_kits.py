@@ -20,6 +20,7 @@ import numpy as np
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError
 from confide.mpc.kits import Recipe
+from confide.mpc.messages import MOST_ROWS
 from confide.mpc.operations import Kind, Load, Program
 from confide.mpc.replicated_plan import HELPER, KEY_BYTES, SERVER, THIRD, Plan, plan_of
 from confide.mpc.replicated_shares import Part, Words
@@ -59,11 +60,15 @@ class PlansByRows:
 
     def __init__(self, recipe: Recipe) -> None:
         self._recipe = recipe
+        #: Rows of the largest program; who serves may lower it.
+        self.most_rows = MOST_ROWS
         self._plans: OrderedDict[int, Plan] = OrderedDict()
         self._lock = Lock()
 
     def of(self, rows: int) -> Plan:
         """Return the plan for `rows` rows. Raises ProtocolError if they are too many for one program."""
+        if rows > self.most_rows:
+            raise ProtocolError(f"Expected at most {self.most_rows} rows at a time; ask fewer")
         with self._lock:
             if rows not in self._plans:
                 self._plans[rows] = plan_of(self._recipe.program(rows))
@@ -106,6 +111,10 @@ class ShareKit:
 
     def __repr__(self) -> str:
         return f"ShareKit({self.role}, {self.recipe.features} -> {self.recipe.outputs})"
+
+    def limit_rows(self, rows: int) -> None:
+        """Refuse larger programs from now on: whoever serves has a limit of its own."""
+        self.plans.most_rows = min(self.plans.most_rows, rows)
 
     def encode(self) -> bytes:
         words = {name: Array.of(one) for name, one in self._words.items()}

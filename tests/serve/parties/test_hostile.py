@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 
 from confide import serve
+from confide.crypto.keys import SigningKey
 from confide.net.contexts import client_context
 from confide.net.exchange import Envelope
+from confide.net.folders import identity_seed
 from confide.net.link import Arrived, Joined, Left
 from confide.net.mesh import Mesh
 from confide.serve.client import Client
@@ -123,7 +125,8 @@ def ordered(running, rogue, **more):
     rogue.hello()
     offer = rogue.offer()
     key = f"set-up/{offer.model.hex()}/rogue"
-    running.stores["server"].commit({key: b"x" * 32})
+    known = SigningKey(identity_seed(running.folder / "rogue")).public
+    running.stores["server"].commit({key: more.pop("known", known)})
     stock = f"parties/standin/{offer.model.hex()[:32]}/rogue/stock/00000001"
     running.stores["server"].commit({stock: bytes(24)})
     order = Order("predict", offer.model, "rogue", b"", **({"rows": 1, "count": 0, "dealt": False} | more))
@@ -153,6 +156,11 @@ def test_a_session_out_of_line_is_aborted(running, rogue, sent, told):
     for envelope in sent:
         rogue.say(Envelope(rogue.session, envelope.message))
     assert told in rogue.ended()
+
+
+def test_a_name_that_was_given_anew_is_set_up_again(running, rogue):
+    ordered(running, rogue, known=b"x" * 32)
+    assert "set up again" in rogue.ended()
 
 
 @pytest.mark.parametrize(

@@ -114,6 +114,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         kit: for `Backend.decode_kit`.
         seats: of everybody but the client.
         insecure: as in `Offer`.
+        max_rows: of one prediction.
     """
 
     model: _Digest
@@ -123,6 +124,7 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     kit: bytes
     seats: tuple[Seat, ...]
     insecure: _Reason
+    max_rows: _Rows
 
 
 class Taken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -26,6 +26,7 @@ from confide.serve.parties.server import (
     ASKING_ROLES,
     IDENTITY_BYTES,
     cast_of,
+    limit_rows,
     make_ready,
     part_of,
     party_of,
@@ -104,6 +105,8 @@ class Partner:
             raise ProtocolError(f"Expected a model that {self.circle.me.name} takes part in; ask again later")
         self._check(peer, order)
         part = taken.part
+        if order.rows > part.max_rows:
+            raise ProtocolError(f"Expected at most {part.max_rows} rows at a time; send fewer")
         names = {seat.role: seat.name for seat in part.seats}
         cast = cast_of(order, part.role, names)
         prefix = part_of(order.model, part.backend, order.client)
@@ -146,6 +149,7 @@ class Partner:
             raise refusal(part.insecure)
         backend = self._load(part.backend)
         kit = backend.decode_kit(part.role, part.kit)
+        limit_rows(kit, part.max_rows)
         before = [seat for seat in part.seats if seat.role in _ORDER[: _ORDER.index(part.role)]]
         for seat in before:
             self.circle.dial(seat.name, MEMBER_ROLES[seat.role], seat.url, self._context())

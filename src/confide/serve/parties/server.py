@@ -40,6 +40,15 @@ class HoldsReady(Protocol):
         ...
 
 
+@runtime_checkable
+class LimitsRows(Protocol):
+    """A kit that refuses larger programs than its holder serves, whatever an order says."""
+
+    def limit_rows(self, rows: int) -> None:
+        """Refuse more rows from now on."""
+        ...
+
+
 #: Roles of a federation whose members may ask.
 ASKING_ROLES = ("client", "node", "analyst")
 
@@ -99,6 +108,8 @@ class Server:
         standing: Standing,
     ) -> None:
         self._models = {model.id: _Model(model) for model in models}
+        for model in models:
+            limit_rows(model.kits["server"], model.max_rows)
         wanted = {role for model in models for role in model.backend.roles} - {"client", "server"}
         if wanted != set(partners):
             options = ", ".join(f"--{role} NAME" for role in sorted(wanted))
@@ -183,7 +194,8 @@ class Server:
         backend, kit = prepared.backend, prepared.kits["server"]
 
         def build() -> Party:
-            if order.kind != "setup" and not self._store.get(mark):
+            known = (self._store.get(mark) or b"")[:IDENTITY_BYTES]
+            if order.kind != "setup" and known != facts.identity:  # a name may have been given anew
                 raise SetUpAgain(f"Expected that {peer} was set up with the server; set up again")
             return party_of(order, backend, "server", kit, store, self._rng)
 
@@ -213,7 +225,9 @@ class Server:
         for seat in self._seats.values():
             kit = prepared.kits[seat.role].encode()
             backend, insecure = prepared.backend.name, self.circle.insecure
-            self.circle.tell(seat.name, Part(prepared.id, prepared.name, backend, seat.role, kit, seats, insecure))
+            self.circle.tell(
+                seat.name, Part(prepared.id, prepared.name, backend, seat.role, kit, seats, insecure, prepared.max_rows)
+            )
 
     def _offer(self, asked: Ask) -> Offer | Refused:
         found = [
@@ -256,6 +270,12 @@ def cast_of(order: Order, role: str, names: Mapping[str, str]) -> Cast:
     if role not in whole:
         raise ProtocolError("Expected an order for a session in which this process takes part")
     return Cast(role, whole)
+
+
+def limit_rows(kit: Kit, rows: int) -> None:
+    """Have a kit refuse programs of more rows, if it can: a client's first message names them once more."""
+    if isinstance(kit, LimitsRows):
+        kit.limit_rows(rows)
 
 
 def set_up_mark(identity: bytes, order: Order, ended: Ended) -> bytes | None:

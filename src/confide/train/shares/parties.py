@@ -10,6 +10,7 @@ shares/model    a server to every owner: its share of the weights, if they are o
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from confide.errors import ProtocolError
 from confide.mpc.ahead import Fixed, Held, add_corrections, prepare
 from confide.mpc.correlations import RUN_BYTES, DealId
 from confide.mpc.dealer import Masked, Seeds, deal
-from confide.mpc.operations import Load, Reveal
+from confide.mpc.operations import Kind, Load, Reveal
 from confide.mpc.party import Outcome, Place, run_program
 from confide.mpc.streams import KEY_BYTES, stream
 from confide.train.shares.course import DEALER, SERVERS, Course, Plan, Run
@@ -40,14 +41,23 @@ _X, _Y = 0, 1
 class _Seed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: bytes
 
+    def __repr__(self) -> str:
+        return "_Seed()"
+
 
 class _Rows(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     x: Array
     y: Array | None
 
+    def __repr__(self) -> str:
+        return "_Rows()"
+
 
 class _Key(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: bytes
+
+    def __repr__(self) -> str:
+        return "_Key()"
 
 
 class _Go(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -57,12 +67,19 @@ class _Go(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class _Deal(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     run: bytes
     binding: bytes
+    masks: bytes
     words: bytes
     corrections: tuple[bytes, ...]
+
+    def __repr__(self) -> str:
+        return "_Deal()"
 
 
 class _Shares(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parts: dict[str, Array]
+
+    def __repr__(self) -> str:
+        return "_Shares()"
 
 
 def owner(me: str, course: Course, x: Words, y: Words | None, rng: Randomness) -> Party:
@@ -125,11 +142,12 @@ def dealer(course: Course, rng: Randomness, *, servers: tuple[str, str] = SERVER
     for run in course.runs:
         plan = course.plan(run)
         state = {name.removesuffix(f".{run.batch}"): mask for name, mask in _seen(masks, run).items()}
+        loaded = _masks_id(plan, state)
         words, *corrections = deal(plan.layout, seeds, DealId(run_id, run.number), model={}, state=state)
         _keep(masks, state, plan, run)
         send: list[Message] = []
         for party, server in enumerate(servers):
-            body = _Deal(run_id, plan.layout.binding, words if party else b"", tuple(corrections))
+            body = _Deal(run_id, plan.layout.binding, loaded, words if party else b"", tuple(corrections))
             send.append(Message(DEALER, server, f"shares/deal/{run.number}", encode(body)))
             dealt[server] += len(send[-1].body)
         received = yield Step(send=tuple(send), await_tag=f"shares/go/{run.number}", wait_for=servers[:1])
@@ -186,6 +204,8 @@ def server(
         given = _checked(received[DEALER], plan, party, run_id)
         run_id = given.run
         seen = {name.removesuffix(f".{run.batch}"): held for name, held in _seen(state, run).items()}
+        if given.masks != _masks_id(plan, seen):  # other masks would give wrong results, and say nothing of it
+            raise ProtocolError("Expected correlations for the values that are kept here")
         if run.stage == "step" and course.task.noise:
             if noise is None:
                 raise ProtocolError("Expected noise for a task that has noise")
@@ -247,6 +267,16 @@ def _checked(message: Message, plan: Plan, party: int, run_id: bytes | None) -> 
     if len(given.run) != RUN_BYTES or run_id not in (None, given.run):
         raise ProtocolError("Expected one run of the dealer from beginning to end")
     return given
+
+
+def _masks_id(plan: Plan, state: Mapping[str, Masked | Held]) -> bytes:
+    """Return a hash of which deals made the masks of what a program loads, as the dealer or a server has them."""
+    digest = hashlib.sha256(b"confide shares masks v1\0")
+    for operation in plan.program.operations:
+        if isinstance(operation, Load) and operation.origin == "state" and operation.kind is Kind.OPEN:
+            held = state.get(operation.name)
+            digest.update(operation.name.encode() + b"\0" + (b"" if held is None else held.label) + b"\0")
+    return digest.digest()
 
 
 def _inputs(
