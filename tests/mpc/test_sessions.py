@@ -13,8 +13,9 @@ from confide.model.graph import Graph
 from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.messages import Ask, Header, Query, Request
 from confide.mpc.outsourced import Outsourced
+from confide.mpc.stock import Shelf
 from confide.mpc.two_party import WithDealer
-from confide.wire import MemoryStore, alter, decode, drop, encode, truncate
+from confide.wire import MemoryStore, Message, alter, decode, drop, encode, truncate
 from he.oracle import corners, forest, mlp
 from mpc.sessions import RNG, Session, ready
 
@@ -182,6 +183,30 @@ def test_the_dealer_never_gives_an_id_twice(backend):
     session.predict(X, fault=fault)
     assert seen == sorted(set(seen))
     assert len(seen) == 5
+
+
+@both
+@pytest.mark.parametrize("role", ["client", "server"])
+def test_a_mark_never_falls_when_a_deal_overtakes_a_prediction(backend, role):
+    """A prediction on demand has id 0; a deal with ids 1 and 2 is taken in before its first masked byte."""
+    session = ready(backend, GRAPH)
+    name, store = backend.name, session.stores[role]
+    run_id = bytes.fromhex(next(key.split("/")[2] for key in store.keys(f"{name}/{role}/") if key.endswith("/record")))
+    shelf, binding = Shelf(name, role, run_id), session.client.plans.of(2).layout.binding
+    header = Message("dealer", role, f"{name}/header", encode(Header(run_id, 0, 1, 2, binding)))
+    party = backend.predict(role, session.kits[role], X if role == "client" else None, store, RNG)
+    step = next(party)
+    if role == "server":
+        ask, words = Ask(1, run_id, 0, 2, binding, True), bytes(16)
+        body = encode(ask if name == "mpc-dealer" else Query(ask, words))
+        step = party.send({"client": Message("client", role, f"{name}/ask", body)})
+    else:
+        step = party.send({"dealer": header})
+    store.commit(step.save)
+    store.commit(shelf.raised(store, 1, 2))
+    saved = dict(party.send({"dealer": header} if step.wait_for else {}).save)
+    store.commit(saved)
+    assert shelf.mark(store) == 3
 
 
 @both

@@ -106,7 +106,9 @@ def _stocking(
     record = known_record(mode, role, kit, store, header.run)
     layout = checked_header(header, kit, run=record.run, rows=rows, count=count)
     shelf = Shelf(mode.name, role, header.run)
-    save: dict[str, bytes | None] = shelf.broken(store) | shelf.raised(store, header.first, count)
+    # Struck off at once: a prediction beside this deal may raise the mark meanwhile, and it must not fall.
+    yield Step(save=shelf.broken(store) | shelf.raised(store, header.first, count))
+    save: dict[str, bytes | None] = {}
     for place, deal_id in enumerate(header.ids()):
         for name, expected in zip(piece_names(layout, party), _piece_bytes(layout, party), strict=True):
             tag = f"{deal_tag(mode, place)}/{name}" if name == "words" else _wire_tag(mode, place, name)

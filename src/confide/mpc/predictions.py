@@ -113,10 +113,12 @@ def _take(
     header = decode(received["dealer"].body, Header, max_bytes=SMALL_BYTES)
     checked_header(header, kit, run=record.run, rows=rows, count=1)
     deal_id = header.ids()[0]
+    # Struck off at once: a deal beside this prediction may raise the mark meanwhile, and it must not fall.
+    yield Step(save=shelf.raised(store, deal_id.counter, 1))
     ready = from_words(mode, "client", kit, store, record, deal_id, b"", rows=rows) if computes else None
     asked = Ask(FORMAT, record.run, deal_id.counter, rows, plan.layout.binding, True)
     kit.prepared.reserve("client", deal_id)
-    return Taken(asked, shelf.raised(store, deal_id.counter, 1), ready)
+    return Taken(asked, {}, ready)
 
 
 def _share_out(
@@ -196,8 +198,8 @@ def _obtain(
         if ready is None:
             ready = from_stock(mode, role, kit, store, record, deal_id, rows=ask.rows)
         return ready, shelf.taken(store, ask.rows, ask.counter)
-    save = shelf.raised(store, ask.counter, 1)
-    received = yield Step(await_tag=f"{mode.name}/header", wait_for=("dealer",))
+    struck = shelf.raised(store, ask.counter, 1)
+    received = yield Step(await_tag=f"{mode.name}/header", wait_for=("dealer",), save=struck)
     header = decode(received["dealer"].body, Header, max_bytes=SMALL_BYTES)
     checked_header(header, kit, run=ask.run, rows=ask.rows, count=1)
     if header.first != ask.counter:
@@ -206,7 +208,7 @@ def _obtain(
     if mode.party(role) == 1:
         received = yield Step(await_tag=f"{deal_tag(mode, 0)}/words", wait_for=("dealer",))
         words = received["dealer"].body
-    return from_words(mode, role, kit, store, record, deal_id, words, rows=ask.rows), save
+    return from_words(mode, role, kit, store, record, deal_id, words, rows=ask.rows), {}
 
 
 def _run(

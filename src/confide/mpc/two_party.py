@@ -16,6 +16,7 @@ from confide.mpc.ranges import Ranges
 from confide.mpc.recipe import GraphRecipe
 from confide.wire import Party, Store
 
+#: Seeds of 125 bits, at most 2^25 of them under one key: docs/protocols/mpc-dealer.md.
 SECURITY_BITS = 100
 
 _MODE = Mode("mpc-dealer", ("client", "server"), owned=True)
@@ -35,8 +36,8 @@ class WithDealer(Backend):
     nothing with either of the others: the server learns nothing of rows and predictions, the client nothing of the
     weights beyond the predictions, and the dealer nothing of all of them.
 
-    **Leaks**: the architecture, its windows and the number of rows, to all three; the number of deals to the dealer.
-    The rounding of a truncated value depends on the mask, and on a public uniform value.
+    **Leaks**: the architecture, its windows and the number of rows, to all three; to the dealer the number of deals, and
+    when they are asked for. The rounding of a truncated value depends on the mask, and on a public uniform value.
 
     Paper: Boyle et al., ePrint 2020/1392 (comparison by function secret sharing); docs/protocols/mpc.md has the gates.
     """
@@ -127,9 +128,10 @@ _GUARANTEE = Guarantee(
     verified_result=False,
     leaks=(
         "All three know the layers' sizes and windows and how many rows are asked; the dealer knows how many "
-        "predictions it made correlations for. The dealer together with the client reads the weights, together with "
-        "the server the rows. All are taken to follow the protocol: results are not verified, and values outside "
-        "their windows give wrong results. The client learns what predictions say of the weights."
+        "predictions it made correlations for and when, which is when they are asked unless dealt ahead. The dealer "
+        "together with the client reads the weights, together with the server the rows. All are taken to follow the "
+        "protocol: results are not verified, and values outside their windows give wrong results. The client learns "
+        "what predictions say of the weights."
     ),
     primary="additive shares mod 2^64, distributed comparison functions and streams from AES-128",
     paper="ePrint 2020/1392 (comparison); ePrint 2019/1095 (gates on masked values); gates: docs/protocols/mpc.md",

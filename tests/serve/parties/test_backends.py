@@ -9,6 +9,7 @@ from confide.mpc.outsourced import Outsourced
 from confide.mpc.replicated import Replicated
 from confide.mpc.two_party import WithDealer
 from confide.serve.client import Client
+from confide.serve.parties.service import as_served
 from serve.parties.houses import houses
 from serve.parties.networks import NETWORK
 
@@ -47,3 +48,13 @@ def test_predictions_from_stock_need_no_dealer(running):
         for _ in range(12):
             assert np.allclose(client.predict(x), NETWORK.apply(x), atol=2e-3)
     assert not running.broken
+
+
+@pytest.mark.parametrize("mode", sorted(PARTNERS))
+def test_no_guarantee_hides_the_model_from_the_server_that_shares_it_out(mode):
+    whole = PARTNERS[mode][0]().guarantee
+    served = as_served(whole)
+    assert not served.hides("weights", "server")
+    assert {claim for claim in whole.claims if claim.hidden_from != "server"} <= served.claims
+    assert served.hides("query", "server")
+    assert (served == whole) == (mode == "mpc-dealer")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cryptography import x509
@@ -17,6 +17,7 @@ from cryptography import x509
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, UsageError
+from confide.guarantee import Guarantee
 from confide.ideal import Backend
 from confide.model.links import link_of
 from confide.net.asking import asking
@@ -83,7 +84,7 @@ def prepared(model: Model, limits: Limits, rng: Randomness) -> list[Prepared]:
             kit=kits["client"].encode(),
             preprocess=model.preprocess,
             label=model.label,
-            guarantee=backend.guarantee_for(model.graph),
+            guarantee=as_served(backend.guarantee_for(model.graph)),
             features=model.graph.features,
             outputs=model.graph.outputs,
             classes=model.graph.classes,
@@ -98,6 +99,14 @@ def prepared(model: Model, limits: Limits, rng: Randomness) -> list[Prepared]:
             Prepared(name=model.name, backend=backend, kits=kits, client_kit=kit.encode(), max_rows=limits.batch_rows)
         )
     return found
+
+
+def as_served(guarantee: Guarantee) -> Guarantee:
+    """Return what holds where the server has the model: it makes the shares of it, so they hide nothing from it."""
+    kept = frozenset(claim for claim in guarantee.claims if (claim.asset, claim.hidden_from) != ("weights", "server"))
+    if kept == guarantee.claims:
+        return guarantee
+    return replace(guarantee, claims=kept, leaks=f"{guarantee.leaks} The server has the model: it makes its shares.")
 
 
 @contextmanager
