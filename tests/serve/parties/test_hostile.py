@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import socket
 import ssl
+import uuid
 
 import numpy as np
 import pytest
@@ -44,7 +45,7 @@ class Rogue:
 
     def __init__(self, url: str, folder) -> None:
         self.events: queue.Queue = queue.Queue()
-        self.session = SESSION + str(id(self))
+        self.session = SESSION + uuid.uuid4().hex
         self.mesh = Mesh(self.events.put, broken=lambda error: None, first_seconds=5.0)
         self.mesh.call(lambda: self.mesh.dial("server", url, client_context(folder)))
 
