@@ -108,7 +108,7 @@ def test_a_graph_becomes_a_module_and_comes_back(name):
 
 def test_batch_norm_is_no_layer():
     module, shape = MODULES["images"]
-    kinds = [type(layer).__name__ for layer in from_torch(module, shape).layers]
+    kinds = [type(layer).__name__ for layer in from_torch(with_statistics(module, shape), shape).layers]
     assert kinds == ["Conv", "Relu", "AveragePool", "Conv", "Conv", "Square", "Linear"]  # the second norm meets padding
 
 

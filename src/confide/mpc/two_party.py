@@ -36,8 +36,8 @@ class WithDealer(Backend):
     nothing with either of the others: the server learns nothing of rows and predictions, the client nothing of the
     weights beyond the predictions, and the dealer nothing of all of them.
 
-    **Leaks**: the architecture, its windows and the number of rows, to all three; to the dealer the number of deals, and
-    when they are asked for. The rounding of a truncated value depends on the mask, and on a public uniform value.
+    **Leaks**: the architecture, its windows and the number of rows, to all three; to the dealer the number of deals,
+    and when they are asked for. The rounding of a truncated value depends on the mask, and on a public uniform value.
 
     Paper: Boyle et al., ePrint 2020/1392 (comparison by function secret sharing); docs/protocols/mpc.md has the gates.
     """
