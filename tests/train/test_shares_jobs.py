@@ -282,8 +282,10 @@ def test_no_party_has_the_name_of_a_server_or_the_dealer(tmp_path, capsys, name:
     assert [path.name for path in tmp_path.iterdir()] == ["job.toml"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("end", ['[shares]\nfolder = "shares"\n', PRIVATE_END])
+@pytest.mark.parametrize(
+    ("number", "code", "end"),
+    [(signal.SIGINT, 130, '[shares]\nfolder = "shares"\n'), (signal.SIGTERM, 143, PRIVATE_END)],
+)
 def test_a_training_that_is_stopped_leaves_nothing_half_written(tmp_path, number: int, code: int, end: str):
     (tmp_path / "job.toml").write_text(
         '[data]\nset = "breast-cancer"\nparties = 2\n[train]\naggregate = "mpc"\nrounds = 3000\n'
