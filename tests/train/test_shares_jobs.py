@@ -5,6 +5,10 @@ from __future__ import annotations
 import copy
 import importlib.util
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import tomllib
 from pathlib import Path
 
@@ -46,6 +50,10 @@ COLUMNS = {
     "train": {"aggregate": "mpc", "rounds": 4},
     "shares": {"batch": 16},
 }
+PRIVATE_END = (
+    "[privacy]\nepsilon = 1.0\ndelta = 1e-4\nexpected_records = 455\n"
+    '[output]\nmodel = "m.confide"\nledger = "ledger.jsonl"\nsigning_key = "k.pem"\n'
+)
 PRIVATE = {"privacy": {"epsilon": 1.0, "delta": 1e-4, "expected_records": 455}}
 
 
@@ -272,6 +280,33 @@ def test_no_party_has_the_name_of_a_server_or_the_dealer(tmp_path, capsys, name:
     assert stop.value.code == 2
     assert "rename the party" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["job.toml"]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "end"),
+    [(signal.SIGINT, 130, '[shares]\nfolder = "shares"\n'), (signal.SIGTERM, 143, PRIVATE_END)],
+)
+def test_a_training_that_is_stopped_leaves_nothing_half_written(tmp_path, number: int, code: int, end: str):
+    (tmp_path / "job.toml").write_text(
+        '[data]\nset = "breast-cancer"\nparties = 2\n[train]\naggregate = "mpc"\nrounds = 3000\n'
+        f"learning_rate = 0.01\n{end}"
+    )
+    command = [sys.executable, "-c", "from confide.cli import main; main()", "train", str(tmp_path / "job.toml")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            if line.startswith("private while"):
+                break
+        time.sleep(0.5)  # into its steps, of which there are many
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "no model and no shares were written" in said
+    assert "Traceback" not in said
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == ({"job.toml", "ledger.jsonl"} if "ledger" in end else {"job.toml"})
+    if "ledger" in end:
+        assert "stays charged" in said
+        assert Ledger(tmp_path / "ledger.jsonl").spent == 1.0
 
 
 def test_labels_say_who_is_trusted_and_what_was_seen():

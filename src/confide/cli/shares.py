@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import typer
+
 from confide.cli import console
-from confide.cli.console import progress_bars
+from confide.cli.console import progress_bars, stops_cleanly
 
 
 def train_on_shares(job: Any, output: Any) -> None:
@@ -29,16 +31,8 @@ def train_on_shares(job: Any, output: Any) -> None:
     console.out.print(describe(job))
     for line in (*reasons(job), *prepared.sentences()):
         console.out.print(line)
-    course = prepared.course
-    steps = course.passes * len(course.batches)
-    with progress_bars() as bars:
-        task = bars.add_task("steps", total=steps)
-
-        def done(run: Any) -> None:
-            if run.stage == "step":
-                bars.advance(task)
-
-        finished = prepared.run(rng=rng, ledger=output.ledger, done=done)
+    with stops_cleanly():
+        finished = _run(prepared, rng, output)
     for line in finished.sentences():
         console.out.print(line)
     if finished.graph is None:
@@ -55,3 +49,21 @@ def train_on_shares(job: Any, output: Any) -> None:
         console.out.print(f"wrote {path}")
     if artifact.signer:
         console.out.print(f"signed by {artifact.signer}")
+
+
+def _run(prepared: Any, rng: Any, output: Any) -> Any:
+    """Train; whoever stops it reads what is left of it."""
+    course = prepared.course
+    with progress_bars() as bars:
+        task = bars.add_task("steps", total=course.passes * len(course.batches))
+
+        def done(run: Any) -> None:
+            if run.stage == "step":
+                bars.advance(task)
+
+        try:
+            return prepared.run(rng=rng, ledger=output.ledger, done=done)
+        except (KeyboardInterrupt, typer.Exit):
+            charged = "" if prepared.noise is None else "; its epsilon stays charged in the ledger"
+            console.err.print(f"stopped before the end: no model and no shares were written{charged}")
+            raise
