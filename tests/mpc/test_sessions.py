@@ -55,7 +55,41 @@ def test_stock_serves_once_and_then_the_dealer_is_asked(backend):
     assert asked(transcript).counter == 2
     assert session.deal(rows=2).output("server") == 1
     assert asked(session.predict(X)).counter == 3
-    assert not any("/stock/" in key for role in holders(session) for key in session.stores[role].keys(backend.name))
+    assert not any("/stock/" in key or "/whole/" in key for role in holders(session) for key in session.stores[role].keys(backend.name))
+
+
+@both
+def test_what_is_ready_is_the_next_in_stock_and_no_more_than_fits(backend, monkeypatch):
+    session = ready(backend, GRAPH)
+    role = holders(session)[-1]
+    session.deal(rows=2, count=6)
+    held = session.kits[role].prepared._ready
+    assert [key[2] for key in held] == [0, 1, 2, 3]
+    session.predict(X)
+    run = next(iter(held))[1]
+    backend.hold_ready(role, session.kits[role], session.stores[role], run, rows=2)
+    assert [key[2] for key in held] == [1, 2, 3, 4]
+    monkeypatch.setattr("confide.mpc.stock.MOST_READY_BYTES", 2 * held[role, run, 1].size_bytes)
+    session.deal(rows=1, count=2)
+    assert 1 <= len(held) < 6
+    assert sum(one.size_bytes for one in held.values()) <= 2 * max(one.size_bytes for one in held.values())
+    for _ in range(5):  # what was let go is made ready again from the store
+        assert close(session, session.predict(X).output("client"))
+
+
+@both
+def test_what_an_interrupted_deal_left_is_cleared_and_whole_deals_stay(backend):
+    session = ready(backend, GRAPH)
+    role = holders(session)[-1]
+    session.deal(rows=2, count=2)
+    store = session.stores[role]
+    (one, two) = [key for key in store.keys(backend.name) if "/whole/" in key]
+    shelf = Shelf(backend.name, role, bytes.fromhex(one.split("/")[2]))
+    assert shelf.broken(store) == {}
+    store.commit({two: None})
+    broken = shelf.broken(store)
+    assert broken
+    assert all(f"/stock/2/{1:016x}/" in key and value is None for key, value in broken.items())
 
 
 @both

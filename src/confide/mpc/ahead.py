@@ -218,6 +218,11 @@ class Ready:
         self.secrets.append(array)
         return array
 
+    @property
+    def size_bytes(self) -> int:
+        """Return what it takes in memory."""
+        return sum(each.nbytes for each in self.secrets) + sum(map(len, self.corrections.values()))
+
     def wipe(self) -> None:
         """Overwrite what was made for this run with zeros, and forget the rest."""
         for each in self.secrets:

@@ -117,7 +117,7 @@ def _stocking(
             if len(body) != expected:
                 raise ProtocolError(f"Expected {expected} bytes of correlations, got {len(body)}")
             save = {f"{shelf.place(rows, deal_id.counter)}/{name}": body}
-    save = save | {f"{shelf.place(rows, deal_id.counter)}/complete": b"\1" for deal_id in header.ids()}
+    save = save | {shelf.whole(rows, deal_id.counter): b"\1" for deal_id in header.ids()}
     yield from _both_have_it(mode, role, header, save)
     hold_ready(mode, role, kit, store, header.run, rows=rows)
     return len(shelf.counters(store, rows))

@@ -6,7 +6,7 @@ or not. Ids only rise: the commit that brings stock also moves the run's high-wa
 mark is ever taken in again.
 
     {name}/{role}/{run}/mark                              the lowest id that may still come, 8 bytes
-    {name}/{role}/{run}/stock/{rows}/{counter}/complete   1 byte
+    {name}/{role}/{run}/whole/{rows}/{counter}            1 byte: all pieces of it are there
     {name}/{role}/{run}/stock/{rows}/{counter}/{piece}    bytes as they came
 """
 
@@ -22,8 +22,8 @@ from confide.mpc.ahead import Ready
 from confide.mpc.correlations import DealId, Layout
 from confide.wire import Store
 
-#: How many runs' correlations are held ready in memory at most.
-MOST_READY = 4
+#: Deals of one run that are made ready at most, and bytes that all of a process may take.
+MOST_READY, MOST_READY_BYTES = 4, 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,15 +58,17 @@ class Shelf:
             raise ProtocolError("Expected correlations under ids that were never given before")
         return {f"{self.root}/mark": (first + count).to_bytes(8, "little")}
 
+    def whole(self, rows: int, counter: int) -> str:
+        """Return the key that says of a deal that all of it is there."""
+        return f"{self.root}/whole/{rows}/{counter:016x}"
+
     def counters(self, store: Store, rows: int) -> list[int]:
         """Return the ids of complete stock, lowest first."""
-        prefix = f"{self.root}/stock/{rows}/"
-        ends = [key.removeprefix(prefix).split("/") for key in store.keys(prefix)]
-        return sorted(int(end[0], 16) for end in ends if end[1:] == ["complete"])
+        return sorted(int(key.rpartition("/")[2], 16) for key in store.keys(f"{self.root}/whole/{rows}/"))
 
     def has(self, store: Store, rows: int, counter: int) -> bool:
         """Return whether a deal is in stock."""
-        return store.get(f"{self.place(rows, counter)}/complete") is not None
+        return store.get(self.whole(rows, counter)) is not None
 
     def pieces(self, store: Store, rows: int, counter: int, names: list[str]) -> list[bytes]:
         """Return the pieces of a deal in stock. Raises ProtocolError if one is missing."""
@@ -77,14 +79,15 @@ class Shelf:
 
     def taken(self, store: Store, rows: int, counter: int) -> dict[str, bytes | None]:
         """Return the change that takes a deal out of stock, before its first use."""
-        return dict.fromkeys(store.keys(f"{self.place(rows, counter)}/"))
+        return dict.fromkeys([self.whole(rows, counter), *store.keys(f"{self.place(rows, counter)}/")])
 
     def broken(self, store: Store) -> dict[str, bytes | None]:
         """Return the change that clears what an interrupted deal left."""
-        prefix = f"{self.root}/stock/"
-        places = {key: tuple(key.removeprefix(prefix).split("/")[:2]) for key in store.keys(prefix)}  # rows, counter
-        whole = {place for key, place in places.items() if key.endswith("/complete")}
-        return dict.fromkeys(key for key, place in places.items() if place not in whole)
+        prefix, wholes = f"{self.root}/stock/", f"{self.root}/whole/"
+        whole = {key.removeprefix(wholes) for key in store.keys(wholes)}  # rows/counter
+        return dict.fromkeys(
+            key for key in store.keys(prefix) if "/".join(key.removeprefix(prefix).split("/")[:2]) not in whole
+        )
 
 
 def piece_names(layout: Layout, party: int | None) -> list[str]:
@@ -120,7 +123,7 @@ class Prepared:
             self._taken.discard((role, deal_id.run, deal_id.counter))
 
     def ahead(self, role: str, deal_id: DealId, make: Callable[[], Ready]) -> None:
-        """Make a deal ready and hold it; of more than enough the oldest goes, and is made again when it is taken."""
+        """Make a deal ready and hold it; beyond the limit the oldest goes, and is made again when it is taken."""
         key = role, deal_id.run, deal_id.counter
         with self._lock:
             if key in self._taken or key in self._ready:
@@ -128,7 +131,7 @@ class Prepared:
         made = make()
         with self._lock:
             self._ready[key] = made
-            if len(self._ready) > MOST_READY:
+            while len(self._ready) > 1 and sum(one.size_bytes for one in self._ready.values()) > MOST_READY_BYTES:
                 self._ready.popitem(last=False)[1].wipe()
 
     def take(self, role: str, deal_id: DealId) -> Ready | None:

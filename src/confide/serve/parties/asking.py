@@ -31,6 +31,7 @@ from confide.serve.parties.circle import Me
 from confide.serve.parties.guest import Guest
 from confide.serve.parties.messages import Offer, Seat
 from confide.serve.parties.seats import INSECURE, machine_digest
+from confide.serve.parties.server import make_ready
 from confide.serve.parties.sessions import Bounds, Ended, SetUpAgain
 from confide.serve.protocol import digest
 from confide.serve.session import Columns, Session
@@ -41,6 +42,8 @@ from confide.wire import Event, Message, Party, Store, Transcript
 Matrix = NDArray[np.float64]
 
 SETTING_UP = "setting up"
+#: Stock is filled up again when a part of this size is used.
+_SERVINGS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,11 +268,15 @@ class JointAsking:
             self._set_up(session)
             self._stocked(session, len(x))
             try:
-                return self._asked(session, x)
+                transcript = self._asked(session, x)
             except SetUpAgain:
                 if last:
                     raise
                 session.confirm(None)
+                self._levels.clear()
+            else:
+                self._restocked(session, len(x))
+                return transcript
         raise AssertionError
 
     def _asked(self, session: Session, x: Matrix) -> Transcript:
@@ -325,18 +332,27 @@ class JointAsking:
         return int(ended.output)
 
     def _stocked(self, session: Session, rows: int) -> None:
-        """Keep `ahead` predictions in stock: the first time at once, later in a thread beside the predictions."""
-        left = self._levels.get(rows)
-        if not self._ahead or (left is not None and left > self._ahead // 2) or rows in self._dealing:
-            return
-        if left is None:
+        """Have `ahead` predictions of so many rows in stock before the first of them."""
+        if self._ahead and rows not in self._levels and rows not in self._dealing:
             self._levels[rows] = self.deal(session, rows=rows, count=self._ahead)
+
+    def _restocked(self, session: Session, rows: int) -> None:
+        """After an answer: make the next correlations in stock ready, and have what was used dealt anew, both beside.
+
+        Little is dealt at a time: a prediction that is asked meanwhile shares links and cores with it.
+        """
+        left = self._levels.get(rows)
+        if left is None:
+            return
+        circle, store = self._guest.circle, self._store_of(session)
+        make_ready(circle, "client", session.backend, session.client, store, session.key_id, rows=rows)
+        missing = self._ahead - max(0, left)
+        if rows in self._dealing or missing < max(1, self._ahead // _SERVINGS):
             return
 
         def refill() -> None:
             try:
-                stock = self.deal(session, rows=rows, count=self._ahead - max(0, left))
-                self._levels[rows] = stock
+                self._levels[rows] = self.deal(session, rows=rows, count=missing)
             except ConfideError:
                 self._levels[rows] = 0  # predictions ask the dealer themselves, and say what is wrong
             finally:

@@ -27,7 +27,7 @@ from confide.serve.parties.server import (
     IDENTITY_BYTES,
     cast_of,
     limit_rows,
-    make_ready,
+    make_ready_after,
     part_of,
     party_of,
     set_up_key,
@@ -119,7 +119,7 @@ class Partner:
             mark = set_up_mark(order.identity, order, ended)
             if mark is not None:
                 self._store.commit({key: mark})
-            make_ready(self.circle, order, ended, taken.backend, taken.kit, store, self._store.get(key))
+            make_ready_after(self.circle, order, ended, taken.backend, taken.kit, store, self._store.get(key))
 
         store = self.circle.sessions.view(prefix)
 

@@ -189,7 +189,7 @@ class Server:
             if set_up is not None:
                 self._store.commit({mark: set_up})
             self._count_beyond(order, ended, prepared.name)
-            make_ready(self.circle, order, ended, backend, kit, store, self._store.get(mark))
+            make_ready_after(self.circle, order, ended, backend, kit, store, self._store.get(mark))
 
         backend, kit = prepared.backend, prepared.kits["server"]
 
@@ -289,23 +289,31 @@ def set_up_mark(identity: bytes, order: Order, ended: Ended) -> bytes | None:
 
 
 def make_ready(
-    circle: Circle, order: Order, ended: Ended, backend: Backend, kit: Kit, store: Store, mark: bytes | None
+    circle: Circle, role: str, backend: Backend, kit: Kit, store: Store, set_up: str | None, *, rows: int
 ) -> None:
-    """After a prediction from stock, have the backend make the next ones ready in memory, once the answer has left."""
-    if order.kind != "predict" or order.dealt or ended.error is not None or not isinstance(backend, HoldsReady):
-        return
-    try:
-        run = bytes.fromhex((mark or b"")[IDENTITY_BYTES:].decode())
-    except ValueError:
+    """Have the backend make what is next in stock ready in memory, in the loop's thread, once an answer has left.
+
+    Args:
+        set_up: what the set-up is called: of such a backend the run, hexadecimal; without one nothing is made ready.
+    """
+    if not set_up or not isinstance(backend, HoldsReady):
         return
 
     def work() -> None:
         try:
-            backend.hold_ready(ended.cast.role, kit, store, run, rows=order.rows)
-        except ConfideError as error:
+            backend.hold_ready(role, kit, store, bytes.fromhex(set_up), rows=rows)
+        except (ConfideError, ValueError) as error:
             circle.say(f"correlations could not be made ready ahead: {error}")
 
-    circle.mesh.later(0.0, work)
+    circle.mesh.post(work)
+
+
+def make_ready_after(
+    circle: Circle, order: Order, ended: Ended, backend: Backend, kit: Kit, store: Store, mark: bytes | None
+) -> None:
+    """After a prediction from stock, make the next ones ready; `mark` is what is known of the client's set-up."""
+    if order.kind == "predict" and not order.dealt and ended.error is None and mark:
+        make_ready(circle, ended.cast.role, backend, kit, store, mark[IDENTITY_BYTES:].decode(), rows=order.rows)
 
 
 def part_of(model: bytes, backend: str, client: str) -> str:
