@@ -55,7 +55,11 @@ def test_stock_serves_once_and_then_the_dealer_is_asked(backend):
     assert asked(transcript).counter == 2
     assert session.deal(rows=2).output("server") == 1
     assert asked(session.predict(X)).counter == 3
-    assert not any("/stock/" in key or "/whole/" in key for role in holders(session) for key in session.stores[role].keys(backend.name))
+    assert not any(
+        "/stock/" in key or "/whole/" in key
+        for role in holders(session)
+        for key in session.stores[role].keys(backend.name)
+    )
 
 
 @both

@@ -26,7 +26,7 @@ from confide.mpc.kits import AnyKit, Plan
 from confide.mpc.messages import FORMAT, SMALL_BYTES, Ask, Header, Query, Request, expect_binding, expect_format
 from confide.mpc.operations import SCALE
 from confide.mpc.party import Outcome, Place, run_program, told
-from confide.mpc.stock import Shelf
+from confide.mpc.stock import Shelf, piece_names
 from confide.mpc.streams import KEY_BYTES, stream
 from confide.wire import Message, Party, Step, Store, decode, encode
 
@@ -107,7 +107,7 @@ def _take(
             if computes and ready is None:
                 ready = from_stock(mode, "client", kit, store, record, deal_id, rows=rows)
             ask = Ask(FORMAT, record.run, counter, rows, plan.layout.binding, False)
-            return Taken(ask, shelf.taken(store, rows, counter), ready)
+            return Taken(ask, shelf.taken(rows, counter, piece_names(plan.layout, mode.party("client"))), ready)
     request = Message("client", "dealer", f"{mode.name}/request", encode(Request(record.run, rows, 1)))
     received = yield Step((request,), await_tag=f"{mode.name}/header", wait_for=("dealer",))
     header = decode(received["dealer"].body, Header, max_bytes=SMALL_BYTES)
@@ -197,7 +197,7 @@ def _obtain(
         ready = kit.prepared.take(role, deal_id)
         if ready is None:
             ready = from_stock(mode, role, kit, store, record, deal_id, rows=ask.rows)
-        return ready, shelf.taken(store, ask.rows, ask.counter)
+        return ready, shelf.taken(ask.rows, ask.counter, piece_names(plan.layout, mode.party(role)))
     struck = shelf.raised(store, ask.counter, 1)
     received = yield Step(await_tag=f"{mode.name}/header", wait_for=("dealer",), save=struck)
     header = decode(received["dealer"].body, Header, max_bytes=SMALL_BYTES)

@@ -77,9 +77,10 @@ class Shelf:
             raise ProtocolError("Expected correlations that are in stock; deal again")
         return [body for body in found if body is not None]
 
-    def taken(self, store: Store, rows: int, counter: int) -> dict[str, bytes | None]:
-        """Return the change that takes a deal out of stock, before its first use."""
-        return dict.fromkeys([self.whole(rows, counter), *store.keys(f"{self.place(rows, counter)}/")])
+    def taken(self, rows: int, counter: int, names: list[str]) -> dict[str, bytes | None]:
+        """Return the change that takes a deal of these pieces out of stock, before its first use."""
+        place = self.place(rows, counter)
+        return dict.fromkeys([self.whole(rows, counter), *(f"{place}/{name}" for name in names)])
 
     def broken(self, store: Store) -> dict[str, bytes | None]:
         """Return the change that clears what an interrupted deal left."""

@@ -165,8 +165,12 @@ class SqliteStore:
         for key, value in changes.items():
             self._connection.execute(f"DELETE FROM {self._table} WHERE key = ?", (key,))  # noqa: S608
             if value is not None:
-                row = (key, value, len(value), upload, self._clock())
-                self._connection.execute(f"INSERT INTO {self._table} VALUES (?, ?, ?, ?, ?)", row)  # noqa: S608
+                row = (key, len(value), upload, self._clock(), value)
+                columns = "(key, size, upload, written, value)"
+                self._connection.execute(
+                    f"INSERT INTO {self._table} {columns} VALUES (?, ?, ?, ?, ?)",  # noqa: S608
+                    row,
+                )
         self._forget()
 
     def _next_upload(self) -> int:
@@ -262,8 +266,9 @@ def _open(path: Path | None, name: str, table: str, wait_seconds: float) -> sqli
             connection.execute(f"PRAGMA wal_autocheckpoint = {_LOG_BYTES // _PAGE_BYTES}")
             connection.execute(f"PRAGMA journal_size_limit = {4 * _LOG_BYTES}")
             connection.execute(
-                f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, value BLOB NOT NULL, size INTEGER NOT NULL,"
-                " upload INTEGER NOT NULL, written REAL NOT NULL) STRICT"
+                # The value last: what stands behind a large one is only reached by reading all of it.
+                f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, size INTEGER NOT NULL,"
+                " upload INTEGER NOT NULL, written REAL NOT NULL, value BLOB NOT NULL) STRICT"
             )
             connection.execute(f"CREATE INDEX IF NOT EXISTS {table}_by_upload ON {table} (upload, size)")
         except BaseException:
