@@ -1,4 +1,4 @@
-"""Our predictions on shares against SPU, which shares no code with us: the same numbers and rows, in its own processes."""
+"""Our predictions on shares against SPU, which shares no code with us: the same numbers, rows and checks."""
 
 from __future__ import annotations
 
