@@ -48,7 +48,9 @@ class Dealt(Backend):
 
     def setup(self, role: str, kit: Kit, store: Store, rng: Randomness) -> Party:
         own = checked_kit(self.mode, role, kit)
-        return setup_dealer(self.mode, own, store, rng) if role == "dealer" else setup_party(self.mode, role, own, store)
+        return (
+            setup_dealer(self.mode, own, store, rng) if role == "dealer" else setup_party(self.mode, role, own, store)
+        )
 
     def deal(self, role: str, kit: Kit, store: Store, rng: Randomness, *, rows: int, count: int) -> Party:
         """Return the party that puts correlations for `count` later predictions of `rows` rows into the stores.

@@ -26,7 +26,8 @@ from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Sea
 from confide.serve.parties.seats import MEMBER_ROLES, model_id
 from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
-from confide.wire import Party, Store
+from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
+from confide.wire import Party, Step, Store
 
 IDENTITY_BYTES = 32
 
@@ -94,6 +95,7 @@ class Server:
         quota: counts rows; None does not.
         rng: of the parties.
         standing: what people see.
+        stock_limits: of what lies in the store for clients.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Server:
         quota: Quota | None,
         rng: Randomness,
         standing: Standing,
+        stock_limits: StockLimits | None = None,
     ) -> None:
         self._models = {model.id: _Model(model) for model in models}
         for model in models:
@@ -118,6 +121,8 @@ class Server:
         self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
         self._rng, self.standing = rng, standing
         self._seats: dict[str, Seat] = {}
+        self._stock_limits = stock_limits or StockLimits()
+        self._stockroom: Stockroom | None = None
         self.circle: Circle
 
     # --- what it hears ------------------------------------------------------------------------------------------------
@@ -170,21 +175,25 @@ class Server:
             raise ProtocolError("Expected a model that is served; ask for its kit again")
         if facts is None or facts.role not in ASKING_ROLES or order.client != peer:
             raise ProtocolError("Expected an order from the client itself")
-        if self._rate is not None:
-            self._rate.take(peer)
-        self._check_ready(model)
         prepared = model.prepared
-        if not 0 <= order.rows <= prepared.max_rows or (order.kind == "predict" and not order.rows):
-            raise ProtocolError(f"Expected 1 to {prepared.max_rows} rows at a time; send fewer")
-        if order.kind == "predict" and self._quota is not None:
-            self._quota.charge(peer, prepared.name, order.rows)
         mark = set_up_key(order.model, peer)
         cast = cast_of(order, "server", {"server": COORDINATOR, **self.partners})
         prefix = part_of(order.model, prepared.backend.name, peer)
         store = self.circle.sessions.view(prefix)
+        run = run_of(self._store.get(mark))
+        place = Place(
+            prefix=prefix, client=peer, backend=prepared.backend, role="server", kit=prepared.kits["server"], mark=mark,
+            run=run,
+        )  # fmt: skip
+        try:
+            self._admit(peer, order, model)
+            taken = self.stockroom.admit(place, order)
+        except ConfideError as error:
+            return refuse_all(self.circle, session, cast, prefix, error)
 
         def done(ended: Ended) -> None:
             self.standing.ended(order, ended)
+            self.stockroom.came(place, taken)
             set_up = set_up_mark(facts.identity, order, ended)
             if set_up is not None:
                 self._store.commit({mark: set_up})
@@ -210,8 +219,35 @@ class Server:
         if order.kind == "setup":
             for name in self.partners.values():
                 self.circle.order(name, session, msgspec.structs.replace(order, identity=facts.identity))
+        return None
+
+    @property
+    def stockroom(self) -> Stockroom:
+        """Return what counts what is kept for clients."""
+        if self._stockroom is None:
+            models = [model.prepared for model in self._models.values()]
+            served = tuple(part_of(one.id, one.backend.name, "").removesuffix("/") for one in models)
+            self._stockroom = Stockroom(
+                self.circle.me.name,
+                self._store,
+                self.circle.sessions.view,
+                self._stock_limits,
+                lambda prefix: prefix.startswith(served),
+            )
+        return self._stockroom
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _admit(self, peer: str, order: Order, model: _Model) -> None:
+        """Refuse what a client may not order now."""
+        if self._rate is not None:
+            self._rate.take(peer)
+        self._check_ready(model)
+        prepared = model.prepared
+        if not 0 <= order.rows <= prepared.max_rows or (order.kind == "predict" and not order.rows):
+            raise ProtocolError(f"Expected 1 to {prepared.max_rows} rows at a time; send fewer")
+        if order.kind == "predict" and self._quota is not None:
+            self._quota.charge(peer, prepared.name, order.rows)
 
     def _role_of(self, peer: str) -> str | None:
         return next((role for role, seat in self._seats.items() if seat.name == peer), None)
@@ -270,6 +306,30 @@ def cast_of(order: Order, role: str, names: Mapping[str, str]) -> Cast:
     if role not in whole:
         raise ProtocolError("Expected an order for a session in which this process takes part")
     return Cast(role, whole)
+
+
+def refuse_all(circle: Circle, session: str, cast: Cast, prefix: str, error: ConfideError) -> None:
+    """Refuse a session at everybody whom its client ordered it from: they have begun, and what they send finds an end.
+
+    Raises:
+        ConfideError: `error`, where somebody is not there.
+    """
+    if any(circle.hello(name) is None for name in cast.others()):
+        raise error
+
+    def refusing() -> Party:
+        raise error
+        yield Step()
+
+    circle.sessions.open(session, refusing(), cast, prefix=prefix, done=lambda ended: None)
+
+
+def run_of(mark: bytes | None) -> bytes:
+    """Return the run of a set-up that was written down, b"" if it is none."""
+    try:
+        return bytes.fromhex((mark or b"")[IDENTITY_BYTES:].decode())
+    except ValueError:
+        return b""
 
 
 def limit_rows(kit: Kit, rows: int) -> None:

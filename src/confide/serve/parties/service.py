@@ -37,6 +37,7 @@ from confide.serve.parties.seats import machine_digest
 from confide.serve.parties.server import ASKING_ROLES, Prepared, Server
 from confide.serve.parties.sessions import Bounds
 from confide.serve.parties.standing import Standing
+from confide.serve.parties.stockroom import StockLimits
 from confide.serve.protocol import ClientKit
 from confide.serve.served import Model
 from confide.wire import Message, Store
@@ -60,6 +61,7 @@ class Conditions:
         broken: told of exceptions that nobody expected.
         seen: told of every message of a party, by session.
         rng: of the parties.
+        stock_limits: of what lies in the store for clients.
     """
 
     address: str
@@ -71,6 +73,7 @@ class Conditions:
     broken: Callable[[BaseException], None] = lambda error: None
     seen: Seen | None = None
     rng: Randomness | None = None
+    stock_limits: StockLimits | None = None
 
 
 def prepared(model: Model, limits: Limits, rng: Randomness) -> list[Prepared]:
@@ -145,6 +148,7 @@ def serving(
         quota=quota,
         rng=conditions.rng or SystemRandomness(),
         standing=Standing("server"),
+        stock_limits=conditions.stock_limits,
     )
     circle = _circle(me, server, conditions)
 
@@ -200,6 +204,7 @@ def partnering(
         load=load,
         stock=stock,
         standing=Standing(said.role),
+        stock_limits=conditions.stock_limits,
     )
     circle = _circle(_me(folder, said.name, said.role, url, conditions, stock=stock), partner, conditions)
 
