@@ -13,51 +13,7 @@ from confide.mpc.correlations import Words
 from confide.mpc.dealt import SECURITY_BITS, Dealt
 from confide.mpc.keys import Mode
 from confide.mpc.kits import ModelKit, PublicKit
-from confide.mpc.ranges import Ranges
 from confide.mpc.recipe import GraphRecipe
-
-
-class Outsourced(Dealt):
-    """Predictions at two servers, neither of which sees the model, the rows or the predictions.
-
-    Roles: whoever owns the model runs `prepare`, and sends each server its kit, a share; the client sends shares of
-    its rows to "server" and "helper" and adds up what they send back; the dealer is as in "mpc-dealer".
-
-    Args:
-        ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
-
-    **Guarantees**: against parties that follow the protocol and study what they see, and as long as no two of server,
-    helper and dealer pool what they have: none of them learns anything of weights, rows and predictions; the client
-    learns nothing of the weights beyond the predictions.
-
-    **Leaks**: the architecture, its windows, the number of rows, and when they are asked, to all.
-
-    Paper: as for "mpc-dealer".
-    """
-
-    mode = Mode("mpc-outsourced", ("server", "helper"), owned=False)
-    name = mode.name
-    roles = mode.roles
-
-    def __init__(self, *, ranges: Ranges | None = None) -> None:
-        super().__init__(ranges=ranges)
-        self.guarantee = _GUARANTEE
-
-    def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        architecture = lowering.architecture_of(graph, self._ranges)
-        recipe, model = GraphRecipe(architecture), weights.encoded(graph, architecture)
-        mine: dict[str, Words] = {name: _uniform(words, rng) for name, words in model.items()}
-        theirs = {name: np.subtract(words, mine[name]) for name, words in model.items()}
-        return {
-            "client": PublicKit(recipe, owned=False),
-            "server": ModelKit(recipe, owned=False, model=mine),
-            "helper": ModelKit(recipe, owned=False, model=theirs),
-            "dealer": PublicKit(recipe, owned=False),
-        }
-
-
-def _uniform(words: Words, rng: Randomness) -> Words:
-    return np.frombuffer(rng.bytes(words.nbytes), "<u8").astype(np.uint64, copy=False).reshape(words.shape)
 
 
 _GUARANTEE = Guarantee(
@@ -85,3 +41,43 @@ _GUARANTEE = Guarantee(
     primary="additive shares mod 2^64, distributed comparison functions and streams from AES-128",
     paper="ePrint 2020/1392 (comparison); ePrint 2019/1095 (gates on masked values); gates: docs/protocols/mpc.md",
 )
+
+
+class Outsourced(Dealt):
+    """Predictions at two servers, neither of which sees the model, the rows or the predictions.
+
+    Roles: whoever owns the model runs `prepare`, and sends each server its kit, a share; the client sends shares of
+    its rows to "server" and "helper" and adds up what they send back; the dealer is as in "mpc-dealer".
+
+    Args:
+        ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
+
+    **Guarantees**: against parties that follow the protocol and study what they see, and as long as no two of server,
+    helper and dealer pool what they have: none of them learns anything of weights, rows and predictions; the client
+    learns nothing of the weights beyond the predictions.
+
+    **Leaks**: the architecture, its windows, the number of rows, and when they are asked, to all.
+
+    Paper: as for "mpc-dealer".
+    """
+
+    mode = Mode("mpc-outsourced", ("server", "helper"), owned=False)
+    name = mode.name
+    roles = mode.roles
+    guarantee = _GUARANTEE
+
+    def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
+        architecture = lowering.architecture_of(graph, self._ranges)
+        recipe, model = GraphRecipe(architecture), weights.encoded(graph, architecture)
+        mine: dict[str, Words] = {name: _uniform(words, rng) for name, words in model.items()}
+        theirs = {name: np.subtract(words, mine[name]) for name, words in model.items()}
+        return {
+            "client": PublicKit(recipe, owned=False),
+            "server": ModelKit(recipe, owned=False, model=mine),
+            "helper": ModelKit(recipe, owned=False, model=theirs),
+            "dealer": PublicKit(recipe, owned=False),
+        }
+
+
+def _uniform(words: Words, rng: Randomness) -> Words:
+    return np.frombuffer(rng.bytes(words.nbytes), "<u8").astype(np.uint64, copy=False).reshape(words.shape)

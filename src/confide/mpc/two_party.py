@@ -10,46 +10,7 @@ from confide.mpc import lowering, weights
 from confide.mpc.dealt import SECURITY_BITS, Dealt
 from confide.mpc.keys import Mode
 from confide.mpc.kits import ModelKit, PublicKit
-from confide.mpc.ranges import Ranges
 from confide.mpc.recipe import GraphRecipe
-
-
-class WithDealer(Dealt):
-    """Predictions by client and server on shares; a dealer, who takes no part in them, makes what they consume.
-
-    Roles: the client has rows, the server has the model, the dealer has neither. `setup` takes all three, once for a
-    client and a version of the weights. `deal` takes all three and puts correlations for later predictions into the
-    stores; `predict` takes client and server, and the dealer too where stock is empty (`needs_dealer`).
-
-    Args:
-        ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
-
-    **Guarantees**: against parties that follow the protocol and study what they see, and as long as the dealer pools
-    nothing with either of the others: the server learns nothing of rows and predictions, the client nothing of the
-    weights beyond the predictions, and the dealer nothing of all of them.
-
-    **Leaks**: the architecture, its windows and the number of rows, to all three; to the dealer the number of deals,
-    and when they are asked for. The rounding of a truncated value depends on the mask, and on a public uniform value.
-
-    Paper: Boyle et al., ePrint 2020/1392 (comparison by function secret sharing); docs/protocols/mpc.md has the gates.
-    """
-
-    mode = Mode("mpc-dealer", ("client", "server"), owned=True)
-    name = mode.name
-    roles = mode.roles
-
-    def __init__(self, *, ranges: Ranges | None = None) -> None:
-        super().__init__(ranges=ranges)
-        self.guarantee = _GUARANTEE
-
-    def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
-        architecture = lowering.architecture_of(graph, self._ranges)
-        recipe, model = GraphRecipe(architecture), weights.encoded(graph, architecture)
-        return {
-            "client": PublicKit(recipe, owned=True),
-            "server": ModelKit(recipe, owned=True, model=model),
-            "dealer": PublicKit(recipe, owned=True),
-        }
 
 
 _GUARANTEE = Guarantee(
@@ -78,3 +39,38 @@ _GUARANTEE = Guarantee(
     primary="additive shares mod 2^64, distributed comparison functions and streams from AES-128",
     paper="ePrint 2020/1392 (comparison); ePrint 2019/1095 (gates on masked values); gates: docs/protocols/mpc.md",
 )
+
+
+class WithDealer(Dealt):
+    """Predictions by client and server on shares; a dealer, who takes no part in them, makes what they consume.
+
+    Roles: the client has rows, the server has the model, the dealer has neither. `setup` takes all three, once for a
+    client and a version of the weights. `deal` takes all three and puts correlations for later predictions into the
+    stores; `predict` takes client and server, and the dealer too where stock is empty (`needs_dealer`).
+
+    Args:
+        ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
+
+    **Guarantees**: against parties that follow the protocol and study what they see, and as long as the dealer pools
+    nothing with either of the others: the server learns nothing of rows and predictions, the client nothing of the
+    weights beyond the predictions, and the dealer nothing of all of them.
+
+    **Leaks**: the architecture, its windows and the number of rows, to all three; to the dealer the number of deals,
+    and when they are asked for. The rounding of a truncated value depends on the mask, and on a public uniform value.
+
+    Paper: Boyle et al., ePrint 2020/1392 (comparison by function secret sharing); docs/protocols/mpc.md has the gates.
+    """
+
+    mode = Mode("mpc-dealer", ("client", "server"), owned=True)
+    name = mode.name
+    roles = mode.roles
+    guarantee = _GUARANTEE
+
+    def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
+        architecture = lowering.architecture_of(graph, self._ranges)
+        recipe, model = GraphRecipe(architecture), weights.encoded(graph, architecture)
+        return {
+            "client": PublicKit(recipe, owned=True),
+            "server": ModelKit(recipe, owned=True, model=model),
+            "dealer": PublicKit(recipe, owned=True),
+        }
