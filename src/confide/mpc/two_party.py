@@ -12,7 +12,6 @@ from confide.mpc.keys import Mode
 from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.recipe import GraphRecipe
 
-
 _GUARANTEE = Guarantee(
     claims=frozenset(
         {
