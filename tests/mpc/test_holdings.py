@@ -63,3 +63,12 @@ def test_rows_at_a_time_fit_into_a_program(backend):
     assert 4 <= rows <= 64
     layout = kit.plans.of(rows).layout
     assert layout.words_bytes + layout.keys_bytes <= holdings.PROGRAM_BYTES
+    most = backend.most_rows(kit, session_bytes=1 << 30)
+    assert rows < most < 4096
+    layout = kit.plans.of(most).layout
+    assert (1 << 30) - (32 << 20) <= layout.words_bytes + layout.keys_bytes <= 1 << 30
+    assert backend.most_rows(kit, session_bytes=1 << 40) < 4096  # one step's comparison keys have a limit of their own
+    kit.plans.of(backend.most_rows(kit, session_bytes=1 << 40))
+    assert backend.most_rows(kit, session_bytes=1) == 1
+    deals = backend.deals_at_a_time(kit, rows=rows)
+    assert 1 <= deals * rows * (layout.words_bytes + layout.keys_bytes) // most <= holdings.ORDER_BYTES

@@ -85,7 +85,15 @@ class Dealt(Backend):
 
     def rows_at_a_time(self, kit: Kit) -> int:
         """Return how many rows one prediction is best asked for: what its correlations leave room for."""
-        return holdings.rows_at_a_time(checked_kit(self.mode, "client", kit))
+        return holdings.rows_within(checked_kit(self.mode, "client", kit), holdings.PROGRAM_BYTES)
+
+    def most_rows(self, kit: Kit, *, session_bytes: int) -> int:
+        """Return how many rows one prediction has at most, where one may send another so many bytes in a session."""
+        return holdings.rows_within(checked_kit(self.mode, "client", kit), session_bytes)
+
+    def deals_at_a_time(self, kit: Kit, *, rows: int) -> int:
+        """Return for how many predictions of `rows` rows the client best orders correlations at a time."""
+        return holdings.deals_at_a_time(checked_kit(self.mode, "client", kit), rows=rows)
 
     def order_bytes(self, role: str, kit: Kit, kind: str, *, rows: int, count: int) -> int:
         """Return what a session of a kind ("setup", "deal") leaves in a role's store."""

@@ -14,19 +14,31 @@ from confide.mpc.messages import MOST_ROWS
 from confide.mpc.operations import Kind
 from confide.wire import Store
 
-#: Correlations of one prediction, where a client may choose how many rows it asks for at a time.
+#: Bytes from one to another for one prediction, where a client may choose how many rows it asks for at a time.
 PROGRAM_BYTES = 64 << 20
+#: Correlations of one order, where they are for several predictions.
+ORDER_BYTES = 256 << 20
 #: What a run or a deal takes in a store beside its numbers.
 _NOTE_BYTES = 256
 
 
-def rows_at_a_time(kit: AnyKit) -> int:
-    """Return how many rows one program is best made for, from the bytes that are dealt for one row."""
+def rows_within(kit: AnyKit, most_bytes: int) -> int:
+    """Return for how many rows a program is made within so many bytes from the dealer to one party; at least 1."""
     layout = kit.plans.of(1).layout
-    each = layout.words_bytes + layout.keys_bytes
     largest = max((batch.size_bytes for batch in layout.batches), default=0)
-    rows = min(PROGRAM_BYTES // max(1, each), MOST_BATCH_BYTES // max(1, largest), MOST_ROWS)
+    rows = min(most_bytes // max(1, _dealt_bytes(kit)), MOST_BATCH_BYTES // max(1, largest), MOST_ROWS)
     return max(1, rows)
+
+
+def deals_at_a_time(kit: AnyKit, *, rows: int) -> int:
+    """Return for how many predictions of `rows` rows correlations are best ordered at a time; at least 1."""
+    return max(1, ORDER_BYTES // max(1, rows * _dealt_bytes(kit)))
+
+
+def _dealt_bytes(kit: AnyKit) -> int:
+    """Return what the dealer sends P1 for one row, or what the input of one row takes if that is more."""
+    layout = kit.plans.of(1).layout
+    return max(layout.words_bytes + layout.keys_bytes, 8 * kit.recipe.features)
 
 
 def order_bytes(mode: Mode, role: str, kit: AnyKit, kind: str, *, rows: int, count: int) -> int:

@@ -312,17 +312,21 @@ class JointAsking:
         if not isinstance(backend, DealsAhead) or not most:
             raise UsageError("Expected a dealer that deals ahead (confide dealer --stock); leave ahead out")
         self._set_up(session)
-        ended, _ = self._guest.run(
-            "deal",
-            lambda: backend.deal("client", kit, store, self._rng, rows=rows, count=min(count, most)),
-            prefix=session.keys_prefix,
-            rows=rows,
-            count=min(count, most),
-        )
-        if ended.error is not None:
-            raise ended.error
-        self._report(offline_bytes=_bytes(ended), offline_seconds=ended.figures.seconds)
-        return int(ended.output)
+        left, stock, at_a_time = min(count, most), 0, backend.deals_at_a_time(kit, rows=rows)
+        while left:
+            part = min(left, at_a_time)
+            ended, _ = self._guest.run(
+                "deal",
+                lambda part=part: backend.deal("client", kit, store, self._rng, rows=rows, count=part),
+                prefix=session.keys_prefix,
+                rows=rows,
+                count=part,
+            )
+            if ended.error is not None:
+                raise ended.error
+            self._report(offline_bytes=_bytes(ended), offline_seconds=ended.figures.seconds)
+            left, stock = left - part, int(ended.output)
+        return stock
 
     def _stocked(self, session: Session, rows: int) -> None:
         """Keep `ahead` predictions in stock: the first time at once, later in a thread beside the predictions."""
@@ -365,6 +369,10 @@ class DealsAhead(Protocol):
 
     def deal(self, role: str, kit: Kit, store: Store, rng: Randomness, *, rows: int, count: int) -> Party:
         """Return the party that puts correlations for `count` later predictions of `rows` rows into the stores."""
+        ...
+
+    def deals_at_a_time(self, kit: Kit, *, rows: int) -> int:
+        """Return for how many predictions the client best orders correlations at a time."""
         ...
 
 

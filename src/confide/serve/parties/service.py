@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from cryptography import x509
 
@@ -18,7 +19,7 @@ from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, UsageError
 from confide.guarantee import Guarantee
-from confide.ideal import Backend
+from confide.ideal import Backend, Kit
 from confide.model.links import link_of
 from confide.net.asking import asking
 from confide.net.certificates import COORDINATOR, LISTENING_ROLES, fingerprint
@@ -76,11 +77,35 @@ class Conditions:
     stock_limits: StockLimits | None = None
 
 
-def prepared(model: Model, limits: Limits, rng: Randomness) -> list[Prepared]:
-    """Return a model prepared under each of its backends. Raises ModelError with every problem of `Backend.check`."""
+@runtime_checkable
+class BoundsRows(Protocol):
+    """A backend that knows how many rows fit into one prediction."""
+
+    def most_rows(self, kit: Kit, *, session_bytes: int) -> int:
+        """Return how many, from a client's kit, where one may send another so many bytes in a session."""
+        ...
+
+
+def prepared(
+    model: Model, limits: Limits, rng: Randomness, *, session_bytes: int = Bounds().session_bytes
+) -> list[Prepared]:
+    """Return a model prepared under each of its backends.
+
+    Args:
+        model: what is served.
+        limits: `batch_rows`, of which clients are told less where one prediction holds fewer.
+        rng: for the backends.
+        session_bytes: what one may send another in one session.
+
+    Raises:
+        ModelError: with every problem of `Backend.check`.
+    """
     found: list[Prepared] = []
     for backend in model.backends:
         kits = backend.prepare(model.graph, rng)
+        max_rows = limits.batch_rows
+        if isinstance(backend, BoundsRows):
+            max_rows = min(max_rows, backend.most_rows(kits["client"], session_bytes=session_bytes))
         kit = ClientKit(
             model=model.name,
             backend=backend.name,
@@ -92,15 +117,13 @@ def prepared(model: Model, limits: Limits, rng: Randomness) -> list[Prepared]:
             outputs=model.graph.outputs,
             classes=model.graph.classes,
             needs_keys=True,
-            max_rows=limits.batch_rows,
+            max_rows=max_rows,
             max_query_bytes=limits.query_bytes,
             max_keys_bytes=limits.keys_bytes,
             link=link_of(model.graph, model.link),
             statement=model.statement,
         )
-        found.append(
-            Prepared(name=model.name, backend=backend, kits=kits, client_kit=kit.encode(), max_rows=limits.batch_rows)
-        )
+        found.append(Prepared(name=model.name, backend=backend, kits=kits, client_kit=kit.encode(), max_rows=max_rows))
     return found
 
 
