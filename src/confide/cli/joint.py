@@ -178,7 +178,7 @@ def serve_jointly(
     from confide.net.founding import read_settings
     from confide.serve.access import Quota
     from confide.serve.keys import Counts
-    from confide.serve.parties.service import as_served, prepared, serving
+    from confide.serve.parties.service import prepared, serving
 
     settings = read_settings(federation)
     given = {role: name for role, name in partners.items() if name is not None}
@@ -193,10 +193,6 @@ def serve_jointly(
             with stops_cleanly(), serving(federation, ready, given, conditions, limits=limits, quota=quota) as found:
                 server, taken = found
                 shown = f"wss://{_bracketed(host or address)}:{taken}"
-                for one in ready:
-                    guarantee = as_served(one.backend.guarantee)
-                    console.err.print(f"{one.backend.name}: {'; '.join(guarantee.sentences())}")
-                    console.err.print(f"{one.backend.name}: leaks: {guarantee.leaks}")
                 _serve_on(server.circle, server.standing, shown, status_port)
         finally:
             if quota is not None:

@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
-from confide.guarantee import Guarantee, nothing_hidden
 from confide.ideal import Backend, Kit
 from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
@@ -30,7 +29,7 @@ from confide.serve.effects import Alone, Received, Send, Steps, Work
 from confide.serve.parties.circle import Me
 from confide.serve.parties.guest import Guest
 from confide.serve.parties.messages import Offer, Seat
-from confide.serve.parties.seats import INSECURE, machine_digest
+from confide.serve.parties.seats import INSECURE, machine_digest, voided
 from confide.serve.parties.sessions import Bounds, Ended, SetUpAgain
 from confide.serve.protocol import digest
 from confide.serve.session import Columns, Session
@@ -380,13 +379,6 @@ def needs_dealer(backend: Backend, kit: Kit, store: Store, *, rows: int) -> bool
     """Return whether the next prediction of `rows` rows asks the dealer: always, where a backend does not say."""
     asks: Callable[..., bool] | None = getattr(backend, "needs_dealer", None)
     return True if asks is None else asks(kit, store, rows=rows)
-
-
-def voided(guarantee: Guarantee, insecure: str) -> Guarantee:
-    """Return what is left of a guarantee where two organisations that must not collude are one."""
-    return nothing_hidden(
-        f"{INSECURE}: {insecure}, who together open everything. Apart, it would say: {guarantee.leaks}"
-    )
 
 
 def _replaced(report: Report, **fields: float) -> Report:

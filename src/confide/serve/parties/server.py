@@ -17,13 +17,14 @@ import msgspec
 
 from confide.crypto.random import Randomness
 from confide.errors import ConfideError, ProtocolError, UsageError, nearest
+from confide.guarantee import Guarantee
 from confide.ideal import Backend, Kit
 from confide.net.certificates import COORDINATOR
 from confide.serve.access import Quota, RateLimit
 from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Seat, Taken, short
-from confide.serve.parties.seats import MEMBER_ROLES, model_id
+from confide.serve.parties.seats import MEMBER_ROLES, model_id, voided
 from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
@@ -64,6 +65,7 @@ class Prepared:
         kits: of each role.
         client_kit: the bytes of `ClientKit`.
         max_rows: of one prediction.
+        guarantee: as it is served, with partners apart.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Prepared:
     kits: Mapping[str, Kit]
     client_kit: bytes
     max_rows: int
+    guarantee: Guarantee
 
     @property
     def id(self) -> bytes:
@@ -82,6 +85,7 @@ class Prepared:
 class _Model:
     prepared: Prepared
     ready: set[str] = field(default_factory=set[str])
+    promised: Guarantee | None = None
 
 
 class Server:
@@ -132,7 +136,9 @@ class Server:
         facts, hello = self.circle.facts(peer), self.circle.hello(peer)
         assert facts is not None
         assert hello is not None
-        self.standing.insecure = self.circle.insecure
+        if self.circle.insecure != self.standing.insecure:
+            self.standing.insecure = self.circle.insecure
+            self._promise([model for model in self._models.values() if model.ready == set(self.partners)])
         if role is None:
             if facts.role not in ASKING_ROLES:
                 raise ProtocolError(
@@ -166,6 +172,7 @@ class Server:
                 model.ready.add(role)
                 if model.ready == set(self.partners):
                     self.circle.say(f"{model.prepared.name} is served under {model.prepared.backend.name}")
+                    self._promise([model])
         else:
             raise ProtocolError("Expected a question from a client, or a partner's answer")
 
@@ -248,6 +255,18 @@ class Server:
             raise ProtocolError(f"Expected 1 to {prepared.max_rows} rows at a time; send fewer")
         if order.kind == "predict" and self._quota is not None:
             self._quota.charge(peer, prepared.name, order.rows)
+
+    def _promise(self, models: Sequence[_Model]) -> None:
+        """Say what holds now that everybody is there, and again when less does; the same is said once."""
+        for model in models:
+            guarantee = model.prepared.guarantee
+            if self.circle.insecure:
+                guarantee = voided(guarantee, self.circle.insecure)
+            if guarantee != model.promised:
+                model.promised = guarantee
+                name = model.prepared.backend.name
+                self.circle.say(f"{name}: {'; '.join(guarantee.sentences())}")
+                self.circle.say(f"{name}: leaks: {guarantee.leaks}")
 
     def _role_of(self, peer: str) -> str | None:
         return next((role for role, seat in self._seats.items() if seat.name == peer), None)

@@ -106,13 +106,14 @@ def prepared(
         max_rows = limits.batch_rows
         if isinstance(backend, BoundsRows):
             max_rows = min(max_rows, backend.most_rows(kits["client"], session_bytes=session_bytes))
+        guarantee = as_served(backend.guarantee_for(model.graph))
         kit = ClientKit(
             model=model.name,
             backend=backend.name,
             kit=kits["client"].encode(),
             preprocess=model.preprocess,
             label=model.label,
-            guarantee=as_served(backend.guarantee_for(model.graph)),
+            guarantee=guarantee,
             features=model.graph.features,
             outputs=model.graph.outputs,
             classes=model.graph.classes,
@@ -123,7 +124,16 @@ def prepared(
             link=link_of(model.graph, model.link),
             statement=model.statement,
         )
-        found.append(Prepared(name=model.name, backend=backend, kits=kits, client_kit=kit.encode(), max_rows=max_rows))
+        found.append(
+            Prepared(
+                name=model.name,
+                backend=backend,
+                kits=kits,
+                client_kit=kit.encode(),
+                max_rows=max_rows,
+                guarantee=guarantee,
+            )
+        )
     return found
 
 
