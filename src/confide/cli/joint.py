@@ -56,6 +56,17 @@ OneMachine = Annotated[
         help="For a trial: a dealer, helper or third may share a machine with others. Every report says INSECURE.",
     ),
 ]
+ClientStockBytes = Annotated[
+    int,
+    typer.Option(
+        min=1, help="With mpc-*: bytes of correlations and masked weights that one client may have in the store."
+    ),
+]
+StockBytes = Annotated[
+    int,
+    typer.Option(min=1, help="With mpc-*: bytes of them for all clients together; beyond it, orders are refused."),
+]
+CLIENT_STOCK_BYTES, STOCK_BYTES = 4 << 30, 32 << 30
 
 _DEFAULT_LISTEN = "0.0.0.0:8444"
 _LINE_SECONDS = 60.0
@@ -81,8 +92,9 @@ def dealer(
         confide dealer identity --listen 0.0.0.0:8444
     """
     _partner(
-        "dealer", ("dealer",), folder, listen, url, stock, coordinator, store, status_port, insecure_colocated_dealer
-    )
+        "dealer", ("dealer",), folder, listen, url, stock, coordinator, store, status_port, insecure_colocated_dealer,
+        (CLIENT_STOCK_BYTES, STOCK_BYTES),
+    )  # fmt: skip
 
 
 def helper(
@@ -91,6 +103,8 @@ def helper(
     url: Url = None,
     coordinator: CoordinatorUrl = None,
     store: StoreFile = None,
+    client_stock_bytes: ClientStockBytes = CLIENT_STOCK_BYTES,
+    stock_bytes: StockBytes = STOCK_BYTES,
     status_port: StatusPort = None,
     insecure_colocated_dealer: OneMachine = False,
 ) -> None:
@@ -101,7 +115,10 @@ def helper(
         confide helper identity --listen 0.0.0.0:8445
     """
     roles = ("helper", "third")
-    _partner("helper", roles, folder, listen, url, 0, coordinator, store, status_port, insecure_colocated_dealer)
+    _partner(
+        "helper", roles, folder, listen, url, 0, coordinator, store, status_port, insecure_colocated_dealer,
+        (client_stock_bytes, stock_bytes),
+    )  # fmt: skip
 
 
 def _partner(
@@ -115,6 +132,7 @@ def _partner(
     store: str | None,
     status_port: int | None,
     one_machine: bool,
+    stock_bytes: tuple[int, int],
 ) -> None:
     from confide.net.membership import membership, own_certificate
     from confide.serve.parties.service import hosts_of, partnering
@@ -134,7 +152,7 @@ def _partner(
     address, port = _place(listen or _DEFAULT_LISTEN)
     reached = url or (f"wss://{_bracketed(hosts[0])}:{port}" if port else "")
     with _durable(store or str(folder / "parties.db")) as kept:
-        conditions = _conditions(address, port, kept, one_machine)
+        conditions = _conditions(address, port, kept, one_machine, stock_bytes)
         with (
             stops_cleanly(),
             partnering(folder, conditions, url=reached, stock=stock, coordinator=coordinator) as (partner, taken),
@@ -153,20 +171,21 @@ def serve_jointly(
     limits: Limits,
     status_port: int | None,
     one_machine: bool,
+    stock_bytes: tuple[int, int],
 ) -> None:
     """Serve models as the server of a mode, until SIGINT or SIGTERM."""
     from confide.crypto.random import SystemRandomness
     from confide.net.founding import read_settings
     from confide.serve.access import Quota
     from confide.serve.keys import Counts
-    from confide.serve.parties.service import as_served, prepared, serving
+    from confide.serve.parties.service import prepared, serving
 
     settings = read_settings(federation)
     given = {role: name for role, name in partners.items() if name is not None}
     ready = [one for model in models for one in prepared(model, limits, SystemRandomness())]
     address, dialled = _place(settings.coordinator.removeprefix("wss://"))
     with _durable(store) as kept:
-        conditions = _conditions(host or address, dialled if port is None else port, kept, one_machine)
+        conditions = _conditions(host or address, dialled if port is None else port, kept, one_machine, stock_bytes)
         quota = None
         if limits.counts:
             quota = Quota(limits.query_quota, Counts(kept, "serve/usage/"), total_rows=limits.total_quota)
@@ -174,10 +193,6 @@ def serve_jointly(
             with stops_cleanly(), serving(federation, ready, given, conditions, limits=limits, quota=quota) as found:
                 server, taken = found
                 shown = f"wss://{_bracketed(host or address)}:{taken}"
-                for one in ready:
-                    guarantee = as_served(one.backend.guarantee)
-                    console.err.print(f"{one.backend.name}: {'; '.join(guarantee.sentences())}")
-                    console.err.print(f"{one.backend.name}: leaks: {guarantee.leaks}")
                 _serve_on(server.circle, server.standing, shown, status_port)
         finally:
             if quota is not None:
@@ -214,12 +229,19 @@ def _serve_on(circle: Circle, standing: Standing, url: str, status_port: int | N
         console.err.print(standing.line())
 
 
-def _conditions(address: str, port: int, store: DurableStore, one_machine: bool) -> Conditions:
+def _conditions(
+    address: str, port: int, store: DurableStore, one_machine: bool, stock_bytes: tuple[int, int]
+) -> Conditions:
     from confide.serve.parties.service import Conditions
+    from confide.serve.parties.stockroom import StockLimits
 
     if one_machine:
         _say("INSECURE: --insecure-colocated-dealer accepts organisations that share a machine; for a trial alone")
-    return Conditions(address=address, port=port, store=store, one_machine=one_machine, say=_say, broken=_broken)
+    client_bytes, total_bytes = stock_bytes
+    return Conditions(
+        address=address, port=port, store=store, one_machine=one_machine, say=_say, broken=_broken,
+        stock_limits=StockLimits(client_bytes=client_bytes, total_bytes=total_bytes),
+    )  # fmt: skip
 
 
 def _say(text: str) -> None:

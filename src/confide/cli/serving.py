@@ -16,7 +16,15 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import warnings_as_lines
-from confide.cli.joint import OneMachine, StatusPort, serve_jointly
+from confide.cli.joint import (
+    CLIENT_STOCK_BYTES,
+    STOCK_BYTES,
+    ClientStockBytes,
+    OneMachine,
+    StatusPort,
+    StockBytes,
+    serve_jointly,
+)
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
@@ -71,6 +79,8 @@ def serve(
         Path | None,
         typer.Option(metavar="FILE", help="With mpc-*: public rows, a table or .npy, that give the ranges of values."),
     ] = None,
+    client_stock_bytes: ClientStockBytes = CLIENT_STOCK_BYTES,
+    stock_bytes: StockBytes = STOCK_BYTES,
     status_port: StatusPort = None,
     insecure_colocated_dealer: OneMachine = False,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate chain, PEM.")] = None,
@@ -138,7 +148,7 @@ def serve(
                 ).models(),
                 federation=folder, partners={"dealer": dealer, "helper": helper, "third": third},
                 host=host, port=port, store=place, limits=limits, status_port=status_port,
-                one_machine=insecure_colocated_dealer,
+                one_machine=insecure_colocated_dealer, stock_bytes=(client_stock_bytes, stock_bytes),
             )  # fmt: skip
         return
     if calibrate or dealer or helper or third or insecure_colocated_dealer or status_port is not None:

@@ -1,8 +1,9 @@
 """What a program will cost, layer by layer: rounds, bytes of each message, correlations, work; before anything is sent.
 
 Bytes are those of the program's own messages, and equal what the wire counts in them exactly; the header of a
-prediction's first message and the frames of a transport come on top. Rounds count the longest chain of messages; a
-round of two parties is one exchange, in which both send at once, and takes one one-way delay.
+prediction's first message, what servers compare in theirs, and the frames of a transport come on top. Rounds count
+the longest chain of messages; a round of two parties is one exchange, in which both send at once, and takes one one-way
+delay.
 
     symbol   here              unit
     R        rounds            messages one after the other

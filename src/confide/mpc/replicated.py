@@ -8,6 +8,9 @@ from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Backend, Kit, Matrix
 from confide.model.graph import Graph, Problem
 from confide.mpc import lowering, weights
+from confide.mpc.holdings import PROGRAM_BYTES
+from confide.mpc.messages import MOST_ROWS
+from confide.mpc.planner import plan
 from confide.mpc.ranges import Ranges
 from confide.mpc.recipe import GraphRecipe
 from confide.mpc.replicated_kits import AskerKit, ReadShare, ShareKit, read_client_kit, shared_model
@@ -75,6 +78,15 @@ class Replicated(Backend):
         if isinstance(kit, ShareKit) and kit.role == role:
             return setup_server(kit)
         return setup_client(_asker(role, kit), rng)
+
+    def rows_at_a_time(self, kit: Kit) -> int:
+        """Return how many rows one prediction is best asked for: what the servers' messages leave room for."""
+        return self.most_rows(kit, session_bytes=PROGRAM_BYTES)
+
+    def most_rows(self, kit: Kit, *, session_bytes: int) -> int:
+        """Return how many rows one prediction has at most, where one may send another so many bytes in a session."""
+        largest = plan(_asker("client", kit).recipe.program(1), NAME).total.largest
+        return max(1, min(session_bytes // max(1, largest), MOST_ROWS))
 
     def predict(self, role: str, kit: Kit, x: Matrix | None, store: Store, rng: Randomness) -> Party:
         if isinstance(kit, ShareKit) and kit.role == role:

@@ -151,6 +151,11 @@ class Caller:
         if self._connection is not None:
             self._connection.send(envelope)
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Return what waits to leave."""
+        return 0 if self._connection is None else self._connection.waiting_bytes
+
     def renewed(self, context: ssl.SSLContext, reconnect: bool) -> None:
         """Use `context` from the next connection on."""
         self._context, self._proven = context, False

@@ -114,6 +114,11 @@ class Connection(asyncio.BufferedProtocol):
             else:
                 self._pump()
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Return what waits here to leave."""
+        return self.outbox.bytes
+
     def reply(self, data: bytes) -> None:
         """Write one WebSocket message that is no frame of an envelope."""
         if self.is_open and self.ending is None and (websocket := self._speaking) is not None:

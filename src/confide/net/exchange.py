@@ -50,8 +50,8 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 
 class _Session:
-    def __init__(self, me: str, party: Party, prefix: str, journal: bool) -> None:
-        self.me, self.party, self.prefix, self.journal = me, party, prefix, journal
+    def __init__(self, me: str, party: Party, prefix: str, journal: bool, resend: bool) -> None:
+        self.me, self.party, self.prefix, self.journal, self.resend = me, party, prefix, journal, resend
         self.inbox, self.step, self.lines = Inbox(), Step(), 0
         self.sent: list[Message] = []
         self.figures = Figures()
@@ -117,7 +117,9 @@ class Exchange:
 
     # --- a session's life ---------------------------------------------------------------------------------------------
 
-    def open(self, session: str, party: Party, *, me: str, prefix: str = "", journal: bool = False) -> None:
+    def open(
+        self, session: str, party: Party, *, me: str, prefix: str = "", journal: bool = False, resend: bool = True
+    ) -> None:
         """Start a party; with a journal, bring it to where it was when the process ended.
 
         Args:
@@ -125,8 +127,9 @@ class Exchange:
             me: the party's name, the source of all that it sends.
             prefix: of the party's keys in the store.
             journal: keep what arrives until `forget`, for parties that do the same again when they are told the same.
+            resend: keep what was sent until `forget`, for `sent`.
         """
-        one = self._sessions[session] = _Session(me, party, prefix, journal)
+        one = self._sessions[session] = _Session(me, party, prefix, journal, resend)
         self._outcomes.pop(session, None)
         self._resume(session, one, None)
         while journal and session in self._sessions:
@@ -308,7 +311,8 @@ class Exchange:
             if message.src != one.me:
                 raise ProtocolError(f"{one.me} tried to send as {message.src}")
             one.figures.bytes_up += len(message.body)
-            one.sent.append(message)
+            if one.resend:
+                one.sent.append(message)
             self._outgoing.append(Envelope(session, message))
 
     def _end(self, session: str, error: ConfideError | None, output: Any = None) -> None:

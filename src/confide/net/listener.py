@@ -104,6 +104,11 @@ class Listener:
         if connection := self._members.get(peer):
             connection.send(envelope)
 
+    def waiting_bytes(self, name: str) -> int:
+        """Return what waits to leave for a peer."""
+        connection = self._members.get(name)
+        return 0 if connection is None else connection.waiting_bytes
+
     def peer(self, name: str) -> Peer | None:
         """Return whom the certificate of a peer who is there is for."""
         connection = self._members.get(name)

@@ -148,6 +148,12 @@ class Mesh:
         elif self._listener is not None:
             self._listener.deliver(peer, envelope)
 
+    def waiting_bytes(self, peer: str) -> int:
+        """Return what waits to leave for a peer, 0 if it is not there."""
+        if caller := self._callers.get(peer):
+            return caller.waiting_bytes
+        return 0 if self._listener is None else self._listener.waiting_bytes(peer)
+
     def peer(self, name: str) -> Peer | None:
         """Return whom the certificate of a peer who is there is for."""
         if caller := self._callers.get(name):

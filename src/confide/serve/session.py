@@ -49,6 +49,15 @@ class Blocks(Protocol):
         ...
 
 
+@runtime_checkable
+class FitsRows(Protocol):
+    """A backend that knows how many rows one question is best made for."""
+
+    def rows_at_a_time(self, kit: Kit) -> int:
+        """Return how many, from a client's kit."""
+        ...
+
+
 Columns = Mapping[str, ArrayLike] | Frame
 
 #: Largest question that is made, whatever a server says that it takes: all of it is in memory, some times over.
@@ -88,9 +97,10 @@ class Session:
         self.keys = Prefixed(store, self.keys_prefix)
         self.own = Prefixed(store, f"client/{part}/")
         self._block_rows = self.client.block_rows if isinstance(self.client, Blocks) else 1
-        self.rows = min(
-            max(_FIRST_ROWS, self._block_rows), self.kit.max_rows
-        )  # how many rows the next question may carry
+        first = max(_FIRST_ROWS, self._block_rows)
+        if isinstance(self.backend, FitsRows):
+            first = self.backend.rows_at_a_time(self.client)
+        self.rows = min(first, self.kit.max_rows)  # how many rows the next question may carry
         self.lock = threading.Lock()
         self._about = encode(About(url, self.path, model, self.kit.backend))
 

@@ -89,7 +89,7 @@ def houses(
                 partnering(
                     folder / name,
                     found.conditions(name, role, **more),
-                    stock=stock,
+                    stock=stock if role == "dealer" else 0,
                     load=lambda _: backend,
                     coordinator=found.url,
                 )

@@ -78,6 +78,9 @@ class Standin(Backend):
     def deal(self, role, kit, store, rng, *, rows, count):
         return dying(self._deal(role, kit, store, rng, rows, count), role, "deal")
 
+    def deals_at_a_time(self, kit, *, rows):
+        return 64
+
     def needs_dealer(self, kit, store, *, rows):
         return not any(len(store.get(key)) == 8 * rows * kit.features for key in store.keys("stock/"))
 

@@ -18,7 +18,6 @@ from numpy.typing import ArrayLike, NDArray
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
-from confide.guarantee import Guarantee, nothing_hidden
 from confide.ideal import Backend, Kit
 from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
@@ -30,7 +29,7 @@ from confide.serve.effects import Alone, Received, Send, Steps, Work
 from confide.serve.parties.circle import Me
 from confide.serve.parties.guest import Guest
 from confide.serve.parties.messages import Offer, Seat
-from confide.serve.parties.seats import INSECURE, machine_digest
+from confide.serve.parties.seats import INSECURE, machine_digest, voided
 from confide.serve.parties.server import make_ready
 from confide.serve.parties.sessions import Bounds, Ended, SetUpAgain
 from confide.serve.protocol import digest
@@ -319,17 +318,21 @@ class JointAsking:
         if not isinstance(backend, DealsAhead) or not most:
             raise UsageError("Expected a dealer that deals ahead (confide dealer --stock); leave ahead out")
         self._set_up(session)
-        ended, _ = self._guest.run(
-            "deal",
-            lambda: backend.deal("client", kit, store, self._rng, rows=rows, count=min(count, most)),
-            prefix=session.keys_prefix,
-            rows=rows,
-            count=min(count, most),
-        )
-        if ended.error is not None:
-            raise ended.error
-        self._report(offline_bytes=_bytes(ended), offline_seconds=ended.figures.seconds)
-        return int(ended.output)
+        left, stock, at_a_time = min(count, most), 0, backend.deals_at_a_time(kit, rows=rows)
+        while left:
+            part = min(left, at_a_time)
+            ended, _ = self._guest.run(
+                "deal",
+                lambda part=part: backend.deal("client", kit, store, self._rng, rows=rows, count=part),
+                prefix=session.keys_prefix,
+                rows=rows,
+                count=part,
+            )
+            if ended.error is not None:
+                raise ended.error
+            self._report(offline_bytes=_bytes(ended), offline_seconds=ended.figures.seconds)
+            left, stock = left - part, int(ended.output)
+        return stock
 
     def _stocked(self, session: Session, rows: int) -> None:
         """Have `ahead` predictions of so many rows in stock before the first of them."""
@@ -383,18 +386,15 @@ class DealsAhead(Protocol):
         """Return the party that puts correlations for `count` later predictions of `rows` rows into the stores."""
         ...
 
+    def deals_at_a_time(self, kit: Kit, *, rows: int) -> int:
+        """Return for how many predictions the client best orders correlations at a time."""
+        ...
+
 
 def needs_dealer(backend: Backend, kit: Kit, store: Store, *, rows: int) -> bool:
     """Return whether the next prediction of `rows` rows asks the dealer: always, where a backend does not say."""
     asks: Callable[..., bool] | None = getattr(backend, "needs_dealer", None)
     return True if asks is None else asks(kit, store, rows=rows)
-
-
-def voided(guarantee: Guarantee, insecure: str) -> Guarantee:
-    """Return what is left of a guarantee where two organisations that must not collude are one."""
-    return nothing_hidden(
-        f"{INSECURE}: {insecure}, who together open everything. Apart, it would say: {guarantee.leaks}"
-    )
 
 
 def _replaced(report: Report, **fields: float) -> Report:

@@ -30,11 +30,15 @@ from confide.serve.parties.server import (
     make_ready_after,
     part_of,
     party_of,
+    refuse_all,
+    run_of,
     set_up_key,
     set_up_mark,
 )
 from confide.serve.parties.sessions import Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
+from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
+from confide.serve.parties.turns import turns_of
 from confide.wire import Party, Store
 
 #: Who dials whom among partners: each dials those before it. Clients dial all of them, and all dial the server.
@@ -59,6 +63,7 @@ class Partner:
         load: returns a backend by name.
         stock: predictions that it deals ahead for, for one client and model.
         standing: what people see.
+        stock_limits: of what lies in the store for clients.
     """
 
     def __init__(
@@ -70,10 +75,14 @@ class Partner:
         load: Callable[[str], Backend],
         stock: int,
         standing: Standing,
+        stock_limits: StockLimits | None = None,
     ) -> None:
         self._store, self._rng, self._context, self._load = store, rng, context, load
         self._stock, self.standing = stock, standing
         self._parts: dict[bytes, _Taken] = {}
+        self._served: set[str] = set()  # what stands before the clients of models that were served since this began
+        self._stock_limits = stock_limits or StockLimits()
+        self._stockroom: Stockroom | None = None
         self.circle: Circle
 
     # --- what it hears ------------------------------------------------------------------------------------------------
@@ -105,17 +114,23 @@ class Partner:
             raise ProtocolError(f"Expected a model that {self.circle.me.name} takes part in; ask again later")
         self._check(peer, order)
         part = taken.part
-        if order.rows > part.max_rows:
-            raise ProtocolError(f"Expected at most {part.max_rows} rows at a time; send fewer")
         names = {seat.role: seat.name for seat in part.seats}
         cast = cast_of(order, part.role, names)
         prefix = part_of(order.model, part.backend, order.client)
-        if order.kind == "deal" and order.count > self._stock:
-            raise ProtocolError(f"Expected at most {self._stock} predictions dealt ahead; the dealer's --stock says so")
+        key = set_up_key(order.model, order.client)
+        place = Place(
+            prefix=prefix, client=order.client, backend=taken.backend, role=part.role, kit=taken.kit, mark=key,
+            run=run_of(self._store.get(key)),
+        )  # fmt: skip
+        try:
+            self._admit(order, part)
+            takes = self.stockroom.admit(place, order)
+        except ConfideError as error:
+            return refuse_all(self.circle, session, cast, prefix, error)
 
         def done(ended: Ended) -> None:
             self.standing.ended(order, ended)
-            key = set_up_key(order.model, order.client)
+            self.stockroom.came(place, takes)
             mark = set_up_mark(order.identity, order, ended)
             if mark is not None:
                 self._store.commit({key: mark})
@@ -125,7 +140,8 @@ class Partner:
 
         def build() -> Party:
             self._check_set_up(order)
-            return party_of(order, taken.backend, part.role, taken.kit, store, self._rng)
+            party = party_of(order, taken.backend, part.role, taken.kit, store, self._rng)
+            return turns_of(self.circle, session, cast, party) if part.role == "dealer" else party
 
         self.circle.begin(
             session,
@@ -135,8 +151,29 @@ class Partner:
             kind=order.kind,
             done=done,
         )
+        return None
+
+    @property
+    def stockroom(self) -> Stockroom:
+        """Return what counts what is kept for clients."""
+        if self._stockroom is None:
+            self._stockroom = Stockroom(
+                self.circle.me.name,
+                self._store,
+                self.circle.sessions.view,
+                self._stock_limits,
+                lambda prefix: prefix.startswith(tuple(self._served)),
+            )
+        return self._stockroom
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _admit(self, order: Order, part: Part) -> None:
+        """Refuse what a client may not order."""
+        if order.rows > part.max_rows:
+            raise ProtocolError(f"Expected at most {part.max_rows} rows at a time; send fewer")
+        if order.kind == "deal" and part.role == "dealer" and order.count > self._stock:
+            raise ProtocolError(f"Expected at most {self._stock} predictions dealt ahead; the dealer's --stock says so")
 
     def _take(self, part: Part) -> None:
         me = self.circle.me
@@ -156,6 +193,7 @@ class Partner:
         others = {seat.name for seat in part.seats} - {me.name}
         missing = {name for name in others if self.circle.hello(name) is None}
         taken = self._parts[part.model] = _Taken(part, backend, kit, missing)
+        self._served.add(part_of(part.model, part.backend, "").removesuffix("/"))
         self._answer(taken)
 
     def _answer(self, taken: _Taken) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from confide.errors import PrivacyError
+from confide.guarantee import Guarantee, nothing_hidden
 from confide.ideal import Kit
 
 #: What the certificate of each role must say.
@@ -91,6 +92,13 @@ def is_this_machine(address: str) -> bool:
         return ipaddress.ip_address(address).is_loopback
     except ValueError:
         return False
+
+
+def voided(guarantee: Guarantee, insecure: str) -> Guarantee:
+    """Return what is left of a guarantee where two organisations that must not collude are one."""
+    return nothing_hidden(
+        f"{INSECURE}: {insecure}, who together open everything. Apart, it would say: {guarantee.leaks}"
+    )
 
 
 def refusal(common: str) -> PrivacyError:

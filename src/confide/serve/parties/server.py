@@ -17,16 +17,18 @@ import msgspec
 
 from confide.crypto.random import Randomness
 from confide.errors import ConfideError, ProtocolError, UsageError, nearest
+from confide.guarantee import Guarantee
 from confide.ideal import Backend, Kit
 from confide.net.certificates import COORDINATOR
 from confide.serve.access import Quota, RateLimit
 from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Seat, Taken, short
-from confide.serve.parties.seats import MEMBER_ROLES, model_id
+from confide.serve.parties.seats import MEMBER_ROLES, model_id, voided
 from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
 from confide.serve.parties.standing import Standing
-from confide.wire import Party, Store
+from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
+from confide.wire import Party, Step, Store
 
 IDENTITY_BYTES = 32
 
@@ -63,6 +65,7 @@ class Prepared:
         kits: of each role.
         client_kit: the bytes of `ClientKit`.
         max_rows: of one prediction.
+        guarantee: as it is served, with partners apart.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Prepared:
     kits: Mapping[str, Kit]
     client_kit: bytes
     max_rows: int
+    guarantee: Guarantee
 
     @property
     def id(self) -> bytes:
@@ -81,6 +85,7 @@ class Prepared:
 class _Model:
     prepared: Prepared
     ready: set[str] = field(default_factory=set[str])
+    promised: Guarantee | None = None
 
 
 class Server:
@@ -94,6 +99,7 @@ class Server:
         quota: counts rows; None does not.
         rng: of the parties.
         standing: what people see.
+        stock_limits: of what lies in the store for clients.
     """
 
     def __init__(
@@ -106,6 +112,7 @@ class Server:
         quota: Quota | None,
         rng: Randomness,
         standing: Standing,
+        stock_limits: StockLimits | None = None,
     ) -> None:
         self._models = {model.id: _Model(model) for model in models}
         for model in models:
@@ -118,6 +125,8 @@ class Server:
         self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
         self._rng, self.standing = rng, standing
         self._seats: dict[str, Seat] = {}
+        self._stock_limits = stock_limits or StockLimits()
+        self._stockroom: Stockroom | None = None
         self.circle: Circle
 
     # --- what it hears ------------------------------------------------------------------------------------------------
@@ -127,7 +136,9 @@ class Server:
         facts, hello = self.circle.facts(peer), self.circle.hello(peer)
         assert facts is not None
         assert hello is not None
-        self.standing.insecure = self.circle.insecure
+        if self.circle.insecure != self.standing.insecure:
+            self.standing.insecure = self.circle.insecure
+            self._promise([model for model in self._models.values() if model.ready == set(self.partners)])
         if role is None:
             if facts.role not in ASKING_ROLES:
                 raise ProtocolError(
@@ -161,6 +172,7 @@ class Server:
                 model.ready.add(role)
                 if model.ready == set(self.partners):
                     self.circle.say(f"{model.prepared.name} is served under {model.prepared.backend.name}")
+                    self._promise([model])
         else:
             raise ProtocolError("Expected a question from a client, or a partner's answer")
 
@@ -170,21 +182,25 @@ class Server:
             raise ProtocolError("Expected a model that is served; ask for its kit again")
         if facts is None or facts.role not in ASKING_ROLES or order.client != peer:
             raise ProtocolError("Expected an order from the client itself")
-        if self._rate is not None:
-            self._rate.take(peer)
-        self._check_ready(model)
         prepared = model.prepared
-        if not 0 <= order.rows <= prepared.max_rows or (order.kind == "predict" and not order.rows):
-            raise ProtocolError(f"Expected 1 to {prepared.max_rows} rows at a time; send fewer")
-        if order.kind == "predict" and self._quota is not None:
-            self._quota.charge(peer, prepared.name, order.rows)
         mark = set_up_key(order.model, peer)
         cast = cast_of(order, "server", {"server": COORDINATOR, **self.partners})
         prefix = part_of(order.model, prepared.backend.name, peer)
         store = self.circle.sessions.view(prefix)
+        run = run_of(self._store.get(mark))
+        place = Place(
+            prefix=prefix, client=peer, backend=prepared.backend, role="server", kit=prepared.kits["server"], mark=mark,
+            run=run,
+        )  # fmt: skip
+        try:
+            self._admit(peer, order, model)
+            taken = self.stockroom.admit(place, order)
+        except ConfideError as error:
+            return refuse_all(self.circle, session, cast, prefix, error)
 
         def done(ended: Ended) -> None:
             self.standing.ended(order, ended)
+            self.stockroom.came(place, taken)
             set_up = set_up_mark(facts.identity, order, ended)
             if set_up is not None:
                 self._store.commit({mark: set_up})
@@ -210,8 +226,47 @@ class Server:
         if order.kind == "setup":
             for name in self.partners.values():
                 self.circle.order(name, session, msgspec.structs.replace(order, identity=facts.identity))
+        return None
+
+    @property
+    def stockroom(self) -> Stockroom:
+        """Return what counts what is kept for clients."""
+        if self._stockroom is None:
+            models = [model.prepared for model in self._models.values()]
+            served = tuple(part_of(one.id, one.backend.name, "").removesuffix("/") for one in models)
+            self._stockroom = Stockroom(
+                self.circle.me.name,
+                self._store,
+                self.circle.sessions.view,
+                self._stock_limits,
+                lambda prefix: prefix.startswith(served),
+            )
+        return self._stockroom
 
     # --- inside -------------------------------------------------------------------------------------------------------
+
+    def _admit(self, peer: str, order: Order, model: _Model) -> None:
+        """Refuse what a client may not order now."""
+        if self._rate is not None:
+            self._rate.take(peer)
+        self._check_ready(model)
+        prepared = model.prepared
+        if not 0 <= order.rows <= prepared.max_rows or (order.kind == "predict" and not order.rows):
+            raise ProtocolError(f"Expected 1 to {prepared.max_rows} rows at a time; send fewer")
+        if order.kind == "predict" and self._quota is not None:
+            self._quota.charge(peer, prepared.name, order.rows)
+
+    def _promise(self, models: Sequence[_Model]) -> None:
+        """Say what holds now that everybody is there, and again when less does; the same is said once."""
+        for model in models:
+            guarantee = model.prepared.guarantee
+            if self.circle.insecure:
+                guarantee = voided(guarantee, self.circle.insecure)
+            if guarantee != model.promised:
+                model.promised = guarantee
+                name = model.prepared.backend.name
+                self.circle.say(f"{name}: {'; '.join(guarantee.sentences())}")
+                self.circle.say(f"{name}: leaks: {guarantee.leaks}")
 
     def _role_of(self, peer: str) -> str | None:
         return next((role for role, seat in self._seats.items() if seat.name == peer), None)
@@ -270,6 +325,30 @@ def cast_of(order: Order, role: str, names: Mapping[str, str]) -> Cast:
     if role not in whole:
         raise ProtocolError("Expected an order for a session in which this process takes part")
     return Cast(role, whole)
+
+
+def refuse_all(circle: Circle, session: str, cast: Cast, prefix: str, error: ConfideError) -> None:
+    """Refuse a session at everybody whom its client ordered it from: they have begun, and what they send finds an end.
+
+    Raises:
+        ConfideError: `error`, where somebody is not there.
+    """
+    if any(circle.hello(name) is None for name in cast.others()):
+        raise error
+
+    def refusing() -> Party:
+        raise error
+        yield Step()
+
+    circle.sessions.open(session, refusing(), cast, prefix=prefix, done=lambda ended: None)
+
+
+def run_of(mark: bytes | None) -> bytes:
+    """Return the run of a set-up that was written down, b"" if it is none."""
+    try:
+        return bytes.fromhex((mark or b"")[IDENTITY_BYTES:].decode())
+    except ValueError:
+        return b""
 
 
 def limit_rows(kit: Kit, rows: int) -> None:

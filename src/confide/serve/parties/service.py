@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from cryptography import x509
 
@@ -18,7 +19,7 @@ from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, UsageError
 from confide.guarantee import Guarantee
-from confide.ideal import Backend
+from confide.ideal import Backend, Kit
 from confide.model.links import link_of
 from confide.net.asking import asking
 from confide.net.certificates import COORDINATOR, LISTENING_ROLES, fingerprint
@@ -37,6 +38,7 @@ from confide.serve.parties.seats import machine_digest
 from confide.serve.parties.server import ASKING_ROLES, Prepared, Server
 from confide.serve.parties.sessions import Bounds
 from confide.serve.parties.standing import Standing
+from confide.serve.parties.stockroom import StockLimits
 from confide.serve.protocol import ClientKit
 from confide.serve.served import Model
 from confide.wire import Message, Store
@@ -60,6 +62,7 @@ class Conditions:
         broken: told of exceptions that nobody expected.
         seen: told of every message of a party, by session.
         rng: of the parties.
+        stock_limits: of what lies in the store for clients.
     """
 
     address: str
@@ -71,32 +74,65 @@ class Conditions:
     broken: Callable[[BaseException], None] = lambda error: None
     seen: Seen | None = None
     rng: Randomness | None = None
+    stock_limits: StockLimits | None = None
 
 
-def prepared(model: Model, limits: Limits, rng: Randomness) -> list[Prepared]:
-    """Return a model prepared under each of its backends. Raises ModelError with every problem of `Backend.check`."""
+@runtime_checkable
+class BoundsRows(Protocol):
+    """A backend that knows how many rows fit into one prediction."""
+
+    def most_rows(self, kit: Kit, *, session_bytes: int) -> int:
+        """Return how many, from a client's kit, where one may send another so many bytes in a session."""
+        ...
+
+
+def prepared(
+    model: Model, limits: Limits, rng: Randomness, *, session_bytes: int = Bounds().session_bytes
+) -> list[Prepared]:
+    """Return a model prepared under each of its backends.
+
+    Args:
+        model: what is served.
+        limits: `batch_rows`, of which clients are told less where one prediction holds fewer.
+        rng: for the backends.
+        session_bytes: what one may send another in one session.
+
+    Raises:
+        ModelError: with every problem of `Backend.check`.
+    """
     found: list[Prepared] = []
     for backend in model.backends:
         kits = backend.prepare(model.graph, rng)
+        max_rows = limits.batch_rows
+        if isinstance(backend, BoundsRows):
+            max_rows = min(max_rows, backend.most_rows(kits["client"], session_bytes=session_bytes))
+        guarantee = as_served(backend.guarantee_for(model.graph))
         kit = ClientKit(
             model=model.name,
             backend=backend.name,
             kit=kits["client"].encode(),
             preprocess=model.preprocess,
             label=model.label,
-            guarantee=as_served(backend.guarantee_for(model.graph)),
+            guarantee=guarantee,
             features=model.graph.features,
             outputs=model.graph.outputs,
             classes=model.graph.classes,
             needs_keys=True,
-            max_rows=limits.batch_rows,
+            max_rows=max_rows,
             max_query_bytes=limits.query_bytes,
             max_keys_bytes=limits.keys_bytes,
             link=link_of(model.graph, model.link),
             statement=model.statement,
         )
         found.append(
-            Prepared(name=model.name, backend=backend, kits=kits, client_kit=kit.encode(), max_rows=limits.batch_rows)
+            Prepared(
+                name=model.name,
+                backend=backend,
+                kits=kits,
+                client_kit=kit.encode(),
+                max_rows=max_rows,
+                guarantee=guarantee,
+            )
         )
     return found
 
@@ -145,6 +181,7 @@ def serving(
         quota=quota,
         rng=conditions.rng or SystemRandomness(),
         standing=Standing("server"),
+        stock_limits=conditions.stock_limits,
     )
     circle = _circle(me, server, conditions)
 
@@ -200,6 +237,7 @@ def partnering(
         load=load,
         stock=stock,
         standing=Standing(said.role),
+        stock_limits=conditions.stock_limits,
     )
     circle = _circle(_me(folder, said.name, said.role, url, conditions, stock=stock), partner, conditions)
 

@@ -168,7 +168,7 @@ class Sessions:
         now = self._clock()
         bounds = self.bounds
         self._open[session] = _Open(cast, done, now, now + bounds.step_seconds, now + bounds.session_seconds)
-        self._guarded(session, lambda: self._exchange.open(session, party, me=cast.role, prefix=prefix))
+        self._guarded(session, lambda: self._exchange.open(session, party, me=cast.role, prefix=prefix, resend=False))
         for key in [key for key in self._early if key[1] == session]:
             for envelope in self._early.pop(key).envelopes:
                 self.arrived(key[0], envelope)
@@ -176,6 +176,10 @@ class Sessions:
     def view(self, prefix: str) -> Store:
         """Return the part of the store that a party reads: with what it has saved and the next commit will hold."""
         return self._exchange.view(prefix)
+
+    def is_open(self, session: str) -> bool:
+        """Return whether a session of that id is open."""
+        return session in self._open
 
     def knows(self, session: str) -> bool:
         """Return whether a session of that id is open, or was lately."""
@@ -206,6 +210,13 @@ class Sessions:
         if self._seen is not None:
             self._seen(session, inner.message)
         self._guarded(session, lambda: self._exchange.put(inner))
+
+    def turn(self, session: str, tag: str) -> None:
+        """Let a party go on that waits for its own role under `tag`: it left the thread to others meanwhile."""
+        one = self._open.get(session)
+        if one is not None:
+            to_itself = Envelope(session, Message(one.cast.role, one.cast.role, tag, b""))
+            self._guarded(session, lambda: self._exchange.put(to_itself))
 
     def abort(self, session: str, reason: str, *, tell: bool = True) -> None:
         """End a session with an error, here and at every other member."""

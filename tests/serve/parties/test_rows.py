@@ -1,0 +1,59 @@
+"""Tables of any length are asked in batches that fit: what a prediction takes is known ahead."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+
+from confide import serve
+from confide.mpc import holdings, replicated
+from confide.mpc.two_party import WithDealer
+from confide.serve.client import Client
+from confide.serve.limits import Limits
+from confide.serve.parties.service import prepared
+from confide.serve.parties.sessions import Bounds
+from mpc.nets import mnist
+from mpc.sessions import RNG
+from serve.parties.houses import houses, model
+from serve.parties.networks import NETWORK
+from serve.parties.test_backends import PARTNERS
+
+
+@pytest.mark.parametrize("mode", sorted(PARTNERS))
+def test_a_server_offers_no_more_rows_than_a_prediction_holds(mode):
+    backend = serve.load_backend(mode)
+    for limits, most in ((Limits(), 1000), (Limits(batch_rows=3), 3)):
+        (one,) = prepared(model(backend, graph=mnist()), limits, RNG)
+        offered = msgspec.msgpack.decode(one.client_kit)["max_rows"]
+        assert 3 <= offered == one.max_rows <= most
+        one.kits["client"].plans.of(offered)
+
+
+@pytest.mark.parametrize("mode", sorted(PARTNERS))
+def test_a_table_is_asked_in_batches_that_fit(mode, tmp_path, monkeypatch):
+    kind, partners = PARTNERS[mode]
+    monkeypatch.setattr(holdings, "PROGRAM_BYTES", 40_000)
+    monkeypatch.setattr(replicated, "PROGRAM_BYTES", 4_000)
+    x = np.random.default_rng(5).uniform(-1, 1, (100, NETWORK.features))
+    with (
+        houses(tmp_path, kind(), partners, graph=NETWORK, limits=Limits()) as found,
+        Client(found.url, identity=tmp_path / "clinic", insecure_colocated_dealer=True) as client,
+    ):
+        assert np.allclose(client.predict(x), NETWORK.apply(x), atol=2e-3)
+    asked = {session for session, _ in found.seen["server"] if "/predict/" in session}
+    assert 4 <= len(asked) <= 50
+    assert not found.broken
+
+
+def test_much_stock_is_ordered_in_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(holdings, "ORDER_BYTES", 30_000)
+    x = np.random.default_rng(5).uniform(-1, 1, (1, NETWORK.features))
+    bounds = Bounds(session_bytes=60_000)
+    with (
+        houses(tmp_path, WithDealer(), {"dealer": "broker"}, graph=NETWORK, stock=64, bounds=bounds) as found,
+        Client(found.url, identity=tmp_path / "clinic", insecure_colocated_dealer=True, ahead=64) as client,
+    ):
+        assert np.allclose(client.predict(x), NETWORK.apply(x), atol=2e-3)
+    assert len({session for session, _ in found.seen["broker"] if "/deal/" in session}) > 4
+    assert not found.broken
