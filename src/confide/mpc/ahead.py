@@ -54,7 +54,7 @@ from confide.mpc.operations import (
     Truncate,
     operands,
 )
-from confide.mpc.selections import Dealt
+from confide.mpc.selections import Dealt, dealt
 
 Array = NDArray[Any]
 _Any = TypeVar("_Any", bound=Array)
@@ -363,17 +363,17 @@ class _Preparation:
         owner = self.layout.shifted[a, bits]
         if owner in self.ready.tops:
             return self.ready.tops[owner]
-        return Dealt(self._dealt(owner, Purpose.SHIFTED), self._as_dealt(owner, Purpose.TOP))
+        return dealt(self._dealt(owner, Purpose.SHIFTED), self._as_dealt(owner, Purpose.TOP))
 
     def _selection(self, number: int, operation: Select) -> Selection:
         """Return shares of what `Select` chooses from: u and m, or the mask itself; and those times beta."""
         beta_shifted = self._dealt(number, Purpose.BETA_SHIFTED)
         if operation.bits:
-            chosen = Dealt(beta_shifted, self._as_dealt(number, Purpose.BETA_TOP))
+            chosen = dealt(beta_shifted, self._as_dealt(number, Purpose.BETA_TOP))
             return Selection(self.ready.tops[number], chosen)
         mask = self.mask(operation.a)
         whole = np.zeros(len(beta_shifted), np.uint64) if mask is None else self._contiguous(mask)
-        return Selection(Dealt(whole), Dealt(beta_shifted))
+        return Selection(dealt(whole), dealt(beta_shifted))
 
     def _contiguous(self, words: Words) -> Words:
         made = np.ascontiguousarray(words)

@@ -155,7 +155,8 @@ def evaluate_many(party: int, roots: Bytes, corrections: Bytes | bytes, x: Words
 def _vector(words: Words, name: str) -> Words:
     if words.dtype != np.uint64 or words.ndim != 1:
         raise UsageError(f"Expected {name} to be a vector of uint64, got {words.dtype} {words.shape}")
-    return np.require(words, requirements=("C", "A"))
+    whole = words.flags.c_contiguous and words.flags.aligned
+    return words if whole else np.require(words, requirements=("C", "A"))
 
 
 def _blocks(roots: Bytes, count: int) -> Bytes:

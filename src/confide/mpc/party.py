@@ -81,16 +81,7 @@ def schedule_of(layout: Layout) -> Schedule:
 
 def sent_bytes(layout: Layout, party: int, number: int) -> int:
     """Return the bytes that a party sends the other for an operation in its last round."""
-    operation, count = layout.program.operations[number], layout.program.values[number].count
-    words = layout.program.values[number].kind is not Kind.BIT
-    match operation:
-        case Load():
-            sends = operation.kind is Kind.OPEN and not (layout.owned and party == 1)
-        case Reveal():
-            sends = layout.owned and party == 1
-        case _:
-            sends = True
-    return (8 * count if words else -(-count // 8)) if sends else 0
+    return layout.sent_bytes[party][number]
 
 
 def run_program(
@@ -167,6 +158,7 @@ class _Run:
         self.bits: dict[int, Bytes] = {}
         self.mine: dict[int, NDArray[Any]] = {}  # what this party sent of an operation
         self.outcome = Outcome()
+        self.their_bytes = layout.sent_bytes[1 - place.party]
         self.places = {batch.operation: number for number, batch in enumerate(layout.batches)}
         self.next_batch = len(ready.corrections)
 
@@ -192,7 +184,7 @@ class _Run:
         parts = [self.leaving(number) for number in each.sends if number in last]
         bodies = [part.tobytes() for part in parts if part is not None]
         body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-        theirs = sum(sent_bytes(self.layout, 1 - self.party, number) for number in last)
+        theirs = sum([self.their_bytes[number] for number in last])
         send = (Message(me, other, tag, body),) if body else ()
         return Step(send, tag, (other,)) if theirs else Step(send)
 
@@ -219,13 +211,13 @@ class _Run:
         """Read what the other party sent in a round."""
         other = self.place.names[1 - self.party]
         body = received[other].body if other in received else b""
-        expected = sum(sent_bytes(self.layout, 1 - self.party, number) for number in last)
+        expected = sum([self.their_bytes[number] for number in last])
         if len(body) != expected:
             raise ProtocolError(f"Expected {expected} bytes from {other}, got {len(body)}")
         offset = 0
         for number in each.sends:
             if number in last:
-                size = sent_bytes(self.layout, 1 - self.party, number)
+                size = self.their_bytes[number]
                 self._take(number, body, offset, size)
                 offset += size
 

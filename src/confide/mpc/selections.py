@@ -4,7 +4,7 @@
     Y          -          the opened value y^ plus 2^62
     T, c       -          (Y >> f) - 2^(62 - f), and 1 - msb(Y)
     f          bits       bits that are cut off
-    [u], [m]   Dealt      shares of r >> f modulo 2^64, and of msb(r) modulo 2^f
+    [u], [m]   dealt      shares of r >> f modulo 2^64, and of msb(r) modulo 2^f
     g          g          the public bit xor beta
 
 docs/protocols/mpc.md has the gates. The work is done by `confide._native` or, where it could not be compiled, by
@@ -36,25 +36,30 @@ _NOTHING = np.empty(0, np.uint8)
 
 @dataclass(frozen=True, slots=True)
 class Dealt:
-    """A party's shares of two numbers for each value of a vector, as they were dealt.
+    """A party's shares of two numbers for each value of a vector, as bytes that may lie anywhere: see `dealt`."""
+
+    shifted: Bytes = field(repr=False)
+    top: Bytes = field(repr=False)
+
+
+def dealt(shifted: Words, top: NDArray[np.unsignedinteger] | None = None) -> Dealt:
+    """Return shares as they were dealt: views of them where they are contiguous.
 
     Args:
         shifted: [u], uint64.
-        top: [m], the smallest unsigned type of `bits` bits; None where nothing is cut off.
+        top: [m], in the smallest unsigned type of `bits` bits; None where nothing is cut off.
     """
-
-    shifted: Words = field(repr=False)
-    top: NDArray[np.unsignedinteger] | None = field(default=None, repr=False)
+    return Dealt(_octets(shifted), _NOTHING if top is None else _octets(top))
 
 
-def truncate(party: int, opened: Words, bits: int, dealt: Dealt) -> Words:
+def truncate(party: int, opened: Words, bits: int, whole: Dealt) -> Words:
     """Return a share of a value in [-2^62, 2^62) divided by 2^bits: party T - [u] + c [m] 2^(64 - bits).
 
     Args:
         party: 0 or 1.
         opened: y^, any shape.
         bits: 1 to 62.
-        dealt: as many as there are values.
+        whole: shares of u and m, as many as there are values.
 
     Raises:
         UsageError: sizes do not fit.
@@ -62,12 +67,12 @@ def truncate(party: int, opened: Words, bits: int, dealt: Dealt) -> Words:
     if party not in (0, 1) or not 1 <= bits <= 62:
         raise UsageError(f"Expected party={party} to be 0 or 1 and bits={bits} from 1 to 62")
     found = np.empty(opened.shape, np.uint64)
-    shifted, top = _both(dealt, opened.size, bits)
-    _engine.truncate(party, _flat(opened), bits, shifted, top, found.reshape(-1))
+    _expect_shares(whole, opened.size, bits)
+    _engine.truncate(party, _flat(opened), bits, whole.shifted, whole.top, found.reshape(-1))
     return found
 
 
-def select(party: int, g: Bytes, beta: Words, opened: Words, bits: int, dealt: Dealt, chosen: Dealt) -> Words:
+def select(party: int, g: Bytes, beta: Words, opened: Words, bits: int, whole: Dealt, chosen: Dealt) -> Words:
     """Return a share of the bit g xor beta times a value, truncated by `bits`; with bits = 0 the value as it is.
 
     Args:
@@ -76,7 +81,7 @@ def select(party: int, g: Bytes, beta: Words, opened: Words, bits: int, dealt: D
         beta: shares of the masks of the bits, uint64, one for each value.
         opened: y^, any shape.
         bits: 0 to 62.
-        dealt: shares of u and m; with bits = 0 of the mask r itself, and of nothing.
+        whole: shares of u and m; with bits = 0 of the mask r itself, and of nothing.
         chosen: shares of beta u and beta m, in the same types.
 
     Raises:
@@ -86,25 +91,26 @@ def select(party: int, g: Bytes, beta: Words, opened: Words, bits: int, dealt: D
         raise UsageError(f"Expected party={party} to be 0 or 1 and bits={bits} from 0 to 62")
     if g.size != opened.size or beta.size != opened.size or g.dtype != np.uint8:
         raise UsageError(f"Expected a bit and a share of beta for each of {opened.size} values")
+    _expect_shares(whole, opened.size, bits)
+    _expect_shares(chosen, opened.size, bits)
     found = np.empty(opened.shape, np.uint64)
-    parts = *_both(dealt, opened.size, bits), *_both(chosen, opened.size, bits)
-    ones = np.ascontiguousarray(g).reshape(-1)
-    _engine.select(party, ones, _octets(beta), _flat(opened), bits, *parts, found.reshape(-1))
+    given = np.ascontiguousarray(g).reshape(-1), _octets(beta), _flat(opened)
+    shares = whole.shifted, whole.top, chosen.shifted, chosen.top
+    _engine.select(party, *given, bits, *shares, found.reshape(-1))
     return found
 
 
-def _both(dealt: Dealt, count: int, bits: int) -> tuple[Bytes, Bytes]:
-    size = next(one for one in (0, 1, 2, 4, 8) if bits <= 8 * one)
-    shifted = _octets(dealt.shifted)
-    top = _NOTHING if dealt.top is None or not bits else _octets(dealt.top)
-    if len(shifted) != 8 * count or len(top) != size * count:
+def _expect_shares(found: Dealt, count: int, bits: int) -> None:
+    size = 0 if not bits else 1 if bits <= 8 else 2 if bits <= 16 else 4 if bits <= 32 else 8
+    if len(found.shifted) != 8 * count or len(found.top) != size * count:
         raise UsageError(f"Expected shares of {count} values of 8 bytes, and of {size}")
-    return shifted, top
 
 
 def _octets(words: NDArray[Any]) -> Bytes:
-    return np.ascontiguousarray(words).reshape(-1).view(np.uint8)
+    flat = words if words.flags.c_contiguous else np.ascontiguousarray(words)
+    return flat.reshape(-1).view(np.uint8)
 
 
 def _flat(words: Words) -> Words:
-    return np.require(words, requirements=("C", "A")).reshape(-1)
+    whole = words.flags.c_contiguous and words.flags.aligned
+    return (words if whole else np.require(words, requirements=("C", "A"))).reshape(-1)
