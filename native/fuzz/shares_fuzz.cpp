@@ -30,6 +30,11 @@ std::unique_ptr<Word[]> words(std::mt19937_64 &random, std::size_t count) {
 
 std::size_t size(Draw &draw) { return draw.rarely() ? 200 + std::size_t{draw.byte()} * 2 : draw.byte() % 41; }
 
+// Signed numbers of 32 bits.
+void narrowed(Word *words, std::size_t count) {
+    for (std::size_t i = 0; i < count; ++i) words[i] = static_cast<Word>(static_cast<std::int64_t>(words[i]) >> 32);
+}
+
 // --- products --------------------------------------------------------------------------------------------------------
 
 void matrices(Draw &draw) {
@@ -39,6 +44,7 @@ void matrices(Draw &draw) {
     std::mt19937_64 random(draw.word());
     const bool turned_a = draw.byte() % 2, turned_b = draw.byte() % 2, add = draw.byte() % 2;
     const auto a = words(random, m * k), b = words(random, k * n), start = words(random, m * n);
+    if (draw.byte() % 2) narrowed(a.get(), m * k);
     const auto row = [](std::size_t count) { return static_cast<std::ptrdiff_t>(count); };
     const Matrix left = turned_a ? Matrix{a.get(), 1, row(m)} : Matrix{a.get(), row(k), 1};
     const Matrix right = turned_b ? Matrix{b.get(), 1, row(k)} : Matrix{b.get(), row(n), 1};
@@ -77,6 +83,7 @@ void convolutions(Draw &draw) {
     const bool add = draw.byte() % 2;
     const std::size_t plane = x.height * x.width, kernel = shape.kernel_height * shape.kernel_width;
     const auto pictures = words(random, x.count * x.channels * plane), w = words(random, shape.outputs * x.channels * kernel);
+    if (draw.byte() % 2) narrowed(w.get(), shape.outputs * x.channels * kernel);
     x.data = pictures.get();
     const std::size_t strides[4] = {x.channels * plane, plane, x.width, 1};
     std::copy(strides, strides + 4, x.strides);
@@ -141,9 +148,11 @@ void keys(Draw &draw) {
     std::mt19937_64 random(draw.word());
     const std::size_t askew = draw.byte() % 8;
     const Word mask = ~Word{0} >> (64 - bits);
+    const unsigned drop = draw.byte() % (65 - bits);
+    const bool top = draw.byte() % 2 && drop + bits < 64;
     const auto alpha = words(random, count), x = words(random, count);
     for (std::size_t i = 0; i < count; ++i)
-        if (i % 3) x[i] = alpha[i] + i % 5 - 2;
+        if (i % 3) x[i] = (alpha[i] + i % 5 - 2) << drop | (drop ? x[i] >> (64 - drop) : 0);
     // Bytes that start anywhere and end with their array.
     const std::unique_ptr<Byte[]> roots(new Byte[askew + 2 * count * block_bytes]), made(new Byte[askew + body]),
         expected(new Byte[body]), shares(new Byte[2 * count]);
@@ -160,10 +169,13 @@ void keys(Draw &draw) {
         std::copy(made.get() + askew, made.get() + askew + body, expected.get());
         first = false;
         for (unsigned party = 0; party < 2; ++party)
-            loops.evaluate(schedule, party, seeds[party], made.get() + askew, x.get(), count, bits,
-                           shares.get() + party * count);
-        for (std::size_t i = 0; i < count; ++i)
-            expect((shares[i] ^ shares[count + i]) == ((x[i] & mask) < (alpha[i] & mask)), "shares of a lie");
+            loops.evaluate(schedule, party, seeds[party], made.get() + askew, x.get(), count, bits, drop,
+                           top && party == 0, shares.get() + party * count);
+        for (std::size_t i = 0; i < count; ++i) {
+            const Word point = x[i] >> drop;
+            const bool truth = ((point & mask) < (alpha[i] & mask)) != (top && (point >> bits & 1));
+            expect((shares[i] ^ shares[count + i]) == truth, "shares of a lie");
+        }
     }
 }
 

@@ -12,6 +12,7 @@
 
 #include "paths.hpp"
 #include "products.hpp"
+#include "selections.hpp"
 
 namespace nb = nanobind;
 
@@ -142,16 +143,52 @@ void generate(In<Byte, 2> roots0, In<Byte, 2> roots1, In<Word, 1> alpha, unsigne
 }
 
 void evaluate(unsigned party, In<Byte, 2> roots, In<Byte, 1> corrections, In<Word, 1> x, unsigned bits,
-              const nb::bytes &key, Out<Byte, 1> out, const std::string &path) {
+              const nb::bytes &key, Out<Byte, 1> out, unsigned drop, bool top, const std::string &path) {
     const std::size_t count = x.shape(0);
     if (party > 1) throw std::invalid_argument("Expected party 0 or 1");
+    if (drop > 63) throw std::invalid_argument("Expected to drop at most 63 bits");
     expect_batch(roots, count, bits, corrections.shape(0));
     if (out.shape(0) != count) throw std::invalid_argument("Expected room for a share of each key");
     expect_aligned(x);
     const BlockLoops &loops = block_loops(path_of(path));
     const Schedule schedule = schedule_of(loops, key);
     nb::gil_scoped_release unlocked;
-    loops.evaluate(schedule, party, roots.data(), corrections.data(), x.data(), count, bits, out.data());
+    loops.evaluate(schedule, party, roots.data(), corrections.data(), x.data(), count, bits, drop, top,
+                   out.data());
+}
+
+// Shares of u and of a number of `bits` bits as they were dealt, one of each for every value; bits = 0: of u alone.
+Tops tops_of(const In<Byte, 1> &shifted, const In<Byte, 1> &top, std::size_t count, unsigned bits) {
+    const std::size_t size = bits == 0 ? 0 : bits <= 8 ? 1 : bits <= 16 ? 2 : bits <= 32 ? 4 : 8;
+    if (shifted.shape(0) != product_of({count, sizeof(Word)}) || top.shape(0) != product_of({count, size}))
+        throw std::invalid_argument("Expected a share of u and of m for each value");
+    return {shifted.data(), top.data(), size};
+}
+
+void truncate_words(unsigned party, In<Word, 1> opened, unsigned bits, In<Byte, 1> shifted, In<Byte, 1> top,
+                    Out<Word, 1> out) {
+    const std::size_t count = out.shape(0);
+    if (party > 1 || bits < 1 || bits > 62) throw std::invalid_argument("Expected party 0 or 1 and bits from 1 to 62");
+    if (opened.shape(0) != count) throw std::invalid_argument("Expected room for a word for each value");
+    expect_aligned(opened);
+    expect_aligned(out);
+    const Tops tops = tops_of(shifted, top, count, bits);
+    nb::gil_scoped_release unlocked;
+    truncate(party, opened.data(), count, bits, tops, out.data());
+}
+
+void select_words(unsigned party, In<Byte, 1> g, In<Byte, 1> beta, In<Word, 1> opened, unsigned bits,
+                  In<Byte, 1> shifted, In<Byte, 1> top, In<Byte, 1> chosen_shifted, In<Byte, 1> chosen_top,
+                  Out<Word, 1> out) {
+    const std::size_t count = out.shape(0);
+    if (party > 1 || bits > 62) throw std::invalid_argument("Expected party 0 or 1 and bits from 0 to 62");
+    if (opened.shape(0) != count || g.shape(0) != count || beta.shape(0) != product_of({count, sizeof(Word)}))
+        throw std::invalid_argument("Expected a bit, a share of beta and room for a word for each value");
+    expect_aligned(opened);
+    expect_aligned(out);
+    const Tops tops = tops_of(shifted, top, count, bits), chosen = tops_of(chosen_shifted, chosen_top, count, bits);
+    nb::gil_scoped_release unlocked;
+    select(party, g.data(), beta.data(), opened.data(), count, bits, tops, chosen, out.data());
 }
 
 }  // namespace
@@ -173,7 +210,13 @@ void bind(nb::module_ &module) {
     module.def("dcf_generate", &generate, arg("roots0").noconvert(), arg("roots1").noconvert(),
                arg("alpha").noconvert(), arg("bits"), arg("key"), arg("out").noconvert(), arg("path") = "");
     module.def("dcf_evaluate", &evaluate, arg("party"), arg("roots").noconvert(), arg("corrections").noconvert(),
-               arg("x").noconvert(), arg("bits"), arg("key"), arg("out").noconvert(), arg("path") = "");
+               arg("x").noconvert(), arg("bits"), arg("key"), arg("out").noconvert(), arg("drop") = 0, arg("top") = false,
+               arg("path") = "");
+    module.def("truncate", &truncate_words, arg("party"), arg("opened").noconvert(), arg("bits"),
+               arg("shifted").noconvert(), arg("top").noconvert(), arg("out").noconvert());
+    module.def("select", &select_words, arg("party"), arg("g").noconvert(), arg("beta").noconvert(),
+               arg("opened").noconvert(), arg("bits"), arg("shifted").noconvert(), arg("top").noconvert(),
+               arg("chosen_shifted").noconvert(), arg("chosen_top").noconvert(), arg("out").noconvert());
 }
 
 }  // namespace confide::mpc

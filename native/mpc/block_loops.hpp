@@ -106,42 +106,49 @@ inline Word place_of(Word number, unsigned bits) {
 }
 
 // Both words of every block that stands behind the keys become 0.
-void begin(Walk &walk, const Word *numbers, const Byte *roots, std::size_t count, Word t) {
+void begin(Walk &walk, const Word *numbers, unsigned drop, const Byte *roots, std::size_t count, Word t) {
     __builtin_memset(walk.number, 0, sizeof walk.number);
     __builtin_memset(walk.seed, 0, sizeof walk.seed);
     __builtin_memset(walk.v, 0, sizeof walk.v);
     __builtin_memcpy(walk.seed[0], roots, count * block_bytes);
-    for (std::size_t i = 0; i < count; ++i) walk.number[2 * i] = walk.number[2 * i + 1] = numbers[i];
+    for (std::size_t i = 0; i < count; ++i) walk.number[2 * i] = walk.number[2 * i + 1] = numbers[i] >> drop;
     for (std::size_t i = 0; i < 2 * chunk; ++i) walk.t[i] = t;
 }
 
-void evaluate_level(const Cipher &cipher, Walk &walk, const Byte *row, std::size_t count, Word shift) {
-    const Vector one = low(1), seed = ~low(7);
+// One level of a chunk. `ahead` is what is read a few levels later: on its way from memory while this one is computed.
+// Bit 2 of a state stays out of the cipher, but is in what is added to its output: there v gathers.
+void evaluate_level(const Cipher &cipher, Walk &walk, const Byte *row, const Byte *ahead, std::size_t count,
+                    Word shift) {
+    const Vector one = low(1), three = low(3), four = low(4);
     Tail tail;
     for (std::size_t start = 0; start < count; start += keys) {
         const Byte *words = whole(row + start * block_bytes, count - start, tail);
-        Vector y[group], c[group];
+        const std::size_t live = count - start < keys ? count - start : keys;
+        for (std::size_t byte = 0; byte < live * block_bytes; byte += 64)
+            __builtin_prefetch(ahead + start * block_bytes + byte);
+        Vector y[group], in[group];
 #pragma GCC unroll 8
         for (std::size_t i = 0; i < group; ++i) {
             const std::size_t at = 2 * (start + i * width);
-            c[i] = load(walk.number + at) >> shift & one;
-            y[i] = (load(walk.seed[0] + at) & seed) | c[i];
+            in[i] = (load(walk.seed[0] + at) & ~three) | (load(walk.number + at) >> shift & one);
+            y[i] = in[i] & ~four;
         }
-        hash(cipher, y);
+        cipher.encrypt(y);
 #pragma GCC unroll 8
         for (std::size_t i = 0; i < group; ++i) {
             const std::size_t at = 2 * (start + i * width);
-            const Vector state = y[i] ^ (load(words + i * sizeof(Vector)) & load(walk.t + at));
+            const Vector state = y[i] ^ in[i] ^ (load(words + i * sizeof(Vector)) & load(walk.t + at));
             store(walk.seed[0] + at, state);
-            store(walk.t + at, has(state, c[i] + one));  // c + 1 is bit c
-            store(walk.v + at, load(walk.v + at) ^ state);
+            store(walk.t + at, has(state, (in[i] & one) + one));  // c + 1 is bit c
         }
     }
 }
 
-void evaluate_leaf(const Cipher &cipher, Walk &walk, const Byte *row, std::size_t count, unsigned bits, Byte *out) {
+void evaluate_leaf(const Cipher &cipher, Walk &walk, const Byte *row, std::size_t count, unsigned bits,
+                   Word top, Byte *out) {
     const Vector two = low(2), seed = ~low(7);
     Tail tail;
+    for (std::size_t i = 0; i < count; ++i) walk.v[2 * i] = walk.seed[0][2 * i] >> 2;
     for (std::size_t start = 0; start < count; start += keys) {
         const Byte *words = whole(row + start * block_bytes, count - start, tail);
         Vector y[group];
@@ -156,23 +163,36 @@ void evaluate_leaf(const Cipher &cipher, Walk &walk, const Byte *row, std::size_
         }
     }
     for (std::size_t i = 0; i < count; ++i) {
-        const Word place = place_of(walk.number[2 * i], bits), half = 0 - (place >> 6);
+        const Word number = walk.number[2 * i], place = place_of(number, bits), half = 0 - (place >> 6);
         const Word picked = (walk.seed[0][2 * i] & ~half) | (walk.seed[0][2 * i + 1] & half);
-        out[i] = static_cast<Byte>((picked >> (place & 63) ^ walk.v[2 * i] >> 2) & 1);
+        out[i] = static_cast<Byte>((picked >> (place & 63) ^ walk.v[2 * i] ^ (number >> bits & top)) & 1);
     }
 }
 
 void evaluate(const Schedule &schedule, unsigned party, const Byte *roots, const Byte *corrections, const Word *x,
-              std::size_t count, unsigned bits, Byte *out) {
+              std::size_t count, unsigned bits, unsigned drop, bool top, Byte *out) {
+    constexpr unsigned distance = 3;  // levels that memory takes to answer
     const Cipher cipher(schedule);
     const unsigned levels = levels_of(bits);
+    const Vector four = low(4);
     Walk walk;
     for (std::size_t start = 0; start < count; start += chunk) {
         const std::size_t live = count - start < chunk ? count - start : chunk;
-        begin(walk, x + start, roots + start * block_bytes, live, Word{0} - party);
-        for (unsigned level = 0; level < levels; ++level)
-            evaluate_level(cipher, walk, corrections + (level * count + start) * block_bytes, live, bits - 1 - level);
-        evaluate_leaf(cipher, walk, corrections + (levels * count + start) * block_bytes, live, bits, out + start);
+        begin(walk, x + start, drop, roots + start * block_bytes, live, Word{0} - party);
+        for (std::size_t at = 0; at < 2 * chunk; at += 2 * width)
+            store(walk.seed[0] + at, load(walk.seed[0] + at) & ~four);  // v = 0
+        const std::size_t next = start + chunk < count ? start + chunk : start;
+        const std::size_t after = count - next < live ? 0 : next;  // the last chunk may be shorter than what is fetched
+        for (unsigned level = 0; level < levels; ++level) {
+            const unsigned then = level + distance;
+            const std::size_t place = then <= levels ? then * count + start
+                                      : then - levels - 1 <= levels ? (then - levels - 1) * count + after
+                                                                    : start;
+            evaluate_level(cipher, walk, corrections + (level * count + start) * block_bytes,
+                           corrections + place * block_bytes, live, bits - 1 - level);
+        }
+        evaluate_leaf(cipher, walk, corrections + (levels * count + start) * block_bytes, live, bits, Word{top},
+                      out + start);
     }
 }
 
@@ -243,7 +263,7 @@ void generate(const Schedule &schedule, const Byte *roots0, const Byte *roots1, 
     Walk walk;
     for (std::size_t start = 0; start < count; start += chunk) {
         const std::size_t live = count - start < chunk ? count - start : chunk;
-        begin(walk, alpha + start, roots0 + start * block_bytes, live, 0);
+        begin(walk, alpha + start, 0, roots0 + start * block_bytes, live, 0);
         __builtin_memcpy(walk.seed[1], roots1 + start * block_bytes, live * block_bytes);
         for (unsigned level = 0; level < levels; ++level)
             generate_level(cipher, walk, out + (level * count + start) * block_bytes, live, bits - 1 - level);

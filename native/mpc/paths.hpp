@@ -41,9 +41,10 @@ struct BlockLoops {
     // The corrections of a batch of comparison keys: (levels + 1, count) blocks.
     void (*generate)(const Schedule &schedule, const Byte *roots0, const Byte *roots1, const Word *alpha,
                      std::size_t count, unsigned bits, Byte *out);
-    // The shares of a party, a byte of 0 or 1 for each key.
+    // The shares of a party, a byte of 0 or 1 for each key, at x without its lowest `drop` bits; with `top` they are
+    // of [x < alpha] xor the bit of x above.
     void (*evaluate)(const Schedule &schedule, unsigned party, const Byte *roots, const Byte *corrections,
-                     const Word *x, std::size_t count, unsigned bits, Byte *out);
+                     const Word *x, std::size_t count, unsigned bits, unsigned drop, bool top, Byte *out);
 };
 
 // Blocks of a product of matrices mod 2^64. Packed rows have `row_words` words for each word: itself, and where there
@@ -58,6 +59,13 @@ struct ProductLoops {
     void (*tile)(std::size_t terms, const Word *rows, const Word *columns, Word *out, std::size_t stride, bool add);
     // The sum of a[k] b[k], k < terms, for four b that lie `stride` words apart.
     void (*dots)(std::size_t terms, const Word *a, const Word *b, std::ptrdiff_t stride, Word *out);
+    // The same where every word of a is a signed number of 32 bits, or null where that is not faster. A packed term
+    // has `narrow_rows` halves of words, and `columns` words and half as many besides.
+    std::size_t narrow_rows;
+    void (*narrow_pack)(const Word *data, const std::ptrdiff_t *row, std::size_t terms, const std::ptrdiff_t *column,
+                        std::size_t live, Word *out);
+    void (*narrow_tile)(std::size_t terms, const Word *rows, const Word *columns, Word *out, std::size_t stride,
+                        bool add);
 };
 
 const BlockLoops &block_loops(Path path);

@@ -68,6 +68,50 @@ void pack_rows(const ProductLoops &loops, const Matrix &a, std::size_t first, st
         }
 }
 
+// Whether every word of a is a signed number of 32 bits, as the weights of a model are and a share is not.
+bool is_narrow(const Matrix &a, std::size_t m, std::size_t k) {
+    for (std::size_t i = 0; i < m; ++i) {
+        const Word *from = a.data + static_cast<std::ptrdiff_t>(i) * a.row;
+        Word over = 0;
+        for (std::size_t j = 0; j < k; ++j)
+            over |= from[static_cast<std::ptrdiff_t>(j) * a.column] + (Word{1} << 31);
+        if (over >> 32) return false;
+    }
+    return true;
+}
+
+// As pack_rows, the low halves alone.
+void pack_halves(const ProductLoops &loops, const Matrix &a, std::size_t first, std::size_t rows, std::size_t start,
+                 std::size_t terms, Word *out) {
+    const std::size_t tall = loops.narrow_rows;
+    for (std::size_t strip = 0; strip < rows; strip += tall, out += terms * tall / 2)
+        for (std::size_t i = 0; i < tall; ++i) {
+            const bool there = strip + i < rows;
+            const Word *from = a.data + (there ? static_cast<std::ptrdiff_t>(first + strip + i) * a.row +
+                                                     static_cast<std::ptrdiff_t>(start) * a.column
+                                               : 0);
+            Byte *to = reinterpret_cast<Byte *>(out) + i * sizeof(std::uint32_t);
+            for (std::size_t k = 0; k < terms; ++k, to += tall * sizeof(std::uint32_t)) {
+                const auto half = static_cast<std::uint32_t>(there ? from[static_cast<std::ptrdiff_t>(k) * a.column] : 0);
+                std::memcpy(to, &half, sizeof half);
+            }
+        }
+}
+
+// How a product is cut and packed: words, or halves of words on the left.
+struct Kind {
+    std::size_t rows, left, right;  // rows of a tile; words of a packed term of a row, in halves; of a tile of columns
+    decltype(ProductLoops::pack) pack;
+    decltype(ProductLoops::tile) tile;
+    decltype(&pack_rows) pack_left;
+};
+
+Kind kind_of(const ProductLoops &loops, const Matrix &a, std::size_t m, std::size_t k) {
+    if (loops.narrow_tile && is_narrow(a, m, k))
+        return {loops.narrow_rows, 1, loops.columns * 3 / 2, loops.narrow_pack, loops.narrow_tile, pack_halves};
+    return {loops.rows, 2 * loops.row_words, loops.columns, loops.pack, loops.tile, pack_rows};
+}
+
 // A tile that hangs over an edge, or whose columns do not lie side by side.
 void put(const Word *tile, std::size_t columns, const Target &out, std::size_t i, std::size_t rows, std::size_t j,
          std::size_t live, bool add) {
@@ -81,33 +125,34 @@ void put(const Word *tile, std::size_t columns, const Target &out, std::size_t i
 void multiply_packed(const ProductLoops &loops, std::size_t m, std::size_t k, std::size_t n, const Matrix &a,
                      const Source &b, const Target &out, bool add) {
     const std::size_t columns = loops.columns;
-    Room packed_b(std::min(depth, k) * std::min(breadth, rounded(n, columns)));
-    Room packed_a(std::min(depth, k) * std::min(height, rounded(m, loops.rows)) * loops.row_words);
-    Room edge(loops.rows * columns);
+    const Kind kind = kind_of(loops, a, m, k);
+    Room packed_b(std::min(depth, k) * std::min(breadth, rounded(n, columns)) / columns * kind.right);
+    Room packed_a(std::min(depth, k) * std::min(height, rounded(m, kind.rows)) * kind.left / 2);
+    Room edge(kind.rows * columns);
     for (std::size_t j0 = 0; j0 < n; j0 += breadth)
         for (std::size_t k0 = 0; k0 < k; k0 += depth) {
             const std::size_t wide = std::min(breadth, n - j0), terms = std::min(depth, k - k0);
             const bool sum = add || k0 > 0;
             for (std::size_t j = 0; j < wide; j += columns)
-                loops.pack(b.data, b.row + k0, terms, b.column + j0 + j, std::min(columns, wide - j),
-                           packed_b.words() + j * terms);
+                kind.pack(b.data, b.row + k0, terms, b.column + j0 + j, std::min(columns, wide - j),
+                          packed_b.words() + j / columns * terms * kind.right);
             for (std::size_t i0 = 0; i0 < m; i0 += height) {
                 const std::size_t tall = std::min(height, m - i0);
-                pack_rows(loops, a, i0, tall, k0, terms, packed_a.words());
+                kind.pack_left(loops, a, i0, tall, k0, terms, packed_a.words());
                 for (std::size_t j = 0; j < wide; j += columns) {
                     const std::size_t live = std::min(columns, wide - j);
                     const std::ptrdiff_t *places = out.column + j0 + j;
                     const bool side = live == columns &&
                                       places[columns - 1] - places[0] == static_cast<std::ptrdiff_t>(columns - 1);
-                    for (std::size_t i = 0; i < tall; i += loops.rows) {
-                        const std::size_t rows = std::min(loops.rows, tall - i);
-                        const Word *left = packed_a.words() + i * terms * loops.row_words;
-                        const Word *right = packed_b.words() + j * terms;
-                        if (side && rows == loops.rows) {
+                    for (std::size_t i = 0; i < tall; i += kind.rows) {
+                        const std::size_t rows = std::min(kind.rows, tall - i);
+                        const Word *left = packed_a.words() + i * terms * kind.left / 2;
+                        const Word *right = packed_b.words() + j / columns * terms * kind.right;
+                        if (side && rows == kind.rows) {
                             Word *to = out.data + static_cast<std::ptrdiff_t>((i0 + i) * out.row) + places[0];
-                            loops.tile(terms, left, right, to, out.row, sum);
+                            kind.tile(terms, left, right, to, out.row, sum);
                         } else {
-                            loops.tile(terms, left, right, edge.words(), columns, false);
+                            kind.tile(terms, left, right, edge.words(), columns, false);
                             put(edge.words(), columns, out, i0 + i, rows, j0 + j, live, sum);
                         }
                     }

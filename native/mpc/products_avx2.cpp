@@ -37,10 +37,12 @@ struct Sum {
 }  // namespace confide::mpc
 
 #include "product_loops.hpp"
+#include "product_narrow.hpp"
 
 namespace confide::mpc {
 
-const ProductLoops avx2_products = {"avx2", tile_rows, tile_columns, row_words, pack, tile, dots};
+const ProductLoops avx2_products = {"avx2",      tile_rows,   tile_columns, row_words, pack, tile, dots,
+                                    narrow_rows, narrow_pack, narrow_tile};
 
 }  // namespace confide::mpc
 #endif

@@ -16,7 +16,8 @@ using Vector = Word __attribute__((vector_size(64)));
 
 namespace confide::mpc {
 
-const ProductLoops avx512_products = {"avx512", tile_rows, tile_columns, row_words, pack, tile, dots};
+const ProductLoops avx512_products = {"avx512", tile_rows, tile_columns, row_words, pack,
+                                    tile, dots, 0, nullptr, nullptr};
 
 }  // namespace confide::mpc
 #endif

@@ -15,6 +15,7 @@ using Vector = Word __attribute__((vector_size(16)));
 
 namespace confide::mpc {
 
-const ProductLoops portable_products = {"portable", tile_rows, tile_columns, row_words, pack, tile, dots};
+const ProductLoops portable_products = {"portable", tile_rows, tile_columns, row_words, pack,
+                                    tile, dots, 0, nullptr, nullptr};
 
 }  // namespace confide::mpc

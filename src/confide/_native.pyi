@@ -198,5 +198,24 @@ class mpc:
         bits: int,
         key: bytes,
         out: NDArray[np.uint8],
+        drop: int = 0,
+        top: bool = False,
         path: str = "",
+    ) -> None: ...
+    @staticmethod
+    def truncate(
+        party: int, opened: Words, bits: int, shifted: NDArray[np.uint8], top: NDArray[np.uint8], out: Words
+    ) -> None: ...
+    @staticmethod
+    def select(
+        party: int,
+        g: NDArray[np.uint8],
+        beta: NDArray[np.uint8],
+        opened: Words,
+        bits: int,
+        shifted: NDArray[np.uint8],
+        top: NDArray[np.uint8],
+        chosen_shifted: NDArray[np.uint8],
+        chosen_top: NDArray[np.uint8],
+        out: Words,
     ) -> None: ...

@@ -86,6 +86,22 @@ class TestTruth:
         for one, other in zip(shares(alpha, x, 28), shares(alpha | junk, x | junk, 28), strict=True):
             assert (one == other).all()
 
+    @pytest.mark.parametrize(("bits", "drop"), [(1, 0), (7, 3), (8, 55), (28, 16), (28, 35), (44, 19), (62, 1)])
+    def test_without_low_bits_and_with_the_bit_above(self, engine, bits, drop):
+        alpha, x = numbers(1, 150, bits), np.random.default_rng(2).integers(0, 1 << 64, 150, np.uint64)
+        x[::2] = (x[::2] >> np.uint64(bits + drop) << np.uint64(bits + drop)) | (alpha[::2] << np.uint64(drop))
+        both = roots(3, 150)
+        corrections = dcf.generate(both[0], both[1], alpha, bits, KEY)
+        first = dcf.evaluate(0, both[0], corrections, x, bits, KEY, drop=drop, top=True)
+        second = dcf.evaluate(1, both[1], corrections, x, bits, KEY, drop=drop)
+        points = [int(one) >> drop for one in x]
+        below = [point % (1 << bits) < int(one) for point, one in zip(points, alpha, strict=True)]
+        assert (first ^ second).tolist() == [
+            one ^ (point >> bits & 1) for point, one in zip(points, below, strict=True)
+        ]
+        with pytest.raises(UsageError, match="drop"):
+            dcf.evaluate(0, both[0], corrections, x, bits, KEY, drop=64)
+
     @pytest.mark.parametrize("count", [0, 1, 7, 8, 15, 16, 17, 127, 128, 129, 257])
     def test_every_size_of_a_batch(self, engine, count):
         alpha, x = numbers(1, count, 12), numbers(2, count, 12)

@@ -26,6 +26,12 @@ def engine(request, monkeypatch):
 def words(seed: int, shape: tuple[int, ...], kind: str = "uniform") -> np.ndarray:
     """Return words: uniform, or only the ends, where every carry and every half is full."""
     stream = np.random.default_rng(seed)
+    if kind == "halves":  # signed numbers of 32 bits, with both ends: these are multiplied in their own way
+        ends = np.array([-(1 << 31), (1 << 31) - 1, -1, 0, 1], np.int64)
+        mixed = np.where(
+            stream.random(shape) < 0.5, stream.choice(ends, shape), stream.integers(-(1 << 31), 1 << 31, shape)
+        )
+        return mixed.astype(np.int64).view(np.uint64)
     if kind == "ends":
         return stream.choice(np.array([0, 1, 1 << 63, TOP, 0xFFFFFFFF, 0xFFFFFFFF00000000], np.uint64), shape)
     return stream.integers(0, TOP, shape, np.uint64, endpoint=True)
@@ -48,6 +54,18 @@ class TestMatrices:
         assert products.matmul(a, b).tolist() == expected
         assert products.matmul(np.ascontiguousarray(a.T), b, transpose_a=True).tolist() == expected
         assert products.matmul(a, np.ascontiguousarray(b.T), transpose_b=True).tolist() == expected
+
+    @pytest.mark.parametrize(("m", "k", "n"), [(2, 1300, 3), (6, 1025, 520), (200, 258, 7)])
+    def test_halves_of_words(self, engine, m, k, n):
+        """A left side of signed numbers of 32 bits, and one with a single number beyond them, on either end."""
+        a, b = words(3, (m, k), "halves"), words(4, (k, n), "ends")
+        for beyond in (None, 1 << 31, -(1 << 31) - 1):
+            if beyond is not None:
+                a[m - 1, k // 2] = np.uint64(beyond % (1 << 64))
+            assert (products.matmul(a, b) == a @ b).all()
+            assert products.matmul(a[-1:], b[:, -2:]).tolist() == product(a[-1:], b[:, -2:])
+            whole = np.full((m, n), 7, np.uint64)
+            assert (products.matmul(a, b, out=whole) == a @ b + np.uint64(7)).all()
 
     @pytest.mark.parametrize(("m", "k", "n"), [(2, 1300, 3), (6, 1025, 520), (200, 258, 7)])
     def test_more_than_a_block(self, engine, m, k, n):

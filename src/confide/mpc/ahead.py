@@ -11,7 +11,6 @@ the second part, as much work as the first, is done here. A party with [W]_b = 0
     symbol     here            meaning
     [r]_b      mask            share of the mask of an OPEN value; None is zero
     -          known           part of a share of a SHARED value that is known ahead; None is zero
-    M_b        top             [m]_b = [msb(r)]_b 2^(64-f)
 """
 
 from __future__ import annotations
@@ -55,6 +54,7 @@ from confide.mpc.operations import (
     Truncate,
     operands,
 )
+from confide.mpc.selections import Dealt, dealt
 
 Array = NDArray[Any]
 _Any = TypeVar("_Any", bound=Array)
@@ -157,41 +157,11 @@ def shifted(part: Words | None, by: int, party: int, shape: tuple[int, ...]) -> 
 
 
 @dataclass(slots=True)
-class Tops:
-    """A party's shares of u and m of a value."""
-
-    shifted: Words = field(repr=False)
-    top: Words = field(repr=False)
-
-
-@dataclass(slots=True)
-class Choice:
-    """What a public bit g chooses between: `zero` if g = 0, zero xor `change` if g = 1. So nothing branches."""
-
-    zero: Words = field(repr=False)
-    change: Words = field(repr=False)
-
-    @staticmethod
-    def of(zero: Words, one: Words) -> Choice:
-        """Return the choice between two arrays."""
-        return Choice(zero, np.bitwise_xor(zero, one))
-
-    def taken(self, ones: Words) -> Words:
-        """Return what is chosen, a new array.
-
-        Args:
-            ones: uint64, all ones where g = 1, else 0.
-        """
-        made = np.bitwise_and(self.change, ones)
-        return np.bitwise_xor(made, self.zero, out=made)
-
-
-@dataclass(slots=True)
 class Selection:
-    """A party's shares for bit v, by g: the coefficient of T, what is subtracted, what is added where msb(Y) = 0."""
+    """A party's shares of what a bit is multiplied by, and of that times the mask beta of the bit."""
 
-    shifted: Choice
-    top: Choice | None  # None where nothing is truncated
+    whole: Dealt
+    chosen: Dealt
 
 
 @dataclass(slots=True)
@@ -204,8 +174,8 @@ class Ready:
     opening: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
     roots: dict[int, Bytes] = field(default_factory=dict[int, Bytes], repr=False)
     rho: dict[int, Bytes] = field(default_factory=dict[int, Bytes], repr=False)
-    bit: dict[int, Choice] = field(default_factory=dict[int, Choice], repr=False)  # [beta]_b, or b - [beta]_b
-    tops: dict[int, Tops] = field(default_factory=dict[int, Tops], repr=False)
+    bit: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)  # [beta]_b
+    tops: dict[int, Dealt] = field(default_factory=dict[int, Dealt], repr=False)
     selection: dict[int, Selection] = field(default_factory=dict[int, Selection], repr=False)
     waves: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
     zero: dict[int, Words] = field(default_factory=dict[int, Words], repr=False)
@@ -318,8 +288,7 @@ class _Preparation:
                 ready.zero[number] = self._dealt(number, Purpose.ZERO).reshape(value.shape)
             case Reshape() | Slice() if value.kind is Kind.BIT:
                 if operation.a in ready.bit:
-                    given = ready.bit[operation.a]
-                    ready.bit[number] = Choice(moved(operation, given.zero), moved(operation, given.change))
+                    ready.bit[number] = moved(operation, ready.bit[operation.a])
             case Shift(a, by):
                 if value.kind is Kind.OPEN:
                     ready.mask[number] = self.mask(a)
@@ -388,41 +357,38 @@ class _Preparation:
         mask = self.mask(number)
         return None if mask is None else np.negative(mask)
 
-    def _tops(self, a: int, bits: int) -> Tops:
+    def _as_dealt(self, number: int, purpose: Purpose) -> NDArray[np.unsignedinteger]:
+        """Return this party's share of dealt numbers in the type in which they come, flat."""
+        segment = self.layout.segments[number, purpose]
+        if self.party:
+            return segment.view(self.words)
+        return self.ready.own(drawn_narrow(self.seed, number, purpose, segment.count, segment.dtype))
+
+    def _tops(self, a: int, bits: int) -> Dealt:
         owner = self.layout.shifted[a, bits]
         if owner in self.ready.tops:
             return self.ready.tops[owner]
-        shape = self.program.values[a].shape
-        top = self.ready.own(np.left_shift(self._dealt(owner, Purpose.TOP), np.uint64(64 - bits)))
-        return Tops(self._dealt(owner, Purpose.SHIFTED).reshape(shape), top.reshape(shape))
+        return dealt(self._dealt(owner, Purpose.SHIFTED), self._as_dealt(owner, Purpose.TOP))
 
     def _selection(self, number: int, operation: Select) -> Selection:
-        """Return what `Select` chooses between: shares of beta u and beta m, or u - beta u and m - beta m."""
-        shape, bits = self.program.values[number].shape, operation.bits
-        beta_shifted = self._dealt(number, Purpose.BETA_SHIFTED).reshape(shape)
-        if not bits:
-            mask = self.mask(operation.a)
-            rest = np.negative(beta_shifted) if mask is None else np.subtract(mask, beta_shifted)
-            return Selection(self._choice(beta_shifted, rest), None)
-        tops = self.ready.tops[number]
-        beta_top = np.left_shift(self._dealt(number, Purpose.BETA_TOP), np.uint64(64 - bits)).reshape(shape)
-        return Selection(
-            self._choice(beta_shifted, np.subtract(tops.shifted, beta_shifted)),
-            self._choice(self.ready.own(beta_top), np.subtract(tops.top, beta_top)),
-        )
+        """Return shares of what `Select` chooses from: u and m, or the mask itself; and those times beta."""
+        beta_shifted = self._dealt(number, Purpose.BETA_SHIFTED)
+        if operation.bits:
+            chosen = dealt(beta_shifted, self._as_dealt(number, Purpose.BETA_TOP))
+            return Selection(self.ready.tops[number], chosen)
+        mask = self.mask(operation.a)
+        whole = np.zeros(len(beta_shifted), np.uint64) if mask is None else self._contiguous(mask)
+        return Selection(dealt(whole), dealt(beta_shifted))
 
-    def _choice(self, zero: Words, one: Words) -> Choice:
-        made = Choice.of(zero, one)
-        self.ready.own(one)
-        self.ready.own(made.change)
-        return made
+    def _contiguous(self, words: Words) -> Words:
+        made = np.ascontiguousarray(words)
+        return made if made is words or np.may_share_memory(made, words) else self.ready.own(made)
 
     def _sign(self, number: int, count: int, shape: tuple[int, ...]) -> None:
         self.ready.roots[number] = self.ready.own(drawn_roots(self.seed, number, count))
         self.ready.rho[number] = self.ready.own(drawn_bits(self.seed, number, count))
         if (number, Purpose.BETA) in self.layout.segments:
-            beta = self._dealt(number, Purpose.BETA).reshape(shape)
-            self.ready.bit[number] = self._choice(beta, np.subtract(np.uint64(self.party), beta))
+            self.ready.bit[number] = self._dealt(number, Purpose.BETA).reshape(shape)
 
     def _linear(self, number: int, operation: Linear) -> None:
         taken = operands(operation)

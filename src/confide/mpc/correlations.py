@@ -194,6 +194,7 @@ class Layout:
         shifted: for each (value, bits) the operation under whose number u and msb(r) are dealt.
         bits: for each BIT the `Sign` that it comes from.
         fixed: for each operation whether it follows from the model alone, the same in every run.
+        sent_bytes: for each party what it sends the other for each operation in its last round.
         binding: a hash of program and mode (32 bytes), which parties compare first.
     """
 
@@ -205,6 +206,7 @@ class Layout:
     shifted: Mapping[tuple[int, int], int]
     bits: Mapping[int, int]
     fixed: tuple[bool, ...]
+    sent_bytes: tuple[tuple[int, ...], tuple[int, ...]]
     binding: bytes
 
     @property
@@ -253,8 +255,26 @@ class _Planner:
             shifted=self.shifted,
             bits=self.bits,
             fixed=tuple(self.fixed),
+            sent_bytes=(self._sent_bytes(0), self._sent_bytes(1)),
             binding=hashlib.sha256(b"confide mpc layout v1\0" + bytes([self.owned]) + self.program.hash).digest(),
         )
+
+    def _sent_bytes(self, party: int) -> tuple[int, ...]:
+        return tuple(
+            (-(-value.count // 8) if value.kind is Kind.BIT else 8 * value.count)
+            if self._sends(operation, party)
+            else 0
+            for operation, value in zip(self.program.operations, self.program.values, strict=True)
+        )
+
+    def _sends(self, operation: AnyOperation, party: int) -> bool:
+        match operation:
+            case Load():
+                return operation.origin == "input" and operation.kind is Kind.OPEN and not (self.owned and party == 1)
+            case Reveal():
+                return self.owned and party == 1
+            case _:
+                return isinstance(operation, Open | Sign)
 
     def _fixed(self, operation: AnyOperation) -> bool:
         if isinstance(operation, Load):

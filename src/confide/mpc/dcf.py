@@ -84,7 +84,17 @@ def generate(roots0: Bytes, roots1: Bytes, alpha: Words, bits: int, key: bytes) 
     return out
 
 
-def evaluate(party: int, roots: Bytes, corrections: Bytes | bytes, x: Words, bits: int, key: bytes) -> Bytes:
+def evaluate(
+    party: int,
+    roots: Bytes,
+    corrections: Bytes | bytes,
+    x: Words,
+    bits: int,
+    key: bytes,
+    *,
+    drop: int = 0,
+    top: bool = False,
+) -> Bytes:
     """Return this party's shares of [x < alpha]: XORed with the other party's they are the truth.
 
     Args:
@@ -93,6 +103,8 @@ def evaluate(party: int, roots: Bytes, corrections: Bytes | bytes, x: Words, bit
         corrections: what `generate` made: uint8, shape (correction_bytes(count, bits),), or as many bytes.
         x: uint64, shape (count,), public; the low `bits` bits are read.
         bits, key: those of `generate`.
+        drop: so many low bits of x are taken off first, 0 to 63.
+        top: XOR the bit of x above those that are read, as one of two parties does for a number with that bit.
 
     Returns:
         uint8, shape (count,), each 0 or 1.
@@ -103,12 +115,15 @@ def evaluate(party: int, roots: Bytes, corrections: Bytes | bytes, x: Words, bit
     """
     if party not in (0, 1):
         raise UsageError(f"Expected party={party} to be 0 or 1")
+    if not 0 <= drop <= 63:
+        raise UsageError(f"Expected drop={drop} from 0 to 63")
     points, size = _vector(x, "x"), correction_bytes(len(x), bits)
     body = np.frombuffer(corrections, np.uint8) if isinstance(corrections, bytes) else corrections
     if body.dtype != np.uint8 or body.shape != (size,):
         raise ProtocolError(f"Expected {size} bytes of corrections for {len(x)} keys, got {body.dtype} {body.shape}")
     out = np.empty(len(x), np.uint8)
-    _engine.dcf_evaluate(party, _blocks(roots, len(x)), np.ascontiguousarray(body), points, bits, _fixed(key), out)
+    places = _blocks(roots, len(x)), np.ascontiguousarray(body), points
+    _engine.dcf_evaluate(party, *places, bits, _fixed(key), out, drop, top)
     return out
 
 
@@ -140,7 +155,8 @@ def evaluate_many(party: int, roots: Bytes, corrections: Bytes | bytes, x: Words
 def _vector(words: Words, name: str) -> Words:
     if words.dtype != np.uint64 or words.ndim != 1:
         raise UsageError(f"Expected {name} to be a vector of uint64, got {words.dtype} {words.shape}")
-    return np.require(words, requirements=("C", "A"))
+    whole = words.flags.c_contiguous and words.flags.aligned
+    return words if whole else np.require(words, requirements=("C", "A"))
 
 
 def _blocks(roots: Bytes, count: int) -> Bytes:

@@ -49,8 +49,19 @@ def dcf_generate(roots0: Bytes, roots1: Bytes, alpha: Words, bits: int, key: byt
     corrections[levels] = word
 
 
-def dcf_evaluate(party: int, roots: Bytes, corrections: Bytes, x: Words, bits: int, key: bytes, out: Bytes) -> None:
+def dcf_evaluate(
+    party: int,
+    roots: Bytes,
+    corrections: Bytes,
+    x: Words,
+    bits: int,
+    key: bytes,
+    out: Bytes,
+    drop: int = 0,
+    top: bool = False,
+) -> None:
     """Write the shares of a party to `out`."""
+    x = x >> np.uint64(drop)
     count, levels = len(x), max(bits - _LEAF, 0)
     words = np.frombuffer(corrections, "<u8").reshape(levels + 1, count, 2)
     state, t, v = _words(roots), np.full(count, party, np.uint64), np.zeros(count, np.uint64)
@@ -64,6 +75,8 @@ def dcf_evaluate(party: int, roots: Bytes, corrections: Bytes, x: Words, bits: i
     half = -(place >> np.uint64(6))
     picked = (shares[:, 0] & ~half) | (shares[:, 1] & half)
     out[:] = (picked >> (place & np.uint64(63)) ^ v >> _TWO) & _ONE
+    if top:
+        out ^= (x >> np.uint64(bits) & _ONE).astype(np.uint8)
 
 
 def _words(roots: Bytes) -> Words:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from confide.errors import ProtocolError
-from confide.mpc import dcf
-from confide.mpc.ahead import Fixed, Held, Ready, Tops, add_corrections
+from confide.mpc import dcf, selections
+from confide.mpc.ahead import Fixed, Held, Ready, Selection, add_corrections
 from confide.mpc.correlations import Bytes, Layout, Words
 from confide.mpc.gates import Linear, linear, moved, product_sum, word
 from confide.mpc.operations import (
@@ -41,8 +41,6 @@ from confide.mpc.periodic import Series, factors
 from confide.mpc.periodic import share as periodic_share
 from confide.mpc.schedule import Round, Schedule, rounds
 from confide.wire import Message, Step
-
-_OFFSET = np.uint64(1 << 62)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +81,7 @@ def schedule_of(layout: Layout) -> Schedule:
 
 def sent_bytes(layout: Layout, party: int, number: int) -> int:
     """Return the bytes that a party sends the other for an operation in its last round."""
-    operation, count = layout.program.operations[number], layout.program.values[number].count
-    words = layout.program.values[number].kind is not Kind.BIT
-    match operation:
-        case Load():
-            sends = operation.kind is Kind.OPEN and not (layout.owned and party == 1)
-        case Reveal():
-            sends = layout.owned and party == 1
-        case _:
-            sends = True
-    return (8 * count if words else -(-count // 8)) if sends else 0
+    return layout.sent_bytes[party][number]
 
 
 def run_program(
@@ -169,6 +158,7 @@ class _Run:
         self.bits: dict[int, Bytes] = {}
         self.mine: dict[int, NDArray[Any]] = {}  # what this party sent of an operation
         self.outcome = Outcome()
+        self.their_bytes = layout.sent_bytes[1 - place.party]
         self.places = {batch.operation: number for number, batch in enumerate(layout.batches)}
         self.next_batch = len(ready.corrections)
 
@@ -194,7 +184,7 @@ class _Run:
         parts = [self.leaving(number) for number in each.sends if number in last]
         bodies = [part.tobytes() for part in parts if part is not None]
         body = bodies[0] if len(bodies) == 1 else b"".join(bodies)
-        theirs = sum(sent_bytes(self.layout, 1 - self.party, number) for number in last)
+        theirs = sum([self.their_bytes[number] for number in last])
         send = (Message(me, other, tag, body),) if body else ()
         return Step(send, tag, (other,)) if theirs else Step(send)
 
@@ -221,13 +211,13 @@ class _Run:
         """Read what the other party sent in a round."""
         other = self.place.names[1 - self.party]
         body = received[other].body if other in received else b""
-        expected = sum(sent_bytes(self.layout, 1 - self.party, number) for number in last)
+        expected = sum([self.their_bytes[number] for number in last])
         if len(body) != expected:
             raise ProtocolError(f"Expected {expected} bytes from {other}, got {len(body)}")
         offset = 0
         for number in each.sends:
             if number in last:
-                size = sent_bytes(self.layout, 1 - self.party, number)
+                size = self.their_bytes[number]
                 self._take(number, body, offset, size)
                 offset += size
 
@@ -265,7 +255,7 @@ class _Run:
 
     def _leaving_output(self, number: int, a: int, bits: int) -> Bytes | Words | None:
         if self.program.values[number].kind is Kind.BIT:
-            share = (self.ready.bit[a].zero & np.uint64(1)).astype(np.uint8).reshape(-1)
+            share = (self.ready.bit[a] & np.uint64(1)).astype(np.uint8).reshape(-1)
             if not (self.layout.owned and self.party == 1):
                 # the receiver, or party 1 of two that both send theirs on, adds the public bit
                 adds = self.layout.owned or self.party == 1
@@ -331,11 +321,11 @@ class _Run:
             case MatMul() | Convolve() | Multiply():
                 self.found[number] = self._product(operation)
             case Truncate(a, bits, _):
-                self.found[number] = self._truncated(a, bits, self.ready.tops[number])
+                self.found[number] = selections.truncate(self.party, self.opened[a], bits, self.ready.tops[number])
             case Select():
-                self.found[number] = self._select(number, operation)
+                self.found[number] = self._select(operation, self.ready.selection[number])
             case Number(bit):
-                self.found[number] = self.ready.bit[bit].taken(self._ones(bit))
+                self.found[number] = self._number(bit)
             case Periodic():
                 self.found[number] = self._periodic(number, operation)
             case Reshape() | Slice() if value.kind is Kind.BIT:
@@ -393,41 +383,35 @@ class _Run:
         negative = None if mask is None else np.negative(mask)
         return product_sum(operation, [(self.opened[a], self.total(b)), (negative, self.opened[b])])
 
-    def _truncated(self, a: int, bits: int, tops: Tops) -> Words:
-        quotient, carries = _quotient(self.opened[a], bits)
-        made = np.multiply(carries, tops.top)
+    def _number(self, bit: int) -> Words:
+        """Return [bit]_b: [beta]_b where g = 0, b - [beta]_b where g = 1."""
+        ones = np.negative(self.bits[bit].astype(np.uint64))
+        made = np.bitwise_xor(self.ready.bit[bit], ones)
+        made -= ones
         if self.party:
-            made += quotient
-        return np.subtract(made, tops.shifted, out=made)
-
-    def _ones(self, bit: int) -> Words:
-        """Return all ones where g = 1, else 0."""
-        return np.negative(self.bits[bit].astype(np.uint64))
-
-    def _select(self, number: int, operation: Select) -> Words:
-        """Return [bit v]_b: the share of the bit times T, minus that of (bit u), plus that of (bit m)."""
-        ready, a, bits = self.ready, operation.a, operation.bits
-        ones, selection = self._ones(operation.bit), ready.selection[number]
-        made = ready.bit[operation.bit].taken(ones)
-        if selection.top is None:
-            made *= self.opened[a]
-        else:
-            quotient, carries = _quotient(self.opened[a], bits)
-            made *= quotient
-            carries *= selection.top.taken(ones)
-            made += carries
-        made -= selection.shifted.taken(ones)
+            made -= ones
         return made
+
+    def _select(self, operation: Select, selection: Selection) -> Words:
+        """Return [bit v]_b: the share of the bit times T, minus that of (bit u), plus that of (bit m)."""
+        g, beta = self.bits[operation.bit], self.ready.bit[operation.bit]
+        opened, bits = self.opened[operation.a], operation.bits
+        return selections.select(self.party, g, beta, opened, bits, selection.whole, selection.chosen)
 
     def _sign(self, number: int, operation: Sign) -> Bytes:
         """Return this party's share of g, flat."""
-        ready, bits = self.ready, operation.window - operation.drop
-        points = np.right_shift(self.opened[operation.a], np.uint64(operation.drop)).reshape(-1)
-        key = ready.deal_id.comparison_key(number)
-        mine = dcf.evaluate(self.party, ready.roots[number], ready.corrections[number], points, bits, key)
+        ready, drop = self.ready, operation.drop
+        mine = dcf.evaluate(
+            self.party,
+            ready.roots[number],
+            ready.corrections[number],
+            self.opened[operation.a].reshape(-1),
+            operation.window - drop,
+            ready.deal_id.comparison_key(number),
+            drop=drop,
+            top=self.party == 0,
+        )
         mine ^= ready.rho[number]
-        if self.party == 0:
-            mine ^= (points >> np.uint64(bits)).astype(np.uint8) & np.uint8(1)
         return mine
 
     def _periodic(self, number: int, operation: Periodic) -> Words:
@@ -446,13 +430,3 @@ def told(mine: Words, theirs: Words, bits: int) -> Words:
         total <<= np.uint64(bits)  # the sign is that of a number of 64 - bits bits
         total = (total.view(np.int64) >> bits).view(np.uint64)
     return total
-
-
-def _quotient(opened: Words, bits: int) -> tuple[Words, Words]:
-    """Return T = (Y >> f) - 2^(62-f) and c = 1 - msb(Y), for Y = y^ + 2^62."""
-    lifted = np.add(opened, _OFFSET)
-    carries = np.right_shift(lifted, np.uint64(63))
-    carries ^= np.uint64(1)
-    lifted >>= np.uint64(bits)
-    lifted -= np.uint64(1 << (62 - bits))
-    return lifted, carries
