@@ -65,7 +65,7 @@ def held_bytes(mode: Mode, role: str, kit: AnyKit, store: Store) -> int:
                 total += _NOTE_BYTES
             case [_, "opened"]:
                 total += _model_bytes(mode, role, kit)
-            case [run, "stock", rows, counter, *_]:
+            case [run, "stock" | "whole", rows, counter, *_]:
                 deals.add((run, rows, counter))
             case _:
                 pass
