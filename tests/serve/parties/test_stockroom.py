@@ -58,6 +58,7 @@ def test_an_order_beyond_a_clients_limit_is_refused_everywhere_and_the_rest_goes
             time.sleep(0.02)
         assert not any(one.circle.sessions.count for one in running.servers.values())
         assert np.allclose(modest.predict(X), NETWORK.apply(X), atol=2e-3)
+        assert not running.servers["server"].circle.sessions._early  # nothing of them waits for an order
     with client(running, ahead=2) as again:
         assert np.allclose(again.predict(X), NETWORK.apply(X), atol=2e-3)
     assert not any("broker, the dealer, is gone" in line for line in running.lines)
