@@ -63,6 +63,10 @@ class Aborted(ProtocolError):
     """A session that ended without an output; nothing was revealed beyond the messages already sent."""
 
 
+class SetUpAgain(Aborted):
+    """What was set up or dealt is not there any more, or was used before; setting up again mends that."""
+
+
 class IntegrityError(ConfideError):
     """A hash, a signature or a chain of hashes that does not hold."""
 

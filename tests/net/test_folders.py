@@ -70,7 +70,10 @@ import sys, time
 from contextlib import nullcontext
 from pathlib import Path
 from confide.net.folders import locked
-folder = Path(sys.argv[1])
+folder, me = Path(sys.argv[1]), sys.argv[3]
+(folder / f"ready-{sys.argv[2]}-{me}").touch()
+while len(list(folder.glob(f"ready-{sys.argv[2]}-*"))) < 4:  # starting takes longer than counting
+    time.sleep(0.001)
 for _ in range(50):
     with locked(folder) if sys.argv[2] == "locked" else nullcontext():
         number = int((folder / "n").read_text() or 0)
@@ -80,7 +83,8 @@ for _ in range(50):
 
     def count(how):
         (tmp_path / "n").write_text("0")
-        running = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path), how]) for _ in range(4)]
+        command = [sys.executable, "-c", script, str(tmp_path), how]
+        running = [subprocess.Popen([*command, str(number)]) for number in range(4)]
         assert all(process.wait() == 0 for process in running) or how == "free"
         return int((tmp_path / "n").read_text() or 0)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from confide.cli import console
-from confide.cli.console import warnings_as_lines
+from confide.cli.console import stops_cleanly, warnings_as_lines
 from confide.cli.joint import (
     CLIENT_STOCK_BYTES,
     STOCK_BYTES,
@@ -211,11 +211,12 @@ def _limits(given: Sequence[str], *, workers: int, query_quota: int | None, tota
 
 @contextmanager
 def _kept_at(store: str | None) -> Generator[str]:
-    """Yield where keys are kept: a file that ends with this server, if no other is named."""
+    """Yield where keys are kept: a file that ends with this server, SIGTERM included, if no other is named."""
     if store is not None:
-        yield store
+        with stops_cleanly():
+            yield store
         return
-    with tempfile.TemporaryDirectory(prefix="confide-serve-") as folder:
+    with stops_cleanly(), tempfile.TemporaryDirectory(prefix="confide-serve-") as folder:
         yield str(Path(folder) / "keys.db")
 
 

@@ -19,7 +19,6 @@ import fcntl
 import json
 import os
 import shutil
-import tempfile
 import tomllib
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ from cryptography.hazmat.primitives.serialization import (
 
 from confide.errors import UsageError
 from confide.model.artifact import write_whole
+from confide.model.unfinished import begin
 from confide.structs import known
 
 TLS, AUTHORITY, IDENTITY = "tls.pem", "authority.pem", "identity.pem"
@@ -64,13 +64,15 @@ def new_folder(folder: Path) -> Generator[Path]:
         raise UsageError(f"Expected a new folder, {folder} is there already; name another")
     if not folder.absolute().parent.is_dir():
         raise UsageError(f"Expected that the folder above {folder} exists; make it first")
-    building = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.absolute().parent))  # 0700
+    building, held = begin(folder)
     try:
         yield building
         os.rename(building, folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
     _sync(folder.absolute().parent)
 
 

@@ -75,6 +75,7 @@ def houses(
     members = {**dict.fromkeys(clients, "client"), **{name: role for role, name in partners.items()}}
     found = Houses(folder)
     found.partners = partners
+    folder.mkdir(exist_ok=True)
     home = founded(folder, members)
     limits = limits or Limits(batch_rows=64)
     served: list[Prepared] = prepared(model(backend, graph=graph), limits, SystemRandomness())

@@ -58,6 +58,7 @@ def test_an_order_beyond_a_clients_limit_is_refused_everywhere_and_the_rest_goes
             time.sleep(0.02)
         assert not any(one.circle.sessions.count for one in running.servers.values())
         assert np.allclose(modest.predict(X), NETWORK.apply(X), atol=2e-3)
+        assert not running.servers["server"].circle.sessions._early  # nothing of them waits for an order
     with client(running, ahead=2) as again:
         assert np.allclose(again.predict(X), NETWORK.apply(X), atol=2e-3)
     assert not any("broker, the dealer, is gone" in line for line in running.lines)
@@ -151,6 +152,15 @@ def test_all_clients_together_have_a_limit_and_what_was_used_is_counted_anew():
     assert one.admit(place("b"), order(60)) == 60
     fill(store, place("a"), 10)
     assert one.admit(place("c"), order(80)) == 80
+    one = room(MemoryStore(), total=1000, served=("p/m", "p/n"))
+    store = one._store
+    taken = one.admit(place("a"), order(90))
+    fill(store, place("a"), 90)
+    one.came(place("a"), taken)
+    fill(store, place("a"), 10)  # used
+    assert one.admit(place("a", "n"), order(90)) == 90  # a client's limit is over all models
+    with pytest.raises(ProtocolError, match="--client-stock-bytes"):
+        one.admit(place("a"), order(1))
 
 
 def test_counts_outlive_the_process_and_what_is_not_served_goes_first():

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.errors import ConfideError, IntegrityError, ProtocolError, UsageError
+from confide.errors import ConfideError, IntegrityError, ProtocolError, SetUpAgain, UsageError
 from confide.ideal import Backend, Kit
 from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
@@ -31,7 +31,7 @@ from confide.serve.parties.guest import Guest
 from confide.serve.parties.messages import Offer, Seat
 from confide.serve.parties.seats import INSECURE, machine_digest, voided
 from confide.serve.parties.server import make_ready
-from confide.serve.parties.sessions import Bounds, Ended, SetUpAgain
+from confide.serve.parties.sessions import Bounds, Ended
 from confide.serve.protocol import digest
 from confide.serve.session import Columns, Session
 from confide.serve.steps import ROWS, Progress, Wanted

@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from confide.errors import ConfideError, ProtocolError
+from confide.errors import ConfideError, ProtocolError, SetUpAgain
 from confide.net.certificates import read_member
 from confide.net.exchange import Envelope
 from confide.net.limits import Limits
@@ -33,7 +33,7 @@ from confide.serve.parties.messages import (
     short,
 )
 from confide.serve.parties.seats import Facts, refusal, together
-from confide.serve.parties.sessions import Bounds, Cast, Ended, Sessions, SetUpAgain
+from confide.serve.parties.sessions import Bounds, Cast, Ended, Sessions
 from confide.wire import Message, Party, Store
 
 TICK_SECONDS = 0.2

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import msgspec
 
 from confide.crypto.random import Randomness
-from confide.errors import ConfideError, ProtocolError
+from confide.errors import ConfideError, ProtocolError, SetUpAgain
 from confide.ideal import Backend, Kit
 from confide.net.certificates import COORDINATOR
 from confide.serve.parties.circle import Circle
@@ -35,7 +35,7 @@ from confide.serve.parties.server import (
     set_up_key,
     set_up_mark,
 )
-from confide.serve.parties.sessions import Ended, SetUpAgain
+from confide.serve.parties.sessions import Ended
 from confide.serve.parties.standing import Standing
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
 from confide.serve.parties.turns import turns_of

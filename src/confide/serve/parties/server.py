@@ -16,7 +16,7 @@ from typing import Protocol, runtime_checkable
 import msgspec
 
 from confide.crypto.random import Randomness
-from confide.errors import ConfideError, ProtocolError, UsageError, nearest
+from confide.errors import ConfideError, ProtocolError, SetUpAgain, UsageError, nearest
 from confide.guarantee import Guarantee
 from confide.ideal import Backend, Kit
 from confide.net.certificates import COORDINATOR
@@ -25,7 +25,7 @@ from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Seat, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, model_id, voided
-from confide.serve.parties.sessions import Cast, Ended, SetUpAgain
+from confide.serve.parties.sessions import Cast, Ended
 from confide.serve.parties.standing import Standing
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
 from confide.wire import Party, Step, Store

@@ -17,17 +17,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from confide.errors import Aborted, ConfideError, ProtocolError, StoreError
+from confide.errors import Aborted, ConfideError, ProtocolError, SetUpAgain, StoreError
 from confide.net.exchange import Envelope, Exchange
 from confide.serve.parties.messages import ABORT, Abort, letter, read, short
 from confide.wire import Message, Party, Step, Store
 
 #: Ids of sessions that are over, kept to recognise what comes late.
 _REMEMBERED = 4096
-
-
-class SetUpAgain(Aborted):
-    """A process has not been set up for a client, or has lost it; setting up again mends that."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -293,8 +289,9 @@ class Sessions:
         while len(self._over) > _REMEMBERED:
             self._over.popitem(last=False)
         if error is not None and tell:
+            said = Abort(short(str(error)), isinstance(error, SetUpAgain))
             for name in one.cast.others():
-                self._send(name, letter(self.me, name, Abort(short(str(error))), session=session))
+                self._send(name, letter(self.me, name, said, session=session))
         one.done(Ended(session, one.cast, error, output, figures))
 
     def _leave(self) -> None:

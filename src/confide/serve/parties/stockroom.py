@@ -10,7 +10,7 @@ to models that are not served any more; whoever still had it sets up again.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -148,14 +148,14 @@ class Stockroom:
         if self._fits(place.client, more):
             return
         if gone := backend.outlived(place.role, view, place.run):
-            view.commit(gone)
+            self._clear(place.prefix, gone)
             self._count(place)
+        if not self._fits(place.client, more):
+            for one in self._places.values():  # what was used since it was ordered counts no more
+                self._count(one)
         for prefix, kept in list(self._kept.items()):
             if not self._served(prefix) and not self._fits(place.client, more):
                 self._drop(prefix, kept)
-        if self.kept_bytes() + more > limits.total_bytes:  # what was used since it was ordered counts no more
-            for one in self._places.values():
-                self._count(one)
         if self._fits(place.client, more):
             return
         own, all_ = self.kept_bytes(place.client), self.kept_bytes()
@@ -181,10 +181,13 @@ class Stockroom:
             self._store.commit({_PREFIX + place.prefix: encode(kept)})
             self._kept[place.prefix] = kept
 
+    def _clear(self, prefix: str, keys: Iterable[str]) -> None:
+        """Delete at once: a view of the store may put off clearing what it deletes, and room is needed now."""
+        self._store.commit({prefix + key: None for key in keys})
+
     def _drop(self, prefix: str, kept: _Kept) -> None:
         """Clear away a client's part of a model that is not served: if it comes back, the client sets up again."""
-        view = self._view(prefix)
         self._store.commit({kept.mark: None, _PREFIX + prefix: None})
-        view.commit(dict.fromkeys(view.keys()))
+        self._clear("", self._store.keys(prefix))
         self._kept.pop(prefix)
         self._places.pop(prefix, None)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import io
 import os
 import shutil
-import tempfile
 import zipfile
 from collections.abc import Mapping
 from itertools import pairwise
@@ -25,6 +24,7 @@ from confide.errors import ModelError
 from confide.guarantee import PrivacyLabel
 from confide.ideal import Kit
 from confide.model.graph import Graph, Linear, Relu, Sigmoid
+from confide.model.unfinished import begin
 from confide.mpc import lowering
 from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.operations import SCALE
@@ -69,7 +69,7 @@ def write_folder(place: Path, public: Public, parts: tuple[Mapping[str, Words], 
     Raises:
         OSError: as the system says, also where the folder is not empty; what was there stays as it was.
     """
-    begun = Path(tempfile.mkdtemp(dir=place.parent, prefix=f".{place.name}."))  # its mode is 0o700
+    begun, held = begin(place)
     try:
         _write(begun / _MODEL, msgspec.json.format(msgspec.json.encode(public), indent=2) + b"\n")
         for name, arrays in zip(SERVERS, parts, strict=True):
@@ -80,6 +80,8 @@ def write_folder(place: Path, public: Public, parts: tuple[Mapping[str, Words], 
     except BaseException:
         shutil.rmtree(begun, ignore_errors=True)
         raise
+    finally:
+        os.close(held)
 
 
 def _write(file: Path, body: bytes) -> None:

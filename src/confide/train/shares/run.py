@@ -16,6 +16,7 @@ from confide.errors import JobError
 from confide.guarantee import PrivacyLabel
 from confide.model.artifact import Artifact
 from confide.model.graph import Graph, Linear, Relu, Sigmoid
+from confide.model.unfinished import clear as clear_unfinished
 from confide.mpc.training_plan import Rates, Task
 from confide.train.course import parameters_hash
 from confide.train.disclosure import SCHEMA_BOUNDS, fixed_in_advance
@@ -82,6 +83,7 @@ class Prepared:
         place = self.job.path(str(_section(self.job).folder))
         if not place.parent.is_dir() or (place.exists() and not place.is_dir()):
             raise JobError(f"Expected shares.folder={place} to be new in a folder that exists, or empty")
+        clear_unfinished(place)
         if place.exists() and next(place.iterdir(), None) is not None:
             raise JobError(
                 f"Expected shares.folder={place} to be new or empty; it holds files, maybe shares of a model: move "
