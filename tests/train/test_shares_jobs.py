@@ -23,6 +23,7 @@ from confide.errors import JobError, ModelError, PrivacyError
 from confide.guarantee import NOISE_FROM_SYSTEM
 from confide.model.artifact import load as load_model
 from confide.model.artifact import read_public_key
+from confide.mpc.halves import kits, read_public, read_shares
 from confide.mpc.outsourced import Outsourced
 from confide.train.contradictions_in_shares import RESERVED
 from confide.train.evaluate import accuracy
@@ -31,7 +32,6 @@ from confide.train.ledger import Ledger
 from confide.train.parts import aggregator_of
 from confide.train.shares import load_rows, prepare
 from confide.train.shares.course import DEALER, SERVERS
-from confide.train.shares.folder import kits, read_public, read_shares
 from confide.train.shares.run import graph_of
 from confide.train.shares.simulate import joined
 from confide.wire import MemoryStore, run

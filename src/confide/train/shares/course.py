@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from confide.crypto.random import public_stream
 from confide.errors import UsageError
 from confide.mpc.correlations import Layout
+from confide.mpc.halves import SERVERS
 from confide.mpc.operations import Program
 from confide.mpc.party import schedule_of
 from confide.mpc.schedule import Schedule
@@ -30,8 +31,7 @@ from confide.mpc.training_plan import Task
 Indices = NDArray[np.int64]
 Stage = Literal["admission", "beginning", "step", "revelation"]
 
-#: What messages call those who take part beside the owners.
-SERVERS = ("server-0", "server-1")
+#: What messages call who takes part beside the owners and the servers.
 DEALER = "dealer"
 
 #: Most rows, columns times rows, and steps of one training.

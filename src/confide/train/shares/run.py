@@ -17,6 +17,7 @@ from confide.guarantee import PrivacyLabel
 from confide.model.artifact import Artifact
 from confide.model.graph import Graph, Linear, Relu, Sigmoid
 from confide.model.unfinished import clear as clear_unfinished
+from confide.mpc.halves import Public, slope_of, write_folder
 from confide.mpc.training_plan import Rates, Task
 from confide.train.course import parameters_hash
 from confide.train.disclosure import SCHEMA_BOUNDS, fixed_in_advance
@@ -25,7 +26,6 @@ from confide.train.ledger import Ledger
 from confide.train.local import flatten
 from confide.train.sections import Job, SharesSection
 from confide.train.shares.course import SERVERS, Course, Piece, Run
-from confide.train.shares.folder import Public, slope_of, write_folder
 from confide.train.shares.privacy import NoisePlan
 from confide.train.shares.rows import Rows
 from confide.train.shares.simulate import Result, Weights, simulate

@@ -30,10 +30,11 @@ from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.operations import SCALE
 from confide.mpc.recipe import GraphRecipe
 from confide.structs import known
-from confide.train.shares.course import SERVERS
 
 Words = NDArray[np.uint64]
 
+#: What training on shares calls its two servers; who has the first one's file is "server" when the model is served.
+SERVERS = ("server-0", "server-1")
 _MODEL = "model.json"
 _LARGEST_BYTES = 1 << 30
 
