@@ -26,7 +26,7 @@ from confide.cli.node import node_app
 from confide.cli.plan import plan
 from confide.cli.predict import predict
 from confide.cli.serving import serve
-from confide.cli.shares import train_on_shares
+from confide.cli.shares import describe_shares, train_on_shares
 from confide.cli.split import split
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
@@ -216,12 +216,17 @@ def inspect(
         str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
 ) -> None:
-    """Show what a model file says: label, columns, signer, fingerprint. No weights.
+    """Show what a model file, or a folder of shares, says: label, columns, signer, fingerprint. No weights.
 
     confide inspect model.confide --trust signing.pem.pub
     """
     from confide.model.artifact import load, read_public_key
 
+    if model.is_dir():
+        if trust is not None:
+            raise UsageError("Expected no --trust with a folder of shares: nobody has signed it")
+        describe_shares(model)
+        return
     with warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
     console.out.print(artifact.label.sentence())

@@ -103,6 +103,10 @@ def helper(
     url: Url = None,
     coordinator: CoordinatorUrl = None,
     store: StoreFile = None,
+    shares: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With mpc-outsourced: its own half of a model that was trained on shares."),
+    ] = None,
     client_stock_bytes: ClientStockBytes = CLIENT_STOCK_BYTES,
     stock_bytes: StockBytes = STOCK_BYTES,
     status_port: StatusPort = None,
@@ -113,11 +117,15 @@ def helper(
     It holds a share of model and input, which says nothing by itself: run it in an organisation of its own.
 
         confide helper identity --listen 0.0.0.0:8445
+
+    With --shares nobody brings it a share of the model: it has its own, of a training on shares.
+
+        confide helper identity --shares shares
     """
-    roles = ("helper", "third")
+    roles = ("helper",) if shares else ("helper", "third")
     _partner(
         "helper", roles, folder, listen, url, 0, coordinator, store, status_port, insecure_colocated_dealer,
-        (client_stock_bytes, stock_bytes),
+        (client_stock_bytes, stock_bytes), shares,
     )  # fmt: skip
 
 
@@ -133,8 +141,10 @@ def _partner(
     status_port: int | None,
     one_machine: bool,
     stock_bytes: tuple[int, int],
+    shares: Path | None = None,
 ) -> None:
     from confide.net.membership import membership, own_certificate
+    from confide.serve.parties.halves import backends_with
     from confide.serve.parties.service import hosts_of, partnering
 
     said = membership(folder)
@@ -150,13 +160,15 @@ def _partner(
             f"confide federation invite {said.name} --role {said.role} --host ITS-ADDRESS"
         )
     address, port = _place(listen or _DEFAULT_LISTEN)
+    load = backends_with(shares)
     reached = url or (f"wss://{_bracketed(hosts[0])}:{port}" if port else "")
     with _durable(store or str(folder / "parties.db")) as kept:
         conditions = _conditions(address, port, kept, one_machine, stock_bytes)
         with (
             stops_cleanly(),
-            partnering(folder, conditions, url=reached, stock=stock, coordinator=coordinator) as (partner, taken),
+            partnering(folder, conditions, url=reached, stock=stock, load=load, coordinator=coordinator) as found,
         ):
+            partner, taken = found
             _serve_on(partner.circle, partner.standing, reached or f"wss://{_bracketed(hosts[0])}:{taken}", status_port)
 
 

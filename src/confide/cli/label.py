@@ -10,6 +10,7 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import warnings_as_lines
+from confide.errors import UsageError
 
 
 def label(
@@ -31,6 +32,8 @@ def label(
     from confide.model.artifact import load, read_public_key
     from confide.model.label import facts, page
 
+    if model.is_dir():
+        raise UsageError(f"Expected a model file, {model} is a folder; of one of shares tells: confide inspect {model}")
     with warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)
     if as_json:

@@ -29,13 +29,18 @@ from confide.errors import UsageError
 
 if TYPE_CHECKING:
     from confide.serve.limits import Limits
+    from confide.serve.served import Model
     from confide.serve.server import Server
     from confide.serve.source import Source
 
 
 def serve(
     model: Annotated[
-        Path, typer.Argument(metavar="MODEL.confide", help="A model file of `confide train` or `confide import`.")
+        Path,
+        typer.Argument(
+            metavar="MODEL.confide",
+            help="A model file of `confide train` or `confide import`; with mpc-outsourced also a folder of shares.",
+        ),
     ],
     backend: Annotated[
         list[str],
@@ -142,7 +147,7 @@ def serve(
         folder = _check_joint(backend, federation, [name for name, value in beside.items() if value])
         with _kept_at(store) as place:
             serve_jointly(
-                _source(
+                [_half_of(model, backend[0], [trust, calibrate])] if model.is_dir() else _source(
                     model, backends=tuple(dict.fromkeys(backend)), open_model=open_model, goal=goal, engine=engine,
                     trust=trust, workers=workers, calibrate=calibrate,
                 ).models(),
@@ -244,6 +249,18 @@ def _check_joint(backends: Sequence[str], federation: Path | None, beside: Seque
     return federation
 
 
+def _half_of(place: Path, backend: str, beside: Sequence[object]) -> Model:
+    """Return the model of a folder of shares; refuse what goes with a model file alone."""
+    from confide.serve.parties.halves import model_of_half
+
+    if backend != "mpc-outsourced" or any(beside):
+        raise UsageError(
+            f"Expected --backend mpc-outsourced with {place}, a folder of shares, and neither --trust nor --calibrate; "
+            "give a model file for others"
+        )
+    return model_of_half(_model_name(place.resolve()), place)
+
+
 def _source(
     path: Path,
     *,
@@ -260,6 +277,11 @@ def _source(
     from confide.model.artifact import decode, read, read_public_key
     from confide.serve.source import model_file
 
+    if path.is_dir():
+        raise UsageError(
+            f"Expected a model file at {path}, a folder; one of shares is served with --backend mpc-outsourced and "
+            "--federation: docs/training-on-shares.md"
+        )
     with warnings_as_lines():
         body = read(path)
         artifact = decode(body, trust=read_public_key(trust) if trust else None, where=str(path))

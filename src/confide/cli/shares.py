@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -39,7 +40,10 @@ def train_on_shares(job: Any, output: Any) -> None:
         place = job.path(job.shares.folder)
         finished.write_shares(place)
         console.out.print(finished.label.sentence())
-        console.out.print(f"wrote {place}: one file for each server, and no model")
+        console.out.print(
+            f"wrote {place}: one file for each server, and no model; give {' and '.join(job.shares.servers)} one each, "
+            "beside model.json"
+        )
         return
     said = in_words(finished.graph, rows.test_x, rows.test_y)
     console.out.print(f"{said}; computed on the test records in the clear, outside any privacy budget")
@@ -49,6 +53,27 @@ def train_on_shares(job: Any, output: Any) -> None:
         console.out.print(f"wrote {path}")
     if artifact.signer:
         console.out.print(f"signed by {artifact.signer}")
+
+
+def describe_shares(place: Path) -> None:
+    """Print what is public of a folder of shares, and whose half it has."""
+    from confide.mpc.halves import SERVERS, read_public, read_shares
+
+    public, found = read_public(place), [one for one in (0, 1) if (place / f"{SERVERS[one]}.npz").exists()]
+    for one in found:
+        read_shares(place, public, one)  # damaged, or another's: it says so
+    held = " and ".join(public.servers[one] for one in found) or "nobody"
+    warning = "; together they are the model: give each server its own alone" if len(found) == 2 else ""
+    for line in (
+        f"a model that was trained on shares, and never opened; here is the half of: {held}{warning}",
+        public.label.sentence(),
+        f"layers: {', '.join(map(str, public.widths))} columns, {public.loss}",
+        f"classes: {', '.join(public.classes) or 'unnamed'}",
+        f"columns: {', '.join(public.preprocess.columns)}",
+        f"training: {public.training}",
+        f"fingerprint: {public.digest.hex()}",
+    ):
+        console.out.print(console.plain(line))
 
 
 def _run(prepared: Any, rng: Any, output: Any) -> Any:

@@ -165,12 +165,14 @@ class ModelKit:
     Args:
         recipe, owned: as for `PublicKit`.
         model: uint64, by the names of the program's loads.
+        proof: what a party that brought its own half shows the other of it; it is no part of the encoded kit.
 
     Raises:
         ProtocolError: the model does not fit the recipe.
     """
 
-    def __init__(self, recipe: Recipe, *, owned: bool, model: Mapping[str, Words]) -> None:
+    def __init__(self, recipe: Recipe, *, owned: bool, model: Mapping[str, Words], proof: bytes = b"") -> None:
+        self.proof = proof
         self.recipe, self.plans, self.prepared = recipe, Plans(recipe, owned=owned), Prepared()
         layout = self.plans.of(1).layout
         loads = [one for kind in (Kind.OPEN, Kind.SHARED) for _, one in layout.model(kind)]

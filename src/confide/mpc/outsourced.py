@@ -5,14 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from confide.crypto.random import Randomness
+from confide.errors import ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Kit
 from confide.model.graph import Graph
 from confide.mpc import lowering, weights
 from confide.mpc.correlations import Words
 from confide.mpc.dealt import SECURITY_BITS, Dealt
+from confide.mpc.halves import Elsewhere, Half, check_elsewhere, is_elsewhere
 from confide.mpc.keys import Mode
 from confide.mpc.kits import ModelKit, PublicKit
+from confide.mpc.ranges import Ranges
 from confide.mpc.recipe import GraphRecipe
 
 _GUARANTEE = Guarantee(
@@ -48,8 +51,11 @@ class Outsourced(Dealt):
     Roles: whoever owns the model runs `prepare`, and sends each server its kit, a share; the client sends shares of
     its rows to "server" and "helper" and adds up what they send back; the dealer is as in "mpc-dealer".
 
+    A model that was trained on shares has no owner: server and helper bring a half each, and send no part of a model.
+
     Args:
         ranges: how large values become before each layer (`confide.mpc.ranges`); None takes windows of 12 whole bits.
+        half: what this party brings of such a model; None where the owner shares it out.
 
     **Guarantees**: against parties that follow the protocol and study what they see, and as long as no two of server,
     helper and dealer pool what they have: none of them learns anything of weights, rows and predictions; the client
@@ -65,7 +71,13 @@ class Outsourced(Dealt):
     roles = mode.roles
     guarantee = _GUARANTEE
 
+    def __init__(self, *, ranges: Ranges | None = None, half: Half | None = None) -> None:
+        self._ranges, self._half = ranges, half
+
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
+        """Return the kits. With a half of its own a server takes the numbers from there, and none from `graph`."""
+        if self._half is not None:
+            return _apart(self._half)
         architecture = lowering.architecture_of(graph, self._ranges)
         recipe, model = GraphRecipe(architecture), weights.encoded(graph, architecture)
         mine: dict[str, Words] = {name: _uniform(words, rng) for name, words in model.items()}
@@ -76,6 +88,34 @@ class Outsourced(Dealt):
             "helper": ModelKit(recipe, owned=False, model=theirs),
             "dealer": PublicKit(recipe, owned=False),
         }
+
+    def decode_kit(self, role: str, body: bytes) -> Kit:
+        if role != "helper" or (self._half is None and not is_elsewhere(body)):
+            return Dealt.decode_kit(self, role, body)
+        if self._half is None:
+            raise ProtocolError(
+                "Expected this helper's own half of a model that was trained on shares, the server sends none; start "
+                "it with --shares FOLDER"
+            )
+        if not is_elsewhere(body):
+            raise ProtocolError(
+                "Expected the server to bring its half of the training, it shares out a model of its own; leave "
+                "--shares out if that is meant"
+            )
+        check_elsewhere(body, self._half)
+        return self._half.kit
+
+
+def _apart(half: Half) -> dict[str, Kit]:
+    if half.role != "server":
+        raise UsageError("Expected the half of the server")
+    recipe = half.public.recipe
+    return {
+        "client": PublicKit(recipe, owned=False),
+        "server": half.kit,
+        "helper": Elsewhere(half.public),
+        "dealer": PublicKit(recipe, owned=False),
+    }
 
 
 def _uniform(words: Words, rng: Randomness) -> Words:

@@ -128,10 +128,16 @@ class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Taken(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The answer to a part: it is ready to serve, or why it does not."""
+    """The answer to a part: it is ready to serve, or why it does not.
+
+    Args:
+        refusal: why not; "" if it is ready.
+        proof: of a partner that brought its own half of the model, of which training that is; b"" of others.
+    """
 
     model: _Digest
     refusal: _Reason
+    proof: Annotated[bytes, msgspec.Meta(max_length=32)] = b""
 
 
 class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

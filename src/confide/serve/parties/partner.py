@@ -21,7 +21,7 @@ from confide.ideal import Backend, Kit
 from confide.net.certificates import COORDINATOR
 from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Order, Part, Taken, short
-from confide.serve.parties.seats import MEMBER_ROLES, refusal
+from confide.serve.parties.seats import MEMBER_ROLES, proof_of, refusal
 from confide.serve.parties.server import (
     ASKING_ROLES,
     IDENTITY_BYTES,
@@ -203,7 +203,7 @@ class Partner:
                 if facts is not None and facts.identity != seat.identity:
                     raise ProtocolError(f"Expected {seat.name} with the identity that the server knows")
             self.circle.say(f"takes part in {taken.part.name} as its {taken.part.role}, under {taken.part.backend}")
-            self.circle.tell(COORDINATOR, Taken(taken.part.model, ""))
+            self.circle.tell(COORDINATOR, Taken(taken.part.model, "", proof_of(taken.kit)))
 
     def _check(self, peer: str, order: Order) -> None:
         """Check that an order comes from who may give it."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from confide.errors import PrivacyError
 from confide.guarantee import Guarantee, nothing_hidden
@@ -40,10 +41,33 @@ def machine_digest(federation: bytes) -> bytes:
     return hashlib.sha256(b"confide machine v1\0" + federation + b"\0" + found).digest() if found else bytes(32)
 
 
+@runtime_checkable
+class Proven(Protocol):
+    """A kit whose holder brings its own half of a model, or, at the server, what stands for such a partner's kit.
+
+    `proof` is what the partner shows: of which training its half is. Kits of other models have an empty one, or none.
+    """
+
+    proof: bytes
+
+
+def proof_of(kit: Kit) -> bytes:
+    """Return what the partner with this kit shows of its own half; b"" where it gets its part from the server."""
+    return kit.proof if isinstance(kit, Proven) else b""
+
+
+def is_apart(kits: Mapping[str, Kit]) -> bool:
+    """Return whether a partner has its own half of the model, so that the server never had the whole."""
+    return any(proof_of(kit) for role, kit in kits.items() if role != "server")
+
+
 def model_id(name: str, backend: str, kits: Mapping[str, Kit]) -> bytes:
-    """Return the id of a model as it was prepared: another model, or other shares of it, have another (32 bytes)."""
+    """Return the id of a model as it was prepared: another model, or other shares of it, have another (32 bytes).
+
+    Where halves are apart the server's is not in it: who has the other half could try guesses of the model on the hash.
+    """
     parts = [name.encode(), backend.encode()]
-    for role in sorted(kits):
+    for role in sorted(kits.keys() - {"server"} if is_apart(kits) else kits):
         parts += [role.encode(), hashlib.sha256(kits[role].encode()).digest()]
     whole = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
     return hashlib.sha256(b"confide prepared model v1\0" + whole).digest()

@@ -24,7 +24,7 @@ from confide.serve.access import Quota, RateLimit
 from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Seat, Taken, short
-from confide.serve.parties.seats import MEMBER_ROLES, model_id, voided
+from confide.serve.parties.seats import MEMBER_ROLES, model_id, proof_of, voided
 from confide.serve.parties.sessions import Cast, Ended
 from confide.serve.parties.standing import Standing
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
@@ -168,6 +168,8 @@ class Server:
         elif isinstance(body, Taken) and (role := self._role_of(peer)) and (model := self._models.get(body.model)):
             if body.refusal:
                 self.circle.say(f"{peer}, the {role}, does not take part: {body.refusal}")
+            elif body.proof != proof_of(model.prepared.kits[role]):
+                raise ProtocolError(f"Expected the {role} to have the half that belongs to {model.prepared.name}")
             else:
                 model.ready.add(role)
                 if model.ready == set(self.partners):

@@ -34,7 +34,7 @@ from confide.serve.access import Quota
 from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle, Me
 from confide.serve.parties.partner import Partner
-from confide.serve.parties.seats import machine_digest
+from confide.serve.parties.seats import is_apart, machine_digest
 from confide.serve.parties.server import ASKING_ROLES, Prepared, Server
 from confide.serve.parties.sessions import Bounds
 from confide.serve.parties.standing import Standing
@@ -106,7 +106,9 @@ def prepared(
         max_rows = limits.batch_rows
         if isinstance(backend, BoundsRows):
             max_rows = min(max_rows, backend.most_rows(kits["client"], session_bytes=session_bytes))
-        guarantee = as_served(backend.guarantee_for(model.graph))
+        guarantee = backend.guarantee_for(model.graph)
+        if not is_apart(kits):
+            guarantee = as_served(guarantee)
         kit = ClientKit(
             model=model.name,
             backend=backend.name,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from confide.train.shares.rows import Rows
 from confide.train.shares.simulate import Result, Weights, simulate
 
 Matrix = NDArray[np.float64]
+Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +131,7 @@ class Prepared:
             told = {"shares": list(_section(job).servers)}
             model = told if graph is None else {"model": parameters_hash(flatten(graph)).hex()}
             head = ledger.append("model", model | fields)
-        return Finished(self, result, graph, label_of(self, rng.origin, head))
+        return Finished(self, result, graph, label_of(self, rng.origin, head), rng.bytes(16).hex())
 
     def _features(self, name: str) -> Matrix:
         x, piece = self.rows.features[name], self.rows.pieces[name]
@@ -150,12 +151,14 @@ class Finished:
         result: shares, transcript and bytes.
         graph: the opened model; None if it stays shares.
         label: what was promised.
+        training: a name that no other training has.
     """
 
     prepared: Prepared
     result: Result
     graph: Graph | None
     label: PrivacyLabel
+    training: str
 
     def sentences(self) -> Iterator[str]:
         """Yield what was sent, as it was counted."""
@@ -176,19 +179,39 @@ class Finished:
 
     def write_shares(self, place: Path) -> None:
         """Write the folder of shares."""
-        task, job = self.prepared.course.task, self.prepared.job
-        public = Public(
-            widths=(self.prepared.rows.preprocess.features, *task.widths[1:]),
-            loss=task.loss,
-            classes=self.prepared.rows.classes,
-            servers=_section(job).servers,
-            label=self.label,
-        )
-        first, second = (dict(one.parts) for one in self.result.shares)
-        if task.noise:  # the bias is the last row of the weights there
-            for parts in (first, second):
-                parts["w1"], parts["b1"] = parts["w1"][:-1], parts["w1"][-1] << np.uint64(16)
-        write_folder(place, public, (first, second))
+        shares = dict(enumerate(one.parts for one in self.result.shares))
+        write_shares(place, self.prepared, self.label, shares, training=self.training)
+
+
+def write_shares(
+    place: Path,
+    prepared: Prepared,
+    label: PrivacyLabel,
+    shares: Mapping[int, Mapping[str, Words]],
+    *,
+    training: str,
+) -> None:
+    """Write the folder of shares of one server or of both.
+
+    Args:
+        shares: of server 0 or 1 or of both, as `Trained.parts`.
+        training: as `Public.training`.
+    """
+    task, job = prepared.course.task, prepared.job
+    public = Public(
+        widths=(prepared.rows.preprocess.features, *task.widths[1:]),
+        loss=task.loss,
+        classes=prepared.rows.classes,
+        servers=_section(job).servers,
+        label=label,
+        preprocess=prepared.rows.preprocess,
+        training=training,
+    )
+    found = {server: dict(parts) for server, parts in shares.items()}
+    if task.noise:  # the bias is the last row of the weights there
+        for parts in found.values():
+            parts["w1"], parts["b1"] = parts["w1"][:-1], parts["w1"][-1] << np.uint64(16)
+    write_folder(place, public, found)
 
 
 def prepare(job: Job, rows: Rows) -> Prepared:
