@@ -24,13 +24,14 @@ from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
 from confide.net.contexts import client_context
 from confide.net.folders import identity_seed
+from confide.net.machine import machine_digest
 from confide.net.membership import membership, trusted
 from confide.serve.connect import Sent
 from confide.serve.effects import Alone, Received, Send, Steps, Work
 from confide.serve.parties.circle import Me
 from confide.serve.parties.guest import Guest
 from confide.serve.parties.messages import Offer, Seat
-from confide.serve.parties.seats import INSECURE, machine_digest
+from confide.serve.parties.seats import INSECURE
 from confide.serve.parties.sessions import Bounds, Ended, SetUpAgain
 from confide.serve.protocol import digest
 from confide.serve.session import Columns, Session
