@@ -99,7 +99,7 @@ Letter = Hello | Begin | Ready | Go | Progress | Done | End | Bye | Stop
 _KINDS: Mapping[str, type[Letter]] = {
     f"training/{kind.__name__.lower()}": kind for kind in (Hello, Begin, Ready, Go, Progress, Done, End, Bye, Stop)
 }
-_TAGS = {kind: tag for tag, kind in _KINDS.items()}
+_TAGS: Mapping[type[Letter], str] = {kind: tag for tag, kind in _KINDS.items()}
 
 
 def letter(src: str, dst: str, body: Letter) -> Envelope:
