@@ -48,6 +48,7 @@ class Public(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         weight_scale, bias_scale: of the shares.
         servers: who holds which file, in order.
         label: what the training promised.
+        training: of a training over machines: which one; shares of two trainings make no model.
     """
 
     widths: tuple[int, ...]
@@ -55,16 +56,17 @@ class Public(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     classes: tuple[str, ...]
     servers: tuple[str, ...]
     label: PrivacyLabel
+    training: str = ""
     weight_scale: int = SCALE
     bias_scale: int = 2 * SCALE
 
 
-def write_folder(place: Path, public: Public, parts: tuple[Mapping[str, Words], Mapping[str, Words]]) -> None:
+def write_folder(place: Path, public: Public, parts: Mapping[int, Mapping[str, Words]]) -> None:
     """Write a folder of shares, all of it or nothing; it and its files are readable by their owner alone.
 
     Args:
         place: absent, or an empty folder: shares of two trainings side by side would be a wrong model.
-        parts: of each server, by name.
+        parts: of server 0 or 1 or of both, by name.
 
     Raises:
         OSError: as the system says, also where the folder is not empty; what was there stays as it was.
@@ -72,10 +74,10 @@ def write_folder(place: Path, public: Public, parts: tuple[Mapping[str, Words], 
     begun, held = begin(place)
     try:
         _write(begun / _MODEL, msgspec.json.format(msgspec.json.encode(public), indent=2) + b"\n")
-        for name, arrays in zip(SERVERS, parts, strict=True):
+        for server, arrays in parts.items():
             body = io.BytesIO()
             np.savez(body, allow_pickle=False, **{key: np.asarray(words, "<u8") for key, words in arrays.items()})
-            _write(begun / f"{name}.npz", body.getvalue())
+            _write(begun / f"{SERVERS[server]}.npz", body.getvalue())
         begun.rename(place)
     except BaseException:
         shutil.rmtree(begun, ignore_errors=True)
@@ -132,12 +134,23 @@ def kits(place: Path) -> dict[str, Kit]:
     Raises:
         ModelError: the folder does not hold, or no program on shares computes its model.
     """
+    return public_kits(place) | {role: own_kit(place, server) for server, role in enumerate(("server", "helper"))}
+
+
+def public_kits(place: Path) -> dict[str, Kit]:
+    """Return what client and dealer need, without a number of the model. Raises ModelError as `kits`."""
+    told = PublicKit(_recipe(read_public(place)), owned=False)
+    return {"client": told, "dealer": told}
+
+
+def own_kit(place: Path, server: int) -> Kit:
+    """Return what one server, 0 or 1, needs, from its own file alone. Raises ModelError as `kits`."""
     public = read_public(place)
-    recipe = GraphRecipe(lowering.architecture_of(_skeleton(public)))
-    halves = [_named(public, read_shares(place, public, server), server) for server in (0, 1)]
-    told = PublicKit(recipe, owned=False)
-    made = [ModelKit(recipe, owned=False, model=half) for half in halves]
-    return {"client": told, "server": made[0], "helper": made[1], "dealer": told}
+    return ModelKit(_recipe(public), owned=False, model=_named(public, read_shares(place, public, server), server))
+
+
+def _recipe(public: Public) -> GraphRecipe:
+    return GraphRecipe(lowering.architecture_of(_skeleton(public)))
 
 
 def _skeleton(public: Public) -> Graph:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +31,7 @@ from confide.train.shares.rows import Rows
 from confide.train.shares.simulate import Result, Weights, simulate
 
 Matrix = NDArray[np.float64]
+Words = NDArray[np.uint64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,8 @@ class Prepared:
         rng = rng or SystemRandomness()
         job, rows, course = self.job, self.rows, self.course
         if ledger is not None:
-            ledger.append("job", {"run": job.job.name, "job": describe(job), "parties": list(rows.pieces)})
-            if self.noise is not None:  # before anything is opened: a run that dies on the way is charged
-                spent = {"of": "training on shares", "attempt": 1, "epsilon": self.noise.plan.epsilon}
-                ledger.append("release", spent)
-        given = {name: (self._features(name), rows.targets(name)) for name in rows.pieces}
+            begin_ledger(ledger, self)
+        given = {name: (self.features(name), rows.targets(name)) for name in rows.pieces}
         result = simulate(
             course,
             given,
@@ -126,13 +124,11 @@ class Prepared:
         graph = None if result.opened is None else graph_of(course.task, result.opened, rows.classes)
         head = ""
         if ledger is not None:
-            fields = {"rounds": course.passes, "epsilon": None if self.noise is None else self.noise.plan.epsilon}
-            told = {"shares": list(_section(job).servers)}
-            model = told if graph is None else {"model": parameters_hash(flatten(graph)).hex()}
-            head = ledger.append("model", model | fields)
+            head = end_ledger(ledger, self, None if graph is None else parameters_hash(flatten(graph)).hex())
         return Finished(self, result, graph, label_of(self, rng.origin, head))
 
-    def _features(self, name: str) -> Matrix:
+    def features(self, name: str) -> Matrix:
+        """Return what an owner shares of its rows: under [privacy] clipped, with a 1 in the bias's place."""
         x, piece = self.rows.features[name], self.rows.pieces[name]
         if self.noise is None:
             return x
@@ -170,29 +166,76 @@ class Finished:
         """Return the opened model with its label. Raises JobError if it stays shares."""
         if self.graph is None:
             raise JobError("Expected a model whose weights are opened; leave shares.folder out of the job")
-        job = self.prepared.job
-        source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
-        return Artifact(self.graph, self.prepared.rows.preprocess, self.label, {"job": job.job.name, "data": source})
+        return artifact_of(self.prepared, self.graph, self.label)
 
     def write_shares(self, place: Path) -> None:
         """Write the folder of shares."""
-        task, job = self.prepared.course.task, self.prepared.job
-        public = Public(
-            widths=(self.prepared.rows.preprocess.features, *task.widths[1:]),
-            loss=task.loss,
-            classes=self.prepared.rows.classes,
-            servers=_section(job).servers,
-            label=self.label,
-        )
-        first, second = (dict(one.parts) for one in self.result.shares)
-        if task.noise:  # the bias is the last row of the weights there
-            for parts in (first, second):
-                parts["w1"], parts["b1"] = parts["w1"][:-1], parts["w1"][-1] << np.uint64(16)
-        write_folder(place, public, (first, second))
+        write_shares(place, self.prepared, self.label, dict(enumerate(one.parts for one in self.result.shares)))
 
 
-def prepare(job: Job, rows: Rows) -> Prepared:
+def artifact_of(prepared: Prepared, graph: Graph, label: PrivacyLabel) -> Artifact:
+    """Return an opened model with its label."""
+    job = prepared.job
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
+    return Artifact(graph, prepared.rows.preprocess, label, {"job": job.job.name, "data": source})
+
+
+def begin_ledger(ledger: Ledger, prepared: Prepared) -> None:
+    """Record a job before anything of it is opened: a run that dies on the way is charged."""
+    job, noise = prepared.job, prepared.noise
+    ledger.append("job", {"run": job.job.name, "job": describe(job), "parties": list(prepared.rows.pieces)})
+    if noise is not None:
+        ledger.append("release", {"of": "training on shares", "attempt": 1, "epsilon": noise.plan.epsilon})
+
+
+def end_ledger(ledger: Ledger, prepared: Prepared, model: str | None) -> str:
+    """Record what a training came to, and return the line's hash.
+
+    Args:
+        model: hex hash of the opened model's parameters; None if it stays shares.
+    """
+    epsilon = None if prepared.noise is None else prepared.noise.plan.epsilon
+    fields = {"rounds": prepared.course.passes, "epsilon": epsilon}
+    return ledger.append(
+        "model", {**({"shares": list(_section(prepared.job).servers)} if model is None else {"model": model}), **fields}
+    )
+
+
+def write_shares(
+    place: Path,
+    prepared: Prepared,
+    label: PrivacyLabel,
+    shares: Mapping[int, Mapping[str, Words]],
+    *,
+    training: str = "",
+) -> None:
+    """Write the folder of shares of one server or of both.
+
+    Args:
+        shares: of server 0 or 1 or of both, as `Trained.parts`.
+        training: as `Public.training`.
+    """
+    task, job = prepared.course.task, prepared.job
+    public = Public(
+        widths=(prepared.rows.preprocess.features, *task.widths[1:]),
+        loss=task.loss,
+        classes=prepared.rows.classes,
+        servers=_section(job).servers,
+        label=label,
+        training=training,
+    )
+    found = {server: dict(parts) for server, parts in shares.items()}
+    if task.noise:  # the bias is the last row of the weights there
+        for parts in found.values():
+            parts["w1"], parts["b1"] = parts["w1"][:-1], parts["w1"][-1] << np.uint64(16)
+    write_folder(place, public, found)
+
+
+def prepare(job: Job, rows: Rows, *, taken: int = 0) -> Prepared:
     """Return a training on shares as a job asks for it.
+
+    Args:
+        taken: as `Course.taken`.
 
     Raises:
         JobError: the job asks for what its data does not have.
@@ -239,6 +282,7 @@ def prepare(job: Job, rows: Rows) -> Prepared:
         passes=train.rounds,
         opened=shares.folder is None,
         seed=job.job.seed,
+        taken=taken,
     )
     return Prepared(job, rows, course, noise)
 
