@@ -193,10 +193,11 @@ def test_a_client_whose_store_was_turned_back_sends_nothing_under_an_id_twice():
     backend = WithDealer()
     session = ready(backend, GRAPH)
     session.deal(rows=2, count=3)
-    before = {key: session.stores["client"].get(key) for key in session.stores["client"].keys()}
+    client = session.stores["client"]
+    before = {key: client.get(key) for key in client.keys("")}
     asked_first = [session.predict(X) for _ in range(2)]
     assert not any(message.tag.endswith("/go") for one in asked_first for message in one.messages)  # dealt just now
-    session.stores["client"].commit(dict.fromkeys(session.stores["client"].keys()) | before)
+    client.commit(dict.fromkeys(client.keys("")) | before)
     session.kits["client"] = backend.decode_kit("client", session.client.encode())  # another process
     transcript = session.predict(-X)
     assert isinstance(transcript.failures["server"], SetUpAgain)
