@@ -28,7 +28,7 @@ SOURCES = [
     for path in sorted((NATIVE / room).glob("*.cpp"))
     if not path.name.startswith("bind") and not path.stem.endswith("_test")
 ]
-ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+ADDRESS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DCONFIDE_SANITIZE")
 WARNINGS = ("-Wall", "-Wextra", "-Wconversion", "-Wno-maybe-uninitialized", "-Wno-uninitialized")
 #: Files of one instruction set and their options, as in CMakeLists.txt.
 OPTIONS = {
@@ -103,7 +103,7 @@ def fuzzers(tmp_path_factory) -> dict[str, Path]:
     probe = ["clang++", "-fsanitize=fuzzer,address,undefined", str(folder / "probe.cpp"), "-o", str(folder / "probe")]
     if subprocess.run(probe, capture_output=True, check=False).returncode:
         pytest.skip("no libFuzzer on this machine; apt-get install libclang-rt-dev")
-    flags = ("-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=all")
+    flags = ("-fsanitize=fuzzer-no-link,address,undefined", "-fno-sanitize-recover=all", "-DCONFIDE_SANITIZE")
     return built(folder, "clang++", "-g1", "-O1", *flags, link=("-fsanitize=fuzzer",))
 
 
@@ -116,7 +116,7 @@ def test_bytes_that_reach_new_code(fuzzers, target, tmp_path):
 def test_threads_share_what_they_may(tmp_path):
     if not shutil.which("g++"):
         pytest.skip("no g++ on this machine")
-    programs = built(tmp_path, "g++", "-g1", "-O1", "-DCONFIDE_DRIVER", "-fsanitize=thread")
+    programs = built(tmp_path, "g++", "-g1", "-O1", "-DCONFIDE_DRIVER", "-DCONFIDE_SANITIZE", "-fsanitize=thread")
     quiet = ("setarch", "-R") if shutil.which("setarch") else ()  # the sanitizer wants addresses that do not move
     for target in TARGETS:
         assert "agree" in ran(programs[target], str(REPEATS[target] // 10), "2", before=quiet)

@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 
-from confide.errors import ConfideError, ModelError, ProtocolError, UsageError
+from confide.errors import ConfideError, ModelError, ProtocolError, SetUpAgain, UsageError
 from confide.model.graph import Graph
 from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.messages import Ask, Header, Query, Request
@@ -187,6 +187,37 @@ def test_an_id_is_marked_before_the_first_masked_byte_and_a_crash_skips_it(backe
     transcript = session.predict(X)
     assert asked(transcript).counter == 1
     assert close(session, transcript.output("client"))
+
+
+def test_a_client_whose_store_was_turned_back_sends_nothing_under_an_id_twice():
+    backend = WithDealer()
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=3)
+    client = session.stores["client"]
+    before = {key: client.get(key) for key in client.keys("")}
+    asked_first = [session.predict(X) for _ in range(2)]
+    assert not any(message.tag.endswith("/go") for one in asked_first for message in one.messages)  # dealt just now
+    client.commit(dict.fromkeys(client.keys("")) | before)
+    session.kits["client"] = backend.decode_kit("client", session.client.encode())  # another process
+    transcript = session.predict(-X)
+    assert isinstance(transcript.failures["server"], SetUpAgain)
+    assert [message.tag for message in transcript.messages if message.src == "client"] == ["mpc-dealer/ask"]
+    session.setup().output("client")
+    assert close(session, session.predict(X).output("client"))
+
+
+def test_a_process_asks_before_the_first_of_what_an_earlier_one_left_and_no_more():
+    backend = WithDealer()
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=4)
+    session.predict(X)
+    session.kits["client"] = backend.decode_kit("client", session.client.encode())
+    told = []
+    for _ in range(3):
+        transcript = session.predict(X)
+        assert close(session, transcript.output("client"))
+        told.append([message.tag for message in transcript.messages if message.tag.endswith("/go")])
+    assert told == [["mpc-dealer/go"], [], []]
 
 
 @both

@@ -89,7 +89,7 @@ for _ in range(50):
         return int((tmp_path / "n").read_text() or 0)
 
     assert count("locked") == 200
-    assert count("free") < 200  # the control: the test would see it
+    assert count("free") != 200  # the control: the test would see it; a number that is half written is another one too
 
 
 def test_a_lock_needs_a_folder(tmp_path):

@@ -26,7 +26,7 @@ from confide.cli.node import node_app
 from confide.cli.plan import plan
 from confide.cli.predict import predict
 from confide.cli.serving import serve
-from confide.cli.shares import describe_shares, train_on_shares
+from confide.cli.shares import Asked, describe_shares, train_on_shares, train_over_machines
 from confide.cli.split import split
 from confide.errors import Aborted, ConfideError, MissingExtra, UsageError
 
@@ -114,12 +114,40 @@ def _print_records(records: Sequence[Any]) -> None:
 
 def train(
     job_file: Annotated[Path, typer.Argument(metavar="JOB.toml", help="The job; docs/train.md lists every key.")],
+    identity: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help="On shares over several machines: this organisation's folder in the federation."
+        ),
+    ] = None,
+    table: Annotated[Path | None, typer.Option("--data", help="With --identity: this owner's table.")] = None,
+    policy: Annotated[Path | None, typer.Option(help="With --identity: an owner's limits; docs/policy.md.")] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(metavar="ADDRESS:PORT", help="With --identity: where a server listens, if not at its own port."),
+    ] = None,
+    coordinator: Annotated[
+        str | None, typer.Option(metavar="wss://HOST:PORT", help="With --identity: where the first server is.")
+    ] = None,
+    anew: Annotated[
+        bool, typer.Option("--anew", help="With --identity, at the first server: go on from no earlier run.")
+    ] = False,
+    stage_seconds: Annotated[
+        float, typer.Option(min=1, help="With --identity: longest silence in a run before it is given up.")
+    ] = 600.0,
+    gather_hours: Annotated[
+        float, typer.Option(min=0, help="With --identity: how long to wait until everybody is there.")
+    ] = 24.0,
 ) -> None:
     """Train one model over several parties' tables, as a job file says.
 
     Prints the job as it was understood, shows the rounds, and writes the signed model and the ledger of [output].
 
         confide train examples/breast_cancer.toml
+
+    With aggregate = "mpc" and data.nodes every organisation runs it with the same job, on its own machine:
+
+        confide train job.toml --identity identity --data north.csv
     """
     from confide.train import Output, describe, load, load_data, start_hash
     from confide.train import train as rounds_of
@@ -128,6 +156,12 @@ def train(
     from confide.train.reasons import doubts, reasons
 
     job = load(job_file)
+    if identity is not None:
+        asked = Asked(identity, table, policy, listen, coordinator, anew, stage_seconds, 3600.0 * gather_hours)
+        train_over_machines(job, asked)
+        return
+    if any((table, policy, listen, coordinator, anew)):
+        raise UsageError("Expected --identity FOLDER with those options: this organisation's folder in a federation")
     output = Output(job)
     if job.train.aggregate == "mpc":
         train_on_shares(job, output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import progress_bars, stops_cleanly
+from confide.errors import ConfideError, JobError, UsageError
 
 
 def train_on_shares(job: Any, output: Any) -> None:
@@ -19,6 +21,11 @@ def train_on_shares(job: Any, output: Any) -> None:
     from confide.train.reasons import reasons
     from confide.train.shares import load_rows, prepare
 
+    if job.data.nodes:
+        raise UsageError(
+            "Expected --identity FOLDER with data.nodes: every organisation runs this job with its own folder of the "
+            "federation; docs/training-on-shares.md"
+        )
     rng = SystemRandomness()
     rows = load_rows(job, rng)
     prepared = prepare(job, rows)
@@ -92,3 +99,87 @@ def _run(prepared: Any, rng: Any, output: Any) -> Any:
             charged = "" if prepared.noise is None else "; its epsilon stays charged in the ledger"
             console.err.print(f"stopped before the end: no model and no shares were written{charged}")
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the command line says of a training over machines."""
+
+    identity: Path
+    data: Path | None
+    policy: Path | None
+    listen: str | None
+    coordinator: str | None
+    anew: bool
+    stage_seconds: float
+    gather_seconds: float
+
+
+def train_over_machines(job: Any, asked: Asked) -> None:
+    """Take part in a training on shares over several machines, as one organisation."""
+    from confide.train import describe
+    from confide.train.evaluate import in_words
+    from confide.train.policy import load_policy
+    from confide.train.reasons import reasons
+    from confide.train.shares.machines import Conditions, take_part
+    from confide.train.shares.site import Patience
+
+    if job.train.aggregate != "mpc":
+        raise JobError(
+            f'Expected train.aggregate="mpc" with --identity, got "{job.train.aggregate}": run that job as `confide '
+            "coordinator` and `confide node`"
+        )
+    console.out.print(describe(job))
+    for line in reasons(job):
+        console.out.print(line)
+    with stops_cleanly(), progress_bars() as bars:
+        task = bars.add_task("waiting for the others", total=None)
+
+        def show(taken: int, steps: int) -> None:
+            bars.update(task, description="steps", completed=taken, total=steps)
+
+        given = Conditions(
+            folder=asked.identity,
+            table=asked.data,
+            policy=None if asked.policy is None else load_policy(asked.policy),
+            listen=None if asked.listen is None else _place(asked.listen),
+            coordinator=asked.coordinator,
+            anew=asked.anew,
+            patience=Patience(gather_seconds=asked.gather_seconds, stage_seconds=asked.stage_seconds),
+            say=lambda text: console.err.print(console.plain(text)),
+            tell=lambda text: console.out.print(console.plain(text)),
+            show=show,
+            listening=lambda place: console.out.print(f"listening on {place}"),
+            broken=lambda error: console.err.print(f"failed unexpectedly: {type(error).__name__}{_where(error)}"),
+        )
+        try:
+            work = take_part(job, given)
+        except UsageError:
+            raise  # nothing had begun
+        except (ConfideError, KeyboardInterrupt, typer.Exit):
+            console.err.print(
+                "stopped before the end: no model and no shares were written. Run the same command again at all: it "
+                "goes on from the last step that both servers kept"
+            )
+            raise
+    label, graph = getattr(work, "label", None), getattr(work, "graph", None)
+    if graph is not None and work.own is not None:
+        said = in_words(graph, work.own.test_x, work.own.test_y)
+        console.out.print(f"{said}; computed on this owner's own test records, and told to nobody")
+    if label is not None:
+        console.out.print(label.sentence())
+
+
+def _place(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise UsageError(f"Expected --listen ADDRESS:PORT, got {text[:80]}; 0.0.0.0 stands for every address")
+    return host.strip("[]"), int(port)
+
+
+def _where(error: BaseException) -> str:
+    """Return where something failed; its text may hold a secret, and is not shown."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" at {Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno}"

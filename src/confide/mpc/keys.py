@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import ProtocolError, UsageError
+from confide.errors import ProtocolError, SetUpAgain, UsageError
 from confide.mpc.ahead import Fixed, Held
 from confide.mpc.correlations import RUN_BYTES, Layout, Words, model_seed
 from confide.mpc.dealer import Seeds, model_mask_share
@@ -196,21 +196,21 @@ def own_record(mode: Mode, role: str, kit: AnyKit, store: Store) -> Record:
 
 
 def known_record(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes) -> Record:
-    """Return a run that somebody asks under. Raises ProtocolError if it is not here, or for other weights."""
+    """Return a run that somebody asks under. Raises SetUpAgain if it is not here, or for other weights."""
     body = store.get(record_path(mode, role, run))
     if body is None:
-        raise ProtocolError("Expected a run that is set up here; set up first")
+        raise SetUpAgain("Expected a run that is set up here; set up first")
     record = decode(body, Record, max_bytes=SMALL_BYTES)
     if isinstance(kit, ModelKit) and record.model_id != kit.model_id:
-        raise ProtocolError("Expected a run for the weights that are served now; set up again")
+        raise SetUpAgain("Expected a run for the weights that are served now; set up again")
     return record
 
 
 def dealer_record(mode: Mode, store: Store, run: bytes) -> DealerRecord:
-    """Return the dealer's keys of a run. Raises ProtocolError if it is not here."""
+    """Return the dealer's keys of a run. Raises SetUpAgain if it is not here."""
     body = store.get(record_path(mode, "dealer", run))
     if body is None:
-        raise ProtocolError("Expected a run that is set up here; set up first")
+        raise SetUpAgain("Expected a run that is set up here; set up first")
     return decode(body, DealerRecord, max_bytes=SMALL_BYTES)
 
 

@@ -79,6 +79,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         rows: how many.
         binding: `Layout.binding` of the program.
         on_demand: whether the dealer sends the correlations now.
+        waits: the client sends nothing masked before who computes has said that the id was not used before.
     """
 
     format: int
@@ -87,6 +88,7 @@ class Ask(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows: _Rows
     binding: _Hash
     on_demand: bool
+    waits: bool = False
 
     @property
     def deal_id(self) -> DealId:

@@ -1,6 +1,7 @@
 """Predictions with a dealer: which correlations they take, and the first message that says so.
 
     client -> who computes   {name}/ask      the id, the program's hash, how many rows; in "mpc-outsourced" a share of x
+    server -> client         {name}/go       empty; where the client asks under an id that an earlier process of it left
     P0 <-> P1                {name}/run/{k}  round k of the program (`party`)
     who computes -> client   {name}/y        in "mpc-outsourced": shares of the predictions
 
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import ProtocolError, UsageError
+from confide.errors import ProtocolError, SetUpAgain, UsageError
 from confide.ideal import Matrix
 from confide.mpc.ahead import Fixed, Ready
 from confide.mpc.correlations import DealId, Words
@@ -71,6 +72,10 @@ def _predicting(
             assert taken.ready is not None
             asking = tuple(Message("client", role, f"{mode.name}/ask", encode(taken.ask)) for role in mode.askers)
             fixed, first = fixed_of(mode, "client", kit, store, record, rows), Step(asking, save=taken.save)
+            if taken.ask.waits:
+                yield Step(asking, f"{mode.name}/go", mode.askers, save=taken.save)
+                kit.prepared.unused_from(record.run, rows, taken.ask.counter)
+                first = Step()
             outcome = yield from _run(mode, "client", plan, fixed, taken.ready, words, first)
             revealed = outcome.outputs["y"]
         else:
@@ -106,7 +111,9 @@ def _take(
             ready = kit.prepared.take("client", deal_id) if computes else None
             if computes and ready is None:
                 ready = from_stock(mode, "client", kit, store, record, deal_id, rows=rows)
-            ask = Ask(FORMAT, record.run, counter, rows, plan.layout.binding, False)
+            # A store that was turned back has ids that were used: the first of a process is asked for before its use.
+            waits = computes and not kit.prepared.is_unused(record.run, rows, counter)
+            ask = Ask(FORMAT, record.run, counter, rows, plan.layout.binding, False, waits)
             return Taken(ask, shelf.taken(rows, counter, piece_names(plan.layout, mode.party("client"))), ready)
     request = Message("client", "dealer", f"{mode.name}/request", encode(Request(record.run, rows, 1)))
     received = yield Step((request,), await_tag=f"{mode.name}/header", wait_for=("dealer",))
@@ -156,8 +163,11 @@ def predict_at_party(mode: Mode, role: str, kit: AnyKit, store: Store) -> Party:
         raise ProtocolError("Expected an id that no prediction has")
     try:
         ready, save = yield from _obtain(mode, role, kit, store, record, plan, ask)
-        fixed = fixed_of(mode, role, kit, store, record, ask.rows)
-        outcome = yield from _run(mode, role, plan, fixed, ready, share, Step(save=save))
+        fixed, first = fixed_of(mode, role, kit, store, record, ask.rows), Step(save=save)
+        if ask.waits and mode.owned:
+            yield Step((Message(role, "client", f"{mode.name}/go", b""),), save=save)
+            first = Step()
+        outcome = yield from _run(mode, role, plan, fixed, ready, share, first)
     finally:
         kit.prepared.release(role, deal_id)
     if not mode.owned:
@@ -193,7 +203,7 @@ def _obtain(
     shelf, deal_id = Shelf(mode.name, role, record.run), ask.deal_id
     if not ask.on_demand:
         if not shelf.has(store, ask.rows, ask.counter):
-            raise ProtocolError("Expected the id of correlations that are in stock and were not used")
+            raise SetUpAgain("Expected the id of correlations that are in stock and were not used; set up again")
         ready = kit.prepared.take(role, deal_id)
         if ready is None:
             ready = from_stock(mode, role, kit, store, record, deal_id, rows=ask.rows)

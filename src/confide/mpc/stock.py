@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import Lock
 
-from confide.errors import ProtocolError
+from confide.errors import ProtocolError, SetUpAgain
 from confide.mpc.ahead import Ready
 from confide.mpc.correlations import DealId, Layout
 from confide.wire import Store
@@ -52,10 +52,10 @@ class Shelf:
         """Return the change that takes ids in: they are never taken in again.
 
         Raises:
-            ProtocolError: one of them may have been here before.
+            SetUpAgain: one of them may have been here before: somebody's store was turned back.
         """
         if first < self.mark(store):
-            raise ProtocolError("Expected correlations under ids that were never given before")
+            raise SetUpAgain("Expected correlations under ids that were never given before; set up again")
         return {f"{self.root}/mark": (first + count).to_bytes(8, "little")}
 
     def whole(self, rows: int, counter: int) -> str:
@@ -107,6 +107,7 @@ class Prepared:
         default_factory=OrderedDict[tuple[str, bytes, int], Ready], repr=False
     )
     _taken: set[tuple[str, bytes, int]] = field(default_factory=set[tuple[str, bytes, int]], repr=False)
+    _unused: dict[tuple[bytes, int], int] = field(default_factory=dict[tuple[bytes, int], int], repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def reserve(self, role: str, deal_id: DealId) -> bool:
@@ -122,6 +123,16 @@ class Prepared:
         """Give an id back: by now the store says that it is used, or nothing was sent under it."""
         with self._lock:
             self._taken.discard((role, deal_id.run, deal_id.counter))
+
+    def unused_from(self, run: bytes, rows: int, counter: int) -> None:
+        """Note that stock from an id on was never used before: it came now, or who computes said so."""
+        with self._lock:
+            self._unused[run, rows] = min(counter, self._unused.get((run, rows), counter))
+
+    def is_unused(self, run: bytes, rows: int, counter: int) -> bool:
+        """Return whether this process knows that an id in stock was not used by an earlier one."""
+        with self._lock:
+            return self._unused.get((run, rows), counter + 1) <= counter
 
     def ahead(self, role: str, deal_id: DealId, make: Callable[[], Ready]) -> None:
         """Make a deal ready and hold it; beyond the limit the oldest goes, and is made again when it is taken."""

@@ -72,13 +72,12 @@ class Mesh:
         """
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.verify_mode = ssl.CERT_REQUIRED if enrol is None else ssl.CERT_OPTIONAL
-        listener = Listener(context, admit, enrol, self.limits, self)
+        listener = self._listener = Listener(context, admit, enrol, self.limits, self)  # before somebody comes
         try:
-            taken = self._thread.call(listener.start(address, port))
+            return self._thread.call(listener.start(address, port))
         except OSError as error:
+            self._listener = None
             raise UsageError(f"Expected to listen at {address}:{port}; {error.strerror or error}") from None
-        self._listener = listener
-        return taken
 
     def call(self, work: Callable[[], _Output]) -> _Output:
         """Run `work` in the loop's thread and return what it returns."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -29,7 +30,7 @@ def check_shares(job: Job, table: Mapping[str, Any]) -> None:
     if not on_shares:
         problems = list(_outside(job, table))
     else:
-        problems = [*_of_training(job), *_of_servers(job), *_of_columns(job), *_of_privacy(job)]
+        problems = [*_of_training(job), *_of_servers(job), *_of_columns(job), *_of_machines(job), *_of_privacy(job)]
     if problems:
         raise JobError("\n".join(problems))
 
@@ -52,8 +53,6 @@ def _of_training(job: Job) -> Iterator[str]:
         yield f'Expected train.algorithm="sgd" with train.aggregate="mpc", got "{train.algorithm}"; leave it out'
     if job.model.kind not in ("logistic", "mlp"):
         yield f'Expected model.kind="logistic" or "mlp" with train.aggregate="mpc", got "{job.model.kind}"'
-    if job.data.nodes:
-        yield 'Expected data.tables or data.set with train.aggregate="mpc"; it runs in this process, so far'
     unused = {
         "data.standardise": job.data.standardise is not False,
         "data.evaluate": job.data.evaluate != "none",
@@ -67,7 +66,7 @@ def _of_training(job: Job) -> Iterator[str]:
     }
     if said := [name for name, wrong in unused.items() if wrong]:
         yield f'Expected no {", ".join(said)} with train.aggregate="mpc"; leave them out'
-    parties = len(job.data.names or job.data.tables) if job.data.set is None else job.data.parties
+    parties = len(job.data.nodes or job.data.names or job.data.tables) if job.data.set is None else job.data.parties
     if train.quorum != parties:
         yield (
             f'Expected train.quorum={train.quorum} to be all {parties} parties with train.aggregate="mpc"; rows are '
@@ -106,6 +105,12 @@ def _of_columns(job: Job) -> Iterator[str]:
     data = job.data
     if not data.columns and data.link is None:
         return
+    if data.nodes:
+        yield (
+            "Expected no data.columns with data.nodes: columns of the same people are matched and trained on in one "
+            "process so far; over machines every node has rows with all columns"
+        )
+        return
     if not data.columns or data.link is None or not data.tables:
         yield (
             "Expected data.tables, data.columns and data.link together: each party's table, the columns of the schema "
@@ -121,6 +126,35 @@ def _of_columns(job: Job) -> Iterator[str]:
         yield "Expected no data.test with data.columns; data.test_fraction of the common rows are set aside"
     if job.model.unit_rows or job.model.project or job.model.features != "columns":
         yield "Expected no model.unit_rows, project or features with data.columns; nobody has a whole row"
+
+
+def _of_machines(job: Job) -> Iterator[str]:
+    shares, nodes = job.shares, job.data.nodes
+    assert shares is not None
+    if not nodes:
+        if shares.address is not None or shares.identities:
+            yield "Expected shares.address and shares.identities with data.nodes alone; here all run in one process"
+        return
+    if shares.address is None or not shares.address.startswith("wss://"):
+        yield (
+            'Expected shares.address="wss://HOST:PORT" with data.nodes: where nodes and dealer dial '
+            f"{' '.join(shares.servers[1:2])}, the second server"
+        )
+    if twice := sorted({*nodes, "server"} & {*shares.servers[1:], shares.dealer}):
+        yield (
+            f"Expected members of their own as second server and dealer, got {', '.join(twice)}; over machines each "
+            "member of the federation has one part"
+        )
+    elif shares.dealer in shares.servers:
+        yield f'Expected shares.dealer="{shares.dealer}" to be a member of its own with data.nodes'
+    known = {*nodes, *shares.servers, shares.dealer}
+    if strange := sorted(name for name in shares.identities if name not in known):
+        yield f"Expected names of nodes, servers or dealer in shares.identities, got {', '.join(strange)}"
+    yield from (
+        f"Expected 64 hex digits in lower case as shares.identities.{name}; `confide federation roster` prints them"
+        for name, shown in shares.identities.items()
+        if not re.fullmatch("[0-9a-f]{64}", shown)
+    )
 
 
 def _of_privacy(job: Job) -> Iterator[str]:

@@ -317,6 +317,8 @@ class SharesSection(Section, frozen=True, kw_only=True):
         loss: "logistic": a probability is a line of slope 1 through 1/2, cut at 0 and 1; "sigmoid" and "softmax" (three
             classes or more) are those functions, at more rounds; "squared" is half the square of the difference.
         folder: keeps the weights as shares, in one file for each server there, and opens nothing.
+        address: of a training over machines: where the second server is dialled, "wss://host:port".
+        identities: of members of the federation, by name: hex Ed25519 keys that their certificates must show.
     """
 
     servers: tuple[str, ...] = ("server-1", "server-2")
@@ -325,6 +327,8 @@ class SharesSection(Section, frozen=True, kw_only=True):
     batch: int = 128
     loss: Literal["logistic", "sigmoid", "softmax", "squared"] = "logistic"
     folder: str | None = None
+    address: str | None = None
+    identities: dict[str, str] = {}
 
 
 class OutputSection(Section, frozen=True, kw_only=True):

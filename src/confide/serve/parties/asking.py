@@ -23,13 +23,14 @@ from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
 from confide.net.contexts import client_context
 from confide.net.folders import identity_seed
+from confide.net.machine import machine_digest
 from confide.net.membership import membership, trusted
 from confide.serve.connect import Sent
 from confide.serve.effects import Alone, Received, Send, Steps, Work
 from confide.serve.parties.circle import Me
 from confide.serve.parties.guest import Guest
 from confide.serve.parties.messages import Offer, Seat
-from confide.serve.parties.seats import INSECURE, machine_digest, voided
+from confide.serve.parties.seats import INSECURE, voided
 from confide.serve.parties.server import make_ready
 from confide.serve.parties.sessions import Bounds, Ended
 from confide.serve.protocol import digest

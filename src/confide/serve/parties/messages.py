@@ -46,7 +46,7 @@ class Hello(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     Args:
         version: `VERSION`.
         url: where this process is dialled, "" if it is not.
-        machine: `seats.machine_digest` of where it runs.
+        machine: `net.machine.machine_digest` of where it runs.
         one_machine: it accepts to share a machine with a role that must not collude with it.
         stock: a dealer's: predictions that it deals ahead for, for one client and model.
     """

@@ -7,16 +7,14 @@ certificates. An organisation that lies about its machine is not found out: noth
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from confide.errors import PrivacyError
 from confide.guarantee import Guarantee, nothing_hidden
 from confide.ideal import Kit
+from confide.net.machine import is_this_machine
 
 #: What the certificate of each role must say.
 MEMBER_ROLES: Mapping[str, str] = {"server": "coordinator", "helper": "helper", "third": "third", "dealer": "dealer"}
@@ -24,21 +22,6 @@ MEMBER_ROLES: Mapping[str, str] = {"server": "coordinator", "helper": "helper", 
 APART = ("dealer", "helper", "third")
 #: What stands in every report where two of them are one machine.
 INSECURE = "INSECURE"
-
-_KERNEL, _MACHINE = Path("/proc/sys/kernel/random/boot_id"), Path("/etc/machine-id")
-
-
-def machine_digest(federation: bytes) -> bytes:
-    """Return what two processes of one running kernel share, and nobody else: 32 bytes.
-
-    Args:
-        federation: fingerprint of its authority, so that a machine is not recognised across federations.
-    """
-    found = b""
-    for path in (_KERNEL, _MACHINE):
-        with suppress(OSError):
-            found = found or path.read_bytes().strip()
-    return hashlib.sha256(b"confide machine v1\0" + federation + b"\0" + found).digest() if found else bytes(32)
 
 
 @runtime_checkable
@@ -108,14 +91,6 @@ def together(a: Facts, b: Facts) -> str:
     said = {"coordinator": "the server"}
     names = [said.get(one.role, f"the {one.role} {one.name}") for one in (a, b)]
     return f"{names[0]} and {names[1]} {what}" if what else ""
-
-
-def is_this_machine(address: str) -> bool:
-    """Return whether an address is one of loopback."""
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
 
 
 def voided(guarantee: Guarantee, insecure: str) -> Guarantee:

@@ -26,6 +26,7 @@ from confide.net.certificates import COORDINATOR, LISTENING_ROLES, fingerprint
 from confide.net.contexts import client_context, server_context
 from confide.net.folders import identity_seed
 from confide.net.founding import read_settings, refresh
+from confide.net.machine import machine_digest
 from confide.net.membership import membership, own_certificate, renew, renewal_due, trusted
 from confide.net.registrar import Registrar
 from confide.net.tls import Peer
@@ -34,7 +35,7 @@ from confide.serve.access import Quota
 from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle, Me
 from confide.serve.parties.partner import Partner
-from confide.serve.parties.seats import is_apart, machine_digest
+from confide.serve.parties.seats import is_apart
 from confide.serve.parties.server import ASKING_ROLES, Prepared, Server
 from confide.serve.parties.sessions import Bounds
 from confide.serve.parties.standing import Standing

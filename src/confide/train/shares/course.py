@@ -95,6 +95,7 @@ class Course:
         passes: over all rows, >= 1.
         opened: whether the weights are revealed to the owners in the end.
         seed: of the public order of the rows.
+        taken: steps that an earlier run has taken, from whose shares this one goes on; 0 begins anew.
 
     Raises:
         UsageError: pieces overlap or leave a gap, or a number is out of range.
@@ -107,6 +108,7 @@ class Course:
     passes: int
     opened: bool
     seed: int = 1
+    taken: int = 0
 
     def __post_init__(self) -> None:
         features = self.task.features
@@ -118,6 +120,8 @@ class Course:
             )
         if not 1 <= self.passes * len(self.batches) <= MOST_STEPS:
             raise UsageError(f"Expected 1 to {MOST_STEPS} steps, got {self.passes} passes of {len(self.batches)}")
+        if not 0 <= self.taken <= self.steps:
+            raise UsageError(f"Expected to go on from 0 to {self.steps} steps, got {self.taken}")
         filled, targets = np.zeros((self.rows, features), np.uint8), np.zeros(self.rows, np.uint8)
         for piece in self.pieces.values():
             filled[np.ix_(piece.rows, piece.columns)] += 1
@@ -132,13 +136,17 @@ class Course:
         return tuple(np.array_split(order, -(-self.rows // self.batch)))
 
     @property
+    def steps(self) -> int:
+        """Return how many steps the whole training takes."""
+        return self.passes * len(self.batches)
+
+    @property
     def runs(self) -> Iterator[Run]:
         """Yield every run in order."""
         batches = range(len(self.batches))
         stages: list[tuple[Stage, int]] = [("admission", batch) for batch in batches]
         stages.append(("beginning", -1))
-        for _ in range(self.passes):
-            stages.extend(("step", batch) for batch in batches)
+        stages.extend(("step", number % len(self.batches)) for number in range(self.taken, self.steps))
         if self.opened:
             stages.append(("revelation", -1))
         for number, (stage, batch) in enumerate(stages):

@@ -170,6 +170,8 @@ class Trained:
     steps: int
 
 
+#: Is told how many steps were taken, with what returns a server's shares after them.
+Keep = Callable[[int, Callable[[], Mapping[str, Words]]], None]
 #: Returns a party's own noise for one step, by name: uint64 words at the scales that the step adds them at.
 Noise = Callable[[], Mapping[str, Words]]
 
@@ -182,6 +184,8 @@ def server(
     *,
     noise: Noise | None = None,
     done: Callable[[Run], None] | None = None,
+    resumed: Mapping[str, Words] | None = None,
+    keep: Keep | None = None,
 ) -> Party:
     """Return the party of one of the two servers; its output is `Trained`.
 
@@ -191,11 +195,15 @@ def server(
         rng: secret randomness of this server.
         noise: what it adds to each step's sums, if the task has noise.
         done: is called after every run.
+        resumed: its own shares as `keep` was given them after `course.taken` steps, in place of `start`; both servers
+            have theirs of one and the same step.
+        keep: is called after every step, before anything that follows from it leaves, with the number of steps and
+            a function that returns this server's shares of all that the next step needs.
     """
     me, names = SERVERS[party], SERVERS
     key = rng.bytes(DEALER_KEY_BYTES)
     x, y = yield from _gathered(party, course, Message(me, DEALER, KEY, encode(_Key(key))))
-    fixed, state, steps = Fixed(), dict[str, Held](), 0
+    fixed, state, steps = Fixed(), dict[str, Held](), course.taken
     outcome = Outcome()
     run_id: bytes | None = None
     for run in course.runs:
@@ -213,7 +221,7 @@ def server(
         ready = prepare(plan.layout, party, key, DealId(run_id, run.number), given.words, fixed, state=seen)
         for place, body in enumerate(given.corrections):
             add_corrections(plan.layout, ready, place, body)
-        inputs = _inputs(party, course, run, plan, x, y, start)
+        inputs = _inputs(party, course, run, plan, x, y, start, resumed)
         go = Message(me, DEALER, f"shares/go/{run.number}", encode(_Go(run.number)))
         first = Step(send=(go,)) if party == 0 else None
         place = Place(party, names, f"shares/{run.number}")
@@ -221,7 +229,10 @@ def server(
             place, plan.layout, plan.schedule, fixed, ready, inputs, state=seen, first=first
         )
         _keep(state, seen | outcome.state, plan, run)
-        steps += run.stage == "step"
+        if run.stage == "step":
+            steps += 1
+            if keep is not None:
+                keep(steps, lambda: _kept(party, course, state))
         if done is not None:
             done(run)
     if course.opened:
@@ -280,14 +291,23 @@ def _masks_id(plan: Plan, state: Mapping[str, Masked | Held]) -> bytes:
 
 
 def _inputs(
-    party: int, course: Course, run: Run, plan: Plan, x: Words, y: Words, start: Sequence[Mapping[str, Words]]
+    party: int,
+    course: Course,
+    run: Run,
+    plan: Plan,
+    x: Words,
+    y: Words,
+    start: Sequence[Mapping[str, Words]],
+    resumed: Mapping[str, Words] | None,
 ) -> Mapping[str, Words]:
     """Return this party's shares of what a run loads from outside."""
     if run.stage == "admission":
         rows = course.batches[run.batch]
         return {"x": x[rows], "y": y[rows]}
+    wanted = {one.name for one in plan.program.operations if isinstance(one, Load)}
+    if run.stage == "beginning" and resumed is not None:
+        return {name: resumed[name] for name in wanted}
     if run.stage == "beginning" and party == 0:
-        wanted = {one.name for one in plan.program.operations if isinstance(one, Load)}
         return {
             f"{kind}{layer}": words
             for layer, parts in enumerate(start, 1)
@@ -307,6 +327,27 @@ def _keep(state: dict[str, Any], found: Mapping[str, Any], plan: Plan, run: Run)
     for name in ("x", "y") if run.stage == "admission" else found:
         if name in found and not (run.stage == "step" and name in ("x", "y", "n1")):
             state[f"{name}.{run.batch}" if run.stage == "admission" else name] = found[name]
+
+
+def _kept(party: int, course: Course, state: Mapping[str, Held]) -> dict[str, Words]:
+    """Return this party's shares of weights, sums, biases and velocities: what `beginning` takes in."""
+    found: dict[str, Words] = {}
+    for name, shape in shapes_kept(course).items():
+        held, zeros = state[name], np.zeros(shape, np.uint64)
+        if held.opened is None:
+            found[name] = zeros if held.share is None else held.share
+        else:
+            whole = held.opened if party else zeros
+            found[name] = whole if held.share is None else whole - held.share
+    return found
+
+
+def shapes_kept(course: Course) -> dict[str, tuple[int, ...]]:
+    """Return what a server keeps of a step, by name, with its shape."""
+    program = course.plan(Run(0, "beginning")).program
+    return {
+        one.name: program.values[number].shape for number, one in enumerate(program.operations) if isinstance(one, Load)
+    }
 
 
 def _parts(party: int, course: Course, state: Mapping[str, Held]) -> dict[str, Words]:

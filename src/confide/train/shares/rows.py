@@ -52,7 +52,7 @@ class Rows:
     @property
     def count(self) -> int:
         """Return the number of rows."""
-        return sum(len(labels) for labels in self.labels.values())
+        return 1 + max(int(piece.rows.max()) for piece in self.pieces.values())
 
     @property
     def outputs(self) -> int:

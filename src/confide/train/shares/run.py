@@ -111,11 +111,8 @@ class Prepared:
         rng = rng or SystemRandomness()
         job, rows, course = self.job, self.rows, self.course
         if ledger is not None:
-            ledger.append("job", {"run": job.job.name, "job": describe(job), "parties": list(rows.pieces)})
-            if self.noise is not None:  # before anything is opened: a run that dies on the way is charged
-                spent = {"of": "training on shares", "attempt": 1, "epsilon": self.noise.plan.epsilon}
-                ledger.append("release", spent)
-        given = {name: (self._features(name), rows.targets(name)) for name in rows.pieces}
+            begin_ledger(ledger, self)
+        given = {name: (self.features(name), rows.targets(name)) for name in rows.pieces}
         result = simulate(
             course,
             given,
@@ -127,13 +124,11 @@ class Prepared:
         graph = None if result.opened is None else graph_of(course.task, result.opened, rows.classes)
         head = ""
         if ledger is not None:
-            fields = {"rounds": course.passes, "epsilon": None if self.noise is None else self.noise.plan.epsilon}
-            told = {"shares": list(_section(job).servers)}
-            model = told if graph is None else {"model": parameters_hash(flatten(graph)).hex()}
-            head = ledger.append("model", model | fields)
+            head = end_ledger(ledger, self, None if graph is None else parameters_hash(flatten(graph)).hex())
         return Finished(self, result, graph, label_of(self, rng.origin, head), rng.bytes(16).hex())
 
-    def _features(self, name: str) -> Matrix:
+    def features(self, name: str) -> Matrix:
+        """Return what an owner shares of its rows: under [privacy] clipped, with a 1 in the bias's place."""
         x, piece = self.rows.features[name], self.rows.pieces[name]
         if self.noise is None:
             return x
@@ -173,14 +168,40 @@ class Finished:
         """Return the opened model with its label. Raises JobError if it stays shares."""
         if self.graph is None:
             raise JobError("Expected a model whose weights are opened; leave shares.folder out of the job")
-        job = self.prepared.job
-        source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
-        return Artifact(self.graph, self.prepared.rows.preprocess, self.label, {"job": job.job.name, "data": source})
+        return artifact_of(self.prepared, self.graph, self.label)
 
     def write_shares(self, place: Path) -> None:
         """Write the folder of shares."""
         shares = dict(enumerate(one.parts for one in self.result.shares))
         write_shares(place, self.prepared, self.label, shares, training=self.training)
+
+
+def artifact_of(prepared: Prepared, graph: Graph, label: PrivacyLabel) -> Artifact:
+    """Return an opened model with its label."""
+    job = prepared.job
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lay is nobody's business
+    return Artifact(graph, prepared.rows.preprocess, label, {"job": job.job.name, "data": source})
+
+
+def begin_ledger(ledger: Ledger, prepared: Prepared) -> None:
+    """Record a job before anything of it is opened: a run that dies on the way is charged."""
+    job, noise = prepared.job, prepared.noise
+    ledger.append("job", {"run": job.job.name, "job": describe(job), "parties": list(prepared.rows.pieces)})
+    if noise is not None:
+        ledger.append("release", {"of": "training on shares", "attempt": 1, "epsilon": noise.plan.epsilon})
+
+
+def end_ledger(ledger: Ledger, prepared: Prepared, model: str | None) -> str:
+    """Record what a training came to, and return the line's hash.
+
+    Args:
+        model: hex hash of the opened model's parameters; None if it stays shares.
+    """
+    epsilon = None if prepared.noise is None else prepared.noise.plan.epsilon
+    fields = {"rounds": prepared.course.passes, "epsilon": epsilon}
+    return ledger.append(
+        "model", {**({"shares": list(_section(prepared.job).servers)} if model is None else {"model": model}), **fields}
+    )
 
 
 def write_shares(
@@ -214,8 +235,11 @@ def write_shares(
     write_folder(place, public, found)
 
 
-def prepare(job: Job, rows: Rows) -> Prepared:
+def prepare(job: Job, rows: Rows, *, taken: int = 0) -> Prepared:
     """Return a training on shares as a job asks for it.
+
+    Args:
+        taken: as `Course.taken`.
 
     Raises:
         JobError: the job asks for what its data does not have.
@@ -262,6 +286,7 @@ def prepare(job: Job, rows: Rows) -> Prepared:
         passes=train.rounds,
         opened=shares.folder is None,
         seed=job.job.seed,
+        taken=taken,
     )
     return Prepared(job, rows, course, noise)
 

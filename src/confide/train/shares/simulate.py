@@ -127,11 +127,12 @@ def simulate(
     shares = tuple(found.output(name) for name in SERVERS)
     dealt = found.output(DEALER)
     told = [found.output(name) for name in course.pieces]
-    opened = None if not course.opened else _decoded(course.task, told[0])
+    opened = None if not course.opened else opened_by(course.task, told[0])
     return Result(opened, (shares[0], shares[1]), found, dealt)
 
 
-def _decoded(task: Task, words: Mapping[str, Words]) -> Weights:
+def opened_by(task: Task, words: Mapping[str, Words]) -> Weights:
+    """Return the weights in an owner's output."""
     layers = range(1, len(task.widths))
     weights = [numbers_of(words[f"sum{layer}"], task.rates.sum_scale) for layer in layers]
     biases = [numbers_of(words[f"b{layer}"], 2 * SCALE) for layer in layers] if task.biases else []
