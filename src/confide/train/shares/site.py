@@ -266,7 +266,7 @@ class Site:
         if self.phase == "gathering" and self.me == LEAD:
             self._say(f"{name} stopped: {short(reason)}")
         else:
-            self._fail(Aborted(f"{name} stopped: {short(reason)}"))
+            self._fail(Aborted(f"{name} stopped: {short(reason)}"), told=reason)
 
     @property
     def _missing(self) -> list[str]:
@@ -366,12 +366,16 @@ class Site:
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
-    def _fail(self, error: ConfideError) -> None:
+    def _fail(self, error: ConfideError, *, told: str = "") -> None:
+        """End the run here, and tell everybody why: `told` if somebody else was the first to say so."""
         if self.phase == "over" or (self.phase == "ended" and self.me != LEAD):
             return
         self.phase = "over"
         self._moving.close()
-        told = str(error) if isinstance(error, ProtocolError | PrivacyError) else "it cannot go on; its log says why"
+        if not told:
+            told = (
+                str(error) if isinstance(error, ProtocolError | PrivacyError) else "it cannot go on; its log says why"
+            )
         for party in self.cast.meets(self.me):
             self._tell(party, Stop(short(told)))
         self._over.fail(error)
