@@ -20,10 +20,10 @@ from confide.net.registrar import Registrar
 from confide.store import SqliteStore
 from confide.train.job import load
 from confide.train.shares import Prepared, load_rows, prepare
+from confide.train.shares.cast import Patience
 from confide.train.shares.checkpoints import Mark
 from confide.train.shares.machines import Conditions, take_part
 from confide.train.shares.run import starting_weights
-from confide.train.shares.site import Patience
 from mpc.float_training import Float, train_in_float
 from net.coordinators import free_port
 

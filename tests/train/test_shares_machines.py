@@ -18,9 +18,10 @@ from confide.train.job import load
 from confide.train.ledger_check import verify
 from confide.train.local import flatten
 from confide.train.shares import works
+from confide.train.shares.cast import Patience
 from confide.train.shares.run import graph_of
 from confide.train.shares.simulate import Weights
-from confide.train.shares.site import Patience, Site
+from confide.train.shares.site import Site
 from confide.wire import MemoryStore, Message, Step, run
 
 BOUND = 2e-4

@@ -121,8 +121,8 @@ def train_over_machines(job: Any, asked: Asked) -> None:
     from confide.train.evaluate import in_words
     from confide.train.policy import load_policy
     from confide.train.reasons import reasons
+    from confide.train.shares.cast import Patience
     from confide.train.shares.machines import Conditions, take_part
-    from confide.train.shares.site import Patience
 
     if job.train.aggregate != "mpc":
         raise JobError(

@@ -35,9 +35,10 @@ from confide.train.ledger import Ledger
 from confide.train.policy import Policy
 from confide.train.sections import Job
 from confide.train.shares.budgets import Charges
+from confide.train.shares.cast import APART, LEAD, SECOND, Cast, Patience
 from confide.train.shares.course import DEALER
 from confide.train.shares.letters import VERSION, Hello
-from confide.train.shares.site import APART, LEAD, SECOND, Cast, Patience, Site
+from confide.train.shares.site import Site
 from confide.train.shares.works import Dealing, Owning, Serving, Working, read_own
 
 _STORE, _LEDGER, _MODEL, _BUDGET = "training.db", "ledger.jsonl", "model.confide", "node.db"

@@ -11,9 +11,8 @@ whom is told why. Everything but the constructor and `wait` runs in the loop's t
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 from confide.errors import Aborted, ConfideError, PrivacyError, ProtocolError
 from confide.net.certificates import COORDINATOR, read_member
@@ -22,8 +21,8 @@ from confide.net.limits import Limits
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.net.machine import is_this_machine
 from confide.net.mesh import Answer, Mesh
+from confide.train.shares.cast import APART, LEAD, SECOND, Cast, Patience, Work
 from confide.train.shares.checkpoints import Mark
-from confide.train.shares.course import DEALER, SERVERS
 from confide.train.shares.letters import (
     VERSION,
     Begin,
@@ -41,11 +40,8 @@ from confide.train.shares.letters import (
     short,
 )
 from confide.train.shares.moving import Moving
-from confide.wire import Message, Party
+from confide.wire import Message
 
-LEAD, SECOND = SERVERS
-#: Parties of which no two may be one machine or one organisation.
-APART = (*SERVERS, DEALER)
 #: Correlations of a large step are one message.
 LIMITS = Limits(
     frames_per_second=50_000.0, frames_burst=200_000.0, bytes_per_second=4e9, bytes_burst=8e9, arrived_bytes=512 << 20
@@ -54,83 +50,6 @@ _TICK_SECONDS = 0.5
 _TELL_SECONDS = 1.0
 #: How long the first server waits until all have written what is theirs.
 _BYE_SECONDS = 60.0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cast:
-    """Who takes part.
-
-    Args:
-        members: the member of each party, "server" for the first server.
-        identities: that the certificates of parties must show, 32 bytes; those of others are not looked at.
-        one_machine: accept servers and dealer on one machine: INSECURE.
-    """
-
-    members: Mapping[str, str]
-    identities: Mapping[str, bytes]
-    one_machine: bool
-
-    def role(self, party: str) -> str:
-        """Return what the certificate of a party must say."""
-        return {LEAD: "coordinator", SECOND: "helper", DEALER: "dealer"}.get(party, "node")
-
-    def party(self, member: str) -> str | None:
-        """Return which party a member is, if one."""
-        return next((party for party, name in self.members.items() if name == member), None)
-
-    def meets(self, party: str) -> frozenset[str]:
-        """Return whom a party talks to."""
-        others = set(SERVERS) if party not in SERVERS else set(self.members)
-        return frozenset(others - {party})
-
-
-class Work(Protocol):
-    """What a process does beside talking; a ConfideError of it ends the run."""
-
-    def begun(self, rows: Mapping[str, int]) -> tuple[Mark, ...]:
-        """Everybody is there; return the checkpoints that there are here."""
-        ...
-
-    def starts(self, run: str, marks: tuple[Mark, ...]) -> Mark | None:
-        """At the first server: return where the run begins, of the second server's `marks`."""
-        ...
-
-    def party(self, run: str, mark: Mark | None, progress: Callable[[int, int], None]) -> Party:
-        """Return the party; `progress` takes how many runs of a program are over, and how many steps."""
-        ...
-
-    def finished(self, output: Any) -> str:
-        """Take what the party returned; return what `Done` says."""
-        ...
-
-    def agreed(self, models: tuple[str, ...]) -> str:
-        """At the first server: all parts are over; write what is its own and return what `End` says."""
-        ...
-
-    def ended(self, ledger: str) -> None:
-        """Elsewhere: the run has ended well; write what is one's own."""
-        ...
-
-    def over(self) -> None:
-        """At the first server: all have written what is theirs."""
-        ...
-
-    def progressed(self, taken: int) -> None:
-        """Show how far the run is."""
-        ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Patience:
-    """How long is waited.
-
-    Args:
-        gather_seconds: until everybody is there.
-        stage_seconds: for the next thing to happen in a run.
-    """
-
-    gather_seconds: float = 86_400.0
-    stage_seconds: float = 600.0
 
 
 class Site:
@@ -347,7 +266,7 @@ class Site:
         if self.phase == "gathering" and self.me == LEAD:
             self._say(f"{name} stopped: {short(reason)}")
         else:
-            self._fail(Aborted(f"{name} stopped: {short(reason)}"))
+            self._fail(Aborted(f"{name} stopped: {short(reason)}"), told=reason)
 
     @property
     def _missing(self) -> list[str]:
@@ -447,12 +366,16 @@ class Site:
 
     # --- what goes wrong ----------------------------------------------------------------------------------------------
 
-    def _fail(self, error: ConfideError) -> None:
+    def _fail(self, error: ConfideError, *, told: str = "") -> None:
+        """End the run here, and tell everybody why: `told` if somebody else was the first to say so."""
         if self.phase == "over" or (self.phase == "ended" and self.me != LEAD):
             return
         self.phase = "over"
         self._moving.close()
-        told = str(error) if isinstance(error, ProtocolError | PrivacyError) else "it cannot go on; its log says why"
+        if not told:
+            told = (
+                str(error) if isinstance(error, ProtocolError | PrivacyError) else "it cannot go on; its log says why"
+            )
         for party in self.cast.meets(self.me):
             self._tell(party, Stop(short(told)))
         self._over.fail(error)
