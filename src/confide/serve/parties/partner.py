@@ -20,7 +20,7 @@ from confide.errors import ConfideError, ProtocolError, SetUpAgain
 from confide.ideal import Backend, Kit
 from confide.net.certificates import COORDINATOR
 from confide.serve.parties.circle import Circle
-from confide.serve.parties.messages import Order, Part, Taken, short
+from confide.serve.parties.messages import Order, Part, Revoked, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, refusal
 from confide.serve.parties.server import (
     ASKING_ROLES,
@@ -80,6 +80,7 @@ class Partner:
         self._store, self._rng, self._context, self._load = store, rng, context, load
         self._stock, self.standing = stock, standing
         self._parts: dict[bytes, _Taken] = {}
+        self._revoked: frozenset[bytes] = frozenset()
         self._served: set[str] = set()  # what stands before the clients of models that were served since this began
         self._stock_limits = stock_limits or StockLimits()
         self._stockroom: Stockroom | None = None
@@ -99,7 +100,14 @@ class Partner:
             self._parts.clear()  # it brings them again
         self.circle.say(f"{peer} is gone: {reason}")
 
+    def refusal(self, name: str, identity: bytes) -> str | None:
+        """Return why a member may not be here, or None; the server says who was revoked before it brings its parts."""
+        return f"Expected a member, {name} was revoked" if identity in self._revoked else None
+
     def told(self, peer: str, body: msgspec.Struct) -> None:
+        if peer == COORDINATOR and isinstance(body, Revoked):
+            self._revoked = frozenset(body.identities)
+            return self.circle.mesh.recheck()
         if not isinstance(body, Part) or peer != COORDINATOR:
             raise ProtocolError("Expected a part, from the server")
         try:
@@ -107,6 +115,7 @@ class Partner:
         except ConfideError as error:
             self.circle.say(f"does not take part in {body.name}: {error}")
             self.circle.tell(peer, Taken(body.model, short(str(error))))
+        return None
 
     def ordered(self, peer: str, session: str, order: Order) -> None:
         taken = self._parts.get(order.model)
