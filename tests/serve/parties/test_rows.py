@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from confide.mpc import holdings, replicated
 from confide.mpc.two_party import WithDealer
 from confide.serve.client import Client
 from confide.serve.limits import Limits
+from confide.serve.parties.asking import JointAsking
 from confide.serve.parties.guest import Guest
 from confide.serve.parties.service import prepared
 from confide.serve.parties.sessions import Bounds
@@ -93,3 +96,28 @@ def test_every_role_that_serves_holds_to_the_rows_of_its_session(mode):
             with pytest.raises(ProtocolError, match="as many rows as were ordered"):
                 ordered.plans.of(rows)
         kits[role].plans.of(2)  # that of other sessions
+
+
+@pytest.mark.parametrize("mode", ["mpc-dealer", "mpc-outsourced"])
+def test_a_dealer_refuses_an_order_of_more_than_is_dealt_at_a_time(mode, tmp_path, monkeypatch):
+    kind, partners = PARTNERS[mode]
+    monkeypatch.setattr(holdings, "ORDER_BYTES", 30_000)
+    deal = JointAsking.deal
+
+    def whole(self, session, *, rows, count):
+        monkeypatch.setattr(session.backend, "deals_at_a_time", lambda kit, *, rows: 64, raising=False)
+        return deal(self, session, rows=rows, count=count)
+
+    monkeypatch.setattr(JointAsking, "deal", whole)
+    x = np.random.default_rng(5).uniform(-1, 1, (1, NETWORK.features))
+    with (
+        houses(tmp_path, kind(), partners, graph=NETWORK, stock=64) as found,
+        Client(found.url, identity=tmp_path / "clinic", insecure_colocated_dealer=True, ahead=64) as client,
+    ):
+        with pytest.raises(ConfideError, match="dealt for at a time"):
+            client.predict(x)
+        end = time.monotonic() + 10.0  # everybody is told
+        while any(one.circle.sessions.count for one in found.servers.values()) and time.monotonic() < end:
+            time.sleep(0.02)
+        assert not any(one.circle.sessions.count for one in found.servers.values())
+    assert not found.broken

@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -43,6 +44,15 @@ from confide.wire import Party, Store
 
 #: Who dials whom among partners: each dials those before it. Clients dial all of them, and all dial the server.
 _ORDER = ("dealer", "helper", "third")
+
+
+@runtime_checkable
+class DealsInParts(Protocol):
+    """A backend that says how much is dealt ahead in one session."""
+
+    def deals_at_a_time(self, kit: Kit, *, rows: int) -> int:
+        """Return for how many predictions of so many rows."""
+        ...
 
 
 @dataclass(slots=True)
@@ -132,7 +142,7 @@ class Partner:
             run=run_of(self._store.get(key)),
         )  # fmt: skip
         try:
-            self._admit(order, part)
+            self._admit(order, taken)
             takes = self.stockroom.admit(place, order)
         except ConfideError as error:
             return refuse_all(self.circle, session, cast, prefix, error)
@@ -177,12 +187,19 @@ class Partner:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _admit(self, order: Order, part: Part) -> None:
+    def _admit(self, order: Order, taken: _Taken) -> None:
         """Refuse what a client may not order."""
+        part, backend = taken.part, taken.backend
         if order.rows > part.max_rows:
             raise ProtocolError(f"Expected at most {part.max_rows} rows at a time; send fewer")
-        if order.kind == "deal" and part.role == "dealer" and order.count > self._stock:
+        if order.kind != "deal" or part.role != "dealer":
+            return
+        if order.count > self._stock:
             raise ProtocolError(f"Expected at most {self._stock} predictions dealt ahead; the dealer's --stock says so")
+        if isinstance(backend, DealsInParts) and order.rows:
+            most = backend.deals_at_a_time(taken.kit, rows=order.rows)
+            if order.count > most:
+                raise ProtocolError(f"Expected at most {most} predictions of {order.rows} rows dealt for at a time")
 
     def _take(self, part: Part) -> None:
         me = self.circle.me
