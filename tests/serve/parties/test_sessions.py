@@ -8,6 +8,7 @@ from confide.errors import Aborted, ProtocolError, StoreError, UsageError
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Joined
 from confide.serve.parties.circle import Circle, Me
+from confide.serve.parties.circle import _There as There
 from confide.serve.parties.messages import ABORT, VERSION, Abort, Hello, Order, check_session, letter, read, session_id
 from confide.serve.parties.sessions import Bounds, Cast, Sessions
 from confide.wire import MemoryStore, Message, Step
@@ -286,6 +287,17 @@ def test_a_client_that_claims_the_machine_of_a_partner_keeps_nobody_out(monkeypa
             one.mesh.call(lambda: hello("mallory"))
     finally:
         one.close()
+
+
+def test_what_is_sent_of_sessions_of_members_who_are_not_here_is_thrown_away(circle):
+    def go():
+        circle._there["server"] = There("coordinator", hello=True)
+        circle._there["bob"] = There("client", hello=True)
+        for owner in ("ann", "bob", "eve"):
+            circle._arrived("server", Envelope(f"{owner}/predict/1", Message("server", "ann", "x", b"")))
+        return [session for _, session in circle.sessions._early]
+
+    assert circle.mesh.call(go) == ["ann/predict/1", "bob/predict/1"]
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------

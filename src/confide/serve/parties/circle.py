@@ -306,12 +306,15 @@ class Circle:
     def _arrived(self, peer: str, envelope: Envelope) -> None:
         there = self._there.get(peer)
         if there is None:
-            return None
+            return
         message, session = envelope.message, envelope.session
         if there.hello is not None and session != NO_SESSION and message.tag != ORDER:
-            if _asks(there.role) and owner_of(session) != peer:
+            owner = owner_of(session)
+            if _asks(there.role) and owner != peer:
                 raise ProtocolError("Expected messages of its own sessions")
-            return self.sessions.arrived(peer, envelope)
+            if owner == self.me.name or owner in self._there:  # who is not here orders nothing here
+                self.sessions.arrived(peer, envelope)
+            return
         body = read(message)
         if isinstance(body, Hello):
             self._greeted(peer, there, body)

@@ -44,10 +44,10 @@ class Bounds:
     step_seconds: float = 30.0
     session_seconds: float = 600.0
     session_bytes: int = 1 << 30
-    early_bytes: int = 64 << 20
+    early_bytes: int = 128 << 20
     early_sessions: int = 64
     sessions: int = 64
-    waiting_bytes: int = 64 << 20
+    waiting_bytes: int = 128 << 20
     total_waiting_bytes: int = 4 << 30
 
 
