@@ -23,6 +23,9 @@ from numpy.typing import NDArray
 from confide.errors import Aborted, ConfideError, ProtocolError
 from confide.structs import known
 
+#: What one message is counted for beyond its body, so that empty ones are not free.
+MESSAGE_COST_BYTES = 512
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -32,6 +35,11 @@ class Message:
     dst: str
     tag: str
     body: bytes
+
+    @property
+    def cost_bytes(self) -> int:
+        """Return what it is counted for where it waits: an empty one is not free."""
+        return len(self.body) + len(self.tag) + MESSAGE_COST_BYTES
 
     def __repr__(self) -> str:  # a body may be private; its size is not
         return f"Message({self.src!r} -> {self.dst!r}, {self.tag!r}, {len(self.body)} bytes)"
@@ -170,6 +178,8 @@ class Inbox:
         self._seen: dict[tuple[str, str], int] = {}
         self._closed: set[str] = set()
         self._tag = ""
+        #: What waits of each sender: `Message.cost_bytes`.
+        self.waiting_bytes: dict[str, int] = {}
 
     def put(self, message: Message) -> None:
         """Accept one message; an identical repeat (a re-send after a reconnect) is ignored.
@@ -187,6 +197,7 @@ class Inbox:
             raise ProtocolError(f"{message.src} sent {message.tag!r} after that stage had closed")
         self._seen[key] = hash(message.body)
         self._waiting[key] = message
+        self.waiting_bytes[message.src] = self.waiting_bytes.get(message.src, 0) + message.cost_bytes
 
     def knows(self, message: Message) -> bool:
         """Return whether something of this sender under this tag has arrived."""
@@ -208,7 +219,8 @@ class Inbox:
             return {}
         have = (src for src in step.wait_for if (step.await_tag, src) in self._waiting)
         if step.each:  # the first is enough: a server of thousands asks thousands of times
-            return next(({src: self._waiting.pop((step.await_tag, src))} for src in have), None)
+            first = next(have, None)
+            return None if first is None else self._take(step.await_tag, [first])
         found = list(have)
         return self._take(step.await_tag, found) if len(found) == len(step.wait_for) else None
 
@@ -227,7 +239,10 @@ class Inbox:
         return self._take(step.await_tag, have)
 
     def _take(self, tag: str, sources: list[str]) -> dict[str, Message]:
-        return {src: self._waiting.pop((tag, src)) for src in sources}
+        taken = {src: self._waiting.pop((tag, src)) for src in sources}
+        for src, message in taken.items():
+            self.waiting_bytes[src] -= message.cost_bytes
+        return taken
 
 
 # --- transcript -------------------------------------------------------------------------------------------------------

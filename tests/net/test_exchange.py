@@ -202,3 +202,39 @@ def test_a_session_that_ended_and_was_forgotten_is_not_told_of():
     exchange.forget("forgotten")
     assert exchange.ended() == ["kept"]
     assert exchange.output("kept") == 7
+
+
+def test_what_is_discarded_is_never_committed_nor_sent():
+    def party(name):
+        yield Step(send=(Message(name, "other", "x", b""),), save={"a": b"1"})
+        yield Step(await_tag="never", wait_for=("other",))
+
+    store = MemoryStore()
+    exchange = Exchange(store)
+    for name in ("left", "right"):
+        exchange.open(name, party(name), me=name, prefix=f"{name}/")
+    exchange.discard("left")
+    assert [envelope.session for envelope in exchange.take()] == ["right"]
+    assert store.keys() == ["right/a"]
+    exchange.discard("right")  # what is committed stays
+    exchange.take()
+    assert store.keys() == ["right/a"]
+
+
+def test_what_waits_is_counted_by_who_sent_it_until_it_is_asked_for():
+    def party():
+        for tag in ("first", "second"):
+            yield Step(await_tag=tag, wait_for=("a", "b"))
+        return "done"
+
+    exchange = Exchange()
+    exchange.open("s", party(), me="me")
+    exchange.put(Envelope("s", Message("a", "me", "second", bytes(100))))
+    assert exchange.waiting_bytes("s", "a") == exchange.waiting_bytes("s") == 100 + len("second") + 512
+    assert exchange.waiting_bytes("s", "b") == 0
+    for src in ("a", "b"):
+        exchange.put(Envelope("s", Message(src, "me", "first", b"")))
+    assert exchange.waiting_bytes("s") == 100 + len("second") + 512
+    exchange.put(Envelope("s", Message("b", "me", "second", b"")))
+    assert exchange.output("s") == "done"
+    assert exchange.waiting_bytes("s") == 0

@@ -524,6 +524,32 @@ def test_a_crowd_is_kept_out(tmp_path: Path, limit: str) -> None:
         besieged.works()
 
 
+@pytest.mark.parametrize("limit", ["connections", "strangers"])
+def test_a_crowd_from_several_addresses_takes_its_own_places(tmp_path: Path, limit: str) -> None:
+    """A member gets in while they hold their places: each newcomer costs the largest crowd its oldest."""
+    limits = Limits(**{limit: 40}, handshake_seconds=60.0)
+    with Besieged(tmp_path, limits=limits) as besieged:
+        crowd = []
+        try:
+            for number in range(60):
+                source = (f"127.0.{1 + number % 6}.2", 0)
+                crowd.append(
+                    socket.create_connection(("127.0.0.1", besieged.host.port), timeout=30, source_address=source)
+                )
+                crowd[-1].send(b"\x16")
+            listener = besieged.host._listener
+            until(lambda: len(besieged.host.refusals()) >= 20)
+            assert len(listener._strangers) <= 40
+            besieged.joined("late")
+            besieged.works()
+            assert len(listener._strangers) <= 40
+        finally:
+            for one in crowd:
+                one.close()
+        until(lambda: len(listener._all) == 2)
+        assert listener._per_address == {"127.0.0.1": 2}
+
+
 def test_memory_stays_bounded_under_all_of_it(tmp_path: Path) -> None:
     """An end that keeps whatever comes, for comparison, would hold the 400 MB that are sent here."""
 

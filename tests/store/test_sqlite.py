@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import sqlite3
 import stat
@@ -355,6 +356,43 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.raises(StoreError, match=r"store\.db to be whole"):
         [store.get(f"{number:04}") for number in range(2000)]
     store._connection.close()
+
+
+def used(path):
+    """Read all of a store and write something; return the error."""
+    store = None
+    try:
+        store = SqliteStore(path)
+        keys = store.keys()
+        found = [store.get(key) for key in keys]
+        assert all(isinstance(value, bytes) for value in found)
+        store.commit({"new": b"1"})
+    except (UsageError, StoreError) as error:
+        return error
+    finally:
+        if store is not None:
+            store._connection.close()
+    return None
+
+
+def test_whatever_bytes_of_a_file_are_damaged_it_is_named_in_one_line(tmp_path):
+    whole = tmp_path / "whole.db"
+    store = SqliteStore(whole)
+    store.commit({f"{number:04}": bytes([number % 256]) * 300 for number in range(300)})
+    store.close()
+    path, draw, found = tmp_path / "store.db", random.Random(1), []
+    for _ in range(150):
+        content = bytearray(whole.read_bytes())
+        most = draw.choice([200, 16384, len(content)])
+        for _ in range(draw.choice([1, 20, 400])):
+            content[draw.randrange(most)] ^= 0xFF
+        for beside in (path, tmp_path / "store.db-wal", tmp_path / "store.db-shm"):
+            beside.unlink(missing_ok=True)
+        path.write_bytes(content)
+        path.chmod(0o600)
+        found.append(used(path))
+    assert {type(error) for error in found} == {UsageError, StoreError, type(None)}
+    assert all("\n" not in str(error) for error in found)
 
 
 def test_a_link_and_its_target_are_one_store(tmp_path, monkeypatch):

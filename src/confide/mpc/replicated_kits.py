@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping
+from copy import copy
 from threading import Lock
-from typing import Annotated
+from typing import Annotated, Self
 
 import msgspec
 import numpy as np
@@ -62,11 +63,20 @@ class PlansByRows:
         self._recipe = recipe
         #: Rows of the largest program; who serves may lower it.
         self.most_rows = MOST_ROWS
+        self._only: int | None = None
         self._plans: OrderedDict[int, Plan] = OrderedDict()
         self._lock = Lock()
 
+    def only(self, rows: int) -> Self:
+        """Return these plans as they serve a session that was ordered for so many rows: no others are given."""
+        found = copy(self)
+        found._only = rows
+        return found
+
     def of(self, rows: int) -> Plan:
-        """Return the plan for `rows` rows. Raises ProtocolError if they are too many for one program."""
+        """Return the plan for `rows` rows. Raises ProtocolError if they are too many for one, or not ordered."""
+        if self._only not in (None, rows):
+            raise ProtocolError("Expected as many rows as were ordered")
         if rows > self.most_rows:
             raise ProtocolError(f"Expected at most {self.most_rows} rows at a time; ask fewer")
         with self._lock:
@@ -115,6 +125,12 @@ class ShareKit:
     def limit_rows(self, rows: int) -> None:
         """Refuse larger programs from now on: whoever serves has a limit of its own."""
         self.plans.most_rows = min(self.plans.most_rows, rows)
+
+    def for_rows(self, rows: int) -> Self:
+        """Return the kit for a session that was ordered for so many rows: it has no program for others."""
+        found = copy(self)
+        found.plans = self.plans.only(rows)
+        return found
 
     def encode(self) -> bytes:
         words = {name: Array.of(one) for name, one in self._words.items()}

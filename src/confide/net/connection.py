@@ -26,8 +26,9 @@ from confide.errors import ProtocolError
 from confide.net.ending import FINAL, Code, Ending, one_line, short
 from confide.net.exchange import Envelope
 from confide.net.frames import Assembly, Outbox
-from confide.net.limits import MESSAGE_COST_BYTES, Account, Limits
+from confide.net.limits import Account, Limits
 from confide.net.tls import Peer, Tls, TlsRefused
+from confide.wire import MESSAGE_COST_BYTES
 
 #: What websockets gets to log to: it would write down frames.
 SILENT = Logger("confide silent", CRITICAL + 1)

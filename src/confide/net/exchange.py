@@ -112,6 +112,7 @@ class Exchange:
         self._sessions: dict[str, _Session] = {}
         self._outcomes: dict[str, _Outcome] = {}
         self._changes: dict[str, bytes | None] = {}
+        self._saved: dict[str, set[str]] = {}  # by session, the keys of what it saved and nothing has committed
         self._outgoing: list[Envelope] = []
         self._ended: list[str] = []
 
@@ -179,6 +180,12 @@ class Exchange:
             one.party.close()
             self._end(session, Aborted(reason))
 
+    def discard(self, session: str) -> None:
+        """Drop what a session saved and sent since the last commit: nobody has seen it, and nobody will."""
+        for key in self._saved.pop(session, ()):
+            self._changes.pop(key, None)
+        self._outgoing = [envelope for envelope in self._outgoing if envelope.session != session]
+
     def forget(self, session: str) -> None:
         """Drop a session that has ended, with its journal (at the next commit) and what it would re-send."""
         if one := self._sessions.pop(session, None):
@@ -209,6 +216,7 @@ class Exchange:
         if self._changes:
             self._store.commit(self._changes)
             self._changes.clear()
+            self._saved.clear()
         outgoing, self._outgoing = self._outgoing, []
         return outgoing
 
@@ -253,6 +261,12 @@ class Exchange:
         if outcome.error is not None:
             raise outcome.error
         return outcome.output
+
+    def waiting_bytes(self, session: str, src: str | None = None) -> int:
+        """Return what has come, from one party or all, and the session's party has not asked for yet."""
+        one = self._sessions.get(session)
+        waiting = {} if one is None else one.inbox.waiting_bytes
+        return sum(waiting.values()) if src is None else waiting.get(src, 0)
 
     def figures(self, session: str) -> Figures:
         """Return what a session has cost here so far."""
@@ -306,7 +320,10 @@ class Exchange:
     def _leave(self, session: str, one: _Session, step: Step) -> None:
         if self._on_step:
             self._changes.update(self._on_step(session, step))
-        self._changes.update({one.prefix + key: value for key, value in step.save.items()})
+        changes = {one.prefix + key: value for key, value in step.save.items()}
+        self._changes.update(changes)
+        if changes:
+            self._saved.setdefault(session, set()).update(changes)
         for message in step.send:
             if message.src != one.me:
                 raise ProtocolError(f"{one.me} tried to send as {message.src}")

@@ -17,8 +17,8 @@ import msgspec
 
 from confide.errors import ProtocolError, UsageError
 from confide.net.exchange import Envelope
-from confide.net.limits import MESSAGE_COST_BYTES, Limits
-from confide.wire import Message
+from confide.net.limits import Limits
+from confide.wire import MESSAGE_COST_BYTES, Message
 
 FRAME_BYTES = 1 << 20
 #: Largest WebSocket message: one frame's data and its header.

@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-#: What one message is counted for beyond its body, so that empty ones are not free.
-MESSAGE_COST_BYTES = 512
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
@@ -21,7 +18,8 @@ class Limits:
         frames_per_second, frames_burst: WebSocket frames of one peer, pings included; beyond it, it is dropped.
         bytes_per_second, bytes_burst: of one peer; beyond it, reading from it waits.
         connections, connections_per_address: at once; further ones are closed at once.
-        strangers, strangers_per_address: connections that have not yet shown who they are.
+        strangers, strangers_per_address: connections that have not yet shown who they are; when they are too many, the
+            oldest of the address that has most of them goes.
         handshake_seconds: until a connection must have shown who it is, and for a whole enrolment.
         ping_seconds: silence after which a peer is asked whether it is there.
         silence_seconds: silence after which a peer is gone, and how long bytes for it may not move.

@@ -67,7 +67,7 @@ class Listener:
         self._members: dict[str, Connection] = {}
         self._accounts: dict[str, Account] = {}
         self._all: set[Connection] = set()
-        self._strangers: set[Connection] = set()
+        self._strangers: dict[Connection, None] = {}  # the oldest first
         self._per_address, self._strangers_per_address = Counter[str](), Counter[str]()
         self._scratch = bytearray(_SCRATCH_BYTES)
         self._server: asyncio.Server | None = None
@@ -135,15 +135,16 @@ class Listener:
     def made(self, connection: Connection) -> bool:
         address, limits = connection.address, self.limits
         self._all.add(connection)
-        self._strangers.add(connection)
+        self._strangers[connection] = None
         self._per_address[address] += 1
         self._strangers_per_address[address] += 1
-        return (
-            len(self._all) <= self._most
-            and len(self._strangers) <= limits.strangers
-            and self._per_address[address] <= limits.connections_per_address
-            and self._strangers_per_address[address] <= limits.strangers_per_address
-        )
+        if self._per_address[address] > limits.connections_per_address:
+            return False
+        if self._strangers_per_address[address] > limits.strangers_per_address:
+            return False
+        if len(self._all) > self._most or len(self._strangers) > limits.strangers:
+            self._make_room()
+        return connection in self._all and len(self._all) <= self._most
 
     def secured(self, connection: Connection, certificate: bytes | None) -> int:
         if certificate is None:
@@ -202,9 +203,18 @@ class Listener:
     def _make(self) -> Connection:
         return Connection(self, Tls(self._context, host=None), None, self._scratch)
 
+    def _make_room(self) -> None:
+        """Drop the oldest stranger of the address that has most of them: whoever floods loses places, not others."""
+        most = max(self._strangers_per_address.values())
+        for stranger in self._strangers:
+            if self._strangers_per_address[stranger.address] == most:
+                stranger.give_up(Ending("there are too many connections"))
+                stranger.abort()
+                return self.lost(stranger)  # its place is free at once
+
     def _known(self, connection: Connection) -> None:
         if connection in self._strangers:
-            self._strangers.remove(connection)
+            del self._strangers[connection]
             self._strangers_per_address[connection.address] -= 1
             if not self._strangers_per_address[connection.address]:
                 del self._strangers_per_address[connection.address]

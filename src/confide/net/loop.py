@@ -12,8 +12,9 @@ from typing import Any, Protocol, TypeVar
 from confide.errors import ConfideError
 from confide.net.exchange import Envelope
 from confide.net.frames import check_envelope
-from confide.net.limits import MESSAGE_COST_BYTES, Account, Limits
+from confide.net.limits import Account, Limits
 from confide.net.link import Arrived, Event
+from confide.wire import MESSAGE_COST_BYTES
 
 _Output = TypeVar("_Output")
 

@@ -24,11 +24,12 @@ from confide.net.caller import COORDINATOR_ROLE, Caller, Dialled, Waits
 from confide.net.dial import Address, Proxy
 from confide.net.ending import Code
 from confide.net.exchange import Envelope
-from confide.net.limits import MESSAGE_COST_BYTES, Account, Limits
+from confide.net.limits import Account, Limits
 from confide.net.link import Arrived, Event
 from confide.net.listener import Admit, Enrol, Listener
 from confide.net.loop import LoopThread
 from confide.net.tls import Peer
+from confide.wire import MESSAGE_COST_BYTES
 
 _Output = TypeVar("_Output")
 

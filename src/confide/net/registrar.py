@@ -122,6 +122,10 @@ class Registrar:
             return str(error)
         return None
 
+    def revoked(self) -> tuple[bytes, ...]:
+        """Return the identities of the members that were revoked, in the order of their bytes."""
+        return tuple(sorted(bytes.fromhex(one.identity) for one in self.registry().members if one.revoked is not None))
+
     def members(self) -> tuple[Standing, ...]:
         """Return everybody who is or was a member, by name."""
         return tuple(sorted(map(Standing.of, self.registry().members), key=lambda one: (one.name, one.expires)))

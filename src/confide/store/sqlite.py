@@ -85,7 +85,7 @@ class SqliteStore:
         sql = f"SELECT value FROM {self._table} WHERE key = ? AND written > ?"  # noqa: S608
         with self._lock, self._errors("nothing was read"):
             row = self._connection.execute(sql, (key, self._oldest())).fetchone()
-        return None if row is None else bytes(row[0])
+            return None if row is None else self._value(row)
 
     def keys(self, prefix: str = "") -> list[str]:
         encode_key(prefix)
@@ -93,7 +93,7 @@ class SqliteStore:
         with self._lock, self._errors("nothing was read"):
             rows = self._connection.execute(sql, (prefix, self._oldest()))
             with closing(rows):  # the end of the reading: what follows the prefix is never looked at
-                return list(takewhile(lambda key: key.startswith(prefix), (row[0] for row in rows)))
+                return list(takewhile(lambda key: key.startswith(prefix), (str(row[0]) for row in rows)))
 
     def commit(self, changes: Mapping[str, bytes | None]) -> None:
         """Write all of `changes` or none of it; None deletes.
@@ -118,7 +118,7 @@ class SqliteStore:
         sql = f"SELECT value FROM {self._table} WHERE key = ? AND written > ?"  # noqa: S608
         with self._lock, self._errors("nothing was written"), self._transaction():
             row = self._connection.execute(sql, (key, self._oldest())).fetchone()
-            changes = {key: change(None if row is None else bytes(row[0]))}
+            changes = {key: change(None if row is None else self._value(row))}
             check_changes(changes)
             self._put(changes)
 
@@ -156,6 +156,11 @@ class SqliteStore:
         """Close the file. Leases stay with whoever holds them."""
         with self._lock:
             self._connection.close()
+
+    def _value(self, row: tuple[object, ...]) -> bytes:
+        if not isinstance(row[0], bytes):  # the table takes nothing else
+            raise StoreError(_damaged(self._name, "nothing was read"))
+        return row[0]
 
     def _oldest(self) -> float:
         return -1.0 if self._lifetime_seconds is None else self._clock() - self._lifetime_seconds
@@ -214,6 +219,8 @@ class SqliteStore:
             yield
         except sqlite3.Error as error:
             raise StoreError(_explain(error, self._name, consequence)) from None
+        except UnicodeDecodeError:  # SQLite says what is wrong in the bytes of a damaged file
+            raise StoreError(_damaged(self._name, consequence)) from None
 
 
 def _identity(path: Path | None) -> tuple[int, int] | None:
@@ -242,9 +249,13 @@ def _explain(error: sqlite3.Error, name: str, consequence: str) -> str:
                 "all. Check the disk and its free space, then go on"
             )
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return f"Expected {name} to be whole, but it is damaged; {consequence}. Restore it from a backup"
+            return _damaged(name, consequence)
         case _:
             return f"Expected {name} to take this, but SQLite says {type(error).__name__}; {consequence}"
+
+
+def _damaged(name: str, consequence: str) -> str:
+    return f"Expected {name} to be whole, but it is damaged; {consequence}. Restore it from a backup"
 
 
 def _open(path: Path | None, name: str, table: str, wait_seconds: float) -> sqlite3.Connection:
@@ -274,6 +285,6 @@ def _open(path: Path | None, name: str, table: str, wait_seconds: float) -> sqli
         except BaseException:
             connection.close()
             raise
-    except (OSError, sqlite3.DatabaseError):
+    except (OSError, sqlite3.DatabaseError, UnicodeDecodeError):
         raise UsageError(f"Expected {name} to be a store, or a new file in a folder that can be written") from None
     return connection

@@ -117,8 +117,44 @@ def test_messages_under_another_name_end_the_connection(rogue):
 def test_a_flood_ahead_of_an_order_ends_the_connection(rogue):
     rogue.hello()
     for number in range(70):
-        rogue.say(Envelope(f"flood/{number}", Message("rogue", "server", "begin", b"x")))
+        rogue.say(Envelope(f"rogue/flood/{number}", Message("rogue", "server", "begin", b"x")))
     assert "order" in rogue.next(Left).reason
+
+
+def parted(running):
+    """Return what was said of links between server and dealer that ended."""
+    return [line for line in running.lines if "server is gone" in line or "the dealer, is gone" in line]
+
+
+@pytest.mark.parametrize("session", ["clinic/predict/" + "0" * 32, "rogue2/predict/1", "x"])
+def test_messages_of_somebody_elses_session_end_the_connection(rogue, session):
+    rogue.hello()
+    rogue.say(Envelope(session, Message("rogue", "server", "begin", b"x")))
+    assert "its own sessions" in rogue.next(Left).reason
+
+
+NO_IDS = ["", "rogue", "rogue/setup/1", "clinic/setup/" + "0" * 32, "rogue/predict/" + "0" * 32]
+
+
+@pytest.mark.parametrize("session", NO_IDS)
+def test_a_session_is_called_after_its_client_or_refused(running, rogue, session):
+    rogue.hello()
+    rogue.session = session
+    rogue.say(letter("rogue", "server", Order("setup", rogue.offer().model, "rogue", b"", 0, 0), session=session))
+    assert "called after its client" in rogue.ended()
+    assert not parted(running)
+
+
+def test_orders_of_set_ups_that_a_partner_refuses_spend_nothing_of_the_servers(running, rogue):
+    """The rogue is not connected to the dealer, who refuses each: what the server sends of them is thrown away."""
+    rogue.hello()
+    order = Order("setup", rogue.offer().model, "rogue", b"", 0, 0)
+    for _ in range(70):
+        rogue.session = "rogue/setup/" + uuid.uuid4().hex
+        rogue.say(letter("rogue", "server", order, session=rogue.session))
+        assert "rogue to be connected to broker" in rogue.ended()  # whoever ordered it is told, at once
+    assert not running.servers["broker"].circle.sessions._early
+    assert not parted(running)
 
 
 def ordered(running, rogue, **more):
@@ -165,7 +201,8 @@ def test_a_name_that_was_given_anew_is_set_up_again(running, rogue):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"), [({"rows": 0}, "rows"), ({"rows": 1 << 20}, "rows"), ({"client": "clinic"}, "itself")]
+    ("more", "told"),
+    [({"rows": 0}, "rows"), ({"rows": 1 << 20}, "rows"), ({"client": "clinic"}, "called after")],
 )
 def test_orders_beyond_what_is_allowed_are_refused(running, rogue, more, told):
     rogue.hello()

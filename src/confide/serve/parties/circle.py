@@ -28,12 +28,14 @@ from confide.serve.parties.messages import (
     Abort,
     Hello,
     Order,
+    check_session,
     letter,
+    owner_of,
     read,
     short,
 )
-from confide.serve.parties.seats import Facts, refusal, together
-from confide.serve.parties.sessions import Bounds, Cast, Ended, Sessions
+from confide.serve.parties.seats import MEMBER_ROLES, Facts, refusal, together
+from confide.serve.parties.sessions import Bounds, Cast, Ended, Figures, Sessions
 from confide.wire import Message, Party, Store
 
 TICK_SECONDS = 0.2
@@ -221,28 +223,21 @@ class Circle:
             cast: who is who.
             prefix: of the party's store.
             kind: "setup", "deal" or "predict"; what is dealt may come while predictions are made.
-            done: told how it ended.
-
-        Raises:
-            ConfideError: the party cannot be built, or too many wait.
+            done: told how it ended, once; also if it could not begin, of which the other members are told.
         """
-        if absent := [name for name in cast.others() if self.hello(name) is None]:
-            raise ProtocolError(f"Expected {', '.join(absent)} to be connected to {self.me.name}; ask again later")
         turns = self._turns.setdefault(prefix, _Turns())
-        if len(turns.waiting) >= _MOST_WAITING:
-            raise ProtocolError("Expected less at a time; wait for the answers to the questions before this one")
         one = _Waiting(session, build, cast, prefix, kind, done)
-        if turns.free(kind, turns.waiting):
-            try:
-                self._start(one)
-            except BaseException:
-                self._next(prefix)
-                raise
+        if len(turns.waiting) >= _MOST_WAITING:
+            error = ProtocolError("Expected less at a time; wait for the answers to the questions before this one")
+            self._not_begun(one, error)
+        elif turns.free(kind, turns.waiting):
+            self._start(one)
         else:
             turns.waiting.append(one)
 
     def refuse(self, peer: str, session: str, error: ConfideError) -> None:
-        """Tell who ordered a session why it does not take place here."""
+        """Tell who ordered a session why it does not take place here, and throw away what still comes of it."""
+        self.sessions.shut(session)
         body = Abort(short(str(error)), isinstance(error, SetUpAgain))
         self.mesh.send(peer, letter(self.me.name, peer, body, session=session))
 
@@ -258,13 +253,19 @@ class Circle:
             finally:
                 self._next(one.prefix)
 
-        party = one.build()
-        turns.open.add(one.kind)
         try:
+            if absent := [name for name in one.cast.others() if self.hello(name) is None]:
+                raise ProtocolError(f"Expected {', '.join(absent)} to be connected to {self.me.name}; ask again later")
+            party = one.build()
+            turns.open.add(one.kind)
             self.sessions.open(one.session, party, one.cast, prefix=one.prefix, done=done)
-        except ConfideError:
-            turns.open.discard(one.kind)
-            raise
+        except ConfideError as error:
+            self._not_begun(replace(one, done=done), error)
+
+    def _not_begun(self, one: _Waiting, error: ConfideError) -> None:
+        for name in one.cast.others():
+            self.refuse(name, one.session, error)
+        one.done(Ended(one.session, one.cast, error, None, Figures()))
 
     def _next(self, prefix: str) -> None:
         """Begin what has waited and may begin now."""
@@ -274,11 +275,7 @@ class Circle:
         for place, one in enumerate(turns.waiting):
             if turns.free(one.kind, turns.waiting[:place]):
                 del turns.waiting[place]
-                try:
-                    self._start(one)
-                except ConfideError as error:
-                    for name in one.cast.others():
-                        self.refuse(name, one.session, error)
+                self._start(one)
                 return self._next(prefix)
         if not turns.waiting and not turns.open:
             self._turns.pop(prefix, None)
@@ -309,10 +306,15 @@ class Circle:
     def _arrived(self, peer: str, envelope: Envelope) -> None:
         there = self._there.get(peer)
         if there is None:
-            return None
+            return
         message, session = envelope.message, envelope.session
         if there.hello is not None and session != NO_SESSION and message.tag != ORDER:
-            return self.sessions.arrived(peer, envelope)
+            owner = owner_of(session)
+            if _asks(there.role) and owner != peer:
+                raise ProtocolError("Expected messages of its own sessions")
+            if owner == self.me.name or owner in self._there:  # who is not here orders nothing here
+                self.sessions.arrived(peer, envelope)
+            return
         body = read(message)
         if isinstance(body, Hello):
             self._greeted(peer, there, body)
@@ -334,8 +336,12 @@ class Circle:
         for other in (me, *others):
             if common := together(facts, other):
                 if not self.me.one_machine:
-                    self.say(f"refused {peer}: {refusal(common)}")
-                    raise ProtocolError(str(refusal(common)))
+                    goes = other.name if other is not me and _asks(other.role) and not _asks(facts.role) else peer
+                    self.say(f"refused {goes}: {refusal(common)}")
+                    if goes == peer:
+                        raise ProtocolError(str(refusal(common)))
+                    self.mesh.drop(goes, str(refusal(common)))  # who asks cannot keep a partner out
+                    continue
                 if not self.insecure:
                     self.insecure = common
         there.hello, there.facts = hello, facts
@@ -343,6 +349,7 @@ class Circle:
 
     def _ordered(self, peer: str, session: str, order: Order) -> None:
         try:
+            check_session(session, order)
             self._hears.ordered(peer, session, order)
         except ConfideError as error:
             self.refuse(peer, session, error)
@@ -364,3 +371,8 @@ class Circle:
             except ConfideError as error:
                 self.say(f"used correlations could not be cleared away: {error}")
         self.mesh.later(TICK_SECONDS, self._tick)
+
+
+def _asks(role: str) -> bool:
+    """Return whether members in a role ask, and are no part of the service."""
+    return role not in MEMBER_ROLES.values()

@@ -6,12 +6,15 @@
     part     server -> dealer, helper ...  that organisation's kit of a model
     order    in a session                  begin it: set up, deal ahead, or predict
     abort    in a session                  it has ended without a result
+    revoked  server -> dealer, helper ...  who is a member no more
 
-An order travels in the session that it begins, ahead of everything else of it on that link.
+An order travels in the session that it begins, ahead of everything else of it on that link. A session is called after
+the member who orders it and what it does, so nobody can begin, fill or end those of others.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal
 
 import msgspec
@@ -24,12 +27,14 @@ from confide.wire import Message, decode, encode
 VERSION = 1
 HELLO, ASK, OFFER, REFUSED = "parties/hello", "parties/ask", "parties/offer", "parties/refused"
 PART, TAKEN, ORDER, ABORT = "parties/part", "parties/taken", "parties/order", "parties/abort"
+REVOKED = "parties/revoked"
 #: The session of messages that belong to none.
 NO_SESSION = ""
 
 _SMALL_BYTES = 1 << 14
 LARGEST_OFFER_BYTES = 64 << 20
 LARGEST_PART_BYTES = 256 << 20
+LARGEST_REVOKED_BYTES = 16 << 20
 
 _Name = Annotated[str, msgspec.Meta(max_length=64)]
 _Url = Annotated[str, msgspec.Meta(max_length=256)]
@@ -163,10 +168,23 @@ class Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Abort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Ends a session at its receiver; `set_up`: the client must be set up again first."""
+    """Ends a session at its receiver.
+
+    Args:
+        reason: one line for people.
+        set_up: the client must be set up again first.
+        by: who ended it, "" for the sender.
+    """
 
     reason: _Reason
     set_up: bool = False
+    by: _Name = ""
+
+
+class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The identities of all members that were revoked: whoever hears it lets none of them in."""
+
+    identities: tuple[_Digest, ...]
 
 
 #: Which kind of body travels under which tag, and how large it may be.
@@ -179,7 +197,24 @@ _KINDS: tuple[tuple[str, type[msgspec.Struct], int], ...] = (
     (TAKEN, Taken, _SMALL_BYTES),
     (ORDER, Order, _SMALL_BYTES),
     (ABORT, Abort, _SMALL_BYTES),
+    (REVOKED, Revoked, LARGEST_REVOKED_BYTES),
 )
+
+
+def session_id(client: str, kind: Kind, random: bytes) -> str:
+    """Return what a session is called that `client` orders; `random` is 16 bytes."""
+    return f"{client}/{kind}/{random.hex()}"
+
+
+def owner_of(session: str) -> str:
+    """Return who orders a session of this id."""
+    return session.partition("/")[0]
+
+
+def check_session(session: str, order: Order) -> None:
+    """Refuse an order under an id that `session_id` does not make for it. Raises ProtocolError."""
+    if not re.fullmatch(rf"{re.escape(order.client)}/{order.kind}/[0-9a-f]{{32}}", session):
+        raise ProtocolError("Expected a session that is called after its client and what it does")
 
 
 def letter(src: str, dst: str, body: msgspec.Struct, *, session: str = NO_SESSION) -> Envelope:

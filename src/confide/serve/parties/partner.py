@@ -12,6 +12,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import msgspec
 
@@ -20,7 +21,7 @@ from confide.errors import ConfideError, ProtocolError, SetUpAgain
 from confide.ideal import Backend, Kit
 from confide.net.certificates import COORDINATOR
 from confide.serve.parties.circle import Circle
-from confide.serve.parties.messages import Order, Part, Taken, short
+from confide.serve.parties.messages import Order, Part, Revoked, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, proof_of, refusal
 from confide.serve.parties.server import (
     ASKING_ROLES,
@@ -43,6 +44,15 @@ from confide.wire import Party, Store
 
 #: Who dials whom among partners: each dials those before it. Clients dial all of them, and all dial the server.
 _ORDER = ("dealer", "helper", "third")
+
+
+@runtime_checkable
+class DealsInParts(Protocol):
+    """A backend that says how much is dealt ahead in one session."""
+
+    def deals_at_a_time(self, kit: Kit, *, rows: int) -> int:
+        """Return for how many predictions of so many rows."""
+        ...
 
 
 @dataclass(slots=True)
@@ -80,6 +90,7 @@ class Partner:
         self._store, self._rng, self._context, self._load = store, rng, context, load
         self._stock, self.standing = stock, standing
         self._parts: dict[bytes, _Taken] = {}
+        self._revoked: frozenset[bytes] = frozenset()
         self._served: set[str] = set()  # what stands before the clients of models that were served since this began
         self._stock_limits = stock_limits or StockLimits()
         self._stockroom: Stockroom | None = None
@@ -99,7 +110,14 @@ class Partner:
             self._parts.clear()  # it brings them again
         self.circle.say(f"{peer} is gone: {reason}")
 
+    def refusal(self, name: str, identity: bytes) -> str | None:
+        """Return why a member may not be here, or None; the server says who was revoked before it brings its parts."""
+        return f"Expected a member, {name} was revoked" if identity in self._revoked else None
+
     def told(self, peer: str, body: msgspec.Struct) -> None:
+        if peer == COORDINATOR and isinstance(body, Revoked):
+            self._revoked = frozenset(body.identities)
+            return self.circle.mesh.recheck()
         if not isinstance(body, Part) or peer != COORDINATOR:
             raise ProtocolError("Expected a part, from the server")
         try:
@@ -107,6 +125,7 @@ class Partner:
         except ConfideError as error:
             self.circle.say(f"does not take part in {body.name}: {error}")
             self.circle.tell(peer, Taken(body.model, short(str(error))))
+        return None
 
     def ordered(self, peer: str, session: str, order: Order) -> None:
         taken = self._parts.get(order.model)
@@ -123,7 +142,7 @@ class Partner:
             run=run_of(self._store.get(key)),
         )  # fmt: skip
         try:
-            self._admit(order, part)
+            self._admit(order, taken)
             takes = self.stockroom.admit(place, order)
         except ConfideError as error:
             return refuse_all(self.circle, session, cast, prefix, error)
@@ -168,12 +187,19 @@ class Partner:
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
-    def _admit(self, order: Order, part: Part) -> None:
+    def _admit(self, order: Order, taken: _Taken) -> None:
         """Refuse what a client may not order."""
+        part, backend = taken.part, taken.backend
         if order.rows > part.max_rows:
             raise ProtocolError(f"Expected at most {part.max_rows} rows at a time; send fewer")
-        if order.kind == "deal" and part.role == "dealer" and order.count > self._stock:
+        if order.kind != "deal" or part.role != "dealer":
+            return
+        if order.count > self._stock:
             raise ProtocolError(f"Expected at most {self._stock} predictions dealt ahead; the dealer's --stock says so")
+        if isinstance(backend, DealsInParts) and order.rows:
+            most = backend.deals_at_a_time(taken.kit, rows=order.rows)
+            if order.count > most:
+                raise ProtocolError(f"Expected at most {most} predictions of {order.rows} rows dealt for at a time")
 
     def _take(self, part: Part) -> None:
         me = self.circle.me

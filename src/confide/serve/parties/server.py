@@ -23,7 +23,7 @@ from confide.net.certificates import COORDINATOR
 from confide.serve.access import Quota, RateLimit
 from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle
-from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Seat, Taken, short
+from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Revoked, Seat, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, model_id, proof_of, voided
 from confide.serve.parties.sessions import Cast, Ended
 from confide.serve.parties.standing import Standing
@@ -48,6 +48,15 @@ class LimitsRows(Protocol):
 
     def limit_rows(self, rows: int) -> None:
         """Refuse more rows from now on."""
+        ...
+
+
+@runtime_checkable
+class ForRows(Protocol):
+    """A kit of which a session gets what serves the rows that were ordered, and no others."""
+
+    def for_rows(self, rows: int) -> Kit:
+        """Return a kit that refuses programs of other rows."""
         ...
 
 
@@ -125,6 +134,7 @@ class Server:
         self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
         self._rng, self.standing = rng, standing
         self._seats: dict[str, Seat] = {}
+        self._revoked: tuple[bytes, ...] = ()
         self._stock_limits = stock_limits or StockLimits()
         self._stockroom: Stockroom | None = None
         self.circle: Circle
@@ -147,12 +157,20 @@ class Server:
             return
         if facts.role != MEMBER_ROLES[role]:
             raise UsageError(f"Expected {peer} to be a member as {MEMBER_ROLES[role]}, it is one as {facts.role}")
+        self.circle.tell(peer, Revoked(self._revoked))
         self._seats[role] = Seat(role, peer, hello.url, facts.identity)
         self.circle.say(f"{peer}, the {role}, is there")
         if set(self._seats) == set(self.partners):
             for model in self._models.values():
                 model.ready.clear()
                 self._deal_out(model.prepared)
+
+    def revoke(self, identities: tuple[bytes, ...]) -> None:
+        """Have the partners let none of these members in; it holds for partners who come later, too."""
+        if identities != self._revoked:
+            self._revoked = identities
+            for seat in self._seats.values():
+                self.circle.tell(seat.name, Revoked(identities))
 
     def lost(self, peer: str, reason: str) -> None:
         for role, seat in list(self._seats.items()):
@@ -215,7 +233,11 @@ class Server:
             known = (self._store.get(mark) or b"")[:IDENTITY_BYTES]
             if order.kind != "setup" and known != facts.identity:  # a name may have been given anew
                 raise SetUpAgain(f"Expected that {peer} was set up with the server; set up again")
-            return party_of(order, backend, "server", kit, store, self._rng)
+            party = party_of(order, backend, "server", kit, store, self._rng)
+            if order.kind == "setup":
+                for name in self.partners.values():
+                    self.circle.order(name, session, msgspec.structs.replace(order, identity=facts.identity))
+            return party
 
         self.circle.begin(
             session,
@@ -225,9 +247,6 @@ class Server:
             kind=order.kind,
             done=done,
         )
-        if order.kind == "setup":
-            for name in self.partners.values():
-                self.circle.order(name, session, msgspec.structs.replace(order, identity=facts.identity))
         return None
 
     @property
@@ -415,8 +434,9 @@ def party_of(order: Order, backend: Backend, role: str, kit: Kit, store: Store, 
     """
     if order.kind == "setup":
         return backend.setup(role, kit, store, rng)
-    if order.kind == "predict":
-        return backend.predict(role, kit, None, store, rng)
+    if order.kind == "predict":  # what was ordered was counted: nothing else is answered
+        ordered = kit.for_rows(order.rows) if isinstance(kit, ForRows) else kit
+        return backend.predict(role, ordered, None, store, rng)
     deal: Callable[..., Party] | None = getattr(backend, "deal", None)
     if deal is None or not 1 <= order.count <= MOST_DEALT or not order.rows:
         raise ProtocolError(f"Expected 1 to {MOST_DEALT} predictions to deal for, under a backend with a dealer")

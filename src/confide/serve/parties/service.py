@@ -1,7 +1,7 @@
 """A server or a partner at work: folder, certificates, store, links, until the block ends.
 
 `server` and `partner` know no files; this is where they get theirs. Certificates are renewed before they expire,
-without a stop; a revocation takes effect within a second at the server, which every session needs.
+without a stop; a revocation takes effect within a second at the server, and at its partners, whom the server tells.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from confide.guarantee import Guarantee
 from confide.ideal import Backend, Kit
 from confide.model.links import link_of
 from confide.net.asking import asking
-from confide.net.certificates import COORDINATOR, LISTENING_ROLES, fingerprint
+from confide.net.certificates import COORDINATOR, LISTENING_ROLES, fingerprint, read_member
 from confide.net.contexts import client_context, server_context
 from confide.net.folders import identity_seed
 from confide.net.founding import read_settings, refresh
@@ -193,6 +193,7 @@ def serving(
 
     def keep_house(due: bool) -> None:
         circle.mesh.post(circle.mesh.recheck)
+        circle.mesh.post(lambda: server.revoke(registrar.revoked()))
         if due and refresh(folder):
             conditions.say("the server's certificate was renewed")
 
@@ -246,7 +247,9 @@ def partnering(
 
     def admit(peer: Peer) -> str | None:
         known = peer.role in (*ASKING_ROLES, *LISTENING_ROLES)
-        return None if known else f"Expected a client or a partner, {peer.name} is a {peer.role}"
+        if not known:
+            return f"Expected a client or a partner, {peer.name} is a {peer.role}"
+        return partner.refusal(peer.name, read_member(peer.certificate).identity)
 
     def keep_house(due: bool) -> None:
         if due and renewal_due(folder):

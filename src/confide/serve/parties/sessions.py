@@ -5,8 +5,9 @@ member has which role, and takes messages from no one else. Nothing leaves befor
 sessions stand on `net.exchange`, as a federation's do.
 
 **Guarantees**: a session ends: with its party, with an abort from any of its members, with the loss of a link to one,
-or when nothing moved for `step_seconds`. However it ends, every other member is told, once, and later messages of it
-are thrown away. What waits for a session that nobody has opened yet is bounded in bytes and time, for each peer.
+or when nothing moved for `step_seconds`. However it ends, every other member is told, and later messages of it are
+thrown away. What waits for a session that nobody has opened yet is bounded in bytes and time, for each peer and each
+member who orders sessions; so is what waits in one that its party does not ask for.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 from confide.errors import Aborted, ConfideError, ProtocolError, SetUpAgain, StoreError
 from confide.net.exchange import Envelope, Exchange
-from confide.serve.parties.messages import ABORT, Abort, letter, read, short
+from confide.serve.parties.messages import ABORT, Abort, letter, owner_of, read, short
 from confide.wire import Message, Party, Step, Store
 
 #: Ids of sessions that are over, kept to recognise what comes late.
@@ -34,16 +35,20 @@ class Bounds:
         step_seconds: time for the next step of a session.
         session_seconds: time for a whole session.
         session_bytes: what one peer may send in one session.
-        early_bytes, early_sessions: what one peer may send ahead of the order that opens a session.
-        sessions: open at once for one peer.
+        early_bytes, early_sessions: what one peer may send ahead of the orders of one member that open sessions.
+        sessions: open at once that one member ordered.
+        waiting_bytes: what the member who ordered a session may have waiting in it that its party does not ask for.
+        total_waiting_bytes: what may wait in all sessions together; beyond it the one where most waits ends.
     """
 
     step_seconds: float = 30.0
     session_seconds: float = 600.0
     session_bytes: int = 1 << 30
-    early_bytes: int = 64 << 20
+    early_bytes: int = 128 << 20
     early_sessions: int = 64
     sessions: int = 64
+    waiting_bytes: int = 128 << 20
+    total_waiting_bytes: int = 4 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +109,7 @@ class _Open:
     due: float
     late: float
     figures: Figures = field(default_factory=Figures)
+    heard: dict[str, int] = field(default_factory=dict[str, int])  # by role, what its messages cost
 
 
 @dataclass(slots=True)
@@ -156,18 +162,25 @@ class Sessions:
             done: told how it ended, once.
 
         Raises:
-            ProtocolError: the id is in use, or was.
+            ProtocolError: the id is in use, or was, or its member has too many.
         """
+        bounds, owner, now = self.bounds, owner_of(session), self._clock()
         if self.knows(session):
             party.close()
             raise ProtocolError("Expected a session with an id of its own")
-        now = self._clock()
-        bounds = self.bounds
+        if sum(owner_of(one) == owner for one in self._open) >= bounds.sessions:
+            party.close()
+            raise ProtocolError(f"Expected at most {bounds.sessions} sessions at a time; wait for the answers")
         self._open[session] = _Open(cast, done, now, now + bounds.step_seconds, now + bounds.session_seconds)
         self._guarded(session, lambda: self._exchange.open(session, party, me=cast.role, prefix=prefix, resend=False))
         for key in [key for key in self._early if key[1] == session]:
             for envelope in self._early.pop(key).envelopes:
                 self.arrived(key[0], envelope)
+
+    def shut(self, session: str) -> None:
+        """Throw away what comes of a session that was refused."""
+        if session not in self._open:
+            self._remember(session)
 
     def view(self, prefix: str) -> Store:
         """Return the part of the store that a party reads: with what it has saved and the next commit will hold."""
@@ -185,7 +198,7 @@ class Sessions:
         """Take a message of a session.
 
         Raises:
-            ProtocolError: more came early than one peer may send; drop the peer.
+            ProtocolError: more came early, of sessions that the peer orders itself, than it may send; drop the peer.
         """
         session, message = envelope.session, envelope.message
         if session in self._over:
@@ -198,14 +211,16 @@ class Sessions:
             return None  # of somebody who takes no part: it changes nothing for those who do
         if message.tag == ABORT:
             return self._aborted(session, peer, message)
-        received = one.figures.received
+        received, heard = one.figures.received, one.heard
         received[role] = received.get(role, 0) + len(message.body)
-        if received[role] > self.bounds.session_bytes:
+        heard[role] = heard.get(role, 0) + message.cost_bytes
+        if heard[role] > self.bounds.session_bytes:
             return self.abort(session, f"{peer} sent more than {self.bounds.session_bytes} bytes in one session")
         inner = Envelope(session, Message(role, one.cast.role, message.tag, message.body))
         if self._seen is not None:
             self._seen(session, inner.message)
         self._guarded(session, lambda: self._exchange.put(inner))
+        return self._bound_waiting(session, peer, role)
 
     def turn(self, session: str, tag: str) -> None:
         """Let a party go on that waits for its own role under `tag`: it left the thread to others meanwhile."""
@@ -214,11 +229,12 @@ class Sessions:
             to_itself = Envelope(session, Message(one.cast.role, one.cast.role, tag, b""))
             self._guarded(session, lambda: self._exchange.put(to_itself))
 
-    def abort(self, session: str, reason: str, *, tell: bool = True) -> None:
+    def abort(self, session: str, reason: str) -> None:
         """End a session with an error, here and at every other member."""
         if session in self._open:
+            self._exchange.discard(session)
             self._exchange.abort(session, reason)
-            self._finish(session, Aborted(reason), None, tell=tell)
+            self._finish(session, Aborted(reason), None, said=Abort(short(reason)))
 
     def left(self, peer: str) -> None:
         """End every session in which `peer` takes part: its link is gone."""
@@ -241,10 +257,6 @@ class Sessions:
         """End every session."""
         for session in list(self._open):
             self.abort(session, reason)
-
-    def open_for(self, peer: str) -> int:
-        """Return in how many open sessions a peer takes part."""
-        return sum(one.cast.role_of(peer) is not None for one in self._open.values())
 
     @property
     def count(self) -> int:
@@ -274,10 +286,14 @@ class Sessions:
         try:
             output = self._exchange.output(session)
         except ConfideError as error:
-            return self._finish(session, error, None, tell=True)
-        return self._finish(session, None, output, tell=False)
+            said = Abort(short(str(error)), isinstance(error, SetUpAgain))
+            return self._finish(session, error, None, said=said)
+        return self._finish(session, None, output)
 
-    def _finish(self, session: str, error: ConfideError | None, output: Any, *, tell: bool) -> None:
+    def _finish(
+        self, session: str, error: ConfideError | None, output: Any, *, said: Abort | None = None, knows: str = ""
+    ) -> None:
+        """End a session, and say so to the other members, but for one who `knows`."""
         one = self._open.pop(session)
         figures = one.figures
         figures.seconds = self._clock() - one.begun
@@ -285,19 +301,25 @@ class Sessions:
             figures.worked_seconds = self._exchange.figures(session).seconds
             self._exchange.forget(session)
         self._exchange.ended()
+        self._remember(session)
+        for name in one.cast.others():
+            if said is not None and name != knows:
+                self._send(name, letter(self.me, name, said, session=session))
+        one.done(Ended(session, one.cast, error, output, figures))
+
+    def _remember(self, session: str) -> None:
+        for key in [key for key in self._early if key[1] == session]:
+            del self._early[key]
         self._over[session] = None
         while len(self._over) > _REMEMBERED:
             self._over.popitem(last=False)
-        if error is not None and tell:
-            said = Abort(short(str(error)), isinstance(error, SetUpAgain))
-            for name in one.cast.others():
-                self._send(name, letter(self.me, name, said, session=session))
-        one.done(Ended(session, one.cast, error, output, figures))
 
     def _leave(self) -> None:
         for envelope in self._exchange.take():
             session, message = envelope.session, envelope.message
-            one = self._open[session]
+            one = self._open.get(session)
+            if one is None:
+                continue  # it ended while it sent: a link that took too much is gone
             name = one.cast.names.get(message.dst)
             if name is None:
                 raise ProtocolError("Expected a message to a role that takes part")
@@ -319,20 +341,40 @@ class Sessions:
         except ProtocolError:
             said = Abort("no reason given")
         assert isinstance(said, Abort)
-        reason = f"{peer} ended it: {short(said.reason)}"
+        by = said.by if said.by in self._open[session].cast.others() else peer
+        reason = f"{by} ended it: {short(said.reason)}"
         self._exchange.abort(session, reason)
-        self._finish(session, SetUpAgain(reason) if said.set_up else Aborted(reason), None, tell=False)
+        # Whoever ended it may know of us alone: of a set-up, partners are told by the server.
+        told = Abort(short(said.reason), said.set_up, by)
+        self._finish(session, SetUpAgain(reason) if said.set_up else Aborted(reason), None, said=told, knows=peer)
+
+    def _bound_waiting(self, session: str, peer: str, role: str) -> None:
+        bounds, waiting = self.bounds, self._exchange.waiting_bytes
+        if not waiting(session):
+            return None
+        if peer == owner_of(session) and waiting(session, role) > bounds.waiting_bytes:
+            return self.abort(session, f"{peer} sent more than {bounds.waiting_bytes} bytes that were not asked for")
+        if self._early_bytes() + sum(map(waiting, self._open)) > bounds.total_waiting_bytes:
+            self.abort(max(self._open, key=waiting), f"{self.me} has no room for what waits; ask again later")
+        return None
+
+    def _early_bytes(self) -> int:
+        return sum(early.bytes for early in self._early.values())
 
     def _keep_early(self, peer: str, envelope: Envelope) -> None:
         if envelope.message.tag == ABORT:
             self._early.pop((peer, envelope.session), None)
             return
-        held = [early for key, early in self._early.items() if key[0] == peer]
-        bounds, size = self.bounds, len(envelope.message.body)
+        owner = owner_of(envelope.session)
+        held = [early for key, early in self._early.items() if key[0] == peer and owner_of(key[1]) == owner]
+        bounds, size = self.bounds, envelope.message.cost_bytes
         early = self._early.get((peer, envelope.session))
         too_many = early is None and len(held) >= bounds.early_sessions
-        if too_many or sum(one.bytes for one in held) + size > bounds.early_bytes:
-            raise ProtocolError("Expected an order ahead of the messages of a session")
+        too_large = sum(one.bytes for one in held) + size > bounds.early_bytes
+        if too_many or too_large or self._early_bytes() + size > bounds.total_waiting_bytes:
+            if owner == peer:
+                raise ProtocolError("Expected an order ahead of the messages of a session")
+            return  # of somebody else's session: what is missing of it ends that session, and not this link
         if early is None:
             early = self._early[peer, envelope.session] = _Early(self._clock() + bounds.step_seconds)
         early.bytes += size

@@ -52,11 +52,14 @@ class Standing:
             pair = order.model.hex()[:12], order.client
             if ended.error is None and order.kind == "deal":
                 self._stock[pair] = self._stock.get(pair, 0) + order.count
-            elif order.kind == "predict" and self._stock.get(pair, 0):
+            elif order.kind == "predict" and not order.dealt and self._stock.get(pair, 0):
                 self._stock[pair] -= 1
 
     def stock(self) -> Mapping[tuple[str, str], int]:
-        """Return how many predictions were dealt ahead for, and not asked for since, by model and client."""
+        """Return how many predictions were dealt ahead for, and not asked for since, by model and client.
+
+        At a dealer, who takes no part in what is asked for from stock: how many it has dealt for.
+        """
         with self._alone:
             return dict(self._stock)
 
@@ -70,9 +73,15 @@ class Standing:
                 f"{totals.failed.total()} ended early",
             ]
             if self.role == "dealer":
-                parts.append(f"stock {sum(self._stock.values())} for {len(self._stock)} pairs of client and model")
+                pairs = f"{len(self._stock)} pairs of client and model"
+                parts.append(f"dealt ahead for {sum(self._stock.values())} predictions of {pairs}")
                 parts.append(f"{totals.sent_bytes.total()} bytes dealt")
             return (f"INSECURE ({self.insecure}): " if self.insecure else "") + ", ".join(parts)
+
+    def _ahead(self) -> tuple[str, str, str]:
+        if self.role == "dealer":
+            return "confide_parties_dealt_total", "counter", "Predictions dealt ahead for"
+        return "confide_parties_stock", "gauge", "Predictions dealt ahead for, and not asked for since"
 
     def exposition(self) -> bytes:
         """Return figures in Prometheus's text format; names of clients stay out."""
@@ -93,7 +102,7 @@ class Standing:
                 lines += [f'{name}{{role="{self.role}",kind="{one}"}} {values.get(one, 0):.17g}' for one in kinds]
             single = (
                 ("confide_parties_rows_total", "counter", "Rows answered", totals.rows),
-                ("confide_parties_stock", "gauge", "Predictions dealt ahead for", sum(self._stock.values())),
+                (*self._ahead(), sum(self._stock.values())),
                 ("confide_parties_insecure", "gauge", "1 where roles share a machine", int(bool(self.insecure))),
             )
             for name, kind, text, value in single:
