@@ -48,7 +48,7 @@ def test_predict_prints_predictions_and_who_answered(running, run, tmp_path):
     assert np.allclose([float(row[0]) for row in rows[1:]], y[:, 0], atol=1e-3)
     assert "INSECURE: " in err
     assert "dealer broker" in err
-    assert "3 predictions of 40 rows" in err
+    assert "3 questions with 40 rows together" in err
     assert "nothing is hidden" in err
 
 

@@ -265,8 +265,8 @@ class Server:
             if guarantee != model.promised:
                 model.promised = guarantee
                 name = model.prepared.backend.name
-                self.circle.say(f"{name}: {'; '.join(guarantee.sentences())}")
-                self.circle.say(f"{name}: leaks: {guarantee.leaks}")
+                for line in guarantee.lines():
+                    self.circle.say(f"{name}: {line}")
 
     def _role_of(self, peer: str) -> str | None:
         return next((role for role, seat in self._seats.items() if seat.name == peer), None)
@@ -292,6 +292,9 @@ class Server:
         ]
         if not found or (len(found) > 1 and not asked.model):
             known = sorted({model.prepared.name for model in self._models.values()})
+            if asked.model in ("", *known) and (asked.model or len(known) == 1):
+                modes = sorted({model.prepared.backend.name for model in self._models.values()})
+                return Refused(f"Expected backend= one of {', '.join(modes)}{nearest(asked.backend, modes)}")
             return Refused(f"Expected model= one of {', '.join(known)}{nearest(asked.model, known)}")
         try:
             self._check_ready(found[0])
