@@ -120,7 +120,9 @@ class Server:
         wanted = {role for model in models for role in model.backend.roles} - {"client", "server"}
         if wanted != set(partners):
             options = ", ".join(f"--{role} NAME" for role in sorted(wanted))
-            raise UsageError(f"Expected members of the federation as {options}, and no other")
+            wrong = [f"--{role} is missing" for role in sorted(wanted - set(partners))]
+            wrong += [f"--{role} is one too many" for role in sorted(set(partners) - wanted)]
+            raise UsageError(f"Expected members of the federation as {options}; {', '.join(wrong)}")
         self.partners, self._store, self._limits, self._quota = dict(partners), store, limits, quota
         self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
         self._rng, self.standing = rng, standing
