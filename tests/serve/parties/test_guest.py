@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 import threading
 import time
 
@@ -9,14 +11,18 @@ import numpy as np
 import pytest
 
 from confide import serve
+from confide.crypto.random import SystemRandomness
 from confide.errors import IntegrityError, PrivacyError, ProtocolError, UsageError
 from confide.mpc.outsourced import Outsourced
 from confide.mpc.planner import plan
 from confide.mpc.two_party import WithDealer
 from confide.serve.client import Client
+from confide.serve.limits import Limits
 from confide.serve.parties.asking import held_in_stock
+from confide.serve.parties.service import Conditions, prepared, serving
 from confide.wire import MemoryStore
-from serve.parties.houses import GRAPH, houses
+from serve.parties.federation import founded
+from serve.parties.houses import GRAPH, houses, model
 from serve.parties.networks import NETWORK
 from serve.parties.standin import Standin
 
@@ -178,3 +184,47 @@ def test_the_report_tells_rounds_as_planned_and_what_servers_send_each_other(tmp
         if "/predict/" in session and {message.src, message.dst} == {"server", "helper"}
     )
     assert between <= seen / 2 <= between + 3 * 2 * 400  # every message is seen at both ends; headers come on top
+
+
+# --- what is said and refused -----------------------------------------------------------------------------------------
+
+
+def test_a_second_process_of_one_identity_is_the_reason_that_the_first_one_tells(running):
+    with client(running) as first:
+        first.predict(X)
+        with client(running) as second:
+            second.predict(X)
+            guest = first._asking._guest
+            until(lambda: guest._replaced)
+    assert "one process at a time for each identity" in guest._replaced
+    assert "invite a second client" in guest._replaced
+
+
+def test_each_session_is_a_json_line_without_values_and_departures_are_plain(running):
+    running.servers["server"].standing.log = log = io.StringIO()
+    with client(running) as one:
+        one.predict(X)
+    until(lambda: any("clinic has left" in line for line in running.lines))
+    lines = [json.loads(line) for line in log.getvalue().splitlines()]
+    assert [(one["route"], one["caller"], one["rows"], one["code"]) for one in lines] == [
+        ("setup", "clinic", 0, "ok"),
+        ("predict", "clinic", 1, "ok"),
+    ]
+    assert not any("stops" in line for line in running.lines if "has left" in line)
+
+
+def test_a_member_of_another_role_and_a_missing_one_are_refused_before_anything_listens(tmp_path):
+    home = founded(tmp_path, {"broker": "dealer", "clinic": "client", "second": "helper"})
+    served = prepared(model(Standin()), Limits(), SystemRandomness())
+
+    def begin(partners):
+        conditions = Conditions(address="127.0.0.1", port=0, store=MemoryStore())
+        with serving(home, served, partners, conditions, limits=Limits()):
+            raise AssertionError
+
+    with pytest.raises(UsageError, match="Expected 'clinic' to be invited as a dealer, it is a client"):
+        begin({"dealer": "clinic"})
+    with pytest.raises(UsageError, match="--dealer NAME; --dealer is missing, --helper is one too many"):
+        begin({"helper": "second"})
+    with pytest.raises(UsageError, match="--dealer NAME; --dealer is missing$"):
+        begin({})

@@ -72,6 +72,7 @@ class Guest:
         self._waiters: list[Answer[Offer]] = []
         self._runs: set[Answer[Ended]] = set()
         self._trouble: dict[str, str] = {}
+        self._replaced = ""  # why another process of the same identity took this one's place
         #: What waiting does not mend, by peer: who asks hears of it at once, until that peer says something else.
         self._final: dict[str, ConfideError] = {}
         self.seen: dict[str, list[tuple[Message, int]]] = {}
@@ -168,6 +169,8 @@ class Guest:
         finally:
             self._runs.discard(answer)
             seen = self.seen.pop(session, [])
+        if ended.error is not None and self._replaced:
+            raise UsageError(self._replaced)
         return ended, seen
 
     # --- what it hears ------------------------------------------------------------------------------------------------
@@ -176,7 +179,7 @@ class Guest:
         self._trouble.pop(peer, None)
         self._final.pop(peer, None)
         if peer == COORDINATOR:
-            self._offer, self._answered = None, True
+            self._offer, self._answered, self._replaced = None, True, ""
             self.circle.tell(peer, self._asked)
         else:
             self._check_all()
@@ -201,6 +204,11 @@ class Guest:
 
     def lost(self, peer: str, reason: str) -> None:
         self._trouble[peer], self._checked = reason, None
+        if "somebody else has connected as" in reason:
+            self._replaced = (
+                f"Expected one process at a time for each identity: {_plain(reason)} at {peer}; invite a second client "
+                "for a second process"
+            )
         if peer == COORDINATOR:
             self._offer = None
         self.circle.mesh.later(_AGAIN_SECONDS, lambda: self._given_up(peer))  # it is told after this

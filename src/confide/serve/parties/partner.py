@@ -36,7 +36,7 @@ from confide.serve.parties.server import (
     set_up_mark,
 )
 from confide.serve.parties.sessions import Ended
-from confide.serve.parties.standing import Standing
+from confide.serve.parties.standing import Standing, departed
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
 from confide.serve.parties.turns import turns_of
 from confide.wire import Party, Store
@@ -97,7 +97,7 @@ class Partner:
     def lost(self, peer: str, reason: str) -> None:
         if peer == COORDINATOR:
             self._parts.clear()  # it brings them again
-        self.circle.say(f"{peer} is gone: {reason}")
+        self.circle.say(departed(peer, reason))
 
     def told(self, peer: str, body: msgspec.Struct) -> None:
         if not isinstance(body, Part) or peer != COORDINATOR:

@@ -26,7 +26,7 @@ from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Seat, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, model_id, voided
 from confide.serve.parties.sessions import Cast, Ended
-from confide.serve.parties.standing import Standing
+from confide.serve.parties.standing import Standing, departed
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
 from confide.wire import Party, Step, Store
 
@@ -162,7 +162,7 @@ class Server:
                 del self._seats[role]
                 for model in self._models.values():
                     model.ready.discard(role)
-                self.circle.say(f"{peer}, the {role}, is gone: {reason}")
+                self.circle.say(departed(f"{peer}, the {role},", reason))
 
     def told(self, peer: str, body: msgspec.Struct) -> None:
         if isinstance(body, Ask):
