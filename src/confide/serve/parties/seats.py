@@ -105,6 +105,7 @@ def refusal(common: str) -> PrivacyError:
     """Return the error of a process that does not accept `together`."""
     return PrivacyError(
         f"Expected organisations apart: {common}, so one of them could open everything; run them on machines of "
-        "different owners. For a trial alone: --insecure-colocated-dealer at every process, and every report says "
+        "different owners. For a trial alone: --insecure-colocated-dealer at every process (of a Python client "
+        "insecure_colocated_dealer=True), and every report says "
         f"{INSECURE}"
     )
