@@ -103,6 +103,43 @@ class Guarantee:
         """Return the claims as sorted, printable sentences; one sentence saying so if nothing is hidden."""
         return sorted(str(claim) for claim in self.claims) or ["nothing is hidden"]
 
+    def summary(self) -> str:
+        """Return in one line against whom it holds, how strongly, and who must not pool what they see."""
+        if not self.claims:
+            return "nothing is hidden"
+        checked = "results are verified" if self.verified_result else "results are not verified"
+        follows = "semi-honest: all follow the protocol, " if self.adversary is Adversary.SEMI_HONEST else "malicious: "
+        parts = [follows + checked]
+        if self.security_bits is not None:
+            parts.append(f"at least {self.security_bits}-bit security")
+        if pairs := {frozenset((claim.hidden_from, one)) for claim in self.claims for one in claim.if_honest}:
+            parts.append(f"private while {_apart(pairs)} pool what they see")
+        return "; ".join(parts)
+
+    def lines(self) -> list[str]:
+        """Return it as lines: the summary, who does not learn what unless it pools with whom, and the leaks."""
+        learns: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+        for claim in self.claims:
+            learns.setdefault((claim.hidden_from, claim.if_honest), []).append(claim.asset)
+        lines = [
+            f"{who} does not learn: {', '.join(sorted(assets))}"
+            + (f" (unless it pools with {_or(apart)})" if apart else "")
+            for (who, apart), assets in learns.items()
+        ]
+        return [self.summary(), *sorted(lines), f"leaks: {self.leaks}"]
+
+
+def _apart(pairs: set[frozenset[str]]) -> str:
+    """Return pairs of which no two pool, as the words before "pool"."""
+    everybody = sorted(frozenset[str]().union(*pairs))
+    if len(everybody) > 2 and len(pairs) == len(everybody) * (len(everybody) - 1) // 2:
+        return f"no two of {', '.join(everybody[:-1])} and {everybody[-1]}"
+    return "neither " + " nor ".join(sorted(" with ".join(sorted(pair)) for pair in pairs))
+
+
+def _or(names: tuple[str, ...]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"
+
 
 #: The aggregator in the label of a model that was made elsewhere.
 IMPORTED = "imported"

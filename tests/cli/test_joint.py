@@ -16,6 +16,7 @@ from serve.toy import GRAPH, PREPROCESS
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     monkeypatch.setattr(serve, "BACKENDS", {**serve.BACKENDS, "standin": "serve.parties.standin:Standin"})
+    monkeypatch.setattr(serve, "JOINT", (*serve.JOINT, "standin"))
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_predict_prints_predictions_and_who_answered(running, run, tmp_path):
     assert np.allclose([float(row[0]) for row in rows[1:]], y[:, 0], atol=1e-3)
     assert "INSECURE: " in err
     assert "dealer broker" in err
-    assert "3 predictions of 40 rows" in err
+    assert "3 questions with 40 rows together" in err
     assert "nothing is hidden" in err
 
 
@@ -57,7 +58,7 @@ def test_predict_prints_predictions_and_who_answered(running, run, tmp_path):
     [
         (("serve", "MODEL", "--backend", "mpc-dealer"), "--federation"),
         (("serve", "MODEL", "--backend", "mpc-dealer", "--backend", "he", "--federation", "HOME"), "not he"),
-        (("serve", "MODEL", "--backend", "standin", "--dealer", "broker"), "--federation"),
+        (("serve", "MODEL", "--backend", "mpc-3pc", "--dealer", "broker"), "--federation"),
         (("serve", "MODEL", "--backend", "mpc-dealer", "--federation", "HOME", "--metrics"), "--metrics"),
         (("dealer", "CLINIC"), "a member as a client"),
         (("helper", "BROKER"), "a member as a dealer"),
@@ -76,3 +77,23 @@ def test_a_mistake_is_one_line_and_code_2(running, run, arguments, told, tmp_pat
     _, err = run(*(places.get(one, one) for one in arguments), code=2)
     assert told in err
     assert len(err.strip().splitlines()) == 1
+
+
+def test_a_dealer_that_is_refused_with_the_server_on_its_machine_ends(running, run, tmp_path):
+    _, err = run(
+        *("dealer", running.folder / "broker", "--listen", "127.0.0.1:0", "--coordinator", running.url),
+        *("--store", tmp_path / "own.db"),
+        code=2,
+    )
+    assert "Expected organisations apart: the server and the dealer broker run on one machine" in err
+    assert err.count("Expected organisations apart") == 1
+
+
+def test_a_port_that_is_taken_is_told_with_where_it_comes_from(running, run):
+    port = running.url.rpartition(":")[2]
+    _, err = run(
+        *("serve", running.model, "--backend", "standin", "--federation", running.home, "--dealer", "broker"),
+        *("--host", "127.0.0.1", "--port", port),
+        code=2,
+    )
+    assert "federation init --address" in err

@@ -6,24 +6,66 @@ import numpy as np
 import pytest
 
 from confide.cli import main
+from confide.crypto.keys import SigningKey
+from confide.model.artifact import Artifact
 from confide.model.onnx import to_onnx
+from confide.mpc.lowering import architecture_of, program_for
+from confide.mpc.planner import plan
 from mpc.compared_nets import transformer
 from mpc.nets import mnist
+from serve.toy import GRAPH, LABEL, PREPROCESS
 
 
 def test_a_plan_on_shares_lists_layers_rounds_and_bytes(tmp_path, capsys, monkeypatch):
     path = tmp_path / "mnist.onnx"
     path.write_bytes(to_onnx(mnist()))
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "40")  # however narrow: no number is cut
     with pytest.raises(SystemExit) as ended:
         main(["plan", str(path), "--backend", "mpc-dealer"])
     assert not ended.value.code
     output = capsys.readouterr().out
     lines = output.splitlines()
-    total = next(line.split() for line in lines if line.strip().startswith("total"))
-    assert total[1:4] == ["19", "310,712", "304,520"]
-    assert any(line.strip().startswith("4 max") for line in lines)
+    assert lines[0].startswith("one prediction of one row under mpc-dealer")
+    assert lines[1].startswith("rounds: 19 ")
+    assert "client to server: 310,712 bytes" in lines
+    assert "server to client: 304,520 bytes" in lines
+    total = next(line.split() for line in lines if line.startswith("total"))
+    assert total[1:3] == ["19", f"{310_712 + 304_520:,}"]
+    cost = plan(program_for(architecture_of(mnist(), None), 1)).total
+    dealt = cost.keys_bytes + cost.words_bytes
+    assert f"{dealt:,} bytes from the dealer to the server, of which {cost.keys_bytes:,} for comparisons" in output
+    assert f"  {cost.keys_bytes:,} bytes to the client" in lines
+    assert total[3:] == [f"{dealt:,}", f"{cost.comparisons:,}", f"{cost.products:,}"]
+    table = lines[next(at for at, line in enumerate(lines) if line.startswith("layer ")) :]
+    assert any(line.startswith("4 max") for line in table)
+    assert max(map(len, table)) <= 80
     assert "20 ms, 200 Mbit/s: 0.392 s of messages" in output
+    assert "dealer does not learn: weights (unless it pools with client)" in lines
+
+
+def test_a_network_that_encryption_refuses_is_told_that_it_runs_on_shares(tmp_path, capsys):
+    path = tmp_path / "mnist.onnx"
+    path.write_bytes(to_onnx(mnist()))
+    with pytest.raises(SystemExit) as ended:
+        main(["plan", str(path)])
+    told = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert 'Expected a model that the backend "he" can run' in told
+    assert told.strip().endswith("it runs as it is with --backend mpc-dealer, on shares: docs/mpc.md")
+
+
+def test_a_plan_takes_the_key_that_must_have_signed_the_model(tmp_path, capsys):
+    path, signing = tmp_path / "model.confide", SigningKey(bytes(range(32)))
+    Artifact(GRAPH, PREPROCESS, LABEL).save(path, signing)
+
+    def told(key, code):
+        with pytest.raises(SystemExit) as ended:
+            main(["plan", str(path), "--backend", "mpc-dealer", "--trust", key])
+        assert (ended.value.code or 0) == code
+        return capsys.readouterr().err
+
+    assert "warning" not in told(signing.public.hex(), 0)
+    assert "signed" in told(SigningKey(bytes(32)).public.hex(), 2)
 
 
 def test_calibration_rows_give_the_ranges_that_a_transformer_needs(tmp_path, capsys, monkeypatch):

@@ -53,7 +53,8 @@ def init(
     _print_authority(folder)
     console.err.print(
         f"next: confide federation invite NAME --federation {folder} --out NAME.invitation, for each member;\n"
-        f"then: confide coordinator JOB.toml --federation {folder}, which answers those who join"
+        f"then: confide coordinator JOB.toml --federation {folder}, which answers those who join,\n"
+        f"or, to predict with others: confide serve MODEL.confide --federation {folder}, which answers them too"
     )
 
 
@@ -94,10 +95,19 @@ def invite(
     console.err.print(
         f"Pass this on to {name}, over a channel that you both trust. There, until {day(invitation.expires)}, once:\n"
         f"  confide federation join {out.name if out else 'INVITATION'} --into {name}\n"
-        f"It is answered while `confide coordinator --federation {federation}` runs. Then compare by telephone.\n"
+        f"It is answered while `{_answers(role, federation)}` runs. Then compare by telephone.\n"
         f"The authority: {spoken(invitation.fingerprint)}\n"
         f"{name}'s identity: confide federation roster {federation}"
     )
+
+
+def _answers(role: str, federation: Path) -> str:
+    """Return the command that answers somebody who joins: whichever runs in a federation of that role."""
+    jointly = f"confide serve --federation {federation}"
+    jobs = f"confide coordinator --federation {federation}"
+    if role in ("dealer", "third", "client"):
+        return jointly
+    return f"{jobs}` or `{jointly}" if role == "helper" else jobs
 
 
 @app.command()

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +15,7 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import stops_cleanly
-from confide.errors import UsageError
+from confide.errors import PrivacyError, UsageError
 
 if TYPE_CHECKING:
     from confide.serve.limits import Limits
@@ -163,13 +164,16 @@ def _partner(
     load = backends_with(shares)
     reached = url or (f"wss://{_bracketed(hosts[0])}:{port}" if port else "")
     with _durable(store or str(folder / "parties.db")) as kept:
-        conditions = _conditions(address, port, kept, one_machine, stock_bytes)
+        refused = _Refused(said.role, said.name)
+        conditions = replace(_conditions(address, port, kept, one_machine, stock_bytes), say=refused.say)
         with (
+            _port_explained(f"confide {verb} --listen ADDRESS:PORT takes another, as each process needs"),
             stops_cleanly(),
             partnering(folder, conditions, url=reached, stock=stock, load=load, coordinator=coordinator) as found,
         ):
             partner, taken = found
-            _serve_on(partner.circle, partner.standing, reached or f"wss://{_bracketed(hosts[0])}:{taken}", status_port)
+            shown = reached or f"wss://{_bracketed(hosts[0])}:{taken}"
+            _serve_on(partner.circle, partner.standing, shown, status_port, refused)
 
 
 def serve_jointly(
@@ -202,8 +206,11 @@ def serve_jointly(
         if limits.counts:
             quota = Quota(limits.query_quota, Counts(kept, "serve/usage/"), total_rows=limits.total_quota)
         try:
-            with stops_cleanly(), serving(federation, ready, given, conditions, limits=limits, quota=quota) as found:
+            explained = _port_explained("it is that of confide federation init --address; --port N takes another")
+            serves = serving(federation, ready, given, conditions, limits=limits, quota=quota)
+            with explained, stops_cleanly(), serves as found:
                 server, taken = found
+                server.standing.log = sys.stdout
                 shown = f"wss://{_bracketed(host or address)}:{taken}"
                 _serve_on(server.circle, server.standing, shown, status_port)
         finally:
@@ -214,8 +221,42 @@ def serve_jointly(
 # --- inside -----------------------------------------------------------------------------------------------------------
 
 
-def _serve_on(circle: Circle, standing: Standing, url: str, status_port: int | None) -> None:
-    """Say where this process is, then how it stands whenever that has changed, until it is stopped."""
+class _Refused:
+    """Says what happens, and remembers that this partner and the server share a machine: trying again mends nothing.
+
+    A client that claims to be on this machine ends nothing: only what is said of the server and this partner counts.
+    """
+
+    def __init__(self, role: str, name: str) -> None:
+        me = f"the {role} {name}"
+        both = (f"the server and {me}", f"{me} and the server")
+        self._texts = tuple(f"Expected organisations apart: {two} " for two in both)
+        self.why, self.now = "", threading.Event()
+
+    def say(self, text: str) -> None:
+        """Print a line, unless it is the refusal, which ends the process."""
+        if any(one in text for one in self._texts):
+            self.why = text[text.index("Expected organisations apart") :]
+            self.now.set()
+        elif not self.now.is_set():
+            _say(text)
+
+
+@contextmanager
+def _port_explained(advice: str) -> Generator[None]:
+    """Say of a port that somebody has where it comes from."""
+    try:
+        yield
+    except UsageError as error:
+        if not str(error).startswith("Expected to listen at"):
+            raise
+        raise UsageError(f"{error}: {advice}") from None
+
+
+def _serve_on(
+    circle: Circle, standing: Standing, url: str, status_port: int | None, refused: _Refused | None = None
+) -> None:
+    """Say where this process is, then how it stands whenever that has changed, until it is stopped or refused."""
     from confide.net.page import StatusPage
 
     def snapshot() -> bytes:
@@ -230,11 +271,13 @@ def _serve_on(circle: Circle, standing: Standing, url: str, status_port: int | N
         console.out.print(f"listening on {url}")
         sys.stdout.flush()  # whoever started this process waits for the line
         told = standing.line()
-        forever = threading.Event()
-        while not forever.wait(_LINE_SECONDS):
+        end = threading.Event() if refused is None else refused.now
+        while not end.wait(_LINE_SECONDS):
             if (line := standing.line()) != told:
                 told = line
                 console.err.print(line)
+        if refused is not None:
+            raise PrivacyError(refused.why)
     finally:
         if page is not None:
             page.close()

@@ -10,12 +10,14 @@ from rich.table import Table
 
 from confide.cli import console
 from confide.cli.console import warnings_as_lines
+from confide.cli.serving import runs_on_shares
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
     from confide.model.fitted import Fit
     from confide.model.graph import Graph
     from confide.model.preprocess import Preprocess
+    from confide.mpc.planner import Estimate
 
 
 def plan(
@@ -39,6 +41,9 @@ def plan(
     activation_degree: Annotated[
         int | None, typer.Option(min=1, max=8, help="Replace ReLU and the like by polynomials of this degree.")
     ] = None,
+    trust: Annotated[
+        str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
+    ] = None,
     certify: Annotated[
         bool | None,
         typer.Option(
@@ -57,7 +62,7 @@ def plan(
     confide plan model.confide --backend mpc-dealer
     """
     if backend != "he":
-        _shares(model, backend, calibrate)
+        _shares(model, backend, calibrate, trust)
         return
     if calibrate is not None:
         raise UsageError("Expected --calibrate with --backend mpc-dealer or mpc-outsourced; he has --certify")
@@ -77,8 +82,9 @@ def plan(
         activation_degree=activation_degree,
         certify=certify,
     )
-    graph = _graph(model)
-    found = encrypted.plan(graph)
+    graph = _opened(model, trust)[0]
+    with runs_on_shares(graph):
+        found = encrypted.plan(graph)
     for name, value in facts(found):
         console.out.print(f"{name}: {value}")
     for fit in _fits(graph, activation_degree):
@@ -90,26 +96,67 @@ def plan(
         console.out.print(table)
 
 
-def _shares(model: Path, backend: Literal["mpc-dealer", "mpc-outsourced", "mpc-3pc"], calibrate: Path | None) -> None:
-    """Print what one row takes on shares, layer by layer, and how long on a fast and on a slow link."""
+def _shares(
+    model: Path,
+    backend: Literal["mpc-dealer", "mpc-outsourced", "mpc-3pc"],
+    calibrate: Path | None,
+    trust: str | None,
+) -> None:
+    """Print what one row takes on shares: as a whole, on a fast and on a slow link, what that promises, by layer."""
     from confide.cli.calibrating import ranges_from
     from confide.mpc.lowering import architecture_of, program_for
     from confide.mpc.planner import plan as planned
 
-    graph, prepare = _opened(model)
+    graph, prepare = _opened(model, trust)
     ranges = ranges_from(calibrate, graph, prepare) if calibrate else None
     found = planned(program_for(architecture_of(graph, ranges), 1), backend)
-    links = tuple(found.total.sent)
-    names = [f"{src} to {dst}" for src, dst in links]
-    table = Table("layer", "rounds", *names, "keys", "corrections", "comparisons", "multiply-adds", box=None)
-    for cost in (*found.layers, found.total):
-        numbers = cost.rounds, *(cost.sent.get(link, 0) for link in links), cost.keys_bytes, cost.words_bytes
-        table.add_row(cost.label, *(f"{each:,}" for each in (*numbers, cost.comparisons, cost.products)))
-    console.out.print(table)
+    for line in (*_total_lines(found, backend), *_promised(graph, backend), "", *_layer_lines(found)):
+        console.out.print(line)
+
+
+def _total_lines(found: Estimate, backend: str) -> list[str]:
+    """Return what a prediction takes as a whole."""
+    from confide.mpc.planner import HOLDERS, name_of
+
+    total, (first, second) = found.total, HOLDERS[name_of(backend)]
+    lines = [
+        f"one prediction of one row under {backend}; more rows take that much more bytes, in as many rounds",
+        f"rounds: {total.rounds} (messages one after the other; each takes the delay of one way)",
+        *(f"{src} to {dst}: {size:,} bytes" for (src, dst), size in total.sent.items()),
+    ]
+    dealt = total.keys_bytes + total.words_bytes
+    if dealt:
+        lines.append(
+            f"dealt before, for each prediction: {dealt:,} bytes from the dealer to the {second}, of which "
+            f"{total.keys_bytes:,} for comparisons"
+        )
+    if total.keys_bytes:
+        lines.append(f"  {total.keys_bytes:,} bytes to the {first}")
+    lines.append(f"work of each who computes: {total.comparisons:,} comparisons, {total.products:,} multiply-adds")
     for name, delay, rate in (("0.5 ms, 1 Gbit/s", 5e-4, 1e9), ("20 ms, 200 Mbit/s", 2e-2, 2e8)):
         online = found.seconds(one_way_seconds=delay, bits_per_second=rate)
-        offline = found.dealing_seconds(bits_per_second=rate)
-        console.out.print(f"{name}: {online:.3f} s of messages; correlations, sent before, {offline:.3f} s")
+        before = f"; {found.dealing_seconds(bits_per_second=rate):.3f} s for what is dealt before" if dealt else ""
+        lines.append(f"{name}: {online:.3f} s of messages, computing not counted{before}")
+    return lines
+
+
+def _promised(graph: Graph, backend: str) -> list[str]:
+    """Return what serving under a backend promises."""
+    from confide.serve import load_backend
+    from confide.serve.parties.service import as_served
+
+    return as_served(load_backend(backend).guarantee_for(graph)).lines()
+
+
+def _layer_lines(found: Estimate) -> list[str]:
+    """Return the costs by layer as lines of columns; every number stands there whole, however narrow a terminal is."""
+    rows = [["layer", "rounds", "bytes sent", "bytes dealt", "comparisons", "multiply-adds"]]
+    for cost in (*found.layers, found.total):
+        numbers = (cost.rounds, sum(cost.sent.values()), cost.keys_bytes + cost.words_bytes)
+        rows.append([cost.label, *(f"{each:,}" for each in (*numbers, cost.comparisons, cost.products))])
+    widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+    places = [f"{{:<{widths[0]}}}", *(f"{{:>{width}}}" for width in widths[1:])]
+    return ["  ".join(places).format(*row) for row in rows]
 
 
 def _fits(graph: Graph, degree: int | None) -> tuple[Fit, ...]:
@@ -122,18 +169,16 @@ def _fits(graph: Graph, degree: int | None) -> tuple[Fit, ...]:
     return approximated(graph, -1.0, 1.0, degree)[1]
 
 
-def _graph(path: Path) -> Graph:
-    return _opened(path)[0]
-
-
-def _opened(path: Path) -> tuple[Graph, Preprocess | None]:
-    from confide.model.artifact import load
+def _opened(path: Path, trust: str | None) -> tuple[Graph, Preprocess | None]:
+    from confide.model.artifact import load, read_public_key
     from confide.model.onnx import LARGEST_BYTES, from_onnx
 
     if path.suffix != ".onnx":
         with warnings_as_lines():
-            artifact = load(path)
+            artifact = load(path, trust=read_public_key(trust) if trust else None)
         return artifact.graph, artifact.preprocess
+    if trust:
+        raise UsageError("Expected --trust with a signed model file; an ONNX file has no signature")
     if not path.is_file():
         raise UsageError(f"Expected {path} to be a model file; check the path")
     if path.stat().st_size > LARGEST_BYTES:

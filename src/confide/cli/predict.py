@@ -19,6 +19,7 @@ from confide.cli.console import progress_bars
 from confide.cli.joint import OneMachine
 from confide.cli.keys import AskPassphrase, Keyring, PassphraseFile, open_key_store, read_api_key
 from confide.errors import UsageError
+from confide.guarantee import Trust
 
 if TYPE_CHECKING:
     from confide.serve.async_client import AsyncClient
@@ -111,12 +112,17 @@ def predict(
 
 @contextmanager
 def _bars() -> Generator[Any]:
-    """Return a function that shows progress on a terminal, and nowhere else."""
+    """Return a function that shows progress on a terminal, and nowhere else but for whom is waited."""
+    from confide.serve.steps import WAITING
+
     tasks: dict[str, TaskID] = {}
     with progress_bars() as bars:
         bars.disable = not console.err.is_terminal
 
         def progress(done: int, total: int, what: str) -> None:
+            if what.startswith(WAITING):
+                console.err.print(console.plain(what))
+                return
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total or None)
             bars.update(tasks[what], completed=done, total=total or None)
@@ -146,12 +152,22 @@ async def _ask(
                     header = None
                 writer.writerows(_rows(answers, kit, class_only))
                 file.flush()
-        console.err.print(f"asked {client.model} under {client.backend}: {'; '.join(client.guarantee.sentences())}")
+        for line in asked_lines(client):
+            console.err.print(console.plain(line))
         console.err.print(client.label.sentence())
         for line in client.costs():
             console.err.print(console.plain(line))
         if client.signer:
             console.err.print(f"model signed by {client.signer}")
+
+
+def asked_lines(client: AsyncClient) -> list[str]:
+    """Return what was asked and what that promises, in lines: one for each who learns nothing where several answer."""
+    head, promised = f"asked {client.model} under {client.backend}: ", client.guarantee
+    if promised.trust is not Trust.NON_COLLUSION:
+        return [head + "; ".join(promised.sentences())]
+    first, *others = promised.lines()
+    return [head + first, *others]
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from confide.cli.joint import (
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
+    from confide.model.graph import Graph
     from confide.serve.limits import Limits
     from confide.serve.served import Model
     from confide.serve.server import Server
@@ -198,6 +199,20 @@ def serve(
             server.close()
 
 
+@contextmanager
+def runs_on_shares(graph: Graph) -> Generator[None]:
+    """Say of a model that encryption does not take whether it runs as it is where several organisations answer."""
+    from confide.errors import ModelError
+    from confide.mpc.lowering import check
+
+    try:
+        yield
+    except ModelError as error:
+        if type(error) is not ModelError or check(graph):
+            raise
+        raise ModelError(f"{error}\nit runs as it is with --backend mpc-dealer, on shares: docs/mpc.md") from None
+
+
 def _limits(given: Sequence[str], *, workers: int, query_quota: int | None, total_quota: int | None) -> Limits:
     from confide.serve.limits import Limits
 
@@ -329,10 +344,11 @@ def _server(
         "log": sys.stdout,
         "metrics": metrics,
     }
-    if workers:
-        return create_pooled_app(source, store=store, **shared)
-    stores = open_stores(store, limits)
-    return create_app(models, store=stores.keys, usage=stores.usage, **shared)
+    with runs_on_shares(models[0].graph):
+        if workers:
+            return create_pooled_app(source, store=store, **shared)
+        stores = open_stores(store, limits)
+        return create_app(models, store=stores.keys, usage=stores.usage, **shared)
 
 
 def _told(server: Server) -> list[str]:

@@ -162,7 +162,7 @@ class Homomorphic(Backend):
         """Return the plan of a model and its scaled weights. Raises ModelError with its problems."""
         made = self._tried(graph)
         if isinstance(made, list):
-            raise ModelError("Expected a model that he can run:\n" + "\n".join(map(str, made)))
+            raise ModelError('Expected a model that the backend "he" can run:\n' + "\n".join(map(str, made)))
         return made
 
     def _tried(self, graph: Graph) -> tuple[Plan, Ready | None] | list[Problem]:

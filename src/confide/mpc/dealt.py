@@ -14,6 +14,7 @@ from confide.mpc.agreed import agreed
 from confide.mpc.deals import deal_at_dealer, deal_at_party, hold_ready
 from confide.mpc.keys import Mode, setup_dealer, setup_party
 from confide.mpc.kits import AnyKit, ModelKit, PublicKit, read_kit
+from confide.mpc.planner import Link, name_of, plan
 from confide.mpc.predictions import in_stock, predict_at_client, predict_at_party
 from confide.mpc.ranges import Ranges
 from confide.mpc.recipe import GraphRecipe
@@ -64,7 +65,11 @@ class Dealt(Backend):
 
     def needs_dealer(self, kit: Kit, store: Store, *, rows: int) -> bool:
         """Return whether the client's next prediction of `rows` rows asks the dealer, since its stock is empty."""
-        return in_stock(self.mode, checked_kit(self.mode, "client", kit), store, rows=rows) == 0
+        return self.in_stock(kit, store, rows=rows) == 0
+
+    def in_stock(self, kit: Kit, store: Store, *, rows: int) -> int:
+        """Return for how many predictions of `rows` rows a client that was set up holds correlations."""
+        return in_stock(self.mode, checked_kit(self.mode, "client", kit), store, rows=rows)
 
     def hold_ready(self, role: str, kit: Kit, store: Store, run: bytes, *, rows: int) -> int:
         """Make the next deals in stock ready in memory, between predictions; return how many are."""
@@ -94,6 +99,11 @@ class Dealt(Backend):
     def deals_at_a_time(self, kit: Kit, *, rows: int) -> int:
         """Return for how many predictions of `rows` rows the client best orders correlations at a time."""
         return holdings.deals_at_a_time(checked_kit(self.mode, "client", kit), rows=rows)
+
+    def planned(self, kit: Kit, *, rows: int) -> tuple[int, Mapping[Link, int]]:
+        """Return the rounds of a prediction from stock, and the bytes that roles send each other in it."""
+        total = plan(checked_kit(self.mode, "client", kit).recipe.program(rows), name_of(self.mode.name)).total
+        return total.rounds, total.sent
 
     def order_bytes(self, role: str, kit: Kit, kind: str, *, rows: int, count: int) -> int:
         """Return what a session of a kind ("setup", "deal") leaves in a role's store."""

@@ -35,7 +35,8 @@ _GUARANTEE = Guarantee(
     post_quantum=True,
     verified_result=False,
     leaks=(
-        "All know the layers' sizes and windows, how many rows are asked and when. Any two of server, helper and "
+        "All know the layers' sizes and windows (ranges of values), how many rows are asked and when. Any two of "
+        "server, helper and "
         "dealer together read weights, rows and predictions. All are taken to follow the protocol: results are not "
         "verified, and values outside their windows give wrong results. The client learns what predictions say of the "
         "weights."

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from confide.errors import UsageError
 from confide.mpc.correlations import Layout
 from confide.mpc.operations import Convolve, Kind, Load, MatMul, Multiply, Program, Reveal, Sign
 from confide.mpc.party import schedule_of, sent_bytes
@@ -34,6 +35,14 @@ HOLDERS: Mapping[Mode, Link] = {
     "mpc-3pc": ("server", "helper"),
 }
 _SEED_BYTES = 16
+
+
+def name_of(mode: str) -> Mode:
+    """Return a mode's name as what `plan` takes. Raises UsageError if there is none of that name."""
+    for known in HOLDERS:
+        if known == mode:
+            return known
+    raise UsageError(f"Expected mode={mode!r} to be one of {', '.join(HOLDERS)}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
@@ -10,7 +12,7 @@ from confide.model.graph import Graph, Problem
 from confide.mpc import lowering, weights
 from confide.mpc.holdings import PROGRAM_BYTES
 from confide.mpc.messages import MOST_ROWS
-from confide.mpc.planner import plan
+from confide.mpc.planner import Link, plan
 from confide.mpc.ranges import Ranges
 from confide.mpc.recipe import GraphRecipe
 from confide.mpc.replicated_kits import AskerKit, ReadShare, ShareKit, read_client_kit, shared_model
@@ -88,6 +90,11 @@ class Replicated(Backend):
         largest = plan(_asker("client", kit).recipe.program(1), NAME).total.largest
         return max(1, min(session_bytes // max(1, largest), MOST_ROWS))
 
+    def planned(self, kit: Kit, *, rows: int) -> tuple[int, Mapping[Link, int]]:
+        """Return the rounds of a prediction, and the bytes that roles send each other in it."""
+        total = plan(_asker("client", kit).recipe.program(rows), NAME).total
+        return total.rounds, total.sent
+
     def predict(self, role: str, kit: Kit, x: Matrix | None, store: Store, rng: Randomness) -> Party:
         if isinstance(kit, ShareKit) and kit.role == role:
             return predict_at_server(kit, store, rng)
@@ -120,7 +127,8 @@ _GUARANTEE = Guarantee(
     post_quantum=True,
     verified_result=False,
     leaks=(
-        "All know the layers' sizes and windows, how many rows are asked and when. Any two of the three servers "
+        "All know the layers' sizes and windows (ranges of values), how many rows are asked and when. Any two of the "
+        "three servers "
         "together read weights, rows and predictions. All are taken to follow the protocol: results are not verified, "
         "and values outside their windows give wrong results. How a truncation rounds, and a sign near zero, depends "
         "on masks that one server or two know. The client learns what predictions say of the weights."

@@ -29,8 +29,9 @@ _GUARANTEE = Guarantee(
     post_quantum=True,
     verified_result=False,
     leaks=(
-        "All three know the layers' sizes and windows and how many rows are asked; the dealer knows how many "
-        "predictions it made correlations for and when, which is when they are asked unless dealt ahead. The dealer "
+        "All three know the layers' sizes and windows (ranges of values) and how many rows are asked; the dealer knows "
+        "how many predictions it made correlations for and when, which is when they are asked unless dealt ahead. "
+        "The dealer "
         "together with the client reads the weights, together with the server the rows. All are taken to follow the "
         "protocol: results are not verified, and values outside their windows give wrong results. The client learns "
         "what predictions say of the weights."

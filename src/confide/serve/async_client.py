@@ -88,7 +88,8 @@ class AsyncClient:
         if is_joint(url):
             self._asking = self._joint = joint_asking(
                 url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
-                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer, ahead=ahead,
+                progress=progress, timeout_seconds=min(timeout_seconds, give_up_seconds),
+                one_machine=insecure_colocated_dealer, ahead=ahead,
             )  # fmt: skip
             self._http = httpx2.AsyncClient()
             return

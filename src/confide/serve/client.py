@@ -61,9 +61,11 @@ class Client:
         ahead: with "wss://", predictions for which correlations are dealt before they are needed, and kept in `store`.
         timeout_seconds: for each request.
         retries: how often a request that failed for now is repeated.
-        give_up_seconds: time after which one request is not repeated any more.
+        give_up_seconds: time after which one request is not repeated any more; with "wss://", time for everybody to be
+            there.
         repeat_questions: True repeats also a question whose answer was lost; the server may then count it twice.
-        progress: called with (done, total, what): (0, 0, "making keys"), bytes of "uploading keys", rows of "rows".
+        progress: called with (done, total, what): (0, 0, "making keys"), bytes of "uploading keys", rows of "rows";
+            with "wss://" also (0, 0, "waiting for ...").
         rng: for the secrets.
         transport: instead of the network, for tests (`confide.net.http.InProcess`).
 
@@ -111,7 +113,8 @@ class Client:
         if is_joint(url):
             self._asking = self._http = joint_asking(
                 url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
-                progress=progress, timeout_seconds=timeout_seconds, one_machine=insecure_colocated_dealer, ahead=ahead,
+                progress=progress, timeout_seconds=min(timeout_seconds, give_up_seconds),
+                one_machine=insecure_colocated_dealer, ahead=ahead,
             )  # fmt: skip
             return
         address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)

@@ -37,6 +37,8 @@ Matrix = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
 
 MAKING, UPLOADING, ROWS = "making keys", "uploading keys", "rows"
+#: With this begins what is told while somebody else is not there yet: (0, 0, "waiting for broker (the dealer)").
+WAITING = "waiting for "
 
 _OCTETS = "application/octet-stream"
 

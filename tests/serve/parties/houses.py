@@ -69,9 +69,10 @@ def houses(
     limits: Limits | None = None,
     quota=None,
     stock: int = 8,
+    absent=(),
     **more,
 ) -> Iterator[Houses]:
-    """Run a server and its partners (name by role) until the block ends."""
+    """Run a server and its partners (name by role), but for those who are absent, until the block ends."""
     members = {**dict.fromkeys(clients, "client"), **{name: role for role, name in partners.items()}}
     found = Houses(folder)
     found.partners = partners
@@ -86,6 +87,8 @@ def houses(
         found.url = f"wss://127.0.0.1:{port}"
         found.servers["server"] = server
         for role, name in partners.items():
+            if name in absent:
+                continue
             partner, _ = stack.enter_context(
                 partnering(
                     folder / name,

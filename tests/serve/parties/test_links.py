@@ -146,7 +146,7 @@ def test_certificates_are_renewed_while_predictions_run(tmp_path, monkeypatch):
         assert right(client)
         folders = [tmp_path / name for name in ("federation", "broker", "second")]
         before = [own_certificate(folder) for folder in folders]
-        gone = len([line for line in found.lines if " is gone" in line])
+        gone = len([line for line in found.lines if " has left" in line])
         asked = 0
         end = time.monotonic() + 30.0
         while time.monotonic() < end and (
@@ -157,7 +157,7 @@ def test_certificates_are_renewed_while_predictions_run(tmp_path, monkeypatch):
         for folder, old in zip(folders, before, strict=True):
             assert own_certificate(folder) != old
         assert sum("certificate was renewed" in line for line in found.lines) >= 3
-        assert len([line for line in found.lines if " is gone" in line]) == gone  # no link ended for it
+        assert len([line for line in found.lines if " has left" in line]) == gone  # no link ended for it
         with Client(found.url, identity=tmp_path / "clinic", insecure_colocated_dealer=True) as later:
             assert right(later)  # with the certificates that are shown now
     assert not found.broken
@@ -192,6 +192,6 @@ def test_rows_are_counted_by_certificate_and_refused_beyond_the_quota(tmp_path):
                         assert until(lambda: not any(one.circle.sessions.count for one in found.servers.values()))
                         assert right(other)
                         assert not found.servers["server"].circle.sessions._early  # nothing of them waits for an order
-                    assert not any("broker, the dealer, is gone" in line for line in found.lines)
+                    assert not any("broker, the dealer, has left" in line for line in found.lines)
             quota.close()
             assert not found.broken

@@ -36,9 +36,12 @@ def test_partners_apart_promise_what_the_protocol_does(tmp_path, monkeypatch):
     monkeypatch.setattr("confide.serve.parties.circle.together", lambda a, b: "")
     with houses(tmp_path, WithDealer(), {"dealer": "broker"}, graph=NETWORK, one_machine=False) as found:
         end = time.monotonic() + 20.0
-        while len(said(found)) < 2 and time.monotonic() < end:
+        while len(said(found)) < 6 and time.monotonic() < end:
             time.sleep(0.02)
     lines = said(found)
-    assert "query" in lines[0]
+    assert lines[0].startswith("server: mpc-dealer: semi-honest")
+    assert "100-bit" in lines[0]
+    assert "neither client with dealer nor dealer with server pool" in lines[0]
+    assert "server: mpc-dealer: server does not learn: prediction, query (unless it pools with dealer)" in lines
     assert "INSECURE" not in " ".join(lines)
     assert "nothing is hidden" not in " ".join(lines)

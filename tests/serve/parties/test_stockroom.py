@@ -61,7 +61,7 @@ def test_an_order_beyond_a_clients_limit_is_refused_everywhere_and_the_rest_goes
         assert not running.servers["server"].circle.sessions._early  # nothing of them waits for an order
     with client(running, ahead=2) as again:
         assert np.allclose(again.predict(X), NETWORK.apply(X), atol=2e-3)
-    assert not any("broker, the dealer, is gone" in line for line in running.lines)
+    assert not any("broker, the dealer, has left" in line for line in running.lines)
     assert not running.broken
 
 

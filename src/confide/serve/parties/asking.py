@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -29,8 +29,9 @@ from confide.serve.connect import Sent
 from confide.serve.effects import Alone, Received, Send, Steps, Work
 from confide.serve.parties.circle import Me
 from confide.serve.parties.guest import Guest
-from confide.serve.parties.messages import Offer, Seat
-from confide.serve.parties.seats import INSECURE, voided
+from confide.serve.parties.messages import Offer
+from confide.serve.parties.report import Report
+from confide.serve.parties.seats import voided
 from confide.serve.parties.server import make_ready
 from confide.serve.parties.sessions import Bounds, Ended
 from confide.serve.protocol import digest
@@ -46,45 +47,6 @@ SETTING_UP = "setting up"
 _SERVINGS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
-    """What the predictions of one client were so far.
-
-    Args:
-        mode: the backend's name.
-        seats: who took part besides the client.
-        insecure: why nothing is hidden, "" if that does not apply.
-        predictions, rows: how many.
-        online_seconds: from order to answer, all predictions together.
-        rounds: of the last prediction.
-        online_bytes: of bodies that this client sent and got, without those of the dealer.
-        offline_bytes: of bodies from and to the dealer, and of set-ups.
-        offline_seconds: of set-ups and of correlations dealt ahead; those on demand are in `online_seconds`.
-    """
-
-    mode: str = ""
-    seats: tuple[Seat, ...] = ()
-    insecure: str = ""
-    predictions: int = 0
-    rows: int = 0
-    online_seconds: float = 0.0
-    rounds: int = 0
-    online_bytes: int = 0
-    offline_bytes: int = 0
-    offline_seconds: float = 0.0
-
-    def sentences(self) -> list[str]:
-        """Return it as lines for people."""
-        who = ", ".join(f"{seat.role} {seat.name} ({seat.identity.hex()[:16]})" for seat in self.seats)
-        each = 1e3 * self.online_seconds / max(1, self.predictions)
-        lines = [
-            f"mode {self.mode}; {who}",
-            f"{self.predictions} predictions of {self.rows} rows: {each:.1f} ms each online, {self.rounds} rounds, "
-            f"{self.online_bytes} bytes; offline {self.offline_bytes} bytes, {self.offline_seconds:.2f} s",
-        ]
-        return [f"{INSECURE}: {self.insecure}", *lines] if self.insecure else lines
-
-
 class JointAsking:
     """One client's state and steps; see `confide.serve.steps.Asking`.
 
@@ -95,7 +57,7 @@ class JointAsking:
         store: the client's.
         rng: for the secrets.
         progress: told how far it is.
-        timeout_seconds: for everybody to be there.
+        timeout_seconds: for everybody to be there; `progress` hears for whom this waits.
         one_machine: accept that roles which must not collude share a machine.
         proxy: "http://host:port" of an HTTP proxy.
         bounds: of sessions.
@@ -141,6 +103,7 @@ class JointAsking:
             proxy=proxy,
             bounds=bounds,
             timeout_seconds=timeout_seconds,
+            waits=lambda text: self.progress(0, 0, text),
         )
 
     def close(self) -> None:
@@ -155,7 +118,8 @@ class JointAsking:
 
     def costs(self) -> list[str]:
         """Return who answered and what it cost so far, in lines."""
-        return self.report.sentences()
+        session = self.session
+        return self.report.sentences() if session is None else self.report.sentences(session.backend, session.client)
 
     # --- steps --------------------------------------------------------------------------------------------------------
 
@@ -252,8 +216,7 @@ class JointAsking:
         )
         transcript = _transcript(ended, seen)
         session.confirm(str(ended.output)[:200])
-        figures = ended.figures
-        self._report(offline_bytes=_bytes(ended), offline_seconds=figures.seconds)
+        self.report = self.report.with_offline(ended)
         return transcript
 
     def _alone(self, session: Session, x: Matrix) -> Transcript:
@@ -266,8 +229,8 @@ class JointAsking:
             if offer.model != self._model:
                 raise ProtocolError("Expected the model that was asked before; the server prepared it anew, ask again")
             self._set_up(session)
-            self._stocked(session, len(x))
             try:
+                self._stocked(session, len(x))
                 transcript = self._asked(session, x)
             except SetUpAgain:
                 if last:
@@ -293,16 +256,7 @@ class JointAsking:
             raise ProtocolError(f"Expected {session.kit.outputs} outputs for each row")
         if len(x) in self._levels and "dealer" not in ended.cast.names:
             self._levels[len(x)] -= 1
-        figures = ended.figures
-        offline = figures.sent.get("dealer", 0) + figures.received.get("dealer", 0)
-        self._report(
-            predictions=1,
-            rows=len(x),
-            online_seconds=figures.seconds,
-            online_bytes=_bytes(ended) - offline,
-            offline_bytes=offline,
-        )
-        self.report = _replaced(self.report, rounds=figures.rounds)
+        self.report = self.report.with_prediction(ended, rows=len(x))
         return transcript
 
     # --- correlations ahead -------------------------------------------------------------------------------------------
@@ -316,6 +270,9 @@ class JointAsking:
         backend, kit, store = session.backend, session.client, self._store_of(session)
         offer = self._guest.offer()
         most = max((self._guest.stock(seat.name) for seat in offer.seats if seat.role == "dealer"), default=0)
+        if self._ahead > most > 0:
+            self.report = replace(self.report, wanted_ahead=self._ahead, ahead=most)
+            self._ahead = most
         if not isinstance(backend, DealsAhead) or not most:
             raise UsageError("Expected a dealer that deals ahead (confide dealer --stock); leave ahead out")
         self._set_up(session)
@@ -331,14 +288,16 @@ class JointAsking:
             )
             if ended.error is not None:
                 raise ended.error
-            self._report(offline_bytes=_bytes(ended), offline_seconds=ended.figures.seconds)
+            self.report = self.report.with_offline(ended)
             left, stock = left - part, int(ended.output)
         return stock
 
     def _stocked(self, session: Session, rows: int) -> None:
         """Have `ahead` predictions of so many rows in stock before the first of them."""
         if self._ahead and rows not in self._levels and rows not in self._dealing:
-            self._levels[rows] = self.deal(session, rows=rows, count=self._ahead)
+            held = held_in_stock(session.backend, session.client, self._store_of(session), rows=rows)
+            missing = self._ahead - held  # what an earlier process of this client left is used first
+            self._levels[rows] = self.deal(session, rows=rows, count=missing) if missing > 0 else held
 
     def _restocked(self, session: Session, rows: int) -> None:
         """After an answer: make the next correlations in stock ready, and have what was used dealt anew, both beside.
@@ -364,10 +323,6 @@ class JointAsking:
 
         self._dealing.add(rows)
         threading.Thread(target=refill, name="confide refill", daemon=True).start()
-
-    def _report(self, **more: float) -> None:
-        before = self.report
-        self.report = _replaced(before, **{name: getattr(before, name) + value for name, value in more.items()})
 
 
 @runtime_checkable
@@ -398,12 +353,10 @@ def needs_dealer(backend: Backend, kit: Kit, store: Store, *, rows: int) -> bool
     return True if asks is None else asks(kit, store, rows=rows)
 
 
-def _replaced(report: Report, **fields: float) -> Report:
-    return replace(report, **fields)  # type: ignore[arg-type]
-
-
-def _bytes(ended: Ended) -> int:
-    return sum(ended.figures.sent.values()) + sum(ended.figures.received.values())
+def held_in_stock(backend: Backend, kit: Kit, store: Store, *, rows: int) -> int:
+    """Return for how many predictions of `rows` rows the client holds correlations; 0 where a backend does not say."""
+    held: Callable[..., int] | None = getattr(backend, "in_stock", None)
+    return 0 if held is None else held(kit, store, rows=rows)
 
 
 def _transcript(ended: Ended, seen: list[tuple[Message, int]]) -> Transcript:

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ssl
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,9 +21,14 @@ from confide.serve.parties.messages import Ask, Kind, Offer, Order, Refused, Sea
 from confide.serve.parties.seats import MEMBER_ROLES, refusal
 from confide.serve.parties.server import cast_of
 from confide.serve.parties.sessions import Bounds, Ended
+from confide.serve.steps import WAITING
 from confide.wire import Message, Party, Store
 
 _AGAIN_SECONDS = 0.3
+#: Stands among peers where this client itself has ended.
+_CLOSED = ""
+#: After so long a caller hears for whom it waits.
+_QUIET_SECONDS = 1.0
 #: Messages of the last session that are kept for a transcript.
 _MOST_SEEN = 100_000
 
@@ -40,6 +46,7 @@ class Guest:
         proxy: "http://host:port" of an HTTP proxy to all of them.
         bounds: of sessions.
         timeout_seconds: for everybody to be there.
+        waits: told in one line for whom a caller's thread waits, in that thread.
     """
 
     def __init__(
@@ -55,13 +62,19 @@ class Guest:
         proxy: str | None = None,
         bounds: Bounds | None = None,
         timeout_seconds: float = 30.0,
+        waits: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._asked = Ask(model, backend)
+        self._asked, self._waits, self._url = Ask(model, backend), waits, url
         self._context, self._proxy, self._rng, self._timeout = context, proxy, rng, timeout_seconds
         self._offer: Offer | None = None
+        self._checked: Offer | None = None  # the same, once everybody of it has come and is who it names
         self._answered = False
         self._waiters: list[Answer[Offer]] = []
+        self._runs: set[Answer[Ended]] = set()
         self._trouble: dict[str, str] = {}
+        self._replaced = ""  # why another process of the same identity took this one's place
+        #: What waiting does not mend, by peer: who asks hears of it at once, until that peer says something else.
+        self._final: dict[str, ConfideError] = {}
         self.seen: dict[str, list[tuple[Message, int]]] = {}
         self.broke: list[BaseException] = []
         self.circle = Circle(
@@ -70,7 +83,8 @@ class Guest:
         self.circle.mesh.post(self._begin, url)
 
     def close(self) -> None:
-        """Leave."""
+        """Leave; whoever waits in another thread hears of it."""
+        self.circle.mesh.call(self._closed)
         self.circle.close()
 
     # --- from any thread ----------------------------------------------------------------------------------------------
@@ -82,15 +96,19 @@ class Guest:
             UsageError, ProtocolError: somebody is not there in time, or refuses.
             PrivacyError: roles that must not collude share a machine.
         """
-        offer = self._offer
-        if offer is not None and not self._absent(offer.seats):  # looked at from here: a change of threads takes time
+        offer = self._usable()
+        if offer is not None:  # looked at from here: a change of threads takes time
             return offer
-        answer = Answer[Offer]()
+        answer, told, end = Answer[Offer](), "", time.monotonic() + self._timeout
         self.circle.mesh.post(self._want, answer)
-        try:
-            return answer.result(self._timeout)
-        except TimeoutError:
-            raise UsageError(self._missing()) from None
+        while (left := end - time.monotonic()) > 0:
+            try:
+                return answer.result(min(_QUIET_SECONDS, left))
+            except TimeoutError:
+                if (who := self._awaited()) not in ("", told):
+                    told = who
+                    self._waits(WAITING + who)
+        raise UsageError(self._missing())
 
     def stock(self, name: str) -> int:
         """Return how many predictions a dealer says that it deals ahead for."""
@@ -122,6 +140,9 @@ class Guest:
         offer = self.offer()
         session = f"{self.circle.me.name}/{kind}/{self._rng.bytes(16).hex()}"
         answer = Answer[Ended]()
+        self._runs.add(answer)
+        if _CLOSED in self._final:
+            raise self._final[_CLOSED]
 
         def begin() -> None:
             me = self.circle.me
@@ -146,15 +167,19 @@ class Guest:
         except TimeoutError:
             raise UsageError("Expected an answer while this client was open; it was closed first") from None
         finally:
+            self._runs.discard(answer)
             seen = self.seen.pop(session, [])
+        if ended.error is not None and self._replaced:
+            raise UsageError(self._replaced)
         return ended, seen
 
     # --- what it hears ------------------------------------------------------------------------------------------------
 
     def greeted(self, peer: str) -> None:
         self._trouble.pop(peer, None)
+        self._final.pop(peer, None)
         if peer == COORDINATOR:
-            self._offer, self._answered = None, True
+            self._offer, self._answered, self._replaced = None, True, ""
             self.circle.tell(peer, self._asked)
         else:
             self._check_all()
@@ -164,29 +189,33 @@ class Guest:
             raise ProtocolError("Expected an offer, from the server")
         if isinstance(body, Refused):
             if not body.again:
-                return self._fail(ProtocolError(f"The server refuses: {_plain(body.reason)}"))
+                return self._refused(peer, ProtocolError(f"The server refuses: {_plain(body.reason)}"))
             self._trouble[peer] = _plain(body.reason)
             self.circle.mesh.later(_AGAIN_SECONDS, self._ask_again)
             return None
         try:
             self._take(body)
         except ConfideError as error:
-            self._fail(error)
+            self._refused(peer, error)
         return None
 
     def ordered(self, peer: str, session: str, order: Order) -> None:
         raise ProtocolError("Expected no order to a client")
 
     def lost(self, peer: str, reason: str) -> None:
-        self._trouble[peer] = reason
+        self._trouble[peer], self._checked = reason, None
+        if "somebody else has connected as" in reason:
+            self._replaced = (
+                f"Expected one process at a time for each identity: {_plain(reason)} at {peer}; invite a second client "
+                "for a second process"
+            )
         if peer == COORDINATOR:
             self._offer = None
-        if (why := self.circle.mesh.given_up(peer)) is not None:
-            self._fail(IntegrityError(f"No connection to {peer}: {why}"))
-        elif peer == COORDINATOR and not self._answered:  # rather a wrong address than a server that starts anew
+        self.circle.mesh.later(_AGAIN_SECONDS, lambda: self._given_up(peer))  # it is told after this
+        if peer == COORDINATOR and not self._answered:  # rather a wrong address than a server that starts anew
             self._fail(UsageError(self._missing()))
         elif "Expected organisations apart" in reason:
-            self._fail(ProtocolError(f"{peer} refuses: {_plain(reason)}"))
+            self._refused(peer, ProtocolError(f"{peer} refuses: {_plain(reason)}"))
 
     # --- inside -------------------------------------------------------------------------------------------------------
 
@@ -197,13 +226,19 @@ class Guest:
             self._trouble[COORDINATOR] = str(error)
             self._fail(error)
 
+    def _given_up(self, peer: str) -> None:
+        if self.circle.hello(peer) is None and (why := self.circle.mesh.given_up(peer)) is not None:
+            self._refused(peer, IntegrityError(f"No connection to {peer}: {why}"))
+
     def _want(self, answer: Answer[Offer]) -> None:
-        if self._offer is not None and not self._absent(self._offer.seats):
-            answer.give(self._offer)
+        offer = self._usable()
+        if offer is not None:
+            answer.give(offer)
             return
         self._waiters.append(answer)
-        if (why := self.circle.mesh.given_up(COORDINATOR)) is not None:
-            self._fail(IntegrityError(f"No connection to the server: {why}"))
+        self._given_up(COORDINATOR)
+        if self._final:
+            self._fail(next(iter(self._final.values())))
         elif not self._answered and COORDINATOR in self._trouble:
             self._fail(UsageError(self._missing()))
 
@@ -219,6 +254,7 @@ class Guest:
             raise refusal(_plain(offer.insecure))
         self._offer = offer
         self._trouble.pop(COORDINATOR, None)
+        self._final.pop(COORDINATOR, None)
         for seat in offer.seats[1:]:
             self.circle.dial(seat.name, MEMBER_ROLES[seat.role], seat.url, self._context, self._proxy)
         self._check_all()
@@ -230,9 +266,11 @@ class Guest:
         for seat in offer.seats:
             facts = self.circle.facts(seat.name)
             if facts is not None and facts.identity != seat.identity:
-                return self._fail(
-                    IntegrityError(f"Expected {seat.name} with the identity that the server's offer names")
+                return self._refused(
+                    seat.name, IntegrityError(f"Expected {seat.name} with the identity that the server's offer names")
                 )
+        self._checked = offer
+        self._final.clear()
         waiters, self._waiters = self._waiters, []
         for answer in waiters:
             answer.give(offer)
@@ -240,10 +278,36 @@ class Guest:
     def _absent(self, seats: Sequence[Seat]) -> list[Seat]:
         return [seat for seat in seats if self.circle.hello(seat.name) is None]
 
+    def _usable(self) -> Offer | None:
+        """Return the offer if everybody of it is there and has the identity that it names."""
+        offer = self._checked
+        return offer if offer is not None and offer is self._offer and not self._absent(offer.seats) else None
+
+    def _refused(self, peer: str, error: ConfideError) -> None:
+        """Fail whoever waits now and whoever asks later."""
+        self._final[peer], self._checked = error, None
+        self._fail(error)
+
+    def _closed(self) -> None:
+        error = UsageError("Expected an answer while this client was open; it was closed first")
+        self._refused(_CLOSED, error)
+        for answer in list(self._runs):
+            answer.fail(error)
+
     def _fail(self, error: ConfideError) -> None:
         waiters, self._waiters = self._waiters, []
         for answer in waiters:
             answer.fail(error)
+
+    def _awaited(self) -> str:
+        """Return for whom an offer waits, in words; "" for nobody."""
+        offer = self._offer
+        if offer is not None:
+            return ", ".join(f"{seat.name} (the {seat.role})" for seat in self._absent(offer.seats))
+        if self.circle.hello(COORDINATOR) is None:
+            return f"the server at {self._url}"
+        said = self._trouble.get(COORDINATOR, "")
+        return said.removeprefix("Expected ").partition(" to be there")[0] or "the server's offer"
 
     def _missing(self) -> str:
         offer, trouble = self._offer, dict(self._trouble)

@@ -37,7 +37,7 @@ from confide.serve.parties.server import (
     set_up_mark,
 )
 from confide.serve.parties.sessions import Ended
-from confide.serve.parties.standing import Standing
+from confide.serve.parties.standing import Standing, departed
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
 from confide.serve.parties.turns import turns_of
 from confide.wire import Party, Store
@@ -108,7 +108,7 @@ class Partner:
     def lost(self, peer: str, reason: str) -> None:
         if peer == COORDINATOR:
             self._parts.clear()  # it brings them again
-        self.circle.say(f"{peer} is gone: {reason}")
+        self.circle.say(departed(peer, reason))
 
     def refusal(self, name: str, identity: bytes) -> str | None:
         """Return why a member may not be here, or None; the server says who was revoked before it brings its parts."""

@@ -44,7 +44,7 @@ def is_apart(kits: Mapping[str, Kit]) -> bool:
     return any(proof_of(kit) for role, kit in kits.items() if role != "server")
 
 
-def model_id(name: str, backend: str, kits: Mapping[str, Kit]) -> bytes:
+def model_id(name: str, backend: str, kits: Mapping[str, Kit], *, salt: bytes) -> bytes:
     """Return the id of a model as it was prepared: another model, or other shares of it, have another (32 bytes).
 
     Where halves are apart the server's is not in it: who has the other half could try guesses of the model on the hash.
@@ -52,8 +52,8 @@ def model_id(name: str, backend: str, kits: Mapping[str, Kit]) -> bytes:
     parts = [name.encode(), backend.encode()]
     for role in sorted(kits.keys() - {"server"} if is_apart(kits) else kits):
         parts += [role.encode(), hashlib.sha256(kits[role].encode()).digest()]
-    whole = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
-    return hashlib.sha256(b"confide prepared model v1\0" + whole).digest()
+    whole = b"".join(len(part).to_bytes(8, "little") + part for part in (salt, *parts))
+    return hashlib.sha256(b"confide prepared model v2\0" + whole).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +104,7 @@ def refusal(common: str) -> PrivacyError:
     """Return the error of a process that does not accept `together`."""
     return PrivacyError(
         f"Expected organisations apart: {common}, so one of them could open everything; run them on machines of "
-        "different owners. For a trial alone: --insecure-colocated-dealer at every process, and every report says "
+        "different owners. For a trial alone: --insecure-colocated-dealer at every process (of a Python client "
+        "insecure_colocated_dealer=True), and every report says "
         f"{INSECURE}"
     )

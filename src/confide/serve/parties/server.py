@@ -26,7 +26,7 @@ from confide.serve.parties.circle import Circle
 from confide.serve.parties.messages import Ask, Offer, Order, Part, Refused, Revoked, Seat, Taken, short
 from confide.serve.parties.seats import MEMBER_ROLES, model_id, proof_of, voided
 from confide.serve.parties.sessions import Cast, Ended
-from confide.serve.parties.standing import Standing
+from confide.serve.parties.standing import Standing, departed
 from confide.serve.parties.stockroom import Place, StockLimits, Stockroom
 from confide.wire import Party, Step, Store
 
@@ -60,6 +60,8 @@ class ForRows(Protocol):
         ...
 
 
+#: Where the server keeps what models' ids are salted with: who was set up stays so over its restarts.
+_SALT = "model-ids/salt"
 #: Roles of a federation whose members may ask.
 ASKING_ROLES = ("client", "node", "analyst")
 
@@ -84,17 +86,25 @@ class Prepared:
     max_rows: int
     guarantee: Guarantee
 
-    @property
-    def id(self) -> bytes:
-        """Return the id under which it is ordered."""
-        return model_id(self.name, self.backend.name, self.kits)
+    def id(self, salt: bytes) -> bytes:
+        """Return the id under which it is ordered: salted, so that nobody else can try guesses of the weights on it."""
+        return model_id(self.name, self.backend.name, self.kits, salt=salt)
 
 
 @dataclass(slots=True)
 class _Model:
+    id: bytes
     prepared: Prepared
     ready: set[str] = field(default_factory=set[str])
     promised: Guarantee | None = None
+
+
+def _kept_salt(store: Store, rng: Randomness) -> bytes:
+    salt = store.get(_SALT)
+    if salt is None:
+        salt = rng.bytes(32)
+        store.commit({_SALT: salt})
+    return salt
 
 
 class Server:
@@ -123,13 +133,16 @@ class Server:
         standing: Standing,
         stock_limits: StockLimits | None = None,
     ) -> None:
-        self._models = {model.id: _Model(model) for model in models}
+        salt = _kept_salt(store, rng)
+        self._models = {id_: _Model(id_, model) for model in models for id_ in [model.id(salt)]}
         for model in models:
             limit_rows(model.kits["server"], model.max_rows)
         wanted = {role for model in models for role in model.backend.roles} - {"client", "server"}
         if wanted != set(partners):
             options = ", ".join(f"--{role} NAME" for role in sorted(wanted))
-            raise UsageError(f"Expected members of the federation as {options}, and no other")
+            wrong = [f"--{role} is missing" for role in sorted(wanted - set(partners))]
+            wrong += [f"--{role} is one too many" for role in sorted(set(partners) - wanted)]
+            raise UsageError(f"Expected members of the federation as {options}; {', '.join(wrong)}")
         self.partners, self._store, self._limits, self._quota = dict(partners), store, limits, quota
         self._rate = RateLimit(limits.requests_per_second) if limits.requests_per_second else None
         self._rng, self.standing = rng, standing
@@ -163,7 +176,7 @@ class Server:
         if set(self._seats) == set(self.partners):
             for model in self._models.values():
                 model.ready.clear()
-                self._deal_out(model.prepared)
+                self._deal_out(model)
 
     def revoke(self, identities: tuple[bytes, ...]) -> None:
         """Have the partners let none of these members in; it holds for partners who come later, too."""
@@ -178,7 +191,7 @@ class Server:
                 del self._seats[role]
                 for model in self._models.values():
                     model.ready.discard(role)
-                self.circle.say(f"{peer}, the {role}, is gone: {reason}")
+                self.circle.say(departed(f"{peer}, the {role},", reason))
 
     def told(self, peer: str, body: msgspec.Struct) -> None:
         if isinstance(body, Ask):
@@ -253,8 +266,8 @@ class Server:
     def stockroom(self) -> Stockroom:
         """Return what counts what is kept for clients."""
         if self._stockroom is None:
-            models = [model.prepared for model in self._models.values()]
-            served = tuple(part_of(one.id, one.backend.name, "").removesuffix("/") for one in models)
+            models = self._models.values()
+            served = tuple(part_of(one.id, one.prepared.backend.name, "").removesuffix("/") for one in models)
             self._stockroom = Stockroom(
                 self.circle.me.name,
                 self._store,
@@ -286,8 +299,8 @@ class Server:
             if guarantee != model.promised:
                 model.promised = guarantee
                 name = model.prepared.backend.name
-                self.circle.say(f"{name}: {'; '.join(guarantee.sentences())}")
-                self.circle.say(f"{name}: leaks: {guarantee.leaks}")
+                for line in guarantee.lines():
+                    self.circle.say(f"{name}: {line}")
 
     def _role_of(self, peer: str) -> str | None:
         return next((role for role, seat in self._seats.items() if seat.name == peer), None)
@@ -296,13 +309,13 @@ class Server:
         me = self.circle.me
         return (Seat("server", me.name, me.url, me.identity), *(self._seats[role] for role in sorted(self._seats)))
 
-    def _deal_out(self, prepared: Prepared) -> None:
-        seats = self._seats_in_order()
+    def _deal_out(self, model: _Model) -> None:
+        prepared, seats = model.prepared, self._seats_in_order()
         for seat in self._seats.values():
             kit = prepared.kits[seat.role].encode()
             backend, insecure = prepared.backend.name, self.circle.insecure
             self.circle.tell(
-                seat.name, Part(prepared.id, prepared.name, backend, seat.role, kit, seats, insecure, prepared.max_rows)
+                seat.name, Part(model.id, prepared.name, backend, seat.role, kit, seats, insecure, prepared.max_rows)
             )
 
     def _offer(self, asked: Ask) -> Offer | Refused:
@@ -313,13 +326,16 @@ class Server:
         ]
         if not found or (len(found) > 1 and not asked.model):
             known = sorted({model.prepared.name for model in self._models.values()})
+            if asked.model in ("", *known) and (asked.model or len(known) == 1):
+                modes = sorted({model.prepared.backend.name for model in self._models.values()})
+                return Refused(f"Expected backend= one of {', '.join(modes)}{nearest(asked.backend, modes)}")
             return Refused(f"Expected model= one of {', '.join(known)}{nearest(asked.model, known)}")
         try:
             self._check_ready(found[0])
         except ConfideError as error:
             return Refused(short(str(error)), again=True)
         prepared = found[0].prepared
-        return Offer(prepared.id, prepared.client_kit, self._seats_in_order(), self.circle.insecure)
+        return Offer(found[0].id, prepared.client_kit, self._seats_in_order(), self.circle.insecure)
 
     def _check_ready(self, model: _Model) -> None:
         if missing := sorted(set(self.partners) - model.ready):

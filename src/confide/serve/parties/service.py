@@ -310,13 +310,17 @@ def _circle(me: Me, hears: Server | Partner, conditions: Conditions) -> Circle:
 
 def _check_members(registrar: Registrar, partners: Mapping[str, str]) -> None:
     """Refuse partners who are neither members nor invited, before anything listens."""
-    known = {one.name for one in registrar.members() if one.revoked is None}
-    known |= {one.name for one in registrar.invitations()}
+    known = {one.name: one.role for one in registrar.invitations()}
+    known |= {one.name: one.role for one in registrar.members() if one.revoked is None}
     for role, name in partners.items():
         if name not in known:
             raise UsageError(
                 f"Expected {name!r} to be a member of the federation or invited; run: confide federation invite {name} "
                 f"--role {role} --host ITS-ADDRESS --federation {registrar.folder}"
+            )
+        if known[name] != role:
+            raise UsageError(
+                f"Expected {name!r} to be invited as a {role}, it is a {known[name]}; name another member with --{role}"
             )
     if len(set(partners.values())) != len(partners):
         raise UsageError("Expected a member of its own for each role; one organisation in two roles opens everything")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import TextIO
+
+import msgspec
 
 from confide.serve.parties.messages import Order
 from confide.serve.parties.sessions import Ended
@@ -22,6 +27,33 @@ class _Totals:
     received_bytes: Counter[str] = field(default_factory=Counter[str])
 
 
+#: What links say when the process at their other end was told to stop.
+_STOPPED = ("this member stops", "the coordinator stops")
+
+
+def departed(who: str, reason: str) -> str:
+    """Return in one line that somebody's link has ended, and why."""
+    return f"{who} has left" + ("" if reason in _STOPPED else f": {reason}")
+
+
+def _line(order: Order, ended: Ended) -> dict[str, object]:
+    """Return what the log says of a session: no value of an input, and no text of a peer."""
+    figures, error = ended.figures, ended.error
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "request_id": ended.session.rpartition("/")[2][:32],
+        "route": order.kind,
+        "model": order.model.hex()[:12],
+        "caller": order.client,
+        "rows": order.rows,
+        "count": order.count,
+        "code": "ok" if error is None else type(error).__name__,
+        "request_bytes": sum(figures.received.values()),
+        "reply_bytes": sum(figures.sent.values()),
+        "seconds": round(figures.seconds, 6),
+    }
+
+
 class Standing:
     """Counts the sessions of one process; safe for threads.
 
@@ -31,6 +63,8 @@ class Standing:
 
     def __init__(self, role: str) -> None:
         self.role = role
+        #: Where a JSON line for each session goes, as `confide serve` writes one for each request; None writes none.
+        self.log: TextIO | None = None
         #: Why everything says INSECURE, "" if it does not.
         self.insecure = ""
         self._totals = _Totals()
@@ -38,7 +72,11 @@ class Standing:
         self._alone = threading.Lock()
 
     def ended(self, order: Order, ended: Ended) -> None:
-        """Count a session."""
+        """Count a session, and write its line."""
+        if self.log is not None:
+            with suppress(OSError):  # whoever read the lines has gone: predictions go on
+                self.log.write(msgspec.json.encode(_line(order, ended)).decode() + "\n")
+                self.log.flush()
         with self._alone:
             totals, figures = self._totals, ended.figures
             counted = totals.failed if ended.error is not None else totals.ended
