@@ -15,7 +15,7 @@ from typing import Protocol, runtime_checkable
 
 import msgspec
 
-from confide.crypto.random import Randomness
+from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, ProtocolError, SetUpAgain, UsageError, nearest
 from confide.guarantee import Guarantee
 from confide.ideal import Backend, Kit
@@ -99,10 +99,10 @@ class _Model:
     promised: Guarantee | None = None
 
 
-def _kept_salt(store: Store, rng: Randomness) -> bytes:
+def _kept_salt(store: Store) -> bytes:
     salt = store.get(_SALT)
     if salt is None:
-        salt = rng.bytes(32)
+        salt = SystemRandomness().bytes(32)
         store.commit({_SALT: salt})
     return salt
 
@@ -133,7 +133,7 @@ class Server:
         standing: Standing,
         stock_limits: StockLimits | None = None,
     ) -> None:
-        salt = _kept_salt(store, rng)
+        salt = _kept_salt(store)
         self._models = {id_: _Model(id_, model) for model in models for id_ in [model.id(salt)]}
         for model in models:
             limit_rows(model.kits["server"], model.max_rows)
