@@ -70,6 +70,9 @@ def test_a_partner_that_comes_later_is_told_before_it_takes_part(tmp_path):
         Registrar(tmp_path / "federation").revoke("rogue")
         identities = Registrar(tmp_path / "federation").revoked()
         assert len(identities) == 1
+        end = time.monotonic() + 10.0
+        while found.servers["server"]._revoked != identities and time.monotonic() < end:
+            time.sleep(0.01)
         conditions = found.conditions("broker2", "dealer")
         with partnering(tmp_path / "broker", conditions, stock=8, load=lambda _: Standin(), coordinator=found.url) as (
             partner,
