@@ -103,7 +103,7 @@ def test_what_spreadsheets_write_is_read(tmp_path, text, encoding):
         (f"{HEADER}\n-0.1,0.5,f,a,no\n", ["'age'; 1 of 1 records (first in row 1) are outside"]),
         (
             f"{HEADER}\nold,0.5,f,a,no\n",
-            ["numbers in", "'age'; 1 of 1 records (first in row 1) hold none: write them with a decimal"],
+            ["numbers in", "'age'; 1 of 1 records (first in row 1) hold no finite number: write them with a decimal"],
         ),
         (f'{HEADER}\n"1,5",0.5,f,a,no\n', ["numbers in"]),
         (f"{HEADER}\n1_0,0.5,f,a,no\n", ["numbers in"]),

@@ -141,6 +141,12 @@ def test_a_record_of_another_shape_is_refused():
         from_torch(nn.Sequential(nn.Linear(2, 2)), (3,))
 
 
+@pytest.mark.parametrize("module", [nn.LSTM(4, 4), nn.Sequential(nn.Linear(4, 3), nn.GRU(3, 3))])
+def test_a_module_that_gives_no_tensor_is_refused_by_its_name(module):
+    with pytest.raises(ModelError, match=r"\((LSTM|GRU)\): a graph has no such layer; take Linear"):
+        from_torch(module, (4,))
+
+
 def test_trees_become_no_module():
     with pytest.raises(ModelError, match="without Trees"):
         to_torch(boosted(3, 2, 2))

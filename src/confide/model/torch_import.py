@@ -133,7 +133,8 @@ def _chain(
     where = f"{name.rstrip('.') or 'module'} ({type(module).__name__})"
     given = _shape_after(module, shape)
     if given is None:
-        problems.append(Problem(where, f"it does not take records of shape {shape}", "give the shape of one record"))
+        mismatch = f"it does not take records of shape {shape}", "give the shape of one record"
+        problems.append(Problem(where, *(_refusal(module) or mismatch)))
         return [], shape
     if isinstance(module, Residual):
         turn = len(shape) == 2 and not isinstance(shape, torch_attention.Turned)
@@ -160,10 +161,10 @@ def _shape_after(module: nn.Module, shape: Shape) -> Shape | None:
     like = next((parameter for parameter in module.parameters()), torch.zeros(()))
     try:
         with torch.no_grad():
-            result: Tensor = module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
+            result: object = module(torch.zeros(1, *shape, dtype=like.dtype, device=like.device))
     except (RuntimeError, ValueError, TypeError, IndexError):
         return None
-    return tuple(result.shape[1:])
+    return tuple(result.shape[1:]) if isinstance(result, Tensor) else None
 
 
 def _refusal(module: nn.Module) -> tuple[str, str] | None:
