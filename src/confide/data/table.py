@@ -290,8 +290,8 @@ def _refuse_wrong(found: Reading, where: str, *, date: bool = False) -> None:
             "this table's format in a source file"
         )
     raise DataError(
-        f"Expected numbers in {where}; {counted(found.wrong)} hold no finite number: write them with a decimal point, or "
-        "leave the cell empty if the value is missing"
+        f"Expected numbers in {where}; {counted(found.wrong)} hold no finite number: write them with a decimal point, "
+        "or leave the cell empty if the value is missing"
     )
 
 
