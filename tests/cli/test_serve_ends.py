@@ -14,8 +14,8 @@ from confide.model.artifact import Artifact
 from serve.toy import GRAPH, LABEL, PREPROCESS
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0)])
-def test_a_signal_leaves_nothing_behind(tmp_path, number, code):
+@pytest.mark.parametrize(("number", "codes"), [(signal.SIGTERM, {143}), (signal.SIGINT, {0, 130})])
+def test_a_signal_leaves_nothing_behind(tmp_path, number, codes):
     model, scratch = tmp_path / "model.confide", tmp_path / "scratch"
     Artifact(GRAPH, PREPROCESS, LABEL).save(model, SigningKey(bytes(range(32))))
     scratch.mkdir()
@@ -26,5 +26,5 @@ def test_a_signal_leaves_nothing_behind(tmp_path, number, code):
         assert b"listening" in process.stdout.readline()
         assert [name for name in os.listdir(scratch) if name.startswith("confide-serve-")]  # the control
         process.send_signal(number)
-        assert process.wait(60) == code
+        assert process.wait(60) in codes  # SIGINT: before the server takes signals 130, then 0
     assert os.listdir(scratch) == []

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "bench"))  # how SPU is asked; last, since bench has a "store" too
+from bench import BENCH, script
 
-from mpc_cases import CASES, numbers
-from mpc_links import LOOPBACK
-from mpc_nets import INPUTS, NETS, apply
-from mpc_ours import in_process
-from mpc_peer import installed, measure
 
+@pytest.fixture(scope="module", autouse=True)
+def beside():
+    """Bench's modules find each other, which have names of this folder's too, while these tests run."""
+    sys.path.insert(0, str(BENCH))
+    yield
+    sys.path.remove(str(BENCH))
+
+
+SPU = BENCH / "peers" / "spu" / ".venv" / "bin" / "python"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not installed(), reason="SPU has no environment here: bench/peers/spu/requirements.txt"),
+    pytest.mark.skipif(not SPU.exists(), reason="SPU has no environment here: bench/peers/spu/requirements.txt"),
 ]
 
 #: What both may be away from each other: SPU's fixed point has 18 bits after the point, and a bound of its own.
@@ -28,19 +31,21 @@ APART = 2e-3
 @pytest.mark.parametrize("net", ["logistic", "mnist"])
 @pytest.mark.parametrize("protocol", ["ABY3", "SEMI2K"])
 def test_our_predictions_are_those_of_spu(net, protocol):
-    arrays, _ = numbers(net, None)
-    x = np.random.default_rng(5).uniform(-1, 1, (4, *INPUTS[net]))
-    theirs = measure(protocol, LOOPBACK, task="infer", arrays=arrays, x=x, layers=NETS[net](), repeats=3)
+    cases, nets, ours, peer = (script(f"mpc_{name}") for name in ("cases", "nets", "ours", "peer"))
+    arrays, _ = cases.numbers(net, None)
+    x = np.random.default_rng(5).uniform(-1, 1, (4, *nets.INPUTS[net]))
+    link, layers = ours.LOOPBACK, nets.NETS[net]()
+    theirs = peer.measure(protocol, link, task="infer", arrays=arrays, x=x, layers=layers, repeats=3)
     assert theirs is not None
-    peer = np.array([np.ravel(one) for one in theirs.outputs])
-    expected = apply(net, arrays, x)
-    assert np.abs(peer - expected).max() < APART  # or the two would not compute the same thing
-    for case in CASES.values():
+    found = np.array([np.ravel(one) for one in theirs.outputs])
+    expected = nets.apply(net, arrays, x)
+    assert np.abs(found - expected).max() < APART  # or the two would not compute the same thing
+    for case in cases.CASES.values():
         if case.net != net:
             continue
-        ours = in_process(case, arrays, x, repeats=1)
-        assert ours is not None
-        mine = np.array([np.ravel(one) for one in ours.outputs])
-        assert mine.shape == peer.shape
-        assert np.abs(mine - peer).max() < APART
-        assert np.abs(mine - peer[::-1]).max() > APART  # other rows are told apart
+        mine = ours.in_process(case, arrays, x, repeats=1)
+        assert mine is not None
+        y = np.array([np.ravel(one) for one in mine.outputs])
+        assert y.shape == found.shape
+        assert np.abs(y - found).max() < APART
+        assert np.abs(y - found[::-1]).max() > APART  # other rows are told apart
