@@ -6,13 +6,15 @@ A job has `folder` (a federation's, with a folder for each member), `net`, `numb
 of each role, `stock` (predictions dealt ahead) and for the client `calls`, `pause_seconds` (between calls, in which
 stock is filled) and `x` (.npy). Each process says "ready" once it is there and stays until its input ends; the client
 prints seconds and outputs as JSON. All keep their stores in SQLite below the folder, as services do: a durable commit
-at each party before a prediction's first masked byte is in these figures.
+at each party before a prediction's first masked byte is in these figures. Without a relay, which needs cores too, each
+process stays on one core, the client and the server on two, as on machines of their own.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # who found federa
 
 from confide.net.relay import Relay
 
+ROLES = ("client", "server", "helper", "third", "dealer")
 NAMES = {"client": "clinic", "dealer": "broker", "helper": "helper", "third": "third"}
 
 
@@ -120,6 +123,9 @@ def ask(job: Mapping[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     role, job = sys.argv[1], json.loads(Path(sys.argv[2]).read_text())
+    if job["apart"]:
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[ROLES.index(role) % len(cores)]})
     if role == "client":
         print(json.dumps(ask(job)))
         return
@@ -170,7 +176,7 @@ def predictions(
         job = {
             "folder": str(folder), "net": net, "numbers": str(folder / "numbers.npz"), "x": str(folder / "x.npy"),
             "backend": backend, "port": ports, "url": urls,
-            "stock": stock, "calls": calls, "pause_seconds": pause_seconds,
+            "stock": stock, "calls": calls, "pause_seconds": pause_seconds, "apart": link.bits_per_second is None,
         }  # fmt: skip
         (folder / "job.json").write_text(json.dumps(job))
         command = [sys.executable, program]
