@@ -186,7 +186,7 @@ def over_tls(
         return None
     calls = repeats + WARM
     most, pause = (4, 1.5) if case.net == "resnet20" else (24, 0.2)  # time for what was used to be dealt anew
-    stock = min(2 * calls, most) if ahead else 0
+    stock = min(2 * calls, most) if ahead and "dealer" in chosen.roles else 0
     found = _asked(case, chosen, link, numbers, x, calls=calls, stock=stock, pause_seconds=pause)
     if found is None:
         return None
