@@ -119,7 +119,8 @@ def _stocking(
             save = {f"{shelf.place(rows, deal_id.counter)}/{name}": body}
     save = save | {shelf.whole(rows, deal_id.counter): b"\1" for deal_id in header.ids()}
     yield from _both_have_it(mode, role, header, save)
-    kit.prepared.unused_from(header.run, rows, header.first)
+    if role == "client":  # who asks; the others look into their stores
+        kit.prepared.unused_from(header.run, rows, header.first)
     hold_ready(mode, role, kit, store, header.run, rows=rows)
     return len(shelf.counters(store, rows))
 
