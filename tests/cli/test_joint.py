@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from confide import serve
-from confide.cli import main
 from serve.parties.processes import organisations
 from serve.toy import GRAPH, PREPROCESS
 
@@ -23,18 +22,6 @@ def known(monkeypatch):
 def running(tmp_path_factory):
     with organisations(tmp_path_factory.mktemp("joint"), "standin", {"dealer": "broker"}) as found:
         yield found
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments, code: int = 0) -> tuple[str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        assert stop.value.code == code, shown.err
-        return shown.out, shown.err
-
-    return run
 
 
 def test_predict_prints_predictions_and_who_answered(running, run, tmp_path):

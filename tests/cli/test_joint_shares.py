@@ -9,7 +9,6 @@ import time
 import numpy as np
 import pytest
 
-from confide.cli import main
 from confide.crypto.random import SystemRandomness
 from confide.mpc.halves import SERVERS, read_half, read_public, read_shares
 from confide.train.job import parse
@@ -71,18 +70,6 @@ def houses(tmp_path_factory):
     folder = tmp_path_factory.mktemp("houses")
     founded(folder, {"second": "helper"})
     return folder
-
-
-@pytest.fixture
-def run(capsys):
-    def run(*arguments, code: int = 0) -> tuple[str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        assert stop.value.code == code, shown.err
-        return shown.out, shown.err
-
-    return run
 
 
 def table(place, preprocess):

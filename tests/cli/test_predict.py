@@ -8,7 +8,6 @@ import stat
 import numpy as np
 import pytest
 
-from confide.cli import main
 from confide.compare.hosted import hosted
 from confide.crypto.keys import SigningKey
 from confide.model.artifact import Artifact
@@ -42,16 +41,8 @@ def server(folder):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
+def run(run, monkeypatch):
     monkeypatch.setattr(sealed, "COST_BITS", 14)
-
-    def run(*arguments, code: int = 0) -> tuple[str, str]:
-        with pytest.raises(SystemExit) as stop:
-            main([str(argument) for argument in arguments])
-        shown = capsys.readouterr()
-        assert stop.value.code == code, shown.err
-        return shown.out, shown.err
-
     return run
 
 
