@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+
 import pytest
 
 from confide.serve.parties.messages import Order
@@ -32,3 +34,14 @@ def test_a_dealer_counts_what_it_dealt():
     assert '# TYPE confide_parties_dealt_total counter\nconfide_parties_dealt_total{role="dealer"} 8\n' in text
     assert "confide_parties_stock" not in text
     assert "dealt ahead for 8 predictions of 1 pairs" in standing.line()
+
+
+def test_a_log_that_was_closed_ends_no_session():
+    standing, log = Standing("server"), io.StringIO()
+    standing.log = log
+    order = Order("predict", bytes(32), "ann", b"", 1, 0, False)
+    standing.ended(order, Ended("ann/1", Cast("server", {}), None, 1, Figures()))
+    assert '"caller":"ann"' in log.getvalue()
+    log.close()
+    standing.ended(order, Ended("ann/2", Cast("server", {}), None, 1, Figures()))
+    assert 'kind="predict"' in standing.exposition().decode()

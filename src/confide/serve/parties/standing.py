@@ -74,7 +74,7 @@ class Standing:
     def ended(self, order: Order, ended: Ended) -> None:
         """Count a session, and write its line."""
         if self.log is not None:
-            with suppress(OSError):  # whoever read the lines has gone: predictions go on
+            with suppress(OSError, ValueError):  # its reader has gone, or it was closed: predictions go on
                 self.log.write(msgspec.json.encode(_line(order, ended)).decode() + "\n")
                 self.log.flush()
         with self._alone:
