@@ -10,6 +10,7 @@
     ├── ProtocolError           bytes that no honest party would have sent
     │   └── Aborted             a session that ended without an output: too few parties, a refusal
     ├── IntegrityError          a hash, signature or chain that does not hold
+    │   └── AttestationError    evidence of an enclave that does not hold, by the name of the check
     ├── PrivacyError            a request that would spend or reveal more than was agreed
     ├── StoreError              a store that did not keep or give what it was asked; the text says whether it is there
     └── ServiceError            a server's refusal, with its HTTP status
@@ -69,6 +70,19 @@ class SetUpAgain(Aborted):
 
 class IntegrityError(ConfideError):
     """A hash, a signature or a chain of hashes that does not hold."""
+
+
+class AttestationError(IntegrityError):
+    """Evidence of an enclave that does not hold; nothing was sent to it.
+
+    Args:
+        check: the name of the first check that failed.
+        text: why.
+    """
+
+    def __init__(self, check: str, text: str) -> None:
+        super().__init__(f"{text} [{check}]")
+        self.check = check
 
 
 class PrivacyError(ConfideError):
