@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from confide.errors import AttestationError
-from confide.tee.evidence import Bundle, Claims, Provider, Purpose
+from confide.errors import AttestationError, ProtocolError
+from confide.tee import simulated
+from confide.tee.evidence import Bundle, Claims, Provider, Purpose, report_data
 from confide.tee.policy import Policy
 
 
