@@ -125,6 +125,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
         needs_keys: True if public keys must be uploaded first.
         determined_rows: answered rows that determine the model (`extraction`).
         lines: what an operator should know, in sentences.
+        protection: of an enclave, "hardware" or "simulated"; "" where the backend has none.
+        setup_type: media type of the reply to an upload.
     """
 
     model: str
@@ -135,6 +137,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     needs_keys: bool
     determined_rows: int
     lines: tuple[str, ...]
+    protection: str = ""
+    setup_type: str = "application/octet-stream"
 
 
 @runtime_checkable
@@ -151,6 +155,25 @@ class SizesKeys(Protocol):
     @property
     def keys_bytes(self) -> int:
         """Return a bound of the size of one client's public keys as they are uploaded."""
+        ...
+
+
+@runtime_checkable
+class OwnKey(Protocol):
+    """A server's kit whose questions are sealed to a key of its own: setting up shows that key, and stores nothing."""
+
+    def holds(self, key_id: str) -> bool:
+        """Return whether questions sealed to that key can be opened."""
+        ...
+
+    @property
+    def protection(self) -> str:
+        """Return what keeps the key from the operator: "hardware", or "simulated" for nothing."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """Return the media type of what setting up shows."""
         ...
 
 
@@ -217,6 +240,7 @@ class Served:
     def _about(self) -> About:
         guarantee, graph = self.guarantee, self.model.graph
         plan = [str(self.backend.plan(graph))] if isinstance(self.backend, Planned) else []
+        own = self._kit if isinstance(self._kit, OwnKey) else None
         return About(
             model=self.model.name,
             backend=self.backend.name,
@@ -232,6 +256,8 @@ class Served:
                 self.extraction.sentence(),
                 f"--kit-sha256 {self.pin}",
             ),
+            protection=own.protection if own else "",
+            setup_type=own.media_type if own else "application/octet-stream",
         )
 
     def metadata(self) -> dict[str, Any]:
@@ -281,7 +307,8 @@ class Served:
             raise Refusal(400, "no_keys", f"Expected no keys: the backend {self.backend.name} needs none")
         staged = Staged(self.uploads.keys)
         answered = answer(self.backend.setup("server", self._kit, staged, self._rng), body, store=staged)
-        self.uploads.keep(answered.output, staged.changes, owner)
+        if not isinstance(self._kit, OwnKey):
+            self.uploads.keep(answered.output, staged.changes, owner)
         return answered.body
 
     def infer(self, body: bytes, header_length: int | None, *, charge: Callable[[int], None]) -> Answered:
@@ -313,7 +340,8 @@ class Served:
         return Answered(reply, length, seconds)
 
     def _answer_message(self, request: oip.Request, charge: Callable[[int], None]) -> oip.Tensor:
-        if self.needs_keys and not self.uploads.knows(str(request.parameters.get("key_id", ""))):
+        knows = self._kit.holds if isinstance(self._kit, OwnKey) else self.uploads.knows
+        if self.needs_keys and not knows(str(request.parameters.get("key_id", ""))):
             raise unknown_key(f"POST them to /v2/models/{self.model.name}/keys")
         query = request.inputs["query"].payload()
         measured = self._kit if isinstance(self._kit, Measured) else None

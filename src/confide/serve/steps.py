@@ -29,6 +29,7 @@ from confide.serve.effects import Alone, Patience, Received, Send, Steps, Work
 from confide.serve.protocol import JSON_BYTES, KEY_ID, MAX_KIT_BYTES, Refusal, digest
 from confide.serve.session import Columns, Session
 from confide.structs import known
+from confide.tee.backend import Accept
 from confide.wire import Message, Store, Transcript
 
 Matrix = NDArray[np.float64]
@@ -68,6 +69,7 @@ class Wanted:
     kit_sha256: str | None
     signer: bytes | None
     encoder: str | Path | None
+    accept: Accept | None = None
 
 
 class Asks(Protocol):
@@ -152,7 +154,9 @@ class Asking:
 
     def _opened(self, body: bytes, name: str) -> Session:
         wanted = self._wanted
-        session = Session(body, self._url, name, wanted.backend, self._store, signer=wanted.signer)
+        session = Session(
+            body, self._url, name, wanted.backend, self._store, signer=wanted.signer, accept=wanted.accept
+        )
         if wanted.encoder is not None and session.preprocess is not None:
             session.preprocess = session.preprocess.opened(Encoder.read(Path(wanted.encoder)))
         return session

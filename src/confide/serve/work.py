@@ -11,10 +11,10 @@ from traceback import extract_tb
 from typing import Protocol
 
 from confide.crypto.random import Randomness
-from confide.errors import ModelError, PrivacyError, ProtocolError, StoreError, UsageError
+from confide.errors import KeysExpired, ModelError, PrivacyError, ProtocolError, StoreError, UsageError
 from confide.he.loaded import LoadedKeys
 from confide.serve.access import Quota
-from confide.serve.keys import CountingStore
+from confide.serve.keys import CountingStore, unknown_key
 from confide.serve.limits import Limits, busy
 from confide.serve.protocol import Refusal
 from confide.serve.served import About, Answered, Model, Served
@@ -146,6 +146,8 @@ def refusal_of(error: Exception) -> Refusal:
     match error:
         case Refusal():
             return error
+        case KeysExpired():
+            return unknown_key("set up again")
         case ProtocolError() | ModelError():
             return Refusal(400, "malformed", str(error))
         case PrivacyError():
