@@ -16,6 +16,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
+from confide.cli.attest import attest
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.fit import fit_polynomial
@@ -290,6 +291,7 @@ app.command()(plan)
 app.command()(serve)
 app.command("api-key")(api_key)
 app.command()(predict)
+app.command()(attest)
 app.command()(dealer)
 app.command()(helper)
 app.add_typer(federation.app, name="federation")

@@ -242,7 +242,7 @@ class Enclaved(Backend):
     def _verify(self, kit: ClientKit, store: Store, rng: Randomness) -> Party:
         accept = self._accepting(kit)
         nonce = rng.bytes(NONCE_BYTES)
-        asked = Message("client", "server", _NONCE, encode(_Nonce(nonce)))
+        asked = Message("client", "server", _NONCE, ask_evidence(nonce))
         received = yield Step(send=(asked,), await_tag=_EVIDENCE, wait_for=("server",))
         claims = accept.verdict(Bundle.decode(received["server"].body), nonce).require()
         if claims.model_sha256 != kit.model_sha256:
@@ -317,6 +317,11 @@ class Enclaved(Backend):
         body = opened.reply.seal(encode(_Numbers(Array.of(y))), rng)
         yield Step(send=(Message("server", "client", _REPLY, body),))
         return len(x)
+
+
+def ask_evidence(nonce: bytes) -> bytes:
+    """Return the body of the message that asks for evidence over `nonce`, 32 bytes."""
+    return encode(_Nonce(nonce))
 
 
 def graph_sha256(graph: Graph) -> str:
