@@ -11,7 +11,7 @@ from traceback import extract_tb
 from typing import Protocol
 
 from confide.crypto.random import Randomness
-from confide.errors import KeysExpired, ModelError, PrivacyError, ProtocolError, StoreError, UsageError
+from confide.errors import ModelError, PrivacyError, ProtocolError, SetUpAgain, StoreError, UsageError
 from confide.he.loaded import LoadedKeys
 from confide.serve.access import Quota
 from confide.serve.keys import CountingStore, unknown_key
@@ -146,7 +146,7 @@ def refusal_of(error: Exception) -> Refusal:
     match error:
         case Refusal():
             return error
-        case KeysExpired():
+        case SetUpAgain():
             return unknown_key("set up again")
         case ProtocolError() | ModelError():
             return Refusal(400, "malformed", str(error))
