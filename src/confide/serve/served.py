@@ -216,6 +216,7 @@ class Served:
         _check_keys(self._kit, limits, model.name)
         self._rng = rng
         self.uploads = Uploads(store, model.name, backend.name, max_bytes=limits.key_store_bytes)
+        self.keeps_no_keys = isinstance(self._kit, OwnKey) or isinstance(backend, PlainPredict)
         self.needs_keys = expects_message(backend.setup("server", self._kit, MemoryStore(), rng))
         self.client_kit = ClientKit(
             model=model.name,
