@@ -20,7 +20,6 @@ from confide.serve.protocol import Refusal
 from confide.serve.served import About, Answered, Model, Served
 from confide.wire import Store
 
-
 _SOON_BYTES = 1 << 15  # of a question that is answered on the event loop where it takes no longer than
 _SOON_SECONDS = 0.002
 
