@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from confide.cohort.robust import fewest
 from confide.dp.client_plan import MOST_NOISE, fewest_clients, noise_of_mean
 from confide.errors import JobError
-from confide.train.robust import fewest
 from confide.train.sections import Job, ModelSection, TrainSection, group_size, parties_of
 
 ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")

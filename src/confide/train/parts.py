@@ -30,6 +30,7 @@ from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
+from confide.tee.aggregate import Tee
 from confide.train.additive_columns import AdditiveColumns, additive
 from confide.train.boosting import Boosting
 from confide.train.client_level import ClientUpdates
@@ -56,6 +57,7 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "masked": Masked,
     "plain": PlainSum,
     "shares": Shares,
+    "tee": Tee,
 }
 
 

@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from confide.train.robust import fewest
+from confide.cohort.robust import fewest
 
 #: Most nodes of one job.
 MOST_NODES = 1000
