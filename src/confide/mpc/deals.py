@@ -186,7 +186,7 @@ def hold_ready(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, 
 
 
 def struck(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, rows: int) -> dict[str, bytes | None]:
-    """Return the change that clears away what was struck off and is not in memory: used, or lost with another process."""
+    """Return the change that clears away what was struck off and is not in memory: it was used, or it is lost."""
     shelf, changes = Shelf(mode.name, role, run), dict[str, bytes | None]()
     names = piece_names(kit.plans.of(rows).layout, mode.party(role))
     for counter in shelf.counters(store, rows):
