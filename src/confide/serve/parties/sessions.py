@@ -144,7 +144,7 @@ class Sessions:
     ) -> None:
         self.me, self.bounds = me, bounds
         self._send, self._broken, self._seen, self._clock = send, broken, seen, clock
-        self._exchange = Exchange(store, on_step=self._stepped)
+        self._exchange = Exchange(store, on_step=self._stepped, rests=True)
         self._open: dict[str, _Open] = {}
         self._early: dict[tuple[str, str], _Early] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
@@ -270,6 +270,8 @@ class Sessions:
         try:
             work()
             self._leave()
+            while self._exchange.go_on():
+                self._leave()
         except StoreError as error:
             self.abort(session, f"the store of {self.me} does not work: {error}")
         except ConfideError as error:
