@@ -152,7 +152,7 @@ def encode(body: msgspec.Struct) -> bytes:
     return _ENCODER.encode(body)
 
 
-def decode(body: bytes | memoryview, kind: type[_Body], *, max_bytes: int) -> _Body:
+def decode(body: bytes, kind: type[_Body], *, max_bytes: int) -> _Body:
     """Return the struct in `body`.
 
     Raises:

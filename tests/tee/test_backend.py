@@ -121,7 +121,7 @@ def test_without_verification_that_relay_would_read_the_query(monkeypatch):
     query = next(message for message in both.predict().messages if message.tag == "tee/query")
     sealed = decode(query.body, module._Query, max_bytes=1 << 20).sealed
     opened = relay.open(sealed, context=context_of("predict", graph_sha256(GRAPH)))
-    assert X.tobytes() in bytes(opened.body)
+    assert X.tobytes() in opened.body
 
 
 def test_no_message_shows_query_or_prediction():

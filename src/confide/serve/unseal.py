@@ -122,7 +122,7 @@ def _key(head: Head, enclave: Enclave, carrier: Carrier, patience: Patience) -> 
     if len(sealed) != REQUEST_BYTES + KEY_BYTES:
         raise ProtocolError("Expected a sealed key from the broker; check that the URL is a broker's")
     opened = enclave.open(key_id_of(bytes.fromhex(bundle.read_claims().public_key)), sealed)
-    key = FileKey(bytes(opened.body))
+    key = FileKey(opened.body)
     if key.key_id != head.key_id:
         raise ProtocolError("Expected the key of this sealed model from the broker; it gave another one")
     return key

@@ -88,7 +88,7 @@ class EnclaveKey:
             raise ProtocolError("Expected a body sealed to this enclave's key") from None
         if len(plaintext) < SECRET_BYTES:
             raise ProtocolError("Expected a body sealed to this enclave's key")
-        return Opened(memoryview(plaintext)[SECRET_BYTES:], ReplyKey(plaintext[:SECRET_BYTES], sealed, context))
+        return Opened(plaintext[SECRET_BYTES:], ReplyKey(plaintext[:SECRET_BYTES], sealed, context))
 
     def __repr__(self) -> str:
         return "EnclaveKey(secret)"
@@ -97,7 +97,7 @@ class EnclaveKey:
 class Opened:
     """A request's body, and the key of its reply."""
 
-    def __init__(self, body: memoryview, reply: ReplyKey) -> None:
+    def __init__(self, body: bytes, reply: ReplyKey) -> None:
         self.body = body
         self.reply = reply
 
