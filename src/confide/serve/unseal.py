@@ -87,7 +87,7 @@ def unsealed(
     """
     rng = SystemRandomness() if rng is None else rng
     with suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     name = Path(path).name
     body = read_sealed(path)
     head = read_head(body, where=name)

@@ -221,13 +221,16 @@ class Broker:
 
         Raises:
             AttestationError: refused; `check` names why.
-            StoreError: the audit or the keys cannot be read or written; nothing leaves.
+            StoreError, IntegrityError: the audit or the keys cannot be read or written; nothing leaves.
         """
         seen = _Seen(key_id if _ID.fullmatch(key_id) else "")
         try:
             sealed = self._sealed(key_id, body, seen)
         except AttestationError as refused:
             self._write(seen, address, refused.check)
+            raise
+        except Exception:
+            self._write(seen, address, "internal")
             raise
         self._write(seen, address, "")  # nothing leaves before this line is on the disk
         return sealed
