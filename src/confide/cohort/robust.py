@@ -36,6 +36,10 @@ _NEEDS: Mapping[str, tuple[int, int]] = {
 }
 
 
+#: The names of the rules.
+RULES = tuple(_NEEDS)
+
+
 def fewest(rule: str, liars: int) -> int:
     """Return how many vectors `rule` needs to outvote `liars` of them; a mean outvotes nobody."""
     each, beyond = _NEEDS[rule]
