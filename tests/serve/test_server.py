@@ -634,10 +634,10 @@ def test_metrics_have_no_label_of_a_caller_and_count_what_happened():
             client.post("/v2/models/m/infer", json=question())
         client.get("/v2/models/other")
         text = client.get("/metrics").text
-    assert 'confide_requests_total{backend="plain",code="ok",model="m"} 3.0' in text
-    assert 'confide_requests_total{backend="",code="unknown_model",model=""} 1.0' in text
+    assert 'confide_requests_total{backend="plain",code="ok",model="m",protection=""} 3.0' in text
+    assert 'confide_requests_total{backend="",code="unknown_model",model="",protection=""} 1.0' in text
     assert "clinic" not in text
-    assert 'confide_request_bytes_bucket{backend="plain",code="ok",le="256.0",model="m"} 3.0' in text
+    assert 'confide_request_bytes_bucket{backend="plain",code="ok",le="256.0",model="m",protection=""} 3.0' in text
 
 
 _PATHS = st.sampled_from(

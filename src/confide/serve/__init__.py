@@ -25,6 +25,7 @@ BACKENDS: Mapping[str, str] = MappingProxyType(
         "mpc-dealer": "confide.mpc.two_party:WithDealer",
         "mpc-outsourced": "confide.mpc.outsourced:Outsourced",
         "mpc-3pc": "confide.mpc.replicated:Replicated",
+        "tee": "confide.tee.backend:Enclaved",
     }
 )
 

@@ -13,7 +13,7 @@ from contextlib import aclosing
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx2
 import numpy as np
@@ -31,6 +31,7 @@ from confide.serve.joint import is_joint, joint_asking
 from confide.serve.protocol import ClientKit
 from confide.serve.session import Columns, Session
 from confide.serve.steps import ROWS, Asks, Progress, Unread
+from confide.tee.policy import Policy
 from confide.wire import Store, Transcript
 
 if TYPE_CHECKING:
@@ -43,8 +44,9 @@ class AsyncClient:
     """Asks one model of one server from an event loop. Safe for several tasks of one loop; see `Client`.
 
     Args:
-        url, model, backend, store, api_key, ca_file, certificate, private_key, encoder, kit_sha256, signer,
-        insecure_plain_http, timeout_seconds, retries, give_up_seconds, repeat_questions, progress, rng: as in `Client`.
+        url, model, backend, store, api_key, ca_file, certificate, private_key, encoder, kit_sha256, signer, policy,
+        attester, insecure_plain_http, timeout_seconds, retries, give_up_seconds, repeat_questions, progress, rng: as in
+            `Client`.
         transport: instead of the network, for tests (`confide.net.http.InProcess`).
 
     Example:
@@ -71,6 +73,8 @@ class AsyncClient:
         encoder: str | Path | None = None,
         kit_sha256: str | None = None,
         signer: str | Path | None = None,
+        policy: str | Path | Policy | None = None,
+        attester: Literal["simulated"] | None = None,
         insecure_plain_http: bool = False,
         identity: str | Path | None = None,
         insecure_colocated_dealer: bool = False,
@@ -95,9 +99,9 @@ class AsyncClient:
             return
         address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)
         self._asking = asking(
-            address, wanted_of(model, backend, kit_sha256, signer, encoder), store=store, retries=retries,
-            give_up_seconds=give_up_seconds,
-            repeat_questions=repeat_questions, progress=progress, rng=rng,
+            address, wanted_of(model, backend, kit_sha256, signer, encoder, policy, attester), store=store,
+            retries=retries, give_up_seconds=give_up_seconds, repeat_questions=repeat_questions, progress=progress,
+            rng=rng,
         )  # fmt: skip
         self._http = httpx2.AsyncClient(**address.settings(), transport=transport)
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx2
 import numpy as np
@@ -32,6 +32,9 @@ from confide.serve.joint import is_joint, joint_asking
 from confide.serve.protocol import ClientKit
 from confide.serve.session import Columns, Session
 from confide.serve.steps import ROWS, Asking, Asks, Progress, Unread, Wanted
+from confide.tee.backend import Accept
+from confide.tee.evidence import Bundle
+from confide.tee.policy import Policy, read_policy
 from confide.wire import MemoryStore, Store, Transcript
 
 Matrix = NDArray[np.float64]
@@ -55,6 +58,8 @@ class Client:
         encoder: file of the encoder, for models whose images go through one; see `encoders` of `preprocess`.
         kit_sha256: the kit that must be served, as its operator published it; any by default.
         signer: who must have signed the model: 64 hex digits or a PEM file; anybody by default.
+        policy: of a server's enclave, a TOML file or a `Policy`: which code may see the query; for backend "tee".
+        attester: "simulated" accepts, for a trial, an enclave without hardware, which protects nothing.
         insecure_plain_http: True allows "http://" to another machine.
         identity: folder of `confide federation join`, for "wss://HOST:PORT": several organisations answer together.
         insecure_colocated_dealer: True accepts, for a trial, that organisations which must not collude share a machine.
@@ -97,6 +102,8 @@ class Client:
         encoder: str | Path | None = None,
         kit_sha256: str | None = None,
         signer: str | Path | None = None,
+        policy: str | Path | Policy | None = None,
+        attester: Literal["simulated"] | None = None,
         insecure_plain_http: bool = False,
         identity: str | Path | None = None,
         insecure_colocated_dealer: bool = False,
@@ -119,9 +126,9 @@ class Client:
             return
         address = Address(url, api_key, ca_file, insecure_plain_http, timeout_seconds, certificate, private_key)
         self._asking = asking(
-            address, wanted_of(model, backend, kit_sha256, signer, encoder), store=store, retries=retries,
-            give_up_seconds=give_up_seconds,
-            repeat_questions=repeat_questions, progress=progress, rng=rng,
+            address, wanted_of(model, backend, kit_sha256, signer, encoder, policy, attester), store=store,
+            retries=retries, give_up_seconds=give_up_seconds, repeat_questions=repeat_questions, progress=progress,
+            rng=rng,
         )  # fmt: skip
         self._http = Direct(address) if transport is None else Through(address, transport)
 
@@ -287,6 +294,20 @@ class Client:
         """Delete public keys at the server by what `KeyStore.list` says of them; none by that name counts as done."""
         self._run(self._asking.delete(path, key_id))
 
+    # --- enclaves -----------------------------------------------------------------------------------------------------
+
+    def evidence(self, nonce: bytes) -> Bundle:
+        """Return what the server's enclave shows for `nonce`, 32 bytes; nothing of it is verified here.
+
+        `Accept.verdict` and `confide.tee.verify.verify` do that; asking a question does it by itself.
+
+        Raises:
+            UsageError: the model is not served from an enclave.
+        """
+        if not isinstance(self._asking, Asking):
+            raise UsageError("Expected one server with an enclave; where several organisations answer there is none")
+        return self._run(self._asking.evidence(nonce))
+
     # --- carrying out -------------------------------------------------------------------------------------------------
 
     def _open(self) -> Session:
@@ -324,9 +345,23 @@ def wanted_of(
     kit_sha256: str | None,
     signer: str | Path | None,
     encoder: str | Path | None,
+    policy: str | Path | Policy | None = None,
+    attester: str | None = None,
 ) -> Wanted:
     """Return what a client was asked for; see `Client` for the arguments."""
-    return Wanted(model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder)
+    if attester not in (None, "simulated"):
+        raise UsageError(f"Expected attester={attester!r} to be 'simulated', or left out: hardware needs no permission")
+    if policy is None and attester is not None:
+        raise UsageError("Expected policy= with attester='simulated'; its table [simulated] names the measurements")
+    return Wanted(
+        model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder,
+        None if policy is None else Accept(policy_of(policy), allow_simulated=attester == "simulated"),
+    )  # fmt: skip
+
+
+def policy_of(policy: str | Path | Policy) -> Policy:
+    """Return a policy, read if it is a file's name."""
+    return policy if isinstance(policy, Policy) else read_policy(policy)
 
 
 def asking(

@@ -34,6 +34,7 @@ class Observed:
         request_id: random, in the error body too.
         route: the endpoint's name, never the path; "unknown" if there is none.
         model, backend: as the server knows them, "" if the request named none that exists.
+        protection: of an enclave, "hardware" or "simulated"; "" for other backends.
         caller: the holder of the API key, or the subject of the client certificate; "" without either.
         status: the HTTP status; 499 if the client went away.
         code: "ok", or the refusal's code.
@@ -46,6 +47,7 @@ class Observed:
     route: str = "unknown"
     model: str = ""
     backend: str = ""
+    protection: str = ""
     caller: str = ""
     status: int = 499
     code: str = "disconnected"
@@ -101,6 +103,8 @@ class Observer:
                 "reply_bytes": seen.reply_bytes,
                 "seconds": round(seconds, 6),
             }
+            if seen.protection:
+                line["protection"] = seen.protection
             if seen.failure:
                 line["failure"] = seen.failure
             self._write(line)
@@ -136,7 +140,7 @@ class _Metrics:
             raise MissingExtra("prometheus-client", "serve") from None
         self._registry: CollectorRegistry = prometheus_client.CollectorRegistry()
         self._generate = prometheus_client.generate_latest
-        labels = ["model", "backend", "code"]
+        labels = ["model", "backend", "protection", "code"]
         self._requests = prometheus_client.Counter(
             "confide_requests", "Requests answered", labels, registry=self._registry
         )
@@ -163,7 +167,7 @@ class _Metrics:
         }
 
     def count(self, seen: Observed, seconds: float) -> None:
-        labels = (seen.model, seen.backend, seen.code)
+        labels = (seen.model, seen.backend, seen.protection, seen.code)
         self._requests.labels(*labels).inc()
         self._seconds.labels(*labels).observe(seconds)
         self._received.labels(*labels).observe(seen.request_bytes)

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import ModelError, ProtocolError
+from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import PrivacyLabel
 from confide.he.loaded import LoadedKeys
 from confide.he.setup import Registered
@@ -25,7 +25,7 @@ from confide.model.links import link_of
 from confide.net import oip
 from confide.net.http import answer, expects_message
 from confide.serve.keys import Uploads, unknown_key
-from confide.serve.limits import Limits
+from confide.serve.limits import Limits, busy
 from confide.serve.protocol import JSON_BYTES, ClientKit, Refusal, digest
 from confide.serve.signed import differences
 from confide.store import Staged
@@ -125,6 +125,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
         needs_keys: True if public keys must be uploaded first.
         determined_rows: answered rows that determine the model (`extraction`).
         lines: what an operator should know, in sentences.
+        protection: of an enclave, "hardware" or "simulated"; "" where the backend has none.
+        setup_type: media type of the reply to an upload.
     """
 
     model: str
@@ -135,6 +137,8 @@ class About(msgspec.Struct, frozen=True, kw_only=True):
     needs_keys: bool
     determined_rows: int
     lines: tuple[str, ...]
+    protection: str = ""
+    setup_type: str = "application/octet-stream"
 
 
 @runtime_checkable
@@ -151,6 +155,25 @@ class SizesKeys(Protocol):
     @property
     def keys_bytes(self) -> int:
         """Return a bound of the size of one client's public keys as they are uploaded."""
+        ...
+
+
+@runtime_checkable
+class OwnKey(Protocol):
+    """A server's kit whose questions are sealed to a key of its own: setting up shows that key, and stores nothing."""
+
+    def holds(self, key_id: str) -> bool:
+        """Return whether questions sealed to that key can be opened."""
+        ...
+
+    @property
+    def protection(self) -> str:
+        """Return what keeps the key from the operator: "hardware", or "simulated" for nothing."""
+        ...
+
+    @property
+    def media_type(self) -> str:
+        """Return the media type of what setting up shows."""
         ...
 
 
@@ -193,6 +216,7 @@ class Served:
         _check_keys(self._kit, limits, model.name)
         self._rng = rng
         self.uploads = Uploads(store, model.name, backend.name, max_bytes=limits.key_store_bytes)
+        self.keeps_no_keys = isinstance(self._kit, OwnKey) or isinstance(backend, PlainPredict)
         self.needs_keys = expects_message(backend.setup("server", self._kit, MemoryStore(), rng))
         self.client_kit = ClientKit(
             model=model.name,
@@ -217,6 +241,7 @@ class Served:
     def _about(self) -> About:
         guarantee, graph = self.guarantee, self.model.graph
         plan = [str(self.backend.plan(graph))] if isinstance(self.backend, Planned) else []
+        own = self._kit if isinstance(self._kit, OwnKey) else None
         return About(
             model=self.model.name,
             backend=self.backend.name,
@@ -232,6 +257,8 @@ class Served:
                 self.extraction.sentence(),
                 f"--kit-sha256 {self.pin}",
             ),
+            protection=own.protection if own else "",
+            setup_type=own.media_type if own else "application/octet-stream",
         )
 
     def metadata(self) -> dict[str, Any]:
@@ -280,8 +307,14 @@ class Served:
         if not self.needs_keys:
             raise Refusal(400, "no_keys", f"Expected no keys: the backend {self.backend.name} needs none")
         staged = Staged(self.uploads.keys)
-        answered = answer(self.backend.setup("server", self._kit, staged, self._rng), body, store=staged)
-        self.uploads.keep(answered.output, staged.changes, owner)
+        try:
+            answered = answer(self.backend.setup("server", self._kit, staged, self._rng), body, store=staged)
+        except UsageError as error:
+            if not isinstance(self._kit, OwnKey):
+                raise
+            raise busy("the hardware gives no evidence now") from error
+        if not isinstance(self._kit, OwnKey):
+            self.uploads.keep(answered.output, staged.changes, owner)
         return answered.body
 
     def infer(self, body: bytes, header_length: int | None, *, charge: Callable[[int], None]) -> Answered:
@@ -313,7 +346,8 @@ class Served:
         return Answered(reply, length, seconds)
 
     def _answer_message(self, request: oip.Request, charge: Callable[[int], None]) -> oip.Tensor:
-        if self.needs_keys and not self.uploads.knows(str(request.parameters.get("key_id", ""))):
+        knows = self._kit.holds if isinstance(self._kit, OwnKey) else self.uploads.knows
+        if self.needs_keys and not knows(str(request.parameters.get("key_id", ""))):
             raise unknown_key(f"POST them to /v2/models/{self.model.name}/keys")
         query = request.inputs["query"].payload()
         measured = self._kit if isinstance(self._kit, Measured) else None

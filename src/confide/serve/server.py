@@ -30,7 +30,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
 from typing import Any, TextIO, TypeVar
@@ -57,6 +57,8 @@ _Result = TypeVar("_Result")
 _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 _PIECE_BYTES = 1 << 16  # a reply leaves in pieces: what lies in a transport is counted nowhere
+_PROTECTION = b"x-confide-protection"
+_PROTECTIONS = {"hardware": b"hardware", "simulated": b"none (simulated)"}
 _OPEN_ROUTES = frozenset({"live", "ready"})
 _MOST_NAMED = 20  # models in a refusal
 
@@ -187,6 +189,8 @@ class Server:
             if refusal.status == 500:  # a bug: the client learns the request id, the log learns where
                 seen.failure = place_of(error)
             response = self._refuse(call, refusal)
+        if seen.protection:
+            response = replace(response, headers=(*response.headers, (_PROTECTION, _PROTECTIONS[seen.protection])))
         seen.status, seen.reply_bytes = response.status, len(response.body)
         try:
             async with asyncio.timeout(self.limits.reply_seconds):
@@ -242,7 +246,7 @@ class Server:
         if endpoint in self._plain_routes:
             return await self._plain_routes[endpoint]()
         about = self._find(name, version)
-        call.seen.model, call.seen.backend = about.model, about.backend
+        call.seen.model, call.seen.backend, call.seen.protection = about.model, about.backend, about.protection
         return await self._routes[endpoint][method](call, about)
 
     def _admit(self, call: _Call) -> None:
@@ -329,7 +333,7 @@ class Server:
 
     def _register(self, about: About, caller: str, body: bytes, deadline: float) -> _Response:
         answered = self._done.register(about, body, caller, deadline=deadline)
-        return _Response(200, answered.body, _BINARY, (_timing(answered.seconds),))
+        return _Response(200, answered.body, about.setup_type.encode(), (_timing(answered.seconds),))
 
     def _predict(self, about: About, length: int | None, caller: str, body: bytes, deadline: float) -> _Response:
         return _prediction(self._done.infer(about, body, length, caller, deadline=deadline))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 from urllib.parse import quote
 
@@ -20,6 +21,7 @@ from confide.serve.protocol import JSON_BYTES, ClientKit, digest
 from confide.serve.signed import Signed
 from confide.serve.signed import checked as checked_signature
 from confide.store import Prefixed
+from confide.tee.backend import Accept, Enclaved
 from confide.wire import Store, encode
 
 Matrix = NDArray[np.float64]
@@ -76,10 +78,19 @@ class Session:
         wanted: the backend that the caller named, None to take the server's.
         store: the client's; this server's model and backend get a part of their own.
         signer: whose model it must be, an Ed25519 public key; None takes anybody's.
+        accept: which enclaves may see a question; None accepts none.
     """
 
     def __init__(
-        self, body: bytes, url: str, model: str, wanted: str | None, store: Store, *, signer: bytes | None = None
+        self,
+        body: bytes,
+        url: str,
+        model: str,
+        wanted: str | None,
+        store: Store,
+        *,
+        signer: bytes | None = None,
+        accept: Accept | None = None,
     ) -> None:
         self.kit = ClientKit.decode(body)
         self.pin = digest(body)
@@ -87,6 +98,9 @@ class Session:
             raise ProtocolError("Expected the kit of the model that was asked for; the server sent another one")
         self.signed: Signed | None = checked_signature(self.kit, signer)
         self.backend = _checked(self.kit, wanted)
+        if isinstance(self.backend, Enclaved) and accept is not None:
+            pinned = self.signed.graph_sha256.hex() if self.signed and signer is not None else None
+            self.backend = Enclaved(accept=replace(accept, model_sha256=pinned))
         self.client: Kit = self.backend.decode_kit("client", self.kit.kit)
         self.preprocess = Preprocess.decode(self.kit.preprocess) if self.kit.preprocess else None
         if self.preprocess is not None and self.preprocess.features != self.kit.features:

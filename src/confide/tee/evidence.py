@@ -48,6 +48,11 @@ class Provider(StrEnum):
         """Return whether there is hardware behind it."""
         return self is not Provider.SIMULATED
 
+    @property
+    def media_type(self) -> str:
+        """Return how HTTP names a bundle of its evidence; a simulated one has another name."""
+        return MEDIA_TYPE if self.hardware else SIMULATED_MEDIA_TYPE
+
 
 Purpose = Literal["predict", "aggregate", "unseal"]
 
@@ -125,11 +130,6 @@ class Bundle(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if claims.encode() != self.claims:
             raise ProtocolError("Expected claims without spaces, their keys sorted, nothing twice")
         return claims
-
-    @property
-    def media_type(self) -> str:
-        """Return how HTTP names it; simulated evidence has another name."""
-        return MEDIA_TYPE if self.provider.hardware else SIMULATED_MEDIA_TYPE
 
 
 class Quoted(msgspec.Struct, frozen=True):
