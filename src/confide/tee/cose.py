@@ -12,7 +12,8 @@ from typing import Any, cast
 from confide.errors import MissingExtra, ProtocolError
 
 _ALGORITHM = 1
-_TAG = 18
+#: Tag 18, which may stand before a COSE_Sign1 message.
+_TAG = b"\xd2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +35,8 @@ class Signed:
 
 def read_sign1(body: bytes) -> Signed:
     """Return the message in `body`. Raises ProtocolError for anything else, MissingExtra without cbor2."""
-    message = _load(body)
-    if getattr(message, "tag", None) == _TAG:
-        message = getattr(message, "value", None)
-    parts = cast("list[object]", list(message)) if isinstance(message, list | tuple) else []  # pyright: ignore[reportUnknownArgumentType]
+    message = _load(body.removeprefix(_TAG))
+    parts = cast("list[object]", message) if isinstance(message, list) else []
     if len(parts) != 4 or not isinstance(parts[1], dict):
         raise ProtocolError("Expected a COSE_Sign1 message of four parts")
     protected, _, payload, signature = parts

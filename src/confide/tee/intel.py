@@ -153,7 +153,8 @@ def _check_platform(bundle: Bundle, rules: IntelRules, now: float, checks: Check
                "there is no collateral.json among the endorsements", stop=True)  # fmt: skip
     assert collateral is not None
     try:
-        found = dcap.verify_quote(bundle.evidence, collateral, now)
+        with checks.reading("collateral"):
+            found = dcap.verify_quote(bundle.evidence, collateral, now)
     except dcap.QuoteRefused as error:
         text = str(error)
         lower = text.lower()
