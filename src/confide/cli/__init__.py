@@ -16,6 +16,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
+from confide.cli.attest import attest
 from confide.cli.broker import broker
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
@@ -292,6 +293,7 @@ app.command()(plan)
 app.command()(serve)
 app.command("api-key")(api_key)
 app.command()(predict)
+app.command()(attest)
 app.command()(seal)
 app.command()(broker)
 app.command()(dealer)

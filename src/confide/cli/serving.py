@@ -46,7 +46,7 @@ def serve(
     backend: Annotated[
         list[str],
         typer.Option(
-            help="plain, he or paillier, may be repeated, the first is the clients' default; or mpc-dealer, "
+            help="plain, he, paillier or tee, may be repeated, the first is the clients' default; or mpc-dealer, "
             "mpc-outsourced or mpc-3pc."
         ),
     ] = ["he"],  # noqa: B006 (typer copies it)
@@ -69,6 +69,17 @@ def serve(
     ] = None,
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="8080 if left out, or the federation's; 0 takes a free one.")
+    ] = None,
+    attester: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="With tee: who signs the evidence, configfs-tsm, gramine or nitro; simulated protects nothing.",
+        ),
+    ] = "",
+    endorsements: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="With tee: the vendor's certificates and lists, shown with the evidence."),
     ] = None,
     federation: Annotated[
         Path | None,
@@ -135,6 +146,8 @@ def serve(
     from confide.serve.listen import serve as listen
 
     limits = _limits(limit, workers=workers, query_quota=query_quota, total_quota=total_quota)
+    if "tee" in backend:
+        workers = 0  # the enclave's key is in one process
     if limits.counts and store is None:
         raise UsageError("Expected --store with a quota: counts must outlive a restart; name a file or a database")
     from confide.serve import JOINT
@@ -170,6 +183,7 @@ def serve(
             engine=engine,
             trust=trust,
             workers=workers,
+            enclave=(attester, endorsements),
             store=place,
             limits=limits,
             api_keys=_api_keys(api_keys) if api_keys else None,
@@ -286,6 +300,7 @@ def _source(
     trust: str | None,
     workers: int,
     calibrate: Path | None = None,
+    enclave: tuple[str, Path | None] = ("", None),
 ) -> Source:
     """Return the source of the model in a file, which it checks."""
     from confide.cli.calibrating import ranges_from
@@ -310,7 +325,25 @@ def _source(
         engine=engine,
         threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
         ranges=ranges_from(calibrate, artifact.graph, artifact.preprocess) if calibrate else None,
+        attester=enclave[0],
+        endorsements=_endorsements(enclave[1]) if enclave[1] else {},
     )
+
+
+def _endorsements(folder: Path) -> dict[str, bytes]:
+    """Return a vendor's certificates and lists by the names of their files."""
+    from confide.tee.evidence import MAX_BUNDLE_BYTES
+
+    try:
+        found = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+    except OSError:
+        raise UsageError(f"Expected --endorsements {folder} to be a folder with files that can be read") from None
+    if not found or sum(map(len, found.values())) > MAX_BUNDLE_BYTES // 2:
+        raise UsageError(
+            f"Expected --endorsements {folder} to hold files of at most {MAX_BUNDLE_BYTES // 2} bytes together; "
+            "docs/attestation.md names them"
+        )
+    return found
 
 
 def _server(
@@ -322,6 +355,7 @@ def _server(
     engine: Literal["auto", "native", "seal"],
     trust: str | None,
     workers: int,
+    enclave: tuple[str, Path | None],
     store: str,
     limits: Limits,
     api_keys: dict[str, str] | None,
@@ -334,8 +368,9 @@ def _server(
     from confide.serve.server import create_app
 
     source = _source(
-        path, backends=backends, open_model=open_model, goal=goal, engine=engine, trust=trust, workers=workers
-    )
+        path, backends=backends, open_model=open_model, goal=goal, engine=engine, trust=trust, workers=workers,
+        enclave=enclave,
+    )  # fmt: skip
     models = source.models()  # a mistake shows here already
     shared: dict[str, Any] = {
         "limits": limits,
@@ -353,8 +388,12 @@ def _server(
 
 def _told(server: Server) -> list[str]:
     """Return what the operator should know before anybody asks."""
+    from confide.tee.simulated import WARNING
+
     lines: list[str] = []
     for about in server.abouts:
+        if about.protection == "simulated":
+            lines.append(f"warning: {WARNING}")
         lines += [f"{about.backend}: {line}" for line in about.lines]
         quotas = [quota for quota in (server.limits.query_quota, server.limits.total_quota) if quota is not None]
         if not any(quota < about.determined_rows for quota in quotas):

@@ -1,14 +1,23 @@
-"""Attesters: how code that runs inside gets the hardware's signature under 64 bytes of its own choice."""
+"""Attesters: how code that runs inside gets the hardware's signature under 64 bytes of its own choice.
+
+    configfs-tsm   TDX and SEV-SNP guests (`tsm`)        nitro       AWS Nitro enclaves (`nsm`)
+    gramine        SGX enclaves under Gramine (`gramine`) simulated   no hardware, no protection (`simulated`)
+
+The caller names one. If that one is not there, that is an error, and never a reason to take another.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Protocol
 
 from confide.errors import UsageError, nearest
 from confide.tee.evidence import Provider, Quoted
+from confide.tee.gramine import Gramine
+from confide.tee.nsm import Nitro
 from confide.tee.simulated import Simulated
+from confide.tee.tsm import ConfigfsTsm
 
 
 class Attester(Protocol):
@@ -30,13 +39,34 @@ class Attester(Protocol):
         ...
 
 
-#: What makes an attester, by its name in options.
-ATTESTERS: Mapping[str, type[Simulated]] = MappingProxyType({"simulated": Simulated})
+#: What makes an attester, by its name in options; it raises UsageError where there is none.
+ATTESTERS: Mapping[str, Callable[[], Attester]] = MappingProxyType(
+    {"configfs-tsm": ConfigfsTsm, "gramine": Gramine, "nitro": Nitro, "simulated": Simulated}
+)
+
+#: Those with hardware behind them.
+HARDWARE = ("configfs-tsm", "gramine", "nitro")
 
 
 def load_attester(name: str) -> Attester:
-    """Return the attester called `name`. Raises UsageError for a name that is none."""
+    """Return the attester called `name`.
+
+    Raises:
+        UsageError: there is no such name, or not that hardware here; the text says what was looked for.
+    """
     if name not in ATTESTERS:
         known = ", ".join(sorted(ATTESTERS))
         raise UsageError(f"Expected attester={name!r} to be one of {known}{nearest(name, ATTESTERS)}")
     return ATTESTERS[name]()
+
+
+def found() -> list[str]:
+    """Return the names of the attesters with hardware that can be used here; for people and tests, never to choose."""
+    names: list[str] = []
+    for name in HARDWARE:
+        try:
+            ATTESTERS[name]()
+        except UsageError:
+            continue
+        names.append(name)
+    return names

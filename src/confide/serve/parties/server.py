@@ -427,8 +427,12 @@ def make_ready(
 def make_ready_after(
     circle: Circle, order: Order, ended: Ended, backend: Backend, kit: Kit, store: Store, mark: bytes | None
 ) -> None:
-    """After a prediction from stock, make the next ones ready; `mark` is what is known of the client's set-up."""
-    if order.kind == "predict" and not order.dealt and ended.error is None and mark:
+    """After a prediction from stock, however it ended, clear away what it used and make the next ones ready.
+
+    Args:
+        mark: what is known of the client's set-up.
+    """
+    if order.kind == "predict" and not order.dealt and mark:
         make_ready(circle, ended.cast.role, backend, kit, store, mark[IDENTITY_BYTES:].decode(), rows=order.rows)
 
 
