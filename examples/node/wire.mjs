@@ -1,4 +1,4 @@
-// What travels between a client and `confide serve --backend he`: docs/protocols/he-clients.md, step by step.
+// What travels between a client and `confide serve`, of `he` step by step: docs/protocols/he-clients.md.
 
 import { createHash, createHmac, hkdfSync, randomBytes, timingSafeEqual } from "node:crypto";
 import { decode, encode } from "@msgpack/msgpack";
@@ -7,7 +7,7 @@ const sha256 = (bytes) => createHash("sha256").update(bytes).digest();
 const hex = (bytes) => Buffer.from(bytes).toString("hex");
 
 /** Return an answer's body. Throws with the server's reason if it refused. */
-async function exchange(url, options = {}) {
+export async function exchange(url, options = {}) {
   const response = await fetch(url, options);
   const body = new Uint8Array(await response.arrayBuffer());
   if (!response.ok) throw new Error(`${response.status}: ${Buffer.from(body)}`);
@@ -66,19 +66,24 @@ function mac(key, ...parts) {
   return made.digest();
 }
 
-/** Return 32 bytes by HKDF-SHA256; each part of the label goes with its length before it. */
-function derived(secret, label) {
-  const parts = label.flatMap((part) => {
+/** Return parts as one: each goes with its length before it. */
+export function label(parts) {
+  const pieces = parts.flatMap((part) => {
     const bytes = Buffer.from(part);
     const length = Buffer.alloc(4);
     length.writeUInt32LE(bytes.length);
     return [length, bytes];
   });
-  return new Uint8Array(hkdfSync("sha256", secret, new Uint8Array(0), Buffer.concat(parts), 32));
+  return Buffer.concat(pieces);
+}
+
+/** Return 32 bytes by HKDF-SHA256. */
+function derived(secret, parts) {
+  return new Uint8Array(hkdfSync("sha256", secret, new Uint8Array(0), label(parts), 32));
 }
 
 /** Put a message into a request of the Open Inference Protocol with binary tensors; return the message in its answer. */
-async function infer(kit, keyId, message) {
+export async function infer(kit, keyId, message) {
   const length = Buffer.alloc(4);
   length.writeUInt32LE(message.length);
   const size = { binary_data_size: message.length + 4 };

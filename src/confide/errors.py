@@ -68,6 +68,10 @@ class SetUpAgain(Aborted):
     """What was set up or dealt is not there any more, or was used before; setting up again mends that."""
 
 
+class AskAgain(Aborted):
+    """What was dealt for a question was lost with the process that held it; asking again takes what was dealt next."""
+
+
 class IntegrityError(ConfideError):
     """A hash, a signature or a chain of hashes that does not hold."""
 

@@ -34,8 +34,8 @@ class Cohort:
         clients: names of the parties that hold vectors, in a fixed order; all differ.
         quorum: smallest number of clients in a released sum, 1 <= quorum <= len(clients).
         server: the party that receives the sum.
-        helper: the second server or the keyholder, for aggregators that have such a role; it must not be run by
-            whoever runs the first.
+        helper: the second server, the keyholder or the enclave, for aggregators that have such a role; the first two
+            must not be run by whoever runs the first.
     """
 
     clients: tuple[str, ...]
@@ -51,7 +51,7 @@ class Cohort:
 
     def parties(self, roles: Sequence[str]) -> dict[str, str]:
         """Return the role of each party by its name, for an aggregator with these `roles`."""
-        servers = {"server": self.server, "helper": self.helper, "keyholder": self.helper}
+        servers = {"server": self.server} | dict.fromkeys(("helper", "keyholder", "enclave"), self.helper)
         return {servers[role]: role for role in roles if role in servers} | dict.fromkeys(self.clients, "client")
 
 
@@ -118,6 +118,7 @@ class Sums:
 class Aggregator(ABC):
     """Realises `sum`: clients hold integer vectors, the server learns their sum and what `guarantee.leaks` says.
 
+    `renews` says that a role's keys live only as long as its process: after a failed sum a new set-up may be needed.
     `upload` is the tag under which a client's vector leaves, protected or not. From then on others may open a sum with
     it, whatever the client does; so that is what a privacy budget is charged before.
     """
@@ -126,6 +127,7 @@ class Aggregator(ABC):
     upload: str
     guarantee: Guarantee  # a class attribute, or set by __init__ where it depends on settings
     roles: ClassVar[tuple[str, ...]] = ("server", "client")
+    renews: ClassVar[bool] = False
 
     def check(self, cohort: Cohort) -> None:
         """Refuse a cohort over which this aggregator makes no sum; its parties refuse it too, when they are built.

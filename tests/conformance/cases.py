@@ -108,7 +108,7 @@ class Federation:
 
     def client_tags(self) -> list[str]:
         """Return the tags that a client sends in a sum, in order."""
-        fresh = Federation(self.aggregator, self.clients, self.quorum)
+        fresh = Federation(self.aggregator, self.clients, self.quorum, f"{self.seed}/tags")
         session = fresh.session()
         return tags_of(fresh.sum(session, fresh.vectors(session)), self.cohort.clients[0])
 

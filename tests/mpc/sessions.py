@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 
 from confide.crypto.random import SystemRandomness
+from confide.errors import ConfideError
 from confide.ideal import Kit
 from confide.model.graph import Graph
+from confide.mpc.keys import own_record
 from confide.wire import MemoryStore, Transcript, run
 
 RNG = SystemRandomness()
@@ -50,11 +53,21 @@ class Session:
         if dealer is None and "dealer" in self.backend.roles:
             dealer = self.backend.needs_dealer(self.client, self.stores["client"], rows=rows)
         roles = [role for role in self.backend.roles if dealer or role != "dealer"]
-        return self._run(
+        transcript = self._run(
             lambda role, *rest: self.backend.predict(role, rest[0], values if role == "client" else None, rest[1], RNG),
             roles,
             fault,
         )
+        self.hold_ready(rows)
+        return transcript
+
+    def hold_ready(self, rows: int) -> None:
+        """What services do after a prediction: clear away what it used, and make the next ones ready."""
+        mode = getattr(self.backend, "mode", None)
+        for role in () if mode is None else mode.holders:
+            with suppress(ConfideError):  # a role that was set up with others
+                run_id = own_record(mode, "client", self.client, self.stores["client"]).run
+                self.backend.hold_ready(role, self.kits[role], self.stores[role], run_id, rows=rows)
 
 
 def ready(backend: Any, graph: Graph) -> Session:

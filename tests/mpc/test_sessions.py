@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 import numpy as np
 import pytest
 
-from confide.errors import ConfideError, ModelError, ProtocolError, SetUpAgain, UsageError
+from confide.errors import AskAgain, ConfideError, ModelError, ProtocolError, SetUpAgain, StoreError, UsageError
 from confide.model.graph import Graph
 from confide.mpc.kits import ModelKit, PublicKit
 from confide.mpc.messages import Ask, Header, Query, Request
@@ -73,10 +73,10 @@ def test_what_is_ready_is_the_next_in_stock_and_no_more_than_fits(backend, monke
     run = next(iter(held))[1]
     backend.hold_ready(role, session.kits[role], session.stores[role], run, rows=2)
     assert [key[2] for key in held] == [1, 2, 3, 4]
-    monkeypatch.setattr("confide.mpc.stock.MOST_READY_BYTES", 2 * held[role, run, 1].size_bytes)
+    monkeypatch.setattr("confide.mpc.stock.MOST_READY_BYTES", 2 * held[role, run, 1].ready.size_bytes)
     session.deal(rows=1, count=2)
     assert 1 <= len(held) < 6
-    assert sum(one.size_bytes for one in held.values()) <= 2 * max(one.size_bytes for one in held.values())
+    assert sum(one.ready.size_bytes for one in held.values()) <= 2 * max(one.ready.size_bytes for one in held.values())
     for _ in range(5):  # what was let go is made ready again from the store
         assert close(session, session.predict(X).output("client"))
 
@@ -178,15 +178,147 @@ def test_a_first_message_that_does_not_fit_ends_it(backend, change):
 @both
 def test_an_id_is_marked_before_the_first_masked_byte_and_a_crash_skips_it(backend):
     session = ready(backend, GRAPH)
-    session.deal(rows=2, count=2)
+    session.deal(rows=2, count=3)
     lost = session.predict(X, fault=drop(tag=f"{backend.name}/run/2"))
     assert lost.failures
     for role in holders(session):
         assert not any(f"{0:016x}" in key for key in session.stores[role].keys(f"{backend.name}/{role}/"))
     session.kits = {role: backend.decode_kit(role, kit.encode()) for role, kit in session.kits.items()}  # restarted
+    refused = session.predict(X)  # id 1 was struck off, and went with the memory of the process that held it
+    assert asked(refused).counter == 1
+    assert isinstance(refused.failures["server"], AskAgain)
+    assert sum(masked_bytes(session, refused, role) for role in holders(session)) == 0
+    transcript = session.predict(X)
+    assert asked(transcript).counter == 2
+    assert close(session, transcript.output("client"))
+
+
+def restarted(session: Session, role: str) -> None:
+    session.kits[role] = session.backend.decode_kit(role, session.kits[role].encode())
+
+
+def who_answer(session: Session) -> list[str]:
+    return [role for role in holders(session) if role != "client"]
+
+
+class Counting(MemoryStore):
+    """A store that keeps what was committed, and may refuse."""
+
+    def __init__(self, store: MemoryStore) -> None:
+        super().__init__()
+        self._entries, self.commits, self.works = store._entries, [], True
+
+    def commit(self, changes: Any) -> None:
+        if not self.works:
+            raise StoreError("Expected room on the disk")
+        self.commits.append(dict(changes))
+        super().commit(changes)
+
+
+@both
+def test_what_is_ready_was_struck_off_before_and_a_question_waits_for_no_commit(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=3)
+    for role in who_answer(session):
+        session.stores[role] = Counting(session.stores[role])
+    session.hold_ready = lambda rows: None
+    transcript = session.predict(X)
+    assert close(session, transcript.output("client"))
+    assert asked(transcript).counter == 0
+    assert not any(any(session.stores[role].commits) for role in who_answer(session))
+    assert asked(session.predict(X)).counter == 1  # not struck off ahead: in the question, before the first masked byte
+    assert all(None in commit.values() for role in who_answer(session) for commit in session.stores[role].commits[-1:])
+
+
+@both
+@pytest.mark.parametrize("who", [0, -1])
+def test_a_process_that_ends_between_strike_off_and_question_uses_nothing_twice(backend, who):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=3)
+    role = who_answer(session)[who]
+    restarted(session, role)
+    refused = session.predict(X)
+    assert asked(refused).counter == 0
+    assert isinstance(refused.failures[role], AskAgain)
+    assert masked_bytes(session, refused, role) == 0
     transcript = session.predict(X)
     assert asked(transcript).counter == 1
     assert close(session, transcript.output("client"))
+    assert not any(f"{0:016x}" in key for key in session.stores[role].keys(f"{backend.name}/{role}/"))
+
+    def replayed(ask: Ask) -> Ask:
+        return Ask(ask.format, ask.run, 0, ask.rows, ask.binding, ask.on_demand)
+
+    again = session.predict(X, fault=alter(renumbered(replayed), tag=f"{backend.name}/ask", dst=role))
+    assert isinstance(again.failures[role], ProtocolError)
+    assert masked_bytes(session, again, role) == 0
+
+
+@both
+def test_a_store_that_was_turned_back_to_before_the_strike_off_gives_no_id_that_memory_gave(backend):
+    """One store alone: the client's stands, so it asks under no id twice, whatever the other has."""
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=3)
+    role = who_answer(session)[0]
+    store, free = session.stores[role], {}
+    for key in store.keys(""):
+        if "/whole/" in key:
+            free[key] = b"\1"
+    used = [asked(session.predict(X)).counter]
+    store.commit(free)
+    restarted(session, role)
+    for _ in range(2):
+        used.append(asked(session.predict(X)).counter)
+    assert used == [0, 1, 2]
+
+
+@both
+def test_a_strike_off_that_was_not_written_holds_nothing(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=3)
+    for role in who_answer(session):
+        session.stores[role] = Counting(session.stores[role])
+        session.stores[role].works = False
+    session.predict(X)  # id 0 needs no commit; striking off id 1 after it fails
+    for role in who_answer(session):
+        session.stores[role].works = True
+    transcript = session.predict(X)
+    assert asked(transcript).counter == 1
+    assert close(session, transcript.output("client"))
+    for role in who_answer(session):
+        assert any(value is None and f"{1:016x}" in key for key, value in session.stores[role].commits[0].items())
+
+
+@both
+def test_what_memory_has_no_room_for_is_put_back_and_serves_once(backend, monkeypatch):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=2)
+    role = who_answer(session)[0]
+    whole = [key for key in session.stores[role].keys("") if "/whole/2/" in key]
+    assert [session.stores[role].get(key) for key in whole] == [b"\2", b"\1"]
+    monkeypatch.setattr("confide.mpc.stock.MOST_READY_BYTES", 0)
+    session.deal(rows=1, count=1)
+    assert [session.stores[role].get(key) for key in whole] == [b"\1", b"\1"]
+    for counter in (0, 1):
+        transcript = session.predict(X)
+        assert asked(transcript).counter == counter
+        assert close(session, transcript.output("client"))
+        assert isinstance(replay(session, counter, role), ProtocolError)
+
+
+def replay(session: Session, counter: int, role: str) -> Any:
+    """Return how a role ends that is asked under an id again."""
+    kit, name = session.kits[role], session.backend.name
+    run_id = next(key.split("/")[2] for key in session.stores[role].keys(f"{name}/{role}/") if key.endswith("/record"))
+    ask = Ask(1, bytes.fromhex(run_id), counter, 2, kit.plans.of(2).layout.binding, False)
+    body = encode(ask if name == "mpc-dealer" else Query(ask, bytes(16)))
+    party = session.backend.predict(role, kit, None, session.stores[role], RNG)
+    next(party)
+    try:
+        party.send({"client": Message("client", role, f"{name}/ask", body)})
+    except ConfideError as error:
+        return error
+    return None
 
 
 def test_a_client_whose_store_was_turned_back_sends_nothing_under_an_id_twice():

@@ -9,6 +9,7 @@ import pytest
 from msgspec.structs import replace
 from scipy import stats
 
+from confide.cohort import robust
 from confide.crypto.random import SeededRandomness, public_stream
 from confide.errors import Aborted, ConfideError, ProtocolError, UsageError
 from confide.guarantee import Adversary
@@ -16,7 +17,6 @@ from confide.ideal import Cohort, PlainSum, Session, Vector
 from confide.secagg import Groups, GroupSums, Shares, groups, groups_of
 from confide.secagg.groups import COMMITS, DRAW, REVEAL, REVEALS, Commitments, Nonce, Nonces
 from confide.secagg.masked_terms import KEYS, UNMASK, VECTOR
-from confide.train import robust
 from confide.wire import LATE_TICKS, Fault, MemoryStore, Message, Step, alter, decode, delay, drop, encode, lose, run
 from conformance.cases import Federation, assert_is_sum
 from secagg.tamper import flip

@@ -16,6 +16,8 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
+from confide.cli.attest import attest
+from confide.cli.broker import broker
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.fit import fit_polynomial
@@ -25,6 +27,7 @@ from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.plan import plan
 from confide.cli.predict import predict
+from confide.cli.seal import seal
 from confide.cli.serving import serve
 from confide.cli.shares import Asked, describe_shares, train_on_shares, train_over_machines
 from confide.cli.split import split
@@ -290,6 +293,9 @@ app.command()(plan)
 app.command()(serve)
 app.command("api-key")(api_key)
 app.command()(predict)
+app.command()(attest)
+app.command()(seal)
+app.command()(broker)
 app.command()(dealer)
 app.command()(helper)
 app.add_typer(federation.app, name="federation")

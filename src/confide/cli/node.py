@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
     from confide.net.flower import FlowerJoin
     from confide.net.membership import Membership
     from confide.net.stream import Join
+    from confide.tee.aggregate import Enclaves
     from confide.train.budget import Budget
     from confide.train.node import Node
     from confide.train.offer import Offer
+    from confide.train.policy import Policy
 
 node_app = typer.Typer(
     invoke_without_command=True,
@@ -67,6 +69,10 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="File for the released model; in the folder if left out.")] = None,
     once: Annotated[bool, typer.Option("--once", help="End after one job.")] = False,
+    attester: Annotated[
+        str | None,
+        typer.Option(help="At an enclave: what signs its evidence; simulated is a trial that protects nothing."),
+    ] = None,
     flower: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +89,7 @@ def run(
     """
     context.obj = identity
     if context.invoked_subcommand is not None:
-        if any((coordinator, data, policy, proxy, out, once, flower, flower_group)):
+        if any((coordinator, data, policy, proxy, out, once, attester, flower, flower_group)):
             raise UsageError(
                 f"Expected only --identity before {context.invoked_subcommand}, which runs no node; put its options "
                 "behind it"
@@ -95,7 +101,7 @@ def run(
         raise UsageError("Expected --flower without --coordinator and --proxy: nothing is dialled; leave them out")
     folder = identity or Path()
     way = _way(folder, coordinator, proxy, flower, group=flower_group, said=surroundings(context))
-    _run(folder, data, policy, way, out, once=once)
+    _run(folder, data, policy, way, out, once=once, attester=attester)
 
 
 def _way(
@@ -109,7 +115,9 @@ def _way(
     return _Way(address, None if flower else proxy_for(address, proxy, said), flower, group)
 
 
-def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path | None, *, once: bool) -> None:
+def _run(
+    identity: Path, data: Path | None, policy: Path, way: _Way, out: Path | None, *, once: bool, attester: str | None
+) -> None:
     from confide.cli.progress import node_display
     from confide.crypto.keys import SigningKey
     from confide.crypto.random import SystemRandomness
@@ -124,6 +132,7 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
     from confide.train.policy import load_policy
 
     rules, me = load_policy(policy), own(identity)
+    enclaves = _enclaves(rules, policy, me.role, attester)
     if me.role == "node" and data is None:
         raise UsageError("Expected --data, this organisation's table; `confide node check` looks at it first")
     place, own_place = out or identity / "model.confide", identity / "own.confide"
@@ -156,6 +165,7 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
             rng=SystemRandomness(),
             say=lambda text: console.err.print(console.plain(text)),
             release=release,
+            enclaves=enclaves,
         )
 
         def show() -> None:
@@ -173,6 +183,22 @@ def _run(identity: Path, data: Path | None, policy: Path, way: _Way, out: Path |
             shown=show,
             scrub=store.scrub,
         )
+
+
+def _enclaves(rules: Policy, place: Path, role: str, attester: str | None) -> Enclaves:
+    """Return which enclaves a node accepts by its policy, and what signs the evidence of one that is an enclave."""
+    from confide.tee.attest import load_attester
+    from confide.tee.simulated import WARNING
+    from confide.train.policy import enclaves_of
+
+    if attester is None:
+        return enclaves_of(rules, place)
+    if role != "helper":
+        raise UsageError(f"Expected --attester at a helper alone, this member is a {role}; leave it out")
+    made = load_attester(attester)
+    if attester == "simulated":
+        console.err.print(console.plain(WARNING))
+    return replace(enclaves_of(rules, place), attester=made)
 
 
 def _view(node: Node, budget: Budget, name: str, coordinator: str, *, waits: str) -> NodeView:

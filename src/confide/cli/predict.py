@@ -9,7 +9,7 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from io import TextIOWrapper
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Annotated, Any
+from typing import IO, TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import TaskID
@@ -67,6 +67,14 @@ def predict(
     signer: Annotated[
         str | None, typer.Option(help="Who must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
+    policy: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="With tee: which enclaves may see the rows; docs/attestation.md has it."),
+    ] = None,
+    attester: Annotated[
+        Literal["simulated"] | None,
+        typer.Option(help="With tee: accept a simulation, which protects nothing, for a trial."),
+    ] = None,
     retries: Annotated[int, typer.Option(min=0, help="How often a request that failed for now is repeated.")] = 4,
     give_up_seconds: Annotated[float, typer.Option(min=0, help="Time after which none is repeated any more.")] = 60.0,
     repeat_questions: Annotated[
@@ -100,8 +108,8 @@ def predict(
             client = AsyncClient(
                 url, model=model, backend=backend, store=store, api_key=api_key, ca_file=ca_file,
                 certificate=certificate, private_key=private_key, encoder=encoder, kit_sha256=kit_sha256,
-                signer=signer, insecure_plain_http=insecure_plain_http, retries=retries,
-                give_up_seconds=give_up_seconds, repeat_questions=repeat_questions, progress=progress,
+                signer=signer, policy=policy, attester=attester, insecure_plain_http=insecure_plain_http,
+                retries=retries, give_up_seconds=give_up_seconds, repeat_questions=repeat_questions, progress=progress,
                 identity=identity, insecure_colocated_dealer=insecure_colocated_dealer, ahead=ahead,
             )  # fmt: skip
             asyncio.run(_ask(client, table, schema, out, class_only, concurrency))

@@ -16,6 +16,7 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import stops_cleanly, warnings_as_lines
+from confide.cli.enclaves import AttesterName, BrokerCa, BrokerUrl, EnclaveOptions, EndorsementsFolder
 from confide.cli.joint import (
     CLIENT_STOCK_BYTES,
     STOCK_BYTES,
@@ -46,7 +47,7 @@ def serve(
     backend: Annotated[
         list[str],
         typer.Option(
-            help="plain, he or paillier, may be repeated, the first is the clients' default; or mpc-dealer, "
+            help="plain, he, paillier or tee, may be repeated, the first is the clients' default; or mpc-dealer, "
             "mpc-outsourced or mpc-3pc."
         ),
     ] = ["he"],  # noqa: B006 (typer copies it)
@@ -70,6 +71,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="8080 if left out, or the federation's; 0 takes a free one.")
     ] = None,
+    attester: AttesterName = "",
+    endorsements: EndorsementsFolder = None,
+    broker: BrokerUrl = None,
+    broker_ca: BrokerCa = None,
     federation: Annotated[
         Path | None,
         typer.Option(help="With mpc-*: the folder of `confide federation init`; its members answer together."),
@@ -135,6 +140,10 @@ def serve(
     from confide.serve.listen import serve as listen
 
     limits = _limits(limit, workers=workers, query_quota=query_quota, total_quota=total_quota)
+    enclave = EnclaveOptions(attester, endorsements, broker, broker_ca)
+    enclave.check(tuple(backend))
+    if "tee" in backend:
+        workers = 0  # the enclave's key is in one process
     if limits.counts and store is None:
         raise UsageError("Expected --store with a quota: counts must outlive a restart; name a file or a database")
     from confide.serve import JOINT
@@ -170,6 +179,7 @@ def serve(
             engine=engine,
             trust=trust,
             workers=workers,
+            enclave=enclave,
             store=place,
             limits=limits,
             api_keys=_api_keys(api_keys) if api_keys else None,
@@ -286,10 +296,11 @@ def _source(
     trust: str | None,
     workers: int,
     calibrate: Path | None = None,
+    enclave: EnclaveOptions | None = None,
 ) -> Source:
     """Return the source of the model in a file, which it checks."""
     from confide.cli.calibrating import ranges_from
-    from confide.model.artifact import decode, read, read_public_key
+    from confide.model.artifact import decode, read_public_key
     from confide.serve.source import model_file
 
     if path.is_dir():
@@ -298,7 +309,7 @@ def _source(
             "--federation: docs/training-on-shares.md"
         )
     with warnings_as_lines():
-        body = read(path)
+        body = (enclave or EnclaveOptions()).model_file(path)
         artifact = decode(body, trust=read_public_key(trust) if trust else None, where=str(path))
     return model_file(
         _model_name(path),
@@ -310,6 +321,8 @@ def _source(
         engine=engine,
         threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
         ranges=ranges_from(calibrate, artifact.graph, artifact.preprocess) if calibrate else None,
+        attester=enclave.attester if enclave else "",
+        endorsements=enclave.endorsements() if enclave else {},
     )
 
 
@@ -322,6 +335,7 @@ def _server(
     engine: Literal["auto", "native", "seal"],
     trust: str | None,
     workers: int,
+    enclave: EnclaveOptions,
     store: str,
     limits: Limits,
     api_keys: dict[str, str] | None,
@@ -334,8 +348,9 @@ def _server(
     from confide.serve.server import create_app
 
     source = _source(
-        path, backends=backends, open_model=open_model, goal=goal, engine=engine, trust=trust, workers=workers
-    )
+        path, backends=backends, open_model=open_model, goal=goal, engine=engine, trust=trust, workers=workers,
+        enclave=enclave,
+    )  # fmt: skip
     models = source.models()  # a mistake shows here already
     shared: dict[str, Any] = {
         "limits": limits,
@@ -353,8 +368,12 @@ def _server(
 
 def _told(server: Server) -> list[str]:
     """Return what the operator should know before anybody asks."""
+    from confide.tee.simulated import WARNING
+
     lines: list[str] = []
     for about in server.abouts:
+        if about.protection == "simulated":
+            lines.append(f"warning: {WARNING}")
         lines += [f"{about.backend}: {line}" for line in about.lines]
         quotas = [quota for quota in (server.limits.query_quota, server.limits.total_quota) if quota is not None]
         if not any(quota < about.determined_rows for quota in quotas):

@@ -60,10 +60,10 @@ class Trial:
 def training_choices(job: Job) -> tuple[str, ...]:
     """Return what is compared on `job`: the two baselines, every aggregator, and the private one if it has a budget.
 
-    Groups are compared where the parties are enough to outvote a liar.
+    Groups are compared where the parties are enough to outvote a liar; enclaves are not, since none is here.
     """
     plain_first = sorted(AGGREGATORS, key=lambda name: name != "plain")
-    fitting = [name for name in plain_first if name != "groups" or _groups_fit(job)]
+    fitting = [name for name in plain_first if name != "tee" and (name != "groups" or _groups_fit(job))]
     return ("local", "pooled", *fitting, *(["masked+dp"] if job.privacy else []))
 
 

@@ -20,7 +20,7 @@ from confide.mpc.dealer import deal, model_masks
 from confide.mpc.keys import Mode, Record, dealer_record, fixed_of, known_record, own_record
 from confide.mpc.kits import AnyKit
 from confide.mpc.messages import MOST_DEALS, MOST_ROWS, SMALL_BYTES, Header, Request, Stored, expect_binding
-from confide.mpc.stock import MOST_READY, Shelf, piece_names
+from confide.mpc.stock import FREE, HELD, MOST_READY, Shelf, piece_names
 from confide.wire import Message, Party, Step, Store, decode, encode
 
 
@@ -107,7 +107,8 @@ def _stocking(
     layout = checked_header(header, kit, run=record.run, rows=rows, count=count)
     shelf = Shelf(mode.name, role, header.run)
     # Struck off at once: a prediction beside this deal may raise the mark meanwhile, and it must not fall.
-    yield Step(save=shelf.broken(store) | shelf.raised(store, header.first, count))
+    left = shelf.broken(store) | ({} if role == "client" else struck(mode, role, kit, store, header.run, rows=rows))
+    yield Step(save=left | shelf.raised(store, header.first, count))
     save: dict[str, bytes | None] = {}
     for place, deal_id in enumerate(header.ids()):
         for name, expected in zip(piece_names(layout, party), _piece_bytes(layout, party), strict=True):
@@ -117,7 +118,7 @@ def _stocking(
             if len(body) != expected:
                 raise ProtocolError(f"Expected {expected} bytes of correlations, got {len(body)}")
             save = {f"{shelf.place(rows, deal_id.counter)}/{name}": body}
-    save = save | {shelf.whole(rows, deal_id.counter): b"\1" for deal_id in header.ids()}
+    save = save | {shelf.whole(rows, deal_id.counter): FREE for deal_id in header.ids()}
     yield from _both_have_it(mode, role, header, save)
     if role == "client":  # who asks; the others look into their stores
         kit.prepared.unused_from(header.run, rows, header.first)
@@ -163,18 +164,61 @@ def _wire_tag(mode: Mode, place: int, name: str) -> str:
 
 
 def hold_ready(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, rows: int) -> int:
-    """Make stock ready in memory, the deals that come next, as many as are held; return how many were looked at."""
+    """Make stock ready in memory, the deals that come next, as many as are kept; return how many were looked at.
+
+    Who answers strikes the next one off, so that no question waits for a commit. A client does not: another process may
+    go on with its stock.
+    """
     if mode.party(role) is None:
         return 0
     record = known_record(mode, role, kit, store, run)
+    used = {} if role == "client" else struck(mode, role, kit, store, record.run, rows=rows)
     shelf = Shelf(mode.name, role, record.run)
-    counters = shelf.counters(store, rows)[:MOST_READY]
+    counters = [one for one in shelf.counters(store, rows) if shelf.whole(rows, one) not in used][:MOST_READY]
     for counter in counters:
         deal_id = DealId(record.run, counter)
         kit.prepared.ahead(
             role, deal_id, lambda one=deal_id: from_stock(mode, role, kit, store, record, one, rows=rows)
         )
+    if role != "client":
+        _strike_off(shelf, kit, store, counters[:1], used, rows=rows)
     return len(counters)
+
+
+def struck(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, rows: int) -> dict[str, bytes | None]:
+    """Return the change that clears away what was struck off and is not in memory: it was used, or it is lost."""
+    shelf, changes = Shelf(mode.name, role, run), dict[str, bytes | None]()
+    names = piece_names(kit.plans.of(rows).layout, mode.party(role))
+    for counter in shelf.counters(store, rows):
+        if shelf.state(store, rows, counter) == HELD and not kit.prepared.is_ready(role, DealId(run, counter)):
+            changes |= shelf.taken(rows, counter, names)
+    return changes
+
+
+def _strike_off(
+    shelf: Shelf, kit: AnyKit, store: Store, counters: list[int], changes: dict[str, bytes | None], *, rows: int
+) -> None:
+    """Write down that a deal in memory is held, in one durable commit with other changes."""
+    prepared, held = kit.prepared, list[DealId]()
+    reserved = [one for one in (DealId(shelf.run, c) for c in counters) if prepared.reserve(shelf.role, one)]
+    try:
+        for one in reserved:  # looked at while nobody else can take it
+            if prepared.is_ready(shelf.role, one) and shelf.state(store, rows, one.counter) == FREE:
+                held.append(one)
+        changes |= {shelf.whole(rows, one.counter): HELD for one in held}
+        if changes:
+            store.commit(changes)
+        for one in held:
+            prepared.held(shelf.role, one, lambda one=one: _free(shelf, store, rows, one.counter))
+    finally:
+        for one in reserved:
+            prepared.release(shelf.role, one)
+
+
+def _free(shelf: Shelf, store: Store, rows: int, counter: int) -> None:
+    """Write that a deal which was struck off and never taken is in stock, unless that was cleared away meanwhile."""
+    if shelf.state(store, rows, counter) == HELD:
+        store.commit({shelf.whole(rows, counter): FREE})
 
 
 def from_stock(

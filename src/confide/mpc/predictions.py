@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import ProtocolError, SetUpAgain, UsageError
+from confide.errors import AskAgain, ProtocolError, SetUpAgain, UsageError
 from confide.ideal import Matrix
 from confide.mpc.ahead import Fixed, Ready
 from confide.mpc.correlations import DealId, Words
@@ -27,7 +27,7 @@ from confide.mpc.kits import AnyKit, Plan
 from confide.mpc.messages import FORMAT, SMALL_BYTES, Ask, Header, Query, Request, expect_binding, expect_format
 from confide.mpc.operations import SCALE
 from confide.mpc.party import Outcome, Place, run_program, told
-from confide.mpc.stock import Shelf, piece_names
+from confide.mpc.stock import FREE, HELD, Shelf, piece_names
 from confide.mpc.streams import KEY_BYTES, stream
 from confide.wire import Message, Party, Step, Store, decode, encode
 
@@ -202,9 +202,18 @@ def _obtain(
     """Return the correlations that are asked for, and the change that takes them."""
     shelf, deal_id = Shelf(mode.name, role, record.run), ask.deal_id
     if not ask.on_demand:
-        if not shelf.has(store, ask.rows, ask.counter):
-            raise SetUpAgain("Expected the id of correlations that are in stock and were not used; set up again")
+        state = shelf.state(store, ask.rows, ask.counter)
         ready = kit.prepared.take(role, deal_id)
+        if state == HELD and ready is not None:
+            return ready, {}  # struck off when it was made ready
+        if ready is not None and state != FREE:
+            ready.wipe()
+        if state == HELD:
+            raise AskAgain(
+                "Expected correlations that this process holds, they were lost with an earlier one; ask again"
+            )
+        if state != FREE:
+            raise SetUpAgain("Expected the id of correlations that are in stock and were not used; set up again")
         if ready is None:
             ready = from_stock(mode, role, kit, store, record, deal_id, rows=ask.rows)
         return ready, shelf.taken(ask.rows, ask.counter, piece_names(plan.layout, mode.party(role)))

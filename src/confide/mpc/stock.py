@@ -1,12 +1,13 @@
 """Correlations that wait in the stores of the parties, under ids that serve once, and those made ready in memory.
 
-A deal lies in a store in pieces, its words and the corrections of each batch, and counts once it is complete. Whoever
-takes one deletes its pieces in the commit that comes before its first message: after a crash it is gone, used
-or not. Ids only rise: the commit that brings stock also moves the run's high-water mark beyond it, and no id below the
-mark is ever taken in again.
+A deal lies in a store in pieces, its words and the corrections of each batch, and counts once it is complete. It is
+struck off in a commit before its first use: deleted in the commit before the first message, or, at who answers, written
+down as held while it lies ready in memory and nobody has asked, after which that memory alone serves it. After a crash
+it is gone, used or not, and what is left of it is cleared away. Ids only rise: the commit that brings stock also moves
+the run's high-water mark beyond it, and no id below the mark is ever taken in again.
 
     {name}/{role}/{run}/mark                              the lowest id that may still come, 8 bytes
-    {name}/{role}/{run}/whole/{rows}/{counter}            1 byte: all pieces of it are there
+    {name}/{role}/{run}/whole/{rows}/{counter}            1 byte: all pieces of it are there (1), or it is held (2)
     {name}/{role}/{run}/stock/{rows}/{counter}/{piece}    bytes as they came
 """
 
@@ -24,6 +25,8 @@ from confide.wire import Store
 
 #: Deals of one run that are made ready at most, and bytes that all of a process may take.
 MOST_READY, MOST_READY_BYTES = 4, 1 << 30
+#: What stands under the name of a deal: it may be taken from the store, or by whoever holds it in memory alone.
+FREE, HELD = b"\1", b"\2"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +69,9 @@ class Shelf:
         """Return the ids of complete stock, lowest first."""
         return sorted(int(key.rpartition("/")[2], 16) for key in store.keys(f"{self.root}/whole/{rows}/"))
 
-    def has(self, store: Store, rows: int, counter: int) -> bool:
-        """Return whether a deal is in stock."""
-        return store.get(self.whole(rows, counter)) is not None
+    def state(self, store: Store, rows: int, counter: int) -> bytes | None:
+        """Return whether a deal is `FREE` or `HELD`; None if it is not in stock."""
+        return store.get(self.whole(rows, counter))
 
     def pieces(self, store: Store, rows: int, counter: int, names: list[str]) -> list[bytes]:
         """Return the pieces of a deal in stock. Raises ProtocolError if one is missing."""
@@ -100,11 +103,19 @@ def piece_names(layout: Layout, party: int | None) -> list[str]:
 
 
 @dataclass(slots=True)
+class _Kept:
+    """A deal made ready; `free`, if it was struck off, writes that it may be taken from the store again."""
+
+    ready: Ready = field(repr=False)
+    free: Callable[[], None] | None = None
+
+
+@dataclass(slots=True)
 class Prepared:
     """Correlations made ready ahead, and the ids in use, of one process. No repr shows any of them."""
 
-    _ready: OrderedDict[tuple[str, bytes, int], Ready] = field(
-        default_factory=OrderedDict[tuple[str, bytes, int], Ready], repr=False
+    _ready: OrderedDict[tuple[str, bytes, int], _Kept] = field(
+        default_factory=OrderedDict[tuple[str, bytes, int], _Kept], repr=False
     )
     _taken: set[tuple[str, bytes, int]] = field(default_factory=set[tuple[str, bytes, int]], repr=False)
     _unused: dict[tuple[bytes, int], int] = field(default_factory=dict[tuple[bytes, int], int], repr=False)
@@ -135,18 +146,38 @@ class Prepared:
             return self._unused.get((run, rows), counter + 1) <= counter
 
     def ahead(self, role: str, deal_id: DealId, make: Callable[[], Ready]) -> None:
-        """Make a deal ready and hold it; beyond the limit the oldest goes, and is made again when it is taken."""
+        """Make a deal ready and keep it; beyond the limit the oldest goes, and is made again when it is taken."""
         key = role, deal_id.run, deal_id.counter
         with self._lock:
             if key in self._taken or key in self._ready:
                 return
         made = make()
         with self._lock:
-            self._ready[key] = made
-            while len(self._ready) > 1 and sum(one.size_bytes for one in self._ready.values()) > MOST_READY_BYTES:
-                self._ready.popitem(last=False)[1].wipe()
+            self._ready[key] = _Kept(made)
+        while (gone := self._beyond()) is not None:
+            gone.ready.wipe()
+            if gone.free is not None:
+                gone.free()
+
+    def is_ready(self, role: str, deal_id: DealId) -> bool:
+        """Return whether a deal is kept in memory."""
+        with self._lock:
+            return (role, deal_id.run, deal_id.counter) in self._ready
+
+    def held(self, role: str, deal_id: DealId, free: Callable[[], None]) -> None:
+        """Note that a deal which is ready was struck off; `free` writes that it may be taken from the store again."""
+        with self._lock:
+            if kept := self._ready.get((role, deal_id.run, deal_id.counter)):
+                kept.free = free
 
     def take(self, role: str, deal_id: DealId) -> Ready | None:
         """Return what was made ready under an id, once."""
         with self._lock:
-            return self._ready.pop((role, deal_id.run, deal_id.counter), None)
+            kept = self._ready.pop((role, deal_id.run, deal_id.counter), None)
+        return None if kept is None else kept.ready
+
+    def _beyond(self) -> _Kept | None:
+        """Return the oldest, which nobody can take any more, if too much is kept."""
+        with self._lock:
+            total = sum(one.ready.size_bytes for one in self._ready.values())
+            return self._ready.popitem(last=False)[1] if len(self._ready) > 1 and total > MOST_READY_BYTES else None

@@ -101,14 +101,17 @@ class Exchange:
         store: where everything is committed; keys of a party's `save` get the session's prefix.
         on_step: called for each step that sends something or waits for somebody, before anything of it leaves; what
             it returns is committed with the step. An exception from it ends the session.
+        rests: a party that sends and waits for nobody goes on when `go_on` is called, after what it sent has left:
+            nobody waits for what it does then. Else it goes on at once.
 
     **Guarantees**: messages leave after the commit of everything that led to them; if the commit fails nothing leaves,
     and the next `take` tries again.
     """
 
-    def __init__(self, store: Store | None = None, *, on_step: OnStep | None = None) -> None:
+    def __init__(self, store: Store | None = None, *, on_step: OnStep | None = None, rests: bool = False) -> None:
         self._store = MemoryStore() if store is None else store
-        self._on_step = on_step
+        self._on_step, self._rests = on_step, rests
+        self._resting: dict[str, None] = {}
         self._sessions: dict[str, _Session] = {}
         self._outcomes: dict[str, _Outcome] = {}
         self._changes: dict[str, bytes | None] = {}
@@ -165,13 +168,24 @@ class Exchange:
             return
         down = one.figures.bytes_down
         down[message.src] = down.get(message.src, 0) + len(message.body)
-        self._record(session, one, _Entry(message.src, message.tag, message.body))
+        if one.journal:
+            self._record(session, one, _Entry(message.src, message.tag, message.body))
         self._advance(session, one)
+
+    def go_on(self) -> bool:
+        """Move the parties whose messages have left and who wait for nobody; return whether there were any."""
+        resting, self._resting = self._resting, {}
+        for session in resting:
+            if one := self._sessions.get(session):
+                self._resume(session, one, {})
+                self._advance(session, one)
+        return bool(resting)
 
     def close_stage(self, session: str) -> None:
         """Say that the time of the stage at which a session waits is over: it goes on with whom it has, or fails."""
         if one := self._sessions.get(session):
-            self._record(session, one, _Entry("", "", b""))
+            if one.journal:
+                self._record(session, one, _Entry("", "", b""))
             self._close_stage(session, one)
 
     def abort(self, session: str, reason: str) -> None:
@@ -276,12 +290,14 @@ class Exchange:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _record(self, session: str, one: _Session, entry: _Entry) -> None:
-        if one.journal:
-            self._changes[journal_key(session, one.lines)] = encode(entry)
-            one.lines += 1
+        self._changes[journal_key(session, one.lines)] = encode(entry)
+        one.lines += 1
 
     def _advance(self, session: str, one: _Session) -> None:
         while session in self._sessions and (received := one.inbox.ready(one.step)) is not None:
+            if self._rests and one.step.send and not one.step.wait_for:
+                self._resting[session] = None
+                return
             self._resume(session, one, received)
 
     def _close_stage(self, session: str, one: _Session) -> None:
@@ -320,9 +336,9 @@ class Exchange:
     def _leave(self, session: str, one: _Session, step: Step) -> None:
         if self._on_step:
             self._changes.update(self._on_step(session, step))
-        changes = {one.prefix + key: value for key, value in step.save.items()}
-        self._changes.update(changes)
-        if changes:
+        if step.save:
+            changes = {one.prefix + key: value for key, value in step.save.items()}
+            self._changes.update(changes)
             self._saved.setdefault(session, set()).update(changes)
         for message in step.send:
             if message.src != one.me:

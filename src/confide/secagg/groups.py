@@ -1,7 +1,7 @@
 """Secure aggregation within groups: the server learns one sum per group (docs/protocols/groups.md walks through it).
 
 A single sum cannot tell a lie from a large update. Sums over groups can be compared with each other, and a robust rule
-(`confide.train.robust`) outvotes the groups that hold a liar. The price: each client hides among its group only.
+(`confide.cohort.robust`) outvotes the groups that hold a liar. The price: each client hides among its group only.
 
 The groups come from randomness to which every client contributes after the keys are pinned: each commits to a nonce,
 sees everybody's commitments, then reveals it with a signature over all commitments. No client and no server can choose

@@ -33,6 +33,7 @@ from confide.serve.protocol import ClientKit
 from confide.serve.session import Columns, Session
 from confide.serve.steps import ROWS, Asking, Asks, Progress, Unread, Wanted
 from confide.tee.backend import Accept
+from confide.tee.evidence import Bundle
 from confide.tee.policy import Policy, read_policy
 from confide.wire import MemoryStore, Store, Transcript
 
@@ -292,6 +293,20 @@ class Client:
     def delete_at_server(self, path: str, key_id: str) -> None:
         """Delete public keys at the server by what `KeyStore.list` says of them; none by that name counts as done."""
         self._run(self._asking.delete(path, key_id))
+
+    # --- enclaves -----------------------------------------------------------------------------------------------------
+
+    def evidence(self, nonce: bytes) -> Bundle:
+        """Return what the server's enclave shows for `nonce`, 32 bytes; nothing of it is verified here.
+
+        `Accept.verdict` and `confide.tee.verify.verify` do that; asking a question does it by itself.
+
+        Raises:
+            UsageError: the model is not served from an enclave.
+        """
+        if not isinstance(self._asking, Asking):
+            raise UsageError("Expected one server with an enclave; where several organisations answer there is none")
+        return self._run(self._asking.evidence(nonce))
 
     # --- carrying out -------------------------------------------------------------------------------------------------
 

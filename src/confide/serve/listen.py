@@ -10,14 +10,13 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cryptography import x509
 
 from confide.errors import MissingExtra, UsageError
 from confide.net.http import is_loopback
 from confide.serve.limits import Limits
-from confide.serve.server import Server
 
 if TYPE_CHECKING:
     import uvicorn
@@ -26,8 +25,26 @@ if TYPE_CHECKING:
 _HEALTH = (b"/v2/health/live", b"/v2/health/ready")
 
 
+class Application(Protocol):
+    """An ASGI application with bounds: `confide.serve.server.Server`, `confide.serve.broker.BrokerServer`."""
+
+    @property
+    def limits(self) -> Limits:
+        """Return its bounds."""
+        ...
+
+    @property
+    def certificates(self) -> bool:
+        """Return whether its callers are named by their certificates."""
+        ...
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle one ASGI scope."""
+        ...
+
+
 def serve(
-    app: Server,
+    app: Application,
     *,
     host: str = "127.0.0.1",
     port: int = 8080,
@@ -90,7 +107,9 @@ def _listen(host: str, port: int, *, share_port: bool) -> socket.socket:
         raise UsageError(f"Expected host={host} and port={port} to be free and ours; choose another port") from None
 
 
-def _program(app: Server, certificate: Path | None, private_key: Path | None, client_ca: Path | None) -> uvicorn.Server:
+def _program(
+    app: Application, certificate: Path | None, private_key: Path | None, client_ca: Path | None
+) -> uvicorn.Server:
     try:
         import uvicorn
     except ImportError:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from confide.crypto.random import Randomness
-from confide.errors import ModelError, ProtocolError
+from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import PrivacyLabel
 from confide.he.loaded import LoadedKeys
 from confide.he.setup import Registered
@@ -25,7 +25,7 @@ from confide.model.links import link_of
 from confide.net import oip
 from confide.net.http import answer, expects_message
 from confide.serve.keys import Uploads, unknown_key
-from confide.serve.limits import Limits
+from confide.serve.limits import Limits, busy
 from confide.serve.protocol import JSON_BYTES, ClientKit, Refusal, digest
 from confide.serve.signed import differences
 from confide.store import Staged
@@ -216,6 +216,7 @@ class Served:
         _check_keys(self._kit, limits, model.name)
         self._rng = rng
         self.uploads = Uploads(store, model.name, backend.name, max_bytes=limits.key_store_bytes)
+        self.keeps_no_keys = isinstance(self._kit, OwnKey) or isinstance(backend, PlainPredict)
         self.needs_keys = expects_message(backend.setup("server", self._kit, MemoryStore(), rng))
         self.client_kit = ClientKit(
             model=model.name,
@@ -306,7 +307,12 @@ class Served:
         if not self.needs_keys:
             raise Refusal(400, "no_keys", f"Expected no keys: the backend {self.backend.name} needs none")
         staged = Staged(self.uploads.keys)
-        answered = answer(self.backend.setup("server", self._kit, staged, self._rng), body, store=staged)
+        try:
+            answered = answer(self.backend.setup("server", self._kit, staged, self._rng), body, store=staged)
+        except UsageError as error:
+            if not isinstance(self._kit, OwnKey):
+                raise
+            raise busy("the hardware gives no evidence now") from error
         if not isinstance(self._kit, OwnKey):
             self.uploads.keep(answered.output, staged.changes, owner)
         return answered.body

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
+from types import MappingProxyType
 from typing import Literal
 
 import msgspec
@@ -10,11 +12,14 @@ import msgspec
 from confide.errors import UsageError
 from confide.he import Homomorphic
 from confide.ideal import Backend
-from confide.model.artifact import decode
+from confide.model.artifact import Artifact, decode, decode_statement
 from confide.mpc.ranges import Ranges
 from confide.serve import load_backend
 from confide.serve.served import Model
 from confide.structs import known
+from confide.tee.attest import load_attester
+from confide.tee.backend import Enclaved
+from confide.tee.enclave import adding
 
 Goal = Literal["latency", "throughput"]
 Engine = Literal["auto", "native", "seal"]
@@ -47,6 +52,8 @@ class _ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     engine: Engine
     threads: int
     ranges: Ranges | None
+    attester: str
+    endorsements: dict[str, bytes]
 
 
 def model_file(
@@ -60,6 +67,8 @@ def model_file(
     engine: Engine = "auto",
     threads: int = 1,
     ranges: Ranges | None = None,
+    attester: str = "",
+    endorsements: Mapping[str, bytes] = MappingProxyType({}),
 ) -> Source:
     """Return the source of one model from a model file.
 
@@ -73,6 +82,8 @@ def model_file(
         engine: of `he`: who executes networks and trees.
         threads: of `he`: that one answer may take.
         ranges: of `mpc-*`: how large values become before each layer.
+        attester: of `tee`: who signs its evidence (`confide.tee.attest`); its models belong into one process.
+        endorsements: of `tee`: shown with its evidence.
     """
     made = _ModelFile(
         name=name,
@@ -84,6 +95,8 @@ def model_file(
         engine=engine,
         threads=threads,
         ranges=ranges,
+        attester=attester,
+        endorsements=dict(endorsements),
     )
     return Source("confide.serve.source:from_model_file", msgspec.msgpack.encode(made))
 
@@ -97,7 +110,7 @@ def from_model_file(argument: bytes) -> list[Model]:
             name=made.name,
             graph=artifact.graph,
             label=artifact.label,
-            backends=tuple(_backend(name, made) for name in made.backends),
+            backends=tuple(_backend(name, made, artifact) for name in made.backends),
             preprocess=artifact.preprocess.encode(),
             link=artifact.link,
             statement=artifact.statement,
@@ -105,9 +118,27 @@ def from_model_file(argument: bytes) -> list[Model]:
     ]
 
 
-def _backend(name: str, made: _ModelFile) -> Backend:
+def _backend(name: str, made: _ModelFile, artifact: Artifact) -> Backend:
     if made.open_model and name != "he":
         raise UsageError(f"Expected --open-model with --backend he alone, got --backend {name}; leave one of them out")
+    if made.attester and "tee" not in made.backends:
+        raise UsageError("Expected --attester with --backend tee alone; leave it out")
+    if name == "tee":
+        return _enclaved(made, artifact)
     if name != "he":
         return load_backend(name, ranges=made.ranges)
     return Homomorphic(protect_model=not made.open_model, goal=made.goal, engine=made.engine, threads=made.threads)
+
+
+def _enclaved(made: _ModelFile, artifact: Artifact) -> Enclaved:
+    if not made.attester:
+        raise UsageError(
+            "Expected --attester with --backend tee: configfs-tsm, gramine or nitro; or simulated, for a trial that "
+            "protects nothing"
+        )
+    statement = decode_statement(artifact.statement, trust=made.signer)
+    return Enclaved(
+        attester=load_attester(made.attester),
+        model_sha256=statement.graph_sha256.hex(),
+        endorse=adding(made.endorsements),
+    )

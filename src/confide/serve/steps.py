@@ -29,7 +29,8 @@ from confide.serve.effects import Alone, Patience, Received, Send, Steps, Work
 from confide.serve.protocol import JSON_BYTES, KEY_ID, MAX_KIT_BYTES, Refusal, digest
 from confide.serve.session import Columns, Session
 from confide.structs import known
-from confide.tee.backend import Accept
+from confide.tee.backend import Accept, ask_evidence
+from confide.tee.evidence import Bundle
 from confide.wire import Message, Store, Transcript
 
 Matrix = NDArray[np.float64]
@@ -182,6 +183,15 @@ class Asking:
         session = yield from self.open()
         done: Transcript = yield Alone(self._prepare(session, certain=True))
         return done
+
+    def evidence(self, nonce: bytes) -> Steps[Bundle]:
+        """Return what the server's enclave shows for `nonce`, unverified. Raises UsageError if it has no enclave."""
+        session = yield from self.open()
+        if session.kit.backend != "tee":
+            raise UsageError(f"Expected a model under the backend tee; this one is served under {session.kit.backend}")
+        send = Send("POST", f"{session.path}/keys", ask_evidence(nonce), {"content-type": _OCTETS})
+        received = yield from self._exchange(send)
+        return Bundle.decode(received.body)
 
     def forget(self) -> Steps[None]:
         """Delete this model's keys, first at the server, then in the store."""

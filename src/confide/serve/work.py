@@ -11,7 +11,7 @@ from traceback import extract_tb
 from typing import Protocol
 
 from confide.crypto.random import Randomness
-from confide.errors import KeysExpired, ModelError, PrivacyError, ProtocolError, StoreError, UsageError
+from confide.errors import ModelError, PrivacyError, ProtocolError, SetUpAgain, StoreError, UsageError
 from confide.he.loaded import LoadedKeys
 from confide.serve.access import Quota
 from confide.serve.keys import CountingStore, unknown_key
@@ -19,6 +19,9 @@ from confide.serve.limits import Limits, busy
 from confide.serve.protocol import Refusal
 from confide.serve.served import About, Answered, Model, Served
 from confide.wire import Store
+
+_SOON_BYTES = 1 << 15  # of a question that is answered on the event loop where it takes no longer than
+_SOON_SECONDS = 0.002
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,7 @@ class Local:
             for backend in model.backends
         }
         self.abouts = tuple(one.about for one in self.served.values())
+        self._taken: dict[tuple[str, str], float] = {}  # seconds of a small question, as the last ones took
         self._quota = Quota(limits.query_quota, usage, total_rows=limits.total_quota) if limits.counts else None
 
     def register(self, about: About, body: bytes, caller: str, *, deadline: float = math.inf) -> Answered:
@@ -118,12 +122,21 @@ class Local:
         self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float = math.inf
     ) -> Answered:
         charge: Callable[[int], None] = partial(self._charge, caller, about.model)
-        return self.served[about.model, about.backend].infer(body, header_length, charge=charge)
+        answered = self.served[about.model, about.backend].infer(body, header_length, charge=charge)
+        if len(body) <= _SOON_BYTES:
+            before = self._taken.get((about.model, about.backend), answered.seconds)
+            self._taken[about.model, about.backend] = 0.8 * before + 0.2 * answered.seconds
+        return answered
 
     async def infer_soon(
         self, about: About, body: bytes, header_length: int | None, caller: str, *, deadline: float = math.inf
     ) -> Answered | None:
-        return None
+        served = self.served[about.model, about.backend]
+        if self._quota or not served.keeps_no_keys or len(body) > _SOON_BYTES:
+            return None  # it would wait for a store, or others for it
+        if self._taken.get((about.model, about.backend), math.inf) > _SOON_SECONDS:
+            return None
+        return self.infer(about, body, header_length, caller, deadline=deadline)
 
     def figures(self) -> Figures:
         return Figures(0, 0, 0, len(self._loaded), self._loaded.held_bytes)
@@ -146,7 +159,7 @@ def refusal_of(error: Exception) -> Refusal:
     match error:
         case Refusal():
             return error
-        case KeysExpired():
+        case SetUpAgain():
             return unknown_key("set up again")
         case ProtocolError() | ModelError():
             return Refusal(400, "malformed", str(error))

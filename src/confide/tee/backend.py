@@ -25,6 +25,7 @@ from confide.ideal import Backend, Kit, Matrix
 from confide.model.graph import Graph, Problem
 from confide.model.onnx import to_onnx
 from confide.structs import known
+from confide.tee import known as known_breaks
 from confide.tee.attest import Attester
 from confide.tee.channel import context_of, seal
 from confide.tee.enclave import LIFETIME_SECONDS, Enclave, Endorse, key_id_of
@@ -43,8 +44,10 @@ _HOST = "whoever can open the machine"
 SIMULATED_GUARANTEE = nothing_hidden(f"{WARNING}. Queries are sealed on their way, to a key that it holds.")
 
 
-def hardware_guarantee() -> Guarantee:
-    """Return what holds where hardware stands behind the evidence."""
+def hardware_guarantee(provider: Provider | None = None) -> Guarantee:
+    """Return what holds where hardware stands behind the evidence, of one vendor's kind or of any."""
+    found = [known_breaks.breaks(one) for one in Provider if provider in (None, one)]
+    names = ", ".join(dict.fromkeys(one.name for some in found for one in some))
     trusted = (_VENDOR, _HOST)
     return Guarantee(
         claims=frozenset(
@@ -62,7 +65,8 @@ def hardware_guarantee() -> Guarantee:
         verified_result=False,
         leaks=(
             "No cryptography hides the query inside: the vendor's chip does, against the operator's software and not "
-            "against somebody who opens the machine (WireTap, Battering RAM, TEE.fail). Memory access, page faults and "
+            f"against somebody who opens the machine. Published breaks of such hardware: {names} "
+            "(docs/attestation.md). Memory access, page faults and "
             "time show to the host what depends on inputs, of trees more than of networks; so do sizes of messages "
             "(rows). Messages recorded today stay closed to a quantum computer (ML-KEM-768 with X25519); the vendor's "
             "signatures are ECDSA, so one that exists when evidence is checked could forge it. The client learns a "
@@ -102,12 +106,10 @@ class ClientKit(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     Args:
         provider: whose evidence there will be.
-        model_sha256: hex, of the model.
         outputs: columns of y.
     """
 
     provider: Provider
-    model_sha256: str
     outputs: int
 
     def encode(self) -> bytes:
@@ -173,6 +175,7 @@ class Enclaved(Backend):
         model_sha256: hex, of the model as its owner signed it; None hashes the graph as ONNX.
         endorse: adds endorsements to a server's evidence.
         lifetime_seconds: of the enclave's keys.
+        clock: of the enclave, seconds since the epoch.
 
     **Guarantees**: nothing leaves the client but a nonce before the evidence over that nonce was verified under its
     policy; a question can be opened only by the holder of the key in that evidence, a reply only by the asker.
@@ -193,12 +196,14 @@ class Enclaved(Backend):
         model_sha256: str | None = None,
         endorse: Endorse | None = None,
         lifetime_seconds: float = LIFETIME_SECONDS,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         self._attester = attester
         self._accept = accept
         self._model_sha256 = model_sha256
         self._endorse = endorse
         self._lifetime_seconds = lifetime_seconds
+        self._clock = clock
 
     def check(self, graph: Graph) -> list[Problem]:
         """Return no problem: whatever `Graph.apply` runs is run."""
@@ -218,9 +223,9 @@ class Enclaved(Backend):
         model = self._model_sha256 or graph_sha256(graph)
         enclave = Enclave(
             self._attester, purpose="predict", model_sha256=model, rng=rng, endorse=self._endorse,
-            lifetime_seconds=self._lifetime_seconds,
+            lifetime_seconds=self._lifetime_seconds, clock=self._clock,
         )  # fmt: skip
-        client = ClientKit(provider=self._attester.provider, model_sha256=model, outputs=graph.outputs)
+        client = ClientKit(provider=self._attester.provider, outputs=graph.outputs)
         return {"client": client, "server": ServerKit(graph, enclave)}
 
     def decode_kit(self, role: str, body: bytes) -> ClientKit:
@@ -242,11 +247,9 @@ class Enclaved(Backend):
     def _verify(self, kit: ClientKit, store: Store, rng: Randomness) -> Party:
         accept = self._accepting(kit)
         nonce = rng.bytes(NONCE_BYTES)
-        asked = Message("client", "server", _NONCE, encode(_Nonce(nonce)))
+        asked = Message("client", "server", _NONCE, ask_evidence(nonce))
         received = yield Step(send=(asked,), await_tag=_EVIDENCE, wait_for=("server",))
         claims = accept.verdict(Bundle.decode(received["server"].body), nonce).require()
-        if claims.model_sha256 != kit.model_sha256:
-            raise AttestationError("model", "Expected evidence about the model that the kit names")
         public = _public_key(claims.public_key)
         attested = _Attested(public, accept.policy.digest, claims.model_sha256, accept.clock(), float(claims.not_after))
         yield Step(save={_ATTESTED: encode(attested)})
@@ -280,11 +283,10 @@ class Enclaved(Backend):
 
     def predict(self, role: str, kit: Kit, x: Matrix | None, store: Store, rng: Randomness) -> Party:
         if role == "client" and x is not None:
-            return self._ask(_client(kit), x, store, rng)
+            return self._ask(_client(kit), self._attested(self._accepting(_client(kit)), store), x, rng)
         return self._answer(_server(kit), rng)
 
-    def _ask(self, kit: ClientKit, x: Matrix, store: Store, rng: Randomness) -> Party:
-        attested = self._attested(self._accepting(kit), store)
+    def _ask(self, kit: ClientKit, attested: _Attested, x: Matrix, rng: Randomness) -> Party:
         context = context_of("predict", attested.model_sha256)
         body = encode(_Numbers(Array.of(np.asarray(x, np.float64))))
         sealed, reply = seal(body, attested.public_key, context=context, rng=rng)
@@ -297,7 +299,7 @@ class Enclaved(Backend):
         """Return what held before, if it would hold now. Raises KeysExpired if evidence must be asked for again."""
         saved = store.get(_ATTESTED)
         if saved is None:
-            raise KeysExpired("Expected evidence that was verified; set up first")
+            raise KeysExpired("Expected evidence that was verified; run setup first")
         attested = decode(saved, _Attested, max_bytes=1 << 16)
         now, policy = accept.clock(), accept.policy
         same = attested.policy == policy.digest and accept.model_sha256 in (None, attested.model_sha256)
@@ -317,6 +319,11 @@ class Enclaved(Backend):
         body = opened.reply.seal(encode(_Numbers(Array.of(y))), rng)
         yield Step(send=(Message("server", "client", _REPLY, body),))
         return len(x)
+
+
+def ask_evidence(nonce: bytes) -> bytes:
+    """Return the body of the message that asks for evidence over `nonce`, 32 bytes."""
+    return encode(_Nonce(nonce))
 
 
 def graph_sha256(graph: Graph) -> str:

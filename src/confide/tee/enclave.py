@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from importlib import metadata
 
 from confide.crypto.random import Randomness
-from confide.errors import KeysExpired, UsageError
+from confide.errors import SetUpAgain, UsageError
 from confide.tee.attest import Attester
 from confide.tee.channel import EnclaveKey, Opened, context_of
 from confide.tee.evidence import NONCE_BYTES, Bundle, Claims, Purpose, Quoted, report_data
@@ -111,7 +111,7 @@ class Enclave:
         """Return what was sealed to the key called `key_id`.
 
         Raises:
-            KeysExpired: that key is no more; the asker must be shown a new one.
+            SetUpAgain: that key is no more; the asker must be shown a new one.
             ProtocolError: nobody sealed this to it.
         """
         return self._find(key_id).key.open(sealed, context=self._context)
@@ -120,7 +120,7 @@ class Enclave:
         """Return whether the key called `key_id` opens what is sealed to it."""
         try:
             self._find(key_id)
-        except KeysExpired:
+        except SetUpAgain:
             return False
         return True
 
@@ -129,7 +129,7 @@ class Enclave:
         for epoch in self._epochs:
             if epoch.key_id == key_id and now < epoch.end:
                 return epoch
-        raise KeysExpired("Expected a key that this enclave has; ask it for evidence again")
+        raise SetUpAgain("Expected a key that this enclave has; ask it for evidence again")
 
     def _newest(self) -> _Epoch:
         with self._turning:

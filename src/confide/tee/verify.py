@@ -3,27 +3,42 @@
     verify(bundle, policy, now=..., nonce=...) -> Verdict
 
 The bundle may come from anybody. The time is an argument, and so is everything else: the same arguments give the same
-verdict.
+verdict. A check that the others rest on ends it where it fails; after any other one verification goes on, so that the
+verdict shows all that does not hold. docs/protocols/attestation.md lists the checks with their sources.
+
+What must stand in `Bundle.endorsements`, by provider:
+
+    sgx, tdx  collateral.json: what Intel's service gives for this platform, as dcap-qvl's QuoteCollateralV3 is written
+    snp       vcek.der or vlek.der: the certificate of the key that signed; chain.pem: who issued it (ASK or ASVK), then
+              AMD's root (ARK), as AMD's service gives them; crl.der: AMD's revocation list of that product
+    nitro     nothing: the document carries its certificates
+    insecure-simulated  nothing
+
+Other names are ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
-from confide.errors import AttestationError, ProtocolError
+from confide.errors import AttestationError, ProtocolError, UsageError
 from confide.tee import simulated
-from confide.tee.evidence import Bundle, Claims, Provider, Purpose, report_data
+from confide.tee.amd import verify_snp
+from confide.tee.checks import Asked, Check, Checks, Facts, Stop
+from confide.tee.evidence import MAX_CLAIMS_BYTES, Bundle, Claims, Provider, Purpose, report_data
+from confide.tee.intel import verify_sgx, verify_tdx
+from confide.tee.nitro import verify_nitro
 from confide.tee.policy import Policy
 
+__all__ = ["Check", "Verdict", "verify"]
 
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One check: its name, whether it holds, and what was found, for people."""
-
-    name: str
-    holds: bool
-    detail: str
+MAX_EVIDENCE_BYTES = 1 << 15
+MAX_ENDORSEMENT_BYTES = 1 << 19
+MAX_ENDORSEMENTS = 8
+#: Seconds since the epoch at the end of the year 9999.
+_LAST_SECOND = 253402300799
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +93,23 @@ def verify(
         purpose: what the key shall be used for.
         allow_simulated: True if the caller has asked for a simulation by an option of its own.
         model_sha256: the model that it must be beside what the policy says; None for the policy's alone.
+
+    Raises:
+        UsageError: `now` is no time.
+        MissingExtra: the hardware's evidence needs a package that is not installed (extra "tee").
     """
-    asked = _Asked(policy, now, nonce, purpose, allow_simulated, model_sha256)
+    if not 0 <= now <= _LAST_SECOND:
+        raise UsageError(f"Expected now={now} in seconds since the epoch")
+    asked = Asked(policy, now, nonce, purpose, allow_simulated, model_sha256)
     checks = Checks()
     claims: Claims | None = None
     facts: Facts | None = None
     try:
+        _check_sizes(bundle, checks)
         facts = _PROVIDERS[bundle.provider](bundle, asked, checks)
-        claims = bundle.read_claims()
+        with checks.reading("claims"):
+            claims = bundle.read_claims()
+        assert claims is not None
         checks.add("claims", True, "written as they should be")
         _tail(bundle, claims, facts, asked, checks)
     except Stop:
@@ -95,42 +119,19 @@ def verify(
     return Verdict(bundle.provider, tuple(checks.made), claims, facts.instance if facts else "")
 
 
-class Stop(Exception):
-    """The checks after this one would have nothing to rest on."""
+def _check_sizes(bundle: Bundle, checks: Checks) -> None:
+    """Refuse what is larger than any vendor's evidence before anything reads it."""
+    sizes = [
+        ("evidence", len(bundle.evidence), MAX_EVIDENCE_BYTES),
+        ("claims", len(bundle.claims), MAX_CLAIMS_BYTES),
+        ("endorsements", len(bundle.endorsements), MAX_ENDORSEMENTS),
+        *((name[:40], len(body), MAX_ENDORSEMENT_BYTES) for name, body in bundle.endorsements.items()),
+    ]
+    large = [f"{name} of {found}, of at most {most}" for name, found, most in sizes if found > most]
+    checks.add("size", not large, "; ".join(large[:4]) or "within bounds", stop=True)
 
 
-class Checks:
-    """The checks that were made so far."""
-
-    def __init__(self) -> None:
-        self.made: list[Check] = []
-
-    def add(self, name: str, holds: bool, detail: str, *, stop: bool = False) -> None:
-        """Write one down. Raises Stop if it fails and the others rest on it."""
-        self.made.append(Check(name, holds, detail))
-        if stop and not holds:
-            raise Stop
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """What the hardware signed, once its signature holds: the report data, and which machine."""
-
-    report_data: bytes
-    instance: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class _Asked:
-    policy: Policy
-    now: float
-    nonce: bytes | None
-    purpose: Purpose
-    allow_simulated: bool
-    model_sha256: str | None
-
-
-def _simulated(bundle: Bundle, asked: _Asked, checks: Checks) -> Facts:
+def _simulated(bundle: Bundle, asked: Asked, checks: Checks) -> Facts:
     rules = asked.policy.simulated
     allowed = asked.allow_simulated and rules is not None
     checks.add(
@@ -148,7 +149,7 @@ def _simulated(bundle: Bundle, asked: _Asked, checks: Checks) -> Facts:
     return Facts(bytes.fromhex(report.report_data))
 
 
-def _tail(bundle: Bundle, claims: Claims, facts: Facts, asked: _Asked, checks: Checks) -> None:
+def _tail(bundle: Bundle, claims: Claims, facts: Facts, asked: Asked, checks: Checks) -> None:
     """Make the checks that are the same for all hardware."""
     policy, now = asked.policy, asked.now
     bound = facts.report_data == report_data(bundle.claims)
@@ -170,4 +171,12 @@ def _tail(bundle: Bundle, claims: Claims, facts: Facts, asked: _Asked, checks: C
     checks.add("model", bool(wanted) and named and pinned, f"model_sha256={claims.model_sha256}")
 
 
-_PROVIDERS: dict[Provider, Callable[[Bundle, _Asked, Checks], Facts]] = {Provider.SIMULATED: _simulated}
+_PROVIDERS: Mapping[Provider, Callable[[Bundle, Asked, Checks], Facts]] = MappingProxyType(
+    {
+        Provider.SGX: verify_sgx,
+        Provider.TDX: verify_tdx,
+        Provider.SNP: verify_snp,
+        Provider.NITRO: verify_nitro,
+        Provider.SIMULATED: _simulated,
+    }
+)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from confide.cohort.robust import fewest
 from confide.dp.client_plan import MOST_NOISE, fewest_clients, noise_of_mean
 from confide.errors import JobError
-from confide.train.robust import fewest
+from confide.train.contradictions_in_enclaves import check_enclave, check_enclave_for_nodes
 from confide.train.sections import Job, ModelSection, TrainSection, group_size, parties_of
 
 ADAPTIVE = ("fedadam", "fedyogi", "fedadagrad")
@@ -46,8 +47,16 @@ OF_BOOSTING = (
     *("count", "depth", "cells", "ridge", "least_hessian", "least_gain", "monotone", "patience", "held_out"),
 )
 
-#: The keys of [train] that only "groups" reads.
+#: The keys of [train] that "groups" reads.
 OF_GROUPS = ("group_size", "rule", "liars")
+
+#: Which aggregators read a key of [train]; all read those that are not here.
+AGGREGATED_BY: Mapping[str, tuple[str, ...]] = {
+    "group_size": ("groups",),
+    "rule": ("groups", "tee"),
+    "liars": ("groups", "tee"),
+    "attester": ("tee",),
+}
 
 #: The keys of [model] that only a scattering transform reads.
 OF_SCATTERING = ("scales", "angles", "channel_groups", "frequencies", "whiten")
@@ -59,9 +68,10 @@ def check_readers(train: TrainSection, given: Mapping[str, Any]) -> None:
     for key, readers in READ_BY.items():
         if key in given and name not in readers:
             raise JobError(f'Expected no train.{key} with train.algorithm="{name}"; it belongs to {", ".join(readers)}')
-    for key in OF_GROUPS:
-        if key in given and train.aggregate != "groups":
-            raise JobError(f'Expected no train.{key} with train.aggregate="{train.aggregate}"; it belongs to groups')
+    for key, readers in AGGREGATED_BY.items():
+        if key in given and train.aggregate not in readers:
+            belongs = " and ".join(readers)
+            raise JobError(f'Expected no train.{key} with train.aggregate="{train.aggregate}"; it belongs to {belongs}')
 
 
 def check_features(model: ModelSection, given: Mapping[str, Any]) -> None:
@@ -140,6 +150,7 @@ def check_combinations(job: Job, given: Mapping[str, Any], privacy: Mapping[str,
     check_compression(job.train, given, private=job.privacy is not None)
     if job.train.aggregate == "groups":
         check_groups(job.train, parties_of(job), private=job.privacy is not None)
+    check_enclave(job.train, parties_of(job), private=job.privacy is not None)
     if job.data.evaluate == "federated" and job.data.test is not None:
         raise JobError(
             'Expected no data.test with data.evaluate="federated"; each party evaluates on records of its own. Leave '
@@ -412,6 +423,7 @@ def check_for_nodes(job: Job) -> None:
             'Expected no data.standardise and no train.class_weights in a job for nodes with train.aggregate="groups"; '
             "each group's sum would say something else. Leave them out, or take another aggregator"
         )
+    check_enclave_for_nodes(job)
 
 
 def check_groups(train: TrainSection, parties: int, *, private: bool = False) -> None:

@@ -211,8 +211,12 @@ class Coordinator:
         except ProtocolError as error:
             taken = Taken(None, str(error), *self.meeting.figures(order))
             self.board.round_failed(at_seconds=self._wall())
+            forgotten = self._aggregator.renews and self.meeting.unable_helper(order)
             self.meeting.close(order)
             self._say(f"round {number}, attempt {attempt + 1} failed: {error}")
+            if forgotten:
+                self._say("the enclave has started again: everybody verifies it anew")
+                self._set_up()
             return taken
 
     def released(self, sums: Sums, entry: Mapping[str, Value]) -> None:

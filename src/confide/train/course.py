@@ -19,11 +19,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from confide.cohort.robust import combine, fewest
 from confide.errors import IntegrityError, ProtocolError
 from confide.ideal import Cohort, Sums
 from confide.train.encodings import Encoding
 from confide.train.optimise import optimiser_of
-from confide.train.robust import combine, fewest
 from confide.train.sections import TrainSection
 from confide.wire import Array, Message, Party, Step, Store, decode, encode
 

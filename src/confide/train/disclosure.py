@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from confide.tee.simulated import WARNING
 from confide.train.sections import Job
 
 #: Where scales and categories come from if nothing else is said.
@@ -22,6 +23,7 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
     before = f"; before them one {noisy}sum of {first}" if first else ""
     exact = [] if job.privacy else _exact(job)
     each = "every party's own vector" if hidden_among is None else f"{noisy}sums over {hidden_among} or more parties"
+    each += enclave_text(job)
     return {
         "server_sees": f"{each}, each round, and every round's model{before}",
         "parties_see": f"every round's {noisy}sum and model, and what is their own{before}",
@@ -30,6 +32,17 @@ def disclosed(job: Job, *, hidden_among: int | None) -> dict[str, Any]:
         "public_data": job.model.public_data or "none",
         **({"preprocessing": f"{' and '.join(exact)}, from one sum without noise"} if exact else {}),
     }
+
+
+def enclave_text(job: Job) -> str:
+    """Return what an enclave changes about who sees what; nothing without one."""
+    train = job.train
+    if train.aggregate != "tee":
+        return ""
+    if train.attester == "simulated":
+        return f" ({WARNING})"
+    by = "" if train.rule == "mean" else f", combined by {train.rule} against {train.liars} of them"
+    return f"{by}, as far as the enclave's hardware keeps what its vendor says"
 
 
 def _exact(job: Job) -> list[str]:

@@ -61,7 +61,14 @@ class PolicyGate:
         """Return whether the node takes part, with every reason if it does not."""
         if offer.coordinator.hex() != self._coordinator:
             raise ProtocolError("Expected an offer of the coordinator that this node joined")
-        reasons = refusals(self._policy, offer, setting.job, setting.aggregator().guarantee, self.budget)
+        reasons = refusals(
+            self._policy,
+            offer,
+            setting.job,
+            setting.aggregator().guarantee,
+            self.budget,
+            trains=self._data is not None,
+        )
         if reasons:
             return Decision("refused", "; ".join(reasons))
         if self._policy.approval.by == "policy":

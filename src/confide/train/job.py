@@ -21,12 +21,14 @@ from typing import Any, cast
 
 import msgspec
 
+from confide.cohort.robust import RULES, fewest
 from confide.dp.accountant import gaussian_mu
 from confide.dp.plan import default_delta
 from confide.errors import JobError
 from confide.structs import known
 from confide.train.contradictions import (
     ADAPTIVE,
+    AGGREGATED_BY,
     COMPRESSED_BY,
     OF_BOOSTING,
     OF_GROUPS,
@@ -195,6 +197,7 @@ def train_section(**given: Any) -> TrainSection:
     own = _ALGORITHM_DEFAULTS.get(given.get("algorithm", "fedavg"), {})
     compressed = _COMPRESSION_DEFAULTS.get(given.get("compress", "none"), {})
     outvoted = {"liars": 0} if given.get("rule") == "mean" else {}
+    outvoted |= _inside_enclave(given) if given.get("aggregate") == "tee" else {}
     train = msgspec.convert({**_OWN_MODEL, **own, **compressed, **outvoted, **given}, known(TrainSection))
     check_readers(train, given)
     check_compression(train, given)
@@ -355,6 +358,10 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
         train["liars"] = train.get("liars", 0 if train.get("rule") == "mean" else 1)
         of = TrainSection(**{key: train[key] for key in OF_GROUPS if key in train})
         train["group_size"] = group_size(of, parties)
+    if train.get("aggregate") == "tee":
+        train |= _inside_enclave(train)
+        needed = fewest(train["rule"], train["liars"]) if train["rule"] in RULES else 1
+        train["quorum"] = given.get("quorum") or min(parties, max(train["quorum"], needed))
     resolved = table | {"train": train}
     if on_shares:
         asked = SharesSection(**{"batch": 0 if private else SharesSection().batch} | table.get("shares", {}))
@@ -392,6 +399,12 @@ def _resolved(table: dict[str, Any]) -> dict[str, Any]:
             slower = {"rounds": 20, "momentum": 0.0, "learning_rate": float(f"{steps['learning_rate'] / 5:.3g}")}
             resolved["train"] = train | slower | given | {"quorum": train["quorum"]}
     return resolved
+
+
+def _inside_enclave(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return rule and liars of "tee": an enclave adds up unless it is told a rule."""
+    rule = given.get("rule", "mean")
+    return {"rule": rule, "liars": given.get("liars", 0 if rule == "mean" else 1)}
 
 
 def _private_descent(privacy: Mapping[str, Any]) -> dict[str, Any]:
@@ -441,12 +454,11 @@ def _not_used(job: Job) -> set[tuple[str, str]]:
     elif job.model.features == "encoder":
         unused |= {("model", key) for key in OF_SCATTERING if key != "whiten"}
     unused |= {("train", key) for key, readers in READ_BY.items() if job.train.algorithm not in readers}
-    if job.train.aggregate != "groups":
-        unused |= {("train", key) for key in OF_GROUPS}
+    unused |= {("train", key) for key, readers in AGGREGATED_BY.items() if job.train.aggregate not in readers}
     if job.train.aggregate == "mpc":
         sums = ("attempts", "compress", "clip_norm", "clip_quantile", "local_steps", "expected_records", "quorum")
         unused |= {("train", key) for key in (*sums, "class_weights", "rotation")}
-    if job.train.aggregate not in ("shares", "he"):
+    if job.train.aggregate not in ("shares", "he", "tee"):
         unused.add(("train", "helper"))
     unused |= {("train", key) for key, readers in COMPRESSED_BY.items() if job.train.compress not in readers}
     if job.privacy is None or job.privacy.unit != "client":

@@ -218,6 +218,11 @@ class Meeting:
                 self.flush()
         return self.exchange.output(session)
 
+    def unable_helper(self, order: Open) -> bool:
+        """Return whether somebody who is no node has said that it cannot take part in a session."""
+        session = session_id(self._run, order)
+        return any(session in peer.unable for name, peer in self.peers.items() if name not in self.cohort.clients)
+
     def _is_out(self, name: str, session: str) -> bool:
         peer = self.peers[name]
         return session in peer.unable or self.is_lost(name)

@@ -24,6 +24,7 @@ from confide.model.graph import Graph, Linear
 from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.store import Staged
+from confide.tee.aggregate import Enclaves
 from confide.train import control
 from confide.train.control import (
     MAX_CONTROL_BYTES,
@@ -118,6 +119,7 @@ class Node:
         rng: secret randomness; the operating system's if None. A fixed seed voids every privacy claim, and is reported.
         say: told in one line what happens, for people.
         release: given the model file at a run's end, after the node has checked it against its own course.
+        enclaves: which evidence it accepts, and what signs its own if it is an enclave.
 
     **Guarantees**: nothing computed from records leaves before the gate has accepted the very job that it is computed
     for; a model that the job and the released sums do not give is refused; what a sum spends is committed before the
@@ -137,9 +139,11 @@ class Node:
         rng: Randomness | None = None,
         say: Callable[[str], None] = lambda text: None,
         release: Callable[[Offer, bytes], None] = lambda offer, model: None,
+        enclaves: Enclaves | None = None,
     ) -> None:
         self.member, self._data, self._gate = member, data, gate
         self._rng, self._say, self._release = rng or SystemRandomness(), say, release
+        self._enclaves = enclaves or Enclaves()
         self.exchange = Exchange(store, on_step=self._on_step)
         self._out: list[Envelope] = []
         self._offered: bytes | None = None
@@ -313,7 +317,7 @@ class Node:
             return Answer(offer.run, decision.state, decision.reason[:MAX_REASON], version=_version())  # type: ignore[arg-type]
         if current is None:
             self._leave()
-            current = Part(self.member, offer, setting, self.exchange.view, self._rng)
+            current = Part(self.member, offer, setting, self.exchange.view, self._rng, self._enclaves)
             current.bind()
             if role == "client":
                 if self._data is None:

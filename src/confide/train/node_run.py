@@ -14,6 +14,7 @@ from confide.data.schema import Schema
 from confide.data.table import read_table
 from confide.errors import ProtocolError, UsageError
 from confide.ideal import Aggregator, Session, Vector
+from confide.tee.aggregate import Enclaves
 from confide.train.control import (
     Open,
 )
@@ -50,7 +51,7 @@ class Member:
 
     Args:
         name: as in its certificate.
-        role: "node", or "helper" for a second server or keyholder.
+        role: "node", or "helper" for a second server, keyholder or enclave.
         identity: 32-byte seed of its Ed25519 identity.
     """
 
@@ -73,11 +74,17 @@ class Part:
     """What a node knows of one run that it takes part in."""
 
     def __init__(
-        self, member: Member, offer: Offer, setting: Setting, view: Callable[[str], Store], rng: Randomness
+        self,
+        member: Member,
+        offer: Offer,
+        setting: Setting,
+        view: Callable[[str], Store],
+        rng: Randomness,
+        enclaves: Enclaves,
     ) -> None:
         self.offer, self.setting, self.role = offer, setting, role_of(member, setting)
         self.prefix = f"run/{offer.run}/"
-        self._view = view
+        self._view, self._enclaves = view, enclaves
         self.store = view(self.prefix)
         self.aggregators: dict[int, Aggregator] = {}
         self.silo: Silo | None = None
@@ -210,7 +217,9 @@ class Part:
     def keys(self, number: int) -> tuple[Aggregator, str, Store]:
         """Return the aggregator of a set-up, where its keys lie in the node's store, and the store from there on."""
         prefix = f"{self.prefix}keys-{number}/"
-        return self.aggregators.setdefault(number, self.setting.aggregator()), prefix, self._view(prefix)
+        if number not in self.aggregators:
+            self.aggregators[number] = self.setting.aggregator(self._enclaves)
+        return self.aggregators[number], prefix, self._view(prefix)
 
 
 def role_of(member: Member, setting: Setting) -> str:

@@ -233,7 +233,7 @@ def run_job(
     """
     key = SigningKey(identity_seed(registrar.folder))
     roles = aggregator_of(job).roles
-    helper = job.train.helper if {"helper", "keyholder"} & set(roles) else None
+    helper = job.train.helper if {"helper", "keyholder", "enclave"} & set(roles) else None
     wanted = {**dict.fromkeys(nodes_of(job), "node"), **({helper: "helper"} if helper else {})}
     _await_members(registrar, wanted, desk, say, patience.agree_seconds)
     roster, helping = roster_of(registrar, nodes_of(job), helper)

@@ -39,7 +39,7 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
     said = {**disclosed(job, hidden_among=among), **(plan.label_fields() if plan else {})}
     said["preprocessing"] = "; ".join((said.get("preprocessing", SCHEMA_BOUNDS), *fixed_in_advance(job)))
     return PrivacyLabel(
-        aggregator=job.train.aggregate,
+        aggregator=aggregator_text(job),
         parties=parties,
         quorum=job.train.quorum or default_quorum(len(parties)),
         colluding=job.privacy.colluding if job.privacy else 0,
@@ -49,6 +49,12 @@ def label_of(job: Job, data: Trained, done: Round[Graph], *, head: str = "") -> 
         hidden_among=among,
         **said,
     )
+
+
+def aggregator_text(job: Job) -> str:
+    """Return the aggregator as a label names it: a simulation is not what it simulates."""
+    simulated = job.train.aggregate == "tee" and job.train.attester == "simulated"
+    return f"{job.train.aggregate}, simulated and unprotected," if simulated else job.train.aggregate
 
 
 def labelled(job: Job, data: Trained, done: Round[Graph], ledger: Ledger) -> Artifact:

@@ -30,10 +30,12 @@ from confide.secagg.groups import Groups
 from confide.secagg.masked import Masked
 from confide.secagg.neighbours import LARGEST_COMPLETE, degree_for
 from confide.secagg.shares import Shares
+from confide.tee.aggregate import Enclaves, Tee, simulated_enclaves
 from confide.train.additive_columns import AdditiveColumns, additive
 from confide.train.boosting import Boosting
 from confide.train.client_level import ClientUpdates
 from confide.train.contradictions import check_groups, check_norm_bound
+from confide.train.contradictions_in_enclaves import check_enclave
 from confide.train.cox import Cox
 from confide.train.encodings import Encoding, PrivateGradients, Scaffold, WeightedUpdates, integer_norm_bound
 from confide.train.hazard_head import HazardHead
@@ -56,6 +58,7 @@ AGGREGATORS: Mapping[str, type[Aggregator]] = {
     "masked": Masked,
     "plain": PlainSum,
     "shares": Shares,
+    "tee": Tee,
 }
 
 
@@ -232,17 +235,19 @@ def _check_noise(job: Job, quorum: int) -> None:
         )
 
 
-def aggregator_of(job: Job, *, of_updates: bool = True) -> Aggregator:
+def aggregator_of(job: Job, *, of_updates: bool = True, enclaves: Enclaves | None = None) -> Aggregator:
     """Return the aggregator that [train] names.
 
     Args:
-        of_updates: False for sums of anything else, which train.norm_bound does not bound.
+        of_updates: False for sums of anything else, which train.norm_bound does not bound and no rule outvotes.
+        enclaves: what this member of a federation brings to sums inside an enclave; None where all parties are in this
+            process, which can only simulate one.
 
     Raises:
         JobError: there is none of that name, or its groups cannot outvote the liars.
     """
     private = job.privacy is not None
-    aggregator = aggregator_named(job.train, parties_of(job), private=private, of_updates=of_updates)
+    aggregator = aggregator_named(job.train, parties_of(job), private=private, of_updates=of_updates, enclaves=enclaves)
     if job.train.aggregate == "masked" and job.privacy is not None:
         return Masked(colluding=job.privacy.colluding)  # the sum must hold against as many as the noise does
     return aggregator
@@ -332,13 +337,19 @@ def rounds_of(job: Job, start: Graph, parties: int, preprocess: Preprocess) -> E
 
 
 def aggregator_named(
-    train: TrainSection, parties: int, *, private: bool = False, of_updates: bool = True
+    train: TrainSection,
+    parties: int,
+    *,
+    private: bool = False,
+    of_updates: bool = True,
+    enclaves: Enclaves | None = None,
 ) -> Aggregator:
     """Return the aggregator that [train] names; see `aggregator_of`.
 
     Args:
         private: whether the vectors carry noise.
         of_updates: whether they are updates, which train.norm_bound bounds.
+        enclaves: as in `aggregator_of`.
     """
     name = train.aggregate
     if name == "mpc":
@@ -356,6 +367,12 @@ def aggregator_named(
         return Masked(colluding=max(0, min(spare, degree_for(parties) // 4)))
     if name == "shares" and of_updates:
         return Shares(norm_bound=integer_norm_bound(train))
+    if name == "tee":
+        check_enclave(train, parties, private=private)
+        simulated = train.attester == "simulated"
+        brought = simulated_enclaves() if simulated and enclaves is None else enclaves
+        rule, liars = (train.rule, train.liars) if of_updates else ("mean", 0)
+        return Tee(rule=rule, liars=liars, simulated=simulated, enclaves=brought)
     if name == "groups":
         check_groups(train, parties, private=private)
         return Groups(group_size(train, parties))

@@ -2,6 +2,7 @@
 
     [allow]     models, aggregates, jobs by hash, coordinators, helpers, the roster
     [limits]    smallest cohort and quorum, privacy required, greatest epsilon over the data's lifetime ...
+    [attestation]  which enclaves may hold updates in the clear
     [data]      the data set that the budget belongs to
     [approval]  by a person, or by this policy alone
 
@@ -21,6 +22,8 @@ import msgspec
 from confide.errors import UsageError, nearest
 from confide.guarantee import Guarantee
 from confide.structs import known
+from confide.tee.aggregate import Enclaves
+from confide.tee.policy import read_policy
 from confide.train.budget import Budget
 from confide.train.keys import Range, faults, load_tables, sections_of, table_faults
 from confide.train.offer import Offer
@@ -36,12 +39,12 @@ class AllowSection(Section, frozen=True, kw_only=True):
         aggregates: what may add the updates.
         jobs: hex hashes of the only jobs that may run; empty for any job that the rest allows.
         coordinators: hex identities of the only coordinators; empty for whoever the node's certificates admit.
-        helpers: hex identities of the only second servers and key holders.
+        helpers: hex identities of the only second servers, key holders and enclaves.
         roster: hex fingerprint of the only roster.
     """
 
     models: tuple[Literal["logistic", "mlp", "trees", "cox"], ...] = ("logistic", "mlp", "trees", "cox")
-    aggregates: tuple[str, ...] = ("amortised", "groups", "he", "masked", "shares")
+    aggregates: tuple[str, ...] = ("amortised", "groups", "he", "masked", "shares", "tee")
     jobs: tuple[str, ...] = ()
     coordinators: tuple[str, ...] = ()
     helpers: tuple[str, ...] = ()
@@ -74,6 +77,18 @@ class LimitsSection(Section, frozen=True, kw_only=True):
     most_rounds: int = 100
 
 
+class AttestationSection(Section, frozen=True, kw_only=True):
+    """[attestation]: of train.aggregate = "tee": which enclaves this node seals its updates to.
+
+    Args:
+        policy: the file that says which code on whose hardware, relative to this file; without it none.
+        allow_simulated: accept a trial without hardware, in which the coordinator sees every update.
+    """
+
+    policy: str | None = None
+    allow_simulated: bool = False
+
+
 class DataSetSection(Section, frozen=True, kw_only=True):
     """[data]: `data_set` names the data that the budget belongs to; it stays when the file changes."""
 
@@ -91,6 +106,7 @@ class Policy(Section, frozen=True, kw_only=True):
 
     allow: AllowSection = AllowSection()
     limits: LimitsSection = LimitsSection()
+    attestation: AttestationSection = AttestationSection()
     data: DataSetSection = DataSetSection()
     approval: ApprovalSection = ApprovalSection()
 
@@ -121,6 +137,18 @@ def load_policy(path: Path) -> Policy:
         UsageError: the file is absent or no TOML; or as in `parse_policy`.
     """
     return parse_policy(load_tables(path, "policy", UsageError))
+
+
+def enclaves_of(policy: Policy, path: Path) -> Enclaves:
+    """Return which evidence of enclaves a node accepts by its `policy`, which was read from `path`.
+
+    Raises:
+        UsageError: the file that [attestation] names is absent, or is none.
+    """
+    asked = policy.attestation
+    if asked.policy is None:
+        return Enclaves()
+    return Enclaves(policy=read_policy(path.parent / asked.policy), allow_simulated=asked.allow_simulated)
 
 
 def parse_policy(table: Mapping[str, Any]) -> Policy:
@@ -174,7 +202,9 @@ def _wrong_data_set(data: DataSetSection) -> Iterator[str]:
 # --- what a policy says to a job --------------------------------------------------------------------------------------
 
 
-def refusals(policy: Policy, offer: Offer, job: Job, guarantee: Guarantee, budget: Budget) -> list[str]:
+def refusals(
+    policy: Policy, offer: Offer, job: Job, guarantee: Guarantee, budget: Budget, *, trains: bool = True
+) -> list[str]:
     """Return every reason for which this node takes no part in an offered job; none if it may run.
 
     Args:
@@ -182,6 +212,7 @@ def refusals(policy: Policy, offer: Offer, job: Job, guarantee: Guarantee, budge
         offer, job: what was offered, and what `read` made of it.
         guarantee: of the job's aggregator.
         budget: of the policy's data set.
+        trains: False for a helper, which seals nothing to anybody.
 
     Returns:
         One line for each reason, for the coordinator to see: the policy's rule and what the job asks.
@@ -190,20 +221,29 @@ def refusals(policy: Policy, offer: Offer, job: Job, guarantee: Guarantee, budge
     """
     return [
         *_refused_members(policy.allow, offer),
-        *refusals_of_job(policy, job, guarantee, budget, job_hash=offer.job_hash, run=offer.run),
+        *refusals_of_job(policy, job, guarantee, budget, job_hash=offer.job_hash, run=offer.run, trains=trains),
     ]
 
 
 def refusals_of_job(
-    policy: Policy, job: Job, guarantee: Guarantee, budget: Budget, *, job_hash: str, run: str | None = None
+    policy: Policy,
+    job: Job,
+    guarantee: Guarantee,
+    budget: Budget,
+    *,
+    job_hash: str,
+    run: str | None = None,
+    trains: bool = True,
 ) -> list[str]:
     """Return the reasons that lie in the job itself, whoever offers it; as in `refusals`.
 
     Args:
         run: id of the run, whose own charges do not count against it when it goes on after an interruption.
+        trains: as in `refusals`.
     """
     return [
         *_refused_kind(policy, job, guarantee, job_hash),
+        *(_refused_enclave(policy.attestation, job) if trains else ()),
         *_refused_size(policy.limits, job),
         *_refused_privacy(policy.limits, job, budget, run),
     ]
@@ -244,6 +284,21 @@ def _refused_kind(policy: Policy, job: Job, guarantee: Guarantee, job_hash: str)
         yield (
             f'Expected train.aggregate="{job.train.aggregate}" to hide updates from the coordinator '
             '(limits.hide_updates of this node); take "masked"'
+        )
+
+
+def _refused_enclave(attestation: AttestationSection, job: Job) -> Iterator[str]:
+    if job.train.aggregate != "tee":
+        return
+    if attestation.policy is None:
+        yield (
+            'Expected no train.aggregate="tee": this node names no enclaves that it accepts (attestation.policy); take '
+            '"masked"'
+        )
+    if job.train.attester == "simulated" and not attestation.allow_simulated:
+        yield (
+            'Expected train.attester="hardware", got "simulated", which protects nothing (attestation.allow_simulated '
+            "of this node)"
         )
 
 

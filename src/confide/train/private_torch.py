@@ -263,7 +263,7 @@ def fit_privately(
 
 
 def _aggregator(train: TrainSection, plan: SampledPlan) -> Aggregator:
-    if train.aggregate not in AGGREGATORS or train.aggregate in ("amortised", "groups"):
+    if train.aggregate not in AGGREGATORS or train.aggregate in ("amortised", "groups", "tee"):
         raise JobError(
             f'Expected train.aggregate="{train.aggregate}" to be "masked", "shares", "he" or "plain"; or pass one as '
             "aggregator="

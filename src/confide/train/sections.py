@@ -11,7 +11,7 @@ from typing import Literal
 
 import msgspec
 
-from confide.train.robust import fewest
+from confide.cohort.robust import fewest
 
 #: Most nodes of one job.
 MOST_NODES = 1000
@@ -161,8 +161,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
     """[train]: who sums, and how the sum moves the model.
 
     Args:
-        aggregate: "plain", "masked", "amortised", "shares", "he" or "groups"; what adds the updates of the parties. Or
-            "mpc": parties share their rows to two servers that train on them, and no update exists.
+        aggregate: "plain", "masked", "amortised", "shares", "he", "groups" or "tee"; what adds the updates of the
+            parties. Or "mpc": parties share their rows to two servers that train on them, and no update exists.
         algorithm: what a party contributes and how the mean moves the model; "fedavg" with momentum is FedAvgM;
             "statistics" takes one sum over records, from which a logistic model's weights are solved; "newton" goes on
             from there by gradients that the same sums precondition; "boosting" grows trees, and is what they have;
@@ -173,7 +173,8 @@ class TrainSection(Section, frozen=True, kw_only=True):
             charged under [privacy].
         solver: of statistics and newton's start: "discriminant", linear discriminant analysis, or "ridge", least
             squares; weight_decay is the ridge of both, for each record.
-        helper: of "shares" and "he" over a network: the name of whoever runs the second server or keeps the key.
+        helper: of "shares", "he" and "tee" over a network: the name of whoever runs the second server, keeps the key or
+            is the enclave.
         quorum: smallest number of parties in any released sum; 0 stands for a majority, and for 3 at least.
         rounds: sums to take, or passes over the rows of "mpc", >= 1; without the key 30, 60 for an mlp, 1 for
             statistics, 17 for newton, 8 for risk-sets, 1 and one for each level of each tree, 40 for private gradients
@@ -206,8 +207,12 @@ class TrainSection(Section, frozen=True, kw_only=True):
             the key the parties start from what the job gives.
         group_size: of "groups": fewest parties in a group; a party hides among its group only. 0 stands for as many as
             leave enough groups for the rule, at most 5; 3 is the least.
-        rule: of "groups": how the groups' means become one change; all groups weigh the same.
-        liars: of "groups": how many groups may hold a liar; without the key 1, or 0 for "mean".
+        rule: of "groups": how the groups' means become one change; all groups weigh the same. Of "tee": how the
+            enclave makes one vector of the parties'; without the key "mean", the exact sum.
+        liars: of "groups": how many groups may hold a liar; of "tee": how many parties may; without the key 1, or 0
+            for "mean".
+        attester: of "tee": "simulated" is a trial on machines without the hardware, and protects nothing; nodes and
+            the enclave must ask for it as well.
         compress: how an update is made smaller before it is summed; "none" sends every parameter at fraction_bits.
         compress_bits: of rotate: bits of one party's number, sign included.
         compress_share: of rand-k and sketch: numbers sent per parameter, 0 < share <= 1.
@@ -257,6 +262,7 @@ class TrainSection(Section, frozen=True, kw_only=True):
     group_size: int = 0
     rule: Literal["mean", "median", "trimmed-mean", "multi-krum"] = "trimmed-mean"
     liars: int = 1
+    attester: Literal["hardware", "simulated"] = "hardware"
     compress: Literal["none", "rotate", "rand-k", "sketch"] = "none"
     compress_bits: int = 8
     compress_share: float = 0.1

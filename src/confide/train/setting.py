@@ -10,6 +10,7 @@ from confide.dp.plan import PrivacyPlan
 from confide.ideal import Aggregator, Cohort, Session
 from confide.model.graph import Graph
 from confide.model.preprocess import Preprocess
+from confide.tee.aggregate import Enclaves
 from confide.train.contradictions import check_for_nodes
 from confide.train.control import Open
 from confide.train.course import Course, approve, parameters_hash
@@ -64,9 +65,13 @@ class Setting:
         """Return the nodes' names in their order."""
         return self.cohort.clients
 
-    def aggregator(self) -> Aggregator:
-        """Return a new aggregator: some remember what they agreed on, so each set-up gets its own."""
-        return aggregator_of(self.job)
+    def aggregator(self, enclaves: Enclaves | None = None) -> Aggregator:
+        """Return a new aggregator: some remember what they agreed on, so each set-up gets its own.
+
+        Args:
+            enclaves: what the member that takes part brings; see `aggregator_of`.
+        """
+        return aggregator_of(self.job, enclaves=enclaves)
 
     def encoding(self) -> Encoding:
         """Return what a node contributes."""

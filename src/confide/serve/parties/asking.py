@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
-from confide.errors import ConfideError, IntegrityError, ProtocolError, SetUpAgain, UsageError
+from confide.errors import AskAgain, ConfideError, IntegrityError, ProtocolError, SetUpAgain, UsageError
 from confide.ideal import Backend, Kit
 from confide.model.encoder import Encoder
 from confide.net.certificates import fingerprint
@@ -45,6 +45,8 @@ Matrix = NDArray[np.float64]
 SETTING_UP = "setting up"
 #: Stock is filled up again when a part of this size is used.
 _SERVINGS = 8
+#: Questions in a row that are asked again since what was dealt for them was lost: one for each restart of another.
+_MOST_LOST = 3
 
 
 class JointAsking:
@@ -224,7 +226,8 @@ class JointAsking:
             return self._predict(session, x)
 
     def _predict(self, session: Session, x: Matrix) -> Transcript:
-        for last in (False, True):
+        set_up, lost = 0, 0
+        while True:
             offer = self._guest.offer()
             if offer.model != self._model:
                 raise ProtocolError("Expected the model that was asked before; the server prepared it anew, ask again")
@@ -233,14 +236,17 @@ class JointAsking:
                 self._stocked(session, len(x))
                 transcript = self._asked(session, x)
             except SetUpAgain:
-                if last:
+                if (set_up := set_up + 1) > 1:
                     raise
                 session.confirm(None)
                 self._levels.clear()
+            except AskAgain:  # what was dealt for it is used up here
+                if (lost := lost + 1) > _MOST_LOST:
+                    raise
+                self._levels.pop(len(x), None)
             else:
                 self._restocked(session, len(x))
                 return transcript
-        raise AssertionError
 
     def _asked(self, session: Session, x: Matrix) -> Transcript:
         store, backend = self._store_of(session), session.backend

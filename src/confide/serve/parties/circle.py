@@ -13,7 +13,7 @@ from typing import Protocol
 
 import msgspec
 
-from confide.errors import ConfideError, ProtocolError, SetUpAgain
+from confide.errors import ConfideError, ProtocolError
 from confide.net.certificates import read_member
 from confide.net.exchange import Envelope
 from confide.net.limits import Limits
@@ -238,8 +238,7 @@ class Circle:
     def refuse(self, peer: str, session: str, error: ConfideError) -> None:
         """Tell who ordered a session why it does not take place here, and throw away what still comes of it."""
         self.sessions.shut(session)
-        body = Abort(short(str(error)), isinstance(error, SetUpAgain))
-        self.mesh.send(peer, letter(self.me.name, peer, body, session=session))
+        self.mesh.send(peer, letter(self.me.name, peer, Abort.of(error), session=session))
 
     # --- inside -------------------------------------------------------------------------------------------------------
 

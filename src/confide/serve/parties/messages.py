@@ -19,7 +19,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from confide.errors import ProtocolError
+from confide.errors import Aborted, AskAgain, ConfideError, ProtocolError, SetUpAgain
 from confide.net.exchange import Envelope
 from confide.wire import Message, decode, encode
 
@@ -174,11 +174,22 @@ class Abort(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         reason: one line for people.
         set_up: the client must be set up again first.
         by: who ended it, "" for the sender.
+        again: what was dealt for this question is lost; the client asks again, under what was dealt next.
     """
 
     reason: _Reason
     set_up: bool = False
     by: _Name = ""
+    again: bool = False
+
+    @staticmethod
+    def of(error: ConfideError) -> Abort:
+        """Return what to tell others of an error that ended a session."""
+        return Abort(short(str(error)), isinstance(error, SetUpAgain), again=isinstance(error, AskAgain))
+
+    def error(self, reason: str) -> Aborted:
+        """Return the error with which a session ends here."""
+        return SetUpAgain(reason) if self.set_up else AskAgain(reason) if self.again else Aborted(reason)
 
 
 class Revoked(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

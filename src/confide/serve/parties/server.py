@@ -220,10 +220,9 @@ class Server:
         cast = cast_of(order, "server", {"server": COORDINATOR, **self.partners})
         prefix = part_of(order.model, prepared.backend.name, peer)
         store = self.circle.sessions.view(prefix)
-        run = run_of(self._store.get(mark))
         place = Place(
             prefix=prefix, client=peer, backend=prepared.backend, role="server", kit=prepared.kits["server"], mark=mark,
-            run=run,
+            run=lambda: run_of(self._store.get(mark)),
         )  # fmt: skip
         try:
             self._admit(peer, order, model)
@@ -427,8 +426,12 @@ def make_ready(
 def make_ready_after(
     circle: Circle, order: Order, ended: Ended, backend: Backend, kit: Kit, store: Store, mark: bytes | None
 ) -> None:
-    """After a prediction from stock, make the next ones ready; `mark` is what is known of the client's set-up."""
-    if order.kind == "predict" and not order.dealt and ended.error is None and mark:
+    """After a prediction from stock, however it ended, clear away what it used and make the next ones ready.
+
+    Args:
+        mark: what is known of the client's set-up.
+    """
+    if order.kind == "predict" and not order.dealt and mark:
         make_ready(circle, ended.cast.role, backend, kit, store, mark[IDENTITY_BYTES:].decode(), rows=order.rows)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from confide.errors import Aborted, ConfideError, ProtocolError, SetUpAgain, StoreError
+from confide.errors import Aborted, ConfideError, ProtocolError, StoreError
 from confide.net.exchange import Envelope, Exchange
 from confide.serve.parties.messages import ABORT, Abort, letter, owner_of, read, short
 from confide.wire import Message, Party, Step, Store
@@ -69,7 +69,10 @@ class Cast:
 
     def role_of(self, name: str) -> str | None:
         """Return the role of another member, or None."""
-        return next((role for role, one in self.names.items() if one == name and role != self.role), None)
+        for role, one in self.names.items():
+            if one == name and role != self.role:
+                return role
+        return None
 
 
 @dataclass(slots=True)
@@ -144,7 +147,7 @@ class Sessions:
     ) -> None:
         self.me, self.bounds = me, bounds
         self._send, self._broken, self._seen, self._clock = send, broken, seen, clock
-        self._exchange = Exchange(store, on_step=self._stepped)
+        self._exchange = Exchange(store, on_step=self._stepped, rests=True)
         self._open: dict[str, _Open] = {}
         self._early: dict[tuple[str, str], _Early] = {}
         self._over: OrderedDict[str, None] = OrderedDict()
@@ -270,6 +273,8 @@ class Sessions:
         try:
             work()
             self._leave()
+            while self._exchange.go_on():
+                self._leave()
         except StoreError as error:
             self.abort(session, f"the store of {self.me} does not work: {error}")
         except ConfideError as error:
@@ -286,8 +291,7 @@ class Sessions:
         try:
             output = self._exchange.output(session)
         except ConfideError as error:
-            said = Abort(short(str(error)), isinstance(error, SetUpAgain))
-            return self._finish(session, error, None, said=said)
+            return self._finish(session, error, None, said=Abort.of(error))
         return self._finish(session, None, output)
 
     def _finish(
@@ -345,8 +349,8 @@ class Sessions:
         reason = f"{by} ended it: {short(said.reason)}"
         self._exchange.abort(session, reason)
         # Whoever ended it may know of us alone: of a set-up, partners are told by the server.
-        told = Abort(short(said.reason), said.set_up, by)
-        self._finish(session, SetUpAgain(reason) if said.set_up else Aborted(reason), None, said=told, knows=peer)
+        told = Abort(short(said.reason), said.set_up, by, said.again)
+        self._finish(session, said.error(reason), None, said=told, knows=peer)
 
     def _bound_waiting(self, session: str, peer: str, role: str) -> None:
         bounds, waiting = self.bounds, self._exchange.waiting_bytes

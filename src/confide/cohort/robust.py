@@ -1,14 +1,14 @@
 """Robust rules: one vector out of several, of which a few may be lies.
 
-They are meant for the means of groups (`confide.secagg.Groups`): post-processing of what the server has learnt anyway.
-Applied to single clients' updates they would need a server that sees those.
+Over the means of groups (`confide.secagg.Groups`) they are post-processing of what the server has learnt anyway. Over
+single clients' vectors they need somebody who sees those: the enclave of `confide.tee.Tee`.
 
     symbol   here     meaning
-    m        rows     vectors (groups)
+    m        rows     vectors (of groups, or of clients)
     f        liars    how many of them may be arbitrary
 
 A rule can bound what liars do only while they are few: m > 2 f for median and trimmed mean, m > 2 f + 2 for multi-Krum.
-One lying client spoils its whole group, so f counts groups that hold a liar.
+One lying client spoils its whole group, so of groups f counts those that hold a liar.
 
 Every rule adds in one fixed order, so equal rows give equal bits, whoever combines them.
 
@@ -34,6 +34,10 @@ _NEEDS: Mapping[str, tuple[int, int]] = {
     "trimmed-mean": (2, 1),
     "multi-krum": (2, 3),
 }
+
+
+#: The names of the rules.
+RULES = tuple(_NEEDS)
 
 
 def fewest(rule: str, liars: int) -> int:
@@ -70,7 +74,7 @@ def combine(rule: str, rows: Matrix, *, liars: int) -> Matrix:
 def _checked(rows: Matrix, liars: int, needed: int) -> Matrix:
     if rows.ndim != 2 or liars < 0 or len(rows) < needed or not np.isfinite(rows).all():
         raise UsageError(
-            f"Expected at least {needed} finite vectors to outvote liars={liars}, got {len(rows)}; take more groups"
+            f"Expected at least {needed} finite vectors to outvote liars={liars}, got {len(rows)}; take more of them"
         )
     return rows
 

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import stats
 
+from confide.cohort import robust
 from confide.crypto.random import public_stream
 from confide.errors import UsageError
-from confide.train import robust
 
 ROWS = st.integers(5, 9).flatmap(
     lambda count: arrays(np.float64, (count, 3), elements=st.integers(-1000, 1000).map(float))
