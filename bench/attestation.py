@@ -63,7 +63,10 @@ def cases(folder: Path) -> list[tuple[str, Bundle, Policy, float]]:
     guest, registers = Quote.read(tdx), Document.read(read_sign1(nitro).payload).pcrs
     rtmr = {f"rtmr{i}": (guest.part(328 + 48 * i, 48),) for i in range(3)}
     pcrs = {f"pcr{i}": (registers[i].hex(),) for i in range(3)}
-    snp_with = {"vcek.der": leaf.public_bytes(Encoding.DER), "chain.pem": read("amd_snp_google/trust/ask_ark_genoa.pem")}
+    snp_with = {
+        "vcek.der": leaf.public_bytes(Encoding.DER),
+        "chain.pem": read("amd_snp_google/trust/ask_ark_genoa.pem"),
+    }
     return [
         ("Intel SGX", bundle(Provider.SGX, sgx, {"collateral.json": read("intel_dcap_phala/sgx_quote_collateral.json")}),
          Policy(sgx=SgxRules(mrenclave=(Quote.read(sgx).part(64, 32),), advisories=("INTEL-SA-00289", "INTEL-SA-00615"),

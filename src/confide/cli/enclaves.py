@@ -18,9 +18,12 @@ AttesterName = Annotated[
         help="With tee: who signs the evidence, configfs-tsm, gramine or nitro; simulated protects nothing.",
     ),
 ]
-EndorsementsFolder = Annotated[
-    Path | None,
-    typer.Option(metavar="FOLDER", help="With tee: the vendor's certificates and lists, shown with the evidence."),
+Endorsements = Annotated[
+    str,
+    typer.Option(
+        metavar="FOLDER|fetch",
+        help="With tee: the vendor's certificates and lists, shown with the evidence; fetch asks the vendor for them.",
+    ),
 ]
 BrokerUrl = Annotated[
     str | None, typer.Option(metavar="URL", help="With tee and a sealed model: the broker that has its key.")
@@ -36,12 +39,12 @@ class EnclaveOptions:
 
     Args:
         attester: name; "" for none.
-        folder: of endorsements.
+        endorsements: "fetch", or a folder with them; "" for none.
         broker, broker_ca: where a sealed model's key is.
     """
 
     attester: str = ""
-    folder: Path | None = None
+    endorsements: str = ""
     broker: str | None = None
     broker_ca: Path | None = None
 
@@ -49,7 +52,7 @@ class EnclaveOptions:
         """Refuse options without the backend that they are for."""
         given = {
             "--attester": self.attester,
-            "--endorsements": self.folder,
+            "--endorsements": self.endorsements,
             "--broker": self.broker,
             "--broker-ca": self.broker_ca,
         }
@@ -63,29 +66,23 @@ class EnclaveOptions:
         if self.broker_ca and not self.broker:
             raise UsageError("Expected --broker URL with --broker-ca; it names the broker's authority")
 
-    def endorsements(self) -> Mapping[str, bytes]:
-        """Return a vendor's certificates and lists by the names of their files."""
-        from confide.tee.evidence import MAX_BUNDLE_BYTES
+    @property
+    def fetch(self) -> bool:
+        """Return whether the vendor is asked for endorsements."""
+        return self.endorsements == "fetch"
 
-        if self.folder is None:
-            return {}
-        try:
-            found = {path.name: path.read_bytes() for path in sorted(self.folder.iterdir()) if path.is_file()}
-        except OSError:
-            raise UsageError(f"Expected --endorsements {self.folder} to be a folder that can be read") from None
-        if not found or sum(map(len, found.values())) > MAX_BUNDLE_BYTES // 2:
-            raise UsageError(
-                f"Expected --endorsements {self.folder} to hold files of at most {MAX_BUNDLE_BYTES // 2} bytes in all; "
-                "docs/attestation.md names them"
-            )
-        return found
+    def given(self) -> Mapping[str, bytes]:
+        """Return the endorsements of a folder, by the names of their files."""
+        from confide.tee.endorsements import read_endorsements
+
+        return {} if self.fetch or not self.endorsements else read_endorsements(self.endorsements)
 
     def model_file(self, path: Path) -> bytes:
         """Return the bytes of a model file; a sealed one is opened in memory, with its key from the broker."""
         from confide.model.artifact import read
+        from confide.serve.staple import Stapler
         from confide.serve.unseal import unsealed
         from confide.tee.attest import load_attester
-        from confide.tee.enclave import adding
         from confide.tee.sealed import is_sealed
 
         sealed = path.is_file() and is_sealed(_begin(path))
@@ -98,9 +95,9 @@ class EnclaveOptions:
                 f"Expected --broker URL with {path}, a sealed model, and --backend tee: `confide broker` gives its key "
                 "to attested servers"
             )
-        return unsealed(
-            path, self.broker, load_attester(self.attester), endorse=adding(self.endorsements()), ca_file=self.broker_ca
-        )
+        attester = load_attester(self.attester)
+        endorse = Stapler(attester, given=self.given(), fetch=self.fetch)
+        return unsealed(path, self.broker, attester, endorse=endorse, ca_file=self.broker_ca)
 
 
 def _begin(path: Path) -> bytes:

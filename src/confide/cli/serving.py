@@ -16,7 +16,7 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import stops_cleanly, warnings_as_lines
-from confide.cli.enclaves import AttesterName, BrokerCa, BrokerUrl, EnclaveOptions, EndorsementsFolder
+from confide.cli.enclaves import AttesterName, BrokerCa, BrokerUrl, EnclaveOptions, Endorsements
 from confide.cli.joint import (
     CLIENT_STOCK_BYTES,
     STOCK_BYTES,
@@ -72,7 +72,7 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="8080 if left out, or the federation's; 0 takes a free one.")
     ] = None,
     attester: AttesterName = "",
-    endorsements: EndorsementsFolder = None,
+    endorsements: Endorsements = "",
     broker: BrokerUrl = None,
     broker_ca: BrokerCa = None,
     federation: Annotated[
@@ -322,7 +322,8 @@ def _source(
         threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
         ranges=ranges_from(calibrate, artifact.graph, artifact.preprocess) if calibrate else None,
         attester=enclave.attester if enclave else "",
-        endorsements=enclave.endorsements() if enclave else {},
+        endorsements=enclave.given() if enclave else {},
+        fetch=enclave is not None and enclave.fetch,
     )
 
 
