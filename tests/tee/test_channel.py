@@ -107,7 +107,8 @@ def labelled(*parts: bytes) -> bytes:
 
 def reply_key(secret: bytes, nonce: bytes, enc: bytes) -> bytes:
     extracted = hmac.digest(nonce, secret, "sha256")
-    return hmac.digest(extracted, labelled(b"confide tee reply v1", CONTEXT, enc) + b"\1", "sha256")
+    info = labelled(b"confide tee reply v1", CONTEXT, hashlib.sha256(enc).digest())
+    return hmac.digest(extracted, info + b"\1", "sha256")
 
 
 REQUEST_INFO = labelled(b"confide tee request v1", CONTEXT)

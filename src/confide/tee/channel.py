@@ -5,7 +5,7 @@
 
 HPKE in base mode with ML-KEM-768 + X25519 (what is recorded today stays closed to a quantum computer), HKDF-SHA256 and
 AES-256-GCM. The reply's key is derived from the secret inside the request and the reply's own random nonce, so that a
-request which is sent twice never gives two replies under one key; it is bound to the request by its encapsulation.
+request which is sent twice never gives two replies under one key; a hash of the encapsulation binds it to the request.
 
 Paper: RFC 9180 (HPKE, one-shot API); draft-ietf-hpke-pq for the KEM (X-Wing, number 0x647a); RFC 9458, section 4.4, for
 a reply under a nonce of its own. We carry the reply's secret in the request instead of exporting it from the context:
@@ -15,6 +15,8 @@ Leaks: lengths of bodies, which grow with their rows; when, and how often.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -109,7 +111,7 @@ class ReplyKey:
 
     def __init__(self, secret: bytes, sealed: bytes, context: bytes) -> None:
         self._secret = secret
-        self._info = label(_REPLY, context, sealed[:_ENCAPSULATED_BYTES])
+        self._info = label(_REPLY, context, hashlib.sha256(sealed[:_ENCAPSULATED_BYTES]).digest())
 
     def seal(self, body: bytes, rng: Randomness) -> bytes:
         """Return the sealed reply, `REPLY_BYTES` longer than `body`."""
