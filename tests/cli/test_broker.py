@@ -282,3 +282,12 @@ def test_what_seal_prints(sealed):
     head = read_head(read_sealed(sealed / "model.sealed"))
     printed = (sealed / "printed").read_text().splitlines()
     assert printed == ["sealed model: model.sealed", f"model_sha256: {head.graph_sha256}", f"key: {head.key_id}"]
+
+
+def test_inspect_shows_whose_model_it_is(sealed, run):
+    head = read_head(read_sealed(sealed / "model.sealed"))
+    shown = run("inspect", sealed / "model.sealed", "--trust", OWNER.public.hex())[0]
+    for line in (f"model_sha256: {head.graph_sha256}", f"key: {head.key_id}", f"signer: {OWNER.public.hex()}"):
+        assert line in shown.splitlines()
+    assert "pinned key" in run("inspect", sealed / "model.sealed", "--trust", "00" * 32, code=2)[1]
+    assert "no such file" in run("inspect", sealed / "absent", code=2)[1]
