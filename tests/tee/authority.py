@@ -125,7 +125,8 @@ class Chip:
                                        extensions=said)  # fmt: skip
 
     def report(
-        self, report_data: bytes, *, version: int = 3, policy: int = 0x30000, vmpl: int = 0, host_data: bytes = bytes(32),
+        self, report_data: bytes, *, version: int = 3, policy: int = 0x30000, vmpl: int = 0,
+        host_data: bytes = bytes(32),
         reported: dict[str, int] = TCB, launch: dict[str, int] = TCB, measurement: bytes = bytes.fromhex("ab" * 48),
         cpuid: tuple[int, int] | None = None, chip: bytes | None = None, platform: int = 0x24, key=None,
         id_key: bytes = bytes(48), author_key: bytes = bytes(48), guest_svn: int = 1, algorithm: int = 1,

@@ -68,7 +68,7 @@ def attest(
     if out is not None:
         _write(out, bundle.encode())
     if write_policy is not None:
-        from confide.tee.policy import policy_text
+        from confide.tee.draft import policy_text
 
         _write(write_policy, policy_text(bundle).encode())
         console.err.print(f"wrote {write_policy}: it trusts what is there now; compare it with a build of your own")

@@ -95,8 +95,8 @@ class EnclaveOptions:
             return read(path)
         if not self.broker:
             raise UsageError(
-                f"Expected --broker URL with {path}, a sealed model, and --backend tee: `confide broker` gives its key to "
-                "attested servers"
+                f"Expected --broker URL with {path}, a sealed model, and --backend tee: `confide broker` gives its key "
+                "to attested servers"
             )
         return unsealed(
             path, self.broker, load_attester(self.attester), endorse=adding(self.endorsements()), ca_file=self.broker_ca

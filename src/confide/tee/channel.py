@@ -45,6 +45,11 @@ REPLY_BYTES = SECRET_BYTES + 16
 _REQUEST = b"confide tee request v1"
 _REPLY = b"confide tee reply v1"
 
+_NO_ML_KEM = (
+    "Expected a cryptography package whose OpenSSL has ML-KEM; install its wheel with: pip install --force-reinstall "
+    "--only-binary cryptography 'cryptography>=50'"
+)
+
 
 def _suite() -> Suite:
     return Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -64,10 +69,7 @@ class EnclaveKey:
         try:
             lattice = MLKEM768PrivateKey.from_seed_bytes(rng.bytes(ENCAPSULATION_SEED_BYTES))
         except UnsupportedAlgorithm:
-            raise UsageError(
-                "Expected a cryptography package whose OpenSSL has ML-KEM; install its wheel with: pip install "
-                "--force-reinstall --only-binary cryptography 'cryptography>=50'"
-            ) from None
+            raise UsageError(_NO_ML_KEM) from None
         curve = X25519PrivateKey.from_private_bytes(rng.bytes(KEY_BYTES))
         self._key = MLKEM768X25519PrivateKey(lattice, curve)
         self.public = lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
@@ -138,17 +140,20 @@ def seal(body: bytes, public: bytes, *, context: bytes, rng: Randomness) -> tupl
         rng: draws the reply's secret; the encapsulation draws from the operating system by itself.
 
     Raises:
-        ProtocolError: `public` is no key.
+        ProtocolError: `public` is no key: of another length, not reduced, or its curve's half of low order.
+        UsageError: the OpenSSL at hand has no ML-KEM.
     """
+    secret = rng.bytes(SECRET_BYTES)
     try:
         key = MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(public[:ENCAPSULATION_KEY_BYTES]),
             X25519PublicKey.from_public_bytes(public[ENCAPSULATION_KEY_BYTES:]),
         )
+        sealed = _suite().encrypt(secret + body, key, label(_REQUEST, context))  # low order shows only here
+    except UnsupportedAlgorithm:
+        raise UsageError(_NO_ML_KEM) from None
     except ValueError:
         raise ProtocolError(f"Expected the enclave's public key, {PUBLIC_KEY_BYTES} bytes") from None
-    secret = rng.bytes(SECRET_BYTES)
-    sealed = _suite().encrypt(secret + body, key, label(_REQUEST, context))
     return sealed, ReplyKey(secret, sealed, context)
 
 

@@ -23,8 +23,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
+import msgspec
+
 from confide.errors import AttestationError, ProtocolError, UsageError
-from confide.tee import simulated
+from confide.tee import known, simulated
 from confide.tee.amd import verify_snp
 from confide.tee.checks import Asked, Check, Checks, Facts, Stop
 from confide.tee.evidence import MAX_CLAIMS_BYTES, Bundle, Claims, Provider, Purpose, report_data
@@ -32,7 +34,7 @@ from confide.tee.intel import verify_sgx, verify_tdx
 from confide.tee.nitro import verify_nitro
 from confide.tee.policy import Policy
 
-__all__ = ["Check", "Verdict", "verify"]
+__all__ = ["Check", "Verdict", "report_json", "report_lines", "verify"]
 
 MAX_EVIDENCE_BYTES = 1 << 15
 MAX_ENDORSEMENT_BYTES = 1 << 19
@@ -117,6 +119,29 @@ def verify(
     except ProtocolError as error:
         checks.add("form", False, str(error))
     return Verdict(bundle.provider, tuple(checks.made), claims, facts.instance if facts else "")
+
+
+def report_lines(verdict: Verdict) -> list[str]:
+    """Return one line a check: whether it holds, its name, what was found; then what follows."""
+    width = max((len(check.name) for check in verdict.checks), default=0)
+    lines = [f"{'holds' if one.holds else 'FAILS':<5}  {one.name:<{width}}  {one.detail}" for one in verdict.checks]
+    if verdict.holds:
+        return [*lines, f"Every check holds: evidence of {verdict.provider.value} that the policy accepts."]
+    first = next((check.name for check in verdict.checks if not check.holds), "claims")
+    return [*lines, f"Refused: {first} does not hold. Checks that rest on one that failed were not made."]
+
+
+def report_json(verdict: Verdict) -> dict[str, object]:
+    """Return a verdict as JSON can say it, with the names of the breaks that are known of such hardware."""
+    return {
+        "holds": verdict.holds,
+        "provider": verdict.provider.value,
+        "hardware": verdict.provider.hardware,
+        "instance": verdict.instance,
+        "claims": msgspec.to_builtins(verdict.claims) if verdict.claims and verdict.holds else None,
+        "checks": [{"name": one.name, "holds": one.holds, "detail": one.detail} for one in verdict.checks],
+        "known_breaks": [one.name for one in known.breaks(verdict.provider)],
+    }
 
 
 def _check_sizes(bundle: Bundle, checks: Checks) -> None:
