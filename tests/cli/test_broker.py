@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -14,18 +15,22 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+import numpy as np
 import pytest
 
 from confide.errors import ConfideError, IntegrityError, ServiceError, UsageError
 from confide.model.artifact import decode
+from confide.serve.client import Client
 from confide.serve.unseal import unsealed
 from confide.tee.sealed import read_head, read_sealed
 from confide.tee.simulated import Simulated, measure_code
+from serve.toy import GRAPH
 from tee.released import MEASUREMENT, OWNER, certificate, evidence, model_file, write_policy
 
 ROOT = Path(__file__).parents[2]
 PASSPHRASE = "correct horse battery staple"
 ATTESTER = Simulated(MEASUREMENT)
+X = np.array([[0.5, -0.25, 1.0]])
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +61,9 @@ class Running:
 
 
 @contextmanager
-def broker(folder: Path, *options: str):
+def broker(folder: Path, *options: str, policy: str = "policy.toml"):
     command = [
-        sys.executable, "-m", "confide", "broker", "policy.toml", "--keys", "keys.sqlite", "--port", "0",
+        sys.executable, "-m", "confide", "broker", policy, "--keys", "keys.sqlite", "--port", "0",
         "--passphrase-file", "passphrase.txt", "--certificate", "cert.pem", "--private-key", "key.pem", *options,
     ]  # fmt: skip
     with (
@@ -205,6 +210,39 @@ def test_a_broker_that_is_killed_behind_its_audit_has_written_the_line(tmp_path,
     assert [line["verdict"] for line in audit(tmp_path)] == ["released"]
 
 
+def test_from_the_owner_to_a_prediction(sealed, tmp_path):
+    """All three commands and a client; the model stands in no file while it is served."""
+    rules, scratch = write_policy(sealed / "code.toml", measure_code()), tmp_path / "scratch"
+    scratch.mkdir()
+    model_sha256 = read_head(read_sealed(sealed / "model.sealed")).graph_sha256
+    rules.write_text(f'model_sha256 = ["{model_sha256}"]\n{rules.read_text()}')
+    weights = np.array([1.5, -2.0, 0.25], "<f8").tobytes()
+    assert weights in (sealed / "model.confide").read_bytes()  # the control
+    options = ("--attester", "simulated", "--audit", "end.jsonl", "--requests-per-second", "1000")
+    with broker(sealed, *options, policy="code.toml") as started:
+        command = [
+            sys.executable, "-m", "confide", "serve", str(sealed / "model.sealed"), "--backend", "tee", "--attester",
+            "simulated", "--broker", started.url, "--broker-ca", str(sealed / "cert.pem"), "--port", "0",
+            "--trust", OWNER.public.hex(),
+        ]  # fmt: skip
+        environment = os.environ | {"TMPDIR": str(scratch)}
+        with subprocess.Popen(
+            command, cwd=scratch, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                line = process.stdout.readline()
+                assert line.startswith("listening on "), process.stderr.read()
+                with Client(line.split()[-1], backend="tee", policy=rules, attester="simulated") as client:
+                    np.testing.assert_allclose(client.predict(X), GRAPH.apply(X), rtol=1e-6)
+                for path in filter(Path.is_file, scratch.rglob("*")):
+                    assert weights not in path.read_bytes(), path
+                limits = Path(f"/proc/{process.pid}/limits").read_text()
+                assert re.search(r"Max core file size +0 ", limits)
+            finally:
+                process.terminate()
+    assert '"verdict":"released"' in (sealed / "end.jsonl").read_text()
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 
@@ -244,3 +282,12 @@ def test_what_seal_prints(sealed):
     head = read_head(read_sealed(sealed / "model.sealed"))
     printed = (sealed / "printed").read_text().splitlines()
     assert printed == ["sealed model: model.sealed", f"model_sha256: {head.graph_sha256}", f"key: {head.key_id}"]
+
+
+def test_inspect_shows_whose_model_it_is(sealed, run):
+    head = read_head(read_sealed(sealed / "model.sealed"))
+    shown = run("inspect", sealed / "model.sealed", "--trust", OWNER.public.hex())[0]
+    for line in (f"model_sha256: {head.graph_sha256}", f"key: {head.key_id}", f"signer: {OWNER.public.hex()}"):
+        assert line in shown.splitlines()
+    assert "pinned key" in run("inspect", sealed / "model.sealed", "--trust", "00" * 32, code=2)[1]
+    assert "no such file" in run("inspect", sealed / "absent", code=2)[1]
