@@ -322,7 +322,7 @@ def test_the_checks_of_evidence(tmp_path):
 
 #: Reads a line with a sealed body for each line with a key that it prints; answers with the body and a sealed reply.
 OPENER = """
-import { createCipheriv, createHmac, randomBytes } from "node:crypto";
+import { createHash, createCipheriv, createHmac, randomBytes } from "node:crypto";
 import { createInterface } from "node:readline";
 import { suite } from "./channel.mjs";
 import { label } from "./wire.mjs";
@@ -338,7 +338,7 @@ for await (const line of createInterface({ input: process.stdin })) {
     const opened = Buffer.from(await hpke.open({ recipientKey: pair.privateKey, enc, info }, ct));
     const nonce = randomBytes(32);
     const extracted = createHmac("sha256", nonce).update(opened.subarray(0, 32)).digest();
-    const bound = Buffer.concat([label(["confide tee reply v1", context, enc]), Buffer.from([1])]);
+    const bound = Buffer.concat([label(["confide tee reply v1", context, createHash("sha256").update(enc).digest()]), Buffer.from([1])]);
     const key = createHmac("sha256", extracted).update(bound).digest();
     const cipher = createCipheriv("aes-256-gcm", key, Buffer.alloc(12));
     const reply = Buffer.concat([nonce, cipher.update(Buffer.from("reply")), cipher.final(), cipher.getAuthTag()]);
