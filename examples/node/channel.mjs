@@ -1,7 +1,7 @@
 // Bodies sealed to the key of an enclave, and replies that only the asker can open: HPKE in base mode with X-Wing
 // (ML-KEM-768 + X25519), HKDF-SHA256 and AES-256-GCM, by @hpke/core. docs/protocols/he-clients.md has the bytes.
 
-import { createDecipheriv, createHmac, randomBytes } from "node:crypto";
+import { createDecipheriv, createHash, hkdfSync, randomBytes } from "node:crypto";
 import { Aes256Gcm, CipherSuite, HkdfSha256 } from "@hpke/core";
 import { XWing } from "@hpke/hybridkem-x-wing";
 import { label } from "./wire.mjs";
@@ -23,14 +23,14 @@ export async function seal(body, publicKey, context) {
   const secret = randomBytes(SECRET_BYTES); // what the reply's key is derived from
   const { enc, ct } = await hpke.seal({ recipientPublicKey, info }, new Uint8Array(Buffer.concat([secret, body])));
   const encapsulated = new Uint8Array(enc);
-  const open = (reply) => openReply(reply, secret, label(["confide tee reply v1", context, encapsulated]));
+  const open = (reply) => openReply(reply, secret, label(["confide tee reply v1", context, createHash("sha256").update(encapsulated).digest()]));
   return { sealed: Buffer.concat([encapsulated, new Uint8Array(ct)]), open };
 }
 
 /** Return the body of a reply: its nonce, ciphertext and tag. Throws unless it was sealed for this very request. */
 function openReply(reply, secret, info) {
   if (reply.length < SECRET_BYTES + TAG_BYTES) throw new Error("Expected a sealed reply");
-  const key = derived(secret, reply.subarray(0, SECRET_BYTES), info);
+  const key = Buffer.from(hkdfSync("sha256", secret, reply.subarray(0, SECRET_BYTES), info, 32));
   const opener = createDecipheriv("aes-256-gcm", key, new Uint8Array(12), { authTagLength: TAG_BYTES });
   opener.setAuthTag(reply.subarray(-TAG_BYTES));
   try {
@@ -40,8 +40,3 @@ function openReply(reply, secret, info) {
   }
 }
 
-/** Return 32 bytes by HKDF-SHA256: RFC 5869 in two lines, since node's own takes no info above 1024 bytes. */
-function derived(secret, salt, info) {
-  const extracted = createHmac("sha256", salt).update(secret).digest();
-  return createHmac("sha256", extracted).update(info).update(Buffer.from([1])).digest();
-}

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
@@ -217,12 +217,11 @@ class Inbox:
         """Return the messages to resume with, or None if the party must go on waiting."""
         if not step.wait_for:
             return {}
-        have = (src for src in step.wait_for if (step.await_tag, src) in self._waiting)
-        if step.each:  # the first is enough: a server of thousands asks thousands of times
-            first = next(have, None)
-            return None if first is None else self._take(step.await_tag, [first])
-        found = list(have)
-        return self._take(step.await_tag, found) if len(found) == len(step.wait_for) else None
+        tag, waiting = step.await_tag, self._waiting
+        for src in step.wait_for:
+            if ((tag, src) in waiting) == step.each:  # one is enough, or one is missing
+                return self._take(tag, [src]) if step.each else None
+        return None if step.each else self._take(tag, step.wait_for)
 
     def close(self, step: Step) -> dict[str, Message]:
         """Return what the deadline leaves: {} for an `each` step, else at least `at_least` messages.
@@ -238,7 +237,7 @@ class Inbox:
             raise Aborted(f"Expected {needed} messages tagged {step.await_tag!r}, got {len(have)} before the deadline")
         return self._take(step.await_tag, have)
 
-    def _take(self, tag: str, sources: list[str]) -> dict[str, Message]:
+    def _take(self, tag: str, sources: Sequence[str]) -> dict[str, Message]:
         taken = {src: self._waiting.pop((tag, src)) for src in sources}
         for src, message in taken.items():
             self.waiting_bytes[src] -= message.cost_bytes

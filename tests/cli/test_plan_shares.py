@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -84,9 +86,11 @@ def test_calibration_rows_give_the_ranges_that_a_transformer_needs(tmp_path, cap
     assert not code
     total = next(line.split() for line in output.out.splitlines() if line.strip().startswith("total"))
     assert int(total[1]) > 20
+    assert re.search(r"^largest error of an output by fixed point: \d\.\de-0\d, over 32 of the rows$", output.out, re.M)
     code, output = shown()
     assert code == 2
     assert "--calibrate" in output.err
+    assert "largest error" not in output.out
     (tmp_path / "rows.csv").write_text("a,b\n1,2\n")
     assert "FILE.npy" in shown("--calibrate", str(tmp_path / "rows.csv"))[1].err
     np.save(rows, np.array(["text"]))

@@ -119,7 +119,7 @@ def test_weights_are_rounded_to_their_scale():
     graph = small()["a matrix"]
     found = encoded(graph)
     assert set(found) == {"0.weight", "0.bias"}
-    for name, scale, array in (("0.weight", 16, graph.layers[0].weight), ("0.bias", 32, graph.layers[0].bias)):
+    for name, scale, array in (("0.weight", 20, graph.layers[0].weight), ("0.bias", 36, graph.layers[0].bias)):
         assert found[name].dtype == np.uint64
         wanted = [[round(value * 2**scale) % 2**64 for value in row] for row in np.atleast_2d(array).tolist()]
         assert np.atleast_2d(found[name]).tolist() == wanted
@@ -187,17 +187,19 @@ HOSTILE = [
     {"parts": [["polynomial", 1000, 0.0, 1]]},
     {"parts": [["polynomial", 2, float("nan"), 1]]},
     {"parts": [["smooth", "sigmoid", 60, [1, 2], [1]]]},
-    {"parts": [["residual", [], []]], "format": 2},
+    {"parts": [["residual", [], []]]},
+    {"format": 1},
+    {"weight_scale": 15},
+    {"weight_scale": 21},
 ]
 
 
 @pytest.mark.parametrize("change", HOSTILE)
 def test_descriptions_of_no_model_are_refused(change):
-    body = msgspec.msgpack.encode(
-        {"features": 3, "outputs": 2, "parts": [["linear", 3, 2]], "end": "", "format": 1} | change
-    )
+    good = {"features": 3, "outputs": 2, "parts": [["linear", 3, 2]], "end": "", "weight_scale": 18, "format": 2}
+    program_for(Architecture.decode(msgspec.msgpack.encode(good)), 1)
     with pytest.raises(ProtocolError):
-        program_for(Architecture.decode(body), 1)
+        program_for(Architecture.decode(msgspec.msgpack.encode(good | change)), 1)
 
 
 def test_residual_blocks_within_each_other_are_bounded():

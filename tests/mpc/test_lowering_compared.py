@@ -186,7 +186,7 @@ HOSTILE = [
 
 @pytest.mark.parametrize("part", HOSTILE)
 def test_parts_of_no_layer_are_refused(part):
-    body = msgspec.msgpack.encode({"features": 3, "outputs": 3, "parts": [part], "end": "", "format": 1})
+    body = msgspec.msgpack.encode({"features": 3, "outputs": 3, "parts": [part], "end": "", "format": 2})
     with pytest.raises(ProtocolError):
         program_for(Architecture.decode(body), 1)
 

@@ -13,6 +13,7 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import ModelError, ProtocolError, UsageError
 from confide.guarantee import Trust
 from confide.model.graph import Graph, Tanh
+from confide.mpc.architecture import WEIGHT_SCALE
 from confide.mpc.replicated import Replicated
 from confide.mpc.replicated_kits import ShareKit
 from confide.mpc.replicated_sessions import Query, Welcome
@@ -74,7 +75,7 @@ def test_kits_travel():
 def test_the_clients_kit_is_that_of_a_shape_and_no_server_has_the_model():
     one, other = (Session(Replicated(), mlp(seed, 6, 4, 2)) for seed in (1, 2))
     assert one.client.encode() == other.client.encode()
-    weight = np.rint(one.graph.layers[0].weight * 2.0**16).astype("<i8")
+    weight = np.rint(one.graph.layers[0].weight * 2.0**WEIGHT_SCALE).astype("<i8")
     for role in SERVERS:
         body = one.kits[role].encode()
         assert not any(word.tobytes() in body for word in weight.reshape(-1))
@@ -89,7 +90,7 @@ def test_shares_of_a_model_add_up_and_differ_every_time():
         assert (parts["server"].masked == parts["helper"].masked).all()
         assert (parts["server"].share + parts["helper"].share == parts["third"].share).all()
         whole = (parts["third"].share + parts["server"].masked).view(np.int64)
-        assert (whole == np.rint(GRAPH.layers[0].weight * 2.0**16)).all()
+        assert (whole == np.rint(GRAPH.layers[0].weight * 2.0**WEIGHT_SCALE)).all()
         assert parts["third"].masked is None
     assert not (first["server"].model[name].masked == second["server"].model[name].masked).any()
 

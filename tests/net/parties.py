@@ -18,6 +18,7 @@ from confide.net.exchange import Envelope, Exchange
 from confide.net.link import Arrived, Event, Joined, Left
 from confide.train.parts import AGGREGATORS
 from confide.wire import MemoryStore, Message, Party, Step, Transcript, run
+from tee.aggregators import MADE, as_on_hardware
 
 OPEN = "federation/open"
 
@@ -33,7 +34,7 @@ def cohort_of(terms: Mapping[str, Any]) -> Cohort:
 
 def roles_of(terms: Mapping[str, Any]) -> dict[str, str]:
     """Return the role of everybody who takes part, by name."""
-    return cohort_of(terms).parties(AGGREGATORS[terms["aggregator"]]().roles)
+    return cohort_of(terms).parties(MADE[terms["aggregator"]]().roles)
 
 
 def vector_of(terms: Mapping[str, Any], name: str) -> Vector:
@@ -49,6 +50,7 @@ class Member:
         self.store = MemoryStore()
         self.exchange = Exchange(on_step=self.save)
         self.rngs: dict[str, SeededRandomness] = {}
+        self.enclave = as_on_hardware()  # whose keys are in memory alone
 
     def save(self, session: str, step: Step) -> Mapping[str, bytes | None]:
         """Commit at once: a party that waits for nobody goes on, and may read what it has just saved."""
@@ -57,7 +59,8 @@ class Member:
 
     def party(self, terms: Mapping[str, Any]) -> Party:
         name = terms["aggregator"]
-        aggregator, cohort, role = AGGREGATORS[name](), cohort_of(terms), roles_of(terms)[self.me]
+        aggregator = self.enclave if name == "tee" else AGGREGATORS[name]()
+        cohort, role = cohort_of(terms), roles_of(terms)[self.me]
         rng = self.rngs.setdefault(name, SeededRandomness(f"{name}/{self.me}"))
         if not terms["round"]:
             return aggregator.setup(role, self.me, cohort, self.store, rng)

@@ -106,6 +106,7 @@ REQUESTS = {
     "masked": (5, 0),
     "plain": (1, 0),
     "shares": (1, 2),
+    "tee": (1, 2),
 }
 
 

@@ -29,6 +29,7 @@ from confide.tee.evidence import Bundle, Claims, Provider, report_data
 from confide.tee.simulated import Simulated, measure_code
 from outside.test_node_client import CLIENT, LEAST, NODE
 from serve.toy import LABEL
+from tee.test_channel import Stream, XWing
 
 pytestmark = [
     pytest.mark.skipif(NODE is None, reason=f"no node of version {LEAST} or later; pyright[nodejs] brings one"),
@@ -391,3 +392,43 @@ def test_the_control_javascript_opens_nothing_of_another_context_or_key(opener):
     for at in (0, 1087, 1088, 1119, 1120, len(sealed) - 1):
         assert opened(sealed[:at] + bytes([sealed[at] ^ 1]) + sealed[at + 1 :]) == []
     assert opened(sealed)[0] == b"body".hex()
+
+
+#: draft-connolly-cfrg-xwing-kem-08, appendix C: seed of the key, seed of the encapsulation, shared secret.
+X_WING = [
+    (
+        "7f9c2ba4e88f827d616045507605853ed73b8093f6efbc88eb1a6eacfa66ef26",
+        "3cb1eea988004b93103cfb0aeefd2a686e01fa4a58e8a3639ca8a1e3f9ae57e2"
+        "35b8cc873c23dc62b8d260169afa2f75ab916a58d974918835d25e6a435085b2",
+        "d2df0522128f09dd8e2c92b1e905c793d8f57a54c3da25861f10bf4ca613e384",
+    ),
+    (
+        "badfd6dfaac359a5efbb7bcc4b59d538df9a04302e10c8bc1cbf1a0b3a5120ea",
+        "17cda7cfad765f5623474d368ccca8af0007cd9f5e4c849f167a580b14aabdef"
+        "aee7eef47cb0fca9767be1fda69419dfb927e9df07348b196691abaeb580b32d",
+        "f2e86241c64d60f6649fbc6c5b7d17180b780a3f34355e64a85749949c45f150",
+    ),
+]
+
+
+def test_both_libraries_and_the_draft_agree_on_keys_and_secrets():
+    """Encapsulated in JavaScript from the draft's seeds, decapsulated here by hand (`tests/tee`)."""
+    script = """
+        import { suite } from "./channel.mjs";
+        const kem = suite().kem;
+        const bytes = (hex) => new Uint8Array(Buffer.from(hex, "hex"));
+        const hex = (bytes) => Buffer.from(bytes).toString("hex");
+        const made = [];
+        for (const [seed, ekm] of JSON.parse(process.argv[1])) {
+          const { publicKey } = await kem.generateKeyPairDerand(bytes(seed));
+          const { sharedSecret, enc } = await kem.encap({ recipientPublicKey: publicKey, ekm: bytes(ekm) });
+          made.push([hex(await kem.serializePublicKey(publicKey)), hex(enc), hex(sharedSecret)]);
+        }
+        console.log(JSON.stringify(made));
+    """
+    made = json.loads(ran(script, json.dumps(X_WING)))
+    for (seed, _, expected), (public, enc, secret) in zip(X_WING, made, strict=True):
+        key = XWing(bytes.fromhex(seed))
+        ours = EnclaveKey(Stream(key.expanded)).public.hex()
+        assert ours == key.public.hex() == public
+        assert key.decapsulate(bytes.fromhex(enc)).hex() == secret == expected

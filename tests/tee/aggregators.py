@@ -7,6 +7,7 @@ from dataclasses import replace
 from confide.tee.aggregate import Enclaves, Tee
 from confide.tee.policy import Policy, SimulatedRules
 from confide.tee.simulated import Simulated
+from confide.train.parts import AGGREGATORS
 
 #: Of the code under test, in place of a hash of all source files, which every change moves.
 MEASUREMENT = "5e" * 48
@@ -28,3 +29,12 @@ def as_on_hardware(rule: str = "mean", liars: int = 0, **changes: object) -> Tee
     tee = Tee(rule=rule, liars=liars, simulated=True, enclaves=enclaves(**changes))
     tee.guarantee = Tee(rule=rule, liars=liars).guarantee
     return tee
+
+
+#: Every aggregator of the registry, ready to run in one process.
+MADE = {**AGGREGATORS, "tee": as_on_hardware}
+
+
+def asked_for(aggregate: str) -> dict[str, str]:
+    """Return what a job in one process says in [train] beside `aggregate`."""
+    return {"attester": "simulated"} if aggregate == "tee" else {}

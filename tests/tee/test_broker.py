@@ -11,11 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from confide.errors import AttestationError, IntegrityError, ProtocolError, StoreError, UsageError
+from confide.tee import known
 from confide.tee.broker import NONCE_SECONDS, Broker, BrokerKeys, Nonces
 from confide.tee.channel import EnclaveKey, context_of
-from confide.tee.evidence import NONCE_BYTES, Bundle
+from confide.tee.evidence import NONCE_BYTES, Bundle, Provider, Quoted
+from confide.tee.policy import Policy, SnpRules
 from confide.tee.sealed import open_sealed
 from confide.tee.simulated import Simulated
+from tee.authority import NOW as HARDWARE_NOW
+from tee.authority import Amd, Chip
 from tee.released import MEASUREMENT, NOW, RNG, Lines, evidence, memory, model_file, policy, sealed_model
 
 
@@ -202,6 +206,39 @@ def test_a_nonce_is_won_by_one_of_many_at_once():
     assert Counter(line["verdict"] for line in case.audit) == {"released": 1, "refused": 7}
 
 
+# --- hardware ---------------------------------------------------------------------------------------------------------
+
+
+class Guest:
+    """An SEV-SNP guest on a chip of the tests' own authority."""
+
+    provider = Provider.SNP
+
+    def __init__(self, chip: Chip, **fields) -> None:
+        self._chip, self._fields = chip, fields
+
+    def quote(self, report_data: bytes) -> Quoted:
+        return Quoted(self._chip.report(report_data, **self._fields), self._chip.endorsements())
+
+
+def test_a_guest_on_hardware_gets_the_key_and_simulated_evidence_does_not(monkeypatch):
+    authority = Amd("genoa")
+    trusted = authority.known()
+    monkeypatch.setattr(known, "load", lambda: trusted)
+    chip, rules = Chip(authority), Policy(snp=SnpRules(measurement=(MEASUREMENT,)))
+    case = Case(policy=rules, allow_simulated=False, clock=lambda: HARDWARE_NOW)
+    body = case.bundle(attester=Guest(chip), now=HARDWARE_NOW)
+    assert case.opened(case.release(body)) == case.key.secret
+    line = case.audit[-1]
+    assert (line["provider"], line["simulated"], line["measurement"]) == ("snp", False, MEASUREMENT)
+    assert line["instance"] == chip.chip.hex()
+    other = Guest(chip, measurement=bytes(range(48)))
+    assert case.refused(case.bundle(attester=other, now=HARDWARE_NOW)) == "measurement"
+    assert case.audit[-1]["measurement"].startswith(bytes(range(48)).hex())
+    assert case.refused(case.bundle(attester=Guest(Chip(Amd("genoa"))), now=HARDWARE_NOW)) == "root"
+    assert case.refused(case.bundle(now=HARDWARE_NOW)) == "provider"
+
+
 # --- simulation -------------------------------------------------------------------------------------------------------
 
 
@@ -281,7 +318,7 @@ def test_any_bytes_are_no_bundle(body):
     st.fixed_dictionaries(
         {},
         optional={
-            "provider": st.sampled_from(["insecure-simulated", "none"]) | JSON,
+            "provider": st.sampled_from(["sgx", "tdx", "snp", "nitro", "insecure-simulated", "none"]) | JSON,
             "evidence": st.text("AZaz09+/=", max_size=40) | JSON,
             "endorsements": st.dictionaries(st.text(max_size=8), st.text("AZ=", max_size=8), max_size=3) | JSON,
             "claims": st.text("AZaz09+/=", max_size=40) | JSON,

@@ -7,7 +7,7 @@ import pytest
 
 from confide.errors import ProtocolError, SetUpAgain, UsageError
 from confide.tee.channel import context_of, seal
-from confide.tee.enclave import Enclave, adding, key_id_of
+from confide.tee.enclave import Enclave, key_id_of
 from confide.tee.evidence import Bundle, Quoted, report_data
 from confide.tee.simulated import Simulated, read
 from tee.enclaves import RNG, Clock
@@ -88,10 +88,16 @@ def test_what_was_sealed_to_another_enclave_is_refused():
         one.open(key_id, sealed)
 
 
-def test_endorsements_that_came_with_evidence_stand_before_those_given():
-    endorse = adding({"crl.der": b"given", "chain.pem": b"given"})
-    assert endorse(Quoted(b"", {"chain.pem": b"came"})).endorsements == {"crl.der": b"given", "chain.pem": b"came"}
-    assert enclave(Clock(), endorse=endorse).bundle(b"").endorsements["crl.der"] == b"given"
+def test_what_endorses_is_asked_for_each_quote():
+    asked: list[Quoted] = []
+
+    def endorse(quoted: Quoted) -> Quoted:
+        asked.append(quoted)
+        return Quoted(quoted.evidence, {"crl.der": b"list"})
+
+    ours = enclave(Clock(), endorse=endorse)
+    assert ours.bundle(b"").endorsements == ours.bundle(bytes(32)).endorsements == {"crl.der": b"list"}
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("lifetime_seconds", [0, -1, 24 * 3600 + 1])

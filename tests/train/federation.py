@@ -6,6 +6,7 @@ import csv
 import queue
 import threading
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +16,21 @@ from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SeededRandomness
 from confide.net.exchange import Envelope
 from confide.net.link import Arrived, Event, Joined, Left, Link
+from confide.tee.aggregate import Enclaves
 from confide.train.attendance import Patience
 from confide.train.coordinator import Coordinator
 from confide.train.job import parse
 from confide.train.ledger import Ledger
 from confide.train.node import Decision, Gate, Member, Node
 from confide.wire import MemoryStore, Store
+from tee.aggregators import enclaves
 
 NAMES = ("north", "east", "south", "west")
 
 #: Its identity.
 COORDINATOR = SigningKey(b"coordinator".ljust(32, b"."))
 
-#: Who runs the second server, or keeps the key.
+#: Who runs the second server, keeps the key, or is the enclave.
 HELPER = "notary"
 
 SCHEMA = """
@@ -237,6 +240,11 @@ class Federation:
         self.wire, self.stores = Wire(), {name: MemoryStore() for name in (*names, HELPER, "server")}
         self.gates: dict[str, Gate] = {name: Open() for name in (*names, HELPER)}
         self.models: dict[str, bytes] = {}
+        self.enclaves: dict[str, Enclaves] = {}
+        if job.train.aggregate == "tee":
+            brought = enclaves()
+            self.enclaves = {name: replace(brought, attester=None) for name in names}
+            self.enclaves[HELPER] = Enclaves(attester=brought.attester, now=brought.now)
         self.threads: dict[str, Member_] = {}
         self.said: list[str] = []
         self.ledger_path = folder / "ledger.jsonl"
@@ -253,6 +261,7 @@ class Federation:
             rng=self.rng(),
             say=lambda text: self.said.append(f"{name}: {text}"),
             release=lambda offer, model: self.models.__setitem__(name, model),
+            enclaves=self.enclaves.get(name),
         )
         self.wire.nodes[name] = queue.Queue()
         self.threads[name] = Member_(self.wire, node, lambda: self.start(name))
@@ -278,7 +287,7 @@ class Federation:
             self.schema,
             roster=self.roster,
             identity=COORDINATOR.public,
-            helper=SigningKey(self.keys[HELPER]).public if self.job.train.aggregate in ("shares", "he") else b"",
+            helper=SigningKey(self.keys[HELPER]).public if self.job.train.aggregate in ("shares", "he", "tee") else b"",
             link=link or HostLink(self.wire),
             store=store or self.stores["server"],
             ledger=ledger or Ledger(self.ledger_path, signer=COORDINATOR),

@@ -29,6 +29,7 @@ from confide.train.parts import AGGREGATORS
 from confide.train.setting import Setting
 from confide.train.witness import seen as seen_by
 from confide.wire import Array, MemoryStore, decode, encode
+from tee.aggregators import asked_for
 from train.federation import COORDINATOR, HELPER, NAMES, QUICK, SCHEMA, Federation, Killed, Mortal, Open, job_of, tables
 
 
@@ -41,7 +42,8 @@ def in_process(job, seed=None):
 @pytest.mark.parametrize("aggregate", AGGREGATORS)
 def test_a_federation_trains_the_model_of_one_process_bit_for_bit(tmp_path, aggregate):
     tables(tmp_path)
-    more = {"helper": HELPER} if aggregate in ("shares", "he") else {}
+    more = {"helper": HELPER} if aggregate in ("shares", "he", "tee") else {}
+    more |= asked_for(aggregate)
     more |= {"rule": "mean", "group_size": 3} if aggregate == "groups" else {}
     job = job_of(tmp_path, train={"aggregate": aggregate} | more)
     with Federation(tmp_path, job) as federation:

@@ -19,6 +19,7 @@ from confide.train.local import Silo, scores_by_record
 from confide.train.parts import AGGREGATORS, aggregator_of
 from confide.wire import drop
 from conformance.cases import Federation
+from tee.aggregators import as_on_hardware
 
 PARTIES = 6
 TABLE = {
@@ -26,7 +27,7 @@ TABLE = {
     "train": {"rounds": 2, "expected_records": 60},
 }
 PRIVACY = {"epsilon": 4.0, "expected_records": 340, "colluding": 1}
-OF_THREE = {"groups": lambda: Groups(3)}
+OF_THREE = {"groups": lambda: Groups(3), "tee": as_on_hardware}
 AGGREGATOR_CASES = [pytest.param(OF_THREE.get(name, kind), id=name) for name, kind in AGGREGATORS.items()]
 
 

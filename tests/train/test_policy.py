@@ -227,7 +227,7 @@ def test_a_pin_holds_against_one_byte(by):
 @pytest.mark.parametrize(
     ("table", "text"),
     [
-        ({"alow": {}}, r'Unknown key "alow" \(did you mean "allow"\?\); a policy has the tables allow, limits, data'),
+        ({"alow": {}}, r'Unknown key "alow" \(did you mean "allow"\?\); a policy has the tables allow, limits, att'),
         ({"limits": {"smallest_cohrt": 3}}, r'"limits.smallest_cohrt" \(did you mean "smallest_cohort"\?\)'),
         ({"limits": {"most_rounds": "many"}}, r"limits.most_rounds to be a whole number, got 'many'.* in the policy"),
         ({"limits": {"most_rounds": 0}}, r"limits.most_rounds=0 to be at least 1 and at most 100000; .* in the policy"),

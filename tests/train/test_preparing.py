@@ -16,6 +16,7 @@ from confide.train.evaluate import decide
 from confide.train.local import gradient_sum, record_gradients, unflatten
 from confide.train.parts import AGGREGATORS
 from confide.train.preparing import Preparing, PreparingSum, prepared, preparing_of
+from tee.aggregators import MADE
 
 RULES = Preprocess((
     Scale(name="age", low=0, high=120),
@@ -46,7 +47,7 @@ def standardised(rules, parties, aggregator, expected_records):
     return prepared(asked, tables, aggregator=aggregator, quorum=3, rng=SystemRandomness()).preprocess
 
 
-@pytest.mark.parametrize("aggregator", [kind() for kind in AGGREGATORS.values()], ids=lambda a: a.name)
+@pytest.mark.parametrize("aggregator", [kind() for kind in MADE.values()], ids=lambda a: a.name)
 def test_it_is_the_pooled_standardisation(aggregator):
     age = np.concatenate([p["age"] for p in PARTIES.values()])
     dose = np.nan_to_num(np.concatenate([p["dose"] for p in PARTIES.values()]), nan=2.0)

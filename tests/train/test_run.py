@@ -16,6 +16,7 @@ from confide.train.ledger import Ledger, verify
 from confide.train.parts import aggregator_of
 from confide.wire import drop
 from conformance.cases import Federation, assert_is_sum
+from tee.aggregators import asked_for
 
 SCHEMA = """
 [label]
@@ -219,7 +220,7 @@ def test_a_signing_key_that_others_can_read_is_refused(folder):
 @pytest.mark.parametrize("name", sorted(AGGREGATORS))
 def test_every_aggregator_trains_the_shipped_set(name):
     data = {"set": "breast-cancer", "parties": 9 if name == "groups" else 4}
-    job = parse({"data": data, "train": {"aggregate": name, "quorum": 3, "rounds": 20}})
+    job = parse({"data": data, "train": {"aggregate": name, "quorum": 3, "rounds": 20} | asked_for(name)})
     data = load_data(job)
     *_, last = train(job, data)
     assert accuracy(last.model, data.test.x, data.test.y) > 0.93

@@ -22,6 +22,7 @@ from confide.train.run import pooled_model
 from confide.train.sections import TrainSection
 from confide.train.statistics import CONSTANT, discriminant, ridge_regression, solve, solved
 from confide.wire import MemoryStore
+from tee.aggregators import asked_for
 
 
 def job_of(**more):
@@ -98,7 +99,7 @@ def test_a_model_from_sums_predicts_as_its_kind_does(load, solver):
 
 @pytest.mark.parametrize("aggregate", sorted(set(AGGREGATORS) - {"groups"}))
 def test_the_model_over_parties_is_the_pooled_one_bit_for_bit(aggregate):
-    job = job_of(train={"aggregate": aggregate})
+    job = job_of(train={"aggregate": aggregate} | asked_for(aggregate))
     data = load_data(job)
     (done,) = train(job, data)
     np.testing.assert_array_equal(flatten(done.model), flatten(pooled_model(job, data)))

@@ -34,6 +34,7 @@ from confide.train.output import Output, labelled
 from confide.train.parts import AGGREGATORS
 from confide.wire import MemoryStore
 from he.oracle import ready
+from tee.aggregators import asked_for
 from train.federation import Federation
 
 INTERVALS = 12
@@ -337,7 +338,7 @@ PRIVATE = {"epsilon": 3.0, "expected_records": 240, "mechanism": "auto"}
 @pytest.mark.parametrize("aggregate", sorted(set(AGGREGATORS) - {"groups"}))
 def test_a_job_gives_the_pooled_model_under_every_aggregator(tmp_path, aggregate):
     tables(tmp_path)
-    job = job_of(tmp_path, train={"aggregate": aggregate})
+    job = job_of(tmp_path, train={"aggregate": aggregate} | asked_for(aggregate))
     data = load_data(job)
     done = list(train(job, data))
     assert len(done) == 8

@@ -27,7 +27,7 @@ from confide.cli.label import label
 from confide.cli.node import node_app
 from confide.cli.plan import plan
 from confide.cli.predict import predict
-from confide.cli.seal import seal
+from confide.cli.seal import describe_sealed, seal
 from confide.cli.serving import serve
 from confide.cli.shares import Asked, describe_shares, train_on_shares, train_over_machines
 from confide.cli.split import split
@@ -253,7 +253,7 @@ def inspect(
         str | None, typer.Option(help="Key that must have signed the model: 64 hex digits, or a PEM file.")
     ] = None,
 ) -> None:
-    """Show what a model file, or a folder of shares, says: label, columns, signer, fingerprint. No weights.
+    """Show what a model file, a sealed one or a folder of shares says: label, signer, fingerprint. No weights.
 
     confide inspect model.confide --trust signing.pem.pub
     """
@@ -263,6 +263,8 @@ def inspect(
         if trust is not None:
             raise UsageError("Expected no --trust with a folder of shares: nobody has signed it")
         describe_shares(model)
+        return
+    if describe_sealed(model, trust=trust):
         return
     with warnings_as_lines():
         artifact = load(model, trust=read_public_key(trust) if trust else None)

@@ -10,6 +10,8 @@ import numpy as np
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from confide.model.graph import Graph
     from confide.model.preprocess import Preprocess
     from confide.mpc.ranges import Ranges
@@ -18,19 +20,28 @@ _LARGEST_BYTES = 1 << 30
 
 
 def ranges_from(rows: Path, graph: Graph, prepare: Preprocess | None) -> Ranges:
-    """Return the ranges that a table of rows gives.
+    """Return the ranges that a table of rows gives; see `features_from`.
+
+    Raises:
+        UsageError: the file is no table of the model's columns and no array.
+        ModelError: rows of another shape, or not finite.
+    """
+    from confide.mpc.ranges import by_rows
+
+    return by_rows(graph, features_from(rows, prepare))
+
+
+def features_from(rows: Path, prepare: Preprocess | None) -> NDArray[np.float64]:
+    """Return the features of a table of rows.
 
     Args:
         rows: a table with the columns that the model names, or an .npy file of features, shape (rows, features).
-        graph: the model.
         prepare: columns to features; None where a model names none, as an ONNX file.
 
     Raises:
         UsageError: the file is neither.
-        ModelError: rows of another shape, or not finite.
     """
     from confide.cli.predict import columns_of
-    from confide.mpc.ranges import by_rows
 
     if rows.suffix == ".npy":
         if not rows.is_file() or rows.stat().st_size > _LARGEST_BYTES:
@@ -41,7 +52,7 @@ def ranges_from(rows: Path, graph: Graph, prepare: Preprocess | None) -> Ranges:
             raise UsageError(f"Expected --calibrate {rows} to be an array that numpy.save wrote") from None
         if features.dtype.kind not in "fiu":
             raise UsageError(f"Expected numbers in --calibrate {rows}, got {features.dtype}")
-        return by_rows(graph, features.astype(np.float64))
+        return features.astype(np.float64)
     if prepare is None:
         raise UsageError(f"Expected --calibrate FILE.npy for a model that names no columns, got {rows}")
-    return by_rows(graph, prepare.apply(columns_of(rows, prepare, None)))
+    return prepare.apply(columns_of(rows, prepare, None))

@@ -103,14 +103,20 @@ def _shares(
     trust: str | None,
 ) -> None:
     """Print what one row takes on shares: as a whole, on a fast and on a slow link, what that promises, by layer."""
-    from confide.cli.calibrating import ranges_from
+    from confide.cli.calibrating import features_from
     from confide.mpc.lowering import architecture_of, program_for
     from confide.mpc.planner import plan as planned
+    from confide.mpc.ranges import by_rows
+    from confide.mpc.rehearsal import largest_error
 
     graph, prepare = _opened(model, trust)
-    ranges = ranges_from(calibrate, graph, prepare) if calibrate else None
-    found = planned(program_for(architecture_of(graph, ranges), 1), backend)
-    for line in (*_total_lines(found, backend), *_promised(graph, backend), "", *_layer_lines(found)):
+    rows = features_from(calibrate, prepare) if calibrate else None
+    architecture = architecture_of(graph, None if rows is None else by_rows(graph, rows))
+    found, errors = planned(program_for(architecture, 1), backend), list[str]()
+    if rows is not None:
+        error, count = largest_error(graph, architecture, rows)
+        errors = [f"largest error of an output by fixed point: {error:.1e}, over {count} of the rows"] if count else []
+    for line in (*_total_lines(found, backend), *errors, *_promised(graph, backend), "", *_layer_lines(found)):
         console.out.print(line)
 
 

@@ -74,3 +74,26 @@ def seal(
 def name_of(path: Path) -> str:
     """Return a file's name as the name of a model."""
     return re.sub(r"[^A-Za-z0-9_.-]", "-", path.stem)[:64]
+
+
+def describe_sealed(path: Path, *, trust: str | None) -> bool:
+    """Print what a sealed model says to everybody; return False, and print nothing, where `path` is none."""
+    from confide.model.artifact import read_public_key
+    from confide.tee.sealed import MAGIC_BYTES, is_sealed, owner_of, read_head, read_sealed
+
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if not is_sealed(file.read(MAGIC_BYTES)):
+            return False
+    head = read_head(read_sealed(path), where=path.name)
+    owner = owner_of(head, trust=read_public_key(trust) if trust else None, where=path.name)
+    console.out.print("sealed: an attested server opens it, with the key of its broker")
+    console.out.print(owner.label.sentence())
+    facts = {
+        "model": head.model, "model_sha256": head.graph_sha256, "key": head.key_id, "created": owner.created,
+        **owner.metadata, "signer": owner.signer, "fingerprint": owner.fingerprint,
+    }  # fmt: skip
+    for name, value in facts.items():
+        console.out.print(console.plain(f"{name}: {value}"))
+    return True

@@ -16,6 +16,7 @@ import typer
 
 from confide.cli import console
 from confide.cli.console import stops_cleanly, warnings_as_lines
+from confide.cli.enclaves import AttesterName, BrokerCa, BrokerUrl, EnclaveOptions, Endorsements
 from confide.cli.joint import (
     CLIENT_STOCK_BYTES,
     STOCK_BYTES,
@@ -70,17 +71,10 @@ def serve(
     port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="8080 if left out, or the federation's; 0 takes a free one.")
     ] = None,
-    attester: Annotated[
-        str,
-        typer.Option(
-            metavar="NAME",
-            help="With tee: who signs the evidence, configfs-tsm, gramine or nitro; simulated protects nothing.",
-        ),
-    ] = "",
-    endorsements: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="With tee: the vendor's certificates and lists, shown with the evidence."),
-    ] = None,
+    attester: AttesterName = "",
+    endorsements: Endorsements = "",
+    broker: BrokerUrl = None,
+    broker_ca: BrokerCa = None,
     federation: Annotated[
         Path | None,
         typer.Option(help="With mpc-*: the folder of `confide federation init`; its members answer together."),
@@ -146,6 +140,8 @@ def serve(
     from confide.serve.listen import serve as listen
 
     limits = _limits(limit, workers=workers, query_quota=query_quota, total_quota=total_quota)
+    enclave = EnclaveOptions(attester, endorsements, broker, broker_ca)
+    enclave.check(tuple(backend))
     if "tee" in backend:
         workers = 0  # the enclave's key is in one process
     if limits.counts and store is None:
@@ -183,7 +179,7 @@ def serve(
             engine=engine,
             trust=trust,
             workers=workers,
-            enclave=(attester, endorsements),
+            enclave=enclave,
             store=place,
             limits=limits,
             api_keys=_api_keys(api_keys) if api_keys else None,
@@ -300,11 +296,11 @@ def _source(
     trust: str | None,
     workers: int,
     calibrate: Path | None = None,
-    enclave: tuple[str, Path | None] = ("", None),
+    enclave: EnclaveOptions | None = None,
 ) -> Source:
     """Return the source of the model in a file, which it checks."""
     from confide.cli.calibrating import ranges_from
-    from confide.model.artifact import decode, read, read_public_key
+    from confide.model.artifact import decode, read_public_key
     from confide.serve.source import model_file
 
     if path.is_dir():
@@ -313,7 +309,7 @@ def _source(
             "--federation: docs/training-on-shares.md"
         )
     with warnings_as_lines():
-        body = read(path)
+        body = (enclave or EnclaveOptions()).model_file(path)
         artifact = decode(body, trust=read_public_key(trust) if trust else None, where=str(path))
     return model_file(
         _model_name(path),
@@ -325,25 +321,10 @@ def _source(
         engine=engine,
         threads=min(64, max(1, (os.cpu_count() or 1) // max(1, workers))),
         ranges=ranges_from(calibrate, artifact.graph, artifact.preprocess) if calibrate else None,
-        attester=enclave[0],
-        endorsements=_endorsements(enclave[1]) if enclave[1] else {},
+        attester=enclave.attester if enclave else "",
+        endorsements=enclave.given() if enclave else {},
+        fetch=enclave is not None and enclave.fetch,
     )
-
-
-def _endorsements(folder: Path) -> dict[str, bytes]:
-    """Return a vendor's certificates and lists by the names of their files."""
-    from confide.tee.evidence import MAX_BUNDLE_BYTES
-
-    try:
-        found = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
-    except OSError:
-        raise UsageError(f"Expected --endorsements {folder} to be a folder with files that can be read") from None
-    if not found or sum(map(len, found.values())) > MAX_BUNDLE_BYTES // 2:
-        raise UsageError(
-            f"Expected --endorsements {folder} to hold files of at most {MAX_BUNDLE_BYTES // 2} bytes together; "
-            "docs/attestation.md names them"
-        )
-    return found
 
 
 def _server(
@@ -355,7 +336,7 @@ def _server(
     engine: Literal["auto", "native", "seal"],
     trust: str | None,
     workers: int,
-    enclave: tuple[str, Path | None],
+    enclave: EnclaveOptions,
     store: str,
     limits: Limits,
     api_keys: dict[str, str] | None,

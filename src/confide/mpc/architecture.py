@@ -45,10 +45,13 @@ Matrix = NDArray[np.float64]
 WHOLE_BITS = 12
 #: Fewest and most bits of a window, and the largest degree of a polynomial.
 LEAST_BITS, MOST_BITS, MOST_DEGREE = 1, 29, 16
+#: Most fraction bits of weights. They are rounded once for all inputs and positions, so what they are off by
+#: adds up over a deep network, where the roundings of activations cancel.
+WEIGHT_SCALE = 20
 #: Deepest trees: a perfect tree has 2^depth leaves.
 MOST_TREE_DEPTH = 8
 
-_FORMAT = 1
+_FORMAT = 2
 _MOST_PARTS, _MOST_DEPTH, _MOST_BYTES = 1000, 8, 1 << 22
 
 End = Literal["", "sigmoid", "softmax"]
@@ -212,6 +215,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         features, outputs: of a record.
         parts: the layers, in an order in which they are cheap (`arranged`).
         end: what the receiver does to the values that it is told: "sigmoid", "softmax", or "" for nothing.
+        weight_scale: fraction bits of the weights that multiply a value at scale 16: `WEIGHT_SCALE`, or fewer if ranges
+            leave no room for them.
         format: of this description.
     """
 
@@ -219,6 +224,7 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outputs: int
     parts: tuple[AnyPart, ...]
     end: End = ""
+    weight_scale: int = WEIGHT_SCALE
     format: int = _FORMAT
 
     def encode(self) -> bytes:
@@ -243,6 +249,8 @@ class Architecture(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         bounded = 1 <= self.features <= MOST_ELEMENTS and 1 <= self.outputs <= MOST_ELEMENTS
         if self.format != _FORMAT or not bounded or not 1 <= len(parts) <= _MOST_PARTS:
             raise ProtocolError(f"Expected a model of format={_FORMAT} with up to {_MOST_PARTS} layers")
+        if not SCALE <= self.weight_scale <= WEIGHT_SCALE:
+            raise ProtocolError(f"Expected weight_scale={self.weight_scale} of {SCALE} to {WEIGHT_SCALE}")
         for part in parts:
             if not _bounded(part):
                 raise ProtocolError(f"Expected a layer whose sizes are bounded: {type(part).__name__}")

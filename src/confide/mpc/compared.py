@@ -18,6 +18,7 @@ from confide.mpc import functions
 from confide.mpc.architecture import (
     MOST_BITS,
     MOST_TREE_DEPTH,
+    WEIGHT_SCALE,
     ArgmaxPart,
     AttentionPart,
     NormPart,
@@ -36,6 +37,7 @@ from confide.mpc.tree_layout import depth_of
 Compared = Softmax | LayerNorm | Attention | Argmax | Trees
 ComparedPart = SoftmaxPart | NormPart | AttentionPart | ArgmaxPart | TreesPart
 
+_FINEST_SCORES = SCALE + WEIGHT_SCALE  # what a product has: as they are, they take no round to be cut
 _LEAF_SCALE = 2 * SCALE  # a sum of many leaves adds up what they round by
 
 
@@ -94,8 +96,9 @@ def waves(series: Series) -> Waves:
     return Waves(series.period, series.cosines, series.sines)
 
 
-def _series(part: Waves) -> Series:
-    return Series(part.period, part.cosines, part.sines)
+def _series(part: Waves, finer: int = 0) -> Series:
+    """Return the series of a part, for arguments that are held with `finer` more bits."""
+    return Series(part.period + finer, part.cosines, part.sines)
 
 
 # --- operations -------------------------------------------------------------------------------------------------------
@@ -106,9 +109,10 @@ def write_compared(build: Builder, part: ComparedPart, name: str, x: int) -> int
     rows = build.shape(x)[0]
     match part:
         case SoftmaxPart():
-            scores = _turned(build, build.at_scale(x, SCORE_SCALE), part.channels, part.positions)
-            window, drop = SCORE_SCALE + part.whole_bits, SCORE_SCALE - SCALE
-            powers, inverse = _series(part.powers), _series(part.inverse)
+            scale = build.scale(x) if SCORE_SCALE <= build.scale(x) <= _FINEST_SCORES else SCORE_SCALE
+            scores = _turned(build, build.at_scale(x, scale), part.channels, part.positions)
+            window, drop = scale + part.whole_bits, scale - SCALE
+            powers, inverse = _series(part.powers, scale - SCORE_SCALE), _series(part.inverse)
             y = functions.softmax(build, scores, powers=powers, inverse=inverse, window=window, drop=drop)
             return _turned_back(build, y)
         case NormPart():

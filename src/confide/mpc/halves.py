@@ -98,7 +98,7 @@ class Public(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     @property
     def recipe(self) -> GraphRecipe:
         """Return what is public of the program. Raises ModelError if no program on shares computes the layers."""
-        return GraphRecipe(lowering.architecture_of(self.skeleton))
+        return GraphRecipe(lowering.architecture_of(self.skeleton, weight_scale=self.weight_scale))
 
     def proof(self, role: str) -> bytes:
         """Return what a role shows the other one: that its own folder is of this training (32 bytes)."""

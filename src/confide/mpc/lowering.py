@@ -13,7 +13,8 @@
     residual      those of its longer side  the side with the coarser scale is held finer
 
 A value that the next product takes is opened at scale 16 first: one round after a ReLU, which truncates, and two after
-another product. The output is told at scale 16: what lies below would tell more about weights than a prediction does.
+another product. Weights have up to 4 bits more, which takes no round and no byte of an opening or a comparison. The
+output is told at scale 16: what lies below would tell more about weights than a prediction does.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
 
 from confide.errors import ModelError, ProtocolError
 from confide.model.graph import (
@@ -46,6 +50,8 @@ from confide.model.graph import (
 )
 from confide.mpc.architecture import (
     MOST_DEGREE,
+    WEIGHT_SCALE,
+    WHOLE_BITS,
     AnyPart,
     Architecture,
     AveragePart,
@@ -75,6 +81,12 @@ from confide.mpc.series import activation_series
 #: Finest scale at which a value is a factor of a product as it is; finer ones are truncated first.
 _FINEST_FACTOR = 24
 _POWER_SCALE = 20
+#: |v| 2^scale of every value stays below 2^_ROOM_BITS, half of what a truncation takes.
+_ROOM_BITS = 61
+
+
+Place = tuple[Literal["before", "after"], str]
+Scales = dict[Place, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +96,13 @@ class Lowered:
     Args:
         program: for so many rows.
         factors: by the name of a load, where it is not 1.
+        scales: the finest scale at which a layer's result, or what goes into a layer, is held, by ("after" or "before",
+            the layer's name).
     """
 
     program: Program
     factors: dict[str, float]
+    scales: Scales
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +140,13 @@ def check(graph: Graph, ranges: Ranges | None = None) -> list[Problem]:
     return found + ([] if ranges is None else ranges.problems(graph))
 
 
-def architecture_of(graph: Graph, ranges: Ranges | None = None) -> Architecture:
+def architecture_of(graph: Graph, ranges: Ranges | None = None, *, weight_scale: int = WEIGHT_SCALE) -> Architecture:
     """Return what is public of a graph.
 
     Args:
         graph: any that `check` has no problem with.
         ranges: windows and intervals of its layers; None for the usual ones.
+        weight_scale: most fraction bits of weights; fewer are taken if ranges leave no room for them.
 
     Raises:
         ModelError: the first of its problems.
@@ -138,9 +154,25 @@ def architecture_of(graph: Graph, ranges: Ranges | None = None) -> Architecture:
     if problems := check(graph, ranges):
         raise ModelError(f"Expected a model that can be computed on shares; {problems[0]}")
     parts = _parts(computed(graph), "", ranges or Ranges())
-    made = Architecture(graph.features, graph.outputs, parts, end_of(graph))
+    made = Architecture(graph.features, graph.outputs, parts, end_of(graph), weight_scale)
+    while made.weight_scale > SCALE and not _has_room(made, ranges or Ranges()):
+        made = msgspec.structs.replace(made, weight_scale=made.weight_scale - 1)
     made.require()
     return made
+
+
+def _has_room(architecture: Architecture, ranges: Ranges) -> bool:
+    """Return whether windows and the values of all layers fit the ring; 2^12 stands for a range that is not known."""
+    try:
+        found = lowered(architecture, 1)
+    except ProtocolError:
+        return False
+    sides = {"before": ranges.before, "after": ranges.after}
+    for (side, name), scale in found.scales.items():
+        largest = max(map(abs, sides[side][name])) if name in sides[side] else 2.0**WHOLE_BITS
+        if math.ldexp(largest, scale) > 2.0**_ROOM_BITS:
+            return False
+    return True
 
 
 def _parts(layers: tuple[Layer, ...], prefix: str, ranges: Ranges) -> tuple[AnyPart, ...]:
@@ -187,18 +219,18 @@ def program_for(architecture: Architecture, rows: int) -> Program:
 def lowered(architecture: Architecture, rows: int) -> Lowered:
     """Return the program with the factors of its weights. Raises ProtocolError as `program_for` does."""
     build = Builder("input")
-    writer = _Writer(build, {})
+    writer = _Writer(build, architecture.weight_scale, {}, {})
     try:
         held = _Held(build.input("x", (rows, architecture.features)))
         held = writer.chain(architecture.parts, "", held)
         build.label = "output"
-        writer.told(writer.settled(held))
+        writer.told(writer.settled(held, ("after", str(len(architecture.parts) - 1))))
     except ModelError as error:  # of a description that is none: a graph's was checked
         raise ProtocolError(f"Expected the description of a model; {error}") from None
     program = build.program()
     if program.values[-1].shape != (rows, architecture.outputs):
         raise ProtocolError(f"Expected a description of a model with {architecture.outputs} outputs")
-    return Lowered(program, writer.factors)
+    return Lowered(program, writer.factors, writer.scales)
 
 
 @dataclass(slots=True)
@@ -206,7 +238,9 @@ class _Writer:
     """Layers as they are written down."""
 
     build: Builder
+    weight_scale: int
     factors: dict[str, float]
+    scales: Scales
 
     def chain(self, parts: tuple[AnyPart, ...], prefix: str, held: _Held) -> _Held:
         """Write layers one after the other."""
@@ -214,14 +248,16 @@ class _Writer:
             name = f"{prefix}{number}"
             self.build.label = f"{name} {type(part).__struct_config__.tag}"
             held = self.layer(part, name, held)
+            self.scales["after", name] = self.build.scale(held.at)
         return held
 
     def layer(self, part: AnyPart, name: str, held: _Held) -> _Held:
         """Write one layer and return what it gives."""
+        at: Place = ("before", name)
         match part:
             case LinearPart(inputs, outputs):
                 x = self.factor_of_product(held.at)
-                weight = self.weight(name, (outputs, inputs), held.factor)
+                weight = self.weight(name, (outputs, inputs), x, held.factor)
                 return _Held(self.biased(name, self.build.matmul(x, weight, transpose_b=True), outputs))
             case ConvPart():
                 return self.convolution(part, name, held)
@@ -236,14 +272,14 @@ class _Writer:
                 square, factor = self.build.multiply(x, x), held.factor**2
                 return _Held(square, factor) if factor < 2 else _Held(self.build.times(square, 2), factor / 2)
             case PolynomialPart():
-                return _Held(self.polynomial(part, name, self.settled(held)))
+                return _Held(self.polynomial(part, name, self.settled(held, at)))
             case SmoothPart(_, period, cosines, sines):
-                x = self.opened_at(self.settled(held), SCALE)
+                x = self.opened_at(self.settled(held, at), SCALE)
                 return _Held(self.build.periodic(x, Series(period, cosines, sines)))
             case ResidualPart(body, shortcut):
                 return self.residual(body, shortcut, name, held)
             case _:
-                return _Held(self.compared(part, name, self.settled(held)))
+                return _Held(self.compared(part, name, self.settled(held, at)))
 
     def compared(self, part: ComparedPart, name: str, x: int) -> int:
         """Write a layer that compares numbers, and its bias."""
@@ -258,11 +294,12 @@ class _Writer:
             case _:
                 return y
 
-    def weight(self, name: str, shape: tuple[int, ...], factor: float) -> int:
-        """Load weights that make up for a factor of what they multiply."""
+    def weight(self, name: str, shape: tuple[int, ...], x: int, factor: float = 1.0) -> int:
+        """Load weights of x that make up for a factor of it; the finer x is, the coarser they are, down to scale 16."""
         if factor != 1:
             self.factors[f"{name}.weight"] = factor
-        return self.build.weight(f"{name}.weight", shape)
+        scale = max(SCALE, self.weight_scale + SCALE - self.build.scale(x))
+        return self.build.weight(f"{name}.weight", shape, scale=scale)
 
     def biased(self, name: str, y: int, count: int) -> int:
         """Return y plus a bias for each of its `count` entries along axis 1, at the scale of y."""
@@ -273,7 +310,7 @@ class _Writer:
     def convolution(self, part: ConvPart, name: str, held: _Held) -> _Held:
         build = self.build
         images = build.reshape(self.factor_of_product(held.at), (build.shape(held.at)[0], *part.image))
-        weight = self.weight(name, (part.outputs, part.image[0], *part.kernel), held.factor)
+        weight = self.weight(name, (part.outputs, part.image[0], *part.kernel), images, held.factor)
         y = build.convolve(images, weight, stride=part.stride, padding=part.padding)
         return _Held(self.flat(self.biased(name, y, part.outputs)))
 
@@ -338,22 +375,27 @@ class _Writer:
             powers[power] = self.opened_at(product, scale)
         shape, count = build.shape(x), math.prod(build.shape(x))
         columns = build.concatenate([build.reshape(each, (count, 1)) for each in powers.values()], 1)
-        y = build.matmul(columns, self.weight(name, (part.degree, 1), 1.0))
+        y = build.matmul(columns, self.weight(name, (part.degree, 1), columns))
         return build.reshape(self.biased(name, y, 1), shape)
 
     def residual(self, body: tuple[AnyPart, ...], shortcut: tuple[AnyPart, ...], name: str, held: _Held) -> _Held:
         build = self.build
         held = _Held(build.open(held.at), held.factor)  # once for both sides
-        ends = [self.settled(self.chain(side, f"{name}.{which}.", held)) for side, which in _sides(body, shortcut)]
+        ends = [
+            self.settled(self.chain(side, f"{name}.{which}.", held), ("after", f"{name}.{which}.{len(side) - 1}"))
+            for side, which in _sides(body, shortcut)
+        ]
         build.label = f"{name} residual"
         scale = max(map(build.scale, ends))
         return _Held(build.plus(*(build.at_scale(end, scale) for end in ends)))
 
-    def settled(self, held: _Held) -> int:
-        """Return a value itself, where a factor cannot wait for weights."""
-        if held.factor == 1:
-            return held.at
-        return self.build.times_real(held.at, held.factor, bits=16 if self.build.scale(held.at) <= SCALE else 12)
+    def settled(self, held: _Held, place: Place) -> int:
+        """Return a value itself, where a factor cannot wait for weights, and note its scale."""
+        at = held.at
+        if held.factor != 1:
+            at = self.build.times_real(at, held.factor, bits=16 if self.build.scale(at) <= SCALE else 12)
+        self.scales[place] = self.build.scale(at)
+        return at
 
     def factor_of_product(self, a: int) -> int:
         """Return a value OPEN at a scale at which it is multiplied as it is."""

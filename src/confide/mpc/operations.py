@@ -31,7 +31,7 @@ import msgspec
 from confide.errors import ProtocolError
 from confide.structs import known
 
-#: Fraction bits of weights and activations; products and biases have twice as many.
+#: Fraction bits of inputs and activations, and the fewest of weights.
 SCALE = 16
 #: Fraction bits of what `Periodic` gives.
 PERIODIC_SCALE = 48

@@ -338,8 +338,9 @@ class Connection(asyncio.BufferedProtocol):
             for data in self._websocket.data_to_send():
                 if data:
                     self.tls.write(data)
-        if out := self.tls.outgoing():
-            self._transport.write(out)
+        if not (out := self.tls.outgoing()):
+            return
+        self._transport.write(out)
         if self.ending is None and self._transport.get_write_buffer_size() > LARGEST_BUFFER_BYTES:
             self._end(Ending("it asks and does not read"), None)
             self.abort()

@@ -168,7 +168,8 @@ class Exchange:
             return
         down = one.figures.bytes_down
         down[message.src] = down.get(message.src, 0) + len(message.body)
-        self._record(session, one, _Entry(message.src, message.tag, message.body))
+        if one.journal:
+            self._record(session, one, _Entry(message.src, message.tag, message.body))
         self._advance(session, one)
 
     def go_on(self) -> bool:
@@ -183,7 +184,8 @@ class Exchange:
     def close_stage(self, session: str) -> None:
         """Say that the time of the stage at which a session waits is over: it goes on with whom it has, or fails."""
         if one := self._sessions.get(session):
-            self._record(session, one, _Entry("", "", b""))
+            if one.journal:
+                self._record(session, one, _Entry("", "", b""))
             self._close_stage(session, one)
 
     def abort(self, session: str, reason: str) -> None:
@@ -288,9 +290,8 @@ class Exchange:
     # --- inside -------------------------------------------------------------------------------------------------------
 
     def _record(self, session: str, one: _Session, entry: _Entry) -> None:
-        if one.journal:
-            self._changes[journal_key(session, one.lines)] = encode(entry)
-            one.lines += 1
+        self._changes[journal_key(session, one.lines)] = encode(entry)
+        one.lines += 1
 
     def _advance(self, session: str, one: _Session) -> None:
         while session in self._sessions and (received := one.inbox.ready(one.step)) is not None:
@@ -335,9 +336,9 @@ class Exchange:
     def _leave(self, session: str, one: _Session, step: Step) -> None:
         if self._on_step:
             self._changes.update(self._on_step(session, step))
-        changes = {one.prefix + key: value for key, value in step.save.items()}
-        self._changes.update(changes)
-        if changes:
+        if step.save:
+            changes = {one.prefix + key: value for key, value in step.save.items()}
+            self._changes.update(changes)
             self._saved.setdefault(session, set()).update(changes)
         for message in step.send:
             if message.src != one.me:

@@ -130,8 +130,8 @@ class Tls:
         Raises:
             TlsRefused: a record that is no TLS, or the other side has refused this one.
         """
-        if not self.open:
-            return b""
+        if not self.open or not (self._incoming.pending or self._tls.pending()):
+            return b""  # an exception that says so costs more than to look
         try:
             data = self._tls.read(_RECORD_BYTES)
         except ssl.SSLWantReadError:

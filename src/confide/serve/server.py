@@ -58,7 +58,7 @@ _JSON = b"application/json"
 _BINARY = b"application/octet-stream"
 _PIECE_BYTES = 1 << 16  # a reply leaves in pieces: what lies in a transport is counted nowhere
 _PROTECTION = b"x-confide-protection"
-_PROTECTIONS = {"hardware": b"hardware", "simulated": b"none (simulated)"}
+_PROTECTIONS: Mapping[str, bytes] = {"hardware": b"hardware", "simulated": b"none (simulated)"}
 _OPEN_ROUTES = frozenset({"live", "ready"})
 _MOST_NAMED = 20  # models in a refusal
 

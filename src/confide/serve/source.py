@@ -16,10 +16,10 @@ from confide.model.artifact import Artifact, decode, decode_statement
 from confide.mpc.ranges import Ranges
 from confide.serve import load_backend
 from confide.serve.served import Model
+from confide.serve.staple import Stapler
 from confide.structs import known
 from confide.tee.attest import load_attester
 from confide.tee.backend import Enclaved
-from confide.tee.enclave import adding
 
 Goal = Literal["latency", "throughput"]
 Engine = Literal["auto", "native", "seal"]
@@ -54,6 +54,7 @@ class _ModelFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ranges: Ranges | None
     attester: str
     endorsements: dict[str, bytes]
+    fetch: bool
 
 
 def model_file(
@@ -69,6 +70,7 @@ def model_file(
     ranges: Ranges | None = None,
     attester: str = "",
     endorsements: Mapping[str, bytes] = MappingProxyType({}),
+    fetch: bool = False,
 ) -> Source:
     """Return the source of one model from a model file.
 
@@ -84,6 +86,7 @@ def model_file(
         ranges: of `mpc-*`: how large values become before each layer.
         attester: of `tee`: who signs its evidence (`confide.tee.attest`); its models belong into one process.
         endorsements: of `tee`: shown with its evidence.
+        fetch: of `tee`: ask the vendor for those that are missing.
     """
     made = _ModelFile(
         name=name,
@@ -97,6 +100,7 @@ def model_file(
         ranges=ranges,
         attester=attester,
         endorsements=dict(endorsements),
+        fetch=fetch,
     )
     return Source("confide.serve.source:from_model_file", msgspec.msgpack.encode(made))
 
@@ -137,8 +141,9 @@ def _enclaved(made: _ModelFile, artifact: Artifact) -> Enclaved:
             "protects nothing"
         )
     statement = decode_statement(artifact.statement, trust=made.signer)
+    attester = load_attester(made.attester)
     return Enclaved(
-        attester=load_attester(made.attester),
+        attester=attester,
         model_sha256=statement.graph_sha256.hex(),
-        endorse=adding(made.endorsements),
+        endorse=Stapler(attester, given=made.endorsements, fetch=made.fetch),
     )

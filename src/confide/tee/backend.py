@@ -25,6 +25,7 @@ from confide.ideal import Backend, Kit, Matrix
 from confide.model.graph import Graph, Problem
 from confide.model.onnx import to_onnx
 from confide.structs import known
+from confide.tee import known as known_breaks
 from confide.tee.attest import Attester
 from confide.tee.channel import context_of, seal
 from confide.tee.enclave import LIFETIME_SECONDS, Enclave, Endorse, key_id_of
@@ -43,8 +44,10 @@ _HOST = "whoever can open the machine"
 SIMULATED_GUARANTEE = nothing_hidden(f"{WARNING}. Queries are sealed on their way, to a key that it holds.")
 
 
-def hardware_guarantee() -> Guarantee:
-    """Return what holds where hardware stands behind the evidence."""
+def hardware_guarantee(provider: Provider | None = None) -> Guarantee:
+    """Return what holds where hardware stands behind the evidence, of one vendor's kind or of any."""
+    found = [known_breaks.breaks(one) for one in Provider if provider in (None, one)]
+    names = ", ".join(dict.fromkeys(one.name for some in found for one in some))
     trusted = (_VENDOR, _HOST)
     return Guarantee(
         claims=frozenset(
@@ -62,7 +65,8 @@ def hardware_guarantee() -> Guarantee:
         verified_result=False,
         leaks=(
             "No cryptography hides the query inside: the vendor's chip does, against the operator's software and not "
-            "against somebody who opens the machine (WireTap, Battering RAM, TEE.fail). Memory access, page faults and "
+            f"against somebody who opens the machine. Published breaks of such hardware: {names} "
+            "(docs/attestation.md). Memory access, page faults and "
             "time show to the host what depends on inputs, of trees more than of networks; so do sizes of messages "
             "(rows). Messages recorded today stay closed to a quantum computer (ML-KEM-768 with X25519); the vendor's "
             "signatures are ECDSA, so one that exists when evidence is checked could forge it. The client learns a "

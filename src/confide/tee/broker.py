@@ -58,6 +58,7 @@ _ID = re.compile(r"[0-9a-f]{64}")
 _ENTRIES = "sealed/"
 _ENTRY_BYTES = 1 << 12
 _DETAIL_LETTERS = 256
+_CODE = ("measurement", "signer")
 
 
 class _Entry(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -289,9 +290,9 @@ class _Seen:
 
     @property
     def measurement(self) -> str:
-        """Return what was found of measurements, signed or not, of bounded length."""
+        """Return the code that the evidence names, or who signed it; bounded, and true only where a key left."""
         checks = self.verdict.checks if self.verdict else ()
-        found = "; ".join(check.detail.removeprefix("measurement=") for check in checks if "measurement" in check.name)
+        found = "; ".join(check.detail.removeprefix("measurement=") for check in checks if check.name in _CODE)
         return found[:_DETAIL_LETTERS]
 
 

@@ -5,7 +5,7 @@
 
 HPKE in base mode with ML-KEM-768 + X25519 (what is recorded today stays closed to a quantum computer), HKDF-SHA256 and
 AES-256-GCM. The reply's key is derived from the secret inside the request and the reply's own random nonce, so that a
-request which is sent twice never gives two replies under one key; it is bound to the request by its encapsulation.
+request which is sent twice never gives two replies under one key; a hash of the encapsulation binds it to the request.
 
 Paper: RFC 9180 (HPKE, one-shot API); draft-ietf-hpke-pq for the KEM (X-Wing, number 0x647a); RFC 9458, section 4.4, for
 a reply under a nonce of its own. We carry the reply's secret in the request instead of exporting it from the context:
@@ -15,6 +15,8 @@ Leaks: lengths of bodies, which grow with their rows; when, and how often.
 """
 
 from __future__ import annotations
+
+import hashlib
 
 from cryptography.exceptions import InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.mlkem import MLKEM768PrivateKey, MLKEM768PublicKey
@@ -45,6 +47,11 @@ REPLY_BYTES = SECRET_BYTES + 16
 _REQUEST = b"confide tee request v1"
 _REPLY = b"confide tee reply v1"
 
+_NO_ML_KEM = (
+    "Expected a cryptography package whose OpenSSL has ML-KEM; install its wheel with: pip install --force-reinstall "
+    "--only-binary cryptography 'cryptography>=50'"
+)
+
 
 def _suite() -> Suite:
     return Suite(KEM.MLKEM768_X25519, KDF.HKDF_SHA256, AEAD.AES_256_GCM)
@@ -64,10 +71,7 @@ class EnclaveKey:
         try:
             lattice = MLKEM768PrivateKey.from_seed_bytes(rng.bytes(ENCAPSULATION_SEED_BYTES))
         except UnsupportedAlgorithm:
-            raise UsageError(
-                "Expected a cryptography package whose OpenSSL has ML-KEM; install its wheel with: pip install "
-                "--force-reinstall --only-binary cryptography 'cryptography>=50'"
-            ) from None
+            raise UsageError(_NO_ML_KEM) from None
         curve = X25519PrivateKey.from_private_bytes(rng.bytes(KEY_BYTES))
         self._key = MLKEM768X25519PrivateKey(lattice, curve)
         self.public = lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
@@ -107,7 +111,7 @@ class ReplyKey:
 
     def __init__(self, secret: bytes, sealed: bytes, context: bytes) -> None:
         self._secret = secret
-        self._info = label(_REPLY, context, sealed[:_ENCAPSULATED_BYTES])
+        self._info = label(_REPLY, context, hashlib.sha256(sealed[:_ENCAPSULATED_BYTES]).digest())
 
     def seal(self, body: bytes, rng: Randomness) -> bytes:
         """Return the sealed reply, `REPLY_BYTES` longer than `body`."""
@@ -138,17 +142,20 @@ def seal(body: bytes, public: bytes, *, context: bytes, rng: Randomness) -> tupl
         rng: draws the reply's secret; the encapsulation draws from the operating system by itself.
 
     Raises:
-        ProtocolError: `public` is no key.
+        ProtocolError: `public` is no key: of another length, not reduced, or its curve's half of low order.
+        UsageError: the OpenSSL at hand has no ML-KEM.
     """
+    secret = rng.bytes(SECRET_BYTES)
     try:
         key = MLKEM768X25519PublicKey(
             MLKEM768PublicKey.from_public_bytes(public[:ENCAPSULATION_KEY_BYTES]),
             X25519PublicKey.from_public_bytes(public[ENCAPSULATION_KEY_BYTES:]),
         )
+        sealed = _suite().encrypt(secret + body, key, label(_REQUEST, context))  # low order shows only here
+    except UnsupportedAlgorithm:
+        raise UsageError(_NO_ML_KEM) from None
     except ValueError:
         raise ProtocolError(f"Expected the enclave's public key, {PUBLIC_KEY_BYTES} bytes") from None
-    secret = rng.bytes(SECRET_BYTES)
-    sealed = _suite().encrypt(secret + body, key, label(_REQUEST, context))
     return sealed, ReplyKey(secret, sealed, context)
 
 

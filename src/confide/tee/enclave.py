@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 
@@ -145,15 +145,6 @@ class Enclave:
 def key_id_of(public: bytes) -> str:
     """Return hex SHA-256 of an enclave's public key: how it is named."""
     return hashlib.sha256(public).hexdigest()
-
-
-def adding(given: Mapping[str, bytes]) -> Endorse:
-    """Return what adds `given` endorsements to those that came with evidence, which come first."""
-
-    def endorse(quoted: Quoted) -> Quoted:
-        return Quoted(quoted.evidence, {**given, **quoted.endorsements})
-
-    return endorse
 
 
 def _version() -> str:

@@ -40,6 +40,7 @@ from confide.model.artifact import Statement, decode, decode_statement
 from confide.structs import known
 
 _MAGIC = b"CONFSEA\0"
+MAGIC_BYTES = len(_MAGIC)
 _FORMAT = 1
 _PREFIX_BYTES = len(_MAGIC) + 4
 _TAG_BYTES = 16
@@ -100,7 +101,7 @@ class FileKey:
 
 
 def is_sealed(body: bytes) -> bool:
-    """Return whether `body`, or its first 8 bytes, begin a sealed model."""
+    """Return whether `body`, or its first `MAGIC_BYTES`, begin a sealed model."""
     return body.startswith(_MAGIC)
 
 

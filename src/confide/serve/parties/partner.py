@@ -139,7 +139,7 @@ class Partner:
         key = set_up_key(order.model, order.client)
         place = Place(
             prefix=prefix, client=order.client, backend=taken.backend, role=part.role, kit=taken.kit, mark=key,
-            run=run_of(self._store.get(key)),
+            run=lambda: run_of(self._store.get(key)),
         )  # fmt: skip
         try:
             self._admit(order, taken)

@@ -220,10 +220,9 @@ class Server:
         cast = cast_of(order, "server", {"server": COORDINATOR, **self.partners})
         prefix = part_of(order.model, prepared.backend.name, peer)
         store = self.circle.sessions.view(prefix)
-        run = run_of(self._store.get(mark))
         place = Place(
             prefix=prefix, client=peer, backend=prepared.backend, role="server", kit=prepared.kits["server"], mark=mark,
-            run=run,
+            run=lambda: run_of(self._store.get(mark)),
         )  # fmt: skip
         try:
             self._admit(peer, order, model)

@@ -69,7 +69,10 @@ class Cast:
 
     def role_of(self, name: str) -> str | None:
         """Return the role of another member, or None."""
-        return next((role for role, one in self.names.items() if one == name and role != self.role), None)
+        for role, one in self.names.items():
+            if one == name and role != self.role:
+                return role
+        return None
 
 
 @dataclass(slots=True)

@@ -76,7 +76,7 @@ class Place:
         client: the member's name.
         backend, role, kit: of this process.
         mark: key under which the set-up is written down.
-        run: what that is called, b"" if there is none.
+        run: returns what that is called, b"" if there is none; asked where room must be made.
     """
 
     prefix: str
@@ -85,7 +85,7 @@ class Place:
     role: str
     kit: Kit
     mark: str
-    run: bytes = b""
+    run: Callable[[], bytes] = bytes
 
 
 class Stockroom:
@@ -147,7 +147,7 @@ class Stockroom:
         self._count(place)
         if self._fits(place.client, more):
             return
-        if gone := backend.outlived(place.role, view, place.run):
+        if gone := backend.outlived(place.role, view, place.run()):
             self._clear(place.prefix, gone)
             self._count(place)
         if not self._fits(place.client, more):
