@@ -344,3 +344,29 @@ def test_spliced_reports_end_in_a_verdict(place, piece):
     assert not verdict.holds
     if changed[:0x2A0] != report[:0x2A0]:
         assert set(failed(verdict)) & {"signature", "form", "certificates", "product", "signature algorithm"}
+
+
+@given(st.sampled_from(["vcek.der", "chain.pem"]), st.integers(0, 4000), st.binary(min_size=1, max_size=8))
+def test_spliced_certificates_end_in_a_verdict(name, place, piece):
+    report, endorsements, policy = real("genoa")
+    body = endorsements[name]
+    place %= len(body)
+    changed = body[:place] + piece + body[place + len(piece) :]
+    names = failed(checked(Provider.SNP, report, {**endorsements, name: changed}, policy, SNP_NOW))
+    if name == "vcek.der" and changed != body:
+        assert set(names) & {"certificates", "chain", "product", "signature"}
+
+
+SOMEBODY = Amd("genoa")
+
+
+@given(st.integers(0, 600), st.binary(min_size=1, max_size=8))
+def test_spliced_lists_clear_nobody(place, piece):
+    body = SOMEBODY.crl(7)
+    place %= len(body)
+    changed = body[:place] + piece + body[place + len(piece) :]
+    try:
+        crl = certificates.read_crl(changed, "crl.der")
+    except ProtocolError:
+        return
+    assert certificates.revoked(crl, SOMEBODY.root, [8], NOW) or changed == body

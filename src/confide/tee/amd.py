@@ -171,7 +171,7 @@ def _check_chain(
 ) -> None:  # fmt: skip
     """Check that AMD's root leads to the key, and that every certificate is in date."""
     between = f"SEV-{product.capitalize()}" if report.key == "vcek" else f"SEV-VLEK-{product.capitalize()}"
-    name, kind = certificates.common_name(signer.subject), certificates.common_name(leaf.subject)
+    name, kind = certificates.common_name(signer), certificates.common_name(leaf)
     names = name == between and kind == f"SEV-{report.key.upper()}"
     chained = certificates.issued(signer, root) and certificates.issued(leaf, signer) and certificates.may_sign(signer)
     checks.add("chain", names and chained, f"{kind}, {name}, ARK-{product.capitalize()}" if names and chained else

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 
@@ -85,7 +84,7 @@ def issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     """Return whether `issuer` signed `certificate` under its name."""
     try:
         certificate.verify_directly_issued_by(issuer)
-    except (ValueError, TypeError, InvalidSignature):
+    except Exception:  # another signature, name, algorithm or key than there should be: it did not
         return False
     return True
 
@@ -108,16 +107,16 @@ def outside(certificates: Sequence[x509.Certificate], now: float) -> str:
     at = moment(now)
     for one in certificates:
         if not one.not_valid_before_utc <= at <= one.not_valid_after_utc:
-            return f"{common_name(one.subject)} is valid from {one.not_valid_before_utc} to {one.not_valid_after_utc}"
+            return f"{common_name(one)} is valid from {one.not_valid_before_utc} to {one.not_valid_after_utc}"
     return ""
 
 
-def common_name(name: x509.Name) -> str:
-    """Return its common name; "" where it has none."""
+def common_name(certificate: x509.Certificate) -> str:
+    """Return the common name of whose it is; "" where it has none that can be read."""
     try:
-        found = name.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        found = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
         return str(found[0].value) if found else ""
-    except ValueError:
+    except Exception:  # names are read only here, and a malformed one raises several kinds
         return ""
 
 
@@ -128,7 +127,7 @@ def revoked(
     try:
         key = issuer.public_key()
         if crl.issuer != issuer.subject or not crl.is_signature_valid(key):  # pyright: ignore[reportArgumentType]
-            return f"it is not signed by {common_name(issuer.subject)}"
+            return f"it is not signed by {common_name(issuer)}"
         if crl.next_update_utc is None or not crl.last_update_utc <= moment(now) <= crl.next_update_utc:
             return f"it is of {crl.last_update_utc} to {crl.next_update_utc}"
         for serial in serials:
