@@ -1,6 +1,6 @@
 """List the files below folders with their hashes, as `sgx.trusted_files` of Gramine: the same files, the same text.
 
-    python3 collect.py /usr/lib/python3.11 /opt/confide/site model.confide > trusted.toml
+    python3 collect.py /usr/lib/python3.11 /srv/confide/site model.confide > trusted.toml
 
 Bytecode is left out: Python writes it with dates inside, and reads the sources without it. Links are followed, since an
 enclave opens what they lead to. A file that cannot be written in a manifest is an error.

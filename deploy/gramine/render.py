@@ -1,7 +1,7 @@
 """Fill a manifest template: the same words and files give the same manifest.
 
-    python3 render.py confide.manifest.template trusted.toml --python /usr/bin/python3.11 --stdlib /usr/lib/python3.11 \
-        --site /opt/confide/site --model /srv/model.confide > confide.manifest.jinja
+python3 render.py confide.manifest.template trusted.toml --python /usr/bin/python3.11 --stdlib /usr/lib/python3.11 \
+        --site /srv/confide/site --model /srv/model.confide > confide.manifest.jinja
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 WORDS = {
     "python": "/usr/bin/python3.11",
     "stdlib": "/usr/lib/python3.11",
-    "site": "/opt/confide/site",
+    "site": "/srv/confide/site",
     "model": "/srv/model.confide",
     "size": "4G",
     "threads": "4",
