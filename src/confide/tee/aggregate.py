@@ -161,14 +161,27 @@ class Tee(Aggregator):
             raise UsageError(f"Expected at least {needed} clients; {why}")
 
     def setup(self, role: str, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
-        """Return the party that pins the roster and the enclave's keys; its output is a fingerprint of both."""
+        """Return the party that pins the roster and the enclave's keys; its output is a fingerprint of both.
+
+        Raises:
+            UsageError: a client that accepts no enclaves, or an enclave without an attester.
+        """
         _check(role, me, cohort)
         self.check(cohort)
         if role == "server":
             return self._introduce(cohort, store)
         if role == "client":
-            return self._verify(me, cohort, store, rng)
-        return self._enrol(cohort, store, rng)
+            if self._enclaves.policy is None:
+                raise UsageError(
+                    "Expected a policy for enclaves at this client; name one: [attestation] of docs/policy.md"
+                )
+            return self._verify(self._enclaves.policy, me, cohort, store, rng)
+        if self._enclaves.attester is None:
+            raise UsageError(
+                "Expected an attester at the enclave: `confide node --attester NAME` on its machine; in one process "
+                'there is no enclave: train.attester = "simulated" for a trial that protects nothing'
+            )
+        return self._enrol(self._enclaves.attester, cohort, store, rng)
 
     def party(
         self, role: str, me: str, session: Session, vector: Vector | None, store: Store, rng: Randomness
@@ -209,14 +222,8 @@ class Tee(Aggregator):
         yield Step(send=sent, save={SHOWN: body})
         return _fingerprint(listed, shown)
 
-    def _enrol(self, cohort: Cohort, store: Store, rng: Randomness) -> Party:
+    def _enrol(self, attester: Attester, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """The enclave: keys in memory alone, evidence that binds them."""
-        attester = self._enclaves.attester
-        if attester is None:
-            raise UsageError(
-                "Expected an attester at the enclave: `confide node --attester NAME` on its machine; in one process "
-                'there is no enclave: train.attester = "simulated" for a trial that protects nothing'
-            )
         inside, now = Inside(rng), self._enclaves.now()
         while len(self._inside) >= _MOST_INSIDE:
             del self._inside[next(iter(self._inside))]
@@ -226,16 +233,12 @@ class Tee(Aggregator):
         assert pin is not None
         return _fingerprint(roster.pinned(store), decode(pin, Shown, max_bytes=len(pin)))
 
-    def _verify(self, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
+    def _verify(self, policy: Policy, me: str, cohort: Cohort, store: Store, rng: Randomness) -> Party:
         """A client: enrol in the roster, draw a nonce, verify what the enclave shows before anything is sealed to it.
 
         Raises:
-            UsageError: this client accepts no enclaves.
             AttestationError: the evidence is none that its policy accepts; the check that failed is named.
         """
-        accepts = self._enclaves
-        if accepts.policy is None:
-            raise UsageError("Expected a policy for enclaves at this client; name one: [attestation] of docs/policy.md")
         yield from roster.enrol(me, cohort, store, rng)
         listed, nonce = roster.pinned(store), rng.bytes(NONCE_BYTES)
         ask = Message(me, cohort.server, NONCE, encode(Nonce(nonce)))
@@ -246,11 +249,11 @@ class Tee(Aggregator):
             raise ProtocolError("Expected evidence over the nonce of this client")
         verdict = verify_evidence(
             Bundle.decode(shown.bundle),
-            accepts.policy,
-            now=accepts.now(),
+            policy,
+            now=self._enclaves.now(),
             nonce=joint_nonce(shown.nonces),
             purpose="aggregate",
-            allow_simulated=self._simulated and accepts.allow_simulated,
+            allow_simulated=self._simulated and self._enclaves.allow_simulated,
             model_sha256=agreed(cohort, listed, self._rule, shown.signer),
         )
         verdict.require()
