@@ -306,6 +306,22 @@ def test_what_memory_has_no_room_for_is_put_back_and_serves_once(backend, monkey
         assert isinstance(replay(session, counter, role), ProtocolError)
 
 
+@both
+def test_what_a_client_skips_is_cleared_away_and_the_next_is_struck_off(backend):
+    session = ready(backend, GRAPH)
+    session.deal(rows=2, count=3)
+    client = session.stores["client"]
+    client.commit(
+        {key: None for key in client.keys("") if key.endswith(f"/whole/2/{0:016x}")}
+    )  # killed before it asked
+    assert asked(session.predict(X)).counter == 1
+    for role in who_answer(session):
+        store = session.stores[role]
+        assert [store.get(key) for key in store.keys("") if "/whole/2/" in key] == [b"\2"]  # id 2
+        assert not session.kits[role].prepared._asked
+    assert asked(session.predict(X)).counter == 2
+
+
 def replay(session: Session, counter: int, role: str) -> Any:
     """Return how a role ends that is asked under an id again."""
     kit, name = session.kits[role], session.backend.name

@@ -107,8 +107,7 @@ def _stocking(
     layout = checked_header(header, kit, run=record.run, rows=rows, count=count)
     shelf = Shelf(mode.name, role, header.run)
     # Struck off at once: a prediction beside this deal may raise the mark meanwhile, and it must not fall.
-    left = shelf.broken(store) | ({} if role == "client" else struck(mode, role, kit, store, header.run, rows=rows))
-    yield Step(save=left | shelf.raised(store, header.first, count))
+    yield Step(save=shelf.broken(store) | shelf.raised(store, header.first, count))
     save: dict[str, bytes | None] = {}
     for place, deal_id in enumerate(header.ids()):
         for name, expected in zip(piece_names(layout, party), _piece_bytes(layout, party), strict=True):
@@ -166,33 +165,33 @@ def _wire_tag(mode: Mode, place: int, name: str) -> str:
 def hold_ready(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, rows: int) -> int:
     """Make stock ready in memory, the deals that come next, as many as are kept; return how many were looked at.
 
-    Who answers strikes the next one off, so that no question waits for a commit. A client does not: another process may
-    go on with its stock.
+    Who answers strikes the next one off, so that no question waits for a commit, and clears away what was used. What an
+    earlier process struck off stays until it is asked for, and refused, or a later one is. A client strikes nothing off
+    ahead: another process may go on with its stock.
     """
     if mode.party(role) is None:
         return 0
     record = known_record(mode, role, kit, store, run)
-    used = {} if role == "client" else struck(mode, role, kit, store, record.run, rows=rows)
-    shelf = Shelf(mode.name, role, record.run)
-    counters = [one for one in shelf.counters(store, rows) if shelf.whole(rows, one) not in used][:MOST_READY]
+    shelf, prepared = Shelf(mode.name, role, record.run), kit.prepared
+    last = prepared.last_asked(role, record.run, rows)
+    names = piece_names(kit.plans.of(rows).layout, mode.party(role))
+    counters, used = list[int](), dict[str, bytes | None]()
+    for counter in shelf.counters(store, rows):
+        if len(counters) == MOST_READY:
+            break
+        if counter <= last:  # ids are taken in their order: it was used, or lost, or the client has lost it
+            used |= shelf.taken(rows, counter, names)
+            if (ready := prepared.take(role, DealId(record.run, counter))) is not None:
+                ready.wipe()
+        elif shelf.state(store, rows, counter) == FREE or prepared.is_ready(role, DealId(record.run, counter)):
+            counters.append(counter)
     for counter in counters:
         deal_id = DealId(record.run, counter)
-        kit.prepared.ahead(
-            role, deal_id, lambda one=deal_id: from_stock(mode, role, kit, store, record, one, rows=rows)
-        )
+        prepared.ahead(role, deal_id, lambda one=deal_id: from_stock(mode, role, kit, store, record, one, rows=rows))
     if role != "client":
         _strike_off(shelf, kit, store, counters[:1], used, rows=rows)
+        prepared.settled(role, record.run, rows)
     return len(counters)
-
-
-def struck(mode: Mode, role: str, kit: AnyKit, store: Store, run: bytes, *, rows: int) -> dict[str, bytes | None]:
-    """Return the change that clears away what was struck off and is not in memory: it was used, or it is lost."""
-    shelf, changes = Shelf(mode.name, role, run), dict[str, bytes | None]()
-    names = piece_names(kit.plans.of(rows).layout, mode.party(role))
-    for counter in shelf.counters(store, rows):
-        if shelf.state(store, rows, counter) == HELD and not kit.prepared.is_ready(role, DealId(run, counter)):
-            changes |= shelf.taken(rows, counter, names)
-    return changes
 
 
 def _strike_off(

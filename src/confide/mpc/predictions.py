@@ -203,6 +203,8 @@ def _obtain(
     shelf, deal_id = Shelf(mode.name, role, record.run), ask.deal_id
     if not ask.on_demand:
         state = shelf.state(store, ask.rows, ask.counter)
+        if state is not None:
+            kit.prepared.asked(role, deal_id, ask.rows)
         ready = kit.prepared.take(role, deal_id)
         if state == HELD and ready is not None:
             return ready, {}  # struck off when it was made ready

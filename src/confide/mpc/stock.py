@@ -119,6 +119,7 @@ class Prepared:
     )
     _taken: set[tuple[str, bytes, int]] = field(default_factory=set[tuple[str, bytes, int]], repr=False)
     _unused: dict[tuple[bytes, int], int] = field(default_factory=dict[tuple[bytes, int], int], repr=False)
+    _asked: dict[tuple[str, bytes, int], int] = field(default_factory=dict[tuple[str, bytes, int], int], repr=False)
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     def reserve(self, role: str, deal_id: DealId) -> bool:
@@ -158,6 +159,22 @@ class Prepared:
             gone.ready.wipe()
             if gone.free is not None:
                 gone.free()
+
+    def asked(self, role: str, deal_id: DealId, rows: int) -> None:
+        """Note that a deal in stock was asked for, until `settled`."""
+        key = role, deal_id.run, rows
+        with self._lock:
+            self._asked[key] = max(deal_id.counter, self._asked.get(key, -1))
+
+    def last_asked(self, role: str, run: bytes, rows: int) -> int:
+        """Return the highest id that was asked for and is not settled, -1 if there is none."""
+        with self._lock:
+            return self._asked.get((role, run, rows), -1)
+
+    def settled(self, role: str, run: bytes, rows: int) -> None:
+        """Forget what was asked for: what it left is cleared away."""
+        with self._lock:
+            self._asked.pop((role, run, rows), None)
 
     def is_ready(self, role: str, deal_id: DealId) -> bool:
         """Return whether a deal is kept in memory."""
