@@ -102,7 +102,7 @@ _INTEL = (
     "# dynamic_platform_allowed = true  # for machines of several packages, where a check says so",
     "# cached_keys_allowed = true",
     "# smt_allowed = true",
-    '# instances = ["..."]              # pins machines: PPID or platform instance id, as `confide attest --json` prints it',
+    '# instances = ["..."]  # pins machines: PPID or platform instance id, as `confide attest --json` prints it',
 )
 
 
