@@ -102,7 +102,7 @@ _INTEL = (
     "# dynamic_platform_allowed = true  # for machines of several packages, where a check says so",
     "# cached_keys_allowed = true",
     "# smt_allowed = true",
-    '# instances = ["..."]              # pins machines: PPID or platform instance id, as `confide attest` prints it',
+    '# instances = ["..."]  # pins machines: PPID or platform instance id, as `confide attest --json` prints it',
 )
 
 
@@ -128,7 +128,7 @@ def _snp(evidence: bytes) -> list[str]:
     return [
         *rules,
         '# platform = ["alias-check"]       # what the firmware must say of the machine',
-        '# instances = ["..."]              # pins chips: the chip id, as `confide attest` prints it',
+        '# instances = ["..."]              # pins chips: the chip id, as `confide attest --json` prints it',
         *_floor(product, report.reported_tcb),
     ]
 
