@@ -338,7 +338,8 @@ for await (const line of createInterface({ input: process.stdin })) {
     const opened = Buffer.from(await hpke.open({ recipientKey: pair.privateKey, enc, info }, ct));
     const nonce = randomBytes(32);
     const extracted = createHmac("sha256", nonce).update(opened.subarray(0, 32)).digest();
-    const bound = Buffer.concat([label(["confide tee reply v1", context, createHash("sha256").update(enc).digest()]), Buffer.from([1])]);
+    const hash = createHash("sha256").update(enc).digest();
+    const bound = Buffer.concat([label(["confide tee reply v1", context, hash]), Buffer.from([1])]);
     const key = createHmac("sha256", extracted).update(bound).digest();
     const cipher = createCipheriv("aes-256-gcm", key, Buffer.alloc(12));
     const reply = Buffer.concat([nonce, cipher.update(Buffer.from("reply")), cipher.final(), cipher.getAuthTag()]);
