@@ -1,0 +1,117 @@
+"""`confide attest`, `serve --backend tee` and `predict --policy` against a real server process over HTTP."""
+
+import json
+import time
+
+import pytest
+
+from confide.compare.hosted import hosted
+from confide.crypto.keys import SigningKey
+from confide.model.artifact import Artifact
+from confide.tee.evidence import Bundle
+from confide.tee.simulated import measure_code
+from serve.toy import GRAPH, LABEL, PREPROCESS
+
+OWNER = SigningKey(bytes(range(32)))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("attest")
+    Artifact(GRAPH, PREPROCESS, LABEL).save(folder / "model.confide", OWNER)
+    (folder / "x.csv").write_text("age,sex\n61,f\n47,m\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    with hosted(folder / "model.confide", ["tee"], "--attester", "simulated") as url:
+        yield url
+
+
+@pytest.fixture
+def policy(run, server, tmp_path):
+    """A policy that was drafted from the server."""
+    run("attest", server, "--write-policy", tmp_path / "policy.toml")
+    return tmp_path / "policy.toml"
+
+
+def test_a_drafted_policy_names_what_is_there_and_is_accepted_by_option_alone(run, server, policy):
+    text = policy.read_text()
+    assert measure_code() in text
+    out, _ = run("attest", server, "--policy", policy, "--attester", "simulated")
+    assert "INSECURE" in out
+    out, _ = run("attest", server, "--policy", policy, code=1)
+    assert "simulated" in out
+
+
+def test_the_checks_as_json_say_which_one_does_not_hold(run, server, policy):
+    wrong = policy.with_name("wrong.toml")
+    wrong.write_text(policy.read_text().replace(measure_code(), "00" * 48))
+    out, _ = run("attest", server, "--policy", wrong, "--attester", "simulated", "--json", code=1)
+    failed = [check["name"] for check in json.loads(out)["checks"] if not check["holds"]]
+    assert failed == ["measurement"]
+
+
+def test_saved_evidence_is_checked_without_the_server(run, server, policy, tmp_path):
+    saved = tmp_path / "evidence.json"
+    run("attest", server, "--out", saved)
+    Bundle.decode(saved.read_bytes())
+    again = ("attest", "--evidence", saved, "--policy", policy, "--attester", "simulated")
+    run(*again)
+    out, _ = run(*again, "--now", int(time.time()) + 10 * 86400, code=1)
+    assert "validity" in out
+    saved.write_text("{}")
+    _, err = run(*again, code=2)
+    assert "evidence" in err
+
+
+def test_predictions_under_a_policy_are_the_model_s(run, server, policy, folder):
+    out, err = run(
+        "predict", server, folder / "x.csv", "--policy", policy, "--attester", "simulated", "--signer",
+        OWNER.public.hex(),
+    )  # fmt: skip
+    assert len(out.splitlines()) == 3
+    assert "nothing is hidden" in err
+    _, err = run("predict", server, folder / "x.csv", "--policy", policy, code=2)
+    assert "simulat" in err
+    _, err = run("predict", server, folder / "x.csv", code=2)
+    assert "--policy" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("attest",), "URL"),
+        (("attest", "http://127.0.0.1:1"), "--policy"),
+        (("attest", "http://127.0.0.1:1", "--evidence", "x", "--policy", "y"), "one of them"),
+        (("attest", "--evidence", "absent", "--policy", "absent"), "absent"),
+        (("attest", "http://127.0.0.1:1", "--out", "e.json"), "127.0.0.1"),
+    ],
+)
+def test_what_cannot_work_is_one_line(run, arguments, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, err = run(*arguments, code=2)
+    assert text in err
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--backend", "tee"), "--attester"),
+        (("--backend", "tee", "--attester", "gramin"), "gramine"),
+        (("--backend", "tee", "--attester", "simulated", "--endorsements", "absent"), "absent"),
+        (("--backend", "tee", "--attester", "simulated", "--broker", "https://x"), "seal"),
+        (("--backend", "tee", "--attester", "simulated", "--broker-ca", "ca.pem"), "--broker"),
+        (("--backend", "he", "--attester", "simulated"), "--backend tee"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused(run, folder, options, text):
+    _, err = run("serve", folder / "model.confide", "--port", "0", *options, code=2)
+    assert text in err
+
+
+def test_hardware_that_is_not_here_is_said_so(run, folder):
+    for name in ("configfs-tsm", "gramine", "nitro"):
+        _, err = run("serve", folder / "model.confide", "--port", "0", "--backend", "tee", "--attester", name, code=2)
+        assert "Expected" in err
