@@ -1,50 +1,38 @@
-"""Endorsements that a server staples: what is given, what is fetched, and for how long that is kept."""
+"""Endorsements that a server staples: what is given, and what is fetched beside it."""
 
 import pytest
 
 from confide.errors import UsageError
 from confide.serve import staple
-from confide.serve.staple import Stapler
+from confide.serve.staple import endorsing
 from confide.tee.evidence import Quoted
 from confide.tee.simulated import Simulated
-from tee.enclaves import Clock
+
+CAME = Quoted(b"", {"chain.pem": b"came", "vcek.der": b"came"})
 
 
-@pytest.fixture
-def vendor(monkeypatch):
-    """A vendor whose list ends after 100 s; counts how often it is asked."""
-    asked: list[dict] = []
-    clock = Clock()
-    monkeypatch.setattr(staple, "wanted", lambda provider, quoted: {"crl.der": "https://vendor/crl"})
-    monkeypatch.setattr(staple, "assemble", lambda provider, answers: {"crl.der": answers["crl.der"]})
-    monkeypatch.setattr(staple, "valid_until", lambda kept: clock.now + 100)
-
-    def ask(urls):
-        asked.append(dict(urls))
-        return {"crl.der": b"%d" % len(asked)}
-
-    return asked, clock, ask
+def test_what_is_given_stands_before_what_came_and_nobody_is_asked(monkeypatch):
+    monkeypatch.setattr(staple, "fetch_endorsements", None)
+    endorse = endorsing(Simulated(), given={"chain.pem": b"given"}, fetch=False)
+    assert endorse(CAME).endorsements == {"chain.pem": b"given", "vcek.der": b"came"}
 
 
-def test_without_fetch_nobody_is_asked(vendor):
-    asked, clock, ask = vendor
-    one = Stapler(Simulated(), given={"chain.pem": b"given"}, ask=ask, clock=clock)
-    assert one(Quoted(b"", {"chain.pem": b"came", "vcek.der": b"came"})).endorsements == {
-        "chain.pem": b"given",
-        "vcek.der": b"came",
-    }
-    assert not asked
+def test_what_is_fetched_is_asked_for_beside_what_is_given(monkeypatch):
+    seen: list[Quoted] = []
 
+    def stapler(attester, fetch):
+        def add(quoted):
+            seen.append(quoted)
+            return Quoted(quoted.evidence, {**quoted.endorsements, "crl.der": b"fetched"})
 
-def test_what_was_fetched_is_kept_while_it_holds(vendor):
-    asked, clock, ask = vendor
-    one = Stapler(Simulated(), given={}, fetch=True, ask=ask, clock=clock)
-    assert one(Quoted(b"", {})).endorsements == one(Quoted(b"", {})).endorsements == {"crl.der": b"1"}
-    assert len(asked) == 1
-    clock.now += 101
-    assert one(Quoted(b"", {})).endorsements == {"crl.der": b"2"}
+        return add
+
+    monkeypatch.setattr(staple, "Stapler", stapler)
+    endorse = endorsing(Simulated(), given={"chain.pem": b"given"}, fetch=True)
+    assert endorse(CAME).endorsements == {"chain.pem": b"given", "vcek.der": b"came", "crl.der": b"fetched"}
+    assert seen[0].endorsements["chain.pem"] == b"given"
 
 
 def test_names_that_no_verifier_knows_are_refused():
     with pytest.raises(UsageError, match="names"):
-        Stapler(Simulated(), given={"notes.txt": b""})(Quoted(b"", {}))
+        endorsing(Simulated(), given={"notes.txt": b""}, fetch=False)(Quoted(b"", {}))

@@ -80,7 +80,7 @@ class EnclaveOptions:
     def model_file(self, path: Path) -> bytes:
         """Return the bytes of a model file; a sealed one is opened in memory, with its key from the broker."""
         from confide.model.artifact import read
-        from confide.serve.staple import Stapler
+        from confide.serve.staple import endorsing
         from confide.serve.unseal import unsealed
         from confide.tee.attest import load_attester
         from confide.tee.sealed import is_sealed
@@ -96,7 +96,7 @@ class EnclaveOptions:
                 "to attested servers"
             )
         attester = load_attester(self.attester)
-        endorse = Stapler(attester, given=self.given(), fetch=self.fetch)
+        endorse = endorsing(attester, given=self.given(), fetch=self.fetch)
         return unsealed(path, self.broker, attester, endorse=endorse, ca_file=self.broker_ca)
 
 

@@ -16,7 +16,7 @@ from confide.model.artifact import Artifact, decode, decode_statement
 from confide.mpc.ranges import Ranges
 from confide.serve import load_backend
 from confide.serve.served import Model
-from confide.serve.staple import Stapler
+from confide.serve.staple import endorsing
 from confide.structs import known
 from confide.tee.attest import load_attester
 from confide.tee.backend import Enclaved
@@ -145,5 +145,5 @@ def _enclaved(made: _ModelFile, artifact: Artifact) -> Enclaved:
     return Enclaved(
         attester=attester,
         model_sha256=statement.graph_sha256.hex(),
-        endorse=Stapler(attester, given=made.endorsements, fetch=made.fetch),
+        endorse=endorsing(attester, given=made.endorsements, fetch=made.fetch),
     )

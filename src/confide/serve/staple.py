@@ -1,67 +1,38 @@
-"""What an enclave's server shows beside its evidence: from a folder, or fetched from the vendor while it holds."""
+"""What an enclave's server shows beside its evidence: from a folder, and from the vendor where that is wanted."""
 
 from __future__ import annotations
 
-import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
-from confide.net.endorsements import Fetched, fetch_endorsements
+from confide.errors import ProtocolError, ServiceError, UsageError
+from confide.net.endorsements import fetch_endorsements
 from confide.tee.attest import Attester
-from confide.tee.endorsements import assemble, endorsed, valid_until, wanted
+from confide.tee.enclave import Endorse
+from confide.tee.endorsements import endorsed
 from confide.tee.evidence import Quoted
-
-#: Lists are issued anew before they end; what is older than this is fetched again.
-_LONGEST_SECONDS = 24 * 3600.0
+from confide.tee.stapling import Stapler
 
 
-class Stapler:
-    """Adds endorsements to evidence; safe for threads. It is a `confide.tee.enclave.Endorse`.
+def endorsing(attester: Attester, *, given: Mapping[str, bytes], fetch: bool) -> Endorse:
+    """Return what adds endorsements to evidence.
 
     Args:
         attester: whose evidence it is.
         given: from a folder, by name; they stand before what came with the evidence.
-        fetch: True asks the vendor for what is missing.
-        ask: fetches URLs by name; the network by default.
-        clock: seconds since the epoch.
+        fetch: True asks the vendor for what is missing then, and keeps it while it holds.
 
     Raises, when called:
-        UsageError: a name that no verifier knows; or the vendor does not answer.
-        ServiceError, ProtocolError: the vendor's answer is no endorsement.
+        UsageError: a name that no verifier knows, or a vendor that does not answer as it should.
 
     **Leaks**: with `fetch`, to the vendor which processor this server runs on.
     """
+    staple = Stapler(attester, fetch_endorsements) if fetch else None
 
-    def __init__(
-        self,
-        attester: Attester,
-        *,
-        given: Mapping[str, bytes],
-        fetch: bool = False,
-        ask: Callable[[Mapping[str, str]], Mapping[str, Fetched]] = fetch_endorsements,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        self._attester = attester
-        self._given = dict(given)
-        self._fetch = fetch
-        self._ask = ask
-        self._clock = clock
-        self._kept: dict[str, bytes] = {}
-        self._until = 0.0
-        self._fetching = threading.Lock()
+    def endorse(quoted: Quoted) -> Quoted:
+        together = endorsed(quoted, given=given)
+        try:
+            return together if staple is None else staple(together)
+        except (ServiceError, ProtocolError) as error:  # the vendor's, and not those of whoever asks for evidence
+            raise UsageError(str(error)) from None
 
-    def __call__(self, quoted: Quoted) -> Quoted:
-        """Return `quoted` with what belongs to it."""
-        together = endorsed(quoted, given=self._given)
-        if not self._fetch:
-            return together
-        with self._fetching:
-            if self._clock() >= self._until:
-                self._renew(together)
-            return endorsed(together, given=self._kept)
-
-    def _renew(self, quoted: Quoted) -> None:
-        provider, now = self._attester.provider, self._clock()
-        self._kept = assemble(provider, self._ask(wanted(provider, quoted)))
-        end = valid_until(self._kept)
-        self._until = now + _LONGEST_SECONDS if end is None else min(end, now + _LONGEST_SECONDS)
+    return endorse
