@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from confide.compare import training as trainings
 from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
 from confide.compare.links import LINKS
-from confide.compare.people import lines_of_user_code
+from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
 from confide.compare.result import Curve, LinkCheck, Result
 from confide.compare.settings import Comparison
@@ -256,10 +256,17 @@ def _result(state: _State) -> Result:
         for cell, outcome in state.found
         if cell.kind == "link"
     ]
+    records, people = list[Record](), list[Asks]()
+    for record in _records(state):
+        holders = parties_of(settings.job) if record.task == "training" else 1
+        people.append(asks(record.task, record.choice, record.guarantee, holders=holders))
+        lines = {"lines_of_user_code_count": _single(float(people[-1].lines))}
+        records.append(replace(record, figures={**record.figures, **lines}))
     return Result(
         name=settings.job.job.name,
         job=describe(settings.job, output=False),
-        records=tuple(_records(state)),
+        records=tuple(records),
+        people=tuple(people),
         curves=tuple(_curves(state)),
         unfit=state.unfit,
         machine=machine(),
@@ -294,7 +301,6 @@ def _records(state: _State) -> Iterator[Record]:
                 latency = figures["latency_seconds"].median
                 figures["added_seconds"] = _single(latency - plain)
                 figures["factor_over_plain"] = _single(latency / plain)
-            figures["lines_of_user_code_count"] = _single(float(lines_of_user_code(kind, choice)))
             last = outcomes[-1]
             yield Record(
                 task=kind,

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
 from confide.compare.settings import Comparison
 from confide.compare.techniques import INFERENCE, TRAINING
-from confide.errors import ConfideError, JobError
+from confide.errors import ConfideError, JobError, UsageError, nearest
 from confide.serve import BACKENDS
 from confide.train.job import parse as parse_job
 from confide.train.parts import AGGREGATORS, checked_aggregator
@@ -31,6 +31,12 @@ ON_SHARES = "mpc"
 
 #: Inference under a backend's other setting: (choice, backend).
 VARIANTS: Mapping[str, str] = {"he-open": "he"}
+
+#: Over HTTP, small messages and large ones: on these the model of links is checked.
+_CHECKED: tuple[str, ...] = ("plain", "he")
+
+#: What [train] says beside the aggregate where there is no hardware for it.
+_SIMULATED: Mapping[str, Mapping[str, str]] = {"tee": {"attester": "simulated"}}
 
 #: Points of the curve against epsilon rest on as many seeds at most.
 _EPSILON_SEEDS = 3
@@ -123,12 +129,15 @@ def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float
     left = {"output", *(() if private else ("privacy",))}
     made: dict[str, Any] = {name: value for name, value in table.items() if name not in left}
     given: dict[str, Any] = dict(table.get("train", {}))
+    kind = cast("dict[str, Any]", table.get("model", {})).get("kind", "logistic")
+    if aggregate == ON_SHARES and kind not in ("logistic", "mlp"):
+        raise JobError(f'training on shares runs model.kind="logistic" and "mlp", and no "{kind}"')
     if (aggregate == ON_SHARES) != (given.get("aggregate") == ON_SHARES):  # what the other kind of training reads
         given = {key: value for key, value in given.items() if key in _OF_BOTH}
         made.pop("shares", None)
     if isinstance(shares := made.get("shares"), dict):
         made["shares"] = {key: value for key, value in shares.items() if key != "folder"}  # type: ignore[misc]
-    made["train"] = {**given, "aggregate": aggregate}
+    made["train"] = {**given, "aggregate": aggregate, **_SIMULATED.get(aggregate, {})}
     if private:
         if "privacy" not in table:
             raise JobError("the job has no [privacy]; add one with expected_records to compare it")
@@ -146,20 +155,22 @@ def planned(comparison: Comparison, *, seeds: int, queries: int, only: tuple[str
     Args:
         comparison: from the job file.
         seeds, queries: how many, in place of those of [compare].
-        only: techniques, of either task; () takes those of [compare].
+        only: techniques, of both tasks or as "training/he" of one; () takes those of [compare].
+
+    Raises:
+        UsageError: `only` holds what is no technique.
     """
+    _check_only(only)
     settings, unfit, jobs = comparison.settings, dict[str, str](), dict[str, Job]()
     wanted = {"training": settings.training, "inference": settings.inference}
     named = {"training": training_choices(), "inference": inference_choices()}
     chosen: dict[str, list[str]] = {}
     for task, names in named.items():
-        chosen[task] = [name for name in names if name in (only or wanted[task] or names)]
         known = TRAINING if task == "training" else INFERENCE
-        unfit |= {
-            f"{task}/{name}": "not built yet: no code here runs it"
-            for name in known
-            if name not in names and name in (only or wanted[task] or known)
-        }
+        asked = [name.removeprefix(f"{task}/") for name in only] if only else wanted[task] or (*names, *known)
+        chosen[task] = [name for name in names if name in asked]
+        absent = [name for name in known if name not in names and name in asked]
+        unfit |= {f"{task}/{name}": "not built yet: no code here runs it" for name in absent}
     for choice in list(chosen["training"]):
         try:
             jobs[choice] = variant(comparison.table, comparison.base, choice)
@@ -170,14 +181,26 @@ def planned(comparison: Comparison, *, seeds: int, queries: int, only: tuple[str
     return Cells(tuple(found), unfit, jobs)
 
 
+def _check_only(only: tuple[str, ...]) -> None:
+    known = {"training": (*TRAINING, *training_choices()), "inference": (*INFERENCE, *inference_choices())}
+    plain = {name for names in known.values() for name in names}
+    named = plain | {f"{task}/{name}" for task, names in known.items() for name in names}
+    for name in only:
+        if name not in named:
+            raise UsageError(
+                f"Expected --only with a technique, got {name!r}{nearest(name, sorted(plain))}; there are "
+                f"{', '.join(sorted(plain))}, and training/NAME or inference/NAME for one task"
+            )
+
+
 def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: int, queries: int) -> Iterator[Cell]:
     first, settings = comparison.job.job.seed, comparison.settings
     if chosen["inference"]:
         yield Cell(kind="model", choice=comparison.job.train.aggregate, seed=first)
     for choice in chosen["inference"]:
         yield Cell(kind="inference", choice=choice, count=queries)
-    if settings.check_link and "plain" in chosen["inference"]:
-        yield Cell(kind="link", choice="plain", count=10)
+    for choice in [name for name in _CHECKED if settings.check_link and name in chosen["inference"]]:
+        yield Cell(kind="link", choice=choice, count=20)
     for seed in range(first, first + seeds):
         for choice in chosen["training"]:
             yield Cell(kind="training", choice=choice, seed=seed)

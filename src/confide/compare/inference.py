@@ -8,7 +8,6 @@ before, and are figures of their own. What a served technique adds on top (HTTP,
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,7 +28,7 @@ from confide.ideal import Backend, Kit
 from confide.model.graph import Graph, Linear, Sigmoid
 from confide.mpc.dealt import Dealt
 from confide.serve import load_backend
-from confide.tee.backend import Accept, Enclaved
+from confide.tee.backend import Accept, Enclaved, graph_sha256
 from confide.tee.policy import Policy, SimulatedRules
 from confide.tee.simulated import Simulated, measure_code
 from confide.train.evaluate import decide
@@ -65,8 +64,8 @@ class Asked:
     repeats: int
 
 
-def backend_of(choice: str, x: Matrix) -> Backend:
-    """Return the backend of a technique, for inputs like `x`.
+def backend_of(choice: str, graph: Graph, x: Matrix) -> Backend:
+    """Return the backend of a technique, for a model and inputs like `x`; a simulated enclave's client accepts it.
 
     Raises:
         MissingExtra: it needs a package that is not installed.
@@ -77,7 +76,8 @@ def backend_of(choice: str, x: Matrix) -> Backend:
     if name == "he":
         return Homomorphic(protect_model=choice == "he", input_bound=bound)
     if name == "tee":
-        policy = Policy(simulated=SimulatedRules(measurements=(measure_code(),)))
+        rules = SimulatedRules(measurements=(measure_code(),))
+        policy = Policy(model_sha256=(graph_sha256(graph),), simulated=rules)
         return Enclaved(attester=Simulated(), accept=Accept(policy, allow_simulated=True))
     made: Any = load_backend(name)
     return type(made)(input_bound=bound) if name == "paillier" else made
@@ -188,7 +188,7 @@ def asked(
     """
     if len(x) < 2:
         raise UsageError(f"Expected at least 2 queries to measure, got {len(x)}")
-    backend = backend_of(choice, x)
+    backend = backend_of(choice, graph, x)
     if problem := misfit(choice, backend, graph):
         raise ModelError(problem)
     with peak_memory() as peak:
@@ -198,7 +198,8 @@ def asked(
         setup = sitting.setup()
         setup_seconds = time.perf_counter() - begin
         seconds, runs, answers = _queries(sitting, x)
-    y, expected = np.vstack(answers), graph.apply(x[: len(answers)])
+    # row by row, as it is asked: sums of several rows at once may round otherwise
+    y, expected = np.vstack(answers), np.vstack([graph.apply(row[None, :]) for row in x[: len(answers)]])
     figures = {
         "prepare_seconds": prepared,
         "setup_seconds": setup_seconds,
@@ -268,16 +269,14 @@ def _percentiles(latency: Sequence[float]) -> dict[str, float]:
 
 def _shares(runs: Sequence[Transcript], offline: Mapping[str, float], prices: Prices) -> dict[str, float]:
     """Return what follows from the work of each role: the busiest server's rate, bytes between servers, money."""
-    worked: Counter[str] = Counter()
-    for done in runs:
-        for event in done.events:
-            worked[event.party] += event.seconds  # type: ignore[assignment]
-    each = {name: seconds / len(runs) for name, seconds in worked.items()}
-    servers = {name: seconds for name, seconds in each.items() if name != "client"}
+    roles = dict.fromkeys(event.party for done in runs for event in done.events)
+    each = {role: float(np.median([done.seconds(role) for done in runs])) for role in roles}
+    servers = {role: seconds for role, seconds in each.items() if role != "client"}
     sent = float(np.median([sum(done.sizes) for done in runs]))
     of_client = [done.bytes_sent("client") + done.bytes_received("client") for done in runs]
     server_seconds = sum(servers.values()) + offline.get("cpu_offline_seconds", 0.0)
-    return {
+    by_role = {f"cpu_of_{role}_seconds": seconds for role, seconds in servers.items()} if len(servers) > 1 else {}
+    return by_role | {
         "requests_per_second_rate": 1 / max(1e-9, *servers.values()),
         "between_servers_bytes": max(0.0, sent - float(np.median(of_client))),
         "money_dollars": prices.dollars(

@@ -7,6 +7,7 @@ from typing import Literal
 import msgspec
 
 from confide.compare.links import Link
+from confide.compare.people import Asks
 from confide.compare.prices import Prices
 from confide.compare.record import Record, Spread
 from confide.compare.settings import DataKind
@@ -77,6 +78,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         records: one for each technique that was measured.
         curves: lists beside the records.
         unfit: by "<task>/<choice>": why a technique was not measured.
+        people: what each measured technique asks of people.
         machine, commit: where, and the version of confide with a hash of its source.
         data_kind: what the records are.
         private: whether the figures come from private records: "not private: do not publish".
@@ -92,6 +94,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     records: tuple[Record, ...]
     curves: tuple[Curve, ...]
     unfit: dict[str, str]
+    people: tuple[Asks, ...]
     machine: str
     commit: str
     data_kind: DataKind

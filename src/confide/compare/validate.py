@@ -38,7 +38,7 @@ def validated(graph: Graph, preprocess: Preprocess, choice: str, x: Matrix, link
     Raises:
         ServiceError: the server did not start.
     """
-    sitting, modelled = Sitting(backend_of(choice, x), graph), list[float]()
+    sitting, modelled = Sitting(backend_of(choice, graph, x), graph), list[float]()
     sitting.setup()
     for row in x:
         modelled.append(link.seconds(sitting.predict(row[None, :])))
