@@ -196,10 +196,8 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     if cell.kind == "model" and found.graph is None:
         raise JobError("Expected a training that ends with one model, to serve it")
     graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
-    setting = (
-        f"{job.data.set or job.data.schema}, {parties_of(job)} parties, {job.model.kind} model, "
-        f"{len(state.loader.data.test.y) if state.loader.data else 0} test records"
-    )
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
+    setting = f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model"
     return Outcome(
         name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
     )
