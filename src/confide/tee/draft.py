@@ -37,7 +37,6 @@ def policy_text(bundle: Bundle) -> str:
 
     Raises:
         UsageError: the evidence cannot be read, or shows what no policy may name, such as debugging.
-        MissingExtra: a document of Nitro without cbor2.
     """
     try:
         claims = bundle.read_claims()
