@@ -8,7 +8,7 @@ import pytest
 from confide.compare.hosted import hosted
 from confide.crypto.keys import SigningKey
 from confide.model.artifact import Artifact
-from confide.tee.evidence import Bundle
+from confide.tee.evidence import Bundle, Claims, Provider
 from confide.tee.simulated import measure_code
 from serve.toy import GRAPH, LABEL, PREPROCESS
 
@@ -51,6 +51,23 @@ def test_the_checks_as_json_say_which_one_does_not_hold(run, server, policy):
     out, _ = run("attest", server, "--policy", wrong, "--attester", "simulated", "--json", code=1)
     failed = [check["name"] for check in json.loads(out)["checks"] if not check["holds"]]
     assert failed == ["measurement"]
+
+
+def test_json_carries_nothing_that_a_terminal_obeys(run, tmp_path):
+    name = "[/x]\x1b[31m\x9b31m\x7f\u202e"
+    claims = Claims(
+        purpose="predict", public_key="00", model_sha256="ab" * 32, code_version="", not_before=0, not_after=1
+    )
+    large = Bundle(
+        provider=Provider.NITRO, evidence=b"x", endorsements={name: bytes((1 << 19) + 1)}, claims=claims.encode()
+    )
+    (tmp_path / "evidence.json").write_bytes(large.encode())
+    (tmp_path / "policy.toml").write_text(f'model_sha256 = ["{"ab" * 32}"]\n')
+    arguments = ("attest", "--evidence", tmp_path / "evidence.json", "--policy", tmp_path / "policy.toml")
+    out, _ = run(*arguments, "--json", code=1)
+    assert out.isascii()
+    assert all(one.isprintable() or one == "\n" for one in out)
+    assert name in json.loads(out)["checks"][0]["detail"]
 
 
 def test_saved_evidence_is_checked_without_the_server(run, server, policy, tmp_path):

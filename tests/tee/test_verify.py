@@ -53,6 +53,32 @@ def test_what_is_too_large_is_refused_before_it_is_read(provider):
         assert failed(verify(bundle(provider, **changes), ALL, now=NOW, nonce=NONCE)) == ["size"]
 
 
+def claimed(**changes) -> Bundle:
+    """Return simulated evidence of other claims."""
+    claims = msgspec.structs.replace(CLAIMS, **changes).encode()
+    return bundle(evidence=Simulated(MEASURED).quote(report_data(claims)).evidence, claims=claims)
+
+
+@pytest.mark.parametrize("nonce", [b"", b"a", bytes(31), bytes(33)])
+def test_a_nonce_has_its_length(nonce):
+    with pytest.raises(UsageError, match="32 bytes"):
+        trial(claimed(nonce=nonce.hex()), nonce=nonce)
+
+
+@pytest.mark.parametrize("asked", [{}, {"nonce": None}])
+@pytest.mark.parametrize("changes", [{"not_before": -1}, {"not_before": -(10**400)}, {"not_after": 10**400},
+                                     {"not_after": (1 << 40) + 1}])  # fmt: skip
+def test_claims_name_times_that_are_some(changes, asked):
+    assert failed(trial(claimed(**changes), **asked)) == ["validity"]
+
+
+@pytest.mark.parametrize("model", ["", "cd" * 31, "CD" * 32, "any", "cd" * 32 + "\n"])
+def test_a_model_is_named_by_a_hash(model):
+    policy = Policy(simulated=SimulatedRules(measurements=(MEASURED,)), model_sha256=(model,))
+    verdict = verify(claimed(model_sha256=model), policy, now=NOW, nonce=NONCE, allow_simulated=True)
+    assert failed(verdict) == ["model"]
+
+
 @pytest.mark.parametrize("now", [-1.0, float("nan"), float("inf"), 1e12])
 def test_the_time_must_be_one(now):
     with pytest.raises(UsageError):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-import msgspec
 import typer
 
 from confide.cli import console
@@ -95,7 +95,9 @@ def _check(
         allow_simulated=attester == "simulated", model_sha256=pinned,
     )  # fmt: skip
     if as_json:
-        console.out.print(msgspec.json.format(msgspec.json.encode(report_json(verdict))).decode())
+        # Names and texts of the evidence are in it: nothing that a terminal obeys may leave as it came.
+        text = json.dumps(report_json(verdict), indent=2, ensure_ascii=True)
+        console.out.print(text.replace("\x7f", "\\u007f"))
     else:
         for line in report_lines(verdict):
             console.out.print(console.plain(line))

@@ -29,7 +29,7 @@ from confide.errors import AttestationError, ProtocolError, UsageError
 from confide.tee import known, simulated
 from confide.tee.amd import verify_snp
 from confide.tee.checks import Asked, Check, Checks, Facts, Stop
-from confide.tee.evidence import MAX_CLAIMS_BYTES, Bundle, Claims, Provider, Purpose, report_data
+from confide.tee.evidence import MAX_CLAIMS_BYTES, NONCE_BYTES, Bundle, Claims, Provider, Purpose, report_data
 from confide.tee.intel import verify_sgx, verify_tdx
 from confide.tee.nitro import verify_nitro
 from confide.tee.policy import Policy
@@ -41,6 +41,8 @@ MAX_ENDORSEMENT_BYTES = 1 << 19
 MAX_ENDORSEMENTS = 8
 #: Seconds since the epoch at the end of the year 9999.
 _LAST_SECOND = 253402300799
+#: Claims may name times up to here; larger ones are no float.
+_MOST_SECONDS = 1 << 40
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +99,13 @@ def verify(
         model_sha256: the model that it must be beside what the policy says; None for the policy's alone.
 
     Raises:
-        UsageError: `now` is no time.
+        UsageError: `now` is no time, or `nonce` has not 32 bytes.
         MissingExtra: the hardware's evidence needs a package that is not installed (extra "tee").
     """
     if not 0 <= now <= _LAST_SECOND:
         raise UsageError(f"Expected now={now} in seconds since the epoch")
+    if nonce is not None and len(nonce) != NONCE_BYTES:
+        raise UsageError(f"Expected a nonce of {NONCE_BYTES} bytes, not {len(nonce)}; None asks for none")
     asked = Asked(policy, now, nonce, purpose, allow_simulated, model_sha256)
     checks = Checks()
     claims: Claims | None = None
@@ -182,6 +186,8 @@ def _tail(bundle: Bundle, claims: Claims, facts: Facts, asked: Asked, checks: Ch
         "report data", bound, "they are the hash of the claims" if bound else "they are of other claims", stop=True
     )
     checks.add("purpose", claims.purpose == asked.purpose, f"the key is for {claims.purpose}")
+    if not all(0 <= at <= _MOST_SECONDS for at in (claims.not_before, claims.not_after)):
+        checks.add("validity", False, "not_before and not_after are no seconds since the epoch", stop=True)
     valid = claims.not_before <= now <= claims.not_after
     checks.add("validity", valid, f"from {claims.not_before} to {claims.not_after}, now={now:.0f}")
     if asked.nonce is None:
@@ -193,7 +199,8 @@ def _tail(bundle: Bundle, claims: Claims, facts: Facts, asked: Asked, checks: Ch
     wanted = [*policy.model_sha256, *([asked.model_sha256] if asked.model_sha256 else [])]
     named = not policy.model_sha256 or claims.model_sha256 in policy.model_sha256
     pinned = asked.model_sha256 is None or claims.model_sha256 == asked.model_sha256
-    checks.add("model", bool(wanted) and named and pinned, f"model_sha256={claims.model_sha256}")
+    detail = f"model_sha256={claims.model_sha256}" if claims.names_model else "model_sha256 is not 64 hex digits"
+    checks.add("model", claims.names_model and bool(wanted) and named and pinned, detail)
 
 
 _PROVIDERS: Mapping[Provider, Callable[[Bundle, Asked, Checks], Facts]] = MappingProxyType(
