@@ -98,7 +98,7 @@ def test_many_rounds_and_attempts_follow_each_other(aggregator: Aggregator) -> N
     federation = Federation(aggregator)
     for number, attempt in ((1, 0), (1, 1), (2, 0), (5, 3), (6, 0)):
         session = federation.session(number, attempt=attempt)
-        vectors = federation.vectors(session)
+        vectors = federation.vectors(session)  # the same in each attempt at a round, as training draws them
         assert_is_sum(federation.sum(session, vectors).output("server"), aggregator, vectors)
 
 
