@@ -15,7 +15,7 @@ from confide.tee import known
 from confide.tee.evidence import Bundle, Provider, report_data
 from confide.tee.policy import Policy, SimulatedRules, parse_policy
 from confide.tee.simulated import Simulated
-from confide.tee.verify import report_json, report_lines, verify
+from confide.tee.verify import Check, Verdict, report_json, report_lines, verify
 from tee.test_policy import FULL
 from tee.vectors import CLAIMS, MEASURED, NONCE, failed, vector
 
@@ -123,8 +123,9 @@ def test_a_report_has_a_line_for_every_check_and_says_what_follows():
     good, bad = trial(bundle()), trial(bundle(), nonce=bytes(32))
     assert len(report_lines(good)) == len(good.checks) + 1
     assert "Every check holds" in report_lines(good)[-1]
+    assert "shows nothing" in report_lines(good)[-1]
     assert any(line.startswith("FAILS  nonce") for line in report_lines(bad))
-    assert "Refused: nonce" in report_lines(bad)[-1]
+    assert report_lines(bad)[-1] == "Refused: nonce does not hold."
     told = report_json(bad)
     assert told["holds"] is False
     assert told["claims"] is None
@@ -145,3 +146,25 @@ def test_what_is_known_of_the_vendors_is_shipped():
     for one in data.breaks:
         assert one.source
         assert one.needs in one.sentence()
+
+
+def test_a_report_tells_all_that_fails_and_only_what_was_skipped():
+    old = report_lines(trial(bundle(), nonce=None, now=NOW + 400 * 86400))
+    assert old[-1] == "Refused: validity, age do not hold."
+    assert any("UTC" in line for line in old if "validity" in line)
+    assert "were not made" in report_lines(trial(bundle(), allow_simulated=False))[-1]
+
+
+def test_a_report_tells_what_is_shown_beside_what_is_accepted():
+    other = Policy(simulated=SimulatedRules(measurements=("cd" * 48,)))
+    lines = report_lines(verify(bundle(), other, now=NOW, nonce=NONCE, allow_simulated=True))
+    measured = next(line for line in lines if "measurement" in line)
+    assert MEASURED in measured
+    assert "cd" * 48 in measured
+    assert any("names no model_sha256 and no --signer" in line for line in lines)
+    assert lines[-1] == "Refused: measurement, model do not hold."
+
+
+def test_a_report_on_hardware_names_its_known_breaks():
+    told = report_lines(Verdict(Provider.TDX, (Check("claims", True, ""),), CLAIMS))
+    assert any("TEE.fail" in line for line in told)

@@ -18,7 +18,7 @@ from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger
 from confide.train.output import labelled
 from confide.train.parts import aggregator_of, hidden_among
-from confide.train.policy import enclaves_of, load_policy, parse_policy
+from confide.train.policy import enclaves_of, load_policy, parse_policy, refusals_of_enclaves
 from confide.train.rounds import federate
 from confide.wire import MemoryStore, decode
 from tee.aggregators import MEASUREMENT, accepted
@@ -153,6 +153,8 @@ def test_an_enclave_that_starts_again_is_verified_anew_and_the_run_goes_on(tmp_p
         done = [first, *rounds]
     assert [one.parameters.tobytes() for one in done] == in_process(job)
     assert any("everybody verifies it anew" in line for line in federation.said)
+    warned = [line for line in federation.said if "can read this node's update" in line]
+    assert sorted(line.split(":")[0] for line in warned) == sorted(NAMES)
     assert max(one.attempts for one in done) > 1
 
 
@@ -249,3 +251,28 @@ def test_a_cohort_too_small_for_a_sum_is_refused_with_the_job():
 def test_the_output_of_a_simulated_job_needs_no_more_than_others(tmp_path):
     job = parse(shipped(), base=tmp_path)
     assert Output(job).written == ()
+
+
+def test_one_process_refuses_hardware_before_it_reads_anything(tmp_path):
+    table = {"data": {"set": "breast-cancer", "parties": 4}, "train": {"aggregate": "tee", "rounds": 1}}
+    with pytest.raises(JobError, match="simulated"):
+        load_data(parse(table))
+    load_data(parse(table | {"train": TEE | {"rounds": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("attester", "text", "fits"),
+    [
+        ("simulated", f'[simulated]\nmeasurements = ["{MEASUREMENT}"]\n', True),
+        ("simulated", f'[snp]\nmeasurement = ["{MEASUREMENT}"]\n', False),
+        ("hardware", f'[simulated]\nmeasurements = ["{MEASUREMENT}"]\n', False),
+        ("hardware", f'[snp]\nmeasurement = ["{MEASUREMENT}"]\n', True),
+    ],
+)
+def test_a_policy_that_could_accept_no_enclave_of_the_job_is_refused(tmp_path, attester, text, fits):
+    (tmp_path / "enclave.toml").write_text(text)
+    path = write(tmp_path, '[attestation]\npolicy = "enclave.toml"\nallow_simulated = true\n')
+    enclaves = enclaves_of(load_policy(path), path)
+    job = parse(shipped(attester=attester))
+    assert (refusals_of_enclaves(job, enclaves) == []) is fits
+    assert refusals_of_enclaves(parse({"data": {"set": "breast-cancer", "parties": 5}}), enclaves) == []

@@ -259,6 +259,7 @@ def inspect(
     confide inspect model.confide --trust signing.pem.pub
     """
     from confide.model.artifact import load, read_public_key
+    from confide.tee.backend import graph_sha256
 
     if model.is_dir():
         if trust is not None:
@@ -279,6 +280,7 @@ def inspect(
     for name, value in {"created": artifact.created, **artifact.metadata}.items():
         console.out.print(f"{name}: {value}")
     console.out.print(f"signer: {artifact.signer}")
+    console.out.print(f"model_sha256: {graph_sha256(artifact.graph)}")
     console.out.print(f"fingerprint: {artifact.fingerprint}")
 
 
