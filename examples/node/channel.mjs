@@ -12,8 +12,8 @@ const TAG_BYTES = 16;
 
 export const suite = () => new CipherSuite({ kem: new XWing(), kdf: new HkdfSha256(), aead: new Aes256Gcm() });
 
-/** Return what requests and replies are bound to beside the key: what for, and which model. */
-export const contextOf = (purpose, modelHash) => label([purpose, modelHash]);
+/** Return what requests and replies are bound to beside the key: what for, which model, which kit. */
+export const contextOf = (purpose, modelHash, about) => label([purpose, modelHash, about]);
 
 /** Return the sealed body, and what opens its reply. */
 export async function seal(body, publicKey, context) {

@@ -3,6 +3,9 @@
 import asyncio
 import io
 import json
+import threading
+import time
+from dataclasses import replace
 
 import httpx2
 import msgspec
@@ -21,12 +24,13 @@ from confide.serve.async_client import AsyncClient
 from confide.serve.client import Client
 from confide.serve.limits import Limits
 from confide.serve.observe import Standing
-from confide.serve.protocol import Refusal
+from confide.serve.protocol import ClientKit, Refusal, digest
 from confide.serve.served import Model
 from confide.serve.server import create_app
 from confide.serve.work import Figures
+from confide.tee.backend import ClientKit as EnclaveKit
 from confide.tee.backend import Enclaved
-from confide.tee.evidence import SIMULATED_MEDIA_TYPE
+from confide.tee.evidence import SIMULATED_MEDIA_TYPE, Provider
 from confide.tee.simulated import Simulated
 from confide.wire import MemoryStore
 from tee.enclaves import GRAPH, Clock, policy_for
@@ -133,6 +137,109 @@ def test_a_server_that_the_client_does_not_accept_is_asked_nothing(changes, kind
     assert watching.paths() == most
 
 
+class Lying(Watching):
+    """A server, or a relay, that says something else of its kit than is true."""
+
+    def __init__(self, app, **changes) -> None:
+        super().__init__(app)
+        self.changes = changes
+        self.pins = (b"", b"")
+
+    def handle_request(self, request):
+        body = request.read()
+        told, true = self.pins
+        if told and told in body:  # the pin travels in the clear beside the sealed question
+            request = httpx2.Request(
+                request.method, request.url, headers=request.headers, content=body.replace(told, true)
+            )
+        answer = super().handle_request(request)
+        if not request.url.path.endswith("/kit"):
+            return answer
+        kit = msgspec.structs.replace(ClientKit.decode(answer.read()), **self.changes)
+        self.pins = (digest(kit.encode()).encode(), digest(answer.read()).encode())
+        return httpx2.Response(200, headers={"content-type": "application/msgpack"}, content=kit.encode())
+
+
+def test_a_server_that_calls_its_simulation_hardware_is_refused_with_and_without_the_option():
+    kit = EnclaveKit(provider=Provider.TDX, outputs=1).encode()
+    store, app = MemoryStore(), served()
+    for attester in ("simulated", None):
+        lying = Lying(app, kit=kit, guarantee=Enclaved.guarantee)
+        with client(lying, store=store, attester=attester) as asking, pytest.raises(AttestationError, match="provider"):
+            asking.predict(X)
+        assert "infer" not in lying.paths()
+
+
+def test_what_was_accepted_as_a_simulation_is_not_asked_without_the_option():
+    store, app = MemoryStore(), served()
+    with client(Watching(app), store=store) as asking:
+        asking.predict(X)
+    again = Watching(app)
+    with client(again, store=store, attester=None) as asking, pytest.raises(AttestationError):
+        asking.predict(X)
+    assert "infer" not in again.paths()
+
+
+def test_a_simulation_that_claims_what_hardware_gives_is_refused():
+    with (
+        client(Lying(served(), guarantee=Enclaved.guarantee)) as asking,
+        pytest.raises(IntegrityError, match="overstates"),
+    ):
+        asking.predict(X)
+
+
+def test_a_relay_that_renames_the_classes_gets_no_answer():
+    lying = Lying(served(), classes=tuple(reversed(GRAPH.classes)))
+    with client(lying, retries=0) as asking, pytest.raises(Refusal, match="sealed"):
+        asking.decide(X)
+
+
+def test_rows_are_counted_before_any_work():
+    """A model that overflows on every question: the quota counts it all the same."""
+    huge = Graph((Linear(np.array([[1e308, 1e308, 1e308]]), np.array([0.0])),))
+    app = served(graph=huge, limits=Limits(query_quota=2), api_keys={"clinic": "00" * 32})
+    app._api_keys.holder = lambda header: "clinic"
+    with client(Watching(app), policy=policy_for(huge), retries=0) as asking:
+        for text in ("finite", "quota", "quota"):
+            with pytest.raises(Refusal, match=text):
+                asking.predict(np.full((2, 3), 100.0))
+
+
+def test_more_rows_than_a_question_may_have_are_refused_unopened():
+    app = served(limits=Limits(batch_rows=3))
+    with client(Watching(app), retries=0) as asking:
+        asking.setup()
+        session = asking._open()
+        session.rows = 50  # a client that does not keep to what it was told
+        app._done.served["m", "tee"]._kit.enclave.open = None  # opening it would be an error of another kind
+        with pytest.raises(Refusal, match="at most 3 rows"):
+            asking.predict(np.zeros((50, 3)))
+
+
+def test_who_asks_for_evidence_does_not_hold_up_who_asks_for_answers():
+    class Slow(Simulated):
+        def quote(self, report_data):
+            time.sleep(0.4)
+            return super().quote(report_data)
+
+    app = served(Enclaved(attester=Slow()), PlainPredict())
+    with client(Watching(app), backend="plain", policy=None, attester=None) as asking:
+        asking.predict(X)
+        asking_evidence = [threading.Thread(target=_evidence, args=(app,)) for _ in range(8)]
+        for thread in asking_evidence:
+            thread.start()
+        time.sleep(0.1)
+        asking.predict(X)
+        assert any(thread.is_alive() for thread in asking_evidence)  # they wait for each other, and nobody for them
+        for thread in asking_evidence:
+            thread.join()
+
+
+def _evidence(app) -> None:
+    with client(Watching(app), retries=0) as asking:
+        asking.evidence(bytes(32))
+
+
 def test_a_server_with_another_model_is_refused_before_any_input_leaves():
     other = Graph((Linear(np.array([[1.0, 2.0, 3.0]]), np.array([0.0])),))
     watching = Watching(served(graph=other))
@@ -152,7 +259,7 @@ def test_a_client_asks_for_evidence_again_when_the_enclave_s_key_has_ended():
     watching = Watching(served(Enclaved(attester=Simulated(), lifetime_seconds=100, clock=clock)))
     asking = client(watching)
     session = asking._open()
-    session.backend._accept = type(session.backend._accept)(policy_for(), allow_simulated=True, clock=clock)
+    session.backend._accept = replace(session.backend._accept, clock=clock)
     asking.predict(X)
     clock.now += 101  # the client's own time says so too
     asking.predict(X)

@@ -111,6 +111,18 @@ def test_no_repr_shows_a_secret():
     ours.bundle(bytes(32))
     key = ours._epochs[-1].key
     assert repr(key) == "EnclaveKey(secret)"
-    assert "secret" in repr(
-        key.open(seal(b"x", key.public, context=ours._context, rng=RNG)[0], context=ours._context).reply
+    sealed, _ = seal(b"x", key.public, context=b"", rng=RNG)
+    assert repr(key.open(sealed, context=b"").reply) == "ReplyKey(secret)"
+
+
+def test_a_key_ends_by_a_clock_that_nobody_sets_back():
+    clock, ticks = Clock(), Clock(0.0)
+    ours = Enclave(
+        Simulated(), purpose="predict", model_sha256=MODEL, rng=RNG, clock=clock, ticks=ticks, lifetime_seconds=1000
     )
+    key_id, sealed = sealed_to(ours.bundle(bytes(32)))
+    ticks.now += 1001
+    clock.now -= 500  # the host sets its clock back
+    with pytest.raises(SetUpAgain):
+        ours.open(key_id, sealed)
+    assert not ours._epochs  # it is forgotten, not hidden

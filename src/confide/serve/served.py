@@ -166,6 +166,10 @@ class OwnKey(Protocol):
         """Return whether questions sealed to that key can be opened."""
         ...
 
+    def bind(self, kit_sha256: str) -> None:
+        """Take only questions that were prepared by the client's kit with this hash."""
+        ...
+
     @property
     def protection(self) -> str:
         """Return what keeps the key from the operator: "hardware", or "simulated" for nothing."""
@@ -236,6 +240,8 @@ class Served:
             statement=model.statement,
         ).encode()
         self.pin = digest(self.client_kit)
+        if isinstance(self._kit, OwnKey):
+            self._kit.bind(self.pin)
         self.about = self._about()
 
     def _about(self) -> About:

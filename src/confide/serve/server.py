@@ -59,6 +59,7 @@ _BINARY = b"application/octet-stream"
 _PIECE_BYTES = 1 << 16  # a reply leaves in pieces: what lies in a transport is counted nowhere
 _PROTECTION = b"x-confide-protection"
 _PROTECTIONS: Mapping[str, bytes] = {"hardware": b"hardware", "simulated": b"none (simulated)"}
+_MOST_EVIDENCE, _MOST_NONCE_BYTES = 16, 4096  # requests that wait for evidence, and the size of one
 _OPEN_ROUTES = frozenset({"live", "ready"})
 _MOST_NAMED = 20  # models in a refusal
 
@@ -140,7 +141,8 @@ class Server:
         self._observer = observer
         self._bodies = Bodies(limits)
         self._pool = ThreadPoolExecutor(limits.workers, thread_name_prefix="confide")
-        self._working = 0
+        self._attesting = ThreadPoolExecutor(1, thread_name_prefix="confide evidence")  # hardware signs one at a time
+        self._working = self._evidence = 0
         self._closing = False
         self._routes: dict[str, dict[str, Callable[[_Call, About], Awaitable[_Response]]]] = {
             "model": {"GET": self._model},
@@ -168,6 +170,7 @@ class Server:
         """Stop the work; requests that wait are dropped."""
         self._closing = True
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._attesting.shutdown(wait=False, cancel_futures=True)
         self._done.close()
 
     async def _lifespan(self, receive: _Receive, send: _Send) -> None:
@@ -319,7 +322,19 @@ class Server:
 
     async def _upload(self, call: _Call, about: About) -> _Response:
         job = partial(self._register, about, call.seen.caller)
-        return await self._with_body(call, self.limits.keys_bytes, job)
+        if not about.protection:
+            return await self._with_body(call, self.limits.keys_bytes, job)
+        if self._evidence >= _MOST_EVIDENCE:  # who asks for evidence keeps nobody from an answer
+            raise busy("many ask for evidence")
+        self._evidence += 1
+        try:
+            return await self._with_body(call, _MOST_NONCE_BYTES, job, partial(self._attested, about, call.seen.caller))
+        finally:
+            self._evidence -= 1
+
+    async def _attested(self, about: About, caller: str, body: bytes, deadline: float) -> _Response:
+        job = partial(self._register, about, caller, body)
+        return await asyncio.get_running_loop().run_in_executor(self._attesting, _in_time, job, deadline)
 
     async def _infer(self, call: _Call, about: About) -> _Response:
         length, caller = call.integer(HEADER_LENGTH), call.seen.caller

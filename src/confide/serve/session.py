@@ -100,7 +100,7 @@ class Session:
         self.backend = _checked(self.kit, wanted)
         if isinstance(self.backend, Enclaved) and accept is not None:
             pinned = self.signed.graph_sha256.hex() if self.signed and signer is not None else None
-            self.backend = Enclaved(accept=replace(accept, model_sha256=pinned))
+            self.backend = Enclaved(accept=replace(accept, model_sha256=pinned, kit_sha256=self.pin))
         self.client: Kit = self.backend.decode_kit("client", self.kit.kit)
         self.preprocess = Preprocess.decode(self.kit.preprocess) if self.kit.preprocess else None
         if self.preprocess is not None and self.preprocess.features != self.kit.features:
@@ -196,6 +196,8 @@ def _checked(kit: ClientKit, wanted: str | None) -> Backend:
             f"accept that with backend={kit.backend!r} (--backend {kit.backend}), or name another that it serves"
         )
     claimed = {claim for claim in kit.guarantee.claims if claim.hidden_from == "server"}
+    if isinstance(backend, Enclaved) and claimed and not backend.decode_kit("client", kit.kit).provider.hardware:
+        raise IntegrityError("Expected no claim of a simulated enclave; the server's kit overstates")
     if not claimed <= backend.guarantee.claims:
         raise IntegrityError(
             "Expected no claim against the server beyond those of the backend; the server's kit overstates"

@@ -36,6 +36,9 @@ class Source(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     maker: str
     argument: bytes
 
+    def __repr__(self) -> str:
+        return f"Source({self.maker!r})"  # and not the model
+
     def models(self) -> list[Model]:
         """Return the models."""
         module, _, function = self.maker.partition(":")

@@ -110,7 +110,7 @@ class Local:
             for backend in model.backends
         }
         self.abouts = tuple(one.about for one in self.served.values())
-        self._taken: dict[tuple[str, str], float] = {}  # seconds of a small question, as the last ones took
+        self._taken: dict[tuple[str, str], float] = {}  # seconds for each byte of a small question, of late
         self._quota = Quota(limits.query_quota, usage, total_rows=limits.total_quota) if limits.counts else None
 
     def register(self, about: About, body: bytes, caller: str, *, deadline: float = math.inf) -> Answered:
@@ -124,8 +124,9 @@ class Local:
         charge: Callable[[int], None] = partial(self._charge, caller, about.model)
         answered = self.served[about.model, about.backend].infer(body, header_length, charge=charge)
         if len(body) <= _SOON_BYTES:
-            before = self._taken.get((about.model, about.backend), answered.seconds)
-            self._taken[about.model, about.backend] = 0.8 * before + 0.2 * answered.seconds
+            taken = answered.seconds / max(1, len(body))
+            before = self._taken.get((about.model, about.backend), taken)
+            self._taken[about.model, about.backend] = 0.8 * before + 0.2 * taken
         return answered
 
     async def infer_soon(
@@ -134,7 +135,7 @@ class Local:
         served = self.served[about.model, about.backend]
         if self._quota or not served.keeps_no_keys or len(body) > _SOON_BYTES:
             return None  # it would wait for a store, or others for it
-        if self._taken.get((about.model, about.backend), math.inf) > _SOON_SECONDS:
+        if self._taken.get((about.model, about.backend), math.inf) * len(body) > _SOON_SECONDS:
             return None
         return self.infer(about, body, header_length, caller, deadline=deadline)
 

@@ -27,7 +27,7 @@ from confide.model.onnx import to_onnx
 from confide.structs import known
 from confide.tee import known as known_breaks
 from confide.tee.attest import Attester
-from confide.tee.channel import context_of, seal
+from confide.tee.channel import REPLY_BYTES, context_of, seal
 from confide.tee.enclave import LIFETIME_SECONDS, Enclave, Endorse, key_id_of
 from confide.tee.evidence import NONCE_BYTES, Bundle, Provider
 from confide.tee.policy import Policy
@@ -85,12 +85,14 @@ class Accept:
         policy: which code, where.
         allow_simulated: True if the client asked for a simulation by an option of its own.
         model_sha256: hex of the model's graph as a pinned signer has signed it; None where none is pinned.
+        kit_sha256: hex, of the kit that the questions are prepared by; what is sealed is bound to it.
         clock: seconds since the epoch.
     """
 
     policy: Policy
     allow_simulated: bool = False
     model_sha256: str | None = None
+    kit_sha256: str = ""
     clock: Callable[[], float] = time.time
 
     def verdict(self, bundle: Bundle, nonce: bytes | None) -> Verdict:
@@ -123,6 +125,19 @@ class ServerKit:
     def __init__(self, graph: Graph, enclave: Enclave) -> None:
         self.graph = graph
         self.enclave = enclave
+        self.kit_sha256 = ""
+
+    def bind(self, kit_sha256: str) -> None:
+        """Take only questions that were prepared by the kit with this hash."""
+        self.kit_sha256 = kit_sha256
+
+    def rows(self, query: bytes) -> int:
+        """Return how many rows a question says that it has; what is inside must be as many."""
+        return decode(query, _Query, max_bytes=_MOST_BYTES).rows
+
+    def reply_bytes(self, rows: int) -> int:
+        """Return a bound of the size of a reply."""
+        return REPLY_BYTES + 256 + 8 * self.graph.outputs * rows
 
     def encode(self) -> bytes:
         """Raise UsageError: nothing of it leaves."""
@@ -149,17 +164,22 @@ class _Nonce(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields
 
 class _Query(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     key_id: str
+    rows: int
     sealed: bytes
 
 
 class _Numbers(msgspec.Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     values: Array
 
+    def __repr__(self) -> str:
+        return "_Numbers(secret)"
+
 
 class _Attested(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a client keeps of evidence that held."""
 
     public_key: bytes
+    provider: Provider
     policy: str
     model_sha256: str
     verified: float
@@ -249,9 +269,13 @@ class Enclaved(Backend):
         nonce = rng.bytes(NONCE_BYTES)
         asked = Message("client", "server", _NONCE, ask_evidence(nonce))
         received = yield Step(send=(asked,), await_tag=_EVIDENCE, wait_for=("server",))
-        claims = accept.verdict(Bundle.decode(received["server"].body), nonce).require()
+        bundle = Bundle.decode(received["server"].body)
+        claims = accept.verdict(bundle, nonce).require()
+        if bundle.provider is not kit.provider:
+            raise AttestationError("provider", "Expected evidence of the hardware that the kit names")
         public = _public_key(claims.public_key)
-        attested = _Attested(public, accept.policy.digest, claims.model_sha256, accept.clock(), float(claims.not_after))
+        now, end = accept.clock(), float(claims.not_after)
+        attested = _Attested(public, bundle.provider, accept.policy.digest, claims.model_sha256, now, end)
         yield Step(save={_ATTESTED: encode(attested)})
         return key_id_of(public)
 
@@ -283,19 +307,21 @@ class Enclaved(Backend):
 
     def predict(self, role: str, kit: Kit, x: Matrix | None, store: Store, rng: Randomness) -> Party:
         if role == "client" and x is not None:
-            return self._ask(_client(kit), self._attested(self._accepting(_client(kit)), store), x, rng)
+            asked = _client(kit)
+            accept = self._accepting(asked)
+            return self._ask(asked, accept, self._attested(asked, accept, store), x, rng)
         return self._answer(_server(kit), rng)
 
-    def _ask(self, kit: ClientKit, attested: _Attested, x: Matrix, rng: Randomness) -> Party:
-        context = context_of("predict", attested.model_sha256)
+    def _ask(self, kit: ClientKit, accept: Accept, attested: _Attested, x: Matrix, rng: Randomness) -> Party:
+        context = context_of("predict", attested.model_sha256, accept.kit_sha256)
         body = encode(_Numbers(Array.of(np.asarray(x, np.float64))))
         sealed, reply = seal(body, attested.public_key, context=context, rng=rng)
-        query = Message("client", "server", _QUERY, encode(_Query(key_id_of(attested.public_key), sealed)))
+        query = Message("client", "server", _QUERY, encode(_Query(key_id_of(attested.public_key), len(x), sealed)))
         received = yield Step(send=(query,), await_tag=_REPLY, wait_for=("server",))
         y = decode(reply.open(received["server"].body), _Numbers, max_bytes=_MOST_BYTES).values
         return y.numpy("float64", (len(x), kit.outputs))
 
-    def _attested(self, accept: Accept, store: Store) -> _Attested:
+    def _attested(self, kit: ClientKit, accept: Accept, store: Store) -> _Attested:
         """Return what held before, if it would hold now. Raises KeysExpired if evidence must be asked for again."""
         saved = store.get(_ATTESTED)
         if saved is None:
@@ -303,6 +329,7 @@ class Enclaved(Backend):
         attested = decode(saved, _Attested, max_bytes=1 << 16)
         now, policy = accept.clock(), accept.policy
         same = attested.policy == policy.digest and accept.model_sha256 in (None, attested.model_sha256)
+        same = same and attested.provider is kit.provider  # and so what is simulated is accepted by option, each time
         old = not attested.verified - 60 <= now < min(attested.not_after, attested.verified + policy.max_age_seconds)
         if old or not same:
             raise KeysExpired("Expected evidence that is younger, verified under this policy; set up again")
@@ -311,8 +338,9 @@ class Enclaved(Backend):
     def _answer(self, kit: ServerKit, rng: Randomness) -> Party:
         received = yield Step(await_tag=_QUERY, wait_for=("client",))
         query = decode(received["client"].body, _Query, max_bytes=_MOST_BYTES)
-        opened = kit.enclave.open(query.key_id, query.sealed)
-        x = decode(opened.body, _Numbers, max_bytes=_MOST_BYTES).values.numpy("float64", (None, kit.graph.features))
+        opened = kit.enclave.open(query.key_id, query.sealed, about=kit.kit_sha256)
+        values = decode(opened.body, _Numbers, max_bytes=_MOST_BYTES).values
+        x = values.numpy("float64", (query.rows, kit.graph.features))
         y = kit.graph.apply(x)
         if not np.isfinite(y).all():
             raise ProtocolError("Expected x small enough for a finite prediction")

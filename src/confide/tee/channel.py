@@ -159,6 +159,9 @@ def seal(body: bytes, public: bytes, *, context: bytes, rng: Randomness) -> tupl
     return sealed, ReplyKey(secret, sealed, context)
 
 
-def context_of(purpose: str, model_sha256: str) -> bytes:
-    """Return what requests and replies are bound to beside the key: what for, and which model."""
-    return label(purpose, model_sha256)
+def context_of(purpose: str, model_sha256: str, about: str = "") -> bytes:
+    """Return what requests and replies are bound to beside the key: what for, which model, and `about`.
+
+    Of a prediction that is the hex SHA-256 of the kit, so that nobody between renames classes or columns.
+    """
+    return label(purpose, model_sha256, about)

@@ -34,6 +34,7 @@ class _Epoch:
     key_id: str
     begin: float
     end: float
+    end_ticks: float  # by a clock that nobody sets back
 
 
 class Enclave:
@@ -46,7 +47,8 @@ class Enclave:
         rng: draws the keys.
         endorse: adds endorsements to evidence; None adds none to those that came with it.
         lifetime_seconds: of a key, at most a day.
-        clock: seconds since the epoch.
+        clock: seconds since the epoch, which the host may set.
+        ticks: seconds that only grow.
 
     **Guarantees**: the secret half of a key is in no repr, no file and no message.
     Evidence is made anew for each nonce.
@@ -62,6 +64,7 @@ class Enclave:
         endorse: Endorse | None = None,
         lifetime_seconds: float = LIFETIME_SECONDS,
         clock: Callable[[], float] = time.time,
+        ticks: Callable[[], float] = time.monotonic,
     ) -> None:
         if not 0 < lifetime_seconds <= _LONGEST_SECONDS:
             raise UsageError(f"Expected lifetime_seconds={lifetime_seconds:g} above 0 and at most {_LONGEST_SECONDS}")
@@ -72,7 +75,7 @@ class Enclave:
         self._endorse = endorse
         self._lifetime_seconds = lifetime_seconds
         self._clock = clock
-        self._context = context_of(purpose, model_sha256)
+        self._ticks = ticks
         self._epochs: list[_Epoch] = []  # the newest last
         self._turning = threading.Lock()
         self._quoting = threading.Lock()  # hardware signs one at a time
@@ -107,14 +110,20 @@ class Enclave:
             claims=claims,
         )
 
-    def open(self, key_id: str, sealed: bytes) -> Opened:
+    def open(self, key_id: str, sealed: bytes, *, about: str = "") -> Opened:
         """Return what was sealed to the key called `key_id`.
+
+        Args:
+            key_id: see `key_id_of`.
+            sealed: a request.
+            about: what it is bound to beside purpose and model; see `context_of`.
 
         Raises:
             SetUpAgain: that key is no more; the asker must be shown a new one.
             ProtocolError: nobody sealed this to it.
         """
-        return self._find(key_id).key.open(sealed, context=self._context)
+        context = context_of(self.purpose, self.model_sha256, about)
+        return self._find(key_id).key.open(sealed, context=context)
 
     def holds(self, key_id: str) -> bool:
         """Return whether the key called `key_id` opens what is sealed to it."""
@@ -125,21 +134,25 @@ class Enclave:
         return True
 
     def _find(self, key_id: str) -> _Epoch:
-        now = self._clock()
-        for epoch in self._epochs:
-            if epoch.key_id == key_id and now < epoch.end:
+        for epoch in self._living():
+            if epoch.key_id == key_id:
                 return epoch
         raise SetUpAgain("Expected a key that this enclave has; ask it for evidence again")
 
+    def _living(self) -> list[_Epoch]:
+        """Forget the keys whose time is over, and return the others."""
+        now, ticks = self._clock(), self._ticks()
+        self._epochs = [epoch for epoch in self._epochs if now < epoch.end and ticks < epoch.end_ticks]
+        return self._epochs
+
     def _newest(self) -> _Epoch:
         with self._turning:
-            now = self._clock()
-            living = [epoch for epoch in self._epochs if now < epoch.end]
-            if not living or now >= living[-1].begin + self._lifetime_seconds / 2:
+            now, half, living = self._clock(), self._lifetime_seconds / 2, self._living()
+            if not living or now >= living[-1].begin + half or self._ticks() >= living[-1].end_ticks - half:
                 key = EnclaveKey(self._rng)
-                living.append(_Epoch(key, key_id_of(key.public), now, now + self._lifetime_seconds))
-            self._epochs = living
-            return living[-1]
+                ends = (now + self._lifetime_seconds, self._ticks() + self._lifetime_seconds)
+                self._epochs = [*living, _Epoch(key, key_id_of(key.public), now, *ends)]
+            return self._epochs[-1]
 
 
 def key_id_of(public: bytes) -> str:
