@@ -33,6 +33,7 @@ Copy = Callable[[Matrix], Matrix]
 FEWEST_ROWS = 10
 
 _HELD_OUT, _MOST_HELD_OUT = 5, 200  # one of so many rows of the budget compares, at most so many
+_FEWEST_COMPARED = 2
 _AT_ONCE = 64  # rows of one question, so that a quota's edge is found closely
 _EXACT = 1e-2  # of the spread of scores: beyond every backend's error, below every copy that is not the model
 _CLOSE = 0.05  # an answer that is no class agrees within this share of the spread
@@ -61,7 +62,8 @@ class Stolen:
     Args:
         exact: True if the answers at features + 1 points gave the model itself.
         needed: features + 1.
-        copies: from fewer answers to more; one if exact.
+        enough: whether so many answers at the points that a linear model is read from were given.
+        copies: from fewer answers to more; one if exact, none if no answers were left to compare or to fit.
         rows: answered rows in all, those for comparison included.
         commonest: share of the commonest decision on the rows of comparison: what a copy that knows nothing gets.
         stopped: the server's words if it refused further rows; "".
@@ -69,6 +71,7 @@ class Stolen:
 
     exact: bool
     needed: int
+    enough: bool
     copies: tuple[Copied, ...]
     rows: int
     commonest: float
@@ -95,19 +98,19 @@ class Counted:
 
     def answers(self, x: Matrix) -> Matrix:
         """Return answers for as many of the first rows of `x` as there are any, shape (rows, outputs)."""
-        parts: list[Matrix] = []
-        for part in np.split(x, range(_AT_ONCE, len(x), _AT_ONCE)):
-            allowed = part[: self.left]
-            if not len(allowed):
-                break
+        parts, done, size = list[Matrix](), 0, _AT_ONCE
+        while done < len(x) and self.left:
+            part = x[done : done + min(size, self.left)]
             try:
-                parts.append(self._ask(allowed))
+                parts.append(self._ask(part))
             except ServiceError as error:
                 if error.status != _QUOTA:
                     raise
-                self.stopped = str(error)
-                break
-            self.rows += len(allowed)
+                size = len(part) // 2  # a quota refuses a question as a whole; what is left of it is found by halves
+                self.stopped = "" if size else str(error)
+                continue
+            done += len(part)
+            self.rows += len(part)
             self._each(self.rows)
         return np.concatenate(parts) if parts else np.zeros((0, 1))
 
@@ -151,7 +154,7 @@ def steal(
         deciding: False for a model whose outputs are no classes; answers then agree within a twentieth of their spread.
 
     Raises:
-        UsageError: a budget, or a quota, of fewer than `FEWEST_ROWS` rows.
+        UsageError: a budget of fewer than `FEWEST_ROWS` rows.
         ServiceError: the server refused for another reason than its quota.
     """
     budget = asked.left
@@ -160,27 +163,25 @@ def steal(
     needed, held_out = features + 1, max(2, min(_MOST_HELD_OUT, budget // _HELD_OUT))
     if needed <= budget < needed + held_out:  # what is left over compares
         held_out = max(2, budget - needed)
+    points = np.vstack([np.zeros(features), np.eye(features)])
+    y = asked.answers(points) if budget >= needed else np.zeros((0, 1))
     held = _taken(rows, held_out)
     answered = asked.answers(held)
     held = held[: len(answered)]
-    if len(held) < 2:
-        raise UsageError(f"Expected answers to two rows or more; the server gave {len(held)}: {asked.stopped}")
+    enough = len(y) == needed
+    if len(held) < _FEWEST_COMPARED:
+        return Stolen(False, needed, enough, (), asked.rows, 1.0, asked.stopped)
     compare = _Comparison(held, _scores(answered, link), deciding)
-    points = np.vstack([np.zeros(features), np.eye(features)])
-    y = np.zeros((0, answered.shape[1]))
-    if asked.left >= needed:
-        y = asked.answers(points)
-    if len(y) == needed:
+    if enough:
         found = extract_affine(lambda x: _scores(y, link), features)
         if compare.error(_affine(found)) < _EXACT:
             copy = Copied(needed, compare.agreement(_affine(found)))
-            return Stolen(True, needed, (copy,), asked.rows, compare.commonest, asked.stopped)
+            return Stolen(True, needed, enough, (copy,), asked.rows, compare.commonest, asked.stopped)
     more = _taken(rows, asked.left) if asked.left else np.zeros((0, features))
     x = np.vstack([points[: len(y)], more])
-    if len(more):
-        y = np.vstack([y, asked.answers(more).reshape(-1, answered.shape[1])])
+    y = np.vstack([part for part in (y, asked.answers(more)) if len(part)] or [answered[:0]])
     copies = _curve(x[: len(y)], _scores(y, link), compare, seed)
-    return Stolen(False, needed, tuple(copies), asked.rows, compare.commonest, asked.stopped)
+    return Stolen(False, needed, enough, tuple(copies), asked.rows, compare.commonest, asked.stopped)
 
 
 def _taken(rows: Iterator[Matrix], count: int) -> Matrix:
@@ -271,6 +272,5 @@ def fitted(x: Matrix, scores: Matrix, *, seed: int) -> Copy:
 
 
 def _solve(square: Matrix, values: Matrix, ridge: float) -> Matrix:
-    """Return (square + ridge I)^-1 values of a symmetric matrix, least squares where it is singular."""
-    found = np.linalg.lstsq(square + ridge * np.eye(len(square)), values, rcond=None)[0]
-    return found.astype(np.float64)
+    """Return (square + ridge I)^-1 values, `square` without negative eigenvalues and ridge > 0."""
+    return np.linalg.solve(square + ridge * np.eye(len(square)), values).astype(np.float64)

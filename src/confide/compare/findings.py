@@ -147,6 +147,10 @@ def of_copies(protection: str, found: Stolen, deciding: bool) -> Finding:
             f"the model is linear, and {found.needed} answered rows gave it exactly; no technique hides that, a quota "
             f"below {found.needed} rows for each caller does"
         )
+    elif found.enough and best is None:
+        said = (
+            f"{found.needed} rows were answered, which determine a linear model; none was left to see whether it is one"
+        )
     elif best is None:
         said = f"{found.rows} answered rows are too few to copy anything"
     else:
@@ -157,6 +161,7 @@ def of_copies(protection: str, found: Stolen, deciding: bool) -> Finding:
         )
     if found.stopped:
         said += f"; after {found.rows} rows the server stopped it ({found.stopped})"
-    broken = found.exact or (best is not None and best.agreement.low > found.commonest)
+    copied = best is not None and best.agreement.low > found.commonest
+    broken = found.exact or copied or (found.enough and best is None)
     headline = "exact copy" if found.exact else "no copy" if best is None else f"agrees on {percent(best.agreement)}"
     return Finding("extraction", protection, figures, f"{headline}, {found.rows} rows asked", broken, f"{said}.")

@@ -5,7 +5,7 @@ seen it, and one that has not; the ratio of the two likelihoods is the record's 
 record, so guessing hits as often as it raises false alarms.
 
 Paper: Carlini et al., Membership Inference Attacks From First Principles (arXiv 2112.03570), Algorithm 1, with one
-width for both laws of a record, since a few shadows do not give two.
+width of each law for all records, as its section VI advises for few shadows: that of each record would be noise.
 """
 
 from __future__ import annotations
@@ -95,9 +95,12 @@ def likelihood_ratios(seen: Coins, known: Matrix, target: Matrix) -> Matrix:
     def mean(where: Coins) -> Matrix:
         return (known * where).sum(axis=0) / np.maximum(1, where.sum(axis=0))
 
-    inside, outside = mean(seen), mean(~seen)
-    width = np.sqrt(((known - np.where(seen, inside, outside)) ** 2).mean(axis=0)) + _WIDTH
-    ratio = (((target - outside) / width) ** 2 - ((target - inside) / width) ** 2) / 2
+    def distance(centre: Matrix, where: Coins) -> Matrix:
+        """Return minus the logarithm of the target's density, but for a constant."""
+        width = math.sqrt(float(((known - centre) ** 2 * where).sum()) / max(1, int(where.sum()))) + _WIDTH
+        return ((target - centre) / width) ** 2 / 2 + math.log(width)
+
+    ratio = distance(mean(~seen), ~seen) - distance(mean(seen), seen)
     return np.where(seen.any(axis=0) & ~seen.all(axis=0), ratio, 0.0)
 
 
