@@ -21,7 +21,10 @@ PREPARE = Preprocess(
 )
 
 
-def data(seed, records=800):
+ZEROS = np.zeros(200, np.int64)
+
+
+def data(seed, records=600):
     """Return independent columns: nothing but a model can tell one from the others."""
     draw = np.random.default_rng(seed)
 
@@ -54,6 +57,21 @@ def test_a_number_that_the_answer_holds_is_guessed():
     assert found.values == 2
     assert found.members.with_model > 0.95
     assert found.members.gain.low > 0.3
+
+
+def test_the_last_column_of_a_linear_model_is_exact():
+    """Of unknown weights: nothing but answers and own records are needed."""
+    prepare = Preprocess((PREPARE.rules[0], PREPARE.rules[2]))
+    draw = np.random.default_rng(6)
+
+    def silo(name):
+        return Silo(name, prepare.apply({"age": draw.uniform(0, 100, 200), "dose": draw.uniform(0, 10, 200)}), ZEROS)
+
+    graph = Graph((Linear(np.array([[1.0, 0.2]]), np.array([0.3])), Sigmoid()))
+    whole = Prepared(preprocess=prepare, silos=(silo("a"), silo("b")), test=silo("test"), start=graph)
+    found = attribute(graph, whole, "dose", seed=1)
+    assert found.members.with_model == found.others.with_model == 1.0
+    assert found.members.without < 0.65
 
 
 @pytest.mark.parametrize("column", ["gene", "dose"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import TaskID
@@ -71,8 +72,6 @@ def audit(
         report = _shown(_job(Path(target), shadows, sensitive, tuple(attack or ()), quick))
     _print(report)
     if out is not None:
-        import msgspec
-
         write_whole(out, msgspec.json.format(msgspec.json.encode(report.plain()), indent=2) + b"\n")
         console.out.print(f"wrote {out}")
 
@@ -129,8 +128,7 @@ def _print(report: Report) -> None:
     title = f"audit of {console.plain(report.target)}"
     table = Table("attack", "protection", "found", "", title=title)
     for finding in report.findings:
-        verdict = "FOUND" if finding.broken else "not found"
-        table.add_row(finding.attack, finding.protection, finding.headline, verdict)
+        table.add_row(finding.attack, finding.protection, finding.headline, finding.verdict)
     Console(markup=False, highlight=False).print(table)
     for finding in report.findings:
         console.out.print(console.plain(f"{finding.attack}, {finding.protection}: {finding.sentence}"))

@@ -26,6 +26,7 @@ class Finding:
         headline: the figure that a table shows, in words.
         broken: whether the attack found what the protection should hide.
         sentence: what it means.
+        allowed: whether it found something, and no more than the label states.
     """
 
     attack: str
@@ -34,6 +35,12 @@ class Finding:
     headline: str
     broken: bool
     sentence: str
+    allowed: bool = False
+
+    @property
+    def verdict(self) -> str:
+        """Return the finding in a word or two."""
+        return "FOUND" if self.broken else "within the label" if self.allowed else "not found"
 
 
 def percent(figure: Figure) -> str:
@@ -70,7 +77,7 @@ def of_membership(protection: str, found: Membership, label: PrivacyLabel) -> Fi
         verdict += f"; the label allows at most {100 * allowed:.1f} %"
         verdict += ": the label is refuted, code or accounting are wrong" if broken else ", and is not contradicted"
     headline = f"{percent(found.hits)} recognised at {100 * found.alarms.value:.1f} % false alarms"
-    return Finding("membership", protection, figures, headline, broken, f"{said}: {verdict}.")
+    return Finding("membership", protection, figures, headline, broken, f"{said}: {verdict}.", leaks and not broken)
 
 
 def of_epsilon(protection: str, found: LowerBound, label: PrivacyLabel) -> Finding:
@@ -84,7 +91,8 @@ def of_epsilon(protection: str, found: LowerBound, label: PrivacyLabel) -> Findi
         beside = f"the label states {label.epsilon:.3g}"
         beside += ", which this refutes: code or accounting are wrong" if broken else ", which this does not contradict"
     headline = f"epsilon at least {found.epsilon:.2f}"
-    return Finding("one-run epsilon", protection, figures, headline, broken, f"{found.sentence()}; {beside}.")
+    allowed = found.epsilon > 0 and not broken
+    return Finding("one-run epsilon", protection, figures, headline, broken, f"{found.sentence()}; {beside}.", allowed)
 
 
 def of_inversion(protection: str, found: Inversion, parties: int, records: int | None) -> Finding:
@@ -127,8 +135,8 @@ def of_attribute(protection: str, found: Attribute) -> Finding:
     )
     verdict = "the answers tell the column" if broken else "the answers tell nothing that this attack can use"
     aside = (
-        f"of people who took no part it is {100 * others.with_model:.1f} % and {100 * others.without:.1f} %: what is "
-        "told of both is what the model has learnt about everybody"
+        f"of people who took no part it is {100 * others.with_model:.1f} % and {100 * others.without:.1f} %, which no "
+        "protection of the training changes; a class alone in place of probabilities would tell less"
     )
     headline = (
         f"gain {100 * members.gain.value:+.1f} points ({100 * members.gain.low:+.1f} to {100 * members.gain.high:+.1f})"
