@@ -60,7 +60,7 @@ def test_a_network_is_copied_better_with_more_rows():
     assert asked.rows == 1000
     first, *_, last = found.copies
     assert [copy.queries for copy in found.copies] == [100, 200, 400, 800]
-    assert last.agreement.value > max(0.93, first.agreement.value - 0.02)
+    assert last.agreement.value > max(0.9, first.agreement.value)
     assert last.agreement.low > found.commonest
 
 

@@ -38,7 +38,7 @@ _AT_ONCE = 64  # rows of one question, so that a quota's edge is found closely
 _EXACT = 1e-2  # of the spread of scores: beyond every backend's error, below every copy that is not the model
 _CLOSE = 0.05  # an answer that is no class agrees within this share of the spread
 _QUOTA = 429
-_RAMPS = 256
+_RAMPS = 192
 _RIDGES = (1e-8, 1e-5, 1e-3, 1e-1, 1e1)
 
 
@@ -258,19 +258,20 @@ def fitted(x: Matrix, scores: Matrix, *, seed: int) -> Copy:
     design = lifted(x)
     cut = max(1, len(x) // 5)
 
-    def solved(rows: Matrix, values: Matrix, ridge: float) -> Matrix:
-        if len(rows) < rows.shape[1]:  # the smaller of the two systems that give the same weights
-            return rows.T @ _solve(rows @ rows.T, values, ridge * len(rows))
-        return _solve(rows.T @ rows, rows.T @ values, ridge * len(rows))
-
-    def missed(ridge: float) -> float:
-        found = solved(design[cut:], scores[cut:], ridge)
-        return float(((design[:cut] @ found - scores[:cut]) ** 2).sum())
-
-    weights = solved(design, scores, min(_RIDGES, key=missed))
+    parts, some = _ridges(design[cut:], scores[cut:]), design[:cut]
+    ridge = min(_RIDGES, key=lambda ridge: float(((some @ parts(ridge) - scores[:cut]) ** 2).sum()))
+    weights = _ridges(design, scores)(ridge)
     return lambda rows: lifted(rows) @ weights
 
 
-def _solve(square: Matrix, values: Matrix, ridge: float) -> Matrix:
-    """Return (square + ridge I)^-1 values, `square` without negative eigenvalues and ridge > 0."""
-    return np.linalg.solve(square + ridge * np.eye(len(square)), values).astype(np.float64)
+def _ridges(rows: Matrix, values: Matrix) -> Callable[[float], Matrix]:
+    """Return the weights of least squares by their ridge, > 0 for each row: one decomposition serves all of them."""
+    wide = len(rows) < rows.shape[1]  # the smaller of the two systems that give the same weights
+    eigenvalues, basis = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
+    turned = basis.T @ (values if wide else rows.T @ values)
+
+    def weights(ridge: float) -> Matrix:
+        found = basis @ (turned / (np.maximum(eigenvalues, 0.0) + ridge * len(rows))[:, None])
+        return rows.T @ found if wide else found
+
+    return weights
