@@ -17,6 +17,7 @@ from rich.table import Table
 
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
 from confide.cli.attest import attest
+from confide.cli.audit import audit
 from confide.cli.broker import broker
 from confide.cli.compare import compare
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
@@ -299,6 +300,7 @@ app.command()(plan)
 app.command()(serve)
 app.command("api-key")(api_key)
 app.command()(predict)
+app.command()(audit)
 app.command()(attest)
 app.command()(seal)
 app.command()(broker)
