@@ -177,3 +177,30 @@ def test_a_killed_comparison_loses_the_cell_under_way_and_no_other(tmp_path):
         assert (cells / name).read_bytes() == body
     found = read_result((tmp_path / "job.compare" / "compare.json").read_bytes())
     assert {one.repeats for one in found.records if one.task == "training"} == {4}
+
+
+def test_without_a_model_there_is_nothing_to_ask(tmp_path, monkeypatch):
+    def broken(*_, **__):
+        raise ModelError("diverged")
+
+    monkeypatch.setattr(campaigns.trainings, "trained", broken)
+    result = run(tmp_path, only=("inference/plain", "inference/he", "training/plain"))[-1].result
+    assert result.records == ()
+    assert result.unfit["inference/he"] == "no model to serve: diverged"
+    assert result.unfit["training/plain"] == "diverged"
+    assert not list(tmp_path.iterdir())  # what fails is not kept
+
+
+def test_a_model_that_was_trained_on_shares_is_served_opened(tmp_path):
+    table = {
+        "data": {"set": "breast-cancer"},
+        "train": {"aggregate": "mpc", "rounds": 1},
+        "shares": {"folder": "shares"},
+        "compare": {"sizes": [], "check_link": False},
+    }
+    result = run(tmp_path / "cells", table, only=("mpc", "inference/plain"))[-1].result
+    assert {(one.task, one.choice) for one in result.records} == {("training", "mpc"), ("inference", "plain")}
+    shares = next(one for one in result.records if one.choice == "mpc")
+    assert shares.figure("offline_bytes") > 0
+    assert shares.guarantee.hides("record", "dealer")
+    assert not (tmp_path / "shares").exists()

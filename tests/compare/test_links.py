@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from confide.compare.links import LINKS, Link, over_links
+from confide.compare.result import LinkCheck
 from confide.wire import Event, Message, Transcript
 
 SLOW = Link(name="slow", delay_seconds=0.02, bits_per_second=1e6)
@@ -48,3 +49,14 @@ def test_a_figure_for_each_link():
 
 def test_links_say_what_they_are():
     assert LINKS["mobile"].words() == "mobile: 30 ms one way, 10 Mbit/s up"
+
+
+def test_how_far_a_modelled_cost_is_off():
+    check = LinkCheck(
+        link="wan", choice="he", measured_seconds=0.050, modelled_seconds=0.045, measured_loopback_seconds=0.010,
+        modelled_loopback_seconds=0.007, queries=20,
+    )  # fmt: skip
+    assert check.error_share == pytest.approx(-0.1)
+    assert check.link_error_share == pytest.approx(0.038 / 0.040 - 1)
+    assert "(-10.0 %)" in check.sentence()
+    assert "38.00 ms modelled, 40.00 ms measured (-5.0 %)" in check.sentence()

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -127,7 +128,7 @@ def _print(result: Any, task: str) -> None:
     shown = [
         row for row in (_TRAINING if task == "training" else _INFERENCE) if any(row[1] in r.figures for r in records)
     ]
-    table = Table(title=f"{task}: {records[0].setting}")
+    table = Table(title=f"{task}: {records[0].setting}", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in ("", *(row[0] for row in shown)):
         table.add_column(heading, no_wrap=True)
     for record in records:

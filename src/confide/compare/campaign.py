@@ -141,13 +141,18 @@ def _left(cells: Sequence[Cell], took: Mapping[tuple[str, str], Sequence[float]]
 def _job(state: _State, cell: Cell) -> Job:
     """Return the job that a training cell runs."""
     if cell.kind == "model":
-        job = trainings.seeded(state.comparison.job, cell.seed)
-        opened = None if job.shares is None else msgspec.structs.replace(job.shares, folder=None)
-        return msgspec.structs.replace(job, shares=opened)
+        return _model_job(state)
     if cell.kind == "epsilon":
         made = variant(state.comparison.table, state.comparison.base, cell.choice, epsilon=cell.at)
         return trainings.seeded(made, cell.seed)
     return trainings.seeded(state.cells.jobs[cell.choice], cell.seed)
+
+
+def _model_job(state: _State) -> Job:
+    """Return the job as it stands, whose model is served: on shares it is opened in the end."""
+    job = state.comparison.job
+    opened = None if job.shares is None else msgspec.structs.replace(job.shares, folder=None)
+    return msgspec.structs.replace(job, shares=opened)
 
 
 def _name(state: _State, cell: Cell) -> str:
@@ -159,9 +164,8 @@ def _name(state: _State, cell: Cell) -> str:
         "prices": state.comparison.prices,
         **where(),
     }
-    if cell.task == "training":
-        parts["job"] = describe(_job(state, cell), output=False)
-    elif state.model is not None:
+    parts["job"] = describe(_job(state, cell) if cell.task == "training" else _model_job(state), output=False)
+    if cell.task == "inference" and state.model is not None:
         parts["model"] = hashlib.sha256(state.model.graph).hexdigest()
     return name_of(parts)
 
@@ -183,6 +187,9 @@ def _measured(state: _State, cell: Cell, name: str) -> Outcome | None:
             f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
         )
         state.unfit[where_] = reason(error)
+        if cell.kind == "model":  # then there is nothing to ask
+            asked = {one.choice for one in state.cells.cells if one.kind == "inference"}
+            state.unfit |= {f"inference/{choice}": f"no model to serve: {reason(error)}" for choice in asked}
         return None
     return msgspec.structs.replace(outcome, seconds=time.perf_counter() - begin)
 
@@ -196,10 +203,9 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     if cell.kind == "model" and found.graph is None:
         raise JobError("Expected a training that ends with one model, to serve it")
     graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
-    setting = (
-        f"{job.data.set or job.data.schema}, {parties_of(job)} parties, {job.model.kind} model, "
-        f"{len(state.loader.data.test.y) if state.loader.data else 0} test records"
-    )
+    title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
+    setting = f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model{title}"
     return Outcome(
         name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
     )
@@ -207,8 +213,7 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
 
 def _rows(state: _State, count: int) -> Matrix:
     """Return test records as queries, repeated if they are too few."""
-    job = trainings.seeded(state.comparison.job, state.comparison.job.job.seed)
-    x = np.asarray(state.loader.load(job).test.x, np.float64)
+    x = np.asarray(state.loader.load(state.comparison.job).test.x, np.float64)
     return np.resize(x, (count, x.shape[1]))
 
 
@@ -241,8 +246,7 @@ def _layers(graph: Graph) -> str:
 
 def _link_check(state: _State, x: Matrix, choice: str) -> dict[str, float]:
     assert state.graph is not None
-    job = trainings.seeded(state.comparison.job, state.comparison.job.job.seed)
-    data = state.loader.load(job)
+    data = state.loader.load(state.comparison.job)
     return validate.validated(state.graph, data.preprocess, choice, x, LINKS[_CHECKED])
 
 

@@ -47,6 +47,7 @@ class LinkCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         choice: the technique that was asked.
         measured_seconds: median over the queries, through the relay.
         modelled_seconds: `Transcript.cost` of the same queries without a network.
+        measured_loopback_seconds, modelled_loopback_seconds: the same without the relay.
         queries: how many.
     """
 
@@ -54,6 +55,8 @@ class LinkCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     choice: str
     measured_seconds: float
     modelled_seconds: float
+    measured_loopback_seconds: float
+    modelled_loopback_seconds: float
     queries: int
 
     @property
@@ -61,11 +64,26 @@ class LinkCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         """Return by how much the model is off: 0.1 where it says 10 % more than was measured."""
         return self.modelled_seconds / self.measured_seconds - 1
 
+    @property
+    def link_error_share(self) -> float:
+        """Return the same of what the link adds alone: no cost has HTTP and the server's process in it."""
+        return self._added_modelled / self._added - 1
+
+    @property
+    def _added(self) -> float:
+        return self.measured_seconds - self.measured_loopback_seconds
+
+    @property
+    def _added_modelled(self) -> float:
+        return self.modelled_seconds - self.modelled_loopback_seconds
+
     def sentence(self) -> str:
         """Return the check in words."""
         return (
             f"modelled cost over {self.link} checked on {self.choice}: {1e3 * self.modelled_seconds:.2f} ms modelled, "
-            f"{1e3 * self.measured_seconds:.2f} ms measured through a shaped link ({100 * self.error_share:+.1f} %)"
+            f"{1e3 * self.measured_seconds:.2f} ms measured over HTTP through a shaped link "
+            f"({100 * self.error_share:+.1f} %); what the link adds to loopback: {1e3 * self._added_modelled:.2f} ms "
+            f"modelled, {1e3 * self._added:.2f} ms measured ({100 * self.link_error_share:+.1f} %)"
         )
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from confide.compare.hosted import hosted
 from confide.compare.inference import Sitting, backend_of
-from confide.compare.links import Link
+from confide.compare.links import LINKS, Link
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import SystemRandomness
 from confide.guarantee import imported_label
@@ -26,36 +26,44 @@ Matrix = NDArray[np.float64]
 
 
 def validated(graph: Graph, preprocess: Preprocess, choice: str, x: Matrix, link: Link) -> dict[str, float]:
-    """Return "measured_seconds" and "modelled_seconds", medians over the rows but the first.
+    """Return the seconds of one prediction over a link, measured and modelled, and both without the link.
 
     Args:
         graph: the model that is served.
         preprocess: whose features it takes.
         choice: a backend that answers over HTTP.
-        x: at least 2 rows.
+        x: at least 2 rows; the first one is cold, and not counted.
         link: whose delay and rate the relay has.
 
     Raises:
         ServiceError: the server did not start.
     """
-    sitting, modelled = Sitting(backend_of(choice, graph, x), graph), list[float]()
+    sitting = Sitting(backend_of(choice, graph, x), graph)
     sitting.setup()
-    for row in x:
-        modelled.append(link.seconds(sitting.predict(row[None, :])))
-    measured: list[float] = []
+    runs = [sitting.predict(row[None, :]) for row in x][1:]
     with tempfile.TemporaryDirectory(prefix="confide-compare-") as folder, ExitStack() as stack:
         model = Path(folder) / "model.confide"
         Artifact(graph, preprocess, imported_label()).save(model, SigningKey(SystemRandomness().bytes(32)))
         url = stack.enter_context(hosted(model, (choice,)))
         port = int(url.rstrip("/").rpartition(":")[2])
         shaped = Relay("127.0.0.1", port, delay_seconds=link.delay_seconds, bits_per_second=link.bits_per_second)
-        with shaped as relay, Client(f"http://127.0.0.1:{relay.port}", backend=choice) as client:
-            client.setup()
-            for row in x:
-                begin = time.perf_counter()
-                client.ask(row[None, :])
-                measured.append(time.perf_counter() - begin)
+        relay = stack.enter_context(shaped)
+        direct, far = _asked(url, choice, x), _asked(f"http://127.0.0.1:{relay.port}", choice, x)
     return {
-        "measured_seconds": float(np.median(measured[1:])),
-        "modelled_seconds": float(np.median(modelled[1:])),
+        "measured_seconds": far,
+        "modelled_seconds": float(np.median([link.seconds(done) for done in runs])),
+        "measured_loopback_seconds": direct,
+        "modelled_loopback_seconds": float(np.median([LINKS["loopback"].seconds(done) for done in runs])),
     }
+
+
+def _asked(url: str, choice: str, x: Matrix) -> float:
+    """Return the median seconds of a prediction."""
+    seconds: list[float] = []
+    with Client(url, backend=choice) as client:
+        client.setup()
+        for row in x:
+            begin = time.perf_counter()
+            client.ask(row[None, :])
+            seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds[1:]))
