@@ -123,7 +123,7 @@ def against_rounds(result: Result) -> Picture | str:
     if not curves:
         return "no technique here trained in rounds"
     rows = _merged({described("training", one.choice).title: (one.x, one.y) for one in curves})
-    caption = "Accuracy after each round. Techniques on one line add the same integers: they only hide the addends."
+    caption = "Accuracy after each round. Techniques with the same accuracies share a line."
     return lines(rows, across="round", label="accuracy, %", factor=100, caption=caption)
 
 

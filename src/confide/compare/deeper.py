@@ -135,9 +135,9 @@ def _networks(result: Result, record: Record) -> Entry:
     """Return whether networks of the sweep ran under a technique, or why not."""
     if record.task == "training":
         return NOT_MEASURED
-    sizes = [curve.x for curve in _sweep(result, "latency_seconds") if curve.choice == record.choice]
+    sizes = [x for curve in result.curves if (curve.kind, curve.choice) == ("size", record.choice) for x in curve.x]
     if sizes:
-        return f"yes, up to {max(sizes[0]):,.0f} parameters here"
+        return f"yes, up to {max(sizes):,.0f} parameters here"
     why = result.unfit.get(f"size/{record.choice}")
     return NOT_MEASURED if why is None else f"no: {why}"
 

@@ -95,19 +95,21 @@ def document(result: Result) -> Document:
         _how(result),
         Part("Every figure", "figures", tables=(every_figure(result),), folded=True),
     ]  # fmt: skip
-    return Document(heading(result), _intro(result), banner(result), tuple(parts), result.job)
+    return Document(heading(result), introduction(result), banner(result), tuple(parts), result.job)
 
 
-def _intro(result: Result) -> tuple[str, ...]:
+def introduction(result: Result) -> tuple[str, ...]:
+    """Return what was measured, on what and where."""
     measured = len(result.records)
     return (
         f"{measured} techniques were measured on {_KINDS[result.data_kind]}, each beside what it promises. "
-        f"{len(_unfit(result))} did not fit; the reasons are below.",
+        f"{len(unfit(result))} did not fit; the reasons are below.",
         f"{result.machine}; confide {result.commit}. Measuring took {result.seconds:,.0f} s.",
     )
 
 
-def _unfit(result: Result, task: str | None = None) -> list[str]:
+def unfit(result: Result, task: str | None = None) -> list[str]:
+    """Return what was not measured, with the reason: of one phase, or of both."""
     found: list[str] = []
     for place, why in result.unfit.items():
         at, _, choice = place.partition("/")
@@ -119,7 +121,7 @@ def _unfit(result: Result, task: str | None = None) -> list[str]:
 def _phase(result: Result, task: str) -> Part:
     records, drawn = of_task(result, task), gallery(result, task)
     settings = dict.fromkeys(record.setting for record in records)
-    bullets = [f"Not measured: {one}" for one in _unfit(result, task)]
+    bullets = [f"Not measured: {one}" for one in unfit(result, task)]
     bullets += [f"No picture of {what}: {why}." for what, why in drawn.left_out.items()]
     tables = [costs(result, task), guarantees(result, task), *drawn.tables]
     if task == "training" and (close := reached(result)).rows:

@@ -130,7 +130,7 @@ def _entry(entry: Entry) -> str:
 
 def _text(text: str) -> str:
     """Return text that Markdown prints as it is: no markup, no link, one line."""
-    flat = " ".join(text.split())
+    flat = re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text).strip()
     plain = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
     return re.sub(r"([\\`*_\[\]|~])", r"\\\1", plain)
 
