@@ -18,6 +18,7 @@ from rich.table import Table
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
 from confide.cli.attest import attest
 from confide.cli.broker import broker
+from confide.cli.compare import compare
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
 from confide.cli.coordinator import coordinator, submit
 from confide.cli.fit import fit_polynomial
@@ -281,6 +282,7 @@ def inspect(
 
 # The order in which --help lists them: a model's life, then what stays beside it.
 app.command()(demo)
+app.command()(compare)
 app.command()(train)
 app.command()(split)
 app.command()(coordinator)

@@ -1,0 +1,345 @@
+"""A comparison as a loop: what is to be measured, what the cache has, what is measured now, and what it all says.
+
+`campaign` yields an event before and after every cell, so that a caller can draw bars; the last event has the result.
+It can be killed at any time and started again: every finished cell is in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.compare import inference, validate
+from confide.compare import training as trainings
+from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
+from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
+from confide.compare.links import LINKS
+from confide.compare.people import lines_of_user_code
+from confide.compare.record import Record, Spread, machine, summarise, version
+from confide.compare.result import Curve, LinkCheck, Result
+from confide.compare.settings import Comparison
+from confide.errors import ConfideError, JobError
+from confide.guarantee import nothing_hidden
+from confide.model.graph import Graph
+from confide.model.onnx import from_onnx, to_onnx
+from confide.model.zoo import mlp
+from confide.train.job import describe
+from confide.train.sections import Job, parties_of
+
+__all__ = ["Curve", "Event", "LinkCheck", "Result", "campaign"]
+
+Matrix = NDArray[np.float64]
+
+#: Seconds that a cell is taken to need before any of its kind was measured.
+_GUESS: Mapping[str, float] = {
+    "model": 1.0,
+    "training": 1.0,
+    "epsilon": 1.0,
+    "inference": 4.0,
+    "size": 1.0,
+    "link": 8.0,
+}
+
+#: Over which link the model of links is checked.
+_CHECKED = "wan"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A step of a campaign.
+
+    Args:
+        done, steps: cells that are finished, and all of them.
+        words: what is being done.
+        left_seconds: an estimate of the time that is left, from the cells so far.
+        cached: whether the cell that was just finished came from the cache.
+        result: at the end.
+    """
+
+    done: int
+    steps: int
+    words: str
+    left_seconds: float
+    cached: bool = False
+    result: Result | None = None
+
+
+@dataclass(slots=True)
+class _State:
+    """What a campaign has so far."""
+
+    comparison: Comparison
+    cells: Cells
+    records: str
+    loader: trainings.Loader = field(default_factory=trainings.Loader)
+    unfit: dict[str, str] = field(default_factory=dict[str, str])
+    found: list[tuple[Cell, Outcome]] = field(default_factory=list[tuple[Cell, Outcome]])
+    model: Outcome | None = None
+    graph: Graph | None = None
+
+    def misfits(self, cell: Cell) -> bool:
+        """Return whether an earlier cell of the same technique showed that it does not fit."""
+        return f"{cell.task}/{cell.choice}" in self.unfit or (cell.task == "inference" and self.model is None)
+
+
+def campaign(
+    comparison: Comparison, folder: Path, *, seeds: int, queries: int, only: tuple[str, ...] = (), fresh: bool = False
+) -> Iterator[Event]:
+    """Measure everything that a comparison asks for.
+
+    Args:
+        comparison: from the job file.
+        folder: of the cells that are kept; made if it is absent.
+        seeds, queries: how many.
+        only: techniques of either task, () for those of [compare].
+        fresh: measure anew what the cache has.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    cache = Cache(folder, fresh=fresh)
+    cells = planned(comparison, seeds=seeds, queries=queries, only=only)
+    state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit))
+    took: dict[tuple[str, str], list[float]] = {}
+    for done, cell in enumerate(cells.cells):
+        rest = cells.cells[done:]
+        yield Event(done, len(cells.cells), cell.words(), _left(rest, took))
+        if state.misfits(cell):
+            continue
+        name = _name(state, cell)
+        outcome = cache.get(name)
+        cached = outcome is not None
+        if outcome is None:
+            outcome = _measured(state, cell, name)
+            if outcome is None:
+                continue
+            cache.put(outcome)
+            took.setdefault((cell.kind, cell.choice), []).append(outcome.seconds)
+        _keep(state, cell, outcome)
+        yield Event(done + 1, len(cells.cells), cell.words(), _left(rest[1:], took), cached)
+    yield Event(len(cells.cells), len(cells.cells), "done", 0.0, result=_result(state))
+
+
+def _left(cells: Sequence[Cell], took: Mapping[tuple[str, str], Sequence[float]]) -> float:
+    """Return an estimate for the rest: what the same technique took, else others of its kind, else a guess."""
+    total = 0.0
+    for cell in cells:
+        same = took.get((cell.kind, cell.choice), ())
+        kind = [seconds for (kind, _), many in took.items() if kind == cell.kind for seconds in many]
+        total += float(np.mean(same)) if same else float(np.mean(kind)) if kind else _GUESS[cell.kind]
+    return total
+
+
+def _job(state: _State, cell: Cell) -> Job:
+    """Return the job that a training cell runs."""
+    if cell.kind == "model":
+        job = trainings.seeded(state.comparison.job, cell.seed)
+        opened = None if job.shares is None else msgspec.structs.replace(job.shares, folder=None)
+        return msgspec.structs.replace(job, shares=opened)
+    if cell.kind == "epsilon":
+        made = variant(state.comparison.table, state.comparison.base, cell.choice, epsilon=cell.at)
+        return trainings.seeded(made, cell.seed)
+    return trainings.seeded(state.cells.jobs[cell.choice], cell.seed)
+
+
+def _name(state: _State, cell: Cell) -> str:
+    links = list(state.comparison.links) if cell.kind != "link" else [LINKS[_CHECKED]]
+    parts: dict[str, Any] = {
+        "cell": cell,
+        "records": state.records,
+        "links": links,
+        "prices": state.comparison.prices,
+        **where(),
+    }
+    if cell.task == "training":
+        parts["job"] = describe(_job(state, cell), output=False)
+    elif state.model is not None:
+        parts["model"] = hashlib.sha256(state.model.graph).hexdigest()
+    return name_of(parts)
+
+
+def _keep(state: _State, cell: Cell, outcome: Outcome) -> None:
+    if cell.kind == "model":
+        state.model = outcome
+        state.graph = from_onnx(outcome.graph)
+    state.found.append((cell, outcome))
+
+
+def _measured(state: _State, cell: Cell, name: str) -> Outcome | None:
+    """Measure a cell; one that fails leaves its reason with what does not fit, and the others go on."""
+    begin = time.perf_counter()
+    try:
+        outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
+    except (ConfideError, ModuleNotFoundError) as error:
+        where_ = (
+            f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
+        )
+        state.unfit[where_] = reason(error)
+        return None
+    return msgspec.structs.replace(outcome, seconds=time.perf_counter() - begin)
+
+
+def _trained(state: _State, cell: Cell, name: str) -> Outcome:
+    job, settings = _job(state, cell), state.comparison
+    choice = cell.choice
+    if cell.kind == "model" and job.privacy is not None and choice != ON_SHARES:
+        choice = f"{choice}+dp"
+    found = trainings.trained(job, choice, state.loader, links=settings.links, prices=settings.prices)
+    if cell.kind == "model" and found.graph is None:
+        raise JobError("Expected a training that ends with one model, to serve it")
+    graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
+    setting = (
+        f"{job.data.set or job.data.schema}, {parties_of(job)} parties, {job.model.kind} model, "
+        f"{len(state.loader.data.test.y) if state.loader.data else 0} test records"
+    )
+    return Outcome(
+        name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
+    )
+
+
+def _rows(state: _State, count: int) -> Matrix:
+    """Return test records as queries, repeated if they are too few."""
+    job = trainings.seeded(state.comparison.job, state.comparison.job.job.seed)
+    x = np.asarray(state.loader.load(job).test.x, np.float64)
+    return np.resize(x, (count, x.shape[1]))
+
+
+def _asked(state: _State, cell: Cell, name: str) -> Outcome:
+    assert state.graph is not None
+    settings, graph, x = state.comparison, state.graph, _rows(state, cell.count)
+    if cell.kind == "link":
+        return Outcome(name=name, figures=_link_check(state, x, cell.choice), repeats=cell.count)
+    if cell.kind == "size":
+        graph = mlp(graph.features, int(cell.at), graph.outputs, seed="model size")
+    done = inference.asked(
+        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference"
+    )
+    title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
+    setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
+    return Outcome(
+        name=name,
+        figures=done.figures | {"parameters_count": float(graph.parameters)},
+        samples=done.samples,
+        guarantee=done.guarantee,
+        setting=setting,
+        repeats=done.repeats,
+    )
+
+
+def _layers(graph: Graph) -> str:
+    kinds = [type(layer).__name__ for layer in graph.layers]
+    return f"{graph.features} features, {', '.join(kinds)}, {graph.parameters} parameters"
+
+
+def _link_check(state: _State, x: Matrix, choice: str) -> dict[str, float]:
+    assert state.graph is not None
+    job = trainings.seeded(state.comparison.job, state.comparison.job.job.seed)
+    data = state.loader.load(job)
+    return validate.validated(state.graph, data.preprocess, choice, x, LINKS[_CHECKED])
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def _result(state: _State) -> Result:
+    settings = state.comparison
+    checks = [
+        LinkCheck(link=_CHECKED, choice=cell.choice, queries=outcome.repeats, **outcome.figures)
+        for cell, outcome in state.found
+        if cell.kind == "link"
+    ]
+    return Result(
+        name=settings.job.job.name,
+        job=describe(settings.job, output=False),
+        records=tuple(_records(state)),
+        curves=tuple(_curves(state)),
+        unfit=state.unfit,
+        machine=machine(),
+        commit=commit(),
+        data_kind=settings.data_kind,
+        private=settings.private,
+        links=settings.links,
+        link_check=tuple(checks),
+        prices=settings.prices,
+        seconds=sum(outcome.seconds for _, outcome in state.found),
+    )
+
+
+def _of(state: _State, kind: str) -> dict[str, list[tuple[Cell, Outcome]]]:
+    """Return the outcomes of a kind by technique."""
+    grouped: dict[str, list[tuple[Cell, Outcome]]] = {}
+    for cell, outcome in state.found:
+        if cell.kind == kind:
+            grouped.setdefault(cell.choice, []).append((cell, outcome))
+    return grouped
+
+
+def _records(state: _State) -> Iterator[Record]:
+    for kind in ("training", "inference"):
+        plain = _latency(state)
+        for choice, rows in _of(state, kind).items():
+            outcomes = [outcome for _, outcome in rows]
+            figures = summarise([outcome.figures for outcome in outcomes])
+            for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
+                figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
+            if kind == "inference" and plain is not None:
+                latency = figures["latency_seconds"].median
+                figures["added_seconds"] = _single(latency - plain)
+                figures["factor_over_plain"] = _single(latency / plain)
+            figures["lines_of_user_code_count"] = _single(float(lines_of_user_code(kind, choice)))
+            last = outcomes[-1]
+            yield Record(
+                task=kind,
+                choice=choice,
+                setting=last.setting,
+                figures=figures,
+                guarantee=last.guarantee or nothing_hidden("not stated"),
+                machine=machine(),
+                version=version(),
+                repeats=len(rows) if kind == "training" else last.repeats,
+            )
+
+
+def _single(value: float) -> Spread:
+    return Spread(value, value, value, value)
+
+
+def _latency(state: _State) -> float | None:
+    rows = _of(state, "inference").get("plain", [])
+    return float(np.median(rows[0][1].samples["latency_seconds"])) if rows else None
+
+
+def _curves(state: _State) -> Iterator[Curve]:
+    for choice, rows in _of(state, "training").items():
+        lines = [outcome.curve for _, outcome in rows if outcome.curve]
+        if lines:
+            points = [Spread.of(many) for many in zip(*lines, strict=False)]
+            yield Curve(
+                kind="rounds", task="training", choice=choice, x_name="rounds_count", y_name="accuracy_share",
+                x=tuple(float(number) for number in range(1, len(points) + 1)), y=tuple(points),
+            )  # fmt: skip
+    for choice, rows in _of(state, "epsilon").items():
+        yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")
+    for choice, rows in _of(state, "size").items():
+        for y_name in ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links)):
+            yield _against(rows, "size", "inference", choice, "parameters_count", y_name)
+
+
+def _against(rows: Sequence[tuple[Cell, Outcome]], kind: Any, task: str, choice: str, x: str, y: str) -> Curve:
+    points: dict[float, list[float]] = {}
+    for cell, outcome in rows:
+        place = outcome.figures[x] if kind == "size" else cell.at
+        points.setdefault(place, []).extend(outcome.samples.get(y, ()) or [outcome.figures[y]])
+    ordered = sorted(points)
+    return Curve(
+        kind=kind, task=task, choice=choice, x_name=x, y_name=y,
+        x=tuple(ordered), y=tuple(Spread.of(points[place]) for place in ordered),
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""What a comparison will run, cell by cell, and what does not fit the job, with the reason.
+
+A cell is the smallest thing that is measured and kept: one training with one seed, one technique's predictions, one
+point of a curve. The list follows from the registries of aggregators and backends, so a technique that is added there
+is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from confide.compare.settings import Comparison
+from confide.compare.techniques import INFERENCE, TRAINING
+from confide.errors import ConfideError, JobError
+from confide.serve import BACKENDS
+from confide.train.job import parse as parse_job
+from confide.train.parts import AGGREGATORS, checked_aggregator
+from confide.train.sections import Job, names_of
+
+Kind = Literal["model", "training", "epsilon", "inference", "size", "link"]
+
+#: Trainings that are no aggregator: each party alone, all records in one place, noise under secure aggregation.
+BASELINES: tuple[str, ...] = ("local", "pooled")
+PRIVATE = "masked+dp"
+ON_SHARES = "mpc"
+
+#: Inference under a backend's other setting: (choice, backend).
+VARIANTS: Mapping[str, str] = {"he-open": "he"}
+
+#: Points of the curve against epsilon rest on as many seeds at most.
+_EPSILON_SEEDS = 3
+
+#: Keys of [train] that mean the same to sums of updates and to training on shares.
+_OF_BOTH: tuple[str, ...] = ("aggregate",)
+
+
+class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One thing to measure.
+
+    Args:
+        kind: "model" trains what is served, "training" and "inference" measure a technique, "epsilon" and "size" are
+            points of curves, "link" checks the model of links.
+        choice: the technique.
+        seed: of public choices, for trainings.
+        at: epsilon, or units of the hidden layer; 0 where neither is asked.
+        count: queries, for predictions; 0 for trainings.
+    """
+
+    kind: Kind
+    choice: str
+    seed: int = 0
+    at: float = 0.0
+    count: int = 0
+
+    @property
+    def task(self) -> str:
+        """Return "training" or "inference"."""
+        return "training" if self.kind in ("model", "training", "epsilon") else "inference"
+
+    def words(self) -> str:
+        """Return the cell in a few words, for progress."""
+        match self.kind:
+            case "model":
+                return "the model to serve"
+            case "training":
+                return f"training: {self.choice}, seed {self.seed}"
+            case "epsilon":
+                return f"training: {self.choice} at epsilon {self.at:g}, seed {self.seed}"
+            case "inference":
+                return f"inference: {self.choice}"
+            case "size":
+                return f"inference: {self.choice}, {self.at:g} hidden units"
+            case "link":
+                return f"a shaped link: {self.choice}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """What will be run.
+
+    Args:
+        cells: in the order in which they run.
+        unfit: by "<task>/<choice>": why it is not run.
+        jobs: the job of each training choice, as it was read; the baselines take "plain"'s.
+    """
+
+    cells: tuple[Cell, ...]
+    unfit: Mapping[str, str]
+    jobs: Mapping[str, Job]
+
+
+def training_choices() -> tuple[str, ...]:
+    """Return every training technique in the order of the strategic table, newer aggregators last."""
+    built = (*BASELINES, *AGGREGATORS, PRIVATE, ON_SHARES)
+    return (*(name for name in TRAINING if name in built), *(name for name in built if name not in TRAINING))
+
+
+def inference_choices() -> tuple[str, ...]:
+    """Return every inference technique in the order of the strategic table, newer backends last."""
+    built = (*BACKENDS, *VARIANTS)
+    return (*(name for name in INFERENCE if name in built), *(name for name in built if name not in INFERENCE))
+
+
+def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float | None = None) -> Job:
+    """Return the job of one training technique: the job as it was written, with another aggregate.
+
+    Args:
+        table: of the job file, without [compare].
+        base: of relative paths.
+        choice: out of `training_choices`.
+        epsilon: in place of the job's, for `PRIVATE`.
+
+    Raises:
+        JobError: the technique contradicts the job; the text says why.
+    """
+    private = choice == PRIVATE
+    aggregate = choice.partition("+")[0] if choice not in BASELINES else "plain"
+    left = {"output", *(() if private else ("privacy",))}
+    made: dict[str, Any] = {name: value for name, value in table.items() if name not in left}
+    given: dict[str, Any] = dict(table.get("train", {}))
+    if (aggregate == ON_SHARES) != (given.get("aggregate") == ON_SHARES):  # what the other kind of training reads
+        given = {key: value for key, value in given.items() if key in _OF_BOTH}
+        made.pop("shares", None)
+    if isinstance(shares := made.get("shares"), dict):
+        made["shares"] = {key: value for key, value in shares.items() if key != "folder"}  # type: ignore[misc]
+    made["train"] = {**given, "aggregate": aggregate}
+    if private:
+        if "privacy" not in table:
+            raise JobError("the job has no [privacy]; add one with expected_records to compare it")
+        privacy: dict[str, Any] = dict(table["privacy"])
+        made["privacy"] = privacy if epsilon is None else {**privacy, "epsilon": epsilon}
+    job = parse_job(made, base=base)
+    if choice not in (*BASELINES, ON_SHARES):
+        checked_aggregator(job, names_of(job))
+    return job
+
+
+def planned(comparison: Comparison, *, seeds: int, queries: int, only: tuple[str, ...] = ()) -> Cells:
+    """Return what will be run.
+
+    Args:
+        comparison: from the job file.
+        seeds, queries: how many, in place of those of [compare].
+        only: techniques, of either task; () takes those of [compare].
+    """
+    settings, unfit, jobs = comparison.settings, dict[str, str](), dict[str, Job]()
+    wanted = {"training": settings.training, "inference": settings.inference}
+    named = {"training": training_choices(), "inference": inference_choices()}
+    chosen: dict[str, list[str]] = {}
+    for task, names in named.items():
+        chosen[task] = [name for name in names if name in (only or wanted[task] or names)]
+        known = TRAINING if task == "training" else INFERENCE
+        unfit |= {
+            f"{task}/{name}": "not built yet: no code here runs it"
+            for name in known
+            if name not in names and name in (only or wanted[task] or known)
+        }
+    for choice in list(chosen["training"]):
+        try:
+            jobs[choice] = variant(comparison.table, comparison.base, choice)
+        except ConfideError as error:
+            unfit[f"training/{choice}"] = reason(error)
+            chosen["training"].remove(choice)
+    found = list(_cells(comparison, chosen, seeds=seeds, queries=queries))
+    return Cells(tuple(found), unfit, jobs)
+
+
+def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: int, queries: int) -> Iterator[Cell]:
+    first, settings = comparison.job.job.seed, comparison.settings
+    if chosen["inference"]:
+        yield Cell(kind="model", choice=comparison.job.train.aggregate, seed=first)
+    for choice in chosen["inference"]:
+        yield Cell(kind="inference", choice=choice, count=queries)
+    if settings.check_link and "plain" in chosen["inference"]:
+        yield Cell(kind="link", choice="plain", count=10)
+    for seed in range(first, first + seeds):
+        for choice in chosen["training"]:
+            yield Cell(kind="training", choice=choice, seed=seed)
+    if PRIVATE in chosen["training"]:
+        for seed in range(first, first + min(seeds, _EPSILON_SEEDS)):
+            for epsilon in settings.epsilons:
+                yield Cell(kind="epsilon", choice=PRIVATE, seed=seed, at=epsilon)
+    for size in settings.sizes:
+        for choice in chosen["inference"]:
+            yield Cell(kind="size", choice=choice, at=float(size), count=min(queries, 5))
+
+
+def reason(error: BaseException) -> str:
+    """Return an error in one line."""
+    lines = [line.strip().rstrip(";") for line in str(error).splitlines()]
+    return "; ".join(line for line in lines if line) or type(error).__name__

@@ -1,0 +1,121 @@
+"""What a comparison found, as one file: records, curves, what does not fit and why, and where it was measured."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from confide.compare.links import Link
+from confide.compare.prices import Prices
+from confide.compare.record import Record, Spread
+from confide.compare.settings import DataKind
+from confide.errors import UsageError
+from confide.structs import known
+
+#: Version of the file.
+FORMAT = 1
+
+
+class Curve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One line of a plot.
+
+    Args:
+        kind: "rounds" is accuracy after each round, "epsilon" accuracy against the privacy budget, "size" latency
+            against the parameters of a network with random weights.
+        task, choice: as in `Record`.
+        x_name, y_name: figures with their units at the end.
+        x: in order.
+        y: over the repeats, as long as `x`.
+    """
+
+    kind: Literal["rounds", "epsilon", "size"]
+    task: str
+    choice: str
+    x_name: str
+    y_name: str
+    x: tuple[float, ...]
+    y: tuple[Spread, ...]
+
+
+class LinkCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A modelled cost beside the same prediction over a shaped link.
+
+    Args:
+        link: its name.
+        choice: the technique that was asked.
+        measured_seconds: median over the queries, through the relay.
+        modelled_seconds: `Transcript.cost` of the same queries without a network.
+        queries: how many.
+    """
+
+    link: str
+    choice: str
+    measured_seconds: float
+    modelled_seconds: float
+    queries: int
+
+    @property
+    def error_share(self) -> float:
+        """Return by how much the model is off: 0.1 where it says 10 % more than was measured."""
+        return self.modelled_seconds / self.measured_seconds - 1
+
+    def sentence(self) -> str:
+        """Return the check in words."""
+        return (
+            f"modelled cost over {self.link} checked on {self.choice}: {1e3 * self.modelled_seconds:.2f} ms modelled, "
+            f"{1e3 * self.measured_seconds:.2f} ms measured through a shaped link ({100 * self.error_share:+.1f} %)"
+        )
+
+
+class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that a comparison found.
+
+    Args:
+        name: of the job.
+        job: the job as it was understood, in TOML.
+        records: one for each technique that was measured.
+        curves: lists beside the records.
+        unfit: by "<task>/<choice>": why a technique was not measured.
+        machine, commit: where, and the version of confide with a hash of its source.
+        data_kind: what the records are.
+        private: whether the figures come from private records: "not private: do not publish".
+        links: for which costs are modelled.
+        link_check: how far the model of links is off; None where that was not measured.
+        prices: of money_dollars.
+        seconds: what measuring took, cells from the cache included.
+        format: of this file.
+    """
+
+    name: str
+    job: str
+    records: tuple[Record, ...]
+    curves: tuple[Curve, ...]
+    unfit: dict[str, str]
+    machine: str
+    commit: str
+    data_kind: DataKind
+    private: bool
+    links: tuple[Link, ...]
+    link_check: tuple[LinkCheck, ...]
+    prices: Prices
+    seconds: float
+    format: int = FORMAT
+
+    def encode(self) -> bytes:
+        """Return it as JSON, indented for people: the same bytes for the same result."""
+        plain = msgspec.to_builtins(self)
+        for record in plain["records"]:
+            record["guarantee"]["claims"].sort(key=msgspec.json.encode)  # a set
+        return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1)
+
+
+def read_result(body: bytes) -> Result:
+    """Return what `Result.encode` wrote. Raises UsageError on anything else."""
+    try:
+        found = msgspec.json.decode(body, type=known(Result))
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"Expected a result of `confide compare`; {error}") from None
+    if found.format != FORMAT:
+        raise UsageError(f"Expected a result of format={FORMAT}, got {found.format}; run the comparison again")
+    return found

@@ -1,0 +1,183 @@
+"""The job file of a comparison: a training job, and the table [compare], which says what is compared.
+
+A comparison trains many times on the same records, evaluates in the clear, and charges no budget. So it runs on data
+that one party may lawfully hold and on no other: a shipped set, one table that is parted again, or tables that the file
+declares to be the user's own, public or synthetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import msgspec
+
+from confide.compare.links import LINKS, Link
+from confide.compare.prices import PUBLISHED, Prices
+from confide.compare.techniques import INFERENCE, TRAINING
+from confide.errors import JobError, nearest
+from confide.structs import known
+from confide.train.job import parse as parse_job
+from confide.train.keys import Range, faults, load_tables
+from confide.train.sections import Job, Section
+
+DataKind = Literal["own table", "public", "synthetic"]
+
+#: What stands on every page with figures from private records.
+PRIVATE_WARNING = "not private: do not publish"
+
+
+class CompareSection(Section, frozen=True, kw_only=True):
+    """[compare]: what is compared, how often, and over which links.
+
+    Args:
+        training: names of techniques; () takes all that fit the job. docs/compare.md lists them.
+        inference: the same for predictions.
+        seeds: splits and starts over which a training is repeated, 1 to 100.
+        queries: predictions of each technique that are timed, 2 to 100000; a slow one is stopped earlier.
+        links: networks for which costs are modelled.
+        data: what the records are: "own" records of one organisation, which may hold them all; "public"; or
+            "synthetic", a stand-in. It is needed with data.tables of several parties.
+        epsilons: budgets of the curve of accuracy against epsilon; of jobs with a [privacy].
+        sizes: units of the hidden layer of the networks on which latency is measured against model size; () leaves
+            that out.
+        check_link: measures one prediction over a shaped link as well, and prints how far its modelled cost is off.
+        client_core_hour_dollars, server_core_hour_dollars, gigabyte_dollars: prices in place of the published ones.
+    """
+
+    training: tuple[str, ...] = ()
+    inference: tuple[str, ...] = ()
+    seeds: int = 5
+    queries: int = 100
+    links: tuple[str, ...] = tuple(LINKS)
+    data: Literal["own", "public", "synthetic"] | None = None
+    epsilons: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
+    sizes: tuple[int, ...] = (8, 32, 128)
+    check_link: bool = True
+    client_core_hour_dollars: float = PUBLISHED.client_core_hour_dollars
+    server_core_hour_dollars: float = PUBLISHED.server_core_hour_dollars
+    gigabyte_dollars: float = PUBLISHED.gigabyte_dollars
+
+
+_RANGES: Mapping[tuple[str, str], Range] = {
+    ("compare", "seeds"): (1, 100, False, False),
+    ("compare", "queries"): (2, 100_000, False, False),
+    ("compare", "client_core_hour_dollars"): (0, 1e6, False, False),
+    ("compare", "server_core_hour_dollars"): (0, 1e6, False, False),
+    ("compare", "gigabyte_dollars"): (0, 1e6, False, False),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A comparison as a job file asks for it.
+
+    Args:
+        table: the job without [compare], as it was written; variants of the job are read from it.
+        base: the folder that relative paths start from.
+        job: the job as it stands.
+        settings: [compare].
+        data_kind: what the records are.
+    """
+
+    table: Mapping[str, Any]
+    base: Path
+    job: Job
+    settings: CompareSection
+    data_kind: DataKind
+
+    @property
+    def private(self) -> bool:
+        """Return whether figures come from private records, so that nobody may publish them."""
+        return self.data_kind == "own table"
+
+    @property
+    def links(self) -> tuple[Link, ...]:
+        """Return the links for which costs are modelled."""
+        return tuple(LINKS[name] for name in self.settings.links)
+
+    @property
+    def prices(self) -> Prices:
+        """Return the prices."""
+        asked = {name: getattr(self.settings, name) for name in Prices.__struct_fields__ if name != "source"}
+        found = Prices(**asked, source=PUBLISHED.source)
+        return found if found == PUBLISHED else msgspec.structs.replace(found, source="given in the job file")
+
+
+def load(path: Path) -> Comparison:
+    """Read a job file.
+
+    Raises:
+        JobError: the file is absent or is no TOML; or as in `parse`.
+    """
+    return parse(load_tables(path, "job file", JobError), base=path.parent)
+
+
+def parse(table: Mapping[str, Any], *, base: Path = Path()) -> Comparison:
+    """Return the comparison that `table` describes.
+
+    Raises:
+        JobError: with everything that is wrong with [compare], one in a line; or with the job; or since its data are
+            none that a comparison may run on.
+    """
+    section = table.get("compare", {})
+    if not isinstance(section, dict):
+        raise JobError(f"Expected [compare] to be a table, got compare = {section!r}; write [compare] and its keys")
+    section = cast("dict[str, Any]", section)
+    problems = list(faults("compare", CompareSection, section, _RANGES, "job file"))
+    if not problems:
+        settings = msgspec.convert(section, known(CompareSection))
+        problems = list(_contradictions(settings))
+        if not problems:
+            rest = {name: value for name, value in table.items() if name != "compare"}
+            kind = _data_kind(rest.get("data", {}), settings.data)
+            job = parse_job(dict(rest), base=base)
+            if job.data.budget is not None:
+                raise JobError(
+                    "Expected no data.budget in a comparison: it trains many times and evaluates in the clear, and "
+                    "none of that is charged; leave it out, and publish no figure"
+                )
+            return Comparison(rest, base, job, settings, kind)
+    raise JobError("\n".join(problems))
+
+
+def _contradictions(settings: CompareSection) -> Iterator[str]:
+    for key, names in (("training", TRAINING), ("inference", INFERENCE), ("links", LINKS)):
+        given: tuple[str, ...] = getattr(settings, key)
+        for name in given:
+            if name not in names:
+                there = ", ".join(names)
+                yield f"Expected compare.{key} to hold {there}, got {name!r}{nearest(name, names)}; change it"
+        if len(set(given)) != len(given):
+            yield f"Expected different names in compare.{key}; name each once"
+    if not settings.links:
+        yield f"Expected at least one name in compare.links; there are {', '.join(LINKS)}"
+    if not all(0 < epsilon <= 32 for epsilon in settings.epsilons):
+        yield "Expected each of compare.epsilons above 0 and at most 32; change it in the job file"
+    if not all(1 <= size <= 4096 for size in settings.sizes):
+        yield "Expected each of compare.sizes from 1 to 4096; change it in the job file"
+
+
+def _data_kind(data: object, declared: str | None) -> DataKind:
+    """Return what the records are. Raises JobError if nobody may lawfully hold them all, as far as the file says."""
+    keys = cast("dict[str, Any]", data) if isinstance(data, dict) else {}
+    kinds: Mapping[str, DataKind] = {"own": "own table", "public": "public", "synthetic": "synthetic"}
+    if "nodes" in keys:
+        raise JobError(
+            "Expected no data.nodes in a comparison: their records stay with them, and a comparison trains on all of "
+            "them in one place, without privacy; take your own table, a public set, or a declared synthetic stand-in"
+        )
+    if "set" in keys:
+        if declared not in (None, "public"):
+            raise JobError(f'Expected no compare.data="{declared}" with data.set, which is public; leave it out')
+        return "public"
+    if declared is not None:
+        return kinds[declared]
+    if "tables" in keys:
+        raise JobError(
+            "Expected compare.data with data.tables of several parties: a comparison pools them, which only who may "
+            'lawfully hold them all may do. Say data = "own" if that is you, or "public" or "synthetic" if they are'
+        )
+    return "own table"
