@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from confide.compare.described import graph_of
-from confide.compare.plans import job_table
+from confide.compare.plans import USUAL_EPSILON, job_table
 from confide.compare.scenario import Scenario
 from confide.errors import ConfideError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust, nothing_hidden
@@ -44,6 +44,11 @@ class Candidate:
     guarantee: Guarantee
     roles: tuple[str, ...]
     problems: tuple[str, ...] = ()
+
+
+def watcher(role: str) -> str:
+    """Return whom a claim means by a role: whoever runs its machine."""
+    return "enclave's operator" if role == "enclave" else role
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -90,11 +95,18 @@ _ON_SHARES = Guarantee(
 )
 
 
-def with_noise(inside: Guarantee, epsilon: float) -> Guarantee:
-    """Return what holds where the parties of a sum add noise as well: no record shows in what is released."""
+def with_noise(inside: Guarantee, epsilon: float, roles: tuple[str, ...]) -> Guarantee:
+    """Return what holds where the parties of a sum add noise as well: no record shows in what is released.
+
+    Args:
+        inside: what holds of the sum.
+        epsilon: of everything released.
+        roles: who takes part besides the parties; none of them sees more than the released sums.
+    """
+    seen_by = (*map(watcher, roles), "other clients", "outsiders")
     return replace(
         inside,
-        claims=inside.claims | {Claim("record", who, (NOISE,)) for who in ("server", "other clients", "outsiders")},
+        claims=inside.claims | {Claim("record", who, (NOISE,)) for who in seen_by},
         leaks=f"Each record at most epsilon={epsilon:g}, every round's model included.",
         primary=f"{inside.primary} + discrete Gaussian noise",
     )
@@ -117,12 +129,15 @@ _NOT_JOINT = "every party gets a model of its own records alone"
 def _one_place(scenario: Scenario) -> Candidate:
     inside = nothing_hidden("One place sees every record of every party.")
     fits = scenario.holders.pooling and scenario.holders.parties > 1
-    return Candidate("training", "pooled", inside, ("server",), () if fits else ("records may not leave their holders",))
+    return Candidate(
+        "training", "pooled", inside, ("server",), () if fits else ("records may not leave their holders",)
+    )
 
 
 def _summed(scenario: Scenario, choice: str) -> Candidate:
     name, _, noise = choice.partition("+")
     kind = AGGREGATORS[name]
+    roles = tuple(role for role in kind.roles if role != "client")
     guarantee, problems = kind.guarantee if name not in ("groups", "tee") else kind().guarantee, ()
     try:
         job = parse(job_table(scenario, choice))
@@ -130,8 +145,7 @@ def _summed(scenario: Scenario, choice: str) -> Candidate:
     except ConfideError as error:
         problems = (str(error).splitlines()[0],)
     if noise:
-        guarantee = with_noise(guarantee, scenario.needs.epsilon or 1.0)
-    roles = tuple(role for role in kind.roles if role != "client")
+        guarantee = with_noise(guarantee, scenario.needs.epsilon or USUAL_EPSILON, roles)
     return Candidate("training", choice, guarantee, roles, problems)
 
 
@@ -144,7 +158,7 @@ def _on_shares(scenario: Scenario, choice: str) -> Candidate:
     guarantee = _ON_SHARES
     if choice.endswith("+dp"):  # the model is opened, with noise inside
         kept = frozenset(claim for claim in guarantee.claims if claim.asset == "update")
-        guarantee = with_noise(replace(guarantee, claims=kept), scenario.needs.epsilon or 1.0)
+        guarantee = with_noise(replace(guarantee, claims=kept), scenario.needs.epsilon or USUAL_EPSILON, _SERVERS)
     return Candidate("training", choice, guarantee, _SERVERS, problems)
 
 
@@ -165,7 +179,8 @@ def inference_candidates(scenario: Scenario, graph: Graph | None = None) -> list
     found = [Candidate("inference", "local", alone, (), () if where == "client" else ("the client has no model",))]
     for name in BACKENDS:
         found.append(_asked(scenario, name, load_backend(name), graph))
-    return [*found, _asked(scenario, "he-open", Homomorphic(protect_model=False), graph)]
+    linear = scenario.model.kind == "logistic"  # replies of others are open anyway
+    return [*found, _asked(scenario, "he-open", Homomorphic(protect_model=False), graph)] if linear else found
 
 
 def _asked(scenario: Scenario, choice: str, backend: Backend, graph: Graph) -> Candidate:

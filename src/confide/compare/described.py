@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from confide.compare.scenario import WantedModelSection
 from confide.crypto.random import public_stream
-from confide.errors import ModelError, UsageError
+from confide.errors import UsageError
 from confide.model.graph import Conv, Graph, Layer, Linear, Relu, Sigmoid, Square, inputs_of
 from confide.model.trees import Trees, perfect
 
@@ -43,7 +43,9 @@ def graph_of(model: WantedModelSection) -> Graph:
     stream = public_stream(0, "described network")
 
     def dense(inputs: int, outputs: int) -> Linear:
-        return Linear(stream.normal(0.0, 1.0 / math.sqrt(3 * inputs), (outputs, inputs)), stream.normal(0, 0.1, outputs))
+        return Linear(
+            stream.normal(0.0, 1.0 / math.sqrt(3 * inputs), (outputs, inputs)), stream.normal(0, 0.1, outputs)
+        )
 
     if model.kind == "trees":
         return Graph((_trees(model), Sigmoid()))

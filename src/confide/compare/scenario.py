@@ -14,6 +14,7 @@ Every key has its default and its meaning here; `docs/advise.md` lists them and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -244,4 +245,62 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
     if isinstance(hidden, list) and not (
         1 <= len(sizes) <= _MOST_LAYERS and all(1 <= size <= _LARGEST_LAYER for size in sizes)
     ):
-        yield f"Expected model.hidden of 1 to {_MOST_LAYERS} layers of 1 to {_LARGEST_LAYER} units; change it in the {_WHAT}"
+        yield (
+            f"Expected model.hidden of 1 to {_MOST_LAYERS} layers of 1 to {_LARGEST_LAYER} units; change it in the "
+            f"{_WHAT}"
+        )
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One key, as a person is asked for it.
+
+    Args:
+        section, key: of the file.
+        text: the question.
+        default: the answer to nothing; of a list of words a tuple.
+    """
+
+    section: str
+    key: str
+    text: str
+    default: str | int | float | tuple[str, ...]
+
+
+_MEMBERS = "(server parties outsiders, or nobody)"
+_MACHINES = "(server outsiders, or nobody)"
+_ASKED = "(server client outsiders, or nobody)"
+
+
+def questions() -> tuple[Question, ...]:
+    """Return what the terminal asks, in order; what it leaves out keeps its default."""
+    return (
+        Question("holders", "parties", "How many organisations or devices hold records?", 4),
+        Question("holders", "records", "How many records have they in all?", 1000),
+        Question("holders", "pooling", "May the records lawfully be brought to one place?", False),
+        Question("hide", "updates", f"Who must not see one party's update? {_MEMBERS}", ("server",)),
+        Question("hide", "records", f"From whom must the model hide who took part? {_MEMBERS}", ()),
+        Question("hide", "model", f"Who must not see the trained model? {_MACHINES}", ()),
+        Question("needs", "epsilon", "Differential privacy: which epsilon? 0 for none", 0.0),
+        Question("needs", "liars", "How many parties may lie to spoil the model?", 0),
+        Question("holders", "model", "Who will have the model that is asked? (server, shares, client)", "server"),
+        Question("hide", "query", f"Who must not see a query? {_MACHINES}", ("server",)),
+        Question("hide", "prediction", f"Who must not see a prediction? {_MACHINES}", ("server",)),
+        Question("hide", "weights", f"Who must not learn the weights? {_ASKED}", ("client",)),
+        Question("needs", "latency_seconds", "The most seconds that a prediction may take? 0 for any", 0.0),
+        Question("trust", "operator", "May whoever runs the server see everything?", False),
+        Question("trust", "adversary", "The server is curious (follows the protocol) or malicious?", "curious"),
+        Question("trust", "servers", "How many organisations can run a server and pool with no other?", 1),
+        Question("trust", "dealer", "Can one more deal random numbers, and pool with nobody?", False),
+        Question("trust", "hardware", "Is the vendor of a chip trusted, and whoever can open the machine?", False),
+        Question("trust", "enclaves", "Is a confidential machine at hand?", False),
+        Question("needs", "post_quantum", "Must what is recorded today stay closed to a quantum computer?", False),
+        Question("network", "kind", "The network between them? (loopback, lan, wan, mobile)", "lan"),
+        Question("model", "kind", "The kind of model? (logistic, mlp, cnn, trees)", "logistic"),
+        Question("model", "features", "How many features has a row?", 30),
+        Question("model", "activation", "Activations between layers? (square, relu)", "square"),
+        Question("scenario", "regulation", "Notes on regulation?", ""),
+    )  # fmt: skip
