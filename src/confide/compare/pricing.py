@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from confide.compare.candidates import Candidate
-from confide.compare.costs import Models, regime, size_terms, terms_of
+from confide.compare.costs import regime, size_terms, terms_of
 from confide.compare.described import Size
 from confide.compare.record import Record
 from confide.compare.scenario import Scenario
@@ -49,10 +49,7 @@ class Prices:
 
     size: Size
     records: Mapping[tuple[str, str], Record]
-    measurements: Measurements
-    _fits: dict[tuple[str, str, str], Fitted | None] = field(
-        default_factory=dict[tuple[str, str, str], "Fitted | None"]
-    )
+    models: Models
 
     def of(self, scenario: Scenario, candidate: Candidate) -> Price | None:
         """Return what a candidate takes; None where it was neither measured nor modelled."""
