@@ -6,12 +6,12 @@ and serving make themselves.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from confide.compare.described import graph_of
 from confide.compare.plans import USUAL_EPSILON, job_table
-from confide.compare.scenario import Scenario
+from confide.compare.scenario import Scenario, WantedModelSection
 from confide.errors import ConfideError
 from confide.guarantee import Adversary, Claim, Guarantee, Trust, nothing_hidden
 from confide.he.backend import Homomorphic
@@ -138,7 +138,8 @@ def _summed(scenario: Scenario, choice: str) -> Candidate:
     name, _, noise = choice.partition("+")
     kind = AGGREGATORS[name]
     roles = tuple(role for role in kind.roles if role != "client")
-    guarantee, problems = kind.guarantee if name not in ("groups", "tee") else kind().guarantee, ()
+    guarantee = kind.guarantee if hasattr(kind, "guarantee") else kind().guarantee
+    problems: tuple[str, ...] = ()
     try:
         job = parse(job_table(scenario, choice))
         guarantee = checked_aggregator(job, names_of(job)).guarantee
@@ -165,33 +166,43 @@ def _on_shares(scenario: Scenario, choice: str) -> Candidate:
 # --- inference --------------------------------------------------------------------------------------------------------
 
 
-def inference_candidates(scenario: Scenario, graph: Graph | None = None) -> list[Candidate]:
-    """Return what could answer: the client by itself, and every backend.
+def backends_for(model: WantedModelSection) -> tuple[Candidate, ...]:
+    """Return every backend with what it promises for a model of this kind and size, or why it does not run it.
+
+    Planning encrypted predictions is most of the work, and the same for all scenarios with one model.
+    """
+    graph = graph_of(model)
+    found = [_asked(name, load_backend(name), graph) for name in BACKENDS]
+    if model.kind == "logistic":  # replies of others are open anyway
+        found.append(_asked("he-open", Homomorphic(protect_model=False), graph))
+    return tuple(found)
+
+
+def _asked(choice: str, backend: Backend, graph: Graph) -> Candidate:
+    problems = tuple(str(problem) for problem in backend.check(graph)[:1])
+    guarantee = backend.guarantee if problems else backend.guarantee_for(graph)
+    roles = tuple(role for role in backend.roles if role != "client")
+    return Candidate("inference", choice, guarantee, roles, problems)
+
+
+def inference_candidates(scenario: Scenario, backends: Sequence[Candidate]) -> list[Candidate]:
+    """Return what could answer: the client by itself, and every backend as the model's place leaves it.
 
     Args:
-        graph: the model, if there is a file of it; else one as described.
+        backends: `backends_for` the scenario's model.
     """
     where = scenario.holders.model
     alone = replace(
         _ALONE, claims=frozenset(Claim(asset, who) for asset in ("query", "prediction") for who in _EVERYBODY)
     )
-    graph = graph_of(scenario.model) if graph is None else graph
     found = [Candidate("inference", "local", alone, (), () if where == "client" else ("the client has no model",))]
-    for name in BACKENDS:
-        found.append(_asked(scenario, name, load_backend(name), graph))
-    linear = scenario.model.kind == "logistic"  # replies of others are open anyway
-    return [*found, _asked(scenario, "he-open", Homomorphic(protect_model=False), graph)] if linear else found
-
-
-def _asked(scenario: Scenario, choice: str, backend: Backend, graph: Graph) -> Candidate:
-    problems = [str(problem) for problem in backend.check(graph)]
-    guarantee = backend.guarantee if problems else backend.guarantee_for(graph)
-    where = scenario.holders.model
-    if where == "client":
-        problems.append("the client has the model, so nobody needs to be asked")
-    elif where == "shares" and choice != "mpc-outsourced":
-        problems.append("a model of shares is served by mpc-outsourced alone")
-    elif where == "server":
-        guarantee = as_served(guarantee)
-    roles = tuple(role for role in backend.roles if role != "client")
-    return Candidate("inference", choice, guarantee, roles, tuple(problems[:1]))
+    for one in backends:
+        problems, guarantee = one.problems, one.guarantee
+        if where == "client":
+            problems = (*problems, "the client has the model, so nobody needs to be asked")
+        elif where == "shares" and one.choice != "mpc-outsourced":
+            problems = (*problems, "a model of shares is served by mpc-outsourced alone")
+        elif where == "server":
+            guarantee = as_served(guarantee)
+        found.append(replace(one, guarantee=guarantee, problems=problems[:1]))
+    return found

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from confide.compare.candidates import Candidate
-from confide.compare.costs import regime, size_terms, terms_of
+from confide.compare.costs import Models, regime, size_terms, terms_of
 from confide.compare.described import Size
 from confide.compare.record import Record
 from confide.compare.scenario import Scenario
+from confide.train.sections import TreesSection
 
 _NUMBER_BYTES = 8
 
@@ -21,7 +22,7 @@ class Price:
 
     Args:
         seconds: over the scenario's link.
-        source: "measured" or "modelled".
+        source: "measured", "measured without the noise" or "modelled".
         error: of a model, the median relative error on held-out sizes; None where no fit is behind it.
     """
 
@@ -61,20 +62,23 @@ class Prices:
         return record.figure("accuracy_share") if record else None
 
     def _measured(self, scenario: Scenario, candidate: Candidate) -> Price | None:
-        record = self.records.get((candidate.task, candidate.choice))
+        base, _, noise = candidate.choice.partition("+")
+        source, record = "measured", self.records.get((candidate.task, candidate.choice))
+        if record is None and noise:
+            source, record = "measured without the noise", self.records.get((candidate.task, base))
         if record is None:
             return None
         stem = "train" if candidate.task == "training" else "latency"
         network = scenario.network
         if network.usual:
             found = record.figure(f"{stem}_{network.kind}_seconds")
-            return None if found is None else Price(found, "measured")
+            return None if found is None else Price(found, source)
         work, trips = record.figure(f"{stem}_loopback_seconds"), record.figure("depth_count")
         up, down = record.figure("upload_bytes"), record.figure("download_bytes") or 0.0
         if work is None or trips is None or up is None:
             return None
         link = network.link
-        return Price(work + 8 * (up + down) / link.bits_per_second + trips * link.delay_seconds, "measured")
+        return Price(work + 8 * (up + down) / link.bits_per_second + trips * link.delay_seconds, source)
 
     def _modelled(self, scenario: Scenario, candidate: Candidate) -> Price | None:
         if candidate.task == "inference":
@@ -99,7 +103,21 @@ class Prices:
             sent = _NUMBER_BYTES * scenario.holders.records * self.size.inputs / parties
             return Price(8 * sent / link.bits_per_second + link.delay_seconds, "modelled")
         model = self.models.fitted.get(("training", choice.partition("+")[0], ""))
-        if model is None or scenario.model.kind == "trees":
+        if model is None:
             return None
-        terms = terms_of({"task": "training", "parties": parties, "length": self.size.parameters})
-        return Price(scenario.needs.rounds * model.seconds(terms, link), "modelled", model.error)
+        total = 0.0
+        for rounds, length in _sums(scenario, self.size):
+            terms = terms_of({"task": "training", "parties": parties, "length": length})
+            total += rounds * model.seconds(terms, link)
+        return Price(total, "modelled", model.error)
+
+
+def _sums(scenario: Scenario, size: Size) -> Iterator[tuple[int, int]]:
+    """Yield how many sums of which length a training takes: updates, or histograms of each level of each tree."""
+    wanted = scenario.model
+    if wanted.kind != "trees":
+        yield scenario.needs.rounds, size.parameters
+        return
+    cells = 2 * wanted.features * TreesSection().bins  # gradients and Hessians
+    for level in range(wanted.depth):
+        yield wanted.trees * wanted.outputs, cells << level

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from confide.compare.candidates import Candidate, inference_candidates, training_candidates
+from confide.compare.candidates import Candidate, backends_for, inference_candidates, training_candidates
 from confide.compare.costs import Models
 from confide.compare.described import graph_of, size_of
 from confide.compare.judging import Judged, judged, needs_of
@@ -82,19 +82,26 @@ class _Ranked:
     others: list[Judged] = field(default_factory=list[Judged])
 
 
-def recommend(scenario: Scenario, models: Models, records: Sequence[Record] = ()) -> tuple[Answer, ...]:
+def recommend(
+    scenario: Scenario, models: Models, records: Sequence[Record] = (), backends: Sequence[Candidate] = ()
+) -> tuple[Answer, ...]:
     """Return the answer for each phase that a scenario asks about.
 
     Args:
         scenario: what is needed.
         models: of what was not measured.
         records: of a comparison on this model and these parties; what they lack is modelled.
+        backends: `backends_for` the scenario's model, where a caller has them; empty works them out.
     """
-    graph = graph_of(scenario.model)
-    prices = Prices(size_of(graph), {(record.task, record.choice): record for record in records}, models)
+    prices = Prices(
+        size_of(graph_of(scenario.model)), {(record.task, record.choice): record for record in records}, models
+    )
     found: list[Answer] = []
     for task in scenario.scenario.phases:
-        made = training_candidates(scenario) if task == "training" else inference_candidates(scenario, graph)
+        if task == "training":
+            made = training_candidates(scenario)
+        else:
+            made = inference_candidates(scenario, backends or backends_for(scenario.model))
         phase = _Phase(task, made, prices)
         found.append(_answer(scenario, phase))
     return tuple(found)
@@ -115,7 +122,7 @@ def _answer(scenario: Scenario, phase: _Phase) -> Answer:
         names = ", ".join(title(phase.task, name) for name in fitting)
         reasons = (f"these satisfy it, and none has a figure to rank it by: {names}; `confide compare` measures them",)
         return Answer(phase.task, status, None, None, best, reasons, None, fitting, refused, changes)
-    second = next(((one.choice, cost) for one, cost in ranked.fitting[1:] if _base(one.choice) != _base(choice)), None)
+    second = next(((one.choice, cost) for one, cost in ranked.fitting[1:]), None)
     reasons = tuple(_reasons(scenario, phase.task, best, len(ranked.fitting)))
     runs = _runs(scenario, best)
     return Answer(phase.task, status, choice, price, best, reasons, second, fitting, refused, changes, runs)
@@ -125,8 +132,12 @@ def _rank(scenario: Scenario, phase: _Phase) -> _Ranked:
     """Return the candidates that fit, best first, and the others with what they lack."""
     fitting: list[tuple[Candidate, Price | None]] = []
     others: list[Judged] = []
-    for candidate in phase.candidates:
-        judgement = judged(scenario, candidate)
+    judgements = [judged(scenario, candidate) for candidate in phase.candidates]
+    enough = {one.candidate.choice for one in judgements if not one.lacks}
+    for judgement in judgements:
+        candidate = judgement.candidate
+        if not judgement.lacks and _base(candidate.choice) in enough - {candidate.choice}:
+            judgement = Judged(candidate, ("adds noise that nothing here asks for",))
         price = phase.prices.of(scenario, candidate) if not judgement.lacks else None
         late = () if judgement.lacks else tuple(_short(scenario, phase, candidate, price))
         if judgement.lacks or late:
@@ -148,11 +159,11 @@ def _base(choice: str) -> str:
     return choice.partition("+")[0]
 
 
-def _preference(candidate: Candidate) -> tuple[bool, int, bool, bool]:
-    """Return what decides between equal prices: no noise without need, few roles, what holds against more."""
+def _preference(candidate: Candidate) -> tuple[int, bool, bool]:
+    """Return what decides between equal prices: few roles, then what holds against more."""
     guarantee = candidate.guarantee
     strong = guarantee.adversary is Adversary.MALICIOUS
-    return (candidate.choice.endswith("+dp"), len(candidate.roles), not strong, not guarantee.post_quantum)
+    return (len(candidate.roles), not strong, not guarantee.post_quantum)
 
 
 def _short(scenario: Scenario, phase: _Phase, candidate: Candidate, price: Price | None) -> Iterator[str]:

@@ -7,6 +7,7 @@
     [needs]     quality, time, noise
     [network]   the link between the organisations
     [model]     its kind and size
+    [expected]  what its author expects the answer to be
 
 Every key has its default and its meaning here; `docs/advise.md` lists them and a test compares the two.
 """
@@ -36,13 +37,11 @@ class PurposeSection(Section, frozen=True, kw_only=True):
         name: what it is called.
         phases: which of the two are asked about.
         regulation: notes in free text; they are printed with the advice and decide nothing.
-        reason: why its answer is the right one; for whoever reads the file.
     """
 
     name: str = "scenario"
     phases: tuple[Literal["training", "inference"], ...] = ("training", "inference")
     regulation: str = ""
-    reason: str = ""
 
 
 class HoldersSection(Section, frozen=True, kw_only=True):
@@ -174,6 +173,19 @@ class WantedModelSection(Section, frozen=True, kw_only=True):
     depth: int = 3
 
 
+class ExpectedSection(Section, frozen=True, kw_only=True):
+    """[expected]: what whoever wrote the file expects; the advice says where it differs.
+
+    Args:
+        training, inference: a choice, or "nothing" or "not measured"; empty expects nothing in particular.
+        reason: why.
+    """
+
+    training: str = ""
+    inference: str = ""
+    reason: str = ""
+
+
 class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A scenario as it was understood; one table for each field."""
 
@@ -184,6 +196,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     needs: NeedsSection = NeedsSection()
     network: NetworkSection = NetworkSection()
     model: WantedModelSection = WantedModelSection()
+    expected: ExpectedSection = ExpectedSection()
 
 
 #: (section, key): lowest, highest, lowest excluded, highest excluded
