@@ -11,7 +11,7 @@ from confide.compare import costs
 from confide.compare.candidates import backends_for, inference_candidates, training_candidates
 from confide.compare.described import graph_of, size_of
 from confide.compare.judging import judged
-from confide.compare.recommend import NOT_MEASURED, NOTHING, recommend
+from confide.compare.recommend import recommend
 from confide.compare.record import Record, Spread
 from confide.compare.scenario import load
 
@@ -28,11 +28,6 @@ def asked(scenario):
 
 
 trained = functools.lru_cache(maxsize=None)(training_candidates)
-
-
-def said(answer):
-    """Return an answer as a scenario file writes it."""
-    return answer.choice or {NOTHING: "nothing", NOT_MEASURED: "not measured"}[answer.status]
 
 
 def spread(value):
@@ -116,8 +111,8 @@ def test_the_advice_agrees_with_reasoning(measured):
         for answer in found:
             if expected := getattr(scenario.expected, answer.task):
                 count += 1
-                if said(answer) != expected:
-                    differ.append(f"{path.stem}, {answer.task}: {said(answer)}, expected {expected}")
+                if answer.said != expected:
+                    differ.append(f"{path.stem}, {answer.task}: {answer.said}, expected {expected}")
     assert len(differ) <= (1 - AGREEMENT) * count, differ
 
 
@@ -131,6 +126,6 @@ def test_the_advice_agrees_with_what_was_measured_best(measured):
             if best is not None:
                 count += 1
                 if answer.choice != best:
-                    differ.append(f"{path.stem}, {answer.task}: {said(answer)}, measured best {best}")
+                    differ.append(f"{path.stem}, {answer.task}: {answer.said}, measured best {best}")
     assert count >= 60
     assert len(differ) <= (1 - AGREEMENT) * count, differ

@@ -118,6 +118,9 @@ def _page(wanted: Scenario, answers: tuple[Answer, ...] | list[Answer]) -> Itera
         price = "" if answer.choice is None else f", {answer.price or 'its cost was not measured'}"
         yield f"{answer.task}: {answer.status}{f': {chosen} ({answer.choice})' if chosen else ''}{price}"
         yield from (f"  {reason}" for reason in answer.reasons)
+        expected = getattr(wanted.expected, answer.task)
+        if expected and expected != answer.said:
+            yield f"  the file expects {expected}"
         if answer.choice:
             yield f"  {answer.candidate.guarantee.summary()}"
         if answer.runner_up:
@@ -162,8 +165,8 @@ def asked(prompt: Callable[..., Any], confirm: Callable[..., bool]) -> dict[str,
         value: Any = one.default
         if isinstance(value, bool):
             value = confirm(one.text, default=value)
-        elif isinstance(value, tuple):
-            words = prompt(one.text, default=" ".join(value) or _NOBODY, type=str)
+        elif isinstance(one.default, tuple):
+            words: str = prompt(one.text, default=" ".join(one.default) or _NOBODY, type=str)
             value = [word for word in words.replace(",", " ").split() if word != _NOBODY]
         else:
             value = prompt(one.text, default=value, type=type(value))

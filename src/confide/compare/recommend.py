@@ -64,6 +64,11 @@ class Answer:
     changes: tuple[Change, ...] = ()
     runs: str = ""
 
+    @property
+    def said(self) -> str:
+        """Return the answer as [expected] writes it: a choice, "nothing" or "not measured"."""
+        return self.choice or ("nothing" if self.status == NOTHING else NOT_MEASURED)
+
 
 @dataclass(frozen=True, slots=True)
 class _Phase:

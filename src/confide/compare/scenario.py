@@ -14,10 +14,10 @@ Every key has its default and its meaning here; `docs/advise.md` lists them and 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import msgspec
 
@@ -252,16 +252,20 @@ def _problems(table: dict[str, Any]) -> Iterator[str]:
     for name, kind in sections.items():
         section = table.get(name, {})
         if isinstance(section, dict):
-            yield from faults(name, kind, section, _RANGES, _WHAT)
-    hidden = table.get("model", {}).get("hidden", [16]) if isinstance(table.get("model", {}), dict) else [16]
-    sizes = [size for size in hidden if isinstance(size, int)] if isinstance(hidden, list) else []
-    if isinstance(hidden, list) and not (
-        1 <= len(sizes) <= _MOST_LAYERS and all(1 <= size <= _LARGEST_LAYER for size in sizes)
-    ):
+            yield from faults(name, kind, cast("dict[str, Any]", section), _RANGES, _WHAT)
+    model = table.get("model", {})
+    hidden = cast("dict[str, Any]", model).get("hidden", [16]) if isinstance(model, dict) else [16]
+    if isinstance(hidden, list | tuple) and not _are_layers(cast("Sequence[object]", hidden)):
         yield (
             f"Expected model.hidden of 1 to {_MOST_LAYERS} layers of 1 to {_LARGEST_LAYER} units; change it in the "
             f"{_WHAT}"
         )
+
+
+def _are_layers(sizes: Sequence[object]) -> bool:
+    return 1 <= len(sizes) <= _MOST_LAYERS and all(
+        isinstance(size, int) and 1 <= size <= _LARGEST_LAYER for size in sizes
+    )
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------
