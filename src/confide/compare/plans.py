@@ -52,15 +52,20 @@ def job_table(scenario: Scenario, choice: str) -> dict[str, Any]:
 
 
 def _model(scenario: Scenario) -> dict[str, Any]:
+    if not trains_from_a_job(scenario):
+        raise JobError(
+            "Expected a model that a job file trains: logistic, mlp with one hidden layer of squares, or trees; bring "
+            "any other network from torch (docs/torch.md)"
+        )
     model = scenario.model
-    if model.kind == "logistic" or model.kind == "trees":
-        return {"kind": model.kind}
-    if model.kind == "mlp" and len(model.hidden) == 1 and model.activation == "square":
-        return {"kind": "mlp", "hidden": model.hidden[0]}
-    raise JobError(
-        "Expected a model that a job file trains: logistic, mlp with one hidden layer of squares, or trees; bring any "
-        "other network from torch (docs/torch.md)"
-    )
+    return {"kind": "mlp", "hidden": model.hidden[0]} if model.kind == "mlp" else {"kind": model.kind}
+
+
+def trains_from_a_job(scenario: Scenario) -> bool:
+    """Return whether a job file trains this kind of model; others come from torch, under the same aggregators."""
+    model = scenario.model
+    squares = model.kind == "mlp" and len(model.hidden) == 1 and model.activation == "square"
+    return squares or model.kind in ("logistic", "trees")
 
 
 def _tables(parties: int) -> dict[str, str]:

@@ -11,7 +11,7 @@ from confide.compare.candidates import Candidate, backends_for, inference_candid
 from confide.compare.costs import Models
 from confide.compare.described import graph_of, size_of
 from confide.compare.judging import Judged, judged, needs_of
-from confide.compare.plans import job_table, job_text, serve_line
+from confide.compare.plans import job_table, job_text, serve_line, trains_from_a_job
 from confide.compare.pricing import Price, Prices
 from confide.compare.record import Record
 from confide.compare.scenario import Scenario
@@ -88,7 +88,12 @@ class _Ranked:
 
 
 def recommend(
-    scenario: Scenario, models: Models, records: Sequence[Record] = (), backends: Sequence[Candidate] = ()
+    scenario: Scenario,
+    models: Models,
+    records: Sequence[Record] = (),
+    backends: Sequence[Candidate] = (),
+    *,
+    relax: bool = True,
 ) -> tuple[Answer, ...]:
     """Return the answer for each phase that a scenario asks about.
 
@@ -97,6 +102,7 @@ def recommend(
         models: of what was not measured.
         records: of a comparison on this model and these parties; what they lack is modelled.
         backends: `backends_for` the scenario's model, where a caller has them; empty works them out.
+        relax: False leaves out what would change the answer, which takes most of the work.
     """
     prices = Prices(
         size_of(graph_of(scenario.model)), {(record.task, record.choice): record for record in records}, models
@@ -108,15 +114,15 @@ def recommend(
         else:
             made = inference_candidates(scenario, backends or backends_for(scenario.model))
         phase = _Phase(task, made, prices)
-        found.append(_answer(scenario, phase))
+        found.append(_answer(scenario, phase, relax=relax))
     return tuple(found)
 
 
-def _answer(scenario: Scenario, phase: _Phase) -> Answer:
+def _answer(scenario: Scenario, phase: _Phase, *, relax: bool) -> Answer:
     ranked = _rank(scenario, phase)
     status, choice, price = _decided(scenario, phase, ranked)
     refused = {one.candidate.choice: one.lacks for one in ranked.others}
-    changes = tuple(_changes(scenario, phase, choice))
+    changes = tuple(_changes(scenario, phase, choice)) if relax else ()
     fitting = tuple(candidate.choice for candidate, _ in ranked.fitting)
     if choice is None and not ranked.fitting:
         nearest = min(ranked.others, key=lambda one: (bool(one.candidate.problems), len(one.lacks)))
@@ -204,12 +210,14 @@ def _reasons(scenario: Scenario, task: str, best: Candidate, count: int) -> Iter
     elif not needs:
         yield "nothing must be hidden from the server: TLS and access control are enough"
     yield f"the fastest of the {count} that satisfy this" if count > 1 else "the only one that satisfies this"
+    if task == "training" and best.choice != "local" and not trains_from_a_job(scenario):
+        yield "no job file trains such a network: bring it from torch (docs/torch.md), under the same technique"
     yield f"what still leaks: {best.guarantee.leaks}"
 
 
 def _runs(scenario: Scenario, best: Candidate) -> str:
     if best.task == "training":
-        if best.choice == "local":
+        if best.choice == "local" or not trains_from_a_job(scenario):
             return ""
         return job_text(job_table(scenario, best.choice))
     if best.choice == "local":
