@@ -10,8 +10,12 @@ from typer.testing import CliRunner
 
 from confide.cli import app
 from confide.cli.advise import asked
+from confide.compare.prices import PUBLISHED
+from confide.compare.record import Record, Spread
+from confide.compare.result import Result
 from confide.compare.scenario import parse
 from confide.errors import UsageError
+from confide.serve import load_backend
 from confide.train.job import parse as parse_job
 
 SCENARIO = """
@@ -75,6 +79,26 @@ def test_what_is_no_result_is_refused(scenario, tmp_path):
     path.write_text('{"records": []}')
     with pytest.raises(UsageError, match="confide compare"):
         advise(scenario, "--results", path)
+
+
+def test_results_of_a_comparison_rank_before_the_models(scenario, tmp_path):
+    """Paillier is the slowest by far; a comparison that measured it fastest wins."""
+
+    def record(choice, seconds):
+        figures = {"latency_lan_seconds": Spread(seconds, seconds, seconds, seconds)}
+        guarantee = load_backend(choice).guarantee
+        return Record("inference", choice, "", figures, guarantee, "", "", 5)
+
+    found = Result(
+        name="job", job="", records=(record("he", 0.5), record("paillier", 0.001)), curves=(), unfit={}, machine="",
+        commit="", data_kind="synthetic", private=False, links=(), link_check=(), prices=PUBLISHED, seconds=1.0,
+    )  # fmt: skip
+    path = tmp_path / "compare.json"
+    path.write_bytes(found.encode())
+    told = json.loads(advise(scenario, "--results", path, "--json").output)["answers"][1]
+    assert (told["choice"], told["price"]["source"]) == ("paillier", "measured")
+    assert told["runner_up"]["choice"] == "he"
+    assert told["runner_up"]["price"]["seconds"] == 0.5
 
 
 def test_answers_at_a_terminal_make_a_scenario():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -18,6 +19,7 @@ from confide.errors import UsageError
 from confide.he.backend import Homomorphic
 from confide.serve import load_backend
 from confide.train.job import parse as parse_job
+from confide.train.keys import sections_of
 from confide.train.parts import AGGREGATORS
 
 MODELS = costs.load()
@@ -221,6 +223,14 @@ def test_a_model_that_stays_hidden_is_trained_and_served_as_shares():
 def test_a_wrong_key_or_word_is_named_with_the_nearest(table, text):
     with pytest.raises(UsageError, match=text):
         parse(table)
+
+
+def test_the_page_lists_every_key():
+    page = (Path(__file__).parents[2] / "docs" / "advise.md").read_text()
+    for name, section in sections_of(Scenario).items():
+        assert f"`[{name}]`" in page
+        for key in section.__struct_fields__:
+            assert f"`{key}`" in page, f"{name}.{key}"
 
 
 def test_a_network_from_torch_takes_the_same_sums_and_no_job_file():

@@ -27,7 +27,7 @@ def asked(scenario):
     return inference_candidates(scenario, backends(scenario.model))
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def sized(model):
     return size_of(graph_of(model))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from confide.compare.advise import Need
@@ -10,8 +10,8 @@ from confide.compare.candidates import Candidate, watcher
 from confide.compare.scenario import Scenario
 from confide.guarantee import Adversary, Claim, Trust
 
-_ASSETS = {"updates": "update", "records": "record", "model": "weights"}
-_WHO = {"parties": "other clients"}
+_ASSETS: Mapping[str, str] = {"updates": "update", "records": "record", "model": "weights"}
+_WHO: Mapping[str, str] = {"parties": "other clients"}
 #: What machines of the operator do by themselves; the others are run by somebody else.
 _OF_OPERATOR = ("server", "enclave")
 
