@@ -91,8 +91,7 @@ def _told(answer: Answer) -> dict[str, Any]:
     def price(one: Price | None) -> dict[str, Any] | None:
         if one is None:
             return None
-        error = one.error if one.error is not None and one.error == one.error else None  # no nan in JSON
-        return {"seconds": one.seconds, "source": one.source, "error_share": error}
+        return {"seconds": one.seconds, "source": one.source, "error_share": one.error}
 
     second = answer.runner_up
     return {

@@ -17,7 +17,6 @@ their machine and date stand there.
 from __future__ import annotations
 
 import json
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,14 +43,14 @@ class Fitted:
 
     Args:
         work, sent, trips: coefficients of the terms, >= 0.
-        error: median relative error on sizes that were held out.
+        errors: median relative error on sizes that were held out, by link; empty where too few were measured.
         measurements: how many it rests on.
     """
 
     work: Matrix
     sent: Matrix
     trips: Matrix
-    error: float
+    errors: Mapping[str, float]
     measurements: int
 
     def seconds(self, terms: Matrix, link: Link) -> float:
@@ -117,10 +116,9 @@ def regime(model: Mapping[str, Any]) -> str:
 
 
 def fit(rows: Sequence[Mapping[str, Any]]) -> Fitted:
-    """Return the model of measurements of one technique and kind; the error is that of `left_out`."""
-    errors = left_out(rows)
-    work, sent, trips = _coefficients(rows)
-    return Fitted(work, sent, trips, statistics.median(errors) if errors else float("nan"), len(rows))
+    """Return the model of measurements of one technique and kind; the errors are those of `left_out_by_link`."""
+    errors = {name: statistics.median(found) for name, found in left_out_by_link(rows).items()}
+    return Fitted(*_coefficients(rows), errors, len(rows))
 
 
 def _coefficients(rows: Sequence[Mapping[str, Any]]) -> tuple[Matrix, Matrix, Matrix]:
@@ -137,14 +135,20 @@ def _coefficients(rows: Sequence[Mapping[str, Any]]) -> tuple[Matrix, Matrix, Ma
 
 def left_out(rows: Sequence[Mapping[str, Any]]) -> list[float]:
     """Return the relative error over each link of each measurement, by a model of all the others."""
+    return [error for errors in left_out_by_link(rows).values() for error in errors]
+
+
+def left_out_by_link(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the same by link: far links hide the error of work, since delays are known."""
     if len(rows) < 3:
-        return []
-    found: list[float] = []
+        return {}
+    found: dict[str, list[float]] = {}
     for number, row in enumerate(rows):
         work, sent, trips = _coefficients([*rows[:number], *rows[number + 1 :]])
-        model = Fitted(work, sent, trips, 0.0, len(rows) - 1)
+        model = Fitted(work, sent, trips, {}, len(rows) - 1)
         for name, seconds in row["seconds"].items():
-            found.append(abs(model.seconds(terms_of(row), LINKS[name]) - seconds) / seconds)
+            error = abs(model.seconds(terms_of(row), LINKS[name]) - seconds) / seconds
+            found.setdefault(name, []).append(error)
     return found
 
 
@@ -191,7 +195,7 @@ def dump(rows: Sequence[Mapping[str, Any]], *, machine: str, date: str, version:
     models = [
         {
             "task": task, "choice": choice, "kind": kind, "work": list(one.work), "sent": list(one.sent),
-            "trips": list(one.trips), "error": None if math.isnan(one.error) else one.error,
+            "trips": list(one.trips), "errors": dict(one.errors),
             "measurements": one.measurements,
         }
         for (task, choice, kind), one in fit_all(rows).items()
@@ -209,7 +213,7 @@ def load(path: Path = PLACE) -> Models:
             np.array(one["work"]),
             np.array(one["sent"]),
             np.array(one["trips"]),
-            math.nan if one["error"] is None else one["error"],
+            one["errors"],
             one["measurements"],
         )
         for one in read["models"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -23,7 +22,7 @@ class Price:
     Args:
         seconds: over the scenario's link.
         source: "measured", "measured without the noise" or "modelled".
-        error: of a model, the median relative error on held-out sizes; None where no fit is behind it.
+        error: of a model, the median relative error on held-out sizes over such a link; None where no fit is behind it.
     """
 
     seconds: float
@@ -32,9 +31,7 @@ class Price:
 
     def __str__(self) -> str:
         amount = f"{self.seconds:.3g} s" if self.seconds >= 1 else f"{1e3 * self.seconds:.3g} ms"
-        off = (
-            "" if self.error is None or math.isnan(self.error) else f", {100 * self.error:.0f} % off on held-out sizes"
-        )
+        off = "" if self.error is None else f", {100 * self.error:.0f} % off on held-out sizes"
         return f"{amount} ({self.source}{off})"
 
 
@@ -92,8 +89,8 @@ class Prices:
             return None
         terms = size_terms(self.size)
         if choice == "local":
-            return Price(float(model.work @ terms), "modelled", model.error)
-        return Price(model.seconds(terms, scenario.network.link), "modelled", model.error)
+            return Price(float(model.work @ terms), "modelled", model.errors.get("loopback"))
+        return Price(model.seconds(terms, scenario.network.link), "modelled", model.errors.get(scenario.network.kind))
 
     def _training(self, scenario: Scenario, choice: str) -> Price | None:
         parties, link = scenario.holders.parties, scenario.network.link
@@ -109,7 +106,7 @@ class Prices:
         for rounds, length in _sums(scenario, self.size):
             terms = terms_of({"task": "training", "parties": parties, "length": length})
             total += rounds * model.seconds(terms, link)
-        return Price(total, "modelled", model.error)
+        return Price(total, "modelled", model.errors.get(scenario.network.kind))
 
 
 def _sums(scenario: Scenario, size: Size) -> Iterator[tuple[int, int]]:
