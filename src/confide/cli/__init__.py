@@ -16,6 +16,7 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
+from confide.cli.advise import advise
 from confide.cli.attest import attest
 from confide.cli.audit import audit
 from confide.cli.broker import broker
@@ -288,6 +289,7 @@ def inspect(
 # The order in which --help lists them: a model's life, then what stays beside it.
 app.command()(demo)
 app.command()(compare)
+app.command()(advise)
 app.command()(train)
 app.command()(split)
 app.command()(coordinator)
