@@ -12,13 +12,15 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx2
 import numpy as np
 import pytest
 
-from confide.errors import ConfideError, IntegrityError, ServiceError, UsageError
+from confide.errors import ConfideError, IntegrityError, MissingExtra, ServiceError, UsageError
 from confide.model.artifact import decode
 from confide.serve.client import Client
 from confide.serve.unseal import unsealed
@@ -295,7 +297,7 @@ def test_inspect_shows_whose_model_it_is(sealed, run):
 
 def test_a_broker_for_other_machines_needs_a_certificate_and_no_option_goes_without(sealed, run):
     for host in ("0.0.0.0", "192.0.2.1"):
-        _, err = run("broker", sealed / "policy.toml", "--keys", sealed / "broker.sqlite", "--host", host, code=2)
+        _, err = run("broker", sealed / "policy.toml", "--keys", sealed / "keys.sqlite", "--host", host, code=2)
         assert "--certificate" in err
         assert "--private-key" in err
         assert "insecure" not in err
@@ -303,13 +305,9 @@ def test_a_broker_for_other_machines_needs_a_certificate_and_no_option_goes_with
 
 @pytest.mark.parametrize(("table", "package"), [("tdx", "dcap-qvl"), ("sgx", "dcap-qvl"), ("nitro", "cbor2")])
 def test_a_broker_without_the_package_of_its_policy_says_so_at_its_start(monkeypatch, table, package):
-    from types import SimpleNamespace
-
-    from confide.cli import broker as command
-    from confide.errors import MissingExtra
-
+    command = import_module("confide.cli.broker")  # the package has the command under the same name
     policy = SimpleNamespace(**(dict.fromkeys(("sgx", "tdx", "snp", "nitro")) | {table: object()}))
-    check = vars(command)["_check_packages"]
+    check = command.require_packages
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     with pytest.raises(MissingExtra, match=package):
         check(policy)

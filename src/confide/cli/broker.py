@@ -69,7 +69,7 @@ def broker(
             "what is sent; a broker speaks plain HTTP on 127.0.0.1 alone"
         )
     accepted, rng = read_policy(policy), SystemRandomness()
-    _check_packages(accepted)
+    require_packages(accepted)
     lines = AuditFile(keys.with_name(f"{keys.name}.audit.jsonl") if audit is None else audit)
     with (
         stops_cleanly(),
@@ -95,7 +95,7 @@ def broker(
             server.close()
 
 
-def _check_packages(policy: Policy) -> None:
+def require_packages(policy: Policy) -> None:
     """Raise MissingExtra where a policy accepts evidence that could not be read here, before anybody shows some."""
     needed = {"sgx": "dcap-qvl", "tdx": "dcap-qvl", "nitro": "cbor2"}
     for table, package in needed.items():

@@ -122,8 +122,9 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
         )
     if job.train.aggregate == "tee" and job.train.attester != "simulated":
         raise JobError(
-            'Expected train.attester="simulated" with train.aggregate="tee" in one process, which has no enclave: '
-            "it is a trial then; on hardware it takes nodes, and `confide node --attester NAME` at the enclave's"
+            'Expected train.attester="simulated" with train.aggregate="tee" in one process, which has no enclave. On '
+            "hardware, nodes train with an attester at the enclave: `confide node --attester NAME` on its machine; for "
+            'a trial in one process set train.attester = "simulated"'
         )
     budget = budget_of(job)
     if budget is not None:
