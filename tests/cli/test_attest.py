@@ -8,7 +8,7 @@ import pytest
 from confide.compare.hosted import hosted
 from confide.crypto.keys import SigningKey
 from confide.model.artifact import Artifact
-from confide.tee.evidence import Bundle
+from confide.tee.evidence import Bundle, Claims, Provider
 from confide.tee.simulated import measure_code
 from serve.toy import GRAPH, LABEL, PREPROCESS
 
@@ -51,6 +51,23 @@ def test_the_checks_as_json_say_which_one_does_not_hold(run, server, policy):
     out, _ = run("attest", server, "--policy", wrong, "--attester", "simulated", "--json", code=1)
     failed = [check["name"] for check in json.loads(out)["checks"] if not check["holds"]]
     assert failed == ["measurement"]
+
+
+def test_json_carries_nothing_that_a_terminal_obeys(run, tmp_path):
+    name = "[/x]\x1b[31m\x9b31m\x7f\u202e"
+    claims = Claims(
+        purpose="predict", public_key="00", model_sha256="ab" * 32, code_version="", not_before=0, not_after=1
+    )
+    large = Bundle(
+        provider=Provider.NITRO, evidence=b"x", endorsements={name: bytes((1 << 19) + 1)}, claims=claims.encode()
+    )
+    (tmp_path / "evidence.json").write_bytes(large.encode())
+    (tmp_path / "policy.toml").write_text(f'model_sha256 = ["{"ab" * 32}"]\n')
+    arguments = ("attest", "--evidence", tmp_path / "evidence.json", "--policy", tmp_path / "policy.toml")
+    out, _ = run(*arguments, "--json", code=1)
+    assert out.isascii()
+    assert all(one.isprintable() or one == "\n" for one in out)
+    assert name in json.loads(out)["checks"][0]["detail"]
 
 
 def test_saved_evidence_is_checked_without_the_server(run, server, policy, tmp_path):
@@ -115,3 +132,46 @@ def test_hardware_that_is_not_here_is_said_so(run, folder):
     for name in ("configfs-tsm", "gramine", "nitro"):
         _, err = run("serve", folder / "model.confide", "--port", "0", "--backend", "tee", "--attester", name, code=2)
         assert "Expected" in err
+
+
+def test_no_file_is_written_over_another_and_each_is_told(run, server, tmp_path):
+    policy, saved = tmp_path / "policy.toml", tmp_path / "evidence.json"
+    _, err = run("attest", server, "--write-policy", policy, "--out", saved)
+    told = " ".join(err.split())
+    assert "policy.toml" in told
+    assert "evidence.json" in told
+    assert told.count("wrote") == told.count("simulated") == 2
+    before = policy.read_bytes(), saved.read_bytes()
+    for option, path in (("--write-policy", policy), ("--out", saved)):
+        _, err = run("attest", server, option, path, code=2)
+        assert "Expected no file" in err
+    assert (policy.read_bytes(), saved.read_bytes()) == before
+
+
+def test_a_server_without_an_enclave_says_what_it_serves(run, folder, policy):
+    with hosted(folder / "model.confide", ["plain"]) as url:
+        _, err = run("attest", url, "--policy", policy, code=2)
+        assert "no backend tee" in err
+        assert "it serves plain" in " ".join(err.split())
+        _, err = run("predict", url, folder / "x.csv", "--policy", policy, code=2)
+        assert "No row was sent" in " ".join(err.split())
+        _, err = run("predict", url, folder / "x.csv", "--policy", policy, "--backend", "plain", code=2)
+        assert "--policy" in err
+
+
+def test_a_policy_that_is_not_there_is_named_once(run, tmp_path):
+    _, err = run("attest", "http://127.0.0.1:1", "--policy", tmp_path / "absent.toml", code=2)
+    assert "".join(err.split()).count("absent.toml") == 1
+
+
+def test_inspect_shows_the_hash_that_a_policy_names(run, folder, policy):
+    out, _ = run("inspect", folder / "model.confide")
+    shown = next(line.split()[1] for line in out.splitlines() if line.startswith("model_sha256: "))
+    assert f'"{shown}"' in policy.read_text()
+
+
+def test_a_broker_elsewhere_is_asked_over_tls_alone(run, folder):
+    options = ("--backend", "tee", "--attester", "simulated", "--broker", "http://broker.example.org")
+    _, err = run("serve", folder / "model.confide", "--port", "0", *options, code=2)
+    assert "https://" in err
+    assert "insecure" not in err

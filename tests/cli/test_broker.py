@@ -291,3 +291,28 @@ def test_inspect_shows_whose_model_it_is(sealed, run):
         assert line in shown.splitlines()
     assert "pinned key" in run("inspect", sealed / "model.sealed", "--trust", "00" * 32, code=2)[1]
     assert "no such file" in run("inspect", sealed / "absent", code=2)[1]
+
+
+def test_a_broker_for_other_machines_needs_a_certificate_and_no_option_goes_without(sealed, run):
+    for host in ("0.0.0.0", "192.0.2.1"):  # noqa: S104
+        _, err = run("broker", sealed / "policy.toml", "--keys", sealed / "broker.sqlite", "--host", host, code=2)
+        assert "--certificate" in err
+        assert "--private-key" in err
+        assert "insecure" not in err
+
+
+@pytest.mark.parametrize(("table", "package"), [("tdx", "dcap-qvl"), ("sgx", "dcap-qvl"), ("nitro", "cbor2")])
+def test_a_broker_without_the_package_of_its_policy_says_so_at_its_start(monkeypatch, table, package):
+    from types import SimpleNamespace
+
+    from confide.cli import broker as command
+    from confide.errors import MissingExtra
+
+    policy = SimpleNamespace(**(dict.fromkeys(("sgx", "tdx", "snp", "nitro")) | {table: object()}))
+    check = vars(command)["_check_packages"]
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=package):
+        check(policy)
+    check(SimpleNamespace(sgx=None, tdx=None, snp=object(), nitro=None))  # these need no package
+    monkeypatch.setattr(command, "find_spec", lambda name: object())
+    check(policy)

@@ -267,3 +267,15 @@ def test_the_example_of_the_page_is_a_job():
     page = (Path(__file__).parents[2] / "docs" / "node.md").read_text()
     text = re.search(r"```toml\n(.*?)```", page, re.DOTALL)[1]
     assert tomllib.loads(text)["data"]["nodes"] == list(NODES)
+
+
+def test_check_reads_the_policy_of_enclaves(tmp_path, capsys):
+    (tmp_path / "heart.schema.toml").write_text(SCHEMA)
+    (tmp_path / "job.toml").write_text(JOB)
+    (tmp_path / "policy.toml").write_text('[attestation]\npolicy = "absent.toml"\n')
+    said = (
+        "node", "check", "--data", table(tmp_path), "--job", tmp_path / "job.toml", "--policy", tmp_path / "policy.toml"
+    )  # fmt: skip
+    code, _, err = runs(capsys, *said)
+    assert code == 2
+    assert "absent.toml" in "".join(err.split())

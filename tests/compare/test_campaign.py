@@ -127,7 +127,7 @@ def test_a_comparison_that_was_left_goes_on(tmp_path):
 
 def test_the_file_is_read_back_as_it_was(finished, tmp_path):
     result = finished[0][-1].result
-    found, page = write_all(result, tmp_path / "report")
+    found, page, *_ = write_all(result, tmp_path / "report")
     assert read_result(found.read_bytes()) == result
     assert result.encode() == read_result(result.encode()).encode()
     assert PRIVATE_WARNING not in page.read_text()
@@ -139,7 +139,7 @@ def test_the_file_is_read_back_as_it_was(finished, tmp_path):
 
 def test_figures_of_private_records_say_so(finished, tmp_path):
     result = msgspec.structs.replace(finished[0][-1].result, private=True, data_kind="own table")
-    _, page = write_all(result, tmp_path)
+    _, page, *_ = write_all(result, tmp_path)
     assert PRIVATE_WARNING in page.read_text()
 
 

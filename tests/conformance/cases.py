@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import dataclass, field
+from copy import copy
+from dataclasses import dataclass, field, replace
 
 import msgspec
 import numpy as np
@@ -11,6 +12,8 @@ from scipy import stats
 
 from confide.crypto.random import SeededRandomness, public_stream
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
+from confide.tee.aggregate import Tee
+from confide.tee.aggregate_enclave import Released
 from confide.wire import Fault, MemoryStore, Message, Party, Step, Transcript, run
 
 
@@ -57,6 +60,15 @@ def windows(data: bytes, width: int = 16) -> set[bytes]:
     return {data[start : start + width] for start in range(len(data) - width + 1)}
 
 
+def as_started_again(aggregator: Aggregator) -> Aggregator:
+    """Return the aggregator as new processes have it: the memory of an enclave is empty, as every run here is "run"."""
+    if not isinstance(aggregator, Tee):
+        return aggregator
+    fresh = copy(aggregator)
+    fresh._inside, fresh._enclaves = {}, replace(aggregator._enclaves, released=Released())
+    return fresh
+
+
 @dataclass
 class Federation:
     """Parties with stores that have been through set-up; repeatable from `seed`.
@@ -75,6 +87,7 @@ class Federation:
     setup: Transcript = field(init=False)
 
     def __post_init__(self) -> None:
+        self.aggregator = as_started_again(self.aggregator)
         self.cohort = Cohort(tuple(f"silo-{index}" for index in range(self.clients)), self.quorum)
         self.roles = self.cohort.parties(self.aggregator.roles)
         self.stores = {name: RecordingStore() for name in self.roles}

@@ -98,7 +98,7 @@ def test_many_rounds_and_attempts_follow_each_other(aggregator: Aggregator) -> N
     federation = Federation(aggregator)
     for number, attempt in ((1, 0), (1, 1), (2, 0), (5, 3), (6, 0)):
         session = federation.session(number, attempt=attempt)
-        vectors = federation.vectors(session)
+        vectors = federation.vectors(session)  # the same in each attempt at a round, as training draws them
         assert_is_sum(federation.sum(session, vectors).output("server"), aggregator, vectors)
 
 
@@ -312,7 +312,7 @@ GOLDEN = {
     "masked": "2f7c34018a957e91f1071540eeca8ee0464a48b61fca37f60603fa8f1959346d",
     "shares": "e1ca5df2ded5641b0bd58510a8dbf44f84fd6dc79420bff6fd9f2ebf01549ca1",
     "shares-norm": "39bac77730dc29f7e5369a61a4d3bb7fe09d0e2f71ceb9e00d2165e60b2adb90",
-    "tee": "97a84395ec8940bbf96a5c02d86def440488d37d0ab4011f7cb4011045a76b61",
+    "tee": "a3c0cbca9e65fb77f3671182ff6ff9b9ec1797f3e054f11c962f43ee917eed3d",
     "groups": "46363d943fbe31e62a7eba88a95d33b4aae9ebd863c4bdba5eee67021081a9b1",
 }
 GOLDEN_CLASSICAL = "22acca145128e02cc1a98402330d9043bde1c4ff9294f8f8ce17582a3cc70132"

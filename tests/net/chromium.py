@@ -71,7 +71,7 @@ class Tab:
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.call("Page.navigate", url=url)
-        self.wait_for("document.readyState === 'complete' && location.protocol === 'http:'")
+        self.wait_for("document.readyState === 'complete' && ['http:', 'file:'].includes(location.protocol)")
 
     def evaluate(self, script: str) -> Any:
         """Return the value of an expression in the page."""

@@ -361,3 +361,42 @@ def test_evidence_can_be_had_without_a_policy_and_says_what_it_is():
     assert msgspec.json.decode(bundle.claims)["nonce"] == "00" * 32
     with Client(URL, backend="plain", transport=Watching(served())) as plain, pytest.raises(UsageError, match="tee"):
         plain.evidence(bytes(32))
+
+
+@pytest.mark.parametrize("order", [("plain", "tee"), ("tee", "plain")])
+def test_with_a_policy_the_enclave_is_asked_whatever_the_server_s_choice_is(order):
+    made = {"plain": PlainPredict(), "tee": Enclaved(attester=Simulated())}
+    watching = Watching(served(*(made[name] for name in order)))
+    with client(watching) as asking:
+        assert (asking.predict(X) == GRAPH.apply(X)).all()
+        assert asking.backend == "tee"
+    assert not any(value.tobytes() in watching.seen for value in X.ravel())
+
+
+def test_with_a_policy_a_server_without_an_enclave_gets_no_row():
+    watching = Watching(served(PlainPredict()))
+    with client(watching) as asking, pytest.raises(UsageError, match=r"policy.*it serves plain"):
+        asking.predict(X)
+    assert watching.paths() == ["v2", "kit"]
+    assert not any(value.tobytes() in watching.seen for value in X.ravel())
+    control = Watching(served(PlainPredict()))
+    with client(control, policy=None, attester=None, backend="plain") as asking:  # what a row looks like
+        asking.predict(X)
+    assert any(value.tobytes() in control.seen for value in X.ravel())
+
+
+@pytest.mark.parametrize("backend", ["plain", "he", "mpc"])
+def test_a_policy_goes_with_no_other_backend(backend):
+    watching = Watching(served())
+    for kind in (client, lambda _, **changes: AsyncClient(URL, policy=policy_for(), **changes)):
+        with pytest.raises(UsageError, match="tee"):
+            kind(watching, backend=backend)
+    assert watching.paths() == []
+    with pytest.raises(UsageError, match="several organisations"):
+        Client("wss://127.0.0.1:1", policy=policy_for(), backend=backend)
+
+
+@pytest.mark.parametrize("policy", [{"simulated": {}}, ["policy.toml"], 1])
+def test_a_policy_of_another_type_is_refused_by_name(policy):
+    with pytest.raises(UsageError, match=type(policy).__name__):
+        Client(URL, policy=policy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,11 +16,12 @@ from confide.guarantee import Trust
 from confide.ideal import Cohort, Session
 from confide.tee import aggregate_enclave
 from confide.tee.aggregate import Enclaves, Tee
-from confide.tee.aggregate_enclave import Inside, evidence_of
+from confide.tee.aggregate_enclave import Inside, Released, evidence_of
 from confide.tee.aggregate_terms import (
     EVIDENCE,
     RESULT,
     UPLOAD,
+    Relayed,
     Result,
     Rule,
     Shown,
@@ -27,11 +29,12 @@ from confide.tee.aggregate_terms import (
     Upload,
     agreed,
     joint_nonce,
+    relay_tag,
 )
 from confide.tee.channel import EnclaveKey
 from confide.tee.evidence import Bundle
 from confide.tee.simulated import Simulated
-from confide.wire import Array, MemoryStore, alter, decode, drop, encode, lose, repeat, run
+from confide.wire import Array, MemoryStore, Message, alter, decode, drop, encode, lose, repeat, run
 from conformance.cases import Federation
 from tee.aggregators import MEASUREMENT, NOW, accepted, as_on_hardware, enclaves
 
@@ -51,6 +54,11 @@ class Several:
         }
         self.stores = {name: MemoryStore() for name in self.roles}
         self.rngs = {name: SeededRandomness(f"tee/{name}") for name in self.roles}
+
+    def forget(self) -> None:
+        """Take from the enclave what it remembers of what it let out; no host can."""
+        helper = self.members["helper"]
+        helper._enclaves = replace(helper._enclaves, released=Released())
 
     def set_up(self, fault=None, **others):
         parties = {
@@ -265,8 +273,7 @@ def test_a_body_of_another_session_is_not_taken(earlier):
     old = uploads(members.sum(earlier, vectors_of()))
     for store in members.stores.values():  # else the journals refuse by themselves
         store.commit(dict.fromkeys(store.keys("tee/journal/")))
-    for inside in members.members["helper"]._inside.values():
-        inside.memory = MemoryStore()
+    members.forget()
     done = members.sum(session(2), vectors_of(), alter(lambda _: old["silo-1"], src="silo-1", tag=UPLOAD))
     sums = done.output("server")
     assert sums.members == (frozenset(COHORT.clients) - {"silo-1"},)
@@ -305,8 +312,132 @@ def test_a_session_is_let_out_once_though_the_enclave_s_disk_is_turned_back():
     assert again.send[0].body == next(m.body for m in first.messages if m.tag == RESULT)
     assert len(relayed) == 5
     earlier = members.members["helper"].party("enclave", "helper", session(0), None, members.stores["helper"], None)
-    with pytest.raises(Aborted, match="that one is in the journal"):
+    with pytest.raises(Aborted, match="lets each round out once"):
         next(earlier)
+
+
+# --- a server that asks twice: two sums of one round differ by single clients' vectors --------------------------------
+
+
+class Lying:
+    """A server that has the uploads of a session, and tells the enclave of whom it likes."""
+
+    def __init__(self, members: Several, one: Session) -> None:
+        self.members, self.session, self.uploads = members, one, {}
+        for name in COHORT.clients:
+            party = members.members[name].party(
+                "client", name, one, vectors_of()[name], members.stores[name], members.rngs[name]
+            )
+            step = next(party)
+            members.stores[name].commit(step.save)
+            self.uploads[name] = decode(step.send[0].body, Upload, max_bytes=1 << 20)
+
+    def told(self, names):
+        """Return the enclave's party of the session that was told of `names`, before it is told that this is all."""
+        members = self.members
+        party = members.members["helper"].party("enclave", "helper", self.session, None, members.stores["helper"], None)
+        step = next(party)
+        for count, name in enumerate(names):
+            if step.send:
+                break
+            upload = self.uploads[name]
+            step = party.send(self._relayed(count, Relayed(name, upload.sealed, upload.signature)))
+        return party, step, len(names)
+
+    def result(self, told) -> Result:
+        party, step, count = told
+        step = step if step.send else party.send(self._relayed(count, Relayed()))
+        return decode(step.send[0].body, Result, max_bytes=1 << 20)
+
+    @staticmethod
+    def _relayed(count: int, relayed: Relayed):
+        return {"server": Message("server", "helper", relay_tag(count), encode(relayed))}
+
+
+def difference(one: Result, two: Result):
+    return one.values.numpy("int64", (5,)) - two.values.numpy("int64", (5,))
+
+
+def test_two_parties_of_one_session_let_one_result_out():
+    """The control: an enclave that forgets between them lets two sums out, and their difference is a vector."""
+    everybody = COHORT.clients
+    members = Several()
+    members.set_up()
+    lying = Lying(members, session())
+    long, short = lying.told(everybody), lying.told(everybody[:3])
+    first = lying.result(short)
+    with pytest.raises(Aborted, match="another was faster"):
+        lying.result(long)
+    again = lying.result(lying.told(everybody))
+    assert again == first  # signature and all
+
+    members.forget()
+    stolen = difference(lying.result(lying.told(everybody)), first)
+    np.testing.assert_array_equal(stolen, vectors_of()["silo-3"])
+
+
+@pytest.mark.parametrize("anew", [False, True], ids=["same keys", "after a set-up"])
+def test_a_round_that_is_out_is_not_let_out_again_in_the_next_attempt(anew):
+    """The control as above; what the next attempt gets is the result that is out, whoever uploads in it."""
+    members = Several()
+    members.set_up()
+    first = lying_result(members, session(), COHORT.clients)
+    if anew:
+        members.rngs["helper"] = SeededRandomness("another set-up")
+        assert not members.set_up().failures
+        with pytest.raises(Aborted, match="take another run id"):  # the very session, under other keys
+            next(members.members["helper"].party("enclave", "helper", session(), None, members.stores["helper"], None))
+    second = lying_result(members, session(attempt=1), COHORT.clients[:3])
+    assert (second.values, second.members, second.attempt) == (first.values, first.members, 0)
+    for other in (session(attempt=2, model_hash=b"\1" * 32), session(attempt=2, bound=999)):
+        with pytest.raises(Aborted, match="lets each round out once"):
+            next(members.members["helper"].party("enclave", "helper", other, None, members.stores["helper"], None))
+
+    members.forget()
+    stolen = difference(first, lying_result(members, session(attempt=2), COHORT.clients[:3]))
+    np.testing.assert_array_equal(stolen, vectors_of()["silo-3"])
+
+
+def lying_result(members: Several, one: Session, names) -> Result:
+    lying = Lying(members, one)
+    return lying.result(lying.told(names))
+
+
+def test_a_server_that_lost_the_result_gets_it_in_the_next_attempt_and_goes_on():
+    members = Several()
+    members.set_up()
+    assert isinstance(members.sum(session(), vectors_of(), drop(tag=RESULT)).failures["server"], Aborted)
+    sums = members.sum(session(attempt=1), vectors_of(), lose("silo-2", tag=UPLOAD)).output("server")
+    assert sums.members == (frozenset(COHORT.clients),)
+    np.testing.assert_array_equal(sums.values, [4 * np.arange(5) + 60])
+    sums = members.sum(session(2), vectors_of(), lose("silo-2", tag=UPLOAD)).output("server")
+    assert sums.members == (frozenset(COHORT.clients) - {"silo-2"},)
+
+
+@pytest.mark.parametrize("attempt", [-1, 0, 2])
+def test_a_result_that_claims_another_attempt_is_refused(attempt):
+    members = Several()
+    members.set_up()
+
+    def lie(body: bytes) -> bytes:
+        return encode(msgspec.structs.replace(decode(body, Result, max_bytes=1 << 20), attempt=attempt))
+
+    done = members.sum(session(attempt=1), vectors_of(), alter(lie, tag=RESULT))
+    assert isinstance(done.failures["server"], ProtocolError)
+
+
+def test_of_many_runs_the_oldest_results_are_held_no_longer_and_stay_out():
+    members = Several()
+    members.set_up()
+    for at in range(10):
+        members.sum(session(run=f"run-{at}"), vectors_of()).output("server")
+    helper, store = members.members["helper"], members.stores["helper"]
+    assert next(helper.party("enclave", "helper", session(run="run-2"), None, store, None)).send
+    for at in (0, 1):
+        for attempt in (0, 1):
+            with pytest.raises(Aborted, match="lets each round out once"):
+                next(helper.party("enclave", "helper", session(run=f"run-{at}", attempt=attempt), None, store, None))
+    assert repr(helper._enclaves.released) == "Released(runs=10)"
 
 
 def test_an_enclave_that_started_again_has_other_keys_and_says_so():
@@ -329,7 +460,7 @@ def test_a_result_that_the_enclave_did_not_sign_is_refused():
     def other(body: bytes) -> bytes:
         result = decode(body, Result, max_bytes=1 << 20)
         values = result.values.numpy("int64", (None,)) + 1
-        return encode(Result(Array.of(values), result.members, result.refused, result.signature))
+        return encode(msgspec.structs.replace(result, values=Array.of(values)))
 
     done = members.sum(session(), vectors_of(), alter(other, tag=RESULT))
     assert isinstance(done.failures["server"], ProtocolError)

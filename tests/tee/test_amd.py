@@ -29,9 +29,9 @@ GENOA_REPORT = "coco_trustee/az-snp-vtpm/genoa_snp_report_extracted.bin"
 
 def milan_rules(report: bytes, **changes) -> Policy:
     """Return a policy that names what a Milan report shows, old versions included."""
-    floor = TcbFloor()
     rules = {"measurement": (report[0x90:0xC0].hex(),), "products": ("milan",), "accept_broken_milan": True,
-             "tcb_floor": {"milan": floor}, **changes}  # fmt: skip
+             "tcb_floor": {"milan": TcbFloor(snp=0)}, **changes}  # fmt: skip
+    rules["accept_older_tcb"] = bool(rules["tcb_floor"])
     return Policy(snp=SnpRules(**rules))
 
 
@@ -285,6 +285,32 @@ def test_a_product_that_is_not_named_and_one_without_a_floor_are_refused(ours):
     assert failed(judged(Chip(ours), under=policy_of(products=(other,)))) == ["accepted product"]
     names = failed(judged(Chip(ours), under=policy_of(tcb_floor={})))
     assert names == ([] if ours.product == "genoa" else ["version floor"])
+
+
+@pytest.mark.parametrize(
+    ("floor", "older", "holds"),
+    [
+        ({"snp": 1}, False, False),  # a policy alone does not go below what is shipped
+        ({"boot_loader": 1}, False, False),  # nor by naming another part
+        ({"boot_loader": 1}, True, False),
+        ({"snp": 1}, True, True),
+        ({"snp": 2}, True, False),
+    ],
+)
+def test_what_is_shipped_holds_unless_a_policy_takes_older_versions(monkeypatch, floor, older, holds):
+    authority = Amd("genoa")
+    trusted = authority.known()
+    monkeypatch.setattr(known, "load", lambda: trusted)
+    assert trusted.snp_floor["genoa"].snp > 1
+    old = {**TCB, "snp": 1}
+    under = policy_of(tcb_floor={"genoa": TcbFloor(**floor)}, accept_older_tcb=older)
+    names = failed(judged(Chip(authority, tcb=old), under=under, reported=old, launch=old))
+    assert names == ([] if holds else ["version floor", "version at launch"])
+
+
+def test_a_policy_raises_what_is_shipped(ours):
+    high = policy_of(tcb_floor={ours.product: TcbFloor(microcode=255)})
+    assert failed(judged(Chip(ours), under=high)) == ["version floor", "version at launch"]
 
 
 def test_old_evidence_another_key_and_another_model_are_refused(ours):

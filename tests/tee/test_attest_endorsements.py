@@ -10,9 +10,11 @@ from urllib.parse import parse_qs, quote, urlsplit
 import httpx2
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from confide.errors import ConfideError, ProtocolError, ServiceError, UsageError
 from confide.net.endorsements import Fetched, fetch_endorsements
+from confide.tee.cert_table import to_pem
 from confide.tee.endorsements import (
     COLLATERAL,
     MOST_BYTES,
@@ -26,6 +28,7 @@ from confide.tee.endorsements import (
 )
 from confide.tee.evidence import Provider, Quoted
 from confide.tee.stapling import REFRESH_SECONDS, Stapler
+from tee.authority import Amd
 from tee.kernel import vector
 
 INTEL = [
@@ -128,6 +131,29 @@ def test_a_quote_without_its_certificate_is_an_error(quote_bytes):
 def test_a_certificate_of_somebody_else_says_no_platform():
     with pytest.raises(UsageError, match="carries its platform's certificate"):
         wanted(Provider.SGX, Quoted(vector("amd_snp_google/ask_ark_milan.pem"), {}))
+
+
+def test_a_certificate_whose_issuer_cannot_be_read_says_no_platform():
+    body = vector(INTEL[0][0])
+    begin = body.index(b"-----BEGIN CERTIFICATE-----")
+    leaf = x509.load_pem_x509_certificates(body[begin : body.rindex(b"-----END") + 25])[0].public_bytes(Encoding.DER)
+    assert wanted(Provider.SGX, Quoted(to_pem(leaf), {}))
+    place = leaf.index(b"Intel SGX PCK")
+    for changed in (leaf[:place] + b"\xff" + leaf[place + 1 :], leaf[: place - 2] + b"\x03" + leaf[place - 1 :]):
+        with pytest.raises(UsageError, match="carries its platform's certificate"):
+            wanted(Provider.SGX, Quoted(to_pem(changed), {}))
+
+
+def test_lists_of_no_known_version_are_refused():
+    crl = Amd("genoa").crl()
+    assert valid_until({"crl.der": crl}) is not None
+    changed = crl.replace(b"\x02\x01\x01", b"\x02\x01\x07", 1)
+    with pytest.raises(x509.InvalidVersion):
+        x509.load_der_x509_crl(changed)
+    with pytest.raises(ProtocolError, match="until when"):
+        valid_until({"crl.der": changed})
+    with pytest.raises(ProtocolError, match=r"crl\.der"):
+        assemble(Provider.SNP, {"crl.der": Fetched(changed, {})})
 
 
 @pytest.mark.parametrize("broken", ["tcb", "qe_identity", "pck_crl", "root_ca_crl"])

@@ -7,6 +7,7 @@ import errno
 import fcntl
 from contextlib import suppress
 
+import cbor2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +18,6 @@ from confide.tee.evidence import Provider
 from confide.tee.nsm import IOCTL, Nitro, attestation_request, document_in
 from tee.kernel import vector
 
-cbor2 = pytest.importorskip("cbor2", reason="the extra [tee] brings cbor2")
 DATA = bytes(range(64))
 
 

@@ -109,11 +109,17 @@ def test_a_policy_is_strict_by_itself():
         f'[snp]\nmeasurement = ["{H48}"]\naccept_broken_milan = true',
         f'[snp]\nmeasurement = ["{H48}"]\nmax_vmpl = 4',
         f'[snp]\nmeasurement = ["{H48}"]\ntcb_floor = {{ genoa = {{ snp = 256 }} }}',
+        f'[snp]\nmeasurement = ["{H48}"]\ntcb_floor = {{ genoa = {{ }} }}',
+        f'[snp]\nmeasurement = ["{H48}"]\naccept_older_tcb = true',
         f'[snp]\nmeasurement = ["{H48}"]\ntcb_floor = {{ rome = {{ snp = 1 }} }}',
         f'[snp]\nmeasurement = ["{H48}"]\nplatform = ["fast"]',
         f'[nitro]\npcr0 = ["{H48}"]',
         f'[nitro]\npcr0 = ["{"0" * 96}"]\npcr1 = ["{H48}"]\npcr2 = ["{H48}"]',
         "[simulated]",
+        "[simulated]\nmeasurements = []",
+        '[simulated]\nmeasurements = [""]',
+        '[simulated]\nmeasurements = ["any"]',
+        f'[simulated]\nmeasurements = ["{H64}"]',
         "[nonsense",
         "\xff",
         "a = " + "[" * 3000,
@@ -181,5 +187,16 @@ def test_no_draft_accepts_debugging_or_nonsense():
             policy_text(bundle_of(provider, evidence))
 
 
-def test_simulated_rules_keep_their_form():
-    assert Policy(simulated=SimulatedRules(measurements=("a",))).simulated is not None
+@pytest.mark.parametrize("model", ["", "ab" * 31, "AB" * 32, "ab" * 32 + "\n", "ab" * 32 + '"]\nsgx = { }\n#'])
+def test_a_draft_takes_no_text_of_an_enclave_for_a_model(model):
+    claims = msgspec.structs.replace(CLAIMS, model_sha256=model).encode()
+    quote = Simulated().quote(report_data(claims)).evidence
+    with pytest.raises(UsageError, match="model_sha256"):
+        policy_text(Bundle(provider=Provider.SIMULATED, evidence=quote, endorsements={}, claims=claims))
+
+
+def test_simulated_rules_name_measurements():
+    assert Policy(simulated=SimulatedRules(measurements=(H48,))).simulated is not None
+    for measurements in ((), ("a",), ("any",)):
+        with pytest.raises(ValueError, match="measurements"):
+            SimulatedRules(measurements=measurements)

@@ -15,7 +15,7 @@ from confide.tee import known
 from confide.tee.evidence import Bundle, Provider, report_data
 from confide.tee.policy import Policy, SimulatedRules, parse_policy
 from confide.tee.simulated import Simulated
-from confide.tee.verify import report_json, report_lines, verify
+from confide.tee.verify import Check, Verdict, report_json, report_lines, verify
 from tee.test_policy import FULL
 from tee.vectors import CLAIMS, MEASURED, NONCE, failed, vector
 
@@ -51,6 +51,32 @@ def test_what_is_too_large_is_refused_before_it_is_read(provider):
     for changes in ({"evidence": bytes(1 << 16)}, {"endorsements": {"a": bytes(1 << 20)}}, {"claims": bytes(1 << 14)},
                     {"endorsements": {str(i): b"" for i in range(9)}}):  # fmt: skip
         assert failed(verify(bundle(provider, **changes), ALL, now=NOW, nonce=NONCE)) == ["size"]
+
+
+def claimed(**changes) -> Bundle:
+    """Return simulated evidence of other claims."""
+    claims = msgspec.structs.replace(CLAIMS, **changes).encode()
+    return bundle(evidence=Simulated(MEASURED).quote(report_data(claims)).evidence, claims=claims)
+
+
+@pytest.mark.parametrize("nonce", [b"", b"a", bytes(31), bytes(33)])
+def test_a_nonce_has_its_length(nonce):
+    with pytest.raises(UsageError, match="32 bytes"):
+        trial(claimed(nonce=nonce.hex()), nonce=nonce)
+
+
+@pytest.mark.parametrize("asked", [{}, {"nonce": None}])
+@pytest.mark.parametrize("changes", [{"not_before": -1}, {"not_before": -(10**400)}, {"not_after": 10**400},
+                                     {"not_after": (1 << 40) + 1}])  # fmt: skip
+def test_claims_name_times_that_are_some(changes, asked):
+    assert failed(trial(claimed(**changes), **asked)) == ["validity"]
+
+
+@pytest.mark.parametrize("model", ["", "cd" * 31, "CD" * 32, "any", "cd" * 32 + "\n"])
+def test_a_model_is_named_by_a_hash(model):
+    policy = Policy(simulated=SimulatedRules(measurements=(MEASURED,)), model_sha256=(model,))
+    verdict = verify(claimed(model_sha256=model), policy, now=NOW, nonce=NONCE, allow_simulated=True)
+    assert failed(verdict) == ["model"]
 
 
 @pytest.mark.parametrize("now", [-1.0, float("nan"), float("inf"), 1e12])
@@ -97,8 +123,9 @@ def test_a_report_has_a_line_for_every_check_and_says_what_follows():
     good, bad = trial(bundle()), trial(bundle(), nonce=bytes(32))
     assert len(report_lines(good)) == len(good.checks) + 1
     assert "Every check holds" in report_lines(good)[-1]
+    assert "shows nothing" in report_lines(good)[-1]
     assert any(line.startswith("FAILS  nonce") for line in report_lines(bad))
-    assert "Refused: nonce" in report_lines(bad)[-1]
+    assert report_lines(bad)[-1] == "Refused: nonce does not hold."
     told = report_json(bad)
     assert told["holds"] is False
     assert told["claims"] is None
@@ -119,3 +146,25 @@ def test_what_is_known_of_the_vendors_is_shipped():
     for one in data.breaks:
         assert one.source
         assert one.needs in one.sentence()
+
+
+def test_a_report_tells_all_that_fails_and_only_what_was_skipped():
+    old = report_lines(trial(bundle(), nonce=None, now=NOW + 400 * 86400))
+    assert old[-1] == "Refused: validity, age do not hold."
+    assert any("UTC" in line for line in old if "validity" in line)
+    assert "were not made" in report_lines(trial(bundle(), allow_simulated=False))[-1]
+
+
+def test_a_report_tells_what_is_shown_beside_what_is_accepted():
+    other = Policy(simulated=SimulatedRules(measurements=("cd" * 48,)))
+    lines = report_lines(verify(bundle(), other, now=NOW, nonce=NONCE, allow_simulated=True))
+    measured = next(line for line in lines if "measurement" in line)
+    assert MEASURED in measured
+    assert "cd" * 48 in measured
+    assert any("names no model_sha256 and no --signer" in line for line in lines)
+    assert lines[-1] == "Refused: measurement, model do not hold."
+
+
+def test_a_report_on_hardware_names_its_known_breaks():
+    told = report_lines(Verdict(Provider.TDX, (Check("claims", True, ""),), CLAIMS))
+    assert any("TEE.fail" in line for line in told)

@@ -12,15 +12,17 @@ from confide.crypto.random import SystemRandomness
 from confide.errors import Aborted, JobError, UsageError
 from confide.ideal import Cohort
 from confide.model.graph import Graph
+from confide.tee.aggregate_terms import RESULT, Result
 from confide.train import Output, load_data, parse, train
 from confide.train.evaluate import accuracy
 from confide.train.ledger import Ledger
 from confide.train.output import labelled
 from confide.train.parts import aggregator_of, hidden_among
-from confide.train.policy import enclaves_of, load_policy, parse_policy
+from confide.train.policy import enclaves_of, load_policy, parse_policy, refusals_of_enclaves
 from confide.train.rounds import federate
+from confide.wire import MemoryStore, decode
 from tee.aggregators import MEASUREMENT, accepted
-from train.federation import HELPER, NAMES, Federation, job_of, tables
+from train.federation import COORDINATOR, HELPER, NAMES, QUICK, Federation, job_of, tables
 
 TEE = {"aggregate": "tee", "attester": "simulated"}
 
@@ -151,7 +153,60 @@ def test_an_enclave_that_starts_again_is_verified_anew_and_the_run_goes_on(tmp_p
         done = [first, *rounds]
     assert [one.parameters.tobytes() for one in done] == in_process(job)
     assert any("everybody verifies it anew" in line for line in federation.said)
+    warned = [line for line in federation.said if "can read this node's update" in line]
+    assert sorted(line.split(":")[0] for line in warned) == sorted(NAMES)
     assert max(one.attempts for one in done) > 1
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["lost once", "lost in two attempts"])
+def test_a_coordinator_that_lost_a_result_gets_it_again_and_the_run_goes_on(tmp_path, late):
+    """The network loses the result of round 2; its next attempt gets what the enclave let out, and so does one more."""
+    tables(tmp_path)
+    job = job_of(tmp_path, train=TEE | {"helper": HELPER, "attempts": 4})
+    lost: list[bytes] = []
+
+    def losing(peer, envelope, up):
+        here = up and peer == HELPER and envelope.message.tag == RESULT
+        result = decode(envelope.message.body, Result, max_bytes=1 << 20) if here else None
+        if result is not None and "/round/" in envelope.session:
+            number = int(envelope.session.split("/")[-2])
+            if number == 2 and len(lost) < 1 + late:
+                lost.append(result.values.data)
+                return []
+            if number == 2:
+                lost.append(result.values.data)
+        return [envelope]
+
+    with Federation(tmp_path, job) as federation:
+        federation.wire.fault = losing
+        for name in (*NAMES, HELPER):
+            federation.start(name)
+        done = list(federation.coordinator(patience=replace(QUICK, stage_seconds=2.0)).rounds())
+    assert [one.parameters.tobytes() for one in done] == in_process(job)
+    assert [one.attempts for one in done] == [1, 2 + late, 1, 1]
+    assert len(lost) == 2 + late
+    assert len(set(lost)) == 1
+
+
+def test_an_enclave_that_refuses_a_round_in_each_attempt_ends_the_run_and_another_run_goes_through(tmp_path):
+    """Another sum of this round is out already, as far as the enclave knows: its process lets out no second one."""
+    tables(tmp_path)
+    job = job_of(tmp_path, train=TEE | {"helper": HELPER, "attempts": 2})
+    with Federation(tmp_path, job) as federation:
+        for name in (*NAMES, HELPER):
+            federation.start(name)
+        rounds = federation.coordinator().rounds()
+        next(rounds)
+        out = federation.enclaves[HELPER].released._newest
+        (run,) = out
+        out[run] = replace(out[run], round=2, about=bytes(32))
+        with pytest.raises(Aborted, match="Round 2 failed 2 times"):
+            list(rounds)
+        assert any("lets each round out once" in line for line in federation.said)
+        federation.wire.restart_host()
+        again = Ledger(tmp_path / "again.jsonl", signer=COORDINATOR)
+        done = list(federation.coordinator(store=MemoryStore(), ledger=again).rounds())  # the same enclave's process
+    assert [one.parameters.tobytes() for one in done] == in_process(job)
 
 
 def test_a_node_that_accepts_other_code_stops_the_set_up(tmp_path):
@@ -196,3 +251,28 @@ def test_a_cohort_too_small_for_a_sum_is_refused_with_the_job():
 def test_the_output_of_a_simulated_job_needs_no_more_than_others(tmp_path):
     job = parse(shipped(), base=tmp_path)
     assert Output(job).written == ()
+
+
+def test_one_process_refuses_hardware_before_it_reads_anything(tmp_path):
+    table = {"data": {"set": "breast-cancer", "parties": 4}, "train": {"aggregate": "tee", "rounds": 1}}
+    with pytest.raises(JobError, match="simulated"):
+        load_data(parse(table))
+    load_data(parse(table | {"train": TEE | {"rounds": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("attester", "text", "fits"),
+    [
+        ("simulated", f'[simulated]\nmeasurements = ["{MEASUREMENT}"]\n', True),
+        ("simulated", f'[snp]\nmeasurement = ["{MEASUREMENT}"]\n', False),
+        ("hardware", f'[simulated]\nmeasurements = ["{MEASUREMENT}"]\n', False),
+        ("hardware", f'[snp]\nmeasurement = ["{MEASUREMENT}"]\n', True),
+    ],
+)
+def test_a_policy_that_could_accept_no_enclave_of_the_job_is_refused(tmp_path, attester, text, fits):
+    (tmp_path / "enclave.toml").write_text(text)
+    path = write(tmp_path, '[attestation]\npolicy = "enclave.toml"\nallow_simulated = true\n')
+    enclaves = enclaves_of(load_policy(path), path)
+    job = parse(shipped(attester=attester))
+    assert (refusals_of_enclaves(job, enclaves) == []) is fits
+    assert refusals_of_enclaves(parse({"data": {"set": "breast-cancer", "parties": 5}}), enclaves) == []

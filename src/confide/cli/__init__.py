@@ -16,7 +16,9 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from confide.cli import budget, console, data, federation, keys, ledger, proxies
+from confide.cli.advise import advise
 from confide.cli.attest import attest
+from confide.cli.audit import audit
 from confide.cli.broker import broker
 from confide.cli.compare import compare
 from confide.cli.console import one_line, progress_bars, warnings_as_lines
@@ -259,6 +261,7 @@ def inspect(
     confide inspect model.confide --trust signing.pem.pub
     """
     from confide.model.artifact import load, read_public_key
+    from confide.tee.backend import graph_sha256
 
     if model.is_dir():
         if trust is not None:
@@ -279,12 +282,14 @@ def inspect(
     for name, value in {"created": artifact.created, **artifact.metadata}.items():
         console.out.print(f"{name}: {value}")
     console.out.print(f"signer: {artifact.signer}")
+    console.out.print(f"model_sha256: {graph_sha256(artifact.graph)}")
     console.out.print(f"fingerprint: {artifact.fingerprint}")
 
 
 # The order in which --help lists them: a model's life, then what stays beside it.
 app.command()(demo)
 app.command()(compare)
+app.command()(advise)
 app.command()(train)
 app.command()(split)
 app.command()(coordinator)
@@ -297,6 +302,7 @@ app.command()(plan)
 app.command()(serve)
 app.command("api-key")(api_key)
 app.command()(predict)
+app.command()(audit)
 app.command()(attest)
 app.command()(seal)
 app.command()(broker)

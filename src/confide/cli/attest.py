@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
-import msgspec
 import typer
 
 from confide.cli import console
@@ -52,12 +52,24 @@ def attest(
     Prints every check, whether it holds and what was found; exits with 1 if one does not.
 
         confide attest https://model.example.org --write-policy policy.toml
+
         confide attest https://model.example.org --policy policy.toml
     """
+    from confide.tee.policy import read_policy
+
     if (url is None) == (evidence is None):
         raise UsageError("Expected a URL, or --evidence FILE; give one of them")
     if policy is None and out is None and write_policy is None:
         raise UsageError("Expected --policy FILE to check against; --write-policy FILE drafts one, --out FILE saves")
+    for option, path in (("--out", out), ("--write-policy", write_policy)):
+        if path is not None and path.exists():
+            raise UsageError(f"Expected no file at {option} {path}: what it says would be lost; name a new one")
+    if out is not None and out == write_policy:
+        raise UsageError("Expected two files for --out and --write-policy; name another one")
+    if policy is not None:
+        if not policy.is_file():
+            raise UsageError(f"Expected an attestation policy at --policy {policy}; there is no such file")
+        read_policy(policy)  # before anybody is asked
     if evidence is not None:
         bundle, nonce, pinned = Bundle.decode(_read(evidence)), None, None
     else:
@@ -67,11 +79,13 @@ def attest(
         )
     if out is not None:
         _write(out, bundle.encode())
+        console.err.print(console.plain(f"wrote {out}: {_kind(bundle)}evidence, which nobody has checked"))
     if write_policy is not None:
         from confide.tee.draft import policy_text
 
         _write(write_policy, policy_text(bundle).encode())
-        console.err.print(f"wrote {write_policy}: it trusts what is there now; compare it with a build of your own")
+        text = f"wrote {write_policy}: it trusts the {_kind(bundle)}enclave that is there now"
+        console.err.print(console.plain(f"{text}; compare it with a build of your own"))
     if policy is None:
         return
     _check(bundle, nonce, pinned, policy=policy, now=now, attester=attester, as_json=as_json)
@@ -95,7 +109,9 @@ def _check(
         allow_simulated=attester == "simulated", model_sha256=pinned,
     )  # fmt: skip
     if as_json:
-        console.out.print(msgspec.json.format(msgspec.json.encode(report_json(verdict))).decode())
+        # Names and texts of the evidence are in it: nothing that a terminal obeys may leave as it came.
+        text = json.dumps(report_json(verdict), indent=2, ensure_ascii=True)
+        console.out.print(text.replace("\x7f", "\\u007f"))
     else:
         for line in report_lines(verdict):
             console.out.print(console.plain(line))
@@ -120,6 +136,10 @@ def _asked(
         statement = client.kit.statement
     pinned = decode_statement(statement, trust=read_public_key(signer)).graph_sha256.hex() if signer else None
     return bundle, nonce, pinned
+
+
+def _kind(bundle: Bundle) -> str:
+    return "" if bundle.provider.hardware else "simulated "
 
 
 def _read(path: Path) -> bytes:

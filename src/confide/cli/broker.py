@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from confide.cli import console
 from confide.cli.console import stops_cleanly
 from confide.cli.keys import AskPassphrase, Keyring, PassphraseFile, open_key_store
-from confide.errors import UsageError
+from confide.errors import MissingExtra, UsageError
+
+if TYPE_CHECKING:
+    from confide.tee.policy import Policy
 
 
 def broker(
@@ -47,6 +51,7 @@ def broker(
         confide broker policy.toml --keys broker.sqlite --passphrase-file passphrase.txt
     """
     from confide.crypto.random import SystemRandomness
+    from confide.net.http import is_loopback
     from confide.serve.broker import LIMITS, BrokerServer
     from confide.serve.listen import serve as listen
     from confide.tee.audit import AuditFile
@@ -56,7 +61,15 @@ def broker(
 
     if not keys.is_file():
         raise UsageError(f"Expected the keys of sealed models at {keys}; make them with: confide seal MODEL.confide")
+    if (certificate is None) != (private_key is None):
+        raise UsageError("Expected both --certificate and --private-key, or neither")
+    if certificate is None and not is_loopback(host):
+        raise UsageError(
+            f"Expected --certificate and --private-key with --host {host}: without TLS anybody between could change "
+            "what is sent; a broker speaks plain HTTP on 127.0.0.1 alone"
+        )
     accepted, rng = read_policy(policy), SystemRandomness()
+    _check_packages(accepted)
     lines = AuditFile(keys.with_name(f"{keys.name}.audit.jsonl") if audit is None else audit)
     with (
         stops_cleanly(),
@@ -80,3 +93,11 @@ def broker(
             listen(server, host=host, port=port, certificate=certificate, private_key=private_key, ready=ready)
         finally:
             server.close()
+
+
+def _check_packages(policy: Policy) -> None:
+    """Raise MissingExtra where a policy accepts evidence that could not be read here, before anybody shows some."""
+    needed = {"sgx": "dcap-qvl", "tdx": "dcap-qvl", "nitro": "cbor2"}
+    for table, package in needed.items():
+        if getattr(policy, table) is not None and find_spec(package.replace("-", "_")) is None:
+            raise MissingExtra(package, "tee")

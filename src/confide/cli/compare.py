@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -13,10 +14,17 @@ from rich.table import Table
 
 from confide.cli import console
 
+if TYPE_CHECKING:
+    from confide.compare.campaign import Event
+
 
 def compare(
     job_file: Annotated[
-        Path, typer.Argument(metavar="JOB.toml", help="A training job, with a table [compare] if you like.")
+        Path,
+        typer.Argument(
+            metavar="JOB.toml",
+            help="A training job, with a table [compare] if you like; with --open also the folder of a comparison.",
+        ),
     ],
     out: Annotated[
         Path | None, typer.Option(metavar="FOLDER", help="Where the report goes; beside the job if not given.")
@@ -30,6 +38,9 @@ def compare(
     seeds: Annotated[int | None, typer.Option(min=1, max=100, help="Splits over which a training is repeated.")] = None,
     queries: Annotated[int | None, typer.Option(min=2, help="Predictions of each technique that are timed.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Measure anew what earlier runs have measured.")] = False,
+    opened: Annotated[
+        bool, typer.Option("--open", help="Show the comparison in a browser, also while it runs; works offline.")
+    ] = False,
 ) -> None:
     """Measure every technique that fits a job, for training and for inference, and write a report.
 
@@ -43,15 +54,23 @@ def compare(
         confide compare examples/hospitals.toml --only masked --only he --seeds 1 --queries 10
 
     Stop it at any time: the same command goes on where it was. What is measured once is kept in FOLDER/cells.
+
+    Look at one that has finished or still runs:
+
+        confide compare FOLDER --open
     """
     from confide.compare.campaign import campaign
     from confide.compare.settings import PRIVATE_WARNING, load
+    from confide.compare.view import viewed, write_view
     from confide.compare.writing import write_all
 
+    if opened and job_file.is_dir():
+        _show(viewed(job_file))
+        return
     comparison = load(job_file)
     settings = comparison.settings
     folder = out or job_file.parent / f"{job_file.stem}.compare"
-    found = None
+    found, watched = None, _Watched(folder, opened=opened)
     with _bars() as bars:
         task = bars.add_task("reading", total=None, left="")
         for event in campaign(
@@ -65,9 +84,10 @@ def compare(
             bars.update(
                 task, completed=event.done, total=event.steps, description=event.words, left=_left(event.left_seconds)
             )
+            watched.take(event)
             found = event.result or found
     assert found is not None  # the last event has it
-    written = write_all(found, folder)
+    written = (*write_all(found, folder), write_view(found, folder))
     for task_name in ("training", "inference"):
         _print(found, task_name)
     for place, why in found.unfit.items():
@@ -80,6 +100,35 @@ def compare(
         console.out.print(f"{PRIVATE_WARNING}: these figures come from private records")
     for path in written:
         console.out.print(f"wrote {path}")
+
+
+class _Watched:
+    """Writes the browser view of a running comparison, not too often, and opens it once if that is wanted."""
+
+    _SECONDS = 2.0
+
+    def __init__(self, folder: Path, *, opened: bool) -> None:
+        self._folder, self._opened, self._next = folder, opened, 0.0
+
+    def take(self, event: Event) -> None:
+        """Write what an event knows."""
+        if event.so_far is None or time.monotonic() < self._next:
+            return
+        from confide.compare.view import Running, write_view
+
+        left, now = _left(event.left_seconds), time.strftime("%H:%M:%S")
+        running = Running(event.done, event.steps, event.words, left, now)
+        page = write_view(event.so_far(), self._folder, running)
+        self._next = time.monotonic() + self._SECONDS
+        if self._opened:
+            self._opened = False
+            _show(page)
+
+
+def _show(page: Path) -> None:
+    from confide.compare.view import show
+
+    console.out.print(f"open {page}" if show(page) else f"no browser was found here: open {page} in one")
 
 
 def _bars() -> Progress:

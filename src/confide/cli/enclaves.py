@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -65,6 +66,11 @@ class EnclaveOptions:
             )
         if self.broker_ca and not self.broker:
             raise UsageError("Expected --broker URL with --broker-ca; it names the broker's authority")
+        if self.broker and _is_plain_elsewhere(self.broker):
+            raise UsageError(
+                f"Expected --broker {self.broker} with https://; plain http:// is for a broker on this machine, such "
+                "as http://127.0.0.1:8090, and no option changes that"
+            )
 
     @property
     def fetch(self) -> bool:
@@ -98,6 +104,17 @@ class EnclaveOptions:
         attester = load_attester(self.attester)
         endorse = endorsing(attester, given=self.given(), fetch=self.fetch)
         return unsealed(path, self.broker, attester, endorse=endorse, ca_file=self.broker_ca)
+
+
+def _is_plain_elsewhere(url: str) -> bool:
+    """Return whether `url` is plain HTTP to another machine."""
+    from confide.net.http import is_loopback
+
+    try:
+        parts = urlsplit(url)
+        return parts.scheme == "http" and not is_loopback(parts.hostname or "")
+    except ValueError:
+        return False  # no URL at all, which is said where it is asked
 
 
 def _begin(path: Path) -> bytes:

@@ -38,7 +38,7 @@ def check(
     """
     from confide.train.dry_run import dry_run
     from confide.train.job import load
-    from confide.train.policy import load_policy
+    from confide.train.policy import enclaves_of, load_policy
 
     asked = None if job is None else load(job)
     where = schema
@@ -47,7 +47,8 @@ def check(
     if where is None:
         raise UsageError("Expected --schema, or a --job with data.schema; name what the table shall look like")
     rules = None if policy is None else load_policy(policy)
-    found = dry_run(data, _read_text(where), job=asked, policy=rules)
+    enclaves = None if rules is None or policy is None else enclaves_of(rules, policy)
+    found = dry_run(data, _read_text(where), job=asked, policy=rules, enclaves=enclaves)
     if as_json:
         console.out.print(msgspec.json.format(msgspec.json.encode(_builtins(found))).decode())
     else:

@@ -90,6 +90,7 @@ def predict(
     The rows are checked, prepared and, unless --backend plain is named, encrypted or masked here; secrets stay here.
 
         confide predict http://127.0.0.1:8080 examples/patients.csv --out predictions.csv
+
         confide predict wss://model.example.org:8443 examples/patients.csv --identity clinic
     """
     from confide.serve.async_client import AsyncClient

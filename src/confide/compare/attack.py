@@ -28,20 +28,36 @@ class Extraction:
     agreement: float
 
 
+def extract_affine(scores: Callable[[Matrix], Matrix], features: int) -> Linear:
+    """Return the affine function behind `scores`, learnt from features + 1 of its answers.
+
+    The answer at the origin gives the bias b, the answer at each unit vector gives b + w_j.
+
+    Args:
+        scores: (batch, features) -> (batch, outputs), affine.
+        features: number of inputs.
+    """
+    answers = scores(np.vstack([np.zeros(features), np.eye(features)]))
+    return Linear((answers[1:] - answers[0]).T, answers[0])
+
+
 def extract_linear(predict: Callable[[Matrix], Matrix], features: int) -> Graph:
     """Return the linear model behind `predict`, learnt from features + 1 of its answers.
 
-    A logistic model is w.x + b seen through an invertible function: the answer at the origin gives b, the answer at
-    each unit vector gives b + w_j. No technique of private inference hides what its correct answers say.
+    A logistic model is w.x + b seen through an invertible function. No technique of private inference hides what its
+    correct answers say.
 
     Args:
-        predict: (batch, features) -> (batch, 1), probabilities.
+        predict: (batch, features) -> (batch, outputs), probabilities.
         features: number of inputs.
     """
-    queries = np.vstack([np.zeros(features), np.eye(features)])
-    answers = np.clip(predict(queries)[:, 0], 1e-300, 1 - 1e-16)
-    logits = np.log(answers) - np.log1p(-answers)
-    return Graph((Linear((logits[1:] - logits[0])[None, :], logits[:1]), Sigmoid()))
+    return Graph((extract_affine(lambda x: logits(predict(x)), features), Sigmoid()))
+
+
+def logits(answers: Matrix) -> Matrix:
+    """Return log(p / (1 - p)) of probabilities, those beyond [0, 1] by an answer's error cut; finite."""
+    inside = np.clip(answers, 1e-300, 1 - 1e-16)
+    return np.log(inside) - np.log1p(-inside)
 
 
 def extraction(predict: Callable[[Matrix], Matrix], truth: Graph, held_out: Matrix) -> Extraction:

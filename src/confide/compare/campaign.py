@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +62,7 @@ class Event:
         left_seconds: an estimate of the time that is left, from the cells so far.
         cached: whether the cell that was just finished came from the cache.
         result: at the end.
+        so_far: returns what the finished cells say; valid until the next event.
     """
 
     done: int
@@ -70,6 +71,7 @@ class Event:
     left_seconds: float
     cached: bool = False
     result: Result | None = None
+    so_far: Callable[[], Result] | None = None
 
 
 @dataclass(slots=True)
@@ -124,7 +126,9 @@ def campaign(
             cache.put(outcome)
             took.setdefault((cell.kind, cell.choice), []).append(outcome.seconds)
         _keep(state, cell, outcome)
-        yield Event(done + 1, len(cells.cells), cell.words(), _left(rest[1:], took), cached)
+        yield Event(
+            done + 1, len(cells.cells), cell.words(), _left(rest[1:], took), cached, so_far=lambda: _result(state)
+        )
     yield Event(len(cells.cells), len(cells.cells), "done", 0.0, result=_result(state))
 
 

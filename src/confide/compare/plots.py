@@ -5,7 +5,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,13 +16,14 @@ from confide.compare.record import Spread
 from confide.errors import MissingExtra
 
 try:
+    from matplotlib import rc_context
     from matplotlib.figure import Figure
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 except ImportError:  # the compare extra
     Figure = None
 
 _INK, _MUTED = "#1f3a5f", "#8a94a3"
-_COLOURS = ("#1f6f8b", "#c8553d", "#5a8f29", "#7a4fa3", "#b8860b", "#444444")
+_COLOURS = ("#1f6f8b", "#c8553d", "#5a8f29", "#7a4fa3", "#b8860b", "#444444", "#c2408f")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,13 @@ class Picture:
 
     svg: str
     caption: str
+
+
+def _style():
+    """Return the settings under which a picture is drawn: names are text and no formulas, the same bytes every time."""
+    if Figure is None:
+        raise MissingExtra("matplotlib", "compare")
+    return rc_context({"svg.fonttype": "none", "svg.hashsalt": "confide", "text.parse_math": False, "font.size": 10})
 
 
 def _figure(width: float, height: float):
@@ -44,7 +55,15 @@ def _picture(figure, caption: str) -> Picture:
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
-    return Picture(svg[svg.index("<svg") :], caption)
+    said = f'<svg role="img" aria-label="{html.escape(caption)}" '
+    return Picture(said + _own_names(svg[svg.index("<svg ") + 5 :]), caption)
+
+
+def _own_names(svg: str) -> str:
+    """Return an SVG whose ids are its own, so that many stand in one page; the names of matplotlib's groups go."""
+    svg = re.sub(r'<g id="[a-z_]+\d+">', "<g>", svg)
+    mark = hashlib.sha256(svg.encode()).hexdigest()[:8]
+    return re.sub(r'(\bid="|"#|url\(#)([A-Za-z0-9_-]+)', rf"\g<1>{mark}-\g<2>", svg)
 
 
 def dots(rows: Mapping[str, Spread], *, label: str, caption: str, factor: float = 1.0, log: bool = False) -> Picture:
@@ -113,3 +132,120 @@ def stacked(rows: Mapping[str, Mapping[str, float]], *, label: str, caption: str
     axes.set_xlabel(label)
     axes.legend(frameon=False, fontsize=8)
     return _picture(figure, caption)
+
+
+def lines(
+    rows: Mapping[str, tuple[Sequence[float], Sequence[Spread]]],
+    *,
+    across: str,
+    label: str,
+    caption: str,
+    factor: float = 1.0,
+    log_x: bool = False,
+    log_y: bool = False,
+    levels: Mapping[str, float] | None = None,
+    places: Sequence[str] = (),
+) -> Picture:
+    """Return one line per row through given points, with a band over the repeats.
+
+    Args:
+        rows: (x, spread of y) by printable name.
+        across, label: of the axes, with their units.
+        caption: the sentence below.
+        factor: of y, to the printed unit.
+        log_x, log_y: logarithmic axes; a zero has no place on them and is left out.
+        levels: further values of y by name, as dotted lines over the whole width.
+        places: names of x = 0, 1, 2 ... in place of numbers.
+    """
+    with _style():
+        figure, axes = _figure(7.8, 3.7)
+        for place, (name, (across_values, spreads)) in enumerate(rows.items()):
+            kept = [
+                (x, y)
+                for x, y in zip(across_values, spreads, strict=True)
+                if (x > 0 or not log_x) and (y.median > 0 or not log_y)
+            ]
+            colour, style, mark = _look(place)
+            x = [point for point, _ in kept]
+            axes.plot(
+                x, [y.median * factor for _, y in kept], style, color=colour, label=_shown(name), lw=1.8, ms=5,
+                marker=mark if len(kept) <= 12 else "",
+            )  # fmt: skip
+            low = [(y.low if y.low > 0 or not log_y else y.median) * factor for _, y in kept]
+            axes.fill_between(x, low, [y.high * factor for _, y in kept], color=colour, alpha=0.1, lw=0)
+        for place, (name, value) in enumerate((levels or {}).items()):
+            axes.axhline(value * factor, ls=":", color=_look(len(rows) + place)[0], lw=1.3, label=_shown(name))
+        _axes(axes, across, label, log_x=log_x, log_y=log_y)
+        if places:
+            axes.set_xticks(range(len(places)), list(places))
+        axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        return _picture(figure, caption)
+
+
+def cloud(
+    rows: Sequence[tuple[str, float, float, str, bool]],
+    *,
+    across: str,
+    label: str,
+    caption: str,
+    log_x: bool = True,
+    log_y: bool = True,
+    places: Sequence[str] = (),
+) -> Picture:
+    """Return numbered points with their names beside the plot.
+
+    Args:
+        rows: (printable name, x, y, group, filled); points of a group share a colour.
+        across, label: of the axes, with their units.
+        caption: the sentence below.
+        log_x, log_y: logarithmic axes.
+        places: names of x = 0, 1, 2 ... in place of numbers.
+    """
+    groups = list(dict.fromkeys(group for _, _, _, group, _ in rows))
+    with _style():
+        figure, axes = _figure(7.8, max(3.4, 0.9 + 0.24 * (len(rows) + len(groups))))
+        for number, (name, x, y, group, filled) in enumerate(rows, 1):
+            colour = _COLOURS[groups.index(group) % len(_COLOURS)]
+            axes.plot([x], [y], "o", ms=9, mec=colour, mew=1.8, color=colour if filled else "white", ls="none")
+            beside = ((11, 0), (-11, 0), (0, 11), (0, -12))[number % 4]  # points on one another keep their numbers
+            at = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9}
+            axes.annotate(str(number), (x, y), beside, color=colour, weight="bold", **at)
+            axes.plot([], [], ls="none", label=_shown(f"{number}  {name}"))
+        for place, group in enumerate(groups):
+            axes.plot([], [], "o", color=_COLOURS[place % len(_COLOURS)], ms=7, label=_shown(group))
+        _axes(axes, across, label, log_x=log_x, log_y=log_y)
+        axes.margins(0.12)
+        if places:
+            axes.set_xticks(range(len(places)), list(places))
+            axes.set_xlim(-0.6, len(places) - 0.4)
+        axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.0)
+        return _picture(figure, caption)
+
+
+def _look(place: int) -> tuple[str, str, str]:
+    """Return colour, line and mark of the line at a place; no two of the first thirty look the same."""
+    turn = place // len(_COLOURS)
+    return _COLOURS[place % len(_COLOURS)], ("-", "--", "-.", ":")[turn % 4], "osD^v"[place % 5]
+
+
+def _shown(name: str) -> str:
+    """Return a name for the legend, which leaves out those that begin with a line."""
+    return f" {name}" if name.startswith("_") else name
+
+
+def _tick(value: float) -> str:
+    return f"{value:,g}" if value >= 1e-3 else f"{value:.7f}".rstrip("0")
+
+
+def _axes(axes, across: str, label: str, *, log_x: bool, log_y: bool) -> None:
+    axes.set_xlabel(across)
+    axes.set_ylabel(label)
+    axes.grid(color=_MUTED, alpha=0.25)
+    for axis, scale, log in ((axes.xaxis, axes.set_xscale, log_x), (axes.yaxis, axes.set_yscale, log_y)):
+        if log:
+            scale("log")
+            low, high = axis.get_data_interval()
+            narrow = low > 0 and high / low < 50
+            axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if narrow else (1.0,), numticks=8))
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _tick(value)))
+            axis.set_minor_formatter(NullFormatter())

@@ -1,71 +1,185 @@
-"""Writes what a comparison found: `compare.json` for programs, `compare.html` for people."""
+"""Writes what a comparison found: `compare.html` and `compare.md` for people, `compare.json` and `.csv` for programs.
+
+All four say the same: one document is printed twice, one result is encoded twice. Names of parties, techniques and
+paths are text wherever they stand: escaped in HTML and Markdown, no formula in a spreadsheet.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from confide.compare.report import Section, title, write
-from confide.compare.result import Result
+from confide.compare.document import Document, document
+from confide.compare.quantities import unit
+from confide.compare.record import Record, Spread
+from confide.compare.result import Curve, Result
 from confide.compare.settings import PRIVATE_WARNING
-from confide.errors import UsageError
-from confide.model.artifact import write_whole
+from confide.compare.tables import Entry, Table, name, simulated
+from confide.errors import MissingExtra, UsageError
+from confide.model.artifact import whole_file
+
+try:
+    import jinja2
+except ImportError:  # the compare extra
+    jinja2 = None
+
+_MODE = 0o644
+
+#: The columns of `compare.csv`, one line for each figure and for each point of a curve.
+COLUMNS: tuple[str, ...] = (
+    "kind", "task", "choice", "technique", "figure", "unit", "median", "low", "high", "mean", "x_name", "x", "repeats",
+    "machine", "commit", "version", "setting", "simulated", "publish", "trust", "adversary", "security_bits",
+    "post_quantum", "verified_result", "claims", "leaks", "primary", "paper",
+)  # fmt: skip
 
 
 def write_all(result: Result, folder: Path) -> tuple[Path, ...]:
-    """Write the files of a result into a folder, which is made; return them.
+    """Write the four files of a result into a folder, which is made; return them. All appear, or none.
 
     Raises:
         MissingExtra: the report needs what is not installed.
         UsageError: the folder cannot be written.
     """
-    found, page = folder / "compare.json", folder / "compare.html"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_whole(found, result.encode() + b"\n", mode=0o644)
-    except OSError as error:
-        raise UsageError(f"Expected a folder that can be written at {folder}; {error.strerror}") from None
-    write(page, heading=heading(result), intro=intro(result), sections=_sections(result), advice={})
-    return found, page
-
-
-def heading(result: Result) -> str:
-    """Return the title of a report; figures from private records say so in it."""
-    marked = f" ({PRIVATE_WARNING})" if result.private else ""
-    return f"{result.name}: which technique should it be?{marked}"
-
-
-def intro(result: Result) -> str:
-    """Return what was measured, on what, and how far the model of links is off."""
-    kinds = {
-        "own table": "private records of one organisation",
-        "public": "public records",
-        "synthetic": "a synthetic stand-in for records, as the job file declares",
-    }
-    links = "; ".join(link.words() for link in result.links)
-    checks = " ".join(check.sentence()[:1].upper() + check.sentence()[1:] + "." for check in result.link_check)
-    return (
-        f"Measured on {kinds[result.data_kind]}. {result.machine}, confide {result.commit}. Seconds over links are "
-        f"modelled from measured work, bytes and chains of messages ({links}). {checks} Money: {result.prices.source}."
+    found = document(result)
+    return write_files(
+        folder,
+        {
+            "compare.json": result.encode() + b"\n",
+            "compare.html": render("compare.html.j2", page=found).encode(),
+            "compare.md": markdown(found).encode(),
+            "compare.csv": table(result).encode(),
+        },
     )
 
 
-def _sections(result: Result) -> list[Section]:
-    found: list[Section] = []
-    for task, name in (("training", "Training"), ("inference", "Inference")):
-        records = tuple(record for record in result.records if record.task == task)
-        absent = [
-            f"{choice}: {why}" for place, why in result.unfit.items() for at, _, choice in [place.partition("/")]
-            if at == task
-        ]  # fmt: skip
-        left = "Every technique fits." if not absent else "Not measured: " + "; ".join(absent)
-        if records:
-            found.append(Section(name, left, (), records))
-    return found
+def write_files(folder: Path, bodies: Mapping[str, bytes]) -> tuple[Path, ...]:
+    """Write files into a folder, which is made; every one is whole before the first gets its name.
+
+    Raises:
+        UsageError: the folder cannot be written, or one of the names is a folder.
+    """
+    paths = {folder / name: body for name, body in bodies.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in paths:
+            if path.is_dir():
+                raise UsageError(f"Expected a file at {path}, got a folder; move it away")
+        with ExitStack() as stack:  # every body is on the disk before the first gets its name
+            for path, body in paths.items():
+                file = stack.enter_context(whole_file(path, mode=_MODE))
+                file.write(body)
+                file.flush()
+    except OSError as error:
+        raise UsageError(f"Expected a folder that can be written at {folder}; {error.strerror}") from None
+    return tuple(paths)
 
 
-def short_title(record_title: str) -> str:
-    """Return a title that fits a table of the command line."""
-    return record_title[:40]
+def render(template: str, **given: Any) -> str:
+    """Return a template of this room filled in, with everything escaped. Raises MissingExtra without jinja2."""
+    if jinja2 is None:
+        raise MissingExtra("jinja2", "compare")
+    loader = jinja2.PackageLoader("confide.compare", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    return environment.get_template(template).render(**given)
 
 
-__all__ = ["heading", "intro", "short_title", "title", "write_all"]
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def markdown(page: Document) -> str:
+    """Return a document as Markdown; pictures are named, they stand in the HTML file."""
+    lines = [f"# {_text(page.title)}", ""]
+    if page.banner:
+        lines += [f"> **{_text(page.banner)}**", ""]
+    for text in page.intro:
+        lines += [_text(text), ""]
+    for part in page.parts:
+        lines += [f"## {_text(part.title)}", ""]
+        for text in part.paragraphs:
+            lines += [_text(text), ""]
+        lines += [f"* Picture in compare.html: {_text(picture.caption)}" for picture in part.pictures]
+        lines += [f"* {_text(text)}" for text in part.bullets]
+        lines += [""] * bool(part.pictures or part.bullets)
+        for one in part.tables:
+            lines += _table(one)
+    # a fence longer than any in the job: nothing in it ends the block
+    fence = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", page.job)), default=0))
+    return "\n".join([*lines, "## The job", "", f"{fence}toml", page.job.rstrip("\n"), fence, ""])
+
+
+def _table(one: Table) -> Iterator[str]:
+    if one.title:
+        yield from (f"### {_text(one.title)}", "")
+    if one.text:
+        yield from (_text(one.text), "")
+    yield "| " + " | ".join(_text(column) for column in one.columns) + " |"
+    yield "|" + "---|" * len(one.columns)
+    for row in one.rows:
+        yield "| " + " | ".join(_entry(entry) for entry in row) + " |"
+    yield ""
+
+
+def _entry(entry: Entry) -> str:
+    return _text(entry) if isinstance(entry, str) else "; ".join(_text(one) for one in entry)
+
+
+def _text(text: str) -> str:
+    """Return text that Markdown prints as it is: no markup, no link, one line."""
+    flat = re.sub(r"[^\S\N{NO-BREAK SPACE}]+", " ", text).strip()
+    plain = flat.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("://", ":&#47;/")
+    return re.sub(r"([\\`*_\[\]|~])", r"\\\1", plain)
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def table(result: Result) -> str:
+    """Return every figure and every point of a curve as a line of CSV, with its guarantee."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    records = {(record.task, record.choice): record for record in result.records}
+    for record in result.records:
+        for figure, spread in record.figures.items():
+            writer.writerow(_line(result, record, "figure", figure, spread, "", ""))
+    for curve in result.curves:
+        if record := records.get((curve.task, curve.choice)):
+            writer.writerows(_points(result, record, curve))
+    return text.getvalue()
+
+
+def _points(result: Result, record: Record, curve: Curve) -> Iterator[dict[str, str]]:
+    for x, spread in zip(curve.x, curve.y, strict=True):
+        yield _line(result, record, curve.kind, curve.y_name, spread, curve.x_name, repr(x))
+
+
+def _line(
+    result: Result, record: Record, kind: str, figure: str, spread: Spread, x_name: str, x: str
+) -> dict[str, str]:
+    held = record.guarantee
+    values = (
+        kind, record.task, record.choice, name(record), figure, unit(figure), repr(spread.median), repr(spread.low),
+        repr(spread.high), repr(spread.mean), x_name, x, str(record.repeats), record.machine, result.commit,
+        record.version, record.setting, _yes(simulated(record)), PRIVATE_WARNING if result.private else "yes",
+        held.trust.value, held.adversary.value, "" if held.security_bits is None else str(held.security_bits),
+        _yes(held.post_quantum), _yes(held.verified_result), "; ".join(held.sentences()), held.leaks, held.primary,
+        held.paper,
+    )  # fmt: skip
+    return {column: _cell(value) for column, value in zip(COLUMNS, values, strict=True)}
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _cell(value: str) -> str:
+    """Return a value that no spreadsheet takes for a formula; numbers stay numbers."""
+    flat = value.replace("\r", " ").replace("\n", " ").replace("\0", " ")
+    if re.fullmatch(r"-?\d[\d.]*(e[+-]?\d+)?|-?inf|nan", flat):
+        return flat
+    return f"'{flat}" if flat[:1] in ("=", "+", "-", "@", "\t") else flat

@@ -24,7 +24,7 @@ from confide.errors import UsageError
 from confide.guarantee import Guarantee, PrivacyLabel
 from confide.model import links
 from confide.model.preprocess import Preprocess
-from confide.serve.client import GIVE_UP_SECONDS, RETRIES, TIMEOUT_SECONDS, asking, report, wanted_of
+from confide.serve.client import GIVE_UP_SECONDS, RETRIES, TIMEOUT_SECONDS, asking, refuse_policy, report, wanted_of
 from confide.serve.connect import Address, send_async
 from confide.serve.effects import Alone, Pause, Result, Send, Steps
 from confide.serve.joint import is_joint, joint_asking
@@ -90,6 +90,7 @@ class AsyncClient:
         self._alone = asyncio.Lock()
         self._joint: JointAsking | None = None
         if is_joint(url):
+            refuse_policy(url, policy, attester)
             self._asking = self._joint = joint_asking(
                 url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
                 progress=progress, timeout_seconds=min(timeout_seconds, give_up_seconds),

@@ -118,6 +118,7 @@ class Client:
     ) -> None:
         self._alone = threading.Lock()
         if is_joint(url):
+            refuse_policy(url, policy, attester)
             self._asking = self._http = joint_asking(
                 url, wanted_of(model, backend, kit_sha256, signer, encoder), identity=identity, store=store, rng=rng,
                 progress=progress, timeout_seconds=min(timeout_seconds, give_up_seconds),
@@ -348,20 +349,47 @@ def wanted_of(
     policy: str | Path | Policy | None = None,
     attester: str | None = None,
 ) -> Wanted:
-    """Return what a client was asked for; see `Client` for the arguments."""
+    """Return what a client was asked for; see `Client` for the arguments.
+
+    Raises:
+        UsageError: arguments that do not go together: a policy goes with the backend tee, and with no other.
+    """
     if attester not in (None, "simulated"):
         raise UsageError(f"Expected attester={attester!r} to be 'simulated', or left out: hardware needs no permission")
     if policy is None and attester is not None:
         raise UsageError("Expected policy= with attester='simulated'; its table [simulated] names the measurements")
+    if policy is not None and backend not in (None, "tee"):
+        raise UsageError(
+            f"Expected policy (--policy) with backend (--backend) tee, got {backend!r}, under which no enclave shows "
+            "evidence; leave out one of the two"
+        )
+    if policy is not None:
+        backend = "tee"  # not the server's choice, which may be one that shows it the query
     return Wanted(
         model, backend, kit_sha256, read_public_key(signer) if signer else None, encoder,
         None if policy is None else Accept(policy_of(policy), allow_simulated=attester == "simulated"),
     )  # fmt: skip
 
 
+def refuse_policy(url: str, policy: object, attester: object) -> None:
+    """Refuse what is for one server's enclave. Raises UsageError where several organisations answer together."""
+    if policy is not None or attester is not None:
+        raise UsageError(
+            f"Expected no policy (--policy) and no attester with url={url!r}: several organisations answer there, "
+            "without an enclave; leave them out"
+        )
+
+
 def policy_of(policy: str | Path | Policy) -> Policy:
-    """Return a policy, read if it is a file's name."""
-    return policy if isinstance(policy, Policy) else read_policy(policy)
+    """Return a policy, read if it is a file's name. Raises UsageError if it is neither."""
+    if isinstance(policy, Policy):
+        return policy
+    if not isinstance(policy, (str, Path)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise UsageError(
+            f"Expected policy as a TOML file's name or a confide.tee.policy.Policy, got {type(policy).__name__}; "
+            "docs/attestation.md has its form"
+        )
+    return read_policy(policy)
 
 
 def asking(

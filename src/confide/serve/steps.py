@@ -146,7 +146,12 @@ class Asking:
         name = wanted.model or (yield from self._only_model())
         version = f"/versions/{quote(wanted.backend, safe='')}" if wanted.backend else ""
         path = f"/v2/models/{quote(name, safe='')}{version}/kit"
-        received = yield from self._exchange(Send("GET", path, max_bytes=MAX_KIT_BYTES))
+        try:
+            received = yield from self._exchange(Send("GET", path, max_bytes=MAX_KIT_BYTES))
+        except Refusal as refusal:
+            if refusal.code != "unknown_version" or wanted.backend != "tee":
+                raise
+            raise _no_enclave(name, refusal, policy=wanted.accept is not None) from None
         if wanted.kit_sha256 and digest(received.body) != wanted.kit_sha256:
             raise IntegrityError(f"Expected the kit with kit_sha256={wanted.kit_sha256}; the server serves another one")
         session: Session = yield Work(lambda: self._opened(received.body, name))
@@ -410,3 +415,14 @@ def _reply(received: Received) -> Reply:
 def _check_size(message: Message, max_bytes: int) -> None:
     if len(message.body) > max_bytes - JSON_BYTES:
         raise _TooLarge(f"Expected a message of at most {max_bytes} bytes, which is what the server takes")
+
+
+def _no_enclave(model: str, refusal: Refusal, *, policy: bool) -> UsageError:
+    """Return what to say where a server has no enclave for a model: which backends it names instead."""
+    served = refusal.text.rpartition(": ")[2][:200]
+    there = f"this server has no backend tee for model={model!r}; it serves {served}"
+    if policy:
+        return UsageError(
+            f"Expected policy (--policy) with a server that has the backend tee; {there}. No row was sent"
+        )
+    return UsageError(f"Expected a server with an enclave; {there}")

@@ -29,7 +29,7 @@ from confide.errors import Aborted, ProtocolError, UsageError
 from confide.guarantee import RECORDED_CLOSED, SUM_REVEALS, Adversary, Claim, Guarantee, Trust, nothing_hidden
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.tee import aggregate_enclave, simulated
-from confide.tee.aggregate_enclave import Inside
+from confide.tee.aggregate_enclave import Inside, Released
 from confide.tee.aggregate_terms import (
     ASKED,
     EVIDENCE,
@@ -78,12 +78,14 @@ class Enclaves:
         allow_simulated: True if the client's people have asked for simulations.
         attester: of an enclave: what signs its evidence; None where there is none.
         now: seconds since the epoch; evidence is checked at it.
+        released: of an enclave: what its process has let out, one for all runs and set-ups of the process.
     """
 
     policy: Policy | None = None
     allow_simulated: bool = False
     attester: Attester | None = None
     now: Callable[[], float] = time.time
+    released: Released = field(default_factory=Released, compare=False)
 
 
 def simulated_enclaves() -> Enclaves:
@@ -135,8 +137,9 @@ class Tee(Aggregator):
 
     **Guarantees** A client's vector is sealed to a key whose evidence the client has verified under its own policy,
     made after its own nonce, for this cohort, roster, quorum and rule; it opens for this session, client and key
-    alone. The enclave lets out each session once, over at least max(3, quorum, what the rule needs) vectors that their
-    clients signed. Its keys die with its process. All this as far as the hardware keeps what its vendor says.
+    alone. The enclave lets out one result of each round of a run, over at least max(3, quorum, what the rule needs)
+    vectors that their clients signed; later attempts get that one again. Its keys and that memory die with its process.
+    All this as far as the hardware keeps what its vendor says.
 
     **Leaks** The result and who is in it, to the server; lengths. A simulated enclave protects nothing.
     """
@@ -201,7 +204,7 @@ class Tee(Aggregator):
             inside = self._inside.get(terms.public_key)
             if inside is None:
                 raise UsageError("Expected the enclave's keys in memory; it has started again: run setup again")
-            return aggregate_enclave.play(terms, inside)
+            return aggregate_enclave.play(terms, inside, self._enclaves.released)
         if vector is None:
             raise UsageError("Expected a vector at a client")
         return _client(terms, me, session.checked(vector), store, rng)
@@ -340,12 +343,17 @@ def _serve(terms: Terms) -> Party:
 def _read_result(terms: Terms, body: bytes, names: list[str], collector: Collector) -> TeeSums:
     result = decode(body, Result, max_bytes=terms.result_bytes)
     values = result.values.numpy("int64", (terms.session.length,))
-    passed = [name for name in terms.cohort.clients if name in names]
-    if tuple(n for n in passed if n in result.members) != result.members or set(result.members) | set(
-        result.refused
-    ) != set(names):
+    if not 0 <= result.attempt <= terms.session.attempt:
+        raise Aborted("Expected a result of this attempt, or of an earlier one of the round")
+    # a round is let out once: after an attempt whose result was lost, that result comes, over who was in it
+    mine = result.attempt == terms.session.attempt
+    passed = [name for name in terms.cohort.clients if name in names or not mine]
+    told = set(result.members) | set(result.refused)
+    if tuple(n for n in passed if n in result.members) != result.members or not told <= set(passed):
         raise Aborted("Expected the enclave's sets to lie within the server's, in the cohort's order")
-    verify(terms.signer, terms.released(result.values, result.members, result.refused), result.signature)
+    if mine and told != set(names):
+        raise Aborted("Expected every upload that was passed on in the enclave's sets")
+    verify(terms.signer, terms.released(result), result.signature)
     for name in result.refused:
         collector.blame(name, "sent a body that the enclave cannot open, or no vector of this session")
     if len(result.members) < terms.quorum:

@@ -2,20 +2,24 @@
 
 Whoever runs the enclave's machine can stop it, start it again and give it back an older disk. So nothing that protects
 a vector is on a disk: an enclave that starts again has other keys, and no vector that was sealed before opens; one that
-runs lets each session out once, whatever its store says.
+runs lets out one result of each round of a run, whatever its store says, in whichever attempt and after whichever
+set-up: two sums of one round differ by single clients' vectors.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from importlib import metadata
+from threading import Lock
 
+import msgspec
 import numpy as np
 
 from confide.cohort import roster
 from confide.cohort.robust import combine
 from confide.crypto.keys import KEY_BYTES, SigningKey
 from confide.crypto.random import Randomness
-from confide.errors import ProtocolError, UsageError
+from confide.errors import Aborted, ProtocolError, UsageError
 from confide.ideal import Cohort, Vector
 from confide.tee.aggregate_terms import (
     ASKED,
@@ -37,14 +41,86 @@ from confide.tee.aggregate_terms import (
 from confide.tee.attest import Attester
 from confide.tee.channel import EnclaveKey
 from confide.tee.evidence import Bundle, Claims, report_data
-from confide.wire import Array, MemoryStore, Message, Party, Step, Store, decode, encode
+from confide.wire import Array, Message, Party, Step, Store, decode, encode
 
 #: Clocks of enclave and clients may differ by so much, and evidence is for a set-up that happens now.
 _EARLY_SECONDS, _VALID_SECONDS = 300, 3600
 
+#: Of so many runs the newest result is held to be sent again; of the others only that their round is out.
+_MOST_RESULTS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class _Out:
+    """The newest round of a run that was let out.
+
+    Args:
+        round: which.
+        about: what was summed in it, without attempt and keys.
+        context: of the session in which it was let out.
+        result: unsigned, or None where it is held no longer.
+    """
+
+    round: int
+    about: bytes
+    context: bytes
+    result: Result | None
+
+
+class Released:
+    """What the enclave of this process has let out: of each round of a run one result, across attempts and set-ups.
+
+    A coordinator that lost a result gets that one again. It is in memory alone, and safe under threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._newest: dict[str, _Out] = {}
+
+    def __repr__(self) -> str:
+        return f"Released(runs={len(self._newest)})"
+
+    def again(self, terms: Terms) -> Result | None:
+        """Return the result that is out of the session's round, unsigned, or None for a new round.
+
+        It is given in the session that let it out and in later attempts at the same sum.
+
+        Raises:
+            Aborted: the round is out and this is another sum or another set-up's first try, or a later round is out.
+        """
+        with self._lock:
+            return self._find(terms)
+
+    def release(self, terms: Terms, result: Result) -> None:
+        """Remember a result before it leaves; looking and remembering are one step.
+
+        Raises:
+            Aborted: a result of this round, or of a later one, was let out in the meantime.
+        """
+        session = terms.session
+        with self._lock:
+            if self._find(terms) is not None:
+                raise Aborted(f"Expected one party for round={session.round} of run={session.run}; another was faster")
+            self._newest.pop(session.run, None)
+            self._newest[session.run] = _Out(session.round, terms.about, terms.context, result)
+            for run in list(self._newest)[:-_MOST_RESULTS]:
+                self._newest[run] = replace(self._newest[run], result=None)
+
+    def _find(self, terms: Terms) -> Result | None:
+        session, out = terms.session, self._newest.get(terms.session.run)
+        if out is None or session.round > out.round:
+            return None
+        held = out.result if session.round == out.round and terms.about == out.about else None
+        if held is not None and (terms.context == out.context or session.attempt > held.attempt):
+            return held
+        raise Aborted(
+            f"Expected a round after round={out.round} of run={session.run}, or a later attempt at the same sum; the "
+            "enclave lets each round out once: take another run id for another training"
+        )
+
 
 class Inside:
-    """What one set-up's enclave holds in memory: the key that opens, the key that signs, what was let out.
+    """What one set-up's enclave holds in memory: the key that opens, and the key that signs.
 
     Args:
         rng: draws the keys, inside.
@@ -53,7 +129,6 @@ class Inside:
     def __init__(self, rng: Randomness) -> None:
         self.key = EnclaveKey(rng)
         self.signer = SigningKey(rng.bytes(KEY_BYTES))
-        self.memory = MemoryStore()
 
     def __repr__(self) -> str:
         return "Inside(secret)"
@@ -109,19 +184,22 @@ def enrol(
     yield Step(send=(sent,), save={SHOWN: body, roster.ROSTER: listed.encode()})
 
 
-def play(terms: Terms, inside: Inside) -> Party:
-    """The enclave's party of one sum: take what the server passes on, let the result out once.
+def play(terms: Terms, inside: Inside, released: Released) -> Party:
+    """The enclave's party of one sum: take what the server passes on, let one result out.
+
+    Where this round is out already, that result is sent again, and nothing of what the server passes on is taken.
 
     Args:
         terms: what all parties agree on.
-        inside: the keys that clients have verified, and the journal.
+        inside: the keys that clients have verified.
+        released: what this process has let out.
 
     Raises:
-        Aborted: too few vectors, or the session, or a later one, was let out already.
+        Aborted: too few vectors; or another sum of the round, or a later round, was let out, even while this one ran.
     """
-    server, journal = terms.cohort.server, terms.journal
-    body = journal.resumed(inside.memory)
-    if body is None:
+    server = terms.cohort.server
+    result = released.again(terms)
+    if result is None:
         taken = _Taken(terms, inside)
         for count in range(len(terms.cohort.clients) + 1):
             received = yield Step(await_tag=relay_tag(count), wait_for=(server,))
@@ -129,9 +207,10 @@ def play(terms: Terms, inside: Inside) -> Party:
             if not relayed.name:
                 break
             taken.add(relayed)
-        body = encode(taken.result())
-        inside.memory.commit(journal.entry(body))
-    yield Step(send=(Message(terms.cohort.helper, server, RESULT, body),))
+        result = taken.result()
+        released.release(terms, result)
+    signed = msgspec.structs.replace(result, signature=inside.signer.sign(terms.released(result)))
+    yield Step(send=(Message(terms.cohort.helper, server, RESULT, encode(signed)),))
 
 
 class _Taken:
@@ -163,14 +242,13 @@ class _Taken:
             self._rows[name] = vector
 
     def result(self) -> Result:
-        """Return what is let out. Raises Aborted: too few vectors."""
+        """Return what is let out, unsigned. Raises Aborted: too few vectors."""
         terms = self._terms
         members = tuple(name for name in terms.cohort.clients if name in self._members)
         refused = tuple(name for name in terms.cohort.clients if name in self._refused)
         terms.require(members, "enclave")
         values = Array.of(self._total if terms.rule.exact else self._combined(members))
-        signature = self._inside.signer.sign(terms.released(values, members, refused))
-        return Result(values, members, refused, signature)
+        return Result(values, members, refused, terms.session.attempt)
 
     def _combined(self, members: tuple[str, ...]) -> Vector:
         """Return the rule's vector times the number of members, so that it is read like a sum over them."""

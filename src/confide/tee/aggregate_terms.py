@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -106,19 +106,21 @@ class Relayed(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Result(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What the enclave lets out of one session.
+    """What the enclave lets out of one round.
 
     Args:
         values: int64, shape (length,).
         members: whose vectors are in it, in the cohort's order.
         refused: whose body did not open, or held no vector of this session.
-        signature: of the enclave, over the session and the rest.
+        attempt: in which the vectors were taken: the session's own, or an earlier one of the same round.
+        signature: of the enclave, over the session and the rest; none until it is sent.
     """
 
     values: Array
     members: tuple[str, ...]
     refused: tuple[str, ...]
-    signature: bytes
+    attempt: int
+    signature: bytes = b""
 
 
 def public_key_of(shown: Shown) -> bytes:
@@ -194,6 +196,12 @@ class Terms:
                 *(rule.name, rule.liars, self.public_key, self.signer),
             )
         ).digest()
+        self.about = hashlib.sha256(
+            label(
+                *("confide tee sum v1", replace(session, attempt=0).context, self.cohort.helper, listed.digest),
+                *(rule.name, rule.liars),
+            )
+        ).digest()
         self.bits = max(1, (2 * session.bound).bit_length())
         word_dtype(self.bits)
         self.quorum = max(SMALLEST_SUM, self.cohort.quorum, rule.fewest)
@@ -247,11 +255,12 @@ class Terms:
         except UsageError as error:
             raise ProtocolError(str(error)) from None
 
-    def released(self, values: Array, members: tuple[str, ...], refused: tuple[str, ...]) -> bytes:
+    def released(self, result: Result) -> bytes:
         """Return what the enclave signs."""
-        digest = hashlib.sha256(values.data).digest()
-        names = label("members", *members) + label("refused", *refused)
-        return label("confide tee result v1", self.context, digest, len(members), len(refused), names)
+        digest = hashlib.sha256(result.values.data).digest()
+        names = label("members", *result.members) + label("refused", *result.refused)
+        counts = (result.attempt, len(result.members), len(result.refused))
+        return label("confide tee result v2", self.context, digest, *counts, names)
 
     def require(self, members: tuple[str, ...], where: str) -> None:
         """Check that a sum over `members` may be released.
@@ -264,5 +273,5 @@ class Terms:
 
     @property
     def journal(self) -> Journal:
-        """Return this session's place in the journal of a client, or of the enclave's memory."""
+        """Return this session's place in the journal of a client."""
         return Journal(f"tee/journal/{self.session.run}", self.session, self.context)

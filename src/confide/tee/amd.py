@@ -19,7 +19,7 @@ from confide.errors import ProtocolError
 from confide.tee import certificates, known
 from confide.tee.checks import Asked, Checks, Facts
 from confide.tee.evidence import Bundle, Provider
-from confide.tee.policy import PlatformFeature, Product, SnpRules, TcbFloor
+from confide.tee.policy import PlatformFeature, Product, SnpRules
 
 REPORT_BYTES = 1184
 SIGNED_BYTES = 0x2A0
@@ -241,14 +241,23 @@ def _check_platform(
 
 def _check_floor(report: Report, product: Product, rules: SnpRules, checks: Checks) -> None:
     """Check the version that signed, and that at which the guest was launched."""
-    floor = rules.tcb_floor.get(product) or known.load().snp_floor.get(product)
-    if floor is None:
+    floor = _floor(product, rules)
+    if not floor:
         checks.add("version floor", False, f"none is known for {product}; name one in [snp.tcb_floor.{product}]")
         return
     for name, value in (("version floor", report.reported_tcb), ("version at launch", report.launch_tcb)):
         found = tcb(value, product)
-        low = [part for part, have in found.items() if have < getattr(floor, part)]
-        checks.add(name, not low, _words(found) if not low else f"{_words(found)}, below {_floor_words(floor)}")
+        low = [part for part, have in found.items() if have < floor.get(part, 0)]
+        checks.add(name, not low, _words(found) if not low else f"{_words(found)}, below {_words(floor)}")
+
+
+def _floor(product: Product, rules: SnpRules) -> dict[str, int]:
+    """Return the least versions by part: of what is shipped and what the policy names the greater; {} for none."""
+    shipped, named = known.load().snp_floor.get(product), rules.tcb_floor.get(product)
+    least = shipped.parts() if shipped else {}
+    for part, value in named.parts().items() if named else ():
+        least[part] = value if rules.accept_older_tcb else max(value, least.get(part, 0))
+    return least
 
 
 def _check_guest(report: Report, rules: SnpRules, checks: Checks) -> None:
@@ -270,10 +279,6 @@ def _check_guest(report: Report, rules: SnpRules, checks: Checks) -> None:
 
 def _words(parts: Mapping[str, int | None]) -> str:
     return ", ".join(f"{name}={value}" for name, value in parts.items())
-
-
-def _floor_words(floor: TcbFloor) -> str:
-    return ", ".join(f"{name}={getattr(floor, name)}" for name in floor.__struct_fields__ if getattr(floor, name))
 
 
 def _value(certificate: x509.Certificate, extension: str) -> bytes:

@@ -1,4 +1,4 @@
-"""The documents of AWS Nitro: COSE_Sign1 around a map, in CBOR. What cbor2 reads, and raises, ends here.
+"""The documents of AWS Nitro: COSE_Sign1 around a map, in CBOR.
 
 Paper: RFC 9052 (COSE_Sign1, Sig_structure), RFC 8949 (CBOR).
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
-from confide.errors import MissingExtra, ProtocolError
+from confide.errors import ProtocolError
+from confide.tee import cbor
 
 _ALGORITHM = 1
 #: Tag 18, which may stand before a COSE_Sign1 message.
@@ -34,15 +35,15 @@ class Signed:
 
 
 def read_sign1(body: bytes) -> Signed:
-    """Return the message in `body`. Raises ProtocolError for anything else, MissingExtra without cbor2."""
-    message = _load(body.removeprefix(_TAG))
+    """Return the message in `body`. Raises ProtocolError for anything else."""
+    message = cbor.loads(body.removeprefix(_TAG))
     parts = cast("list[object]", message) if isinstance(message, list) else []
     if len(parts) != 4 or not isinstance(parts[1], dict):
         raise ProtocolError("Expected a COSE_Sign1 message of four parts")
     protected, _, payload, signature = parts
     if not (isinstance(protected, bytes) and isinstance(payload, bytes) and isinstance(signature, bytes)):
         raise ProtocolError("Expected a COSE_Sign1 message of four parts")
-    header, inner = _load(protected), _load(payload)
+    header, inner = cbor.loads(protected), cbor.loads(payload)
     if not isinstance(header, dict) or not isinstance(inner, dict):
         raise ProtocolError("Expected a COSE_Sign1 message with a header and a document")
     algorithm = cast("dict[object, object]", header).get(_ALGORITHM)
@@ -52,25 +53,14 @@ def read_sign1(body: bytes) -> Signed:
     return Signed(
         algorithm if isinstance(algorithm, int) else None,
         cast("dict[str, object]", document), signature,
-        _dump(["Signature1", protected, b"", payload]),
+        _covered(protected, payload),
     )  # fmt: skip
 
 
-def _load(body: bytes) -> Any:
-    """Return the one CBOR item in `body`."""
-    try:
-        import cbor2
-    except ImportError:
-        raise MissingExtra("cbor2", "tee") from None
-    try:
-        return cbor2.loads(body)
-    except (KeyboardInterrupt, SystemExit, MemoryError):
-        raise
-    except BaseException:  # cbor2 lets through what tags of its own raise
-        raise ProtocolError("Expected a document in CBOR") from None
-
-
-def _dump(value: list[str | bytes]) -> bytes:
-    import cbor2
-
-    return cbor2.dumps(value)
+def _covered(protected: bytes, payload: bytes) -> bytes:
+    """Return Sig_structure: an array of "Signature1", the header, no external data, and the payload."""
+    context = b"Signature1"
+    parts = [cbor.head(cbor.ARRAY, 4), cbor.head(cbor.TEXT, len(context)), context]
+    for part in (protected, b"", payload):
+        parts += [cbor.head(cbor.BYTES, len(part)), part]
+    return b"".join(parts)

@@ -37,10 +37,11 @@ def policy_text(bundle: Bundle) -> str:
 
     Raises:
         UsageError: the evidence cannot be read, or shows what no policy may name, such as debugging.
-        MissingExtra: a document of Nitro without cbor2.
     """
     try:
         claims = bundle.read_claims()
+        if not claims.names_model:
+            raise ProtocolError("Expected claims whose model_sha256 is 64 hex digits")
         lines = _DRAFTS[bundle.provider](bundle.evidence)
         text = _HEAD.format(model=claims.model_sha256) + "\n" + "\n".join(lines) + "\n"
         parse_policy(text.encode(), "the draft")

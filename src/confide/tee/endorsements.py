@@ -151,7 +151,7 @@ def valid_until(endorsements: Mapping[str, bytes]) -> float | None:
                 ends.append(_list_end(bytes.fromhex(collateral[name])))
         if "crl.der" in endorsements:
             ends.append(_list_end(endorsements["crl.der"]))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except Exception:  # of JSON, of dates and of x509, which raises more than ValueError
         raise ProtocolError("Expected endorsements that say until when they hold") from None
     return min(ends, default=None)
 
@@ -191,11 +191,12 @@ def _platform(quote: bytes) -> tuple[str, str]:
         _, mark, rest = extension.value.partition(_FMSPC)
         if not mark or len(rest) < 6:
             raise ValueError
-    except (ValueError, x509.ExtensionNotFound):
+        issuer = leaf.issuer.rfc4514_string()
+    except Exception:  # x509 raises several kinds for what is malformed, some of them only when a field is read
         raise UsageError(
             "Expected a quote that carries its platform's certificate; the host's quoting service must get one"
         ) from None
-    return rest[:6].hex().upper(), "platform" if "Platform CA" in leaf.issuer.rfc4514_string() else "processor"
+    return rest[:6].hex().upper(), "platform" if "Platform CA" in issuer else "processor"
 
 
 class _TcbInfo(msgspec.Struct, frozen=True):
@@ -249,7 +250,7 @@ def _checked(name: str, body: bytes) -> bytes:
             return to_der(body)
         der = body if body[:1] == b"\x30" and not _is_hex(body) else bytes.fromhex(body.decode("ascii").strip('"\r\n '))
         x509.load_der_x509_crl(der)
-    except (ValueError, UsageError):
+    except (ValueError, UsageError, x509.InvalidVersion):
         raise ProtocolError(f"Expected {name} from the vendor, got something else") from None
     return der
 

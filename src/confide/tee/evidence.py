@@ -14,6 +14,7 @@ for the few types used here are: sorted keys, no white space, ASCII.
 from __future__ import annotations
 
 import hashlib
+import re
 from enum import StrEnum
 from typing import Literal
 
@@ -79,6 +80,11 @@ class Claims(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     not_before: int
     not_after: int
     nonce: str = ""
+
+    @property
+    def names_model(self) -> bool:
+        """Return whether `model_sha256` is one: 64 digits of lower hex. It comes from the enclave, as all of this."""
+        return re.fullmatch(r"[0-9a-f]{64}", self.model_sha256) is not None
 
     def encode(self) -> bytes:
         """Return the one way in which these claims are written."""

@@ -36,9 +36,12 @@ PlatformFeature = Literal["smt-off", "ecc", "rapl-off", "ciphertext-hiding", "al
 
 
 class SimulatedRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is accepted of simulated evidence: hex measurements."""
+    """What is accepted of simulated evidence: hex SHA-384, one at least."""
 
     measurements: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _hex("measurements", self.measurements, 48, zero=True)
 
 
 class IntelRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -129,18 +132,25 @@ class TdxRules(IntelRules, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class TcbFloor(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The least security versions of a SEV-SNP platform; `fmc` is Turin's."""
+    """The least security versions of a SEV-SNP platform, one at least; `fmc` is Turin's, None names no version."""
 
-    boot_loader: int = 0
-    tee: int = 0
-    snp: int = 0
-    microcode: int = 0
-    fmc: int = 0
+    boot_loader: int | None = None
+    tee: int | None = None
+    snp: int | None = None
+    microcode: int | None = None
+    fmc: int | None = None
 
     def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            if not 0 <= getattr(self, name) <= 255:
-                raise ValueError(f"Expected {name}={getattr(self, name)} from 0 to 255")
+        for name, value in self.parts().items():
+            if not 0 <= value <= 255:
+                raise ValueError(f"Expected {name}={value} from 0 to 255")
+        if not self.parts():
+            raise ValueError(f"Expected one of {', '.join(self.__struct_fields__)}; a table without any accepts all")
+
+    def parts(self) -> dict[str, int]:
+        """Return the parts that are named."""
+        found = {name: getattr(self, name) for name in self.__struct_fields__}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 class SnpRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -153,8 +163,9 @@ class SnpRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
         products: generations of processors.
         accept_broken_milan: True takes Milan too, whose root key can be extracted by the host's software alone, so
             that it can forge all of this.
-        tcb_floor: least versions by product, instead of those that confide ships; Turin has none shipped, so that a
-            policy must name its own.
+        tcb_floor: least versions by product; of each part the greater of this and what confide ships holds. Turin has
+            none shipped, so that a policy must name its own.
+        accept_older_tcb: True lets the parts that `tcb_floor` names be less than what confide ships.
         max_vmpl: the highest number of a privilege level, where 0 is the most privileged.
         min_guest_svn: least version that the guest's signer gave it.
         platform: what the firmware must say of the platform: "smt-off", "ecc", "rapl-off", "ciphertext-hiding",
@@ -169,6 +180,7 @@ class SnpRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     products: tuple[Product, ...] = ("genoa", "turin")
     accept_broken_milan: bool = False
     tcb_floor: dict[Product, TcbFloor] = {}
+    accept_older_tcb: bool = False
     max_vmpl: int = 0
     min_guest_svn: int = 0
     platform: tuple[PlatformFeature, ...] = ()
@@ -188,6 +200,8 @@ class SnpRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
                 'products=["milan"] and accept_broken_milan=true go together: software of the host can extract the '
                 "root key of a Milan processor and forge evidence of any guest"
             )
+        if self.accept_older_tcb and not self.tcb_floor:
+            raise ValueError("accept_older_tcb=true needs tcb_floor, which names the least versions that are accepted")
         if not 0 <= self.max_vmpl <= 3:
             raise ValueError(f"Expected max_vmpl={self.max_vmpl} from 0 to 3")
 

@@ -19,8 +19,9 @@ Other names are ignored.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from types import MappingProxyType
 
 import msgspec
@@ -29,7 +30,7 @@ from confide.errors import AttestationError, ProtocolError, UsageError
 from confide.tee import known, simulated
 from confide.tee.amd import verify_snp
 from confide.tee.checks import Asked, Check, Checks, Facts, Stop
-from confide.tee.evidence import MAX_CLAIMS_BYTES, Bundle, Claims, Provider, Purpose, report_data
+from confide.tee.evidence import MAX_CLAIMS_BYTES, NONCE_BYTES, Bundle, Claims, Provider, Purpose, report_data
 from confide.tee.intel import verify_sgx, verify_tdx
 from confide.tee.nitro import verify_nitro
 from confide.tee.policy import Policy
@@ -41,6 +42,10 @@ MAX_ENDORSEMENT_BYTES = 1 << 19
 MAX_ENDORSEMENTS = 8
 #: Seconds since the epoch at the end of the year 9999.
 _LAST_SECOND = 253402300799
+#: Claims may name times up to here; larger ones are no float.
+_MOST_SECONDS = 1 << 40
+#: Values of a policy in one line of a report.
+_MOST_SHOWN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,11 +102,13 @@ def verify(
         model_sha256: the model that it must be beside what the policy says; None for the policy's alone.
 
     Raises:
-        UsageError: `now` is no time.
+        UsageError: `now` is no time, or `nonce` has not 32 bytes.
         MissingExtra: the hardware's evidence needs a package that is not installed (extra "tee").
     """
     if not 0 <= now <= _LAST_SECOND:
         raise UsageError(f"Expected now={now} in seconds since the epoch")
+    if nonce is not None and len(nonce) != NONCE_BYTES:
+        raise UsageError(f"Expected a nonce of {NONCE_BYTES} bytes, not {len(nonce)}; None asks for none")
     asked = Asked(policy, now, nonce, purpose, allow_simulated, model_sha256)
     checks = Checks()
     claims: Claims | None = None
@@ -126,9 +133,17 @@ def report_lines(verdict: Verdict) -> list[str]:
     width = max((len(check.name) for check in verdict.checks), default=0)
     lines = [f"{'holds' if one.holds else 'FAILS':<5}  {one.name:<{width}}  {one.detail}" for one in verdict.checks]
     if verdict.holds:
-        return [*lines, f"Every check holds: evidence of {verdict.provider.value} that the policy accepts."]
-    first = next((check.name for check in verdict.checks if not check.holds), "claims")
-    return [*lines, f"Refused: {first} does not hold. Checks that rest on one that failed were not made."]
+        provider = verdict.provider
+        if not provider.hardware:
+            return [*lines, f"Every check holds: evidence of {provider.value}, and shows nothing."]
+        accepted = f"Every check holds: evidence of {provider.value} that the policy accepts."
+        names = ", ".join(f"{one.name} ({one.year})" for one in known.breaks(provider))
+        return [*lines, accepted, f"Known breaks of such hardware: {names or 'none that confide knows'}."]
+    wrong = list(dict.fromkeys(check.name for check in verdict.checks if not check.holds)) or ["claims"]
+    refused = f"Refused: {', '.join(wrong)} {'does' if len(wrong) == 1 else 'do'} not hold."
+    made = {check.name for check in verdict.checks}
+    skipped = "" if "model" in made else " Checks that rest on one that failed were not made."
+    return [*lines, refused + skipped]
 
 
 def report_json(verdict: Verdict) -> dict[str, object]:
@@ -170,7 +185,10 @@ def _simulated(bundle: Bundle, asked: Asked, checks: Checks) -> Facts:
     checks.add(
         "debug", not report.debug, "off" if not report.debug else "the enclave is open to its host for debugging"
     )
-    checks.add("measurement", report.measurement in rules.measurements, f"measurement={report.measurement}")
+    shown = f"the enclave shows {report.measurement}"
+    if report.measurement not in rules.measurements:
+        shown += f"; the policy's [simulated] measurements name {_few(rules.measurements)}"
+    checks.add("measurement", report.measurement in rules.measurements, shown)
     return Facts(bytes.fromhex(report.report_data))
 
 
@@ -182,18 +200,42 @@ def _tail(bundle: Bundle, claims: Claims, facts: Facts, asked: Asked, checks: Ch
         "report data", bound, "they are the hash of the claims" if bound else "they are of other claims", stop=True
     )
     checks.add("purpose", claims.purpose == asked.purpose, f"the key is for {claims.purpose}")
+    if not all(0 <= at <= _MOST_SECONDS for at in (claims.not_before, claims.not_after)):
+        checks.add("validity", False, "not_before and not_after are no seconds since the epoch", stop=True)
     valid = claims.not_before <= now <= claims.not_after
-    checks.add("validity", valid, f"from {claims.not_before} to {claims.not_after}, now={now:.0f}")
+    checks.add("validity", valid, f"from {_day(claims.not_before)} to {_day(claims.not_after)}, now {_day(now)}")
     if asked.nonce is None:
         young = now - claims.not_before <= policy.max_age_seconds
         checks.add("age", young, f"{now - claims.not_before:.0f} s, of at most {policy.max_age_seconds}")
     else:
         fresh = claims.nonce == asked.nonce.hex()
         checks.add("nonce", fresh, "the one that was asked with" if fresh else "another one: evidence of somebody else")
-    wanted = [*policy.model_sha256, *([asked.model_sha256] if asked.model_sha256 else [])]
     named = not policy.model_sha256 or claims.model_sha256 in policy.model_sha256
     pinned = asked.model_sha256 is None or claims.model_sha256 == asked.model_sha256
-    checks.add("model", bool(wanted) and named and pinned, f"model_sha256={claims.model_sha256}")
+    wanted = bool(policy.model_sha256) or asked.model_sha256 is not None
+    shown = f"the enclave shows model_sha256 {claims.model_sha256}"
+    if not wanted:
+        shown += "; the policy names no model_sha256 and no --signer was given"
+    if not named:
+        shown += f"; the policy's model_sha256 names {_few(policy.model_sha256)}"
+    if not pinned:
+        shown += f"; the signer has signed {asked.model_sha256}"
+    if not claims.names_model:
+        shown = "the enclave shows a model_sha256 that is not 64 hex digits"
+    checks.add("model", claims.names_model and wanted and named and pinned, shown)
+
+
+def _few(values: Sequence[str]) -> str:
+    """Return the first of a policy's values, and how many more there are."""
+    more = len(values) - _MOST_SHOWN
+    return ", ".join(values[:_MOST_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _day(seconds: float) -> str:
+    """Return a time as people read it, in UTC; as it is where no calendar has it."""
+    if not 0 <= seconds <= _LAST_SECOND:
+        return f"{seconds:.0f}"
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
 
 
 _PROVIDERS: Mapping[Provider, Callable[[Bundle, Asked, Checks], Facts]] = MappingProxyType(

@@ -11,11 +11,12 @@ from confide.data.schema import Schema
 from confide.data.survey import Finding, Survey, survey
 from confide.data.table import read_table
 from confide.errors import ConfideError, DataError, JobError
+from confide.tee.aggregate import Enclaves
 from confide.train.budget import Budget
 from confide.train.local import Silo
 from confide.train.offer import job_hash, offered
 from confide.train.parts import aggregator_of, preprocess_of, rounds_of, start_of
-from confide.train.policy import Policy, refusals_of_job
+from confide.train.policy import Policy, refusals_of_enclaves, refusals_of_job
 from confide.train.run import set_aside
 from confide.train.sections import Job, parties_of
 from confide.train.units import outcomes_of
@@ -63,7 +64,13 @@ class DryRun:
 
 
 def dry_run(
-    data: Path, schema_text: str, *, job: Job | None = None, policy: Policy | None = None, budget: Budget | None = None
+    data: Path,
+    schema_text: str,
+    *,
+    job: Job | None = None,
+    policy: Policy | None = None,
+    budget: Budget | None = None,
+    enclaves: Enclaves | None = None,
 ) -> DryRun:
     """Return what would happen with a table; nothing is written and nothing leaves.
 
@@ -73,6 +80,7 @@ def dry_run(
         job: to take part in; None looks at the table alone.
         policy: what it would say about the job; None for what defaults say.
         budget: what the data set has spent; None for nothing.
+        enclaves: which evidence the policy accepts (`enclaves_of`); None does not look at it.
 
     Raises:
         DataError: the schema is none.
@@ -89,7 +97,10 @@ def dry_run(
     policy = policy or Policy()
     budget = budget or Budget(MemoryStore(), policy.data.data_set)
     guarantee = aggregator_of(job).guarantee
-    refused = tuple(refusals_of_job(policy, job, guarantee, budget, job_hash=hash_))
+    refused = (
+        *refusals_of_job(policy, job, guarantee, budget, job_hash=hash_),
+        *(refusals_of_enclaves(job, enclaves) if enclaves else ()),
+    )
     findings, training, testing, seconds = _rehearsed(data, schema, job) if not seen.problems else ([], 0, 0, None)
     sentences = tuple(guarantee.sentences())
     return DryRun(seen, JobCheck(hash_, tuple(findings), refused, sentences, training, testing, seconds))

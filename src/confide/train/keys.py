@@ -6,6 +6,7 @@ What a file may hold is a struct with one field for each table; every table is a
 
 from __future__ import annotations
 
+import functools
 import types
 from collections.abc import Collection, Iterator, Mapping
 from datetime import date, time
@@ -49,8 +50,14 @@ def load_tables(path: Path, what: str, error: type[UsageError]) -> dict[str, Any
 
 def sections_of(kind: type[msgspec.Struct]) -> dict[str, type[Section]]:
     """Return the tables of a file, by name: the fields of `kind` that are sections."""
-    found = {name: section_type(hint) for name, hint in get_type_hints(kind).items()}
+    found = {name: section_type(hint) for name, hint in _hints(kind).items()}
     return {name: section for name, section in found.items() if section is not None}
+
+
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    """Return the types of a struct's fields; worked out once, which takes longer than all checks of a file."""
+    return types.MappingProxyType(get_type_hints(kind))
 
 
 def section_type(hint: Any) -> type[Section] | None:
@@ -79,7 +86,7 @@ def faults(
         ranges: of its numbers, by (section, key).
         what: where a person changes it, "job file".
     """
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for key, value in section.items():
         if key not in hints:
             yield unknown(key, hints, f"[{name}] has the keys", f"{name}.")

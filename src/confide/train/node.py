@@ -50,6 +50,9 @@ from confide.wire import Party, Step, Store, decode, encode
 #: What tags of the coordinator's own words begin with.
 _CONTROL = "federation/"
 
+#: What a node's people are told when it takes part in a trial of an enclave.
+SIMULATED = "INSECURE SIMULATION: whoever runs the coordinator can read this node's update"
+
 #: Set-ups of one run; each leaves keys in the node's store.
 _MOST_SETUPS = 100
 
@@ -326,6 +329,8 @@ class Node:
                 again = self._gate.decide(offer, setting)  # the table that was read is the one that was decided on
                 if again.state != "accepted":
                     raise Aborted("Expected a table that does not change while it is read")
+                if job.train.aggregate == "tee" and job.train.attester == "simulated":
+                    self._say(f"warning: {SIMULATED}")
             self._run, self.ended = current, None
         return Answer(
             offer.run,

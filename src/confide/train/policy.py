@@ -151,6 +151,25 @@ def enclaves_of(policy: Policy, path: Path) -> Enclaves:
     return Enclaves(policy=read_policy(path.parent / asked.policy), allow_simulated=asked.allow_simulated)
 
 
+def refusals_of_enclaves(job: Job, enclaves: Enclaves) -> list[str]:
+    """Return why no enclave of a job could be accepted, whatever evidence it shows; [] where one could."""
+    accepted = enclaves.policy
+    if job.train.aggregate != "tee" or accepted is None:
+        return []
+    hardware = any(table is not None for table in (accepted.sgx, accepted.tdx, accepted.snp, accepted.nitro))
+    if job.train.attester == "simulated" and accepted.simulated is None:
+        return [
+            "Expected the table [simulated] in the file of attestation.policy for a job with train.attester="
+            '"simulated"; no evidence of its enclave would be accepted'
+        ]
+    if job.train.attester == "hardware" and not hardware:
+        return [
+            "Expected a table [sgx], [tdx], [snp] or [nitro] in the file of attestation.policy for a job with "
+            'train.attester="hardware"; no evidence of its enclave would be accepted'
+        ]
+    return []
+
+
 def parse_policy(table: Mapping[str, Any]) -> Policy:
     """Return the policy that `table` describes.
 

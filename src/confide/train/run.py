@@ -120,6 +120,11 @@ def load_data(job: Job, *, rng: Randomness | None = None, ledger: Ledger | None 
             "Expected data.tables, got data.nodes; their tables stay with the nodes: run this job as `confide "
             "coordinator`, or name a table for each party"
         )
+    if job.train.aggregate == "tee" and job.train.attester != "simulated":
+        raise JobError(
+            'Expected train.attester="simulated" with train.aggregate="tee" in one process, which has no enclave: '
+            "it is a trial then; on hardware it takes nodes, and `confide node --attester NAME` at the enclave's"
+        )
     budget = budget_of(job)
     if budget is not None:
         budget.check()

@@ -1,0 +1,173 @@
+"""`confide advise`: which technique to take, for training and for inference, and what would change that."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+import typer
+
+from confide.cli import console
+from confide.errors import UsageError
+
+if TYPE_CHECKING:
+    from confide.compare.recommend import Answer
+    from confide.compare.scenario import Scenario
+
+_LARGEST_RESULT_BYTES = 1 << 26
+_NOBODY = "nobody"
+
+
+def advise(
+    scenario: Annotated[
+        Path | None, typer.Argument(metavar="SCENARIO.toml", help="What is needed; without it the terminal asks.")
+    ] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(metavar="compare.json", help="Rank by what `confide compare` measured on the same model."),
+    ] = None,
+    job: Annotated[
+        Path | None, typer.Option(metavar="JOB.toml", help="Write the job file of the training there; not over a file.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON, for programs.")] = False,
+) -> None:
+    """Say which technique to take for training and for inference, why, and what would change the answer.
+
+    Techniques are filtered by what they promise, then ranked by measured cost, or by a cost model where nothing was
+    measured. No data is read and nothing is run.
+
+        confide advise scenario.toml --results compare.json
+    """
+    from confide.compare.costs import load
+    from confide.compare.recommend import recommend
+    from confide.compare.result import read_result
+
+    wanted = _scenario(scenario)
+    models = load()
+    records = ()
+    if results is not None:
+        with results.open("rb") as file:
+            body = file.read(_LARGEST_RESULT_BYTES + 1)
+        if len(body) > _LARGEST_RESULT_BYTES:
+            raise UsageError(f"Expected a result of at most {_LARGEST_RESULT_BYTES} bytes at {results}")
+        records = read_result(body).records
+    answers = recommend(wanted, models, records)
+    if job is not None:
+        _write_job(job, answers)
+    if as_json:
+        told = {
+            "scenario": wanted.scenario.name,
+            "models": {"machine": models.machine, "date": models.date},
+            "answers": [_told(answer) for answer in answers],
+        }
+        console.out.print(msgspec.json.format(msgspec.json.encode(told)).decode())
+        return
+    for line in _page(wanted, answers):
+        console.out.print(console.plain(line))
+    if any("modelled" in line for answer in answers for line in _page(wanted, [answer])):
+        console.out.print(
+            f"modelled: fitted to measurements of {models.date} on {models.machine}; --results takes yours"
+        )
+
+
+def _write_job(path: Path, answers: tuple[Answer, ...]) -> None:
+    text = next((answer.runs for answer in answers if answer.task == "training"), "")
+    if not text:
+        raise UsageError("Expected no --job: nothing is trained by a job file here; leave the option out")
+    try:
+        with path.open("x") as file:
+            file.write(text)
+    except FileExistsError:
+        raise UsageError(f"Expected no file at {path}; name another, or move it away") from None
+
+
+def _told(answer: Answer) -> dict[str, Any]:
+    """Return an answer as JSON types."""
+    from confide.compare.pricing import Price
+
+    def price(one: Price | None) -> dict[str, Any] | None:
+        if one is None:
+            return None
+        return {"seconds": one.seconds, "source": one.source, "error_share": one.error}
+
+    second = answer.runner_up
+    return {
+        "task": answer.task,
+        "status": answer.status,
+        "choice": answer.choice,
+        "price": price(answer.price),
+        "guarantee": answer.candidate.guarantee.lines(),
+        "reasons": answer.reasons,
+        "runner_up": None if second is None else {"choice": second[0], "price": price(second[1])},
+        "fitting": answer.fitting,
+        "refused": answer.refused,
+        "changes": [{"if": one.what, "choice": one.choice, "price": price(one.price)} for one in answer.changes],
+        "runs": answer.runs,
+    }
+
+
+def _page(wanted: Scenario, answers: tuple[Answer, ...] | list[Answer]) -> Iterator[str]:
+    from confide.compare.recommend import title
+
+    for answer in answers:
+        chosen = title(answer.task, answer.choice) if answer.choice else ""
+        price = "" if answer.choice is None else f", {answer.price or 'its cost was not measured'}"
+        yield f"{answer.task}: {answer.status}{f': {chosen} ({answer.choice})' if chosen else ''}{price}"
+        yield from (f"  {reason}" for reason in answer.reasons)
+        expected = getattr(wanted.expected, answer.task)
+        if expected and expected != answer.said:
+            yield f"  the file expects {expected}"
+        if answer.choice:
+            yield f"  {answer.candidate.guarantee.summary()}"
+        if answer.runner_up:
+            name, cost = answer.runner_up
+            yield f"  runner-up: {title(answer.task, name)} ({name}), {cost or 'not measured'}"
+        for change in answer.changes:
+            cost = change.price or "not measured"
+            yield f"  if {change.what}: {title(answer.task, change.choice)} ({change.choice}), {cost}"
+        for name, lacks in answer.refused.items():
+            yield f"  not {name}: {'; '.join(lacks)}"
+        if answer.runs:
+            yield "  runs with:"
+            yield from (f"    {line}".rstrip() for line in answer.runs.splitlines())
+    if wanted.scenario.regulation:
+        yield f"noted, and decides nothing: {wanted.scenario.regulation}"
+
+
+# --- asking -----------------------------------------------------------------------------------------------------------
+
+
+def _scenario(path: Path | None) -> Scenario:
+    from confide.compare.scenario import load, parse
+
+    if path is not None:
+        return load(path)
+    if not sys.stdin.isatty():
+        raise UsageError("Expected SCENARIO.toml, or a terminal to ask at; docs/advise.md lists its keys")
+    return parse(asked(typer.prompt, typer.confirm))
+
+
+def asked(prompt: Callable[..., Any], confirm: Callable[..., bool]) -> dict[str, Any]:
+    """Return the tables of a scenario from answers.
+
+    Args:
+        prompt: asks for a value: (text, default=, type=).
+        confirm: asks for yes or no: (text, default=).
+    """
+    from confide.compare.scenario import questions
+
+    table: dict[str, Any] = {}
+    for one in questions():
+        value: Any = one.default
+        if isinstance(value, bool):
+            value = confirm(one.text, default=value)
+        elif isinstance(one.default, tuple):
+            words: str = prompt(one.text, default=" ".join(one.default) or _NOBODY, type=str)
+            value = [word for word in words.replace(",", " ").split() if word != _NOBODY]
+        else:
+            value = prompt(one.text, default=value, type=type(value))
+        table.setdefault(one.section, {})[one.key] = value
+    return table

@@ -1,0 +1,221 @@
+"""What a technique will take for a model of a given size over a given link: models fitted to measurements.
+
+    seconds = work + 8 bytes / rate + trips delay
+
+Work, bytes and trips are each a sum of the terms below with coefficients that are not negative, fitted by least squares
+of the relative error, for each technique and kind of model. The measurements are in costs.json, made by bench/costs.py;
+their machine and date stand there.
+
+    symbol   here                      unit
+    f, o     inputs, outputs           numbers of a row
+    m        products                  multiplications of a row
+    z        nonlinear                 activations, or comparisons of trees
+    k        layers
+    n, d     parties, length           of a sum of updates
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from confide.compare.described import Size
+from confide.compare.links import LINKS, Link
+
+Matrix = NDArray[np.float64]
+
+#: The measurements.
+PLACE = Path(__file__).with_name("costs.json")
+
+_MOST_STEPS = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """The cost model of one technique for one kind of model.
+
+    Args:
+        work, sent, trips: coefficients of the terms, >= 0.
+        errors: median relative error on sizes that were held out, by link; empty where too few were measured.
+        measurements: how many it rests on.
+    """
+
+    work: Matrix
+    sent: Matrix
+    trips: Matrix
+    errors: Mapping[str, float]
+    measurements: int
+
+    def seconds(self, terms: Matrix, link: Link) -> float:
+        """Return the modelled seconds of something with these terms over a link."""
+        sent = 8 * float(self.sent @ terms) / link.bits_per_second
+        return float(self.work @ terms) + sent + float(self.trips @ terms) * link.delay_seconds
+
+
+def nonnegative(a: Matrix, b: Matrix) -> Matrix:
+    """Return x >= 0 that makes |a x - b| least.
+
+    Args:
+        a: float64, shape (rows, terms).
+        b: float64, shape (rows,).
+
+    Paper: Lawson and Hanson, Solving Least Squares Problems (1974), chapter 23.
+    """
+    terms = a.shape[1]
+    x, free = np.zeros(terms), np.zeros(terms, bool)
+    for _ in range(_MOST_STEPS):
+        slope = a.T @ (b - a @ x)
+        slope[free] = 0
+        if slope.max() <= 1e-10 * max(1.0, float(np.abs(a.T @ b).max())):
+            break
+        free[int(slope.argmax())] = True
+        while True:
+            tried = np.zeros(terms)
+            tried[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
+            low = free & (tried <= 0)
+            if not low.any():
+                x = tried
+                break
+            share = (x[low] / np.maximum(x[low] - tried[low], 1e-300)).min()
+            x = x + share * (tried - x)
+            free &= x > 1e-14
+    return x
+
+
+def terms_of(row: Mapping[str, Any]) -> Matrix:
+    """Return what the costs of a measurement grow with."""
+    if row["task"] == "training":
+        n, d = float(row["parties"]), float(row["length"])
+        return np.array([1.0, n, n * n, d, n * d])
+    return size_terms(Size(**row["size"]))
+
+
+def size_terms(size: Size) -> Matrix:
+    """Return what the costs of a prediction grow with."""
+    f, o, m, z, k = map(float, (size.inputs, size.outputs, size.products, size.nonlinear, size.layers))
+    return np.array([1.0, f, o, m, z, k, np.sqrt(m)])
+
+
+def kind_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the task, the choice and the kind of model that are fitted by themselves."""
+    return (row["task"], row["choice"], "" if row["task"] == "training" else regime(row["model"]))
+
+
+def regime(model: Mapping[str, Any]) -> str:
+    """Return the kind of a [model]: what runs differently."""
+    if model["kind"] in ("logistic", "trees"):
+        return str(model["kind"])
+    return f"{model['kind']}, {model.get('activation', 'square')}"
+
+
+def fit(rows: Sequence[Mapping[str, Any]]) -> Fitted:
+    """Return the model of measurements of one technique and kind; the errors are those of `left_out_by_link`."""
+    errors = {name: statistics.median(found) for name, found in left_out_by_link(rows).items()}
+    return Fitted(*_coefficients(rows), errors, len(rows))
+
+
+def _coefficients(rows: Sequence[Mapping[str, Any]]) -> tuple[Matrix, Matrix, Matrix]:
+    terms = np.stack([terms_of(row) for row in rows])
+
+    def solved(name: str) -> Matrix:
+        values = np.array([max(float(row[name]), 1e-9) for row in rows])
+        scale = terms.max(axis=0)
+        scale[scale == 0] = 1.0
+        return nonnegative(terms / scale / values[:, None], np.ones(len(rows))) / scale
+
+    return solved("compute_seconds"), solved("bytes"), solved("trips")
+
+
+def left_out(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the relative error over each link of each measurement, by a model of all the others."""
+    return [error for errors in left_out_by_link(rows).values() for error in errors]
+
+
+def left_out_by_link(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Return the same by link: far links hide the error of work, since delays are known."""
+    if len(rows) < 3:
+        return {}
+    found: dict[str, list[float]] = {}
+    for number, row in enumerate(rows):
+        work, sent, trips = _coefficients([*rows[:number], *rows[number + 1 :]])
+        model = Fitted(work, sent, trips, {}, len(rows) - 1)
+        for name, seconds in row["seconds"].items():
+            error = abs(model.seconds(terms_of(row), LINKS[name]) - seconds) / seconds
+            found.setdefault(name, []).append(error)
+    return found
+
+
+def held_out(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], float]:
+    """Return the median error on held-out sizes of each technique, over its kinds of model."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for (task, choice, _), own in grouped(rows).items():
+        found.setdefault((task, choice), []).extend(left_out(own))
+    return {name: statistics.median(errors) for name, errors in found.items() if errors}
+
+
+@dataclass(frozen=True, slots=True)
+class Models:
+    """Every fitted model, and the measurements behind them.
+
+    Args:
+        machine, date, version: where, when and with which confide the measurements were made.
+        fitted: by task, choice and kind of model (`regime`; "" for sums).
+        rows: the measurements, one for each technique and size.
+    """
+
+    machine: str
+    date: str
+    version: str
+    fitted: Mapping[tuple[str, str, str], Fitted]
+    rows: tuple[Mapping[str, Any], ...]
+
+
+def fit_all(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], Fitted]:
+    """Return the model of each technique and kind."""
+    return {name: fit(own) for name, own in grouped(rows).items()}
+
+
+def grouped(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], list[Mapping[str, Any]]]:
+    """Return measurements by what is fitted by itself."""
+    kinds: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(kind_of(row), []).append(row)
+    return kinds
+
+
+def dump(rows: Sequence[Mapping[str, Any]], *, machine: str, date: str, version: str) -> str:
+    """Return the file that `load` reads: measurements, and the models that fit them."""
+    models = [
+        {
+            "task": task, "choice": choice, "kind": kind, "work": list(one.work), "sent": list(one.sent),
+            "trips": list(one.trips), "errors": dict(one.errors),
+            "measurements": one.measurements,
+        }
+        for (task, choice, kind), one in fit_all(rows).items()
+    ]  # fmt: skip
+    head = {"machine": machine, "date": date, "version": version, "models": models, "rows": list(rows)}
+    text = json.dumps(head, separators=(",", ":"), allow_nan=False)
+    return text.replace('{"task"', '\n{"task"') + "\n"
+
+
+def load(path: Path = PLACE) -> Models:
+    """Read the models that come with the package."""
+    read = json.loads(path.read_text())
+    fitted = {
+        (one["task"], one["choice"], one["kind"]): Fitted(
+            np.array(one["work"]),
+            np.array(one["sent"]),
+            np.array(one["trips"]),
+            one["errors"],
+            one["measurements"],
+        )
+        for one in read["models"]
+    }
+    return Models(read["machine"], read["date"], read["version"], fitted, tuple(read["rows"]))
