@@ -303,7 +303,7 @@ def test_a_broker_for_other_machines_needs_a_certificate_and_no_option_goes_with
         assert "insecure" not in err
 
 
-@pytest.mark.parametrize(("table", "package"), [("tdx", "dcap-qvl"), ("sgx", "dcap-qvl"), ("nitro", "cbor2")])
+@pytest.mark.parametrize(("table", "package"), [("tdx", "dcap-qvl"), ("sgx", "dcap-qvl")])
 def test_a_broker_without_the_package_of_its_policy_says_so_at_its_start(monkeypatch, table, package):
     command = import_module("confide.cli.broker")  # the package has the command under the same name
     policy = SimpleNamespace(**(dict.fromkeys(("sgx", "tdx", "snp", "nitro")) | {table: object()}))

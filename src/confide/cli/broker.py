@@ -97,7 +97,5 @@ def broker(
 
 def require_packages(policy: Policy) -> None:
     """Raise MissingExtra where a policy accepts evidence that could not be read here, before anybody shows some."""
-    needed = {"sgx": "dcap-qvl", "tdx": "dcap-qvl", "nitro": "cbor2"}
-    for table, package in needed.items():
-        if getattr(policy, table) is not None and find_spec(package.replace("-", "_")) is None:
-            raise MissingExtra(package, "tee")
+    if (policy.sgx is not None or policy.tdx is not None) and find_spec("dcap_qvl") is None:
+        raise MissingExtra("dcap-qvl", "tee")

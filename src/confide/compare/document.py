@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from confide.compare.charts import gallery
@@ -21,7 +22,7 @@ from confide.compare.tables import (
     strategic,
 )
 
-_KINDS = {
+_KINDS: Mapping[str, str] = {
     "own table": "private records of one organisation",
     "public": "public records",
     "synthetic": "a synthetic stand-in for records, as the job file declares",
