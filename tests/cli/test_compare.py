@@ -36,7 +36,8 @@ def test_a_job_is_compared_and_written(tmp_path, capsys):
     assert "masked" in said.out
     assert "Linear, Sigmoid" in said.out
     assert PRIVATE_WARNING not in said.out
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"cells", "compare.json", "compare.html"}
+    written = {"cells", "view.html", *(f"compare.{kind}" for kind in ("csv", "html", "json", "md"))}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == written
 
 
 def test_what_does_not_fit_is_printed_with_its_reason(tmp_path, capsys):

@@ -127,7 +127,7 @@ EVALUATED = {"data": {"evaluate": "federated"}, "privacy": PRIVATE}
 
 @pytest.fixture
 def one_message(monkeypatch):
-    monkeypatch.setattr(Setting, "aggregator", lambda self: OneMessage())
+    monkeypatch.setattr(Setting, "aggregator", lambda self, *_: OneMessage())
 
 
 def victim(folder, **sections):

@@ -292,8 +292,14 @@ class _Seen:
     def measurement(self) -> str:
         """Return the code that the evidence names, or who signed it; bounded, and true only where a key left."""
         checks = self.verdict.checks if self.verdict else ()
-        found = "; ".join(check.detail.removeprefix("measurement=") for check in checks if check.name in _CODE)
+        found = "; ".join(_shown(check.detail) for check in checks if check.name in _CODE)
         return found[:_DETAIL_LETTERS]
+
+
+def _shown(detail: str) -> str:
+    """Return what a check found, without what a policy would have."""
+    shown = detail.removeprefix("the enclave shows ")
+    return detail.removeprefix("measurement=") if shown == detail else shown.partition(";")[0]
 
 
 def _refused(check: str) -> AttestationError:
