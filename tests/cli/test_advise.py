@@ -91,7 +91,8 @@ def test_results_of_a_comparison_rank_before_the_models(scenario, tmp_path):
 
     found = Result(
         name="job", job="", records=(record("he", 0.5), record("paillier", 0.001)), curves=(), unfit={}, machine="",
-        commit="", data_kind="synthetic", private=False, links=(), link_check=(), people=(), prices=PUBLISHED, seconds=1.0,
+        commit="", data_kind="synthetic", private=False, links=(), link_check=(), people=(), prices=PUBLISHED,
+        seconds=1.0,
     )  # fmt: skip
     path = tmp_path / "compare.json"
     path.write_bytes(found.encode())
