@@ -12,7 +12,7 @@ from confide.model.graph import Graph, Linear
 from confide.tee import backend as module
 from confide.tee.backend import Accept, Enclaved, ask_evidence, graph_sha256
 from confide.tee.channel import EnclaveKey, context_of
-from confide.tee.evidence import Bundle
+from confide.tee.evidence import Bundle, Provider
 from confide.tee.policy import SimulatedRules
 from confide.tee.simulated import Simulated
 from confide.tee.verify import Check, Verdict
@@ -207,6 +207,12 @@ def test_a_server_s_kit_stays_where_it_is():
 def test_the_guarantee_of_a_simulation_claims_nothing():
     assert not Enclaved(attester=Simulated()).guarantee_for(GRAPH).claims
     assert "INSECURE" in Enclaved(attester=Simulated()).guarantee_for(GRAPH).leaks
+    guest = Simulated()
+    guest.provider = Provider.SNP
+    own = Enclaved(attester=guest).guarantee_for(GRAPH)
+    assert own.claims == Enclaved.guarantee.claims
+    assert "CacheWarp" in own.leaks  # AMD's, and Intel's alone not
+    assert "WireTap" not in own.leaks
     hardware = Enclaved().guarantee_for(GRAPH)
     assert all("vendor" in " ".join(claim.if_honest) for claim in hardware.claims if claim.hidden_from == "server")
 

@@ -230,9 +230,11 @@ class Enclaved(Backend):
         return []
 
     def guarantee_for(self, graph: Graph) -> Guarantee:
-        """Return what holds with this attester: nothing at all where it is simulated."""
-        simulated = self._attester is not None and not self._attester.provider.hardware
-        return SIMULATED_GUARANTEE if simulated else self.guarantee
+        """Return what holds with this attester, with its hardware's breaks: nothing at all where it is simulated."""
+        if self._attester is None:
+            return self.guarantee
+        provider = self._attester.provider
+        return hardware_guarantee(provider) if provider.hardware else SIMULATED_GUARANTEE
 
     def prepare(self, graph: Graph, rng: Randomness) -> dict[str, Kit]:
         if self._attester is None:

@@ -134,7 +134,9 @@ class Enclave:
         return True
 
     def _find(self, key_id: str) -> _Epoch:
-        for epoch in self._living():
+        with self._turning:  # or a key that is made at the same time would be forgotten
+            living = self._living()
+        for epoch in living:
             if epoch.key_id == key_id:
                 return epoch
         raise SetUpAgain("Expected a key that this enclave has; ask it for evidence again")
