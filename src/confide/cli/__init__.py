@@ -260,8 +260,7 @@ def inspect(
 
     confide inspect model.confide --trust signing.pem.pub
     """
-    from confide.model.artifact import load, read_public_key
-    from confide.tee.backend import graph_sha256
+    from confide.model.artifact import decode_statement, load, read_public_key
 
     if model.is_dir():
         if trust is not None:
@@ -282,7 +281,8 @@ def inspect(
     for name, value in {"created": artifact.created, **artifact.metadata}.items():
         console.out.print(f"{name}: {value}")
     console.out.print(f"signer: {artifact.signer}")
-    console.out.print(f"model_sha256: {graph_sha256(artifact.graph)}")
+    stated = decode_statement(artifact.statement, trust=bytes.fromhex(artifact.signer))
+    console.out.print(f"model_sha256: {stated.graph_sha256.hex()}")
     console.out.print(f"fingerprint: {artifact.fingerprint}")
 
 

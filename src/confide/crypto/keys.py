@@ -28,7 +28,8 @@ SEAL_BYTES = 16
 #: Bytes of an ML-KEM-768 seed, public key and ciphertext (FIPS 203, tables 2 and 3).
 ENCAPSULATION_SEED_BYTES, ENCAPSULATION_KEY_BYTES, CIPHERTEXT_BYTES = 64, 1184, 1088
 
-_NO_ML_KEM = (
+#: What to say where OpenSSL has no ML-KEM.
+NO_ML_KEM = (
     "Expected a cryptography package whose OpenSSL has ML-KEM; install its wheel with: pip install --force-reinstall "
     "--only-binary cryptography 'cryptography>=50'"
 )
@@ -97,7 +98,7 @@ class DecapsulationKey:
         try:
             self._key = MLKEM768PrivateKey.from_seed_bytes(seed)
         except UnsupportedAlgorithm:
-            raise UsageError(_NO_ML_KEM) from None
+            raise UsageError(NO_ML_KEM) from None
         self.public = self._key.public_key().public_bytes_raw()
 
     def decapsulate(self, ciphertext: bytes) -> bytes:
@@ -154,7 +155,7 @@ def _encapsulation_key(public: bytes) -> MLKEM768PublicKey:
     try:
         return MLKEM768PublicKey.from_public_bytes(public)
     except UnsupportedAlgorithm:
-        raise UsageError(_NO_ML_KEM) from None
+        raise UsageError(NO_ML_KEM) from None
     except ValueError:
         raise ProtocolError(f"Expected an ML-KEM-768 public key of {ENCAPSULATION_KEY_BYTES} bytes, reduced") from None
 

@@ -33,7 +33,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from confide.crypto.keys import ENCAPSULATION_KEY_BYTES, ENCAPSULATION_SEED_BYTES, KEY_BYTES, label
+from confide.crypto.keys import ENCAPSULATION_KEY_BYTES, ENCAPSULATION_SEED_BYTES, KEY_BYTES, NO_ML_KEM, label
 from confide.crypto.random import Randomness
 from confide.errors import ProtocolError, UsageError
 
@@ -46,11 +46,6 @@ REPLY_BYTES = SECRET_BYTES + 16
 
 _REQUEST = b"confide tee request v1"
 _REPLY = b"confide tee reply v1"
-
-_NO_ML_KEM = (
-    "Expected a cryptography package whose OpenSSL has ML-KEM; install its wheel with: pip install --force-reinstall "
-    "--only-binary cryptography 'cryptography>=50'"
-)
 
 
 def _suite() -> Suite:
@@ -71,7 +66,7 @@ class EnclaveKey:
         try:
             lattice = MLKEM768PrivateKey.from_seed_bytes(rng.bytes(ENCAPSULATION_SEED_BYTES))
         except UnsupportedAlgorithm:
-            raise UsageError(_NO_ML_KEM) from None
+            raise UsageError(NO_ML_KEM) from None
         curve = X25519PrivateKey.from_private_bytes(rng.bytes(KEY_BYTES))
         self._key = MLKEM768X25519PrivateKey(lattice, curve)
         self.public = lattice.public_key().public_bytes_raw() + curve.public_key().public_bytes_raw()
@@ -153,7 +148,7 @@ def seal(body: bytes, public: bytes, *, context: bytes, rng: Randomness) -> tupl
         )
         sealed = _suite().encrypt(secret + body, key, label(_REQUEST, context))  # low order shows only here
     except UnsupportedAlgorithm:
-        raise UsageError(_NO_ML_KEM) from None
+        raise UsageError(NO_ML_KEM) from None
     except ValueError:
         raise ProtocolError(f"Expected the enclave's public key, {PUBLIC_KEY_BYTES} bytes") from None
     return sealed, ReplyKey(secret, sealed, context)
