@@ -11,6 +11,7 @@ import msgspec
 import typer
 
 from confide.cli import console
+from confide.cli.plan import opened
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,12 @@ _NOBODY = "nobody"
 def advise(
     scenario: Annotated[
         Path | None, typer.Argument(metavar="SCENARIO.toml", help="What is needed; without it the terminal asks.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Your model, a .confide or ONNX file, in place of the one that [model] says."
+        ),
     ] = None,
     results: Annotated[
         Path | None,
@@ -45,7 +52,8 @@ def advise(
     from confide.compare.recommend import recommend
     from confide.compare.result import read_result
 
-    wanted = _scenario(scenario)
+    graph = None if model is None else opened(model, None)[0]
+    wanted = _scenario(scenario, described=graph is None)
     models = load()
     records = ()
     if results is not None:
@@ -54,7 +62,7 @@ def advise(
         if len(body) > _LARGEST_RESULT_BYTES:
             raise UsageError(f"Expected a result of at most {_LARGEST_RESULT_BYTES} bytes at {results}")
         records = read_result(body).records
-    answers = recommend(wanted, models, records)
+    answers = recommend(wanted, models, records, graph=graph)
     if job is not None:
         _write_job(job, answers)
     if as_json:
@@ -140,27 +148,30 @@ def _page(wanted: Scenario, answers: tuple[Answer, ...] | list[Answer]) -> Itera
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def _scenario(path: Path | None) -> Scenario:
+def _scenario(path: Path | None, *, described: bool) -> Scenario:
     from confide.compare.scenario import load, parse
 
     if path is not None:
         return load(path)
     if not sys.stdin.isatty():
         raise UsageError("Expected SCENARIO.toml, or a terminal to ask at; docs/advise.md lists its keys")
-    return parse(asked(typer.prompt, typer.confirm))
+    return parse(asked(typer.prompt, typer.confirm, described=described))
 
 
-def asked(prompt: Callable[..., Any], confirm: Callable[..., bool]) -> dict[str, Any]:
+def asked(prompt: Callable[..., Any], confirm: Callable[..., bool], *, described: bool = True) -> dict[str, Any]:
     """Return the tables of a scenario from answers.
 
     Args:
         prompt: asks for a value: (text, default=, type=).
         confirm: asks for yes or no: (text, default=).
+        described: False leaves out the questions about the model, which is there.
     """
     from confide.compare.scenario import questions
 
     table: dict[str, Any] = {}
     for one in questions():
+        if one.section == "model" and not described:
+            continue
         value: Any = one.default
         if isinstance(value, bool):
             value = confirm(one.text, default=value)
