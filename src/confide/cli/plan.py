@@ -149,7 +149,7 @@ def _total_lines(found: Estimate, backend: str) -> list[str]:
 def _promised(graph: Graph, backend: str) -> list[str]:
     """Return what serving under a backend promises."""
     from confide.serve import load_backend
-    from confide.serve.parties.service import as_served
+    from confide.serve.parties.promises import as_served
 
     return as_served(load_backend(backend).guarantee_for(graph)).lines()
 

@@ -21,7 +21,7 @@ from confide.he.backend import Homomorphic
 from confide.ideal import Backend
 from confide.model.graph import Graph
 from confide.serve import BACKENDS, load_backend
-from confide.serve.parties.service import as_served
+from confide.serve.parties.promises import as_served
 from confide.train.job import parse
 from confide.train.parts import AGGREGATORS, checked_aggregator
 from confide.train.sections import names_of

@@ -46,6 +46,17 @@ def planned(backend: Backend, graph: Graph) -> Numbers | None:
     return tuple(map(float, (total.rounds, total.comparisons, total.products, total.largest, every)))
 
 
+def in_words(choice: str, plan: Numbers) -> str:
+    """Return a plan as people read it."""
+    if choice.startswith("he"):
+        return f"{plan[1]:,.0f} bytes for a question and its answer"
+    rounds, comparisons, products, _, every = (round(number) for number in plan)
+    return (
+        f"{rounds} messages one after the other, {every:,} bytes between all, {comparisons:,} comparisons, "
+        f"{products:,} multiply-adds"
+    )
+
+
 def _of_trees(plan: TreesPlan) -> float:
     """Return the seconds of rotations and products, which are nearly all of the work."""
     limbs, degree = len(plan.parameters.data_primes), plan.parameters.degree

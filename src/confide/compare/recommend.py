@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
@@ -17,6 +17,7 @@ from confide.compare.candidates import (
 from confide.compare.costs import Models
 from confide.compare.described import graph_of, size_of, words_of
 from confide.compare.judging import Judged, judged, needs_of
+from confide.compare.planned import in_words
 from confide.compare.plans import job_table, job_text, serve_line, trains_from_a_job
 from confide.compare.pricing import Price, Prices
 from confide.compare.record import Record
@@ -57,6 +58,7 @@ class Answer:
         refused: the others, with what speaks against each.
         changes: what would change the answer.
         runs: the job file of a training, or the command line that serves.
+        plans: what planners say of the model, by technique, in words; of those that run it.
     """
 
     task: str
@@ -70,6 +72,7 @@ class Answer:
     refused: Mapping[str, tuple[str, ...]]
     changes: tuple[Change, ...] = ()
     runs: str = ""
+    plans: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def said(self) -> str:
@@ -126,7 +129,8 @@ def recommend(
                 backends = backends_of(graph, linear=scenario.model.kind == "logistic")
             made = inference_candidates(scenario, backends or backends_for(scenario.model))
         phase = _Phase(task, made, prices)
-        found.append(_answer(scenario, phase, relax=relax))
+        plans = {one.choice: in_words(one.choice, one.plan) for one in made if one.plan is not None}
+        found.append(replace(_answer(scenario, phase, relax=relax), plans=plans))
     return tuple(found)
 
 
