@@ -1,6 +1,6 @@
 """What a technique will take for a model of a given size over a given link: models fitted to measurements.
 
-    seconds = work + 8 bytes / rate + trips delay
+    seconds = work + 8 bytes / rate + trips delay         of training on shares: max(work + trips delay, 8 bytes / rate)
 
 Work, bytes and trips are each a sum of terms with coefficients that are not negative, fitted by least squares of the
 relative error, for each technique and, where no planner gives the terms (`planned`), kind of model. The measurements
@@ -55,6 +55,8 @@ class Fitted:
         work, sent, trips: coefficients of the terms, >= 0.
         errors: median relative error on sizes that were held out, by link; empty where too few were measured.
         measurements: how many it rests on.
+        beside: whether most bytes flow while others wait for each other, as a dealer's do: then the longer of the two
+            counts, and not their sum.
     """
 
     work: Matrix
@@ -62,11 +64,13 @@ class Fitted:
     trips: Matrix
     errors: Mapping[str, float]
     measurements: int
+    beside: bool = False
 
     def seconds(self, terms: Terms, link: Link) -> float:
         """Return the modelled seconds of something with these terms over a link."""
         sent = 8 * float(self.sent @ terms.sent) / link.bits_per_second
-        return float(self.work @ terms.work) + sent + float(self.trips @ terms.trips) * link.delay_seconds
+        waited = float(self.work @ terms.work) + float(self.trips @ terms.trips) * link.delay_seconds
+        return max(waited, sent) if self.beside else waited + sent
 
 
 def nonnegative(a: Matrix, b: Matrix) -> Matrix:
@@ -105,7 +109,7 @@ def terms_of(row: Mapping[str, Any]) -> Terms:
         size = Size(**row["size"])
         return plan_terms(row["choice"], tuple(row["plan"]), size) if "plan" in row else size_terms(size)
     if "records" in row:
-        return training_terms(Training(**{name: row[name] for name in Training.__slots__}))
+        return training_terms(row["choice"], Training(**{name: row[name] for name in Training.__slots__}))
     return sum_terms(row["parties"], row["length"])
 
 
@@ -154,20 +158,23 @@ class Training:
     batch: int
 
     @property
-    def steps(self) -> int:
-        """Return the steps of all passes."""
-        return self.rounds * max(1, -(-self.records // self.batch))
+    def batches(self) -> int:
+        """Return the batches of a pass."""
+        return max(1, -(-self.records // self.batch))
 
 
-def training_terms(size: Training) -> Terms:
-    """Return what the costs of a training grow with."""
-    rows, steps = float(size.records), float(size.steps)
-    passed, weights = rows * size.rounds, steps * size.products
-    work = np.array([1.0, steps, steps * size.layers, passed * size.products, passed * size.nonlinear, weights])
-    shared = rows * (size.features + size.outputs)
-    read = passed * size.features
-    sent = np.array([1.0, steps, shared, read, passed * size.nonlinear, weights, float(size.parties)])
-    return Terms(np.append(work, (shared, read)), sent, np.array([1.0, steps, steps * size.layers]))
+def training_terms(choice: str, size: Training) -> Terms:
+    """Return what the costs of a training grow with, on shares or of a party by itself."""
+    rows, steps, grown = float(size.records), float(size.rounds * size.batches), size.rounds / size.layers
+    passed, shared = rows * size.rounds, rows * (size.features + size.outputs)
+    if choice == "mpc":  # one admission for each batch, then steps over them; a comparison's keys are most of the bytes
+        work = (1.0, steps * size.layers, shared, passed * size.nonlinear, passed * size.products)
+        compared = (passed * size.outputs, passed * (size.nonlinear - size.outputs))  # a sigmoid takes two, a ReLU one
+        sent = (1.0, shared, *compared, steps * size.products, float(size.parties))
+        return Terms(np.array(work), np.array(sent), np.array((1.0, float(size.batches), steps * size.layers)))
+    nodes = grown * 2.0**size.layers * size.products  # of trees: histograms of every node of a level
+    work = (1.0, steps, passed * size.features, passed * size.nonlinear, passed * size.products, nodes)
+    return Terms(np.array(work), np.ones(1), np.ones(1))
 
 
 def kind_of(row: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -189,7 +196,11 @@ def regime(model: Mapping[str, Any]) -> str:
 def fit(rows: Sequence[Mapping[str, Any]]) -> Fitted:
     """Return the model of measurements of one technique and kind; the errors are those of `left_out_by_link`."""
     errors = {name: statistics.median(found) for name, found in left_out_by_link(rows).items()}
-    return Fitted(*_coefficients(rows), errors, len(rows))
+    return Fitted(*_coefficients(rows), errors, len(rows), _beside(rows[0]))
+
+
+def _beside(row: Mapping[str, Any]) -> bool:
+    return (row["task"], row["choice"]) == ("training", "mpc")
 
 
 def _coefficients(rows: Sequence[Mapping[str, Any]]) -> tuple[Matrix, Matrix, Matrix]:
@@ -220,7 +231,7 @@ def left_out_by_link(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[float]
     found: dict[str, list[float]] = {}
     for number, row in enumerate(rows):
         work, sent, trips = _coefficients([*rows[:number], *rows[number + 1 :]])
-        model = Fitted(work, sent, trips, {}, len(rows) - 1)
+        model = Fitted(work, sent, trips, {}, len(rows) - 1, _beside(row))
         for name, seconds in row["seconds"].items():
             error = abs(model.seconds(terms_of(row), LINKS[name]) - seconds) / seconds
             found.setdefault(name, []).append(error)
@@ -290,6 +301,7 @@ def load(path: Path = PLACE) -> Models:
             np.array(one["trips"]),
             one["errors"],
             one["measurements"],
+            _beside(one),
         )
         for one in read["models"]
     }

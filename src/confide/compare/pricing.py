@@ -126,7 +126,7 @@ class Prices:
         model = self.models.fitted.get(("training", "local", kind))
         if model is None:
             return None
-        terms = training_terms(_of_records(scenario, self.size, records))
+        terms = training_terms("local", _of_records(scenario, self.size, records))
         return Price(float(model.work @ terms.work), "modelled", model.errors.get("loopback"))
 
 
@@ -139,7 +139,7 @@ def _of_records(scenario: Scenario, size: Size, records: int) -> Training:
         records=records,
         features=size.inputs,
         outputs=size.outputs,
-        products=size.inputs if trees else size.products,
+        products=TreesSection().bins * size.inputs if trees else size.products,
         nonlinear=size.outputs + (0 if trees else size.nonlinear),
         layers=size.layers if trees else (size.layers + 1) // 2,
         rounds=scenario.model.trees * scenario.model.depth * size.outputs if trees else scenario.needs.rounds,
