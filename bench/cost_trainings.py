@@ -1,4 +1,4 @@
-"""Trainings that see records, for bench/costs.py: on shares, and at one place; records are made up, none decides a time.
+"""Trainings that see records, for bench/costs.py: on shares, and at one place; the records are made up.
 
 The seconds of a training at one place are one party's local work in a federation as well: it takes the same steps.
 """
