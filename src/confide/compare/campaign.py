@@ -17,10 +17,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.compare import inference, validate
+from confide.compare import inference, load, validate
 from confide.compare import training as trainings
 from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
+from confide.compare.hosted import artifact_bytes
 from confide.compare.links import LINKS
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
@@ -44,9 +45,19 @@ _GUESS: Mapping[str, float] = {
     "training": 1.0,
     "epsilon": 1.0,
     "inference": 4.0,
+    "load": 8.0,
     "size": 1.0,
     "link": 8.0,
 }
+
+#: Different rows that clients ask for under load.
+_QUERIES_UNDER_LOAD = 64
+
+#: What else is measured against the size of a network.
+_SIZED: tuple[str, ...] = (
+    "upload_bytes", "download_bytes", "offline_bytes", "key_bytes", "query_total_bytes", "cpu_client_seconds",
+    "cpu_server_seconds", "money_dollars",
+)  # fmt: skip
 
 #: Over which link the model of links is checked.
 _CHECKED = "wan"
@@ -226,11 +237,16 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
     settings, graph, x = state.comparison, state.graph, _rows(state, cell.count)
     if cell.kind == "link":
         return Outcome(name=name, figures=_link_check(state, x, cell.choice), repeats=cell.count)
+    if cell.kind == "load":
+        return _under_load(state, cell, name)
     if cell.kind == "size":
         graph = mlp(graph.features, int(cell.at), graph.outputs, seed="model size")
+    prepared = state.loader.load(settings.job).preprocess
+    size = len(artifact_bytes(graph, prepared)) if cell.kind == "inference" else 0
     done = inference.asked(
-        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference"
-    )
+        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference",
+        model_bytes=size,
+    )  # fmt: skip
     title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
     setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
     return Outcome(
@@ -240,6 +256,16 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
         guarantee=done.guarantee,
         setting=setting,
         repeats=done.repeats,
+    )
+
+
+def _under_load(state: _State, cell: Cell, name: str) -> Outcome:
+    assert state.graph is not None
+    prepared = state.loader.load(state.comparison.job).preprocess
+    done = load.loaded(cell.choice, state.graph, prepared, _rows(state, _QUERIES_UNDER_LOAD), clients=cell.count)
+    answers = int(done.figures["load_answers_count"])
+    return Outcome(
+        name=name, figures=done.figures, samples=done.samples, setting=load.words(cell.count), repeats=answers
     )
 
 
@@ -302,6 +328,10 @@ def _records(state: _State) -> Iterator[Record]:
         plain = _latency(state)
         for choice, rows in _of(state, kind).items():
             outcomes = [outcome for _, outcome in rows]
+            settings = [outcomes[-1].setting]
+            if kind == "inference":
+                under_load = [outcome for _, outcome in _of(state, "load").get(choice, [])]
+                outcomes, settings = [*outcomes, *under_load], [*settings, *(one.setting for one in under_load)]
             figures = summarise([outcome.figures for outcome in outcomes])
             for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
                 figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
@@ -309,11 +339,11 @@ def _records(state: _State) -> Iterator[Record]:
                 latency = figures["latency_seconds"].median
                 figures["added_seconds"] = _single(latency - plain)
                 figures["factor_over_plain"] = _single(latency / plain)
-            last = outcomes[-1]
+            last = rows[-1][1]
             yield Record(
                 task=kind,
                 choice=choice,
-                setting=last.setting,
+                setting="; ".join(settings),
                 figures=figures,
                 guarantee=last.guarantee or nothing_hidden("not stated"),
                 machine=machine(),
@@ -343,7 +373,8 @@ def _curves(state: _State) -> Iterator[Curve]:
     for choice, rows in _of(state, "epsilon").items():
         yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")
     for choice, rows in _of(state, "size").items():
-        for y_name in ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links)):
+        latencies = ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links))
+        for y_name in (*latencies, *_SIZED):
             yield _against(rows, "size", "inference", choice, "parameters_count", y_name)
 
 

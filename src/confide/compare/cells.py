@@ -22,7 +22,7 @@ from confide.train.job import parse as parse_job
 from confide.train.parts import AGGREGATORS, checked_aggregator
 from confide.train.sections import Job, names_of
 
-Kind = Literal["model", "training", "epsilon", "inference", "size", "link"]
+Kind = Literal["model", "training", "epsilon", "inference", "load", "size", "link"]
 
 #: Trainings that are no aggregator: each party alone, all records in one place, noise under secure aggregation.
 BASELINES: tuple[str, ...] = ("local", "pooled")
@@ -49,12 +49,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One thing to measure.
 
     Args:
-        kind: "model" trains what is served, "training" and "inference" measure a technique, "epsilon" and "size" are
-            points of curves, "link" checks the model of links.
+        kind: "model" trains what is served, "training" and "inference" measure a technique, "load" asks it from many
+            sides at once, "epsilon" and "size" are points of curves, "link" checks the model of links.
         choice: the technique.
         seed: of public choices, for trainings.
         at: epsilon, or units of the hidden layer; 0 where neither is asked.
-        count: queries, for predictions; 0 for trainings.
+        count: queries, for predictions; clients, under load; 0 for trainings.
     """
 
     kind: Kind
@@ -79,6 +79,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 return f"training: {self.choice} at epsilon {self.at:g}, seed {self.seed}"
             case "inference":
                 return f"inference: {self.choice}"
+            case "load":
+                return f"inference: {self.choice}, {self.count} clients at once"
             case "size":
                 return f"inference: {self.choice}, {self.at:g} hidden units"
             case "link":
@@ -199,6 +201,8 @@ def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: in
         yield Cell(kind="model", choice=comparison.job.train.aggregate, seed=first)
     for choice in chosen["inference"]:
         yield Cell(kind="inference", choice=choice, count=queries)
+    for choice in chosen["inference"] if settings.clients else ():
+        yield Cell(kind="load", choice=choice, count=settings.clients)
     for choice in [name for name in _CHECKED if settings.check_link and name in chosen["inference"]]:
         yield Cell(kind="link", choice=choice, count=20)
     for seed in range(first, first + seeds):

@@ -37,12 +37,14 @@ class CompareSection(Section, frozen=True, kw_only=True):
         inference: the same for predictions.
         seeds: splits and starts over which a training is repeated, 1 to 100.
         queries: predictions of each technique that are timed, 2 to 100000; a slow one is stopped earlier.
+        clients: how many ask at once where a technique is measured under load, each a process of its own, 0 to 64; 0
+            leaves that out.
         links: networks for which costs are modelled.
         data: what the records are: "own" records of one organisation, which may hold them all; "public"; or
             "synthetic", a stand-in. It is needed with data.tables of several parties.
         epsilons: budgets of the curve of accuracy against epsilon; of jobs with a [privacy].
-        sizes: units of the hidden layer of the networks on which latency is measured against model size; () leaves
-            that out.
+        sizes: units of the hidden layer of the networks on which latency, bytes and money are measured against model
+            size; () leaves that out.
         check_link: measures one prediction over a shaped link as well, and prints how far its modelled cost is off.
         client_core_hour_dollars, server_core_hour_dollars, gigabyte_dollars: prices in place of the published ones.
     """
@@ -51,6 +53,7 @@ class CompareSection(Section, frozen=True, kw_only=True):
     inference: tuple[str, ...] = ()
     seeds: int = 5
     queries: int = 100
+    clients: int = 4
     links: tuple[str, ...] = tuple(LINKS)
     data: Literal["own", "public", "synthetic"] | None = None
     epsilons: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
@@ -64,6 +67,7 @@ class CompareSection(Section, frozen=True, kw_only=True):
 _RANGES: Mapping[tuple[str, str], Range] = {
     ("compare", "seeds"): (1, 100, False, False),
     ("compare", "queries"): (2, 100_000, False, False),
+    ("compare", "clients"): (0, 64, False, False),
     ("compare", "client_core_hour_dollars"): (0, 1e6, False, False),
     ("compare", "server_core_hour_dollars"): (0, 1e6, False, False),
     ("compare", "gigabyte_dollars"): (0, 1e6, False, False),
