@@ -7,8 +7,10 @@ It can be killed at any time and started again: every finished cell is in the ca
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,23 +19,26 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.compare import inference, load, validate
+from confide.compare import across, inference, load, validate
 from confide.compare import training as trainings
 from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
+from confide.compare.federation import Federation
 from confide.compare.hosted import artifact_bytes
 from confide.compare.links import LINKS
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
-from confide.compare.result import Curve, LinkCheck, Result
+from confide.compare.result import Across, Curve, LinkCheck, Result
 from confide.compare.settings import Comparison
-from confide.errors import ConfideError, JobError
+from confide.errors import ConfideError, JobError, StoreError, UsageError
 from confide.guarantee import nothing_hidden
+from confide.model import artifact as artifacts
 from confide.model.graph import Graph
 from confide.model.onnx import from_onnx, to_onnx
+from confide.model.preprocess import Preprocess
 from confide.model.zoo import mlp
 from confide.train.job import describe
-from confide.train.sections import Job, parties_of
+from confide.train.sections import Job, nodes_of, parties_of
 
 __all__ = ["Curve", "Event", "LinkCheck", "Result", "campaign"]
 
@@ -92,6 +97,7 @@ class _State:
     comparison: Comparison
     cells: Cells
     records: str
+    federation: Federation | None = None
     loader: trainings.Loader = field(default_factory=trainings.Loader)
     unfit: dict[str, str] = field(default_factory=dict[str, str])
     found: list[tuple[Cell, Outcome]] = field(default_factory=list[tuple[Cell, Outcome]])
@@ -100,11 +106,24 @@ class _State:
 
     def misfits(self, cell: Cell) -> bool:
         """Return whether an earlier cell of the same technique showed that it does not fit."""
-        return f"{cell.task}/{cell.choice}" in self.unfit or (cell.task == "inference" and self.model is None)
+        if f"{cell.task}/{cell.choice}" in self.unfit:
+            return True
+        if cell.task == "training" or self.model is not None:
+            return False
+        if self.federation is not None and cell.kind == "inference":
+            self.unfit[f"inference/{cell.choice}"] = "no model to serve: no run across the nodes was finished"
+        return True
 
 
 def campaign(
-    comparison: Comparison, folder: Path, *, seeds: int, queries: int, only: tuple[str, ...] = (), fresh: bool = False
+    comparison: Comparison,
+    folder: Path,
+    *,
+    seeds: int,
+    queries: int,
+    only: tuple[str, ...] = (),
+    fresh: bool = False,
+    federation: Federation | None = None,
 ) -> Iterator[Event]:
     """Measure everything that a comparison asks for.
 
@@ -114,13 +133,27 @@ def campaign(
         seeds, queries: how many.
         only: techniques of either task, () for those of [compare].
         fresh: measure anew what the cache has.
+        federation: of a job with data.nodes; it is closed in the end.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written; or as in `Federation.begin`.
+        StoreError: the journal of the federation is gone; start again when it is back.
     """
-    cache = Cache(folder, fresh=fresh)
-    cells = planned(comparison, seeds=seeds, queries=queries, only=only)
-    state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit))
+    if comparison.across != (federation is not None):
+        raise UsageError("Expected a federation for a job with data.nodes, and none for another; name it: --federation")
+    with ExitStack() as stack:
+        cache = Cache(folder, fresh=fresh)
+        if federation is None:
+            cells = planned(comparison, seeds=seeds, queries=queries, only=only)
+        else:
+            stack.callback(federation.close)
+            cells = federation.begin(comparison, cache, seeds=seeds, queries=queries, only=only)
+        state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit), federation=federation)
+        yield from _measuring(state, cache)
+
+
+def _measuring(state: _State, cache: Cache) -> Iterator[Event]:
+    cells = state.cells
     took: dict[tuple[str, str], list[float]] = {}
     for done, cell in enumerate(cells.cells):
         rest = cells.cells[done:]
@@ -128,10 +161,10 @@ def campaign(
         if state.misfits(cell):
             continue
         name = _name(state, cell)
-        outcome = cache.get(name)
+        outcome = cache.get(name) if not _goes_on(state, cell, cache) else None
         cached = outcome is not None
         if outcome is None:
-            outcome = _measured(state, cell, name)
+            outcome = _measured(state, cell, name, cache)
             if outcome is None:
                 continue
             cache.put(outcome)
@@ -170,7 +203,14 @@ def _model_job(state: _State) -> Job:
     return msgspec.structs.replace(job, shares=opened)
 
 
+def _goes_on(state: _State, cell: Cell, cache: Cache) -> bool:
+    """Return whether a cell's run across nodes is not over, although its outcome may be there."""
+    return state.federation is not None and cell.kind == "training" and state.federation.interrupted(cell, cache)
+
+
 def _name(state: _State, cell: Cell) -> str:
+    if state.federation is not None and cell.kind == "training":
+        return state.federation.name(cell)
     links = list(state.comparison.links) if cell.kind != "link" else [LINKS[_CHECKED]]
     parts: dict[str, Any] = {
         "cell": cell,
@@ -186,17 +226,22 @@ def _name(state: _State, cell: Cell) -> str:
 
 
 def _keep(state: _State, cell: Cell, outcome: Outcome) -> None:
-    if cell.kind == "model":
+    if cell.kind == "model" or (state.federation is not None and cell.kind == "training" and state.model is None):
         state.model = outcome
         state.graph = from_onnx(outcome.graph)
     state.found.append((cell, outcome))
 
 
-def _measured(state: _State, cell: Cell, name: str) -> Outcome | None:
+def _measured(state: _State, cell: Cell, name: str, cache: Cache) -> Outcome | None:
     """Measure a cell; one that fails leaves its reason with what does not fit, and the others go on."""
     begin = time.perf_counter()
     try:
-        outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
+        if state.federation is not None and cell.task == "training":
+            outcome = state.federation.trained(cell, cache)
+        else:
+            outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
+    except StoreError:
+        raise  # what was done is not safe: it goes on from there
     except (ConfideError, ModuleNotFoundError) as error:
         where_ = (
             f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
@@ -227,9 +272,19 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
 
 
 def _rows(state: _State, count: int) -> Matrix:
-    """Return test records as queries, repeated if they are too few."""
+    """Return test records as queries, repeated if they are too few; across nodes, rows that are none of theirs."""
+    if state.federation is not None:
+        return across.rows_of(state.comparison, _preprocess(state), count)
     x = np.asarray(state.loader.load(state.comparison.job).test.x, np.float64)
     return np.resize(x, (count, x.shape[1]))
+
+
+def _preprocess(state: _State) -> Preprocess:
+    """Return how the served model takes rows."""
+    if state.federation is None:
+        return state.loader.load(state.comparison.job).preprocess
+    assert state.model is not None
+    return artifacts.decode(state.model.model, trust=state.federation.signer).preprocess
 
 
 def _asked(state: _State, cell: Cell, name: str) -> Outcome:
@@ -276,8 +331,7 @@ def _layers(graph: Graph) -> str:
 
 def _link_check(state: _State, x: Matrix, choice: str) -> dict[str, float]:
     assert state.graph is not None
-    data = state.loader.load(state.comparison.job)
-    return validate.validated(state.graph, data.preprocess, choice, x, LINKS[_CHECKED])
+    return validate.validated(state.graph, _preprocess(state), choice, x, LINKS[_CHECKED])
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
@@ -311,6 +365,24 @@ def _result(state: _State) -> Result:
         link_check=tuple(checks),
         prices=settings.prices,
         seconds=sum(outcome.seconds for _, outcome in state.found),
+        across=_across(state),
+    )
+
+
+def _across(state: _State) -> Across | None:
+    """Return what the runs across nodes were charged; None without nodes."""
+    if state.federation is None:
+        return None
+    job = state.comparison.job
+    assert job.privacy is not None
+    spent = [outcome.figures["epsilon_total"] for cell, outcome in state.found if cell.kind == "training"]
+    return Across(
+        nodes=nodes_of(job),
+        runs=len(spent),
+        epsilon=math.fsum(spent),
+        delta=math.fsum(job.privacy.delta for _ in spent),
+        evaluated=job.data.evaluate == "federated",
+        rows=across.rows_words(state.comparison),
     )
 
 
