@@ -6,6 +6,7 @@ that it points to is copied beside it, and the sections of docs/README.md become
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 INDEX = "docs/README.md"
+
+#: Beside the pages: under each section, and under the API, what stands in the sidebar.
+NAVIGATION = "navigation.json"
 
 #: Pages whose place on the site does not follow from their own.
 _PLACES = {
@@ -125,6 +129,10 @@ class Layout:
             body = self.linked(INDEX, section.text, at=f"sections/{section.slug}.md")
             self._put(f"sections/{section.slug}.md", f"# {section.title}\n\n{body}\n{_toctree(section.pages)}")
         self._put("index.md", self._front())
+        navigation = {f"sections/{section.slug}": [_name(page) for page in section.pages] for section in self.sections}
+        if self._api:
+            navigation["api/index"] = sorted(f"api/{page.stem}" for page in (self.into / "api").glob("*.rst"))
+        self._put(NAVIGATION, json.dumps(navigation))
 
     def linked(self, page: str, text: str, *, at: str = "") -> str:
         """Return a page's text with links for the site; a link that leads nowhere is left, for Sphinx to refuse.
@@ -201,6 +209,10 @@ def _relative(target: str, here: PurePosixPath) -> str:
     return os.path.relpath(target, here.as_posix())
 
 
+def _name(page: str) -> str:
+    return page.removesuffix(".md")
+
+
 def _toctree(pages: Sequence[str], *, base: str = "/") -> str:
-    entries = "\n".join(f"{base}{page.removesuffix('.md').removesuffix('.rst')}" for page in pages)
+    entries = "\n".join(f"{base}{_name(page)}" for page in pages)
     return f"\n```{{toctree}}\n:hidden:\n\n{entries}\n```\n"
