@@ -1,4 +1,4 @@
-"""Build the site: python -m sitebuild [--out FOLDER] [--links].
+"""Build the site: python -m sitebuild [--out FOLDER] [--links] [--facts].
 
 Ends with code 1 where Sphinx warns, a link or an anchor leads nowhere, or a page would ask the network.
 """
@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from sitebuild import build
+from sitebuild import build, facts
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,9 +20,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs")
     parser.add_argument("--links", action="store_true", help="ask for every link to other sites (needs a network)")
+    parser.add_argument("--facts", action="store_true", help="write what pages take from the code anew, and build nothing")
     given = parser.parse_args()
+    if given.facts:
+        for page in facts.write(ROOT):
+            print(f"docs: {page.relative_to(ROOT)} is written anew")
+        return 0
     begin = time.perf_counter()
     wrong, outside = build.build(ROOT, given.out)
+    wrong += facts.faults(ROOT)
     for line in wrong:
         print(f"docs: {line}", file=sys.stderr)
     if given.links and not wrong:
