@@ -22,6 +22,17 @@ check_link = false
 """
 
 
+NODES = """
+[data]
+schema = "s.toml"
+nodes = ["a", "b", "c"]
+[train]
+quorum = 3
+[privacy]
+expected_records = 100
+"""
+
+
 def run(*arguments) -> int:
     with pytest.raises(SystemExit) as ended:
         main(["compare", *map(str, arguments)])
@@ -55,7 +66,8 @@ def test_what_does_not_fit_is_printed_with_its_reason(tmp_path, capsys):
     [
         (JOB.replace("seeds = 1", "seed = 1"), (), 'Unknown key "compare.seed"'),
         (JOB, ("--only", "maskd"), 'did you mean "masked"'),
-        ('[data]\nschema = "s.toml"\nnodes = ["a", "b"]\n', (), "Expected no data.nodes in a comparison"),
+        ('[data]\nschema = "s.toml"\nnodes = ["a", "b"]\n', (), "Expected [privacy] in a comparison across real nodes"),
+        (NODES, (), "Expected a federation for a job with data.nodes"),
         (JOB.replace("breast-cancer", "brest-cancer"), (), "brest-cancer"),
         ("[data\n", (), "Expected TOML"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,9 +14,13 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from confide.cli import console
+from confide.cli.coordinator import listening
+from confide.errors import UsageError
 
 if TYPE_CHECKING:
+    from confide.compare.across import Bill
     from confide.compare.campaign import Event
+    from confide.compare.federation import Federation
 
 
 def compare(
@@ -41,6 +46,27 @@ def compare(
     opened: Annotated[
         bool, typer.Option("--open", help="Show the comparison in a browser, also while it runs; works offline.")
     ] = False,
+    federation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a job with data.nodes: the coordinator's folder, as `confide federation init` made it.",
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="With --federation: ADDRESS:PORT to listen on; the federation's own if left out.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="With --federation: journal, a file or postgresql://...; a file in the folder if left out."),
+    ] = None,
+    agree_hours: Annotated[
+        float,
+        typer.Option(min=0, help="With --federation: how long each run waits until every node has accepted it."),
+    ] = 168.0,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --federation: agree to what the runs charge, for scripts.")
+    ] = False,
 ) -> None:
     """Measure every technique that fits a job, for training and for inference, and write a report.
 
@@ -58,6 +84,11 @@ def compare(
     Look at one that has finished or still runs:
 
         confide compare FOLDER --open
+
+    Across the real nodes of a federation (data.nodes) only protected runs are made. Each is charged to every node's
+    budget; what they are charged is said before anything starts, and somebody must agree:
+
+        confide compare job.toml --federation federation
     """
     from confide.compare.campaign import campaign
     from confide.compare.settings import PRIVATE_WARNING, load
@@ -71,8 +102,12 @@ def compare(
     settings = comparison.settings
     folder = out or job_file.parent / f"{job_file.stem}.compare"
     found, watched = None, _Watched(folder, opened=opened)
-    with _bars() as bars:
+    with console.stops_cleanly(), _bars() as bars:
         task = bars.add_task("reading", total=None, left="")
+        nodes = None
+        if federation is not None:
+            nodes = _nodes(federation, listen, store, folder, agree_hours, _Bill(bars, agreed=yes))
+            nodes.progress = lambda text: bars.update(task, description=text)
         for event in campaign(
             comparison,
             folder / "cells",
@@ -80,6 +115,7 @@ def compare(
             queries=queries or settings.queries,
             only=tuple(only or ()),
             fresh=fresh,
+            federation=nodes,
         ):
             bars.update(
                 task, completed=event.done, total=event.steps, description=event.words, left=_left(event.left_seconds)
@@ -96,10 +132,50 @@ def compare(
         console.out.print(f"not measured: {place}: {why}")
     for check in found.link_check:
         console.out.print(check.sentence())
+    for sentence in found.across.sentences() if found.across else ():
+        console.out.print(sentence)
     if found.private:
         console.out.print(f"{PRIVATE_WARNING}: these figures come from private records")
     for path in written:
         console.out.print(f"wrote {path}")
+
+
+class _Bill:
+    """Shows what runs across nodes will charge, and asks."""
+
+    def __init__(self, bars: Progress, *, agreed: bool) -> None:
+        self._bars, self._agreed = bars, agreed
+
+    def __call__(self, bill: Bill) -> bool:
+        self._bars.stop()
+        for line in bill.sentences():
+            console.out.print(console.plain(line))
+        if not self._agreed and not sys.stdin.isatty():
+            raise UsageError("Expected --yes where nobody can be asked; read the charges above. Nothing was offered")
+        agreed = self._agreed or typer.confirm("Shall these runs be made and charged?", err=True)
+        self._bars.start()
+        return agreed
+
+
+def _nodes(
+    folder: Path, listen: str | None, store: str | None, out: Path, agree_hours: float, consent: _Bill
+) -> Federation:
+    """Return the coordinator that a comparison across nodes is."""
+    from confide.compare.federation import Federation
+    from confide.net.founding import read_settings
+    from confide.train.attendance import Patience
+
+    address, port = listening(listen, read_settings(folder).coordinator)
+    return Federation(
+        folder,
+        consent,
+        address,
+        port,
+        store=store,
+        models=out / "models",
+        patience=Patience(agree_seconds=3600 * agree_hours),
+        say=lambda text: console.err.print(console.plain(text)),
+    )
 
 
 class _Watched:

@@ -37,6 +37,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         curve: a figure after each round; () where there are none.
         guarantee: what held; None for what is no technique.
         graph: the model, as ONNX; b"" where nobody needs it.
+        model: the signed file of a model that real nodes trained, which knows how rows are prepared; else b"".
         setting: in words.
         repeats: queries, or 1.
         seconds: what measuring took.
@@ -48,6 +49,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     curve: tuple[float, ...] = ()
     guarantee: Guarantee | None = None
     graph: bytes = b""
+    model: bytes = b""
     setting: str = ""
     repeats: int = 1
     seconds: float = 0.0
@@ -60,12 +62,14 @@ class Cache:
         folder: made if it is absent.
         fresh: take nothing that an earlier run has left.
 
+    Its attribute `fresh` says so.
+
     Raises:
         UsageError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, *, fresh: bool = False) -> None:
-        self._folder, self._fresh = folder, fresh
+        self._folder, self.fresh = folder, fresh
         self._mine: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +82,7 @@ class Cache:
 
     def get(self, name: str) -> Outcome | None:
         """Return an outcome; None if there is none, or what is there is no outcome of that name."""
-        if self._fresh and name not in self._mine:
+        if self.fresh and name not in self._mine:
             return None
         try:
             path = self.path(name)
@@ -132,7 +136,7 @@ def records_hash(comparison: Comparison) -> str:
             state.update(f"{name}\0{column.dtype}\0".encode() + column.tobytes())
         return state.hexdigest()
     model = comparison.job.model
-    named = [data.schema, data.table, data.test, model.encoder, *data.tables.values()]
+    named = [data.schema, data.table, data.test, model.encoder, *data.tables.values(), comparison.settings.rows]
     for name in [one for one in named if one is not None]:
         try:
             with comparison.job.path(name).open("rb") as file:

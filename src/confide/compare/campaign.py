@@ -7,8 +7,10 @@ It can be killed at any time and started again: every finished cell is in the ca
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,22 +19,26 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.compare import inference, validate
+from confide.compare import across, inference, load, validate
 from confide.compare import training as trainings
 from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
+from confide.compare.federation import Federation
+from confide.compare.hosted import artifact_bytes
 from confide.compare.links import LINKS
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
-from confide.compare.result import Curve, LinkCheck, Result
+from confide.compare.result import Across, Curve, LinkCheck, Result
 from confide.compare.settings import Comparison
-from confide.errors import ConfideError, JobError
+from confide.errors import ConfideError, JobError, StoreError, UsageError
 from confide.guarantee import nothing_hidden
+from confide.model import artifact as artifacts
 from confide.model.graph import Graph
 from confide.model.onnx import from_onnx, to_onnx
+from confide.model.preprocess import Preprocess
 from confide.model.zoo import mlp
 from confide.train.job import describe
-from confide.train.sections import Job, parties_of
+from confide.train.sections import Job, nodes_of, parties_of
 
 __all__ = ["Curve", "Event", "LinkCheck", "Result", "campaign"]
 
@@ -44,9 +50,19 @@ _GUESS: Mapping[str, float] = {
     "training": 1.0,
     "epsilon": 1.0,
     "inference": 4.0,
+    "load": 8.0,
     "size": 1.0,
     "link": 8.0,
 }
+
+#: Different rows that clients ask for under load.
+_QUERIES_UNDER_LOAD = 64
+
+#: What else is measured against the size of a network.
+_SIZED: tuple[str, ...] = (
+    "upload_bytes", "download_bytes", "offline_bytes", "key_bytes", "query_total_bytes", "cpu_client_seconds",
+    "cpu_server_seconds", "money_dollars",
+)  # fmt: skip
 
 #: Over which link the model of links is checked.
 _CHECKED = "wan"
@@ -81,6 +97,7 @@ class _State:
     comparison: Comparison
     cells: Cells
     records: str
+    federation: Federation | None = None
     loader: trainings.Loader = field(default_factory=trainings.Loader)
     unfit: dict[str, str] = field(default_factory=dict[str, str])
     found: list[tuple[Cell, Outcome]] = field(default_factory=list[tuple[Cell, Outcome]])
@@ -89,11 +106,24 @@ class _State:
 
     def misfits(self, cell: Cell) -> bool:
         """Return whether an earlier cell of the same technique showed that it does not fit."""
-        return f"{cell.task}/{cell.choice}" in self.unfit or (cell.task == "inference" and self.model is None)
+        if f"{cell.task}/{cell.choice}" in self.unfit:
+            return True
+        if cell.task == "training" or self.model is not None:
+            return False
+        if self.federation is not None and cell.kind == "inference":
+            self.unfit[f"inference/{cell.choice}"] = "no model to serve: no run across the nodes was finished"
+        return True
 
 
 def campaign(
-    comparison: Comparison, folder: Path, *, seeds: int, queries: int, only: tuple[str, ...] = (), fresh: bool = False
+    comparison: Comparison,
+    folder: Path,
+    *,
+    seeds: int,
+    queries: int,
+    only: tuple[str, ...] = (),
+    fresh: bool = False,
+    federation: Federation | None = None,
 ) -> Iterator[Event]:
     """Measure everything that a comparison asks for.
 
@@ -103,13 +133,27 @@ def campaign(
         seeds, queries: how many.
         only: techniques of either task, () for those of [compare].
         fresh: measure anew what the cache has.
+        federation: of a job with data.nodes; it is closed in the end.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written; or as in `Federation.begin`.
+        StoreError: the journal of the federation is gone; start again when it is back.
     """
-    cache = Cache(folder, fresh=fresh)
-    cells = planned(comparison, seeds=seeds, queries=queries, only=only)
-    state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit))
+    if comparison.across != (federation is not None):
+        raise UsageError("Expected a federation for a job with data.nodes, and none for another; name it: --federation")
+    with ExitStack() as stack:
+        cache = Cache(folder, fresh=fresh)
+        if federation is None:
+            cells = planned(comparison, seeds=seeds, queries=queries, only=only)
+        else:
+            stack.callback(federation.close)
+            cells = federation.begin(comparison, cache, seeds=seeds, queries=queries, only=only)
+        state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit), federation=federation)
+        yield from _measuring(state, cache)
+
+
+def _measuring(state: _State, cache: Cache) -> Iterator[Event]:
+    cells = state.cells
     took: dict[tuple[str, str], list[float]] = {}
     for done, cell in enumerate(cells.cells):
         rest = cells.cells[done:]
@@ -117,10 +161,10 @@ def campaign(
         if state.misfits(cell):
             continue
         name = _name(state, cell)
-        outcome = cache.get(name)
+        outcome = cache.get(name) if not _goes_on(state, cell, cache) else None
         cached = outcome is not None
         if outcome is None:
-            outcome = _measured(state, cell, name)
+            outcome = _measured(state, cell, name, cache)
             if outcome is None:
                 continue
             cache.put(outcome)
@@ -159,7 +203,14 @@ def _model_job(state: _State) -> Job:
     return msgspec.structs.replace(job, shares=opened)
 
 
+def _goes_on(state: _State, cell: Cell, cache: Cache) -> bool:
+    """Return whether a cell's run across nodes is not over, although its outcome may be there."""
+    return state.federation is not None and cell.kind == "training" and state.federation.interrupted(cell, cache)
+
+
 def _name(state: _State, cell: Cell) -> str:
+    if state.federation is not None and cell.kind == "training":
+        return state.federation.name(cell)
     links = list(state.comparison.links) if cell.kind != "link" else [LINKS[_CHECKED]]
     parts: dict[str, Any] = {
         "cell": cell,
@@ -175,17 +226,22 @@ def _name(state: _State, cell: Cell) -> str:
 
 
 def _keep(state: _State, cell: Cell, outcome: Outcome) -> None:
-    if cell.kind == "model":
+    if cell.kind == "model" or (state.federation is not None and cell.kind == "training" and state.model is None):
         state.model = outcome
         state.graph = from_onnx(outcome.graph)
     state.found.append((cell, outcome))
 
 
-def _measured(state: _State, cell: Cell, name: str) -> Outcome | None:
+def _measured(state: _State, cell: Cell, name: str, cache: Cache) -> Outcome | None:
     """Measure a cell; one that fails leaves its reason with what does not fit, and the others go on."""
     begin = time.perf_counter()
     try:
-        outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
+        if state.federation is not None and cell.task == "training":
+            outcome = state.federation.trained(cell, cache)
+        else:
+            outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
+    except StoreError:
+        raise  # what was done is not safe: it goes on from there
     except (ConfideError, ModuleNotFoundError) as error:
         where_ = (
             f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
@@ -216,9 +272,19 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
 
 
 def _rows(state: _State, count: int) -> Matrix:
-    """Return test records as queries, repeated if they are too few."""
+    """Return test records as queries, repeated if they are too few; across nodes, rows that are none of theirs."""
+    if state.federation is not None:
+        return across.rows_of(state.comparison, _preprocess(state), count)
     x = np.asarray(state.loader.load(state.comparison.job).test.x, np.float64)
     return np.resize(x, (count, x.shape[1]))
+
+
+def _preprocess(state: _State) -> Preprocess:
+    """Return how the served model takes rows."""
+    if state.federation is None:
+        return state.loader.load(state.comparison.job).preprocess
+    assert state.model is not None
+    return artifacts.decode(state.model.model, trust=state.federation.signer).preprocess
 
 
 def _asked(state: _State, cell: Cell, name: str) -> Outcome:
@@ -226,11 +292,16 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
     settings, graph, x = state.comparison, state.graph, _rows(state, cell.count)
     if cell.kind == "link":
         return Outcome(name=name, figures=_link_check(state, x, cell.choice), repeats=cell.count)
+    if cell.kind == "load":
+        return _under_load(state, cell, name)
     if cell.kind == "size":
         graph = mlp(graph.features, int(cell.at), graph.outputs, seed="model size")
+    prepared = state.loader.load(settings.job).preprocess
+    size = len(artifact_bytes(graph, prepared)) if cell.kind == "inference" else 0
     done = inference.asked(
-        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference"
-    )
+        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference",
+        model_bytes=size,
+    )  # fmt: skip
     title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
     setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
     return Outcome(
@@ -243,6 +314,16 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
     )
 
 
+def _under_load(state: _State, cell: Cell, name: str) -> Outcome:
+    assert state.graph is not None
+    prepared = state.loader.load(state.comparison.job).preprocess
+    done = load.loaded(cell.choice, state.graph, prepared, _rows(state, _QUERIES_UNDER_LOAD), clients=cell.count)
+    answers = int(done.figures["load_answers_count"])
+    return Outcome(
+        name=name, figures=done.figures, samples=done.samples, setting=load.words(cell.count), repeats=answers
+    )
+
+
 def _layers(graph: Graph) -> str:
     kinds = [type(layer).__name__ for layer in graph.layers]
     return f"{graph.features} features, {', '.join(kinds)}, {graph.parameters} parameters"
@@ -250,8 +331,7 @@ def _layers(graph: Graph) -> str:
 
 def _link_check(state: _State, x: Matrix, choice: str) -> dict[str, float]:
     assert state.graph is not None
-    data = state.loader.load(state.comparison.job)
-    return validate.validated(state.graph, data.preprocess, choice, x, LINKS[_CHECKED])
+    return validate.validated(state.graph, _preprocess(state), choice, x, LINKS[_CHECKED])
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
@@ -285,6 +365,24 @@ def _result(state: _State) -> Result:
         link_check=tuple(checks),
         prices=settings.prices,
         seconds=sum(outcome.seconds for _, outcome in state.found),
+        across=_across(state),
+    )
+
+
+def _across(state: _State) -> Across | None:
+    """Return what the runs across nodes were charged; None without nodes."""
+    if state.federation is None:
+        return None
+    job = state.comparison.job
+    assert job.privacy is not None
+    spent = [outcome.figures["epsilon_total"] for cell, outcome in state.found if cell.kind == "training"]
+    return Across(
+        nodes=nodes_of(job),
+        runs=len(spent),
+        epsilon=math.fsum(spent),
+        delta=math.fsum(job.privacy.delta for _ in spent),
+        evaluated=job.data.evaluate == "federated",
+        rows=across.rows_words(state.comparison),
     )
 
 
@@ -302,6 +400,10 @@ def _records(state: _State) -> Iterator[Record]:
         plain = _latency(state)
         for choice, rows in _of(state, kind).items():
             outcomes = [outcome for _, outcome in rows]
+            settings = [outcomes[-1].setting]
+            if kind == "inference":
+                under_load = [outcome for _, outcome in _of(state, "load").get(choice, [])]
+                outcomes, settings = [*outcomes, *under_load], [*settings, *(one.setting for one in under_load)]
             figures = summarise([outcome.figures for outcome in outcomes])
             for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
                 figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
@@ -309,11 +411,11 @@ def _records(state: _State) -> Iterator[Record]:
                 latency = figures["latency_seconds"].median
                 figures["added_seconds"] = _single(latency - plain)
                 figures["factor_over_plain"] = _single(latency / plain)
-            last = outcomes[-1]
+            last = rows[-1][1]
             yield Record(
                 task=kind,
                 choice=choice,
-                setting=last.setting,
+                setting="; ".join(settings),
                 figures=figures,
                 guarantee=last.guarantee or nothing_hidden("not stated"),
                 machine=machine(),
@@ -343,7 +445,8 @@ def _curves(state: _State) -> Iterator[Curve]:
     for choice, rows in _of(state, "epsilon").items():
         yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")
     for choice, rows in _of(state, "size").items():
-        for y_name in ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links)):
+        latencies = ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links))
+        for y_name in (*latencies, *_SIZED):
             yield _against(rows, "size", "inference", choice, "parameters_count", y_name)
 
 

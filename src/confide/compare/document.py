@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from confide.compare.charts import gallery
 from confide.compare.deeper import deeper, published, reached
 from confide.compare.plots import Picture
-from confide.compare.result import Result
+from confide.compare.result import PUBLICATION, Result
 from confide.compare.settings import PRIVATE_WARNING
 from confide.compare.tables import (
     TASKS,
@@ -26,6 +26,7 @@ _KINDS: Mapping[str, str] = {
     "own table": "private records of one organisation",
     "public": "public records",
     "synthetic": "a synthetic stand-in for records, as the job file declares",
+    "real nodes": "records that stayed with their nodes",
 }
 
 
@@ -75,7 +76,9 @@ def heading(result: Result) -> str:
 
 
 def banner(result: Result) -> str:
-    """Return what stands above figures from private records, "" above others."""
+    """Return what stands above figures from private records, or from real nodes; "" above others."""
+    if result.across is not None:
+        return PUBLICATION
     return (
         f"{PRIVATE_WARNING}. These figures come from private records; no budget was charged." if result.private else ""
     )
@@ -106,6 +109,7 @@ def introduction(result: Result) -> tuple[str, ...]:
         f"{measured} techniques were measured on {_KINDS[result.data_kind]}, each beside what it promises. "
         f"{len(unfit(result))} did not fit; the reasons are below.",
         f"{result.machine}; confide {result.commit}. Measuring took {result.seconds:,.0f} s.",
+        *(result.across.sentences()[:1] if result.across else ()),
     )
 
 

@@ -12,6 +12,11 @@ NOT_MEASURED = "not measured"
 #: Names that read badly when their underscores become spaces.
 _WORDS: Mapping[str, str] = {
     "accuracy_share": "accuracy",
+    "accuracy_low_share": "accuracy, at least for all that noise tells",
+    "accuracy_high_share": "accuracy, at most for all that noise tells",
+    "auc_low_share": "AUC, at least for all that noise tells",
+    "auc_high_share": "AUC, at most for all that noise tells",
+    "concordance_share": "concordance",
     "auc_share": "AUC",
     "agreement_share": "decisions that agree",
     "added_seconds": "added to plain",
