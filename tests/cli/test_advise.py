@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 from confide.cli import app
 from confide.cli.advise import asked
+from confide.compare.costs import Models
 from confide.compare.prices import PUBLISHED
 from confide.compare.record import Record, Spread
 from confide.compare.result import Result
@@ -118,6 +119,37 @@ def test_answers_at_a_terminal_make_a_scenario():
     assert made.hide.weights == ("client",)
     assert made.hide.prediction == ()
     assert made.trust.servers == 1
+
+
+@pytest.mark.parametrize(
+    ("tables", "said"),
+    [
+        ("", "inference: none needed: Plaintext serving"),
+        ('[hide]\nquery = ["server"]\n[needs]\nlatency_seconds = 1e-6\n', "inference: nothing satisfies this\n"),
+        ('[holders]\nmodel = "client"\n', "No service: the client asks its own model"),
+    ],
+)
+def test_other_answers_than_a_technique(tmp_path, tables, said):
+    path = tmp_path / "scenario.toml"
+    path.write_text(tables)
+    done = advise(path)
+    assert done.exit_code == 0
+    assert said in done.output
+    if "nothing" in said:
+        assert "the nearest is " in done.output
+    if "none needed" in said:
+        assert "plain serving with TLS and access control is enough" in done.output
+
+
+def test_what_has_no_figure_is_not_measured(tmp_path, monkeypatch):
+    empty = Models("nowhere", "never", "", {}, ())
+    monkeypatch.setattr("confide.compare.costs.load", lambda: empty)
+    path = tmp_path / "scenario.toml"
+    path.write_text('[scenario]\nphases = ["inference"]\n[hide]\nquery = ["server"]\n')
+    output = advise(path).output
+    assert "inference: not measured" in output
+    assert "none has a figure to rank it by" in output
+    assert "`confide compare` measures them" in output
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from confide.data.sets import load_set
 from confide.errors import ServiceError, UsageError
 from confide.ideal import PlainPredict
 from confide.net.http import InProcess
+from confide.serve.access import hash_api_key
 from confide.serve.client import Client
 from confide.serve.limits import Limits
 from confide.serve.server import create_app
@@ -145,6 +146,24 @@ def test_an_endpoint_is_audited_within_its_budget():
     assert 2 * members.figures["members_count"].value + copied.figures["asked_rows"].value <= 200
     assert small.findings[0].figures["members_count"].value == 21
     assert "membership" not in small.unfit
+
+
+def test_a_quota_of_the_endpoint_ends_both_attacks_with_what_was_reached():
+    known = tuple(Rows(np.clip(rows(60, seed, PREPROCESS.features).x / 4, -1, 1), None) for seed in (5, 6))
+    keys = {"auditor": hash_api_key("k" * 43)}
+    for quota, members in ((60, 30), (10, None)):
+        model = toy_model("diagnosis", PlainPredict(), preprocess=PREPROCESS)
+        app = create_app([model], limits=Limits(query_quota=quota), api_keys=keys)
+        transport = InProcess(app)
+        with Client("http://127.0.0.1:8080", transport=transport, backend="plain", api_key="k" * 43) as client:
+            *_, report = audit_endpoint(client, budget=200, known=known)
+        assert "nothing is left to ask" in report.unfit["extraction"]
+        if members is None:
+            assert not report.findings
+            assert "40 answers, got 10" in report.unfit["membership"]
+        else:
+            assert report.findings[0].figures["members_count"].value == members
+            assert "the server stopped it" in report.findings[0].sentence
 
 
 def test_the_command_says_what_it_takes(tmp_path, capsys):

@@ -47,6 +47,7 @@ NOTES: Sequence[str] = (
 )
 DO_NOT_PUBLISH = "not private: do not publish"
 
+_NEEDS_JOB = "needs the job and its records: confide audit JOB.toml"
 _DELTA = 1e-5  # at which epsilon is bounded where the job states no delta
 
 
@@ -293,7 +294,7 @@ def audit_model(
     """
     found = answers.told_apart(extraction.Counted(ask, budget), members, others, link=link, seed=seed)
     finding = of_answers("as it is", found, classes=members.y is not None and others.y is not None)
-    rest = dict.fromkeys(("inversion", "attribute"), "needs the job and its records: confide audit JOB.toml")
+    rest: dict[str, str] = {attack: _NEEDS_JOB for attack in ATTACKS if attack != "membership"}
     return Report(target=name, data_kind="own table", private=True, findings=(finding,), unfit=rest)
 
 
@@ -317,32 +318,35 @@ def audit_endpoint(
         UsageError: the budget or the quota is too small.
         ServiceError: the server refuses for another reason.
     """
-    kit, marks = client.kit, list[int]()
-    found, wrong = list[Finding](), dict.fromkeys(ATTACKS, "needs the job and its records: confide audit JOB.toml")
+    kit, found, private = client.kit, list[Finding](), own is not None or known is not None
+    wrong: dict[str, str] = dict.fromkeys(ATTACKS, _NEEDS_JOB)
+    wrong["membership"] = "needs rows of its training and rows that it has not seen: --members and --others"
+    stopped = ""
     if known is not None:
         yield Progress(f"membership from {kit.model}", 0, 1)
         half = extraction.Counted(client.predict, budget // 2)
-        members = answers.told_apart(half, *known, link=kit.link, seed=seed)
-        found.append(of_answers(f"backend {kit.backend}", members, classes=all(rows.y is not None for rows in known)))
+        try:
+            members = answers.told_apart(half, *known, link=kit.link, seed=seed)
+        except UsageError as error:  # too few rows, or a quota that left too few answers
+            wrong["membership"] = str(error)
+        else:
+            del wrong["membership"]
+            classes = all(rows.y is not None for rows in known)
+            found.append(of_answers(f"backend {kit.backend}", members, classes=classes))
+            yield found[0]
         yield Progress(f"membership from {kit.model}", 1, 1)
-        yield found[0]
-        del wrong["membership"]
-        budget -= half.rows
-    else:
-        wrong["membership"] = "needs rows of its training and rows that it has not seen: --members and --others"
-    if known is not None and (members.stopped or budget < extraction.FEWEST_ROWS):
-        wrong["extraction"] = f"nothing is left to ask: {members.stopped or 'the budget is spent'}"
-        yield Report(target=kit.model, data_kind="queries", private=True, findings=tuple(found), unfit=wrong)
+        stopped, budget = half.stopped, budget - half.rows
+    if stopped or (found and budget < extraction.FEWEST_ROWS):
+        wrong["extraction"] = f"nothing is left to ask: {stopped or 'the budget is spent'}"
+        yield Report(target=kit.model, data_kind="queries", private=private, findings=tuple(found), unfit=wrong)
         return
-    asked = extraction.Counted(client.predict, budget, marks.append)
+    asked = extraction.Counted(client.predict, budget)
     yield Progress(f"extraction from {kit.model}", 0, budget)
     drawn = extraction.queries_for(client.preprocess, kit.features, seed=seed)
     rows = (row for part in (() if own is None else own, drawn) for row in part)
     deciding = bool(kit.classes) or kit.link in ("probability", "logit")
     stolen = extraction.steal(asked, kit.features, kit.link, rows, seed=seed, deciding=deciding)
     yield Progress(f"extraction from {kit.model}", budget, budget)
-    finding = of_copies(f"backend {kit.backend}", stolen, deciding)
-    yield finding
-    private = own is not None or known is not None
-    findings = (*found, finding)
-    yield Report(target=kit.model, data_kind="queries", private=private, findings=findings, unfit=wrong)
+    found.append(of_copies(f"backend {kit.backend}", stolen, deciding))
+    yield found[-1]
+    yield Report(target=kit.model, data_kind="queries", private=private, findings=tuple(found), unfit=wrong)
