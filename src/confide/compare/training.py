@@ -25,8 +25,8 @@ from confide.crypto.random import Randomness, SystemRandomness
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.model.graph import Graph
-from confide.train.ledger import Ledger
 from confide.train.evaluate import accuracy, auc, concordance
+from confide.train.ledger import Ledger
 from confide.train.local import Silo
 from confide.train.parts import checked_aggregator, encoding_of
 from confide.train.rounds import Round, federate
