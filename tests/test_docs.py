@@ -102,7 +102,7 @@ def test_python_examples_run(page: Path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     namespace = {"__name__": "__docs__"}
     for flags, text in blocks(page, "python"):
-        code = compile(text, page.name, "exec")
+        code = compile(text, page.name, "exec", dont_inherit=True)  # as a reader would run it
         if "no-run" not in flags and page not in TUTORIALS:
             exec(code, namespace)
 
