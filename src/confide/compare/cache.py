@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 import confide
+from confide.compare.audited import Attacked
 from confide.compare.record import machine, version
 from confide.compare.settings import Comparison
 from confide.data.sets import load_set
@@ -41,6 +42,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         setting: in words.
         repeats: queries, or 1.
         seconds: what measuring took.
+        attacks: what attacks found.
     """
 
     name: str
@@ -53,6 +55,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     setting: str = ""
     repeats: int = 1
     seconds: float = 0.0
+    attacks: tuple[Attacked, ...] = ()
 
 
 class Cache:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from confide.compare import across, inference, load, validate
 from confide.compare import training as trainings
+from confide.compare.audited import attacked
 from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
 from confide.compare.federation import Federation
@@ -30,6 +31,7 @@ from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
 from confide.compare.result import Across, Curve, LinkCheck, Result
 from confide.compare.settings import Comparison
+from confide.crypto.random import SystemRandomness
 from confide.errors import ConfideError, JobError, StoreError, UsageError
 from confide.guarantee import nothing_hidden
 from confide.model import artifact as artifacts
@@ -49,6 +51,7 @@ _GUESS: Mapping[str, float] = {
     "model": 1.0,
     "training": 1.0,
     "epsilon": 1.0,
+    "audit": 5.0,
     "inference": 4.0,
     "load": 8.0,
     "size": 1.0,
@@ -190,6 +193,8 @@ def _job(state: _State, cell: Cell) -> Job:
     """Return the job that a training cell runs."""
     if cell.kind == "model":
         return _model_job(state)
+    if cell.kind == "audit":
+        return trainings.seeded(variant(state.comparison.table, state.comparison.base, cell.choice), cell.seed)
     if cell.kind == "epsilon":
         made = variant(state.comparison.table, state.comparison.base, cell.choice, epsilon=cell.at)
         return trainings.seeded(made, cell.seed)
@@ -257,6 +262,9 @@ def _measured(state: _State, cell: Cell, name: str, cache: Cache) -> Outcome | N
 def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     job, settings = _job(state, cell), state.comparison
     choice = cell.choice
+    if cell.kind == "audit":
+        data, rng = state.loader.load(job), SystemRandomness()
+        return Outcome(name=name, attacks=attacked(choice, job, data, shadows=cell.count, rng=rng))
     if cell.kind == "model" and job.privacy is not None and choice != ON_SHARES:
         choice = f"{choice}+dp"
     found = trainings.trained(job, choice, state.loader, links=settings.links, prices=settings.prices)
@@ -366,6 +374,7 @@ def _result(state: _State) -> Result:
         prices=settings.prices,
         seconds=sum(outcome.seconds for _, outcome in state.found),
         across=_across(state),
+        attacks=tuple(one for _, outcome in state.found for one in outcome.attacks),
     )
 
 

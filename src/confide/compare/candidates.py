@@ -121,14 +121,21 @@ def training_candidates(scenario: Scenario) -> list[Candidate]:
     """Return what could train: what is done by each party alone, in one place, every aggregator, training on shares."""
     found = [
         _one_place(scenario),
-        Candidate("training", "local", _ALONE, (), () if scenario.holders.parties == 1 else (_NOT_JOINT,)),
+        Candidate("training", "local", _ALONE, (), tuple(_against_alone(scenario))),
     ]
     for name in AGGREGATORS:
         found += [_summed(scenario, name), _summed(scenario, f"{name}+dp")]
     return [*found, _on_shares(scenario, "mpc"), _on_shares(scenario, "mpc+dp")]
 
 
-_NOT_JOINT = "every party gets a model of its own records alone"
+def _against_alone(scenario: Scenario) -> Iterator[str]:
+    if scenario.holders.parties > 1:
+        yield "every party gets a model of its own records alone"
+    if scenario.needs.epsilon:
+        yield (
+            "adds no noise, and an epsilon is of a model that is released; one owner's table can be cut into parties "
+            "(`confide split`) and trained with noise"
+        )
 
 
 def _one_place(scenario: Scenario) -> Candidate:

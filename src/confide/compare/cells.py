@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import msgspec
 
+from confide.compare.audited import NOT_ATTACKED, choices
 from confide.compare.settings import CompareSection, Comparison
 from confide.compare.techniques import INFERENCE, TRAINING
 from confide.errors import ConfideError, JobError, UsageError, nearest
@@ -22,7 +23,7 @@ from confide.train.job import parse as parse_job
 from confide.train.parts import AGGREGATORS, checked_aggregator
 from confide.train.sections import Job, names_of
 
-Kind = Literal["model", "training", "epsilon", "inference", "load", "size", "link"]
+Kind = Literal["model", "training", "epsilon", "audit", "inference", "load", "size", "link"]
 
 #: Trainings that are no aggregator: each party alone, all records in one place, noise under secure aggregation.
 BASELINES: tuple[str, ...] = ("local", "pooled")
@@ -50,11 +51,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     Args:
         kind: "model" trains what is served, "training" and "inference" measure a technique, "load" asks it from many
-            sides at once, "epsilon" and "size" are points of curves, "link" checks the model of links.
+            clients at once, "epsilon" and "size" are points of curves, "audit" attacks a training, "link" checks the
+            model of links.
         choice: the technique.
         seed: of public choices, for trainings.
         at: epsilon, or units of the hidden layer; 0 where neither is asked.
-        count: queries, for predictions; clients, under load; 0 for trainings.
+        count: queries, for predictions; clients, under load; models beside an attacked one; 0 for trainings.
     """
 
     kind: Kind
@@ -66,7 +68,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def task(self) -> str:
         """Return "training" or "inference"."""
-        return "training" if self.kind in ("model", "training", "epsilon") else "inference"
+        return "training" if self.kind in ("model", "training", "epsilon", "audit") else "inference"
 
     def words(self) -> str:
         """Return the cell in a few words, for progress."""
@@ -77,6 +79,8 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 return f"training: {self.choice}, seed {self.seed}"
             case "epsilon":
                 return f"training: {self.choice} at epsilon {self.at:g}, seed {self.seed}"
+            case "audit":
+                return f"attacks: {self.choice}"
             case "inference":
                 return f"inference: {self.choice}"
             case "load":
@@ -215,6 +219,8 @@ def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: in
         for seed in range(first, first + min(seeds, _EPSILON_SEEDS)):
             for epsilon in settings.epsilons:
                 yield Cell(kind="epsilon", choice=PRIVATE, seed=seed, at=epsilon)
+    for choice in choices(chosen["training"], NOT_ATTACKED) if settings.audit else ():
+        yield Cell(kind="audit", choice=choice, seed=first, count=settings.audit_shadows)
     yield from size_cells(settings, chosen["inference"], queries=queries)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from confide.compare.attacks import attacks
 from confide.compare.charts import gallery
 from confide.compare.deeper import deeper, published, reached
 from confide.compare.plots import Picture
@@ -96,6 +97,7 @@ def document(result: Result) -> Document:
             "What it asks of people", "people",
             tables=tuple(one for task in TASKS for one in (people(result, task), roles(result, task)) if one.rows),
         ),
+        *([Part("Attacks", "attacks", tables=(found,))] if (found := attacks(result)) else []),
         Part("Published figures", "published", tables=(published(),)),
         _how(result),
         Part("Every figure", "figures", tables=(every_figure(result),), folded=True),

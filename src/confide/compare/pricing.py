@@ -111,7 +111,7 @@ class Prices:
         error = model.errors.get(scenario.network.kind)
         if base == "mpc":
             return Price(
-                model.seconds(training_terms(_of_records(scenario, self.size, records)), link), "modelled", error
+                model.seconds(training_terms(base, _of_records(scenario, self.size, records)), link), "modelled", error
             )
         work = self._alone(scenario, -(-records // parties))
         total = work.seconds if work else 0.0

@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from confide.compare.audited import Attacked
 from confide.compare.links import Link
 from confide.compare.people import Asks
 from confide.compare.prices import Prices
@@ -150,6 +151,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         prices: of money_dollars.
         seconds: what measuring took, cells from the cache included.
         across: of runs across real nodes; None where all was measured in one place.
+        attacks: what attacks found under each training technique; () where none were asked for.
         format: of this file.
     """
 
@@ -168,6 +170,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     prices: Prices
     seconds: float
     across: Across | None = None
+    attacks: tuple[Attacked, ...] = ()
     format: int = FORMAT
 
     def encode(self) -> bytes:

@@ -52,6 +52,8 @@ class CompareSection(Section, frozen=True, kw_only=True):
         sizes: units of the hidden layer of the networks on which latency, bytes and money are measured against model
             size; () leaves that out.
         check_link: measures one prediction over a shaped link as well, and prints how far its modelled cost is off.
+        audit: attacks every training technique as well (docs/audit.md): who was in the training, and what the
+            aggregator sees; with audit_shadows models beside the attacked one, 3 to 256.
         client_core_hour_dollars, server_core_hour_dollars, gigabyte_dollars: prices in place of the published ones.
     """
 
@@ -66,6 +68,8 @@ class CompareSection(Section, frozen=True, kw_only=True):
     epsilons: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     sizes: tuple[int, ...] = (8, 32, 128)
     check_link: bool = True
+    audit: bool = False
+    audit_shadows: int = 8
     client_core_hour_dollars: float = PUBLISHED.client_core_hour_dollars
     server_core_hour_dollars: float = PUBLISHED.server_core_hour_dollars
     gigabyte_dollars: float = PUBLISHED.gigabyte_dollars
@@ -75,6 +79,7 @@ _RANGES: Mapping[tuple[str, str], Range] = {
     ("compare", "seeds"): (1, 100, False, False),
     ("compare", "queries"): (2, 100_000, False, False),
     ("compare", "clients"): (0, 64, False, False),
+    ("compare", "audit_shadows"): (3, 256, False, False),
     ("compare", "client_core_hour_dollars"): (0, 1e6, False, False),
     ("compare", "server_core_hour_dollars"): (0, 1e6, False, False),
     ("compare", "gigabyte_dollars"): (0, 1e6, False, False),
@@ -185,6 +190,8 @@ def _contradictions(settings: CompareSection, *, nodes: bool) -> Iterator[str]:
                 yield f"Expected compare.{key} to hold {there}, got {name!r}{nearest(name, names)}; change it"
         if len(set(given)) != len(given):
             yield f"Expected different names in compare.{key}; name each once"
+    if nodes and settings.audit:
+        yield "Expected no compare.audit across real nodes: attacks train on all records in one place; leave it out"
     if not settings.links:
         yield f"Expected at least one name in compare.links; there are {', '.join(LINKS)}"
     if not all(0 < epsilon <= 32 for epsilon in settings.epsilons):
