@@ -20,7 +20,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "docs")
     parser.add_argument("--links", action="store_true", help="ask for every link to other sites (needs a network)")
-    parser.add_argument("--facts", action="store_true", help="write what pages take from the code anew, and build nothing")
+    parser.add_argument(
+        "--facts", action="store_true", help="write what pages take from the code anew, and build nothing"
+    )
     given = parser.parse_args()
     if given.facts:
         for page in facts.write(ROOT):
@@ -37,7 +39,9 @@ def main() -> int:
             print(f"docs: {line}", file=sys.stderr)
     pages = len(list(given.out.rglob("*.html")))
     took = time.perf_counter() - begin
-    print(f"docs: {pages} pages, {len(outside)} links to other sites, {len(wrong)} faults, {took:.0f} s: {given.out}/index.html")
+    print(
+        f"docs: {pages} pages, {len(outside)} links to other sites, {len(wrong)} faults, {took:.0f} s: {given.out}/index.html"
+    )
     return 1 if wrong else 0
 
 

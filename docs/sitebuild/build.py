@@ -48,7 +48,9 @@ def build(root: Path, out: Path, *, api: bool = True, jobs: int = 2) -> tuple[li
         shutil.rmtree(out, ignore_errors=True)
         out.parent.mkdir(parents=True, exist_ok=True)
         shutil.copytree(made, out, ignore=shutil.ignore_patterns(".buildinfo*", "objects.inv.tmp"))
-    (out / "links.txt").write_text("".join(f"{link}\t{', '.join(sorted(set(at)))}\n" for link, at in sorted(outside.items())))
+    (out / "links.txt").write_text(
+        "".join(f"{link}\t{', '.join(sorted(set(at)))}\n" for link, at in sorted(outside.items()))
+    )
     return [*warned, *wrong], outside
 
 

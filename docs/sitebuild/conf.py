@@ -54,7 +54,9 @@ def _prepared(app: Any, what: str, name: str, obj: Any, options: Any, lines: lis
 
 def _skipped(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     module = getattr(obj, "__module__", None) or ""
-    return True if name.startswith("set_") and module.startswith("sklearn") else None  # made by scikit-learn for each class
+    return (
+        True if name.startswith("set_") and module.startswith("sklearn") else None
+    )  # made by scikit-learn for each class
 
 
 def _with_sidebar(app: Any, page: str, template: str, context: dict[str, Any], tree: Any) -> None:

@@ -88,7 +88,9 @@ def draw(text: str) -> str:
     words = "; ".join(f"{columns[e.src]} to {columns[e.dst]}: {e.text}" for e in events if e.kind != "note")
     return (
         f'<svg class="sequence" role="img" viewBox="0 0 {width:g} {height:g}" style="max-width:{width:g}px"'
-        f' xmlns="http://www.w3.org/2000/svg"><title>{escape(words)}</title>' + "".join([*lanes, *heads, *body]) + "</svg>"
+        f' xmlns="http://www.w3.org/2000/svg"><title>{escape(words)}</title>'
+        + "".join([*lanes, *heads, *body])
+        + "</svg>"
     )
 
 

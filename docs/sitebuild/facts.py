@@ -159,14 +159,20 @@ def cost_block(fact: Fact) -> str:
         if (task, choice) == (fact.task, fact.choice)
         for error in fitted.errors.values()
     ]
-    off = f" For other sizes `confide advise` interpolates: {max(errors):.0f} % off at most in the median of held-out sizes." if errors else ""
+    off = (
+        f" For other sizes `confide advise` interpolates: {max(errors):.0f} % off at most in the median of held-out sizes."
+        if errors
+        else ""
+    )
     words = (
         f"\n\n*Work*, *sent* and *set-up*: measured, {models.date}, {models.machine}, confide {models.version}, all roles in one "
         "process, on the longest path; what can be made ahead is made ahead. Over links: modelled from that, bytes over the "
         f"rate and trips times the delay ({_links()}).{off} Made by `bench/costs.py`."
     )
     noise = " The sums are those without noise; drawing it is not in them." if fact.choice.endswith("+dp") else ""
-    simulated = " An enclave here is simulated: this is the cost of protocol and channel alone." if fact.choice == "tee" else ""
+    simulated = (
+        " An enclave here is simulated: this is the cost of protocol and channel alone." if fact.choice == "tee" else ""
+    )
     return _table(head, shown_rows) + words + noise + simulated
 
 
@@ -178,7 +184,11 @@ def people_block(fact: Fact) -> str:
     counted = Counter(asked.steps)
     steps = "\n".join(f"    {step}" + (f"    # {count} times" if count > 1 else "") for step, count in counted.items())
     rows = [
-        ("organisations, at least", f"{asked.organisations}" + (f", of which {_HOLDERS} hold records" if fact.task == "training" else ", one of which asks")),
+        (
+            "organisations, at least",
+            f"{asked.organisations}"
+            + (f", of which {_HOLDERS} hold records" if fact.task == "training" else ", one of which asks"),
+        ),
         ("roles beside them", ", ".join(asked.roles) or "none"),
         ("must not pool what they see", ", ".join(asked.apart) or "nobody in particular"),
         ("machines", str(asked.machines)),
@@ -206,7 +216,9 @@ def table_block(task: str) -> str:
                 "" if fact.asked is None else str(fact.asked.organisations),
             ))  # fmt: skip
     what = "one sum, 4 parties, 31 numbers, LAN" if task == "training" else "one row, 30 features, LAN"
-    return _table(("technique", "take it for", "hidden from the server", "rests on", "post-quantum", what, "organisations"), rows)
+    return _table(
+        ("technique", "take it for", "hidden from the server", "rests on", "post-quantum", what, "organisations"), rows
+    )
 
 
 def guarantees_block() -> str:
@@ -218,7 +230,9 @@ def guarantees_block() -> str:
         quantum = "yes" if _is_quantum(fact.guarantee) else "no"
         name = f"[{fact.task} `{fact.choice}`](docs/techniques/{fact.page})"
         rows.append((name, learns, strength, str(fact.guarantee.trust), quantum))
-    return _table(("technique", "what is hidden from whom, if who is honest", "adversary", "rests on", "post-quantum"), rows)
+    return _table(
+        ("technique", "what is hidden from whom, if who is honest", "adversary", "rests on", "post-quantum"), rows
+    )
 
 
 def _who(guarantee: Guarantee) -> str:
@@ -270,7 +284,11 @@ def _predictions(fact: Fact, models: Models) -> list[tuple[str, ...]]:
 
 def _sums(fact: Fact, models: Models) -> list[tuple[str, ...]]:
     choice = fact.choice.partition("+")[0]
-    own = {(row.get("parties"), row.get("length")): row for row in models.rows if row["choice"] == choice and row["task"] == "training"}
+    own = {
+        (row.get("parties"), row.get("length")): row
+        for row in models.rows
+        if row["choice"] == choice and row["task"] == "training"
+    }
     return [(f"{n} parties, {d:,} numbers", *_figures(own[n, d])) for n, d in _SUMS if (n, d) in own]
 
 
@@ -280,7 +298,12 @@ def _is(row: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
 
 def _figures(row: Mapping[str, Any]) -> tuple[str, ...]:
     over = (shown("x_seconds", row["seconds"][name]) for name in LINKS)
-    return shown("x_seconds", row["compute_seconds"]), shown("x_bytes", row["bytes"]), *over, shown("x_seconds", row["setup_seconds"])
+    return (
+        shown("x_seconds", row["compute_seconds"]),
+        shown("x_bytes", row["bytes"]),
+        *over,
+        shown("x_seconds", row["setup_seconds"]),
+    )
 
 
 def _links() -> str:
@@ -288,7 +311,7 @@ def _links() -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|").replace(" * ", " x ")
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -28,7 +28,12 @@ _PLACES = {
     "CHANGELOG.md": "changelog.md",
 }
 #: Where a page stands that docs/README.md does not list.
-_BY_FOLDER = {"tutorials": "Tutorials", "techniques": "Choose a technique", "protocols": "Protocols", "bench": "Contributing"}
+_BY_FOLDER = {
+    "tutorials": "Tutorials",
+    "techniques": "Choose a technique",
+    "protocols": "Protocols",
+    "bench": "Contributing",
+}
 _ELSE = "Commands"
 #: The section whose pages are made from docstrings.
 _REFERENCE = "API"
@@ -68,7 +73,11 @@ def sources(root: Path) -> list[str]:
     """Return every page of the repository, relative to it."""
     folders = [root / name for name in ("bench", "deploy", "docs")]
     found = [*root.glob("*.md"), *(page for folder in folders for page in folder.rglob("*.md"))]
-    found = [page for page in found if not any(part.startswith((".", "node_modules")) for part in page.relative_to(root).parts)]
+    found = [
+        page
+        for page in found
+        if not any(part.startswith((".", "node_modules")) for part in page.relative_to(root).parts)
+    ]
     return sorted(page.relative_to(root).as_posix() for page in found)
 
 
@@ -98,7 +107,9 @@ def outside_code(text: str) -> Iterator[tuple[bool, str]]:
 def _prose(text: str) -> Iterator[tuple[bool, str]]:
     """Yield prose and the inline code in it; a link whose text is code stays whole, as prose."""
     at = 0
-    for found in re.finditer(f"(?:{_LINK.pattern})|(?P<code>{_INLINE_CODE.pattern.replace('1', '4')})", text, re.DOTALL):
+    for found in re.finditer(
+        f"(?:{_LINK.pattern})|(?P<code>{_INLINE_CODE.pattern.replace('1', '4')})", text, re.DOTALL
+    ):
         if found["code"] is not None:
             yield True, text[at : found.start()]
             yield False, found[0]

@@ -19,6 +19,7 @@ seeds = 1
 queries = 2
 sizes = []
 check_link = false
+clients = 0
 """
 
 

@@ -253,7 +253,9 @@ def _print(result: Any, task: str) -> None:
     shown = [
         row for row in (_TRAINING if task == "training" else _INFERENCE) if any(row[1] in r.figures for r in records)
     ]
-    table = Table(title=f"{task}: {records[0].setting}", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=f"{task}: {records[0].setting.partition(';')[0]}", box=box.SIMPLE, pad_edge=False, collapse_padding=True
+    )
     for heading in ("", *(row[0] for row in shown)):
         table.add_column(heading, no_wrap=True)
     for record in records:

@@ -20,6 +20,7 @@ from confide.compare.tables import (
     guarantees,
     of_task,
     people,
+    roles,
     strategic,
 )
 
@@ -94,7 +95,7 @@ def document(result: Result) -> Document:
         Part("Deeper", "deeper", tables=tuple(table for table in deeper(result) if len(table.columns) > 1)),
         Part(
             "What it asks of people", "people",
-            tables=tuple(table for task in TASKS if (table := people(result, task)).rows),
+            tables=tuple(one for task in TASKS for one in (people(result, task), roles(result, task)) if one.rows),
         ),
         *([Part("Attacks", "attacks", tables=(found,))] if (found := attacks(result)) else []),
         Part("Published figures", "published", tables=(published(),)),
@@ -129,6 +130,11 @@ def _phase(result: Result, task: str) -> Part:
     records, drawn = of_task(result, task), gallery(result, task)
     settings = dict.fromkeys(record.setting for record in records)
     bullets = [f"Not measured: {one}" for one in unfit(result, task)]
+    bullets += [
+        f"Not measured under load: {described(task, place.partition('/')[2]).title}: {why}"
+        for place, why in result.unfit.items()
+        if place.startswith("load/") and task == "inference"
+    ]
     bullets += [f"No picture of {what}: {why}." for what, why in drawn.left_out.items()]
     tables = [costs(result, task), guarantees(result, task), *drawn.tables]
     if task == "training" and (close := reached(result)).rows:
@@ -146,6 +152,8 @@ def _how(result: Result) -> Part:
         (
             "Seconds here are of this machine, all roles in one process, without HTTP and TLS. Seconds over a link are "
             "modelled from measured work, bytes and the longest chain of messages.",
+            "Requests per second, p95 and p99 under load are of real processes: one for each role that serves, and one "
+            "for each client; all share this machine's cores, so that clients of their own machines would get more.",
             f"Prices: {result.prices.source}. A client's core hour costs ${result.prices.client_core_hour_dollars:g}, "
             f"a server's ${result.prices.server_core_hour_dollars:g}, a gigabyte ${result.prices.gigabyte_dollars:g}.",
         ),

@@ -77,7 +77,7 @@ def hosted(model: Path, backends: Sequence[str], *options: str) -> Generator[str
 
 @contextlib.contextmanager
 def serving(choice: str, model: Path, folder: Path, *, clients: int) -> Generator[Hosts]:
-    """Serve a model by one technique, a process for each of its serving roles, as docs/serve.md and docs/mpc.md start it.
+    """Serve a model by one technique, a process for each of its serving roles, as docs/serve.md and docs/mpc.md say.
 
     Args:
         choice: out of `cells.inference_choices`.

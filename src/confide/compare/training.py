@@ -34,6 +34,7 @@ from confide.train.run import Prepared, load_data, local_models, pooled_model
 from confide.train.sections import Job, default_quorum
 from confide.train.shares import load_rows
 from confide.train.shares import prepare as prepare_on_shares
+from confide.train.shares.course import DEALER, SERVERS
 from confide.wire import MemoryStore, Party, Store, Transcript, run
 
 #: Sums of as many different lengths are run for the cost of a round; further ones count as the nearest of these.
@@ -371,7 +372,8 @@ def _on_shares(job: Job, links: Sequence[Link], prices: Prices) -> Trained:
         **over_links(done, links, stem="train"),
     }
     sides = {"client": (client, figures["upload_bytes"])}
-    sides |= {name: (done.seconds(name), float(done.bytes_sent(name))) for name in _SERVERS if name in others}
+    named = dict(zip((*SERVERS, DEALER), _SERVERS, strict=True))
+    sides |= {role: (done.seconds(name), float(done.bytes_sent(name))) for name, role in named.items()}
     figures |= _of_roles(sides, prices, clients=len(owners))
     figures["disk_of_server_bytes"] = float(len(artifact_bytes(graph, rows.preprocess)))
     return Trained(figures, SHARES_GUARANTEE, (), graph)
