@@ -124,7 +124,7 @@ def test_answers_at_a_terminal_make_a_scenario():
 @pytest.mark.parametrize(
     ("tables", "said"),
     [
-        ("", "inference: none needed: Plaintext serving"),
+        ("", "inference: none needed: "),
         ('[hide]\nquery = ["server"]\n[needs]\nlatency_seconds = 1e-6\n', "inference: nothing satisfies this\n"),
         ('[holders]\nmodel = "client"\n', "No service: the client asks its own model"),
     ],

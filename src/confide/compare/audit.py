@@ -324,7 +324,7 @@ def audit_endpoint(
     stopped = ""
     if known is not None:
         yield Progress(f"membership from {kit.model}", 0, 1)
-        half = extraction.Counted(client.predict, budget // 2)
+        half = extraction.Counted(client.predict, budget // 2, at_once=kit.max_rows)
         try:
             members = answers.told_apart(half, *known, link=kit.link, seed=seed)
         except UsageError as error:  # too few rows, or a quota that left too few answers
@@ -340,7 +340,7 @@ def audit_endpoint(
         wrong["extraction"] = f"nothing is left to ask: {stopped or 'the budget is spent'}"
         yield Report(target=kit.model, data_kind="queries", private=private, findings=tuple(found), unfit=wrong)
         return
-    asked = extraction.Counted(client.predict, budget)
+    asked = extraction.Counted(client.predict, budget, at_once=kit.max_rows)
     yield Progress(f"extraction from {kit.model}", 0, budget)
     drawn = extraction.queries_for(client.preprocess, kit.features, seed=seed)
     rows = (row for part in (() if own is None else own, drawn) for row in part)

@@ -34,6 +34,7 @@ FEWEST_ROWS = 10
 
 _HELD_OUT, _MOST_HELD_OUT = 5, 200  # one of so many rows of the budget compares, at most so many
 _FEWEST_COMPARED = 2
+_FIRST = 16  # a client parts a longer first question, and a refusal of the rest loses what was answered
 _AT_ONCE = 64  # rows of one question, so that a quota's edge is found closely
 _EXACT = 1e-2  # of the spread of scores: beyond every backend's error, below every copy that is not the model
 _CLOSE = 0.05  # an answer that is no class agrees within this share of the spread
@@ -85,10 +86,13 @@ class Counted:
         ask: (batch, features) -> (batch, outputs).
         budget: rows, >= 1.
         each: called after every question with the rows answered so far.
+        at_once: rows of one question; a client that parts a question loses what was answered before a refusal.
     """
 
-    def __init__(self, ask: Ask, budget: int, each: Callable[[int], None] = lambda rows: None) -> None:
-        self._ask, self._budget, self._each = ask, budget, each
+    def __init__(
+        self, ask: Ask, budget: int, each: Callable[[int], None] = lambda rows: None, *, at_once: int = _AT_ONCE
+    ) -> None:
+        self._ask, self._budget, self._each, self._at_once = ask, budget, each, max(1, min(at_once, _AT_ONCE))
         self.rows, self.stopped = 0, ""
 
     @property
@@ -98,7 +102,7 @@ class Counted:
 
     def answers(self, x: Matrix) -> Matrix:
         """Return answers for as many of the first rows of `x` as there are any, shape (rows, outputs)."""
-        parts, done, size = list[Matrix](), 0, _AT_ONCE
+        parts, done, size = list[Matrix](), 0, self._at_once if self.rows else min(_FIRST, self._at_once)
         while done < len(x) and self.left:
             part = x[done : done + min(size, self.left)]
             try:
@@ -110,6 +114,8 @@ class Counted:
                 self.stopped = "" if size else str(error)
                 continue
             done += len(part)
+            if not self.rows:
+                size = self._at_once
             self.rows += len(part)
             self._each(self.rows)
         return np.concatenate(parts) if parts else np.zeros((0, 1))
