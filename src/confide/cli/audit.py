@@ -145,28 +145,13 @@ def _rows(
 ) -> Rows:
     """Return the rows of a table, with their classes if it has them."""
     from confide.cli.predict import columns_of
-    from confide.compare.answers import Rows
-
-    x = features(columns_of(table, prepare, None))
-    return Rows(x, None if label is None else _classes(table, label, classes))
-
-
-def _classes(table: Path, label: str, classes: tuple[str, ...]) -> Any:
-    """Return the number of each row's class, which a table may state by name or by number."""
-    import numpy as np
-
+    from confide.compare.answers import Rows, classes_of
     from confide.data.table import read_columns
 
-    names = {name: number for number, name in enumerate(classes)}
-    names |= {str(number): number for number in range(len(classes) or 2) if str(number) not in names}
-    said = [str(one).strip() for one in read_columns(table, numbers=(), texts=(label,))[label]]
-    unknown = sorted(set(said) - set(names))
-    if unknown:
-        there = ", ".join(classes) or "0, 1"
-        raise UsageError(
-            f"Expected column {label} to hold {there} or their numbers from 0, got {unknown[0]!r}; rename it"
-        )
-    return np.array([names[one] for one in said], np.int64)
+    x = features(columns_of(table, prepare, None))
+    if label is None:
+        return Rows(x, None)
+    return Rows(x, classes_of(read_columns(table, numbers=(), texts=(label,))[label], classes, label))
 
 
 def _endpoint(

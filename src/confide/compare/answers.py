@@ -11,6 +11,7 @@ arXiv 1806.01246, adversary 3).
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,6 +71,27 @@ class Answered:
     def leaks(self) -> bool:
         """Return whether more was found than chance gives: once in twenty audits of what leaks nothing, at most."""
         return self.hits.low > self.alarms.high or self.advantage.low > 0
+
+
+def classes_of(texts: Iterable[object], classes: Sequence[str], column: str) -> Labels:
+    """Return the numbers of classes that a table states by name or by number.
+
+    Args:
+        texts: of the table's column.
+        classes: the model's names; of a model without names 0 and 1 are taken.
+        column: its name, for the error.
+
+    Raises:
+        UsageError: a text is no class.
+    """
+    known = {str(number): number for number in range(len(classes) or 2)}
+    known |= {name: number for number, name in enumerate(classes)}
+    said = [str(one).strip() for one in texts]
+    unknown = sorted(set(said) - set(known))
+    if unknown:
+        there = ", ".join(classes) or "0, 1"
+        raise UsageError(f"Expected {column} to hold {there} or their numbers from 0, got {unknown[0]!r}; rename it")
+    return np.array([known[one] for one in said], np.int64)
 
 
 def confidences(answers: Matrix, y: Labels | None, link: str) -> Matrix:
