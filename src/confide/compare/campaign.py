@@ -19,12 +19,15 @@ from numpy.typing import NDArray
 
 from confide.compare import inference, validate
 from confide.compare import training as trainings
-from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
+from confide.compare.cache import Cache, Outcome, commit, file_hash, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
 from confide.compare.links import LINKS
+from confide.compare.networks import NETWORKS, clear_seconds, inputs, load_network, weight_layers
+from confide.compare.passes import passes_of
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
-from confide.compare.result import Curve, LinkCheck, Result
+from confide.compare.result import Aside, Curve, LinkCheck, Result
+from confide.compare.rules import judged_rules
 from confide.compare.settings import Comparison
 from confide.errors import ConfideError, JobError
 from confide.guarantee import nothing_hidden
@@ -46,6 +49,8 @@ _GUESS: Mapping[str, float] = {
     "inference": 4.0,
     "size": 1.0,
     "link": 8.0,
+    "network": 8.0,
+    "set": 2.0,
 }
 
 #: Over which link the model of links is checked.
@@ -89,6 +94,8 @@ class _State:
 
     def misfits(self, cell: Cell) -> bool:
         """Return whether an earlier cell of the same technique showed that it does not fit."""
+        if cell.on:  # another model or other records than the job's
+            return place_of(cell) in self.unfit
         return f"{cell.task}/{cell.choice}" in self.unfit or (cell.task == "inference" and self.model is None)
 
 
@@ -146,6 +153,9 @@ def _job(state: _State, cell: Cell) -> Job:
     """Return the job that a training cell runs."""
     if cell.kind == "model":
         return _model_job(state)
+    if cell.kind == "set":
+        made = variant(state.comparison.table, state.comparison.base, cell.choice, on=cell.on)
+        return trainings.seeded(made, cell.seed)
     if cell.kind == "epsilon":
         made = variant(state.comparison.table, state.comparison.base, cell.choice, epsilon=cell.at)
         return trainings.seeded(made, cell.seed)
@@ -169,7 +179,9 @@ def _name(state: _State, cell: Cell) -> str:
         **where(),
     }
     parts["job"] = describe(_job(state, cell) if cell.task == "training" else _model_job(state), output=False)
-    if cell.task == "inference" and state.model is not None:
+    if cell.kind == "network" and cell.on not in NETWORKS:
+        parts["model"] = file_hash(state.comparison.base / cell.on)
+    elif cell.task == "inference" and state.model is not None:
         parts["model"] = hashlib.sha256(state.model.graph).hexdigest()
     return name_of(parts)
 
@@ -187,15 +199,19 @@ def _measured(state: _State, cell: Cell, name: str) -> Outcome | None:
     try:
         outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
     except (ConfideError, ModuleNotFoundError) as error:
-        where_ = (
-            f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
-        )
-        state.unfit[where_] = reason(error)
+        state.unfit[place_of(cell)] = reason(error)
         if cell.kind == "model":  # then there is nothing to ask
             asked = {one.choice for one in state.cells.cells if one.kind == "inference"}
             state.unfit |= {f"inference/{choice}": f"no model to serve: {reason(error)}" for choice in asked}
         return None
     return msgspec.structs.replace(outcome, seconds=time.perf_counter() - begin)
+
+
+def place_of(cell: Cell) -> str:
+    """Return where a cell's failure stands in `Result.unfit`."""
+    if cell.on:
+        return f"{cell.kind}/{cell.on}/{cell.choice}"
+    return f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
 
 
 def _trained(state: _State, cell: Cell, name: str) -> Outcome:
@@ -222,8 +238,13 @@ def _rows(state: _State, count: int) -> Matrix:
 
 
 def _asked(state: _State, cell: Cell, name: str) -> Outcome:
-    assert state.graph is not None
-    settings, graph, x = state.comparison, state.graph, _rows(state, cell.count)
+    settings = state.comparison
+    if cell.kind == "network":
+        graph = load_network(cell.on, settings.base)
+        x = inputs(graph, cell.count)
+    else:
+        assert state.graph is not None
+        graph, x = state.graph, _rows(state, cell.count)
     if cell.kind == "link":
         return Outcome(name=name, figures=_link_check(state, x, cell.choice), repeats=cell.count)
     if cell.kind == "size":
@@ -235,12 +256,19 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
     setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
     return Outcome(
         name=name,
-        figures=done.figures | {"parameters_count": float(graph.parameters)},
+        figures=done.figures | _of_network(graph, x),
         samples=done.samples,
         guarantee=done.guarantee,
         setting=setting,
         repeats=done.repeats,
     )
+
+
+def _of_network(graph: Graph, x: Matrix) -> dict[str, float]:
+    """Return how large and deep a network is, and what it costs in the clear."""
+    found = {"parameters_count": float(graph.parameters), "weight_layers_count": float(weight_layers(graph.layers))}
+    seconds = clear_seconds(graph, x)
+    return found if seconds is None else found | {"clear_seconds": seconds}
 
 
 def _layers(graph: Graph) -> str:
@@ -270,7 +298,7 @@ def _result(state: _State) -> Result:
         people.append(asks(record.task, record.choice, record.guarantee, holders=holders))
         lines = {"lines_of_user_code_count": _single(float(people[-1].lines))}
         records.append(replace(record, figures={**record.figures, **lines}))
-    return Result(
+    found = Result(
         name=settings.job.job.name,
         job=describe(settings.job, output=False),
         records=tuple(records),
@@ -285,14 +313,16 @@ def _result(state: _State) -> Result:
         link_check=tuple(checks),
         prices=settings.prices,
         seconds=sum(outcome.seconds for _, outcome in state.found),
+        asides=tuple(_asides(state)),
     )
+    return msgspec.structs.replace(found, rules=judged_rules(found))
 
 
-def _of(state: _State, kind: str) -> dict[str, list[tuple[Cell, Outcome]]]:
+def _of(state: _State, kind: str, on: str = "") -> dict[str, list[tuple[Cell, Outcome]]]:
     """Return the outcomes of a kind by technique."""
     grouped: dict[str, list[tuple[Cell, Outcome]]] = {}
     for cell, outcome in state.found:
-        if cell.kind == kind:
+        if cell.kind == kind and cell.on == on:
             grouped.setdefault(cell.choice, []).append((cell, outcome))
     return grouped
 
@@ -301,25 +331,39 @@ def _records(state: _State) -> Iterator[Record]:
     for kind in ("training", "inference"):
         plain = _latency(state)
         for choice, rows in _of(state, kind).items():
-            outcomes = [outcome for _, outcome in rows]
-            figures = summarise([outcome.figures for outcome in outcomes])
-            for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
-                figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
+            made = _record(kind, choice, rows)
             if kind == "inference" and plain is not None:
-                latency = figures["latency_seconds"].median
-                figures["added_seconds"] = _single(latency - plain)
-                figures["factor_over_plain"] = _single(latency / plain)
-            last = outcomes[-1]
-            yield Record(
-                task=kind,
-                choice=choice,
-                setting=last.setting,
-                figures=figures,
-                guarantee=last.guarantee or nothing_hidden("not stated"),
-                machine=machine(),
-                version=version(),
-                repeats=len(rows) if kind == "training" else last.repeats,
-            )
+                latency = made.figures["latency_seconds"].median
+                added = {"added_seconds": _single(latency - plain), "factor_over_plain": _single(latency / plain)}
+                made = replace(made, figures={**made.figures, **added})
+            yield made
+
+
+def _record(task: str, choice: str, rows: Sequence[tuple[Cell, Outcome]]) -> Record:
+    outcomes = [outcome for _, outcome in rows]
+    figures = summarise([outcome.figures for outcome in outcomes])
+    for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
+        figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
+    last = outcomes[-1]
+    return Record(
+        task=task,
+        choice=choice,
+        setting=last.setting,
+        figures=figures,
+        guarantee=last.guarantee or nothing_hidden("not stated"),
+        machine=machine(),
+        version=version(),
+        repeats=len(rows) if task == "training" else last.repeats,
+    )
+
+
+def _asides(state: _State) -> Iterator[Aside]:
+    """Return what was measured on further networks and sets."""
+    for on in dict.fromkeys(cell.on for cell, _ in state.found if cell.on):
+        for choice, rows in _of(state, "network", on).items():
+            yield Aside(kind="network", on=on, record=_record("inference", choice, rows))
+        for choice, rows in _of(state, "set", on).items():
+            yield Aside(kind="set", on=on, record=_record("training", choice, rows))
 
 
 def _single(value: float) -> Spread:
@@ -336,9 +380,11 @@ def _curves(state: _State) -> Iterator[Curve]:
         lines = [outcome.curve for _, outcome in rows if outcome.curve]
         if lines:
             points = [Spread.of(many) for many in zip(*lines, strict=False)]
+            each = passes_of(state.cells.jobs[choice]) if choice == "pooled" else 1
             yield Curve(
-                kind="rounds", task="training", choice=choice, x_name="rounds_count", y_name="accuracy_share",
-                x=tuple(float(number) for number in range(1, len(points) + 1)), y=tuple(points),
+                kind="passes" if choice == "pooled" else "rounds", task="training", choice=choice,
+                x_name="passes_count" if choice == "pooled" else "rounds_count", y_name="accuracy_share",
+                x=tuple(float(each * number) for number in range(1, len(points) + 1)), y=tuple(points),
             )  # fmt: skip
     for choice, rows in _of(state, "epsilon").items():
         yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")

@@ -16,13 +16,14 @@ import msgspec
 
 from confide.compare.settings import Comparison
 from confide.compare.techniques import INFERENCE, TRAINING
+from confide.data.sets import load_set
 from confide.errors import ConfideError, JobError, UsageError, nearest
 from confide.serve import BACKENDS
 from confide.train.job import parse as parse_job
 from confide.train.parts import AGGREGATORS, checked_aggregator
-from confide.train.sections import Job, names_of
+from confide.train.sections import DataSection, Job, names_of
 
-Kind = Literal["model", "training", "epsilon", "inference", "size", "link"]
+Kind = Literal["model", "training", "epsilon", "inference", "size", "link", "network", "set"]
 
 #: Trainings that are no aggregator: each party alone, all records in one place, noise under secure aggregation.
 BASELINES: tuple[str, ...] = ("local", "pooled")
@@ -38,6 +39,15 @@ _CHECKED: tuple[str, ...] = ("plain", "he")
 #: What [train] says beside the aggregate where there is no hardware for it.
 _SIMULATED: Mapping[str, Mapping[str, str]] = {"tee": {"attester": "simulated"}}
 
+#: What is trained on further sets: the ceiling, and the federation with and without noise.
+ON_SETS: tuple[str, ...] = ("pooled", "plain", "masked", PRIVATE)
+
+#: Keys of [data] that say how a set is parted.
+_PARTED: tuple[str, ...] = ("parties", "split", "alpha", "test_fraction", "standardise")
+
+#: Images that each technique is asked for on each network, at most.
+_NETWORK_QUERIES = 12
+
 #: Points of the curve against epsilon rest on as many seeds at most.
 _EPSILON_SEEDS = 3
 
@@ -50,11 +60,13 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     Args:
         kind: "model" trains what is served, "training" and "inference" measure a technique, "epsilon" and "size" are
-            points of curves, "link" checks the model of links.
+            points of curves, "link" checks the model of links, "network" and "set" measure a technique on something
+            else than the job's model and data.
         choice: the technique.
         seed: of public choices, for trainings.
         at: epsilon, or units of the hidden layer; 0 where neither is asked.
         count: queries, for predictions; 0 for trainings.
+        on: the network or the set, "" for the job's own.
     """
 
     kind: Kind
@@ -62,11 +74,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: int = 0
     at: float = 0.0
     count: int = 0
+    on: str = ""
 
     @property
     def task(self) -> str:
         """Return "training" or "inference"."""
-        return "training" if self.kind in ("model", "training", "epsilon") else "inference"
+        return "training" if self.kind in ("model", "training", "epsilon", "set") else "inference"
 
     def words(self) -> str:
         """Return the cell in a few words, for progress."""
@@ -81,6 +94,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 return f"inference: {self.choice}"
             case "size":
                 return f"inference: {self.choice}, {self.at:g} hidden units"
+            case "network":
+                return f"inference: {self.choice} on {self.on}"
+            case "set":
+                return f"training: {self.choice} on {self.on}, seed {self.seed}"
             case "link":
                 return f"a shaped link: {self.choice}"
 
@@ -112,7 +129,7 @@ def inference_choices() -> tuple[str, ...]:
     return (*(name for name in INFERENCE if name in built), *(name for name in built if name not in INFERENCE))
 
 
-def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float | None = None) -> Job:
+def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float | None = None, on: str = "") -> Job:
     """Return the job of one training technique: the job as it was written, with another aggregate.
 
     Args:
@@ -120,11 +137,13 @@ def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float
         base: of relative paths.
         choice: out of `training_choices`.
         epsilon: in place of the job's, for `PRIVATE`.
+        on: a shipped set in place of the job's records, parted as they are; "" for the job's own.
 
     Raises:
         JobError: the technique contradicts the job; the text says why.
     """
     private = choice == PRIVATE
+    table = on_set(table, on) if on else table
     aggregate = choice.partition("+")[0] if choice not in BASELINES else "plain"
     left = {"output", *(() if private else ("privacy",))}
     made: dict[str, Any] = {name: value for name, value in table.items() if name not in left}
@@ -147,6 +166,18 @@ def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float
     if choice not in (*BASELINES, ON_SHARES):
         checked_aggregator(job, names_of(job))
     return job
+
+
+def on_set(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a job file's table with a shipped set in place of its records; the number of records follows."""
+    given: dict[str, Any] = dict(table.get("data", {}))
+    data = {key: given[key] for key in _PARTED if key in given and given[key] != "column"}
+    made = {**table, "data": {"set": name, **data}}
+    if "privacy" in table:
+        records = load_set(name)[1].n
+        kept = 1 - float(data.get("test_fraction", DataSection().test_fraction))
+        made["privacy"] = {**table["privacy"], "expected_records": int(records * kept)}
+    return made
 
 
 def planned(comparison: Comparison, *, seeds: int, queries: int, only: tuple[str, ...] = ()) -> Cells:
@@ -208,9 +239,16 @@ def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: in
         for seed in range(first, first + min(seeds, _EPSILON_SEEDS)):
             for epsilon in settings.epsilons:
                 yield Cell(kind="epsilon", choice=PRIVATE, seed=seed, at=epsilon)
+    for on in settings.sets:
+        for seed in range(first, first + seeds):
+            for choice in [name for name in ON_SETS if name in chosen["training"]]:
+                yield Cell(kind="set", choice=choice, seed=seed, on=on)
     for size in settings.sizes:
         for choice in chosen["inference"]:
             yield Cell(kind="size", choice=choice, at=float(size), count=min(queries, 5))
+    for on in settings.networks:
+        for choice in [name for name in chosen["inference"] if name not in VARIANTS]:
+            yield Cell(kind="network", choice=choice, count=min(queries, _NETWORK_QUERIES), on=on)
 
 
 def reason(error: BaseException) -> str:

@@ -18,6 +18,7 @@ import numpy as np
 from confide.compare.cells import BASELINES, ON_SHARES
 from confide.compare.links import Link, over_links
 from confide.compare.measure import training_guarantee
+from confide.compare.passes import accuracy_after_passes
 from confide.compare.prices import Prices
 from confide.compare.resources import peak_memory
 from confide.crypto.random import Randomness, SystemRandomness
@@ -44,7 +45,7 @@ class Trained:
 
     Args:
         figures: as in `Record.figures`.
-        curve: test accuracy after each round.
+        curve: test accuracy after each round; of pooled records after each of its passes, which no figure is about.
         graph: the model; of parties alone there are several, and it is None.
         guarantee: what held.
     """
@@ -121,7 +122,8 @@ def _alone(job: Job, choice: str, data: Prepared, links: Sequence[Link], prices:
     figures["money_dollars"] = prices.dollars(
         client_seconds=client * len(data.silos), server_seconds=server, sent_bytes=sent * len(data.silos)
     )
-    return Trained(figures, training_guarantee(job, data, choice), (), models[0] if choice == "pooled" else None)
+    curve = accuracy_after_passes(job, data) if choice == "pooled" else ()
+    return Trained(figures, training_guarantee(job, data, choice), curve, models[0] if choice == "pooled" else None)
 
 
 # --- sums of updates --------------------------------------------------------------------------------------------------
