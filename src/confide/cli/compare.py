@@ -127,9 +127,11 @@ def compare(
     for task_name in ("training", "inference"):
         _print(found, task_name)
     for place, why in found.unfit.items():
-        if place.startswith("size/"):  # points of a curve
+        if place.startswith(("size/", "network/", "set/")):  # the report has them
             continue
         console.out.print(f"not measured: {place}: {why}")
+    for rule in found.rules if comparison.settings.networks or comparison.settings.sets else ():
+        console.out.print(f"rule of thumb: {rule.said} {rule.verdict}")
     for check in found.link_check:
         console.out.print(check.sentence())
     for sentence in found.across.sentences() if found.across else ():
