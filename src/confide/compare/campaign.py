@@ -22,6 +22,8 @@ from confide.compare import training as trainings
 from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
 from confide.compare.links import LINKS
+from confide.compare.peers import measured as peers_measured
+from confide.compare.peers.planning import Peers, with_peers
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
 from confide.compare.result import Curve, LinkCheck, Result
@@ -81,6 +83,7 @@ class _State:
     comparison: Comparison
     cells: Cells
     records: str
+    peers: Peers = field(default_factory=Peers)
     loader: trainings.Loader = field(default_factory=trainings.Loader)
     unfit: dict[str, str] = field(default_factory=dict[str, str])
     found: list[tuple[Cell, Outcome]] = field(default_factory=list[tuple[Cell, Outcome]])
@@ -93,7 +96,14 @@ class _State:
 
 
 def campaign(
-    comparison: Comparison, folder: Path, *, seeds: int, queries: int, only: tuple[str, ...] = (), fresh: bool = False
+    comparison: Comparison,
+    folder: Path,
+    *,
+    seeds: int,
+    queries: int,
+    only: tuple[str, ...] = (),
+    fresh: bool = False,
+    peers: Peers | None = None,
 ) -> Iterator[Event]:
     """Measure everything that a comparison asks for.
 
@@ -103,13 +113,16 @@ def campaign(
         seeds, queries: how many.
         only: techniques of either task, () for those of [compare].
         fresh: measure anew what the cache has.
+        peers: other people's frameworks to measure beside; None for none.
 
     Raises:
         UsageError: the folder cannot be written.
     """
     cache = Cache(folder, fresh=fresh)
+    peers = peers or Peers()
     cells = planned(comparison, seeds=seeds, queries=queries, only=only)
-    state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit))
+    cells = with_peers(cells, comparison, peers, seeds=seeds, queries=queries)
+    state = _State(comparison, cells, records_hash(comparison), peers, unfit=dict(cells.unfit))
     took: dict[tuple[str, str], list[float]] = {}
     for done, cell in enumerate(cells.cells):
         rest = cells.cells[done:]
@@ -171,6 +184,8 @@ def _name(state: _State, cell: Cell) -> str:
     parts["job"] = describe(_job(state, cell) if cell.task == "training" else _model_job(state), output=False)
     if cell.task == "inference" and state.model is not None:
         parts["model"] = hashlib.sha256(state.model.graph).hexdigest()
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        parts["peer"] = peer.name()
     return name_of(parts)
 
 
@@ -201,6 +216,12 @@ def _measured(state: _State, cell: Cell, name: str) -> Outcome | None:
 def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     job, settings = _job(state, cell), state.comparison
     choice = cell.choice
+    if (peer := state.peers.asking(choice)) is not None:
+        theirs = peers_measured.trained(job, state.loader.load(job), peer, prices=settings.prices)
+        setting = f"{_source(job)}; {peer.variant.title}: {peer.variant.how}"
+        return Outcome(
+            name=name, figures=theirs.figures, curve=theirs.curve, guarantee=theirs.guarantee, setting=setting
+        )
     if cell.kind == "model" and job.privacy is not None and choice != ON_SHARES:
         choice = f"{choice}+dp"
     found = trainings.trained(job, choice, state.loader, links=settings.links, prices=settings.prices)
@@ -208,11 +229,15 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
         raise JobError("Expected a training that ends with one model, to serve it")
     graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
     title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
-    setting = f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model{title}"
+    setting = f"{_source(job)}{title}"
     return Outcome(
         name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
     )
+
+
+def _source(job: Job) -> str:
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
+    return f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model"
 
 
 def _rows(state: _State, count: int) -> Matrix:
@@ -228,11 +253,17 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
         return Outcome(name=name, figures=_link_check(state, x, cell.choice), repeats=cell.count)
     if cell.kind == "size":
         graph = mlp(graph.features, int(cell.at), graph.outputs, seed="model size")
-    done = inference.asked(
-        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference"
-    )
-    title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        rows = np.vstack([np.asarray(silo.x, np.float64) for silo in state.loader.load(settings.job).silos])
+        done = peers_measured.asked(graph, x, rows, peer, links=settings.links, prices=settings.prices)
+        where_ = f"{peer.variant.title}: {peer.variant.how}"
+    else:
+        done = inference.asked(
+            cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference"
+        )
+        title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
+        where_ = f"all roles in one process{title}"
+    setting = f"{_layers(graph)}, one query at a time, {where_}"
     return Outcome(
         name=name,
         figures=done.figures | {"parameters_count": float(graph.parameters)},
@@ -266,6 +297,9 @@ def _result(state: _State) -> Result:
     ]
     records, people = list[Record](), list[Asks]()
     for record in _records(state):
+        if state.peers.asking(record.choice) is not None:  # nobody here says how they are set up over machines
+            records.append(record)
+            continue
         holders = parties_of(settings.job) if record.task == "training" else 1
         people.append(asks(record.task, record.choice, record.guarantee, holders=holders))
         lines = {"lines_of_user_code_count": _single(float(people[-1].lines))}
