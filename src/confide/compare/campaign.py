@@ -29,6 +29,8 @@ from confide.compare.hosted import artifact_bytes
 from confide.compare.links import LINKS
 from confide.compare.networks import NETWORKS, clear_seconds, inputs, load_network, weight_layers
 from confide.compare.passes import passes_of
+from confide.compare.peers import measured as peers_measured
+from confide.compare.peers.planning import Peers, with_peers
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
 from confide.compare.result import Across, Aside, Curve, LinkCheck, Result
@@ -106,6 +108,7 @@ class _State:
     cells: Cells
     records: str
     federation: Federation | None = None
+    peers: Peers = field(default_factory=Peers)
     loader: trainings.Loader = field(default_factory=trainings.Loader)
     unfit: dict[str, str] = field(default_factory=dict[str, str])
     found: list[tuple[Cell, Outcome]] = field(default_factory=list[tuple[Cell, Outcome]])
@@ -134,6 +137,7 @@ def campaign(
     only: tuple[str, ...] = (),
     fresh: bool = False,
     federation: Federation | None = None,
+    peers: Peers | None = None,
 ) -> Iterator[Event]:
     """Measure everything that a comparison asks for.
 
@@ -144,6 +148,7 @@ def campaign(
         only: techniques of either task, () for those of [compare].
         fresh: measure anew what the cache has.
         federation: of a job with data.nodes; it is closed in the end.
+        peers: other people's frameworks to measure beside; None for none.
 
     Raises:
         UsageError: the folder cannot be written; or as in `Federation.begin`.
@@ -151,14 +156,20 @@ def campaign(
     """
     if comparison.across != (federation is not None):
         raise UsageError("Expected a federation for a job with data.nodes, and none for another; name it: --federation")
+    if federation is not None and peers is not None:
+        raise UsageError("Expected no peers across real nodes: they would need the nodes' records; leave --peers out")
     with ExitStack() as stack:
         cache = Cache(folder, fresh=fresh)
+        others = peers or Peers()
         if federation is None:
             cells = planned(comparison, seeds=seeds, queries=queries, only=only)
+            cells = with_peers(cells, comparison, others, seeds=seeds, queries=queries)
         else:
             stack.callback(federation.close)
             cells = federation.begin(comparison, cache, seeds=seeds, queries=queries, only=only)
-        state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit), federation=federation)
+        state = _State(
+            comparison, cells, records_hash(comparison), federation, others, unfit=dict(cells.unfit)
+        )  # fmt: skip
         yield from _measuring(state, cache)
 
 
@@ -239,6 +250,8 @@ def _name(state: _State, cell: Cell) -> str:
         parts["model"] = file_hash(state.comparison.base / cell.on)
     elif cell.task == "inference" and state.model is not None:
         parts["model"] = hashlib.sha256(state.model.graph).hexdigest()
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        parts["peer"] = peer.name()
     return name_of(parts)
 
 
@@ -281,6 +294,12 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     if cell.kind == "audit":
         data, rng = state.loader.load(job), SystemRandomness()
         return Outcome(name=name, attacks=attacked(choice, job, data, shadows=cell.count, rng=rng))
+    if (peer := state.peers.asking(choice)) is not None:
+        theirs = peers_measured.trained(job, state.loader.load(job), peer, prices=settings.prices)
+        setting = f"{_source(job)}; {peer.variant.title}: {peer.variant.how}"
+        return Outcome(
+            name=name, figures=theirs.figures, curve=theirs.curve, guarantee=theirs.guarantee, setting=setting
+        )
     if cell.kind == "model" and job.privacy is not None and choice != ON_SHARES:
         choice = f"{choice}+dp"
     found = trainings.trained(job, choice, state.loader, links=settings.links, prices=settings.prices)
@@ -288,11 +307,15 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
         raise JobError("Expected a training that ends with one model, to serve it")
     graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
     title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
-    setting = f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model{title}"
+    setting = f"{_source(job)}{title}"
     return Outcome(
         name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
     )
+
+
+def _source(job: Job) -> str:
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
+    return f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model"
 
 
 def _rows(state: _State, count: int) -> Matrix:
@@ -325,14 +348,19 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
         return _under_load(state, cell, name)
     if cell.kind == "size":
         graph = mlp(graph.features, int(cell.at), graph.outputs, seed="model size")
-    prepared = state.loader.load(settings.job).preprocess
-    size = len(artifact_bytes(graph, prepared)) if cell.kind == "inference" else 0
-    done = inference.asked(
-        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference",
-        model_bytes=size,
-    )  # fmt: skip
-    title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        rows = np.vstack([np.asarray(silo.x, np.float64) for silo in state.loader.load(settings.job).silos])
+        done = peers_measured.asked(graph, x, rows, peer, links=settings.links, prices=settings.prices)
+        where_ = f"{peer.variant.title}: {peer.variant.how}"
+    else:
+        size = len(artifact_bytes(graph, _preprocess(state))) if cell.kind == "inference" else 0
+        done = inference.asked(
+            cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference",
+            model_bytes=size,
+        )  # fmt: skip
+        title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
+        where_ = f"all roles in one process{title}"
+    setting = f"{_layers(graph)}, one query at a time, {where_}"
     return Outcome(
         name=name,
         figures=done.figures | _of_network(graph, x),
@@ -382,6 +410,9 @@ def _result(state: _State) -> Result:
     ]
     records, people = list[Record](), list[Asks]()
     for record in _records(state):
+        if state.peers.asking(record.choice) is not None:  # nobody here says how they are set up over machines
+            records.append(record)
+            continue
         holders = parties_of(settings.job) if record.task == "training" else 1
         people.append(asks(record.task, record.choice, record.guarantee, holders=holders))
         lines = {"lines_of_user_code_count": _single(float(people[-1].lines))}
