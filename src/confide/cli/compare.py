@@ -15,6 +15,7 @@ from rich.table import Table
 
 from confide.cli import console
 from confide.cli.coordinator import listening
+from confide.cli.peers import environments, folder_of
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 
 def compare(
+    context: typer.Context,
     job_file: Annotated[
         Path,
         typer.Argument(
@@ -67,6 +69,16 @@ def compare(
     yes: Annotated[
         bool, typer.Option("--yes", help="With --federation: agree to what the runs charge, for scripts.")
     ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Measure other people's frameworks as well; docs/peers.md.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure this peer as well; repeat it for more.")
+    ] = None,
+    peers_folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where `confide peers install` has put them, if not at home.")
+    ] = None,
+    peer_seconds: Annotated[float, typer.Option(min=1, help="Longest measurement of a peer.")] = 600.0,
 ) -> None:
     """Measure every technique that fits a job, for training and for inference, and write a report.
 
@@ -81,6 +93,10 @@ def compare(
 
     Stop it at any time: the same command goes on where it was. What is measured once is kept in FOLDER/cells.
 
+    Beside the frameworks that `confide peers install` has brought here:
+
+        confide compare examples/hospitals.toml --peers
+
     Look at one that has finished or still runs:
 
         confide compare FOLDER --open
@@ -91,6 +107,7 @@ def compare(
         confide compare job.toml --federation federation
     """
     from confide.compare.campaign import campaign
+    from confide.compare.peers.planning import Peers
     from confide.compare.settings import PRIVATE_WARNING, load
     from confide.compare.view import viewed, write_view
     from confide.compare.writing import write_all
@@ -98,6 +115,7 @@ def compare(
     if opened and job_file.is_dir():
         _show(viewed(job_file))
         return
+    others = environments(folder_of(context, peers_folder), tuple(peer or ())) if peers or peer else ()
     comparison = load(job_file)
     settings = comparison.settings
     folder = out or job_file.parent / f"{job_file.stem}.compare"
@@ -116,6 +134,7 @@ def compare(
             only=tuple(only or ()),
             fresh=fresh,
             federation=nodes,
+            peers=Peers(others, peer_seconds) if others else None,
         ):
             bars.update(
                 task, completed=event.done, total=event.steps, description=event.words, left=_left(event.left_seconds)
@@ -127,9 +146,11 @@ def compare(
     for task_name in ("training", "inference"):
         _print(found, task_name)
     for place, why in found.unfit.items():
-        if place.startswith("size/"):  # points of a curve
+        if place.startswith(("size/", "network/", "set/")):  # the report has them
             continue
         console.out.print(f"not measured: {place}: {why}")
+    for rule in found.rules if comparison.settings.networks or comparison.settings.sets else ():
+        console.out.print(f"rule of thumb: {rule.said} {rule.verdict}")
     for check in found.link_check:
         console.out.print(check.sentence())
     for sentence in found.across.sentences() if found.across else ():

@@ -127,6 +127,15 @@ def where() -> dict[str, str]:
     return {"version": version(), "source": source_hash(), "machine": machine()}
 
 
+def file_hash(path: Path) -> str:
+    """Return hex SHA-256 of a file, "absent" if there is none."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return "absent"
+
+
 def records_hash(comparison: Comparison) -> str:
     """Return hex SHA-256 of the files that a job names, or of its shipped set.
 
@@ -141,9 +150,5 @@ def records_hash(comparison: Comparison) -> str:
     model = comparison.job.model
     named = [data.schema, data.table, data.test, model.encoder, *data.tables.values(), comparison.settings.rows]
     for name in [one for one in named if one is not None]:
-        try:
-            with comparison.job.path(name).open("rb") as file:
-                state.update(f"{name}\0{hashlib.file_digest(file, 'sha256').hexdigest()}\0".encode())
-        except OSError:
-            state.update(f"{name}\0absent\0".encode())
+        state.update(f"{name}\0{file_hash(comparison.job.path(name))}\0".encode())
     return state.hexdigest()

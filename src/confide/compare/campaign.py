@@ -22,14 +22,19 @@ from numpy.typing import NDArray
 from confide.compare import across, inference, load, validate
 from confide.compare import training as trainings
 from confide.compare.audited import attacked
-from confide.compare.cache import Cache, Outcome, commit, name_of, records_hash, where
+from confide.compare.cache import Cache, Outcome, commit, file_hash, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
 from confide.compare.federation import Federation
 from confide.compare.hosted import artifact_bytes
 from confide.compare.links import LINKS
+from confide.compare.networks import NETWORKS, clear_seconds, inputs, load_network, weight_layers
+from confide.compare.passes import passes_of
+from confide.compare.peers import measured as peers_measured
+from confide.compare.peers.planning import Peers, with_peers
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
-from confide.compare.result import Across, Curve, LinkCheck, Result
+from confide.compare.result import Across, Aside, Curve, LinkCheck, Result
+from confide.compare.rules import judged_rules
 from confide.compare.settings import Comparison
 from confide.crypto.random import SystemRandomness
 from confide.errors import ConfideError, JobError, StoreError, UsageError
@@ -56,6 +61,8 @@ _GUESS: Mapping[str, float] = {
     "load": 8.0,
     "size": 1.0,
     "link": 8.0,
+    "network": 8.0,
+    "set": 2.0,
 }
 
 #: Different rows that clients ask for under load.
@@ -101,6 +108,7 @@ class _State:
     cells: Cells
     records: str
     federation: Federation | None = None
+    peers: Peers = field(default_factory=Peers)
     loader: trainings.Loader = field(default_factory=trainings.Loader)
     unfit: dict[str, str] = field(default_factory=dict[str, str])
     found: list[tuple[Cell, Outcome]] = field(default_factory=list[tuple[Cell, Outcome]])
@@ -109,6 +117,8 @@ class _State:
 
     def misfits(self, cell: Cell) -> bool:
         """Return whether an earlier cell of the same technique showed that it does not fit."""
+        if cell.on:  # another model or other records than the job's
+            return place_of(cell) in self.unfit
         if f"{cell.task}/{cell.choice}" in self.unfit:
             return True
         if cell.task == "training" or self.model is not None:
@@ -127,6 +137,7 @@ def campaign(
     only: tuple[str, ...] = (),
     fresh: bool = False,
     federation: Federation | None = None,
+    peers: Peers | None = None,
 ) -> Iterator[Event]:
     """Measure everything that a comparison asks for.
 
@@ -137,6 +148,7 @@ def campaign(
         only: techniques of either task, () for those of [compare].
         fresh: measure anew what the cache has.
         federation: of a job with data.nodes; it is closed in the end.
+        peers: other people's frameworks to measure beside; None for none.
 
     Raises:
         UsageError: the folder cannot be written; or as in `Federation.begin`.
@@ -144,14 +156,20 @@ def campaign(
     """
     if comparison.across != (federation is not None):
         raise UsageError("Expected a federation for a job with data.nodes, and none for another; name it: --federation")
+    if federation is not None and peers is not None:
+        raise UsageError("Expected no peers across real nodes: they would need the nodes' records; leave --peers out")
     with ExitStack() as stack:
         cache = Cache(folder, fresh=fresh)
+        others = peers or Peers()
         if federation is None:
             cells = planned(comparison, seeds=seeds, queries=queries, only=only)
+            cells = with_peers(cells, comparison, others, seeds=seeds, queries=queries)
         else:
             stack.callback(federation.close)
             cells = federation.begin(comparison, cache, seeds=seeds, queries=queries, only=only)
-        state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit), federation=federation)
+        state = _State(
+            comparison, cells, records_hash(comparison), federation, others, unfit=dict(cells.unfit)
+        )  # fmt: skip
         yield from _measuring(state, cache)
 
 
@@ -195,6 +213,9 @@ def _job(state: _State, cell: Cell) -> Job:
         return _model_job(state)
     if cell.kind == "audit":
         return trainings.seeded(variant(state.comparison.table, state.comparison.base, cell.choice), cell.seed)
+    if cell.kind == "set":
+        made = variant(state.comparison.table, state.comparison.base, cell.choice, on=cell.on)
+        return trainings.seeded(made, cell.seed)
     if cell.kind == "epsilon":
         made = variant(state.comparison.table, state.comparison.base, cell.choice, epsilon=cell.at)
         return trainings.seeded(made, cell.seed)
@@ -225,8 +246,12 @@ def _name(state: _State, cell: Cell) -> str:
         **where(),
     }
     parts["job"] = describe(_job(state, cell) if cell.task == "training" else _model_job(state), output=False)
-    if cell.task == "inference" and state.model is not None:
+    if cell.kind == "network" and cell.on not in NETWORKS:
+        parts["model"] = file_hash(state.comparison.base / cell.on)
+    elif cell.task == "inference" and state.model is not None:
         parts["model"] = hashlib.sha256(state.model.graph).hexdigest()
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        parts["peer"] = peer.name()
     return name_of(parts)
 
 
@@ -248,15 +273,19 @@ def _measured(state: _State, cell: Cell, name: str, cache: Cache) -> Outcome | N
     except StoreError:
         raise  # what was done is not safe: it goes on from there
     except (ConfideError, ModuleNotFoundError) as error:
-        where_ = (
-            f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
-        )
-        state.unfit[where_] = reason(error)
+        state.unfit[place_of(cell)] = reason(error)
         if cell.kind == "model":  # then there is nothing to ask
             asked = {one.choice for one in state.cells.cells if one.kind == "inference"}
             state.unfit |= {f"inference/{choice}": f"no model to serve: {reason(error)}" for choice in asked}
         return None
     return msgspec.structs.replace(outcome, seconds=time.perf_counter() - begin)
+
+
+def place_of(cell: Cell) -> str:
+    """Return where a cell's failure stands in `Result.unfit`."""
+    if cell.on:
+        return f"{cell.kind}/{cell.on}/{cell.choice}"
+    return f"{cell.task}/{cell.choice}" if cell.kind in ("training", "inference") else f"{cell.kind}/{cell.choice}"
 
 
 def _trained(state: _State, cell: Cell, name: str) -> Outcome:
@@ -265,6 +294,12 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     if cell.kind == "audit":
         data, rng = state.loader.load(job), SystemRandomness()
         return Outcome(name=name, attacks=attacked(choice, job, data, shadows=cell.count, rng=rng))
+    if (peer := state.peers.asking(choice)) is not None:
+        theirs = peers_measured.trained(job, state.loader.load(job), peer, prices=settings.prices)
+        setting = f"{_source(job)}; {peer.variant.title}: {peer.variant.how}"
+        return Outcome(
+            name=name, figures=theirs.figures, curve=theirs.curve, guarantee=theirs.guarantee, setting=setting
+        )
     if cell.kind == "model" and job.privacy is not None and choice != ON_SHARES:
         choice = f"{choice}+dp"
     found = trainings.trained(job, choice, state.loader, links=settings.links, prices=settings.prices)
@@ -272,11 +307,15 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
         raise JobError("Expected a training that ends with one model, to serve it")
     graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
     title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
-    setting = f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model{title}"
+    setting = f"{_source(job)}{title}"
     return Outcome(
         name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
     )
+
+
+def _source(job: Job) -> str:
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
+    return f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model"
 
 
 def _rows(state: _State, count: int) -> Matrix:
@@ -296,25 +335,35 @@ def _preprocess(state: _State) -> Preprocess:
 
 
 def _asked(state: _State, cell: Cell, name: str) -> Outcome:
-    assert state.graph is not None
-    settings, graph, x = state.comparison, state.graph, _rows(state, cell.count)
+    settings = state.comparison
+    if cell.kind == "network":
+        graph = load_network(cell.on, settings.base)
+        x = inputs(graph, cell.count)
+    else:
+        assert state.graph is not None
+        graph, x = state.graph, _rows(state, cell.count)
     if cell.kind == "link":
         return Outcome(name=name, figures=_link_check(state, x, cell.choice), repeats=cell.count)
     if cell.kind == "load":
         return _under_load(state, cell, name)
     if cell.kind == "size":
         graph = mlp(graph.features, int(cell.at), graph.outputs, seed="model size")
-    prepared = state.loader.load(settings.job).preprocess
-    size = len(artifact_bytes(graph, prepared)) if cell.kind == "inference" else 0
-    done = inference.asked(
-        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference",
-        model_bytes=size,
-    )  # fmt: skip
-    title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        rows = np.vstack([np.asarray(silo.x, np.float64) for silo in state.loader.load(settings.job).silos])
+        done = peers_measured.asked(graph, x, rows, peer, links=settings.links, prices=settings.prices)
+        where_ = f"{peer.variant.title}: {peer.variant.how}"
+    else:
+        size = len(artifact_bytes(graph, _preprocess(state))) if cell.kind == "inference" else 0
+        done = inference.asked(
+            cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference",
+            model_bytes=size,
+        )  # fmt: skip
+        title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
+        where_ = f"all roles in one process{title}"
+    setting = f"{_layers(graph)}, one query at a time, {where_}"
     return Outcome(
         name=name,
-        figures=done.figures | {"parameters_count": float(graph.parameters)},
+        figures=done.figures | _of_network(graph, x),
         samples=done.samples,
         guarantee=done.guarantee,
         setting=setting,
@@ -330,6 +379,13 @@ def _under_load(state: _State, cell: Cell, name: str) -> Outcome:
     return Outcome(
         name=name, figures=done.figures, samples=done.samples, setting=load.words(cell.count), repeats=answers
     )
+
+
+def _of_network(graph: Graph, x: Matrix) -> dict[str, float]:
+    """Return how large and deep a network is, and what it costs in the clear."""
+    found = {"parameters_count": float(graph.parameters), "weight_layers_count": float(weight_layers(graph.layers))}
+    seconds = clear_seconds(graph, x)
+    return found if seconds is None else found | {"clear_seconds": seconds}
 
 
 def _layers(graph: Graph) -> str:
@@ -354,11 +410,14 @@ def _result(state: _State) -> Result:
     ]
     records, people = list[Record](), list[Asks]()
     for record in _records(state):
+        if state.peers.asking(record.choice) is not None:  # nobody here says how they are set up over machines
+            records.append(record)
+            continue
         holders = parties_of(settings.job) if record.task == "training" else 1
         people.append(asks(record.task, record.choice, record.guarantee, holders=holders))
         lines = {"lines_of_user_code_count": _single(float(people[-1].lines))}
         records.append(replace(record, figures={**record.figures, **lines}))
-    return Result(
+    found = Result(
         name=settings.job.job.name,
         job=describe(settings.job, output=False),
         records=tuple(records),
@@ -375,7 +434,9 @@ def _result(state: _State) -> Result:
         seconds=sum(outcome.seconds for _, outcome in state.found),
         across=_across(state),
         attacks=tuple(one for _, outcome in state.found for one in outcome.attacks),
+        asides=tuple(_asides(state)),
     )
+    return msgspec.structs.replace(found, rules=judged_rules(found))
 
 
 def _across(state: _State) -> Across | None:
@@ -395,11 +456,11 @@ def _across(state: _State) -> Across | None:
     )
 
 
-def _of(state: _State, kind: str) -> dict[str, list[tuple[Cell, Outcome]]]:
+def _of(state: _State, kind: str, on: str = "") -> dict[str, list[tuple[Cell, Outcome]]]:
     """Return the outcomes of a kind by technique."""
     grouped: dict[str, list[tuple[Cell, Outcome]]] = {}
     for cell, outcome in state.found:
-        if cell.kind == kind:
+        if cell.kind == kind and cell.on == on:
             grouped.setdefault(cell.choice, []).append((cell, outcome))
     return grouped
 
@@ -408,29 +469,41 @@ def _records(state: _State) -> Iterator[Record]:
     for kind in ("training", "inference"):
         plain = _latency(state)
         for choice, rows in _of(state, kind).items():
-            outcomes = [outcome for _, outcome in rows]
-            settings = [outcomes[-1].setting]
-            if kind == "inference":
-                under_load = [outcome for _, outcome in _of(state, "load").get(choice, [])]
-                outcomes, settings = [*outcomes, *under_load], [*settings, *(one.setting for one in under_load)]
-            figures = summarise([outcome.figures for outcome in outcomes])
-            for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
-                figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
+            loaded = _of(state, "load").get(choice, []) if kind == "inference" else []
+            made = _record(kind, choice, rows, [outcome for _, outcome in loaded])
             if kind == "inference" and plain is not None:
-                latency = figures["latency_seconds"].median
-                figures["added_seconds"] = _single(latency - plain)
-                figures["factor_over_plain"] = _single(latency / plain)
-            last = rows[-1][1]
-            yield Record(
-                task=kind,
-                choice=choice,
-                setting="; ".join(settings),
-                figures=figures,
-                guarantee=last.guarantee or nothing_hidden("not stated"),
-                machine=machine(),
-                version=version(),
-                repeats=len(rows) if kind == "training" else last.repeats,
-            )
+                latency = made.figures["latency_seconds"].median
+                added = {"added_seconds": _single(latency - plain), "factor_over_plain": _single(latency / plain)}
+                made = replace(made, figures={**made.figures, **added})
+            yield made
+
+
+def _record(task: str, choice: str, rows: Sequence[tuple[Cell, Outcome]], under_load: Sequence[Outcome] = ()) -> Record:
+    """Return what a technique's cells say; figures under load stand beside those of single questions."""
+    last = rows[-1][1]
+    outcomes = [*(outcome for _, outcome in rows), *under_load]
+    figures = summarise([outcome.figures for outcome in outcomes])
+    for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
+        figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
+    return Record(
+        task=task,
+        choice=choice,
+        setting="; ".join([last.setting, *(one.setting for one in under_load)]),
+        figures=figures,
+        guarantee=last.guarantee or nothing_hidden("not stated"),
+        machine=machine(),
+        version=version(),
+        repeats=len(rows) if task == "training" else last.repeats,
+    )
+
+
+def _asides(state: _State) -> Iterator[Aside]:
+    """Return what was measured on further networks and sets."""
+    for on in dict.fromkeys(cell.on for cell, _ in state.found if cell.on):
+        for choice, rows in _of(state, "network", on).items():
+            yield Aside(kind="network", on=on, record=_record("inference", choice, rows))
+        for choice, rows in _of(state, "set", on).items():
+            yield Aside(kind="set", on=on, record=_record("training", choice, rows))
 
 
 def _single(value: float) -> Spread:
@@ -447,9 +520,11 @@ def _curves(state: _State) -> Iterator[Curve]:
         lines = [outcome.curve for _, outcome in rows if outcome.curve]
         if lines:
             points = [Spread.of(many) for many in zip(*lines, strict=False)]
+            each = passes_of(state.cells.jobs[choice]) if choice == "pooled" else 1
             yield Curve(
-                kind="rounds", task="training", choice=choice, x_name="rounds_count", y_name="accuracy_share",
-                x=tuple(float(number) for number in range(1, len(points) + 1)), y=tuple(points),
+                kind="passes" if choice == "pooled" else "rounds", task="training", choice=choice,
+                x_name="passes_count" if choice == "pooled" else "rounds_count", y_name="accuracy_share",
+                x=tuple(float(each * number) for number in range(1, len(points) + 1)), y=tuple(points),
             )  # fmt: skip
     for choice, rows in _of(state, "epsilon").items():
         yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")

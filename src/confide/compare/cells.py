@@ -17,13 +17,14 @@ import msgspec
 from confide.compare.audited import NOT_ATTACKED, choices
 from confide.compare.settings import CompareSection, Comparison
 from confide.compare.techniques import INFERENCE, TRAINING
+from confide.data.sets import load_set
 from confide.errors import ConfideError, JobError, UsageError, nearest
 from confide.serve import BACKENDS
 from confide.train.job import parse as parse_job
 from confide.train.parts import AGGREGATORS, checked_aggregator
-from confide.train.sections import Job, names_of
+from confide.train.sections import DataSection, Job, names_of
 
-Kind = Literal["model", "training", "epsilon", "audit", "inference", "load", "size", "link"]
+Kind = Literal["model", "training", "epsilon", "audit", "inference", "load", "size", "link", "network", "set"]
 
 #: Trainings that are no aggregator: each party alone, all records in one place, noise under secure aggregation.
 BASELINES: tuple[str, ...] = ("local", "pooled")
@@ -39,6 +40,15 @@ _CHECKED: tuple[str, ...] = ("plain", "he")
 #: What [train] says beside the aggregate where there is no hardware for it.
 _SIMULATED: Mapping[str, Mapping[str, str]] = {"tee": {"attester": "simulated"}}
 
+#: What is trained on further sets: the ceiling, and the federation with and without noise.
+ON_SETS: tuple[str, ...] = ("pooled", "plain", "masked", PRIVATE)
+
+#: Keys of [data] that say how a set is parted.
+_PARTED: tuple[str, ...] = ("parties", "split", "alpha", "test_fraction", "standardise")
+
+#: Images that each technique is asked for on each network, at most.
+_NETWORK_QUERIES = 12
+
 #: Points of the curve against epsilon rest on as many seeds at most.
 _EPSILON_SEEDS = 3
 
@@ -52,11 +62,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     Args:
         kind: "model" trains what is served, "training" and "inference" measure a technique, "load" asks it from many
             clients at once, "epsilon" and "size" are points of curves, "audit" attacks a training, "link" checks the
-            model of links.
+            model of links, "network" and "set" measure a technique on something else than the job's model and data.
         choice: the technique.
         seed: of public choices, for trainings.
         at: epsilon, or units of the hidden layer; 0 where neither is asked.
         count: queries, for predictions; clients, under load; models beside an attacked one; 0 for trainings.
+        on: the network or the set, "" for the job's own.
     """
 
     kind: Kind
@@ -64,11 +75,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: int = 0
     at: float = 0.0
     count: int = 0
+    on: str = ""
 
     @property
     def task(self) -> str:
         """Return "training" or "inference"."""
-        return "training" if self.kind in ("model", "training", "epsilon", "audit") else "inference"
+        return "training" if self.kind in ("model", "training", "epsilon", "audit", "set") else "inference"
 
     def words(self) -> str:
         """Return the cell in a few words, for progress."""
@@ -87,6 +99,10 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 return f"inference: {self.choice}, {self.count} clients at once"
             case "size":
                 return f"inference: {self.choice}, {self.at:g} hidden units"
+            case "network":
+                return f"inference: {self.choice} on {self.on}"
+            case "set":
+                return f"training: {self.choice} on {self.on}, seed {self.seed}"
             case "link":
                 return f"a shaped link: {self.choice}"
 
@@ -118,7 +134,7 @@ def inference_choices() -> tuple[str, ...]:
     return (*(name for name in INFERENCE if name in built), *(name for name in built if name not in INFERENCE))
 
 
-def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float | None = None) -> Job:
+def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float | None = None, on: str = "") -> Job:
     """Return the job of one training technique: the job as it was written, with another aggregate.
 
     Args:
@@ -126,10 +142,12 @@ def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float
         base: of relative paths.
         choice: out of `training_choices`.
         epsilon: in place of the job's, for techniques with noise.
+        on: a shipped set in place of the job's records, parted as they are; "" for the job's own.
 
     Raises:
         JobError: the technique contradicts the job; the text says why.
     """
+    table = on_set(table, on) if on else table
     name, _, noise = choice.partition("+")
     private, aggregate = bool(noise), name if choice not in BASELINES else "plain"
     left = {"output", *(() if private else ("privacy",))}
@@ -155,6 +173,18 @@ def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float
     if choice not in (*BASELINES, ON_SHARES):
         checked_aggregator(job, names_of(job))
     return job
+
+
+def on_set(table: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return a job file's table with a shipped set in place of its records; the number of records follows."""
+    given: dict[str, Any] = dict(table.get("data", {}))
+    data = {key: given[key] for key in _PARTED if key in given and given[key] != "column"}
+    made = {**table, "data": {"set": name, **data}}
+    if "privacy" in table:
+        records = load_set(name)[1].n
+        kept = 1 - float(data.get("test_fraction", DataSection().test_fraction))
+        made["privacy"] = {**table["privacy"], "expected_records": int(records * kept)}
+    return made
 
 
 def planned(comparison: Comparison, *, seeds: int, queries: int, only: tuple[str, ...] = ()) -> Cells:
@@ -221,6 +251,10 @@ def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: in
                 yield Cell(kind="epsilon", choice=PRIVATE, seed=seed, at=epsilon)
     for choice in choices(chosen["training"], NOT_ATTACKED) if settings.audit else ():
         yield Cell(kind="audit", choice=choice, seed=first, count=settings.audit_shadows)
+    for on in settings.sets:
+        for seed in range(first, first + seeds):
+            for choice in [name for name in ON_SETS if name in chosen["training"]]:
+                yield Cell(kind="set", choice=choice, seed=seed, on=on)
     yield from size_cells(settings, chosen["inference"], queries=queries)
 
 
@@ -235,10 +269,13 @@ def asked_cells(settings: CompareSection, choices: Sequence[str], *, queries: in
 
 
 def size_cells(settings: CompareSection, choices: Sequence[str], *, queries: int) -> Iterator[Cell]:
-    """Yield the predictions of networks of each size."""
+    """Yield the predictions of networks of each size, and of known ones."""
     for size in settings.sizes:
         for choice in choices:
             yield Cell(kind="size", choice=choice, at=float(size), count=min(queries, 5))
+    for on in settings.networks:
+        for choice in [name for name in choices if name not in VARIANTS]:
+            yield Cell(kind="network", choice=choice, count=min(queries, _NETWORK_QUERIES), on=on)
 
 
 def reason(error: BaseException) -> str:

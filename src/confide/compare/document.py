@@ -10,6 +10,7 @@ from confide.compare.charts import gallery
 from confide.compare.deeper import deeper, published, reached
 from confide.compare.plots import Picture
 from confide.compare.result import PUBLICATION, Result
+from confide.compare.rule_report import networks_table, rules_pictures, rules_table
 from confide.compare.settings import PRIVATE_WARNING
 from confide.compare.tables import (
     TASKS,
@@ -98,6 +99,7 @@ def document(result: Result) -> Document:
             tables=tuple(one for task in TASKS for one in (people(result, task), roles(result, task)) if one.rows),
         ),
         *([Part("Attacks", "attacks", tables=(found,))] if (found := attacks(result)) else []),
+        *_rules(result),
         Part("Published figures", "published", tables=(published(),)),
         _how(result),
         Part("Every figure", "figures", tables=(every_figure(result),), folded=True),
@@ -142,6 +144,14 @@ def _phase(result: Result, task: str) -> Part:
     return Part(
         task.capitalize(), task, tuple(f"{one}." for one in settings), drawn.pictures, tuple(bullets), tuple(tables)
     )  # fmt: skip
+
+
+def _rules(result: Result) -> tuple[Part, ...]:
+    """Return the field's rules of thumb beside this run."""
+    judged = result.rules
+    tables = (rules_table(judged), *(one for one in (networks_table(result),) if one.rows))
+    text = "What people say by rule of thumb, and what this run says of it."
+    return (Part("Rules of thumb", "rules", (text,), rules_pictures(judged), (), tables),) if judged else ()
 
 
 def _how(result: Result) -> Part:

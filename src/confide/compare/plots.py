@@ -34,6 +34,9 @@ _WHOLE_LINE, _HALF_LINE = 66, 31
 _APART = 17.0
 _COLOURS = ("#1f6f8b", "#c8553d", "#5a8f29", "#7a4fa3", "#b8860b", "#444444", "#c2408f")
 
+#: Characters of a name beside an axis; longer ones are cut.
+_TICK = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Picture:
@@ -103,6 +106,35 @@ def dots(rows: Mapping[str, Spread], *, label: str, caption: str, factor: float 
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     return _picture(figure, caption)
+
+
+def against_range(
+    rows: Mapping[str, Spread], *, low: float, high: float, label: str, caption: str, factor: float, log: bool
+) -> Picture:
+    """Return one dot with its spread per row over a shaded range: a rule of thumb beside what was measured.
+
+    Args:
+        rows: spread by printable name, top to bottom.
+        low, high: of the range.
+        label: of the axis, with its unit.
+        caption: the sentence below.
+        factor: to the printed unit.
+        log: a logarithmic axis; what is not above 0 has no place on it and is left out.
+    """
+    with _style():
+        figure, axes = _figure(7.8, 1.0 + 0.3 * len(rows))
+        axes.axvspan(low * factor, high * factor, color=_MUTED, alpha=0.3, lw=0)
+        for place, spread in enumerate(rows.values()):
+            ends = [one * factor for one in (spread.low, spread.median, spread.high) if one > 0 or not log]
+            axes.plot(ends[:1] + ends[-1:], [place] * len(ends[:1] + ends[-1:]), color=_COLOURS[0], lw=2.5, alpha=0.45)
+            if spread.median > 0 or not log:
+                axes.plot([spread.median * factor], [place], "o", color=_COLOURS[0], ms=6)
+        short = [" ".join(name.split()) for name in rows]
+        ticks = [name if len(name) <= _TICK else f"{name[: _TICK - 1]}…" for name in short]
+        axes.set_yticks(range(len(rows)), ticks, fontsize=8.5)
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        _axes(axes, label, "", log_x=log, log_y=False)
+        return _picture(figure, caption)
 
 
 def curves(

@@ -21,6 +21,7 @@ _WORDS: Mapping[str, str] = {
     "agreement_share": "decisions that agree",
     "busiest_role_rate": "requests per second by the busiest role's work",
     "added_seconds": "added to plain",
+    "clear_seconds": "in the clear, onnxruntime",
     "cpu_client_seconds": "CPU, client",
     "cpu_server_seconds": "CPU, servers",
     "cpu_offline_seconds": "CPU ahead of the query",
@@ -47,8 +48,9 @@ _WORDS: Mapping[str, str] = {
     "rounds_count": "rounds",
     "setup_seconds": "set-up",
     "train_seconds": "here",
+    "weight_layers_count": "layers with weights",
 }
-_UNITS: tuple[str, ...] = ("_seconds", "_bytes", "_share", "_count", "_dollars", "_rate", "_queries")
+_UNITS: tuple[str, ...] = ("_seconds", "_bytes", "_share", "_count", "_dollars", "_rate", "_queries", "_factor")
 
 
 def unit(name: str) -> str:
@@ -108,6 +110,8 @@ def _parts(name: str, value: float) -> tuple[str, ...]:
         return (f"${value:.{1 - math.floor(math.log10(abs(value)))}f}" if small else f"${number(value)}",)
     if kind in ("count", "queries"):
         return (f"{value:,.0f}",)
+    if kind == "factor":
+        return number(value), "times"
     if kind == "rate":
         return number(value), "/s"
     return (number(value),)

@@ -24,14 +24,15 @@ class Curve(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     Args:
         kind: "rounds" is accuracy after each round, "epsilon" accuracy against the privacy budget, "size" latency
-            against the parameters of a network with random weights.
+            against the parameters of a network with random weights, "passes" accuracy after each pass over pooled
+            records.
         task, choice: as in `Record`.
         x_name, y_name: figures with their units at the end.
         x: in order.
         y: over the repeats, as long as `x`.
     """
 
-    kind: Literal["rounds", "epsilon", "size"]
+    kind: Literal["rounds", "epsilon", "size", "passes"]
     task: str
     choice: str
     x_name: str
@@ -133,6 +134,65 @@ PUBLICATION = (
 ASK_FIRST = "with the nodes' consent"
 
 
+class Aside(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A technique on something else than the job's model or data.
+
+    Args:
+        kind: "network": predictions of a known network; "set": a training on a further data set.
+        on: its name.
+        record: as of the job's own.
+    """
+
+    kind: Literal["network", "set"]
+    on: str
+    record: Record
+
+
+class RuleMeasured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One measurement beside a rule of thumb.
+
+    Args:
+        name: technique, model or data, and link, in a few words.
+        what: the same with what it was measured on.
+        task, choice, on: as in `Aside`; on is "" for the job's own.
+        value: in the unit of the rule's figure.
+        repeats: that it rests on.
+        verdict: what it says of the rule.
+    """
+
+    name: str
+    what: str
+    task: str
+    choice: str
+    on: str
+    value: Spread
+    repeats: int
+    verdict: str
+
+
+class RuleJudged(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A rule of thumb beside what was measured.
+
+    Args:
+        key: out of `compare.rules.RULES`.
+        said: the rule, in our words.
+        figure: what is measured, with its unit at the end.
+        low, high: the range that the rule gives.
+        measured: in their order; () if nothing was.
+        verdict: over all of them.
+        left_out: why nothing, or not everything, was measured; "" if everything was.
+    """
+
+    key: str
+    said: str
+    figure: str
+    low: float
+    high: float
+    measured: tuple[RuleMeasured, ...]
+    verdict: str
+    left_out: str = ""
+
+
 class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that a comparison found.
 
@@ -153,6 +213,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         across: of runs across real nodes; None where all was measured in one place.
         attacks: what attacks found under each training technique; () where none were asked for.
         format: of this file.
+        asides: techniques on further networks and data sets.
+        rules: the field's rules of thumb beside these figures.
     """
 
     name: str
@@ -172,11 +234,13 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     across: Across | None = None
     attacks: tuple[Attacked, ...] = ()
     format: int = FORMAT
+    asides: tuple[Aside, ...] = ()
+    rules: tuple[RuleJudged, ...] = ()
 
     def encode(self) -> bytes:
         """Return it as JSON, indented for people: the same bytes for the same result."""
         plain = msgspec.to_builtins(self)
-        for record in plain["records"]:
+        for record in (*plain["records"], *(aside["record"] for aside in plain["asides"])):
             record["guarantee"]["claims"].sort(key=msgspec.json.encode)  # a set
         return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1)
 

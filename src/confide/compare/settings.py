@@ -16,8 +16,10 @@ from typing import Any, Literal, cast
 import msgspec
 
 from confide.compare.links import LINKS, Link
+from confide.compare.networks import NETWORKS
 from confide.compare.prices import PUBLISHED, Prices
 from confide.compare.techniques import INFERENCE, TRAINING
+from confide.data.sets import SETS
 from confide.errors import JobError, nearest
 from confide.structs import known
 from confide.train.job import parse as parse_job
@@ -51,6 +53,8 @@ class CompareSection(Section, frozen=True, kw_only=True):
         epsilons: budgets of the curve of accuracy against epsilon; of jobs with a [privacy].
         sizes: units of the hidden layer of the networks on which latency, bytes and money are measured against model
             size; () leaves that out.
+        networks: known networks, or ONNX files, on which every prediction technique is measured as well; () for none.
+        sets: further shipped data sets on which trainings are compared with pooled records; () for none.
         check_link: measures one prediction over a shaped link as well, and prints how far its modelled cost is off.
         audit: attacks every training technique as well (docs/audit.md): who was in the training, and what the
             aggregator sees; with audit_shadows models beside the attacked one, 3 to 256.
@@ -67,6 +71,8 @@ class CompareSection(Section, frozen=True, kw_only=True):
     rows: str | None = None
     epsilons: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0)
     sizes: tuple[int, ...] = (8, 32, 128)
+    networks: tuple[str, ...] = ()
+    sets: tuple[str, ...] = ()
     check_link: bool = True
     audit: bool = False
     audit_shadows: int = 8
@@ -188,7 +194,14 @@ def _contradictions(settings: CompareSection, *, nodes: bool) -> Iterator[str]:
             if name not in names:
                 there = ", ".join(names)
                 yield f"Expected compare.{key} to hold {there}, got {name!r}{nearest(name, names)}; change it"
-        if len(set(given)) != len(given):
+    for key, names in (("networks", NETWORKS), ("sets", SETS)):
+        given = getattr(settings, key)
+        for name in given:
+            if name not in names and not (key == "networks" and name.endswith(".onnx")):
+                there = ", ".join(names) + (", or paths that end with .onnx" if key == "networks" else "")
+                yield f"Expected compare.{key} to hold {there}, got {name!r}{nearest(name, names)}; change it"
+    for key in ("training", "inference", "links", "networks", "sets"):
+        if len(set(getattr(settings, key))) != len(getattr(settings, key)):
             yield f"Expected different names in compare.{key}; name each once"
     if nodes and settings.audit:
         yield "Expected no compare.audit across real nodes: attacks train on all records in one place; leave it out"

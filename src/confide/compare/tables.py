@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from confide.compare.inference import SIMULATED_TITLE
+from confide.compare.peers import catalogue
 from confide.compare.people import Asks
 from confide.compare.quantities import NOT_MEASURED, median_of, of, shown, words
 from confide.compare.record import Record
@@ -39,7 +40,11 @@ class Table:
 def described(task: str, choice: str) -> Technique:
     """Return what is known of a technique; one that is not in the strategic table goes by its own name."""
     known = (TRAINING if task == "training" else INFERENCE).get(choice)
-    return known or Technique(choice, "not stated", "not stated", "not stated", "not stated")
+    return (
+        known
+        or catalogue.technique(choice)
+        or Technique(choice, "not stated", "not stated", "not stated", "not stated")
+    )
 
 
 def simulated(record: Record) -> bool:

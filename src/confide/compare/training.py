@@ -19,6 +19,7 @@ from confide.compare.cells import BASELINES, ON_SHARES
 from confide.compare.hosted import artifact_bytes
 from confide.compare.links import Link, over_links
 from confide.compare.measure import training_guarantee
+from confide.compare.passes import accuracy_after_passes
 from confide.compare.prices import Prices
 from confide.compare.resources import kept_bytes, peak_memory
 from confide.crypto.random import Randomness, SystemRandomness
@@ -47,7 +48,7 @@ class Trained:
 
     Args:
         figures: as in `Record.figures`.
-        curve: test accuracy after each round.
+        curve: test accuracy after each round; of pooled records after each of its passes, which no figure is about.
         graph: the model; of parties alone there are several, and it is None.
         guarantee: what held.
     """
@@ -126,7 +127,8 @@ def _alone(job: Job, choice: str, data: Prepared, links: Sequence[Link], prices:
     size = float(len(artifact_bytes(models[0], data.preprocess)))
     # whoever pools keeps everybody's records beside the model
     figures |= {"disk_of_client_bytes": size} if choice == "local" else {"disk_of_server_bytes": size + sum(sizes)}
-    return Trained(figures, training_guarantee(job, data, choice), (), models[0] if choice == "pooled" else None)
+    curve = accuracy_after_passes(job, data) if choice == "pooled" else ()
+    return Trained(figures, training_guarantee(job, data, choice), curve, models[0] if choice == "pooled" else None)
 
 
 def _of_roles(sides: Mapping[str, tuple[float, float]], prices: Prices, *, clients: int) -> dict[str, float]:

@@ -30,11 +30,11 @@ except ImportError:  # the compare extra
 
 _MODE = 0o644
 
-#: The columns of `compare.csv`, one line for each figure and for each point of a curve.
+#: The columns of `compare.csv`, a line for each figure, each point of a curve, and each measurement of a rule of thumb.
 COLUMNS: tuple[str, ...] = (
     "kind", "task", "choice", "technique", "figure", "unit", "median", "low", "high", "mean", "x_name", "x", "repeats",
     "machine", "commit", "version", "setting", "simulated", "publish", "trust", "adversary", "security_bits",
-    "post_quantum", "verified_result", "claims", "leaks", "primary", "paper",
+    "post_quantum", "verified_result", "claims", "leaks", "primary", "paper", "verdict",
 )  # fmt: skip
 
 
@@ -150,6 +150,15 @@ def table(result: Result) -> str:
     for curve in result.curves:
         if record := records.get((curve.task, curve.choice)):
             writer.writerows(_points(result, record, curve))
+    for aside in result.asides:
+        for figure, spread in aside.record.figures.items():
+            writer.writerow(_line(result, aside.record, aside.kind, figure, spread, aside.kind, aside.on))
+    measured = records | {(one.record.task, one.record.choice, one.on): one.record for one in result.asides}
+    for rule in result.rules:
+        for one in rule.measured:
+            if record := measured.get((one.task, one.choice, one.on) if one.on else (one.task, one.choice)):
+                line = _line(result, record, "rule", rule.figure, one.value, "rule", rule.key)
+                writer.writerow({**line, "verdict": _cell(one.verdict), "setting": _cell(one.what)})
     return text.getvalue()
 
 
@@ -168,7 +177,7 @@ def _line(
         record.version, record.setting, _yes(simulated(record)), _publish(result),
         held.trust.value, held.adversary.value, "" if held.security_bits is None else str(held.security_bits),
         _yes(held.post_quantum), _yes(held.verified_result), "; ".join(held.sentences()), held.leaks, held.primary,
-        held.paper,
+        held.paper, "",
     )  # fmt: skip
     return {column: _cell(value) for column, value in zip(COLUMNS, values, strict=True)}
 
