@@ -38,6 +38,11 @@ def run(folder, table=JOB, **given):
     return list(campaign(parse(table), folder, **asked))
 
 
+@pytest.fixture(autouse=True)
+def without_processes(monkeypatch):
+    monkeypatch.setattr(campaigns.load, "loaded", under_load)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
@@ -65,7 +70,7 @@ def test_load_stands_beside_single_queries_and_may_fail_alone(finished):
     assert plain.figure("load_p99_seconds") == 0.5
     assert plain.repeats == 3
     assert "one query at a time, all roles in one process; under load: 3 clients at once" in plain.setting
-    assert result.unfit["load/mpc-dealer"] == "no room for a dealer"
+    assert result.unfit["load/mpc-dealer"] == "The server answered 503: no room for a dealer"
     assert "requests_per_second_rate" not in records["mpc-dealer"].figures
     assert "load" not in records["mpc-dealer"].setting
 
@@ -146,7 +151,6 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
     events, folder = finished
     monkeypatch.setattr(campaigns.inference, "backend_of", without_paillier(campaigns.inference.backend_of))
     monkeypatch.setattr(campaigns.trainings, "trained", lambda *_, **__: pytest.fail("measured again"))
-    monkeypatch.setattr(campaigns.load, "loaded", under_load)  # what failed is tried again, the rest is not
     again = run(folder)
     assert again[-1].result == events[-1].result
     trained = [one for one in events if one.words.startswith("training") and one.done]

@@ -105,6 +105,8 @@ def test_people_count_repeated_steps_and_roles_have_their_figures():
     assert used["server"]["peak memory of its processes, under load"] == f"200{GAP}MB"
     assert used["all, in one process"]["memory that all roles add"] == f"3.00{GAP}MB"
     assert roles(result(records=()), "training").rows == ()
+    coded = replace(inference("he"), figures={"lines_of_user_code_count": Spread(3, 3, 3, 3)})
+    assert roles(result(records=(coded,)), "inference").rows == ()
 
 
 @given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12))

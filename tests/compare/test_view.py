@@ -83,7 +83,7 @@ def test_the_command_opens_a_folder(tmp_path, monkeypatch):
 
 @pytest.fixture
 def note(tmp_path, monkeypatch):
-    """A browser as `webbrowser` finds one by BROWSER: it notes the address and copies the page; the file of its notes."""
+    """A browser that BROWSER names: it notes the address and copies the page; gives the file of its notes."""
     note, program = tmp_path / "opened", tmp_path / "browser"
     program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" >> {note}\ncp "${{1#file://}}" {tmp_path}/seen.html\n')
     program.chmod(0o755)
@@ -115,7 +115,7 @@ def test_a_browser_is_given_the_page_of_a_finished_folder(note, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     assert note.read_text().splitlines() == [(tmp_path / "view.html").resolve().as_uri()]
-    assert (tmp_path / "seen.html").read_text() == view(result())
+    assert (tmp_path / "seen.html").read_text() == view(read_result(result().encode()))
 
 
 # --- in a browser -----------------------------------------------------------------------------------------------------

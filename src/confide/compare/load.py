@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,7 +192,7 @@ def rates(told: Sequence[Told], *, parts: int = _PARTS) -> tuple[float, ...]:
     return tuple(float(count / width) for count, width in zip(counts, np.diff(edges), strict=True))
 
 
-def figures_of(told: Sequence[Told]) -> Mapping[str, float]:
+def figures_of(told: Sequence[Told]) -> dict[str, float]:
     """Return latencies over all answers of all clients, and how many there were."""
     took = np.array([seconds for one in told for seconds in one.took])
     p50, p95, p99 = (float(value) for value in np.percentile(took, [50, 95, 99]))

@@ -26,8 +26,8 @@ except ImportError:  # the compare extra
 
 _INK, _MUTED = "#1f3a5f", "#8a94a3"
 #: Inches of a picture whose names stand below it: its width, what is around the axes, a line of names.
-_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _LINE = 5.6, 0.8, 0.15, 0.12, 0.5, 0.18
-_RAISED: Mapping[int, str] = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _LINE = 5.6, 0.85, 0.15, 0.12, 0.5, 0.18
+_RAISED: Mapping[str, str] = dict(zip("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹", strict=True))
 #: Letters of a name in a line of one column, and of two.
 _WHOLE_LINE, _HALF_LINE = 66, 31
 #: Points between the middles of two numbered discs, so that none hides another.
@@ -351,10 +351,10 @@ def _shown(name: str) -> str:
 
 
 def _tick(value: float) -> str:
-    if value >= 1e-3:
+    if 1e-3 <= value < 1e5:
         return f"{value:,g}"
     digits, _, power = f"{value:.0e}".partition("e")
-    raised = str(int(power)).translate(_RAISED)
+    raised = "".join(_RAISED[letter] for letter in str(int(power)))
     return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
 
 

@@ -269,7 +269,8 @@ def roles(result: Result, task: str) -> Table:
     rows: list[tuple[Entry, ...]] = []
     for record in records:
         found = (figure.rpartition("_")[0].partition("_of_") for figure in record.figures)
-        for role in dict.fromkeys(role for _, of_role, role in found if of_role):
+        stems = {stem for _, stem, _ in used}
+        for role in dict.fromkeys(role for stem, of_role, role in found if of_role and stem in stems):
             cells = (of(record, f"{stem}_of_{role}_{end}") for _, stem, end in used)
             rows.append((name(record), f"each {role}" if role == "client" else role, *cells, NOT_MEASURED))
         if "peak_memory_bytes" in record.figures:
