@@ -15,6 +15,11 @@ from sitebuild import build, facts
 ROOT = Path(__file__).parents[2]
 
 
+def say(line: str) -> None:
+    """Print a line of this program."""
+    sys.stdout.write(f"docs: {line}\n")
+
+
 def main() -> int:
     """Build, check, and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -26,21 +31,21 @@ def main() -> int:
     given = parser.parse_args()
     if given.facts:
         for page in facts.write(ROOT):
-            print(f"docs: {page.relative_to(ROOT)} is written anew")
+            say(f"{page.relative_to(ROOT)} is written anew")
         return 0
     begin = time.perf_counter()
     wrong, outside = build.build(ROOT, given.out)
     wrong += facts.faults(ROOT)
     for line in wrong:
-        print(f"docs: {line}", file=sys.stderr)
+        say(line)
     if given.links and not wrong:
         wrong = build.dead(outside)
         for line in wrong:
-            print(f"docs: {line}", file=sys.stderr)
+            say(line)
     pages = len(list(given.out.rglob("*.html")))
     took = time.perf_counter() - begin
-    print(
-        f"docs: {pages} pages, {len(outside)} links to other sites, {len(wrong)} faults, {took:.0f} s: {given.out}/index.html"
+    say(
+        f"{pages} pages, {len(outside)} links to other sites, {len(wrong)} faults, {took:.0f} s: {given.out}/index.html"
     )
     return 1 if wrong else 0
 

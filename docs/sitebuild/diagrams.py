@@ -1,4 +1,4 @@
-"""Sequence diagrams as SVG, from the part of Mermaid's notation that the pages use; no script runs in a reader's browser.
+"""Sequence diagrams as SVG, from the part of Mermaid's notation that the pages use; no script runs in a browser.
 
     participant NAME as LABEL     a column
     A->>B: text                   what A sends to B
@@ -24,8 +24,8 @@ _COLUMN = re.compile(r"(?:participant|actor) (\w+)(?: as (.+))?$")
 _ARROW = re.compile(r"(\w+)(--?>>)(\w+): ?(.+)$")
 _NOTE = re.compile(r"Note over (\w+)(?:, ?(\w+))?: ?(.+)$")
 
-_LINE, _SMALL, _LETTER = 17, 13, 7.1
-_GAP, _BOX = 250, 150
+_LINE, _SMALL, _LETTER = 17, 13, 6.9
+_GAP, _BOX = 270, 150
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def parse(text: str) -> tuple[dict[str, str], list[Event]]:
 def draw(text: str) -> str:
     """Return a diagram as an SVG element that takes its colours from the page."""
     columns, events = parse(text)
-    gap = _GAP if len(columns) < 5 else _GAP - 55
+    gap = _GAP if len(columns) < 5 else _GAP - 60
     at = {name: _BOX / 2 + 10 + number * gap for number, name in enumerate(columns)}
     width = (len(columns) - 1) * gap + _BOX + 20
     head = 26 + _LINE * max(len(_wrapped(label, _BOX - 16)) for label in columns.values())

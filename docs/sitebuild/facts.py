@@ -140,7 +140,8 @@ def guarantee_block(fact: Fact) -> str:
     lines = [f"* {_cell(sentence)}" for sentence in guarantee.sentences()]
     checked = "Results are verified." if guarantee.verified_result else "Results are not verified."
     bits = [] if guarantee.security_bits is None else [f"at least {guarantee.security_bits} bits"]
-    rests = f"Adversary: {_ADVERSARIES[guarantee.adversary]}. It rests on: {', '.join([str(guarantee.trust), *bits])}. {checked}"
+    ground = ", ".join([str(guarantee.trust), *bits])
+    rests = f"Adversary: {_ADVERSARIES[guarantee.adversary]}. It rests on: {ground}. {checked}"
     paper = f"\n\nSource: {guarantee.paper}." if guarantee.paper else ""
     return "\n".join(lines) + f"\n\n{rests}\n\n**Leaks.** {guarantee.leaks}{paper}"
 
@@ -159,15 +160,11 @@ def cost_block(fact: Fact) -> str:
         if (task, choice) == (fact.task, fact.choice)
         for error in fitted.errors.values()
     ]
-    off = (
-        f" For other sizes `confide advise` interpolates: {max(errors):.0f} % off at most in the median of held-out sizes."
-        if errors
-        else ""
-    )
+    off = f" `confide advise` models other sizes: at most {max(errors):.0f} % off on held-out ones." if errors else ""
     words = (
-        f"\n\n*Work*, *sent* and *set-up*: measured, {models.date}, {models.machine}, confide {models.version}, all roles in one "
-        "process, on the longest path; what can be made ahead is made ahead. Over links: modelled from that, bytes over the "
-        f"rate and trips times the delay ({_links()}).{off} Made by `bench/costs.py`."
+        f"\n\n*Work*, *sent* and *set-up*: measured, {models.date}, {models.machine}, confide {models.version}, all "
+        "roles in one process, on the longest path; what can be made ahead is made ahead. Over links: modelled, bytes "
+        f"over the rate and trips times the delay ({_links()}).{off} Made by `bench/costs.py`."
     )
     noise = " The sums are those without noise; drawing it is not in them." if fact.choice.endswith("+dp") else ""
     simulated = (
@@ -311,7 +308,7 @@ def _links() -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return re.sub(r"[ \n]+", " ", text.strip(" \n")).replace("|", "\\|")  # a unit stays with its number
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

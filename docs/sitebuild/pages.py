@@ -10,7 +10,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
@@ -18,6 +18,9 @@ INDEX = "docs/README.md"
 
 #: Beside the pages: under each section, and under the API, what stands in the sidebar.
 NAVIGATION = "navigation.json"
+
+#: The list of the modules of the API, which `reference` writes.
+MODULES = "api/modules.txt"
 
 #: Pages whose place on the site does not follow from their own.
 _PLACES = {
@@ -127,7 +130,7 @@ class Layout:
 
     def __init__(self, root: Path, into: Path) -> None:
         self.root, self.into = root, into
-        self._api = (into / "api" / "index.md").is_file()
+        self._api = sorted(f"api/{page.stem}" for page in (into / "api").glob("*.rst"))
         self.pages = {page: place(page) for page in sources(root)}
         self.sections = self._sections()
 
@@ -137,13 +140,27 @@ class Layout:
             if page != INDEX:
                 self._put(target, self.linked(page, (self.root / page).read_text()))
         for section in self.sections:
-            body = self.linked(INDEX, section.text, at=f"sections/{section.slug}.md")
-            self._put(f"sections/{section.slug}.md", f"# {section.title}\n\n{body}\n{_toctree(section.pages)}")
+            self._put(f"sections/{section.slug}.md", self._section_page(section))
         self._put("index.md", self._front())
-        navigation = {f"sections/{section.slug}": [_name(page) for page in section.pages] for section in self.sections}
-        if self._api:
-            navigation["api/index"] = sorted(f"api/{page.stem}" for page in (self.into / "api").glob("*.rst"))
-        self._put(NAVIGATION, json.dumps(navigation))
+        self._put(NAVIGATION, json.dumps(self._navigation()))
+
+    def _section_page(self, section: Section) -> str:
+        body = self.linked(INDEX, section.text, at=f"sections/{section.slug}.md")
+        if section.title == _REFERENCE and self._api:
+            body += "\n" + (self.into / MODULES).read_text()
+        return f"# {section.title}\n\n{body}\n{_toctree(section.pages)}"
+
+    def _navigation(self) -> dict[str, list[str]]:
+        """Return what stands under each section; the pages of a folder stand under the folder's own."""
+        found: dict[str, list[str]] = {}
+        for section in self.sections:
+            pages = [page.removesuffix(".md") for page in section.pages]
+            folders = {page.removesuffix("/index") for page in pages if page.endswith("/index")}
+            inner = {page: _folder(page, folders) for page in pages}
+            found[f"sections/{section.slug}"] = [page for page in pages if not inner[page]]
+            for folder in sorted(folders):
+                found[f"{folder}/index"] = [page for page in pages if inner[page] == folder]
+        return found
 
     def linked(self, page: str, text: str, *, at: str = "") -> str:
         """Return a page's text with links for the site; a link that leads nowhere is left, for Sphinx to refuse.
@@ -198,13 +215,19 @@ class Layout:
                 if to and to not in listed:
                     listed.add(to)
                     section.pages.append(to)
-        if self._api and _REFERENCE in named:
-            named[_REFERENCE].pages.append("api/index.md")
-        for to in self.pages.values():
-            if to not in listed:
-                folder = PurePosixPath(to).parts[0]
-                named.get(_BY_FOLDER.get(folder, _ELSE), sections[-1]).pages.append(to)
+        if _REFERENCE in named:
+            named[_REFERENCE].pages.extend(self._api)
+        for to in sorted((to for to in self.pages.values() if to not in listed), key=self._order):
+            folder = PurePosixPath(to).parts[0]
+            named.get(_BY_FOLDER.get(folder, _ELSE), sections[-1]).pages.append(to)
         return sections
+
+    def _order(self, to: str) -> tuple[str, int, str]:
+        """Return where a page comes among those of its folder: as the folder's README has them."""
+        folder = PurePosixPath(to).parent.as_posix()
+        index = self.root / "docs" / folder / "README.md"
+        at = index.read_text().find(f"]({PurePosixPath(to).name})") if index.is_file() else -1
+        return folder, at if at >= 0 else len(to) + 10**9, to
 
     def _front(self) -> str:
         opening = re.split(r"^## +", (self.root / INDEX).read_text(), flags=re.MULTILINE)[0]
@@ -218,6 +241,12 @@ class Layout:
 
 def _relative(target: str, here: PurePosixPath) -> str:
     return os.path.relpath(target, here.as_posix())
+
+
+def _folder(page: str, folders: Collection[str]) -> str:
+    """Return the folder under whose own page another stands; empty if under none."""
+    above = PurePosixPath(page).parent.as_posix()
+    return above if above in folders and page != f"{above}/index" else ""
 
 
 def _name(page: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from functools import cache
 from html import escape
@@ -32,9 +33,16 @@ def tree(source: Path, titles: Mapping[str, Any], page: str, pathto: Callable[[s
         current = " current" if here else ""
         link = f'<a class="{"current " if page == name else ""}reference internal" href="{escape(pathto(name))}">'
         children = f'<ul class="current">{below}</ul>' if below else ""
-        return f'<li class="toctree-l{level}{current}">{link}{escape(titled.get(name, name))}</a>{children}</li>'
+        return (
+            f'<li class="toctree-l{level}{current}">{link}{escape(_short(titled.get(name, name)))}</a>{children}</li>'
+        )
 
     return "<ul>" + "".join(entry(name, 1) for name in navigation if name.startswith("sections/")) + "</ul>"
+
+
+def _short(title: str) -> str:
+    """Return a title as the sidebar has it: every module begins with the package."""
+    return title.removeprefix("confide.") if re.fullmatch(r"confide(\.\w+)+", title) else title
 
 
 @cache

@@ -1,7 +1,7 @@
-"""Run the conformance suite on one technique that stands in no registry: while it is written, and in the documentation.
+"""Run the conformance suite on a technique that stands in no registry: while it is written, and in docs/.
 
-The checks are those of `test_aggregators` and `test_backends`, with the same parameters. Left out are checks that pytest
-must hand something to, and the hash of the wire format, which a technique gets when it is registered.
+The checks and parameters are those of `test_aggregators` and `test_backends`. Left out are checks that pytest must
+hand something to, and the hash of the wire format, which a technique gets when it is registered.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def conform_backend(case: Case) -> list[str]:
 
 def _checks(suite: ModuleType, subject: str) -> Iterator[tuple[str, Callable[..., None]]]:
     for name, check in vars(suite).items():
-        if name.startswith("test_") and subject in inspect.signature(check).parameters:
-            if set(inspect.signature(check).parameters) <= set(_values(check)):
-                if "expected" not in _values(check):
-                    yield name, check
+        if name.startswith("test_"):
+            wanted, given = set(inspect.signature(check).parameters), set(_values(check))
+            if subject in wanted and wanted <= given and "expected" not in given:
+                yield name, check
 
 
 def _values(check: Callable[..., None]) -> dict[str, Sequence[Any]]:

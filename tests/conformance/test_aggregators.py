@@ -340,7 +340,8 @@ def kept(one: object, other: object) -> object:
 
 @pytest.mark.parametrize(
     ("aggregator", "expected"),
-    [(kind(), GOLDEN[name]) for name, kind in TRIED.items()] + [(Amortised(hybrid=False), GOLDEN_CLASSICAL)],
+    [(kind(), GOLDEN.get(name, "the hash of the first run")) for name, kind in TRIED.items()]
+    + [(Amortised(hybrid=False), GOLDEN_CLASSICAL)],
     ids=[*TRIED, "amortised without ML-KEM"],
 )
 def test_the_wire_format_is_what_it_was(aggregator: Aggregator, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
