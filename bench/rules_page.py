@@ -62,7 +62,7 @@ def page(body: bytes) -> str:
     rules, about = msgspec.convert(found["rules"], tuple[RuleJudged, ...]), found["about"]
     run = f"Measured on {about['date']}: {about['machine']}; confide {about['commit']}; {about['seconds']:,} s in all."
     brief = [("rule", "taken as", "this run says")]
-    brief += [(f"[{rule.said}](#{rule.key})", range_words(rule), rule.verdict) for rule in rules]
+    brief += [(rule.said, range_words(rule), rule.verdict) for rule in rules]
     parts = [HEAD, f"## In short\n\n{run}\n", table(brief), *(_rule(rule) for rule in rules)]
     networks = "## The networks\n\nKnown shapes with drawn weights: the weights do not change what a layer costs.\n"
     return "\n".join([*parts, networks, table([tuple(row) for row in found["networks"]])])
@@ -78,7 +78,7 @@ def _rule(rule: RuleJudged) -> str:
     )
     left_out = f"\nNot measured: {text(rule.left_out)}.\n" if rule.left_out else ""
     return (
-        f'<a id="{rule.key}"></a>\n\n## {rule.said}\n\n**This run: {rule.verdict}** (taken as {range_words(rule)}).\n\n'
+        f"## {rule.said.removesuffix('.')}\n\n**This run: {rule.verdict}** (taken as {range_words(rule)}).\n\n'
         f"Where it is said:\n\n{said}\n\nUsually measured on: {known.usual}\n\n{known.why}\n\n"
         f"{table(rows) if rule.measured else ''}{left_out}"
     )

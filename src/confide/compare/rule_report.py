@@ -45,7 +45,8 @@ def measured_table(judged: tuple[RuleJudged, ...]) -> Table:
     """Return every measurement beside its rule, a line each."""
     return Table(
         "What was measured for them",
-        "Medians, with the 5th to the 95th percentile over the repeats. A verdict compares the median with the rule.",
+        "Medians, with the 5th to the 95th percentile over the repeats. A verdict compares the median with the rule. "
+        "Losses and rounds spread over splits of the records, against the median of the yardstick.",
         ("rule", "technique", "measured", "repeats", "verdict", "setting"),
         tuple(
             (rule.said, one.name, ranged(rule.figure, one.value), f"{one.repeats:,}", one.verdict, one.what)
