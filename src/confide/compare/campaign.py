@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -389,8 +390,9 @@ def _of_network(graph: Graph, x: Matrix) -> dict[str, float]:
 
 
 def _layers(graph: Graph) -> str:
-    kinds = [type(layer).__name__ for layer in graph.layers]
-    return f"{graph.features} features, {', '.join(kinds)}, {graph.parameters} parameters"
+    kinds = Counter(type(layer).__name__ for layer in graph.layers)
+    named = ", ".join(kind if count == 1 else f"{count} {kind}" for kind, count in kinds.items())
+    return f"{graph.features} features, {named}, {graph.parameters} parameters"
 
 
 def _link_check(state: _State, x: Matrix, choice: str) -> dict[str, float]:

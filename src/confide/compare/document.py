@@ -10,7 +10,7 @@ from confide.compare.charts import gallery
 from confide.compare.deeper import deeper, published, reached
 from confide.compare.plots import Picture
 from confide.compare.result import PUBLICATION, Result
-from confide.compare.rule_report import networks_table, rules_pictures, rules_table
+from confide.compare.rule_report import measured_table, networks_table, rules_pictures, rules_table
 from confide.compare.settings import PRIVATE_WARNING
 from confide.compare.tables import (
     TASKS,
@@ -149,7 +149,7 @@ def _phase(result: Result, task: str) -> Part:
 def _rules(result: Result) -> tuple[Part, ...]:
     """Return the field's rules of thumb beside this run."""
     judged = result.rules
-    tables = (rules_table(judged), *(one for one in (networks_table(result),) if one.rows))
+    tables = (rules_table(judged), *(one for one in (measured_table(judged), networks_table(result)) if one.rows))
     text = "What people say by rule of thumb, and what this run says of it."
     return (Part("Rules of thumb", "rules", (text,), rules_pictures(judged), (), tables),) if judged else ()
 

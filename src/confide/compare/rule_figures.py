@@ -109,7 +109,7 @@ def _lost(record: Record, yardstick: Record, quality: str, reached: Spread, word
     best = yardstick.figures[quality].median
     ends = (reached.median, reached.high, reached.low, reached.mean)
     value = Spread(*(1 - one / best for one in ends)) if best > 0 else Spread(*(float("nan"),) * 4)
-    title = f"{name(record)}, {on or 'the job'}"
+    title = f"{name(record)}, {on or _of_what(record)}"
     what = f"{words}, {shown(quality, best)} with {name(yardstick)}"
     return Point(title, what, record.task, record.choice, on, value, record.repeats)
 
@@ -136,11 +136,16 @@ def rounds_against_passes(result: Result) -> Found:
         f"{record.setting}: {median:g} rounds, {single:g} passes over pooled records, to {shown(rounds.y_name, target)}"
     )
     value = Spread(median / single, low, high, median / single)
-    return Found((Point(f"{name(record)}, the job", words, "training", choice, "", value, record.repeats),))
+    return Found((Point(f"{name(record)}, {_of_what(record)}", words, "training", choice, "", value, record.repeats),))
 
 
 def _reached(curve: Curve, values: Sequence[float], target: float) -> float | None:
     return next((x for x, y in zip(curve.x, values, strict=False) if y >= target and x > 0), None)
+
+
+def _of_what(record: Record) -> str:
+    """Return the data set that a training's setting begins with."""
+    return record.setting.partition(",")[0]
 
 
 def _trainings(result: Result) -> Iterator[tuple[str, Mapping[str, Record]]]:
@@ -168,7 +173,7 @@ def _shared_quality(one: Record | None, other: Record | None) -> str | None:
 def linear_under_he(result: Result) -> Found:
     """Return the latency of a linear model under each homomorphic technique."""
     linear = [(on, r) for on, r in _predictions(result) if _depth(r) == 1 and scheme(r)]
-    points = tuple(_timed(result, on, r, link) for on, r in linear for link in _near(result, r))
+    points = tuple(_timed(on, r, link) for on, r in linear for link in _near(r))
     return Found(points, () if points else ("no linear model was asked under homomorphic encryption",))
 
 
@@ -179,24 +184,25 @@ def image_under_he(result: Result) -> Found:
     why += _refused(result, "he")
     if not any((scheme(r) or "").endswith(_EXACT) for _, r in deep):
         why.append("exact FHE: not measured here, no peer's record of a network")
-    return Found(tuple(_timed(result, on, r, link) for on, r in deep for link in _near(result, r)), tuple(why))
+    return Found(tuple(_timed(on, r, link) for on, r in deep for link in _near(r)), tuple(why))
 
 
 def image_under_mpc(result: Result) -> Found:
-    """Return the latency of each network on shares, over the LAN and over the WAN."""
-    deep = [(on, r) for on, r in _predictions(result) if _depth(r) > 1 and on_shares(r)]
-    links = [("lan", "wan") if "latency_lan_seconds" in r.figures else _near(result, r) for _, r in deep]
-    points = tuple(
-        _timed(result, on, r, link)
-        for (on, r), ones in zip(deep, links, strict=True)
-        for link in ones
-        if _latency(link) in r.figures
-    )
-    return Found(points, () if points else ("no network was asked on shares: name some in compare.networks",))
+    """Return the latency of each network on shares, over the LAN and over the WAN, without and with dealing ahead."""
+    points: list[Point] = []
+    for on, record in _predictions(result):
+        if _depth(record) < 2 or not on_shares(record):
+            continue
+        links = ("lan", "wan") if "latency_lan_seconds" in record.figures else _near(record)
+        for link in [one for one in links if _latency(one) in record.figures]:
+            points.append(_timed(on, record, link))
+            if link and (ahead := record.figure(f"offline_{link}_seconds")):
+                points.append(_timed(on, record, link, ahead=ahead))
+    return Found(tuple(points), () if points else ("no network was asked on shares: name some in compare.networks",))
 
 
 def deep_over_clear(result: Result) -> Found:
-    """Return the work of each network under encryption or on shares, over that of onnxruntime in the clear."""
+    """Return the work of each network under encryption or on shares, over onnxruntime in the clear; dealing counts."""
     points, why = list[Point](), list[str]()
     for on, record in _predictions(result):
         if _depth(record) < 2 or not (scheme(record) or on_shares(record)):
@@ -208,9 +214,11 @@ def deep_over_clear(result: Result) -> Found:
         figure = next((one for one in (_latency("loopback"), _latency("")) if one in record.figures), None)
         if figure is None:
             continue
-        seconds = record.figures[figure]
-        value = Spread(*(one / clear for one in (seconds.median, seconds.low, seconds.high, seconds.mean)))
-        what = f"{record.setting}: {shown(figure, seconds.median)}, {shown(figure, clear)} in the clear"
+        seconds, ahead = record.figures[figure], record.figure(f"offline_{figure.removeprefix('latency_')}") or 0.0
+        ends = (seconds.median, seconds.low, seconds.high, seconds.mean)
+        value = Spread(*((one + ahead) / clear for one in ends))
+        dealt = f" and {shown(figure, ahead)} of dealing ahead" if ahead else ""
+        what = f"{record.setting}: {shown(figure, seconds.median)}{dealt}, {shown(figure, clear)} in the clear"
         points.append(Point(_called(record, on), what, record.task, record.choice, on, value, record.repeats))
     if not points and not why:
         why.append("no network was asked under encryption or on shares: name some in compare.networks")
@@ -231,23 +239,25 @@ def _latency(link: str) -> str:
     return f"latency_{link}_seconds" if link else "latency_seconds"
 
 
-def _near(result: Result, record: Record) -> tuple[str, ...]:
+def _near(record: Record) -> tuple[str, ...]:
     """Return the LAN, or else what there is: papers measure over one."""
     return tuple(one for one in ("lan", "loopback", "") if _latency(one) in record.figures)[:1]
 
 
 def _called(record: Record, on: str) -> str:
-    return f"{name(record)}, {on or 'the job'}"
+    return f"{name(record)}, {on or 'the model of the job'}"
 
 
-def _timed(result: Result, on: str, record: Record, link: str) -> Point:
+def _timed(on: str, record: Record, link: str, *, ahead: float = 0.0) -> Point:
+    """Return a latency over a link; with what is dealt ahead of a query, where that is given."""
     over = f"over the {link.upper()}" if link in ("lan", "wan") else "over loopback" if link else "in one process"
-    ahead = record.figure(f"offline_{link}_seconds") if link else None
-    also = f", {shown('offline_seconds', ahead)} more dealt ahead" if ahead else ""
+    also = f", {shown('offline_seconds', ahead)} of them for correlations that a dealer makes ahead" if ahead else ""
     kind = f"; {found}" if (found := scheme(record)) else ""
     what = f"{record.setting}; {over}{also}{kind}"
-    title = f"{_called(record, on)}, {link.upper() if link in ('lan', 'wan') else link or 'here'}"
-    return Point(title, what, record.task, record.choice, on, record.figures[_latency(link)], record.repeats)
+    short = f"{link.upper() if link in ('lan', 'wan') else link or 'here'}{', with dealing' if ahead else ''}"
+    spread = record.figures[_latency(link)]
+    value = Spread(*(one + ahead for one in (spread.median, spread.low, spread.high, spread.mean)))
+    return Point(f"{_called(record, on)}, {short}", what, record.task, record.choice, on, value, record.repeats)
 
 
 def _refused(result: Result, choice: str) -> list[str]:
@@ -257,5 +267,11 @@ def _refused(result: Result, choice: str) -> list[str]:
         kind, _, rest = place.partition("/")
         on, _, technique = rest.rpartition("/")
         if kind == "network" and technique == choice:
-            found.append(f"{on} does not run: {why.partition(';')[0]}")
+            found.append(f"{on} does not run: {shortened(why)}")
     return found
+
+
+def shortened(why: str) -> str:
+    """Return the first reason of many, and how many more there are."""
+    first, *rest = why.split("; ")
+    return f"{first} (and {len(rest)} more)" if rest else first

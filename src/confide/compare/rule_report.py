@@ -7,6 +7,7 @@ from confide.compare.plots import Picture, against_range
 from confide.compare.quantities import NOT_MEASURED, median_of, of, ranged, shown, words
 from confide.compare.record import Record
 from confide.compare.result import Result, RuleJudged
+from confide.compare.rule_figures import shortened
 from confide.compare.rules import RULES, Rule
 from confide.compare.tables import Entry, Table, name
 
@@ -19,30 +20,39 @@ def range_words(rule: RuleJudged) -> str:
 
 
 def rules_table(judged: tuple[RuleJudged, ...]) -> Table:
-    """Return each rule, where it is said, what was measured, and what that says of it."""
+    """Return each rule, what this run says of it, where it is said, and why ours differs."""
     known = {rule.key: rule for rule in RULES}
     return Table(
-        "The rules beside this run",
-        "A verdict compares the median with the rule's range. Too pessimistic: the rule says that it costs more than "
-        "it did here. An interval is the 5th to the 95th percentile over the repeats.",
-        ("rule", "verdict", "measured here", "where it is said", "usually measured on", "why ours differs"),
+        "The rules",
+        "Too pessimistic: the rule says that it costs more than it did here. Too optimistic: less.",
+        ("rule", "taken as", "this run says", "where it is said", "usually measured on", "why ours differs"),
         tuple(_row(rule, known.get(rule.key)) for rule in judged),
     )
 
 
 def _row(rule: RuleJudged, known: Rule | None) -> tuple[Entry, ...]:
-    measured = tuple(
-        f"{one.name}: {ranged(rule.figure, one.value)}, {one.repeats} repeats: {one.verdict} ({one.what})"
-        for one in rule.measured
-    )
-    left_out = (f"{NOT_MEASURED}: {rule.left_out}",) if rule.left_out else ()
     return (
-        f"{rule.said} Taken as {range_words(rule)}.",
-        rule.verdict,
-        (*measured, *left_out) or NOT_MEASURED,
+        rule.said,
+        range_words(rule),
+        (rule.verdict, f"{NOT_MEASURED}: {rule.left_out}") if rule.left_out else rule.verdict,
         tuple(source.words() for source in known.sources) if known else "not stated",
         known.usual if known else "not stated",
         known.why if known else "not stated",
+    )
+
+
+def measured_table(judged: tuple[RuleJudged, ...]) -> Table:
+    """Return every measurement beside its rule, a line each."""
+    return Table(
+        "What was measured for them",
+        "Medians, with the 5th to the 95th percentile over the repeats. A verdict compares the median with the rule. "
+        "Losses and rounds spread over splits of the records, against the median of the yardstick.",
+        ("rule", "technique", "measured", "repeats", "verdict", "setting"),
+        tuple(
+            (rule.said, one.name, ranged(rule.figure, one.value), f"{one.repeats:,}", one.verdict, one.what)
+            for rule in judged
+            for one in rule.measured
+        ),
     )
 
 
@@ -60,7 +70,7 @@ def _picture(rule: RuleJudged) -> Picture:
         label="lost, %" if share else "seconds" if seconds else "times",
         factor=100 if share else 1,
         log=not share,
-        caption=f"{rule.said} Shaded: the rule. Points: medians of this run, 5th to 95th percentile. {rule.verdict}.",
+        caption=f"{rule.said} Shaded: the rule. Points: medians, 5th to 95th percentile. This run: {rule.verdict}.",
     )
 
 
@@ -71,11 +81,11 @@ def networks_table(result: Result) -> Table:
         kind, _, rest = place.partition("/")
         on, _, choice = rest.rpartition("/")
         if kind == "network":
-            rows.append((on, choice, f"{NOT_MEASURED}: {why}", *("–" for _ in range(len(_FIGURES) + 3))))
+            rows.append((on, choice, f"{NOT_MEASURED}: {shortened(why)}", *("–" for _ in range(len(_FIGURES) + 3))))
     return Table(
         "Networks",
         "Known shapes with drawn weights, or files that the job names; one image at a time. The clear is onnxruntime "
-        "on this machine; times clear is the work of a technique over it.",
+        "on this machine; times clear is the work of a technique over it, with dealing.",
         (
             "network", "technique", "repeats", "parameters", *(words(one) for one in _FIGURES), "in the clear",
             "times clear",
@@ -87,8 +97,9 @@ def networks_table(result: Result) -> Table:
 def _network(on: str, record: Record) -> tuple[Entry, ...]:
     clear = record.figure("clear_seconds")
     work = record.figure("latency_loopback_seconds") or record.figure("latency_seconds")
+    ahead = record.figure("offline_loopback_seconds") or 0.0
     protected = scheme(record) or on_shares(record)
-    times = shown("clear_factor", work / clear) if clear and work and protected else "–"
+    times = shown("clear_factor", (work + ahead) / clear) if clear and work and protected else "–"
     return (
         on, name(record), f"{record.repeats:,}", median_of(record, "parameters_count"),
         *(of(record, one) for one in _FIGURES), median_of(record, "clear_seconds"), times,
