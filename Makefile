@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 FLOWER := bench/peers/flower
+FLOWER_PINS := src/confide/compare/peers/pins/flower.txt
 BUILT_FROM := pyproject.toml constraints.txt CMakeLists.txt $(wildcard native/*.cpp native/*.hpp native/*/*.cpp native/*/*.hpp)
 # A benchmark is a script whose usage takes a file for its figures; what is beside them is what they share.
 BENCHMARKS = $(shell grep -lF '[--json FILE]' bench/*.py)
@@ -43,9 +44,9 @@ $(VENV)/all.stamp: $(BIN)/python $(BUILT_FROM)
 
 setup-flower: $(FLOWER)/.venv/all.stamp ## create Flower's own environment: for tests/net/test_flower.py, and as a peer in bench
 
-$(FLOWER)/.venv/all.stamp: $(FLOWER)/requirements.txt | $(BIN)/python
+$(FLOWER)/.venv/all.stamp: $(FLOWER_PINS) | $(BIN)/python
 	$(PYTHON) -m venv $(FLOWER)/.venv
-	$(FLOWER)/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $(FLOWER)/requirements.txt
+	$(FLOWER)/.venv/bin/python -m pip --disable-pip-version-check install --quiet --no-deps -r $(FLOWER_PINS)
 	@touch $@
 
 setup-node: examples/node/node_modules/.package-lock.json ## fetch what the client in JavaScript needs: for tests/outside

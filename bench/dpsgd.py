@@ -10,8 +10,8 @@ head of a job is full batch in float64 (docs/private-learning.md), against the s
 Utility: a CNN of 15,426 parameters, central, against itself without privacy (same start; plain momentum SGD for as many
 steps as it needs). Settings were chosen on the validation part by six runs, never on the test part. Seeds change start,
 samples and noise; they are fixed so that figures repeat, so these runs make no claim and compute what one that
-does computes. Beside it, where bench/peers/opacus/.venv exists (its requirements.txt says how), what a newcomer gets
-from Opacus: a plain CNN and every setting at its default.
+does computes. Beside it, where bench/peers/opacus/.venv exists (`confide peers install opacus
+--folder bench/peers`), what a newcomer gets from Opacus: a plain CNN and every setting at its default.
 """
 
 from __future__ import annotations

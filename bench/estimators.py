@@ -3,9 +3,9 @@
     python bench/estimators.py [--seeds 20] [--only NAME] [--json FILE]
 
 Every estimator is told the same public bounds, and columns lie in [-1, 1] by them. Ours keep (1, n^-1.1) for adding or
-removing a record with exact integer noise; Diffprivlib's (0.6.6, in bench/peers/diffprivlib/.venv, its requirements.txt
-says how) claim (1, 0) for replacing one. A seed fixes split and noise so that figures repeat; for that reason these
-runs make no claim.
+removing a record with exact integer noise; Diffprivlib's (0.6.6, in bench/peers/diffprivlib/.venv, which `confide peers
+install diffprivlib --folder bench/peers` makes) claim (1, 0) for replacing one. A seed fixes split and noise so that
+figures repeat; for that reason these runs make no claim.
 
     trees                   accuracy of boosted trees and of a random forest on the same two sets, categories as such
     breast-cancer, Adult    accuracy of logistic regression and naive Bayes; Diffprivlib's logistic regression as it is

@@ -77,7 +77,7 @@ def run(peer: str, script: str, job: dict[str, Any], seconds: float) -> dict[str
     """Return a peer's answer, or None, saying why, where it is not installed or fails."""
     python = PEERS / peer / ".venv" / "bin" / "python"
     if not python.exists():
-        print(f"{peer} is not installed: see bench/peers/{peer}/requirements.txt")
+        print(f"{peer} is not installed: confide peers install {peer.replace('_', '-')} --folder bench/peers")
         return None
     try:
         done = subprocess.run(

@@ -14,8 +14,8 @@ and of Newton's method for 40 rounds. "Best" is the better of logistic regressio
 standardised features, a random forest and histogram gradient boosting, at scikit-learn's defaults, which see records
 that nothing private may.
 
-Beside them, where bench/peers/diffprivlib/.venv exists (its requirements.txt says how), Diffprivlib's logistic
-regression on the same columns; the naive network on images is in bench/dpsgd.py.
+Beside them, where bench/peers/diffprivlib/.venv exists (`confide peers install diffprivlib --folder
+bench/peers`), Diffprivlib's logistic regression on the same columns; the naive network on images is in bench/dpsgd.py.
 """
 
 from __future__ import annotations

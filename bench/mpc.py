@@ -318,7 +318,7 @@ def trust(options: argparse.Namespace) -> None:
     for protocol, (_, words) in TRUST.items():
         print(f"SPU {protocol}: {words}")
     if not options.no_peer and not installed():
-        print("SPU is not installed: see bench/peers/spu/requirements.txt")
+        print("SPU is not installed: confide peers install spu --folder bench/peers")
         options.no_peer = True
 
 

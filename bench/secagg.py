@@ -11,7 +11,7 @@ against the plain one. Values are uniform over the whole range that fits the rin
 The peer runs its released workflow and mod in one process, its network replaced by function calls, with the same graph
 as `masked` in each setting: complete, or k neighbours with the same threshold. Where it is sparse the peer trusts more:
 its clients compare no signatures, ours check those of a quorum. The amortised sum has no sparse form and stands beside
-the complete peer of the same cohort. It needs bench/peers/flower/.venv (see requirements.txt there); without it the
+the complete peer of the same cohort. It needs bench/peers/flower/.venv (`make setup-flower`); without it the
 peer's column stays empty.
 """
 

@@ -7,8 +7,8 @@ the fraud records, of
 
     ours            a whole job: model.kind = "trees" with [privacy], four silos, quorum 4, one colluding
     scikit-learn    HistGradientBoostingClassifier on the pooled records, without privacy: what the bars are against
-    Diffprivlib     its random forest on the pooled records, where bench/peers/diffprivlib/.venv exists (its
-                    requirements.txt says how), 5 seeds; its claim is (epsilon, 0), which is stronger, for one holder
+    Diffprivlib     its random forest on the pooled records, where bench/peers/diffprivlib/.venv exists (as
+                    bench/learning.py says), 5 seeds; its claim is (epsilon, 0), which is stronger, for one holder
 
 and the drop, seed by seed. Adult's records are fixed, so its seeds are of the noise; fraud's are of the split as well.
 The bars are drops of at most .015 (Adult) and .05 (fraud) at epsilon 1, half of that at epsilon 3.

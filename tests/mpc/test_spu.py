@@ -21,7 +21,9 @@ def beside():
 SPU = BENCH / "peers" / "spu" / ".venv" / "bin" / "python"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not SPU.exists(), reason="SPU has no environment here: bench/peers/spu/requirements.txt"),
+    pytest.mark.skipif(
+        not SPU.exists(), reason="SPU has no environment here: confide peers install spu --folder bench/peers"
+    ),
 ]
 
 #: What both may be away from each other: SPU's fixed point has 18 bits after the point, and a bound of its own.

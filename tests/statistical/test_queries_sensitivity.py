@@ -215,7 +215,7 @@ def test_diffprivlib_fails_the_same_replay():
     """Of the peer's functions those that are known to be wrong are caught, and the one that is right is not."""
     python = DIFFPRIVLIB / ".venv" / "bin" / "python"
     if not python.exists():
-        pytest.skip("no Diffprivlib here: its requirements.txt says how to install it")
+        pytest.skip("no Diffprivlib here: confide peers install diffprivlib --folder bench/peers")
     done = subprocess.run([python, DIFFPRIVLIB / "sensitivity.py", "200"], capture_output=True, check=True)
     found = json.loads(done.stdout)
     assert found.pop("mean, bounds given") == pytest.approx(1.0)

@@ -1,4 +1,4 @@
-"""Orion 1.0.2 (Lattigo) on one network, one row at a time. Runs in its own environment; see requirements.txt.
+"""Orion 1.0.2 (Lattigo) on one network, one row at a time. Runs in its own environment; confide peers install orion.
 
 Reads a JSON object from standard input: `weights`, an .npz with `x` (rows, features) and for layer number k
 `k.weight` and `k.bias`; `layers`, in order, each with a `kind` (linear, conv, pool, square) and for images `height`,

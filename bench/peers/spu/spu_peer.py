@@ -1,5 +1,5 @@
-"""SPU 0.9.5 on one network or one training step, a process for each party. Runs in its own environment; see
-requirements.txt.
+"""SPU 0.9.5 on one network or one training step, a process for each party. Runs in its own environment;
+`confide peers install spu --folder bench/peers` makes it.
 
 Reads a JSON object from standard input and writes one.
 

@@ -136,6 +136,12 @@ def _federated(choice: str, title: str, settings: Mapping[str, Any], guarantee: 
     )  # fmt: skip
 
 
+_PYSYFT = Variant(
+    choice="peer:pysyft", task="training", title="PySyft 0.9.5", settings=_FEDERATED, guarantee=promises.PYSYFT,
+    state="in the clear at the analyst, each party's as well", use_case="analysts whose code owners read first",
+    how="one approved request at each party, which trains for as many passes as the job has rounds, in batches of 32 "
+    "at rate 0.5; the mean of their models; data sites in one process",
+)  # fmt: skip
 _DIFFPRIVLIB = Variant(
     choice="peer:diffprivlib", task="training", title="Diffprivlib 0.6.6", settings={},
     guarantee=promises.DIFFPRIVLIB, state=_AT_CURATOR, use_case="one holder who publishes a model", private=True,
@@ -177,6 +183,8 @@ PEERS: Mapping[str, Peer] = {
             ),
             disk="0.3 GB",
         ),
+        Peer("pysyft", "PySyft", "0.9.5", "code that owners approve, run at their data sites", "run_pysyft.py",
+             (_PYSYFT,), pythons=("3.11", "3.12"), disk="1.3 GB"),
         Peer("opacus", "Opacus", "1.6.0", "DP-SGD on pooled records", "run_opacus.py", (_OPACUS,),
              with_dependencies=("torch",), disk="1 GB and more"),
         Peer("diffprivlib", "Diffprivlib", "0.6.6", "private logistic regression on pooled records",

@@ -75,10 +75,14 @@ class Environment:
     Args:
         peer: which.
         folder: of all peers.
+        lists: of the lists of versions.
+        scripts: of the scripts that run in environments.
     """
 
     peer: Peer
     folder: Path
+    lists: Path = PINS
+    scripts: Path = RUNNERS
 
     @property
     def root(self) -> Path:
@@ -98,12 +102,21 @@ class Environment:
     @property
     def runner(self) -> Path:
         """Return the script that runs in it."""
-        return RUNNERS / self.peer.runner
+        return self.scripts / self.peer.runner
+
+    @property
+    def pins(self) -> Path:
+        """Return the list of packages and versions that it is made of."""
+        return self.lists / f"{self.peer.name}.txt"
+
+    def pins_hash(self) -> str:
+        """Return hex SHA-256 of that list, remarks left out."""
+        return hashlib.sha256("\n".join(pinned(self.pins)).encode()).hexdigest()
 
     def stamp(self) -> Stamp | None:
         """Return the stamp; None where there is no whole environment of today's pins."""
         found = _read(self.home / "stamp.json", Stamp)
-        whole = found is not None and found.pins_sha256 == pins_hash(self.peer) and self.python.exists()
+        whole = found is not None and found.pins_sha256 == self.pins_hash() and self.python.exists()
         return found if whole else None
 
     def absent(self) -> str | None:
@@ -111,7 +124,7 @@ class Environment:
         if self.stamp() is not None:
             return None
         install = f"`confide peers install {self.peer.name}`"
-        if (failed := _read(self._failed, Failure)) is not None and failed.pins_sha256 == pins_hash(self.peer):
+        if (failed := _read(self._failed, Failure)) is not None and failed.pins_sha256 == self.pins_hash():
             return f"it could not be installed: {printable(failed.reason)}; {install} tries again"
         if (self.home / "stamp.json").exists():
             return f"its environment was made from other versions; {install} makes it anew"
@@ -121,7 +134,7 @@ class Environment:
 
     def packages(self) -> int:
         """Return how many packages it is made of."""
-        return len(pinned(PINS / f"{self.peer.name}.txt"))
+        return len(pinned(self.pins))
 
     def size_bytes(self) -> int:
         """Return what it takes on disk, 0 where it is not."""
@@ -162,7 +175,7 @@ class Environment:
             try:
                 return self._made(progress, index)
             except UsageError as error:
-                failure = Failure(reason=str(error), pins_sha256=pins_hash(self.peer))
+                failure = Failure(reason=str(error), pins_sha256=self.pins_hash())
                 write_whole(self._failed, msgspec.json.encode(failure), mode=0o644)
                 self._clear()
                 raise
@@ -206,18 +219,16 @@ class Environment:
         begin = interpreter(self.peer.pythons)
         progress(f"an environment of {begin.name}")
         _ran([str(begin), "-m", "venv", str(self.home)], progress)
-        pins = PINS / f"{self.peer.name}.txt"
         pip = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-color"]
         pip += ["--progress-bar", "off", *(["--extra-index-url", index] if index else [])]
-        named = {re.split(r"[=<>\[]", line)[0].lower(): line for line in pinned(pins)}
+        named = {re.split(r"[=<>\[]", line)[0].lower(): line for line in pinned(self.pins)}
         if whole := [named[one] for one in self.peer.with_dependencies]:
-            _ran([*pip, "--constraint", str(pins), *whole], progress)
-        _ran([*pip, "--no-deps", "--requirement", str(pins)], progress)
+            _ran([*pip, "--constraint", str(self.pins), *whole], progress)
+        if named:
+            _ran([*pip, "--no-deps", "--requirement", str(self.pins)], progress)
         progress("checking that it can be imported")
         version = self._version()
-        stamp = Stamp(
-            peer=self.peer.name, version=version, pins_sha256=pins_hash(self.peer), python=_python_of(self.home)
-        )
+        stamp = Stamp(peer=self.peer.name, version=version, pins_sha256=self.pins_hash(), python=_python_of(self.home))
         write_whole(self.home / "stamp.json", msgspec.json.encode(stamp), mode=0o644)
         return stamp
 
@@ -233,11 +244,6 @@ def pinned(pins: Path) -> list[str]:
     """Return the lines of a list of versions that name a package."""
     lines = (line.strip() for line in pins.read_text().splitlines())
     return [line for line in lines if line and not line.startswith("#")]
-
-
-def pins_hash(peer: Peer) -> str:
-    """Return hex SHA-256 of the packages and versions of a peer."""
-    return hashlib.sha256("\n".join(pinned(PINS / f"{peer.name}.txt")).encode()).hexdigest()
 
 
 def interpreter(pythons: Sequence[str]) -> Path:

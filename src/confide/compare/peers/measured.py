@@ -14,7 +14,7 @@ from confide.compare.inference import Asked
 from confide.compare.links import Link
 from confide.compare.peers.answers import InferenceAnswer, TrainingAnswer, read_inference, read_training
 from confide.compare.peers.catalogue import Peer, Variant
-from confide.compare.peers.environment import RUNNERS, Environment, pins_hash
+from confide.compare.peers.environment import Environment
 from confide.compare.peers.process import ask
 from confide.compare.prices import Prices
 from confide.compare.training import Trained
@@ -56,11 +56,11 @@ class Asking:
     def name(self) -> dict[str, str]:
         """Return what its figures rest on: versions, and the script; the cache names cells by it."""
         script = hashlib.sha256()
-        for path in sorted(RUNNERS.glob("*.py")):
+        for path in sorted(self.environment.scripts.glob("*.py")):
             script.update(path.read_bytes())
         stamp = self.environment.stamp()
         return {
-            "pins": pins_hash(self.peer),
+            "pins": self.environment.pins_hash(),
             "scripts": script.hexdigest(),
             "python": "" if stamp is None else stamp.python,
             "settings": repr(sorted(self.variant.settings.items())),
@@ -117,6 +117,7 @@ def trained(job: Job, data: Prepared, asking: Asking, *, prices: Prices) -> Trai
         "rounds": job.train.rounds,
         "parties": len(x),
         "outputs": outputs,
+        "rows": len(data.test.y),
         "layers": _layers(data.start, ("Linear", "Square"), variant.title),
         "largest_feature": max(float(np.abs(one).max(initial=0.0)) for one in x),
     }
@@ -209,6 +210,7 @@ def asked(
         "layers": _layers(graph, variant.layers, variant.title),
         "outputs": graph.outputs,
         "features": graph.features,
+        "rows": len(x),
         "sigmoid": isinstance(graph.layers[-1], Sigmoid),
         "enough_seconds": _ENOUGH_SECONDS,
         "seconds": asking.seconds,

@@ -7,6 +7,12 @@ from confide.guarantee import SUM_REVEALS, Adversary, Claim, Guarantee, Trust, n
 #: Federated averaging whose server adds updates in the clear.
 PLAIN_SUM = nothing_hidden("The server sees every party's model after every round, and records can be read from that.")
 
+#: Records stay at their site, but whoever asks sees what each site's code gives back.
+PYSYFT = nothing_hidden(
+    "The analyst sees every party's model, from which records can be read. Owners read the code before it runs, and "
+    "that is all that stands between."
+)
+
 _ENCRYPTED_QUERY = frozenset({Claim("query", "server"), Claim("prediction", "server")})
 _NOT_FLOODED = (
     "Replies are neither re-randomised nor flooded, so the client may learn weights from them, and no claim is made "

@@ -1,7 +1,7 @@
 """Flower's federated averaging over the parties' own parts, plain or under its SecAgg+.
 
-Flower's strategy and workflow run at the server, its mod at each client, on Flower's own messages; what stands where the
-network was hands each message to its client. Local training is numpy's, with the batches and the rate of the task.
+Flower's strategy and workflow run at the server, its mod at each client, on Flower's own messages; what stands where
+the network was hands each message to its client. Local training is numpy's, with the batches and the rate of the task.
 """
 
 import importlib.metadata

@@ -13,7 +13,7 @@ import exchange
 import numpy as np
 
 #: log2 of the ring degree, by products in a row: 26 bits for each and two special primes of 29.
-DEGREES = {13: 218, 14: 438, 15: 881}
+DEGREES = ((13, 218), (14, 438), (15, 881))
 
 
 def load():
@@ -33,7 +33,7 @@ def parameters(depth):
     """Return log2 of the degree and the bits of data and special primes at 128 bits of security."""
     for middle, special in ((26, 29), (35, 45)):
         data = [special, *[middle] * (depth + 2)]
-        for log_degree, limit in DEGREES.items():
+        for log_degree, limit in DEGREES:
             if sum(data) + 2 * special <= limit:
                 return log_degree, data, [special] * 2
     raise SystemExit(

@@ -19,7 +19,6 @@ from pathlib import Path
 import exchange
 import numpy as np
 
-PARTIES = {"ABY3": 3, "CHEETAH": 2, "SEMI2K": 2}
 FRACTION_BITS = 18
 #: Calls whose bytes are counted, after the timed ones.
 COUNTED = 3
@@ -30,6 +29,11 @@ def version():
     import spu  # noqa: F401 (that it can be imported)
 
     return importlib.metadata.version("spu")
+
+
+def parties_of(protocol):
+    """Return how many take part."""
+    return 3 if protocol == "ABY3" else 2
 
 
 def packed(share):
@@ -56,7 +60,7 @@ class Party:
     def __init__(self, protocol, rank, addresses):
         from spu import libspu
 
-        self.lib, self.rank, self.world, self.protocol = libspu, rank, PARTIES[protocol], protocol
+        self.lib, self.rank, self.world, self.protocol = libspu, rank, parties_of(protocol), protocol
         desc = libspu.link.Desc()
         desc.recv_timeout_ms, desc.http_timeout_ms = 300_000, 120_000
         for number, address in enumerate(addresses):
@@ -193,7 +197,7 @@ def all_parties(folder, world):
 
 
 def infer(task, arrays):
-    folder, world = Path(sys.argv[1]), PARTIES[task["protocol"]]
+    folder, world = Path(sys.argv[1]), parties_of(task["protocol"])
     task["calls"] = min(len(arrays["x"]), 100 if len(task["layers"]) < 2 else 30)
     (folder / "task.json").write_text(json.dumps(task))
     texts, parts = all_parties(folder, world)

@@ -11,7 +11,7 @@ import time
 import exchange
 
 #: Bits of the whole modulus at 128 bits of security, by ring degree.
-LIMITS = {8192: 218, 16384: 438, 32768: 881}
+LIMITS = ((8192, 218), (16384, 438), (32768, 881))
 
 
 def version():
@@ -27,7 +27,7 @@ def parameters(task):
         if depth > 1:
             raise SystemExit("the same as peer:tenseal for this model: the smallest ring has room for one product")
         return 4096, [40, 20, 40], 20
-    for degree, limit in LIMITS.items():
+    for degree, limit in LIMITS:
         for middle in (40, 38, 35) if degree == 8192 else (40,):
             ends = min(60, middle + 20) if middle == 40 else middle + 7
             bits = [ends, *[middle] * depth, ends]
