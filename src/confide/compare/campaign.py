@@ -254,7 +254,8 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
     title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
     source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
-    setting = f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model{title}"
+    parted = "a table each" if job.data.tables else f"split {job.data.split}"
+    setting = f"{source}, {parties_of(job)} parties, {parted}, {job.model.kind} model{title}"
     return Outcome(
         name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
     )
@@ -409,14 +410,19 @@ def _curves(state: _State) -> Iterator[Curve]:
         if lines:
             points = [Spread.of(many) for many in zip(*lines, strict=False)]
             yield Curve(
-                kind="rounds", task="training", choice=choice, x_name="rounds_count", y_name="accuracy_share",
+                kind="rounds", task="training", choice=choice, x_name="rounds_count", y_name=_quality(rows),
                 x=tuple(float(number) for number in range(1, len(points) + 1)), y=tuple(points),
             )  # fmt: skip
     for choice, rows in _of(state, "epsilon").items():
-        yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")
+        yield _against(rows, "epsilon", "training", choice, "epsilon_total", _quality(rows))
     for choice, rows in _of(state, "size").items():
         for y_name in ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links)):
             yield _against(rows, "size", "inference", choice, "parameters_count", y_name)
+
+
+def _quality(rows: Sequence[tuple[Cell, Outcome]]) -> str:
+    """Return the figure that says how good these models are."""
+    return "concordance_share" if "concordance_share" in rows[0][1].figures else "accuracy_share"
 
 
 def _against(rows: Sequence[tuple[Cell, Outcome]], kind: Any, task: str, choice: str, x: str, y: str) -> Curve:

@@ -35,6 +35,7 @@ _WORDS: Mapping[str, str] = {
     "lines_of_user_code_count": "lines a user writes",
     "money_dollars": "money",
     "offline_bytes": "sent ahead",
+    "order_share": "pairs in the same order",
     "requests_per_second_rate": "requests per second",
     "rounds_count": "rounds",
     "setup_seconds": "set-up",
