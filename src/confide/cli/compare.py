@@ -246,6 +246,7 @@ def _left(seconds: float) -> str:
 #: Heading, figure, factor, decimals.
 _TRAINING: tuple[tuple[str, str, float, int], ...] = (
     ("accuracy %", "accuracy_share", 100, 1),
+    ("concordance %", "concordance_share", 100, 1),
     ("rounds", "rounds_count", 1, 0),
     ("kB up", "upload_bytes", 1e-3, 1),
     ("here s", "train_seconds", 1, 2),

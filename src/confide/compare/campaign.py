@@ -316,7 +316,8 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
 
 def _source(job: Job) -> str:
     source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
-    return f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model"
+    parted = "a table each" if job.data.tables else f"split {job.data.split}"
+    return f"{source}, {parties_of(job)} parties, {parted}, {job.model.kind} model"
 
 
 def _rows(state: _State, count: int) -> Matrix:
@@ -525,15 +526,20 @@ def _curves(state: _State) -> Iterator[Curve]:
             each = passes_of(state.cells.jobs[choice]) if choice == "pooled" else 1
             yield Curve(
                 kind="passes" if choice == "pooled" else "rounds", task="training", choice=choice,
-                x_name="passes_count" if choice == "pooled" else "rounds_count", y_name="accuracy_share",
+                x_name="passes_count" if choice == "pooled" else "rounds_count", y_name=_quality(rows),
                 x=tuple(float(each * number) for number in range(1, len(points) + 1)), y=tuple(points),
             )  # fmt: skip
     for choice, rows in _of(state, "epsilon").items():
-        yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")
+        yield _against(rows, "epsilon", "training", choice, "epsilon_total", _quality(rows))
     for choice, rows in _of(state, "size").items():
         latencies = ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links))
         for y_name in (*latencies, *_SIZED):
             yield _against(rows, "size", "inference", choice, "parameters_count", y_name)
+
+
+def _quality(rows: Sequence[tuple[Cell, Outcome]]) -> str:
+    """Return the figure that says how good these models are."""
+    return "concordance_share" if "concordance_share" in rows[0][1].figures else "accuracy_share"
 
 
 def _against(rows: Sequence[tuple[Cell, Outcome]], kind: Any, task: str, choice: str, x: str, y: str) -> Curve:

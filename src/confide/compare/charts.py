@@ -15,8 +15,8 @@ from confide.compare.tables import Table, described, name, of_task, over_links
 
 #: What the front is taken over, beside privacy: figure, and whether more is better. The first that exists is taken.
 _QUALITY: Mapping[str, tuple[str, ...]] = {
-    "training": ("accuracy_share", "auc_share"),
-    "inference": ("agreement_share",),
+    "training": ("accuracy_share", "concordance_share", "auc_share"),
+    "inference": ("agreement_share", "order_share"),
 }
 _SECONDS: Mapping[str, tuple[str, ...]] = {
     "training": ("train_wan_seconds", "train_seconds"),
@@ -109,15 +109,17 @@ def accuracy_against_epsilon(result: Result) -> Picture | str:
     bare = [
         r for r in of_task(result, "training") if "epsilon_total" not in r.figures and r.choice in ("local", "pooled")
     ]
-    levels = {f"{name(r)}, no noise": v for r in bare if (v := r.figure("accuracy_share")) is not None}
+    quality = words(curves[0].y_name)
+    levels = {f"{name(r)}, no noise": v for r in bare if (v := r.figure(curves[0].y_name)) is not None}
     return lines(
         {described("training", curve.choice).title: (curve.x, curve.y) for curve in curves},
         across="epsilon (smaller is more private)",
-        label="accuracy, %",
+        label=f"{quality}, %",
         factor=100,
         log_x=True,
         levels=levels,
-        caption="Accuracy on held-out records against the privacy budget: median, 5th to 95th percentile over seeds.",
+        caption=f"{quality.capitalize()} on held-out records against the privacy budget: median, 5th to 95th "
+        "percentile over seeds.",
     )
 
 
@@ -127,9 +129,10 @@ def against_rounds(result: Result) -> Picture | str:
     if not curves:
         return "no technique here trained in rounds"
     rows = _merged({described("training", one.choice).title: (one.x, one.y) for one in curves})
-    caption = "Accuracy after each round. Techniques with the same accuracies share a line."
+    quality = words(curves[0].y_name)
+    caption = f"{quality.capitalize()} after each round. Techniques with the same values share a line."
     return lines(
-        rows, across="round", label="accuracy, %", factor=100, caption=caption, levels=_target(result)
+        rows, across="round", label=f"{quality}, %", factor=100, caption=caption, levels=_target(result)
     )  # fmt: skip
 
 
@@ -145,15 +148,19 @@ def against_bytes(result: Result) -> Picture | str:
         rows[name(record)] = (tuple(x * each for x in curve.x), curve.y)
     if not rows:
         return "no technique here has both a curve over rounds and its bytes"
-    caption = "Accuracy against what one party has sent by then, set-up spread over the rounds. Left and high is good."
+    quality = words(_curves(result, "rounds")[0].y_name)
+    caption = (
+        f"{quality.capitalize()} against what one party has sent by then, set-up spread over the rounds. Left and high "
+        "is good."
+    )
     return lines(
-        rows, across="kB sent per party", label="accuracy, %", factor=100, log_x=True, caption=caption,
+        rows, across="kB sent per party", label=f"{quality}, %", factor=100, log_x=True, caption=caption,
         levels=_target(result),
     )  # fmt: skip
 
 
 def _target(result: Result) -> dict[str, float]:
-    """Return the accuracy for which the table of rounds and bytes is made, by its name."""
+    """Return the quality for which the table of rounds and bytes is made, by its name."""
     value = target(result)
     return {f"{100 * value:.1f} %: the table says who is there when": value}
 

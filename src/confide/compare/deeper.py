@@ -224,13 +224,14 @@ def reached(result: Result, *, within_share: float = 0.01) -> Table:
                 described("training", curve.choice).title,
                 "not reached" if first is None else f"{first:,.0f}",
                 NOT_MEASURED if first is None or each is None else shown("upload_bytes", first * each),
-                NOT_MEASURED if record is None else median_of(record, "accuracy_share"),
+                NOT_MEASURED if record is None else median_of(record, curve.y_name),
             )
         )
+    quality = words(curves[0].y_name) if curves else "accuracy"
     return Table(
-        f"Rounds and bytes to reach {100 * aim:.1f} % accuracy",
+        f"Rounds and bytes to reach {100 * aim:.1f} % {quality}",
         f"{100 * within_share:g} points under the best round of all. Bytes: a party's total, by share of rounds.",
-        ("technique", "rounds", "sent per party", "accuracy at the end"),
+        ("technique", "rounds", "sent per party", f"{quality} at the end"),
         tuple(rows),
     )
 

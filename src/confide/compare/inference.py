@@ -43,6 +43,8 @@ _ENOUGH_SECONDS = 20.0
 _FEWEST = 5
 #: Deals that are ordered at a time, at most.
 _MOST_DEALS = 64
+#: Rows whose order is looked at, at most.
+_MOST_ORDERED = 1000
 #: Models with more inputs are not copied: that takes features + 1 queries.
 _MOST_COPIED = 256
 
@@ -90,6 +92,23 @@ def misfit(choice: str, backend: Backend, graph: Graph) -> str | None:
     if choice == "he-open" and not is_linear(graph):
         return "the same as he for this model: only replies of linear models are protected further"
     return None
+
+
+def agreement(graph: Graph, y: Matrix, expected: Matrix) -> dict[str, float]:
+    """Return how far answers say the same as the model in the clear: the class; of survival, who comes first.
+
+    Args:
+        graph: the model.
+        y, expected: answers and what the model gives, float64, shape (n, outputs).
+    """
+    if graph.outputs > 1 or isinstance(graph.layers[-1], Sigmoid):
+        return {"agreement_share": float((decide(y) == decide(expected)).mean())}
+    found, truth = y[:_MOST_ORDERED, 0], expected[:_MOST_ORDERED, 0]
+    known = truth[:, None] > truth[None, :]
+    if not known.any():
+        return {}
+    above, ties = found[:, None] > found[None, :], found[:, None] == found[None, :]
+    return {"order_share": float((above + ties / 2)[known].mean())}
 
 
 def is_linear(graph: Graph) -> bool:
@@ -219,7 +238,7 @@ def asked(
         "setup_bytes": float(sum(setup.sizes)),
         "depth_count": float(runs[-1].depth),
         "error_largest": float(np.abs(y - expected).max()),
-        "agreement_share": float((decide(y) == decide(expected)).mean()),
+        **agreement(graph, y, expected),
         **peak.figures(),
     }
     samples = _samples(seconds[1:], runs[1:], links)

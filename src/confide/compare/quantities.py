@@ -43,6 +43,7 @@ _WORDS: Mapping[str, str] = {
     "lines_of_user_code_count": "lines a user writes",
     "money_dollars": "money",
     "offline_bytes": "sent ahead",
+    "order_share": "pairs in the same order",
     "query_total_bytes": "all bytes of a query",
     "requests_per_second_rate": "requests per second, under load",
     "rounds_count": "rounds",

@@ -112,7 +112,7 @@ class Across(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         quality = (
             "Accuracy and AUC are the federation's own, from one more sum under the same noise; no row was read here."
             if self.evaluated
-            else 'Quality was not measured: the job does not ask for data.evaluate = "federated".'
+            else 'Quality was not measured: the job has no data.evaluate = "federated" (survival cannot).'
         )
         return [
             f"Measured across {len(self.nodes)} real nodes ({', '.join(self.nodes)}): {self.runs} protected "

@@ -153,13 +153,14 @@ def _communication(record: Record) -> Entry:
 #: What stands in a phase's table of costs, in this order, where some record has it.
 HEADLINES: Mapping[str, tuple[str, ...]] = {
     "training": (
-        "accuracy_share", "auc_share", "epsilon_total", "rounds_count", "upload_bytes", "train_seconds",
-        "train_lan_seconds", "train_wan_seconds", "train_mobile_seconds", "money_dollars",
+        "accuracy_share", "auc_share", "concordance_share", "epsilon_total", "rounds_count", "upload_bytes",
+        "train_seconds", "train_lan_seconds", "train_wan_seconds", "train_mobile_seconds", "money_dollars",
     ),
     "inference": (
         "latency_seconds", "latency_p95_seconds", "latency_p99_seconds", "latency_lan_seconds", "latency_wan_seconds",
         "latency_mobile_seconds", "requests_per_second_rate", "load_p95_seconds", "load_p99_seconds", "upload_bytes",
-        "download_bytes", "setup_seconds", "key_bytes", "agreement_share", "error_largest", "money_dollars",
+        "download_bytes", "setup_seconds", "key_bytes", "agreement_share", "order_share", "error_largest",
+        "money_dollars",
     ),
 }  # fmt: skip
 

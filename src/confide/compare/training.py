@@ -48,7 +48,8 @@ class Trained:
 
     Args:
         figures: as in `Record.figures`.
-        curve: test accuracy after each round; of pooled records after each of its passes, which no figure is about.
+        curve: the figure of `quality` that comes first, after each round; of pooled records after each of its passes,
+            which no figure is about.
         graph: the model; of parties alone there are several, and it is None.
         guarantee: what held.
     """
@@ -197,8 +198,7 @@ def _federated(job: Job, choice: str, data: Prepared, links: Sequence[Link], pri
     ):
         judge = time.perf_counter()
         rounds.append(done)
-        if data.test.y.ndim == 1:
-            curve.append(accuracy(done.model, data.test.x, data.test.y))
+        curve.append(judged(done.model, data.test))
         judging += time.perf_counter() - judge
     seconds = time.perf_counter() - begin - judging
     cost = _Sums.of(inner, cohort, watched.sums)
@@ -304,7 +304,7 @@ def one_sum(aggregator: Aggregator, cohort: Cohort, *, length: int, bound: int) 
         stores=stores,
         keep_bodies=False,
     )
-    session = Session(run="cost", round=1, cohort=cohort, length=length, bound=bound)
+    session = Session(run=f"cost-{length}-{bound}", round=1, cohort=cohort, length=length, bound=bound)
     zeros = np.zeros(length, np.int64)
     parties = {
         me: aggregator.party(role, me, session, zeros if role == "client" else None, stores[me], rng)
@@ -381,12 +381,18 @@ def _on_shares(job: Job, links: Sequence[Link], prices: Prices) -> Trained:
     return Trained(figures, SHARES_GUARANTEE, (), graph)
 
 
+def judged(graph: Graph, test: Silo) -> float:
+    """Return accuracy on test records, or the concordance of survival."""
+    if test.y.ndim == 1:
+        return accuracy(graph, test.x, test.y)
+    return concordance(graph.apply(test.x)[:, 0], test.y[:, 0].astype(np.float64), test.y[:, 1])
+
+
 def quality(graph: Graph, test: Silo) -> dict[str, float]:
     """Return how good a model is on test records: accuracy, AUC of two classes; or the concordance of survival."""
     if test.y.ndim != 1:
-        y = test.y.astype(np.float64)
-        return {"concordance_share": concordance(graph.apply(test.x)[:, 0], y[:, 0], test.y[:, 1])}
-    found = {"accuracy_share": accuracy(graph, test.x, test.y)}
+        return {"concordance_share": judged(graph, test)}
+    found = {"accuracy_share": judged(graph, test)}
     if graph.outputs == 1 and 0 < int(test.y.sum()) < len(test.y):
         found["auc_share"] = auc(graph.apply(test.x)[:, -1], test.y)
     return found
