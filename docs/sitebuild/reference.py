@@ -13,7 +13,7 @@ from sitebuild.pages import MODULES
 
 _NAMED = re.compile(r"\bconfide(?:\.[a-zA-Z_]+)+|\bfrom (confide[.a-z_]*) import")
 
-_OPTIONS = "   :members:\n   :show-inheritance:\n   :member-order: bysource\n"
+_OPTIONS = "   :members:\n   :member-order: bysource\n"
 
 #: What somebody who adds a technique, or drives parties, imports beside what the pages name.
 _GROUND = ("confide.ideal", "confide.wire", "confide.guarantee", "confide.errors")
@@ -60,7 +60,8 @@ def write(root: Path, into: Path) -> list[str]:
     folder = into / "api"
     folder.mkdir(parents=True, exist_ok=True)
     for module in modules:
-        body = f"{module}\n{'=' * len(module)}\n\n.. automodule:: {module}\n{_OPTIONS}"
+        tree = "   :show-inheritance:\n" if module == "confide.errors" else ""
+        body = f"{module}\n{'=' * len(module)}\n\n.. automodule:: {module}\n{_OPTIONS}{tree}"
         lazy = [] if module != "confide" else exported(root)  # which autodoc does not see before it is asked for
         body += "".join(f"\n.. auto{_kind(name)}:: {module}.{name}\n{_OPTIONS}" for name in lazy)
         (folder / f"{module}.rst").write_text(body)
