@@ -12,8 +12,8 @@ import time
 import msgspec
 import pytest
 
-from confide.compare import campaign as campaigns
 from confide.compare import document as documents
+from confide.compare import measuring
 from confide.compare.campaign import campaign
 from confide.compare.charts import Gallery
 from confide.compare.load import Loaded
@@ -40,15 +40,15 @@ def run(folder, table=JOB, **given):
 
 @pytest.fixture(autouse=True)
 def without_processes(monkeypatch):
-    monkeypatch.setattr(campaigns.load, "loaded", under_load)
+    monkeypatch.setattr(measuring.load, "loaded", under_load)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(campaigns.inference, "backend_of", without_paillier(campaigns.inference.backend_of))
-        patch.setattr(campaigns.load, "loaded", under_load)
+        patch.setattr(measuring.inference, "backend_of", without_paillier(measuring.inference.backend_of))
+        patch.setattr(measuring.load, "loaded", under_load)
         return run(folder), folder
 
 
@@ -149,8 +149,8 @@ def test_curves_stand_beside_the_records(finished):
 
 def test_a_second_run_measures_nothing(finished, monkeypatch):
     events, folder = finished
-    monkeypatch.setattr(campaigns.inference, "backend_of", without_paillier(campaigns.inference.backend_of))
-    monkeypatch.setattr(campaigns.trainings, "trained", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(measuring.inference, "backend_of", without_paillier(measuring.inference.backend_of))
+    monkeypatch.setattr(measuring.trainings, "trained", lambda *_, **__: pytest.fail("measured again"))
     again = run(folder)
     assert again[-1].result == events[-1].result
     trained = [one for one in events if one.words.startswith("training") and one.done]
@@ -240,7 +240,7 @@ def test_without_a_model_there_is_nothing_to_ask(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise ModelError("diverged")
 
-    monkeypatch.setattr(campaigns.trainings, "trained", broken)
+    monkeypatch.setattr(measuring.trainings, "trained", broken)
     result = run(tmp_path, only=("inference/plain", "inference/he", "training/plain"))[-1].result
     assert result.records == ()
     assert result.unfit["inference/he"] == "no model to serve: diverged"
