@@ -13,7 +13,7 @@ WORKERS ?= 3
 FUZZ_SECONDS ?= 120
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-demo setup-flower setup-node check test test-all demo bench sanitize fuzz docs clean
+.PHONY: help setup setup-demo setup-flower setup-node check test test-all demo bench sanitize fuzz docs docs-facts docs-links clean
 
 help: ## print this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -81,8 +81,14 @@ fuzz: setup ## the native code under the sanitizers, libFuzzer and threads; the 
 	CONFIDE_FUZZ_SECONDS=$(FUZZ_SECONDS) $(BIN)/pytest tests/test_native_fuzz.py
 	$(BIN)/pytest -n $(WORKERS) -m 'not slow' --hypothesis-profile=fuzz
 
-docs: setup ## check links, examples and the pages of the verbs
-	$(BIN)/pytest tests/test_docs.py
+docs: setup ## build the documentation site into build/docs; a warning, a dead link or a stale page is an error
+	PYTHONPATH=docs $(BIN)/python -m sitebuild
+
+docs-facts: setup ## write anew what pages of techniques take from the code: guarantees, costs, what is asked of people
+	PYTHONPATH=docs $(BIN)/python -m sitebuild --facts
+
+docs-links: setup ## build the site, and ask for every link to other sites (needs a network)
+	PYTHONPATH=docs $(BIN)/python -m sitebuild --links
 
 clean: ## remove what was built, .venv included
 	rm -rf $(VENV) $(FLOWER)/.venv build .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -1,4 +1,4 @@
-"""What a prediction, and a sum of updates, takes under every technique over a grid of sizes, parties in one process.
+"""What a prediction, a sum and a training take under every technique over a grid of sizes, parties in one process.
 
     python bench/costs.py [--out FILE] [--only NAME ...] [--repeats 5] [--json FILE]
 
@@ -13,24 +13,29 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import math
 import statistics
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from cost_trainings import measured as trainings
 from figures import Figure, command_line, write
 
-from confide.compare.costs import PLACE, dump, held_out
+from confide.compare.costs import PLACE, dump, grouped, held_out, left_out_by_link
 from confide.compare.described import graph_of, size_of
 from confide.compare.links import LINKS
+from confide.compare.planned import planned
 from confide.compare.record import machine, version
 from confide.compare.scenario import parse
 from confide.crypto.random import SystemRandomness
 from confide.errors import ConfideError
 from confide.he.backend import Homomorphic
 from confide.ideal import Backend, Cohort, Session
+from confide.model.graph import AveragePool, Conv, Graph, Layer, Linear, Relu, Residual
 from confide.serve import BACKENDS, load_backend
 from confide.tee import simulated
 from confide.tee.aggregate import Tee, simulated_enclaves
@@ -41,16 +46,25 @@ from confide.train.parts import AGGREGATORS
 from confide.wire import MemoryStore, Transcript, run
 
 RNG = SystemRandomness()
-LINEAR = [(10, 1), (30, 1), (60, 1), (100, 1), (100, 10), (200, 1), (300, 1), (784, 10)]
+LINEAR = [
+    (10, 1), (30, 1), (60, 1), (100, 1), (100, 10), (200, 1), (300, 1), (784, 10), (1500, 1), (3000, 1),
+]  # fmt: skip
 NETWORKS = [
     (30, (8,), 1), (30, (16,), 1), (30, (64,), 1), (100, (32,), 1), (100, (64, 32), 2), (196, (64,), 10),
     (784, (32,), 10), (784, (128,), 10),
 ]  # fmt: skip
-IMAGES = [(196, 3, 32), (784, 2, 32), (784, 5, 100)]
-TREES = [(10, 10, 2), (30, 10, 3), (30, 20, 3), (30, 50, 2), (30, 50, 3), (30, 100, 3), (30, 50, 4)]
-LENGTHS, PARTIES = (31, 513, 4000, 30_000), (4, 10, 30)
+IMAGES = [(196, 3, 32), (784, 2, 32), (784, 5, 100), (400, 4, 48), (784, 8, 64), (1024, 4, 32)]
+TREES = [
+    (10, 10, 2), (30, 10, 3), (30, 20, 3), (30, 50, 2), (30, 50, 3), (30, 100, 3), (30, 50, 4), (30, 30, 5),
+    (60, 200, 2),
+]  # fmt: skip
+#: Deeper ones, which no key of a scenario describes: rounds of (channels, stride), and the side of the image.
+DEEP = [(28, (4, 8)), (28, (8, 16)), (32, (8, 8, 16)), (32, (16, 16, 16, 32, 32))]
+LENGTHS, PARTIES = (31, 513, 4000, 30_000), (4, 10, 30, 100)
 BOUND = 1 << 20
 BAR = 0.25
+#: A short protocol is run again and again for so long: its median is what load disturbs most.
+LEAST_SECONDS, MOST_REPEATS = 0.4, 60
 
 
 def models() -> Iterator[dict[str, Any]]:
@@ -69,6 +83,29 @@ def models() -> Iterator[dict[str, Any]]:
             }  # fmt: skip
     for features, count, depth in TREES:
         yield {"kind": "trees", "features": features, "trees": count, "depth": depth}
+    for number, (side, _) in enumerate(DEEP):
+        yield {"kind": "network", "features": side * side, "outputs": 10, "number": number}
+
+
+def network(model: dict[str, Any]) -> Graph:
+    """Return the network of a [model]; a deep one has residual blocks with ReLU and ends in a mean of each channel."""
+    if model["kind"] != "network":
+        return graph_of(parse({"model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.items()}}).model)
+    stream, (side, widths) = np.random.default_rng(5), DEEP[model["number"]]
+
+    def conv(inputs: int, outputs: int, size: int, stride: int) -> Conv:
+        weight = stream.normal(0, 1 / math.sqrt(9 * inputs), (outputs, inputs, 3, 3))
+        return Conv(weight, np.zeros(outputs), size, size, (stride, stride), (1, 1, 1, 1))
+
+    layers: list[Layer] = [conv(1, widths[0], side, 2), Relu()]
+    size, channels = side // 2, widths[0]
+    for width in widths:
+        if width != channels:
+            layers += [conv(channels, width, size, 2), Relu()]
+            size, channels = size // 2, width
+        layers += [Residual((conv(width, width, size, 1), Relu(), conv(width, width, size, 1))), Relu()]
+    layers += [AveragePool(channels, size, size, (size, size), (1, 1))]
+    return Graph((*layers, Linear(stream.normal(0, 0.3, (10, channels)), np.zeros(10))))
 
 
 def choices() -> dict[str, Backend]:
@@ -104,7 +141,7 @@ def failed(transcript: Transcript) -> Transcript:
 
 def prediction(choice: str, backend: Backend, model: dict[str, Any], repeats: int) -> dict[str, Any] | None:
     """Return the costs of one row, or None where the backend does not take the model."""
-    graph = graph_of(parse({"model": {k: list(v) if isinstance(v, tuple) else v for k, v in model.items()}}).model)
+    graph = network(model)
     if backend.check(graph):
         return None
     if choice == "tee":  # the client's side, which accepts this model in a simulated enclave
@@ -125,7 +162,8 @@ def prediction(choice: str, backend: Backend, model: dict[str, Any], repeats: in
     set_up = failed(run(parties("setup"), stores=stores, keep_bodies=False))
     x = np.random.default_rng(1).uniform(-1, 1, (1, graph.features))
     done: list[Transcript] = []
-    for _ in range(repeats + 1):
+    begin = time.perf_counter()
+    while len(done) <= repeats or (time.perf_counter() - begin < LEAST_SECONDS and len(done) < MOST_REPEATS):
         if hasattr(backend, "deal"):
             failed(run(parties("deal", rows=1, count=1), stores=stores, keep_bodies=False))
         asked = {
@@ -139,9 +177,16 @@ def prediction(choice: str, backend: Backend, model: dict[str, Any], repeats: in
         choice=choice,
         model=model,
         size=asdict(size_of(graph)),
+        **({} if choice == "tee" else plan_of(backend, graph)),
         setup_seconds=set_up.cost(latency_seconds=0.0, bandwidth_bps=1e18),
         error=float(np.abs(np.asarray(done[-1].outputs["client"]) - graph.apply(x)).max()),
     )
+
+
+def plan_of(backend: Backend, graph: Graph) -> dict[str, Any]:
+    """Return what the backend's planner says, under the name by which `costs` reads it."""
+    found = planned(backend, graph)
+    return {} if found is None else {"plan": list(found)}
 
 
 def total(choice: str, parties: int, length: int, repeats: int) -> dict[str, Any] | None:
@@ -155,7 +200,9 @@ def total(choice: str, parties: int, length: int, repeats: int) -> dict[str, Any
     ready = failed(run(set_up, stores=stores, keep_bodies=False))
     rng = np.random.default_rng(2)
     done: list[Transcript] = []
-    for number in range(1, repeats + 2):
+    begin, number = time.perf_counter(), 0
+    while len(done) <= repeats or (time.perf_counter() - begin < LEAST_SECONDS and len(done) < MOST_REPEATS):
+        number += 1
         session = Session("bench", number, cohort, length, BOUND)
         vectors = {name: rng.integers(-BOUND, BOUND, length) for name in names}
         running = {
@@ -199,6 +246,14 @@ def measured(only: list[str], repeats: int) -> Iterator[dict[str, Any]]:
                 if row:
                     print(f"{choice:15s} {parties} x {length}: {1e3 * row['compute_seconds']:.2f} ms", flush=True)
                     yield row
+    yield from trainings(RNG, repeats, only)
+
+
+def by_link(rows: list[dict[str, Any]]) -> None:
+    """Print the median error over each link of each model."""
+    for (task, choice, kind), own in grouped(rows).items():
+        found = {name: f"{100 * statistics.median(each):.0f} %" for name, each in left_out_by_link(own).items()}
+        print(f"  {task}, {choice}{f', {kind}' if kind else ''}, {len(own)} measurements: {found}")
 
 
 def errors(rows: list[dict[str, Any]]) -> list[Figure]:
@@ -225,6 +280,7 @@ def main() -> None:
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         text = dump(rows, machine=machine(), date=today, version=version())
         (options.out or Path(PLACE.name)).write_text(text)
+    by_link(rows)
     write(errors(rows), options.json)
 
 

@@ -1,6 +1,6 @@
 #!/bin/sh
 # From the raw files of four banks to a served model that spots card fraud: sh examples/banks/run.sh [FOLDER]
-# Makes the folder (`banks-example` if none is named) and everything in it; takes about two minutes. docs/fraud.md explains.
+# Makes the folder (`banks-example` if none is named) and everything in it; takes about two minutes. docs/tutorials/banks.md explains.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 folder=${1:-banks-example}

@@ -113,7 +113,7 @@ class Guarantee:
         if self.security_bits is not None:
             parts.append(f"at least {self.security_bits}-bit security")
         if pairs := {frozenset((claim.hidden_from, one)) for claim in self.claims for one in claim.if_honest}:
-            parts.append(f"private while {_apart(pairs)} pool what they see")
+            parts.append(_private(pairs))
         return "; ".join(parts)
 
     def lines(self) -> list[str]:
@@ -129,12 +129,25 @@ class Guarantee:
         return [self.summary(), *sorted(lines), f"leaks: {self.leaks}"]
 
 
-def _apart(pairs: set[frozenset[str]]) -> str:
-    """Return pairs of which no two pool, as the words before "pool"."""
+def _private(pairs: set[frozenset[str]]) -> str:
+    """Return in words that what is hidden stays so unless one of `pairs` pools.
+
+    Example:
+        >>> _private({frozenset("ab"), frozenset("ac"), frozenset("db"), frozenset("dc")})
+        'private unless a or d pools what it sees with b or c'
+    """
     everybody = sorted(frozenset[str]().union(*pairs))
     if len(everybody) > 2 and len(pairs) == len(everybody) * (len(everybody) - 1) // 2:
-        return f"no two of {', '.join(everybody[:-1])} and {everybody[-1]}"
-    return "neither " + " nor ".join(sorted(" with ".join(sorted(pair)) for pair in pairs))
+        return f"private while no two of {', '.join(everybody[:-1])} and {everybody[-1]} pool what they see"
+    left, whom = set(pairs), dict[tuple[str, ...], list[str]]()
+    while left:  # whoever is in most pairs takes them, so that a name that many share is said once
+        most = max(everybody, key=lambda one: sum(one in pair for pair in left))
+        mine = {pair for pair in left if most in pair}
+        whom.setdefault(tuple(sorted(frozenset[str]().union(*mine) - {most})), []).append(most)
+        left -= mine
+    return "private unless " + ", or ".join(
+        f"{_or(tuple(who))} pools what it sees with {_or(others)}" for others, who in whom.items()
+    )
 
 
 def _or(names: tuple[str, ...]) -> str:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
+import subprocess
+import sys
 import tomllib
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -13,8 +18,10 @@ from confide.cli.advise import asked
 from confide.compare.prices import PUBLISHED
 from confide.compare.record import Record, Spread
 from confide.compare.result import Result
-from confide.compare.scenario import parse
-from confide.errors import UsageError
+from confide.compare.scenario import parse, questions
+from confide.errors import ConfideError, UsageError
+from confide.model.graph import AveragePool, Conv, Graph, Linear, Relu, Residual
+from confide.model.onnx import to_onnx
 from confide.serve import load_backend
 from confide.train.job import parse as parse_job
 
@@ -111,3 +118,65 @@ def test_answers_at_a_terminal_make_a_scenario():
     assert made.hide.weights == ("client",)
     assert made.hide.prediction == ()
     assert made.trust.servers == 1
+
+
+@pytest.fixture
+def network(tmp_path):
+    """A residual network with ReLU, which no key of [model] describes."""
+    rng = np.random.default_rng(1)
+    same = Conv(rng.normal(size=(2, 2, 3, 3)) / 4, np.zeros(2), 6, 6, padding=(1, 1, 1, 1))
+    first = Conv(rng.normal(size=(2, 1, 3, 3)) / 3, np.zeros(2), 6, 6, padding=(1, 1, 1, 1))
+    pool, last = AveragePool(2, 6, 6, (6, 6), (1, 1)), Linear(rng.normal(size=(3, 2)), np.zeros(3))
+    path = tmp_path / "network.onnx"
+    path.write_bytes(to_onnx(Graph((first, Relu(), Residual((same, Relu(), same)), Relu(), pool, last))))
+    return path
+
+
+def test_a_model_of_ones_own_takes_the_place_of_the_described_one(network, tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text(SCENARIO + "[trust]\nservers = 3\ndealer = true\n")
+    told = json.loads(advise(path, "--model", network, "--json").output)["answers"]
+    assert told[1]["choice"] in ("mpc-dealer", "mpc-3pc")
+    refused = told[1]["refused"]
+    assert refused["he"][0].startswith("layer 1 (Relu): encrypted arithmetic has no such function")
+    assert "Conv" in refused["paillier"][0]
+    assert "no job file trains such a network" in " ".join(told[0]["reasons"])
+    # by hand: 72 + 72 + 72 values through ReLU
+    assert "216 comparisons" in told[1]["plans"]["mpc-dealer"]
+    said = advise(path, "--model", network).output
+    assert "model: 36 features, 3 outputs" in said
+    assert "plan of mpc-dealer: " in said
+
+
+def test_what_is_no_model_is_refused(scenario, tmp_path):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"no model")
+    with pytest.raises(ConfideError):
+        advise(scenario, "--model", path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("own", [False, True], ids=["described", "own"])
+def test_a_terminal_is_asked(own, network):
+    """Every question at a terminal of its own is answered by a bare return, which takes its default."""
+    ours, theirs = pty.openpty()
+    words = [sys.executable, "-c", "from confide.cli import main; main()", "advise"]
+    words += ["--model", str(network)] if own else []
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True) as process:
+        os.close(theirs)
+        said, asked_for, answered = b"", len(questions()) - 3 * own, 0
+        try:
+            while part := os.read(ours, 4096):
+                said += part
+                while answered < asked_for and said.count(b"]: ") > answered:
+                    os.write(ours, b"\n")
+                    answered += 1
+        except OSError:  # the other side is closed
+            pass
+    os.close(ours)
+    assert process.returncode == 0, said.decode()
+    assert answered == asked_for
+    assert b"training: take" in said
+    assert (b"How many features" in said) == (not own)
+    assert (b"inference: nothing satisfies this" in said) == own
+    assert (b"inference: take: Homomorphic encryption, model protected (he)" in said) == (not own)

@@ -19,6 +19,18 @@ seeds = 1
 queries = 2
 sizes = []
 check_link = false
+clients = 0
+"""
+
+
+NODES = """
+[data]
+schema = "s.toml"
+nodes = ["a", "b", "c"]
+[train]
+quorum = 3
+[privacy]
+expected_records = 100
 """
 
 
@@ -55,7 +67,8 @@ def test_what_does_not_fit_is_printed_with_its_reason(tmp_path, capsys):
     [
         (JOB.replace("seeds = 1", "seed = 1"), (), 'Unknown key "compare.seed"'),
         (JOB, ("--only", "maskd"), 'did you mean "masked"'),
-        ('[data]\nschema = "s.toml"\nnodes = ["a", "b"]\n', (), "Expected no data.nodes in a comparison"),
+        ('[data]\nschema = "s.toml"\nnodes = ["a", "b"]\n', (), "Expected [privacy] in a comparison across real nodes"),
+        (NODES, (), "Expected a federation for a job with data.nodes"),
         (JOB.replace("breast-cancer", "brest-cancer"), (), "brest-cancer"),
         ("[data\n", (), "Expected TOML"),
     ],

@@ -94,6 +94,16 @@ def test_pending_show_approve(member, capsys):
     assert "approved by dr. north" in runs(capsys, "node", "show", offer.digest[:8], "--identity", member)[1]
 
 
+def test_a_helper_has_no_table_to_approve_for(tmp_path, capsys):
+    Approvals(tmp_path).ask(
+        offer_of(), data=None, when="2026-01-01", spent=Spent(0.0, 0.0), greatest_epsilon=3.0, greatest_delta=1e-4
+    )
+    assert "table: none" in runs(capsys, "node", "show", offer_of().digest[:8], "--identity", tmp_path)[1]
+    code, out, _ = runs(capsys, "node", "approve", offer_of().digest[:8], "--identity", tmp_path, "--by", "dr. west")
+    assert (code, "for the table" in out) == (0, False)
+    assert Approvals(tmp_path).verdict(offer_of(), "").state == "approved"
+
+
 def test_changed_data_need_a_new_approval(member, capsys):
     runs(capsys, "node", "approve", offer_of().digest, "--identity", member)
     (member / "table.csv").write_text((member / "table.csv").read_text() + "50,170,f,no\n")

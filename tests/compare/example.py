@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
 from confide.compare.links import LINKS
 from confide.compare.people import Asks
 from confide.compare.prices import PUBLISHED
 from confide.compare.record import Record, Spread
 from confide.compare.result import Curve, Result
+from confide.compare.writing import write_all
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 
 #: Markup, a formula of a spreadsheet, a table's line, a formula of TeX, a link.
@@ -48,6 +55,15 @@ HELD = {
 SECONDS = {"plain": 0.001, "he": 0.02, "paillier": 0.8, "mpc-dealer": 0.004, "tee": 0.0015, HOSTILE: 0.5}
 
 
+#: Of the sweep over model sizes.
+SIZED = {
+    "latency_wan_seconds": (0.1, 0.3),
+    "latency_seconds": (0.01, 0.2),
+    "query_total_bytes": (1000.0, 9000.0),
+    "money_dollars": (0.0001, 0.002),
+}
+
+
 def inference(choice):
     seconds = SECONDS[choice]
     figures = {
@@ -58,7 +74,15 @@ def inference(choice):
         "money_dollars": spread(seconds / 100),
         "agreement_share": spread(1.0, 0.0),
         "requests_per_second_rate": spread(1 / seconds),
+        "load_p95_seconds": spread(3 * seconds, 0.0),
+        "load_p99_seconds": spread(4 * seconds, 0.0),
         "cpu_server_seconds": spread(seconds / 2),
+        "cpu_of_server_seconds": spread(seconds / 2),
+        "cpu_of_client_seconds": spread(seconds / 4),
+        "disk_of_server_bytes": spread(5000.0, 0.0),
+        "disk_of_client_bytes": spread(300.0, 0.0),
+        "peak_memory_of_server_bytes": spread(200e6, 0.0),
+        "peak_memory_bytes": spread(3e6, 0.0),
     }
     return Record("inference", choice, f"a model of {HOSTILE}", figures, HELD[choice], "a machine", "1", 7)
 
@@ -114,8 +138,9 @@ def result(**changes):
         curve("rounds", "masked", (1, 2, 3), (0.5, 0.8, 0.9)),
         curve("epsilon", "masked+dp", (0.5, 1.0, 8.0), (0.7, 0.85, 0.9)),
         *(
-            curve("size", choice, (281, 4097), (0.1, 0.3), y_name="latency_wan_seconds", task="inference")
+            curve("size", choice, (281, 4097), y, y_name=figure, task="inference")
             for choice in ("he", "mpc-dealer", HOSTILE)
+            for figure, y in SIZED.items()
         ),
     )
     made = {
@@ -135,3 +160,12 @@ def result(**changes):
         "seconds": 12.0,
     }
     return Result(**(made | changes))
+
+
+@cache
+def report():
+    """Return the folder of `result()`'s report: drawn once in a test process, since drawing takes seconds."""
+    folder = Path(tempfile.mkdtemp(prefix="confide-report-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    write_all(result(), folder)
+    return folder

@@ -94,9 +94,36 @@ def test_what_does_not_fit_says_why():
     assert unfit(PREPARE, "gene") == ""
     assert "--sensitive" in unfit(PREPARE, None)
     assert 'did you mean "gene"' in unfit(PREPARE, "genes")
-    assert "mix the columns" in unfit(Preprocess(PREPARE.rules, unit_rows=True), "gene")
+    assert unfit(Preprocess(PREPARE.rules, unit_rows=True), "gene") == ""  # the records are read without them as well
 
 
 def test_too_few_records_are_refused():
     with pytest.raises(UsageError, match="training records"):
         attribute(model(), data(4, records=20), "gene", seed=1)
+
+
+def unit(found):
+    """Return records as unit rows, as a job with model.unit_rows prepares them."""
+
+    def silo(one):
+        return Silo(one.name, one.x / np.linalg.norm(one.x, axis=1, keepdims=True), one.y)
+
+    return Prepared(
+        preprocess=Preprocess(PREPARE.rules, unit_rows=True), silos=tuple(map(silo, found.silos)),
+        test=silo(found.test), start=found.start, held=(),
+    )  # fmt: skip
+
+
+def test_unit_rows_are_attacked_from_the_columns_before_them():
+    """Lengths mix the columns in what the model takes; the attacker's are its own."""
+    plain = data(8)
+    found = attribute(model(gene=(-6, 0, 6)), unit(plain), "gene", seed=1, plain=plain)
+    assert found.values == 3
+    assert found.members.gain.low > 0.3
+    blind = attribute(model(age=5), unit(plain), "gene", seed=1, plain=plain)
+    assert blind.members.gain.low <= 0.1
+
+
+def test_other_records_are_not_taken_for_the_same():
+    with pytest.raises(UsageError, match="same records"):
+        attribute(model(), unit(data(8)), "gene", seed=1, plain=data(9))

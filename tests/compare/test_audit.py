@@ -12,7 +12,7 @@ import confide.serve
 from confide.cli import main
 from confide.compare.audit import Progress, Report, Settings, audit_endpoint, audit_job, unfit, variants
 from confide.compare.findings import of_epsilon, of_membership
-from confide.compare.membership import Membership, rates
+from confide.compare.membership import Membership, advantage, rates
 from confide.crypto.random import SeededRandomness
 from confide.dp.audit import LowerBound, Scores
 from confide.errors import UsageError
@@ -137,6 +137,15 @@ def test_trees_have_no_gradients_to_divide():
     assert {finding.attack for finding in found.findings} == {"membership", "one-run epsilon"}
 
 
+@pytest.mark.parametrize("prepared", [{"unit_rows": True}, {"project": 12}], ids=["unit rows", "projection"])
+def test_a_column_is_attacked_behind_a_preparation_that_mixes_it(prepared):
+    job = {"data": JOB["data"], "train": JOB["train"], "model": prepared}
+    settings = Settings(shadows=3, attacks=("attribute",), sensitive="mean texture")
+    found = report_of(audit_job(job, Path(), settings, SeededRandomness("mixed")))
+    assert [finding.attack for finding in found.findings] == ["attribute"]
+    assert 0.5 < found.findings[0].figures["without_model_share"].value <= 1
+
+
 def test_attacks_that_were_not_asked_for_are_named():
     job = variants(JOB, Path())[0][0].job
     assert unfit(job, Settings(attacks=("inversion",))).keys() == {"membership", "attribute"}
@@ -154,7 +163,7 @@ def found_out():
     scores = Scores(values, np.arange(1000) < 500)
     hits, alarms = rates(scores)
     bound = LowerBound(3.0, 1e-5, 0.95, 1000)
-    return Membership(scores, Figure(1.0, 1.0, 1.0), hits, alarms, bound, records=500, models=2)
+    return Membership(scores, Figure(1.0, 1.0, 1.0), hits, alarms, advantage(scores, 1.5), bound, records=500, models=2)
 
 
 def test_a_label_that_does_not_hold_is_refuted():

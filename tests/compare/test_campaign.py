@@ -13,19 +13,22 @@ import msgspec
 import pytest
 
 from confide.compare import campaign as campaigns
+from confide.compare import document as documents
 from confide.compare.campaign import campaign
+from confide.compare.charts import Gallery
+from confide.compare.load import Loaded
 from confide.compare.people import asks, choices
 from confide.compare.result import read_result
 from confide.compare.settings import PRIVATE_WARNING, parse
 from confide.compare.writing import write_all
-from confide.errors import ModelError, UsageError
+from confide.errors import ModelError, ServiceError, UsageError
 
 JOB = {
     "job": {"name": "trial"},
     "data": {"set": "breast-cancer", "parties": 4},
     "train": {"aggregate": "masked", "rounds": 3},
     "privacy": {"expected_records": 455},
-    "compare": {"sizes": [4], "epsilons": [1.0, 8.0], "check_link": False},
+    "compare": {"sizes": [4], "epsilons": [1.0, 8.0], "check_link": False, "clients": 3},
 }
 ONLY = ("local", "pooled", "plain", "masked", "masked+dp", "paillier", "mpc-dealer")
 
@@ -40,7 +43,49 @@ def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cells")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(campaigns.inference, "backend_of", without_paillier(campaigns.inference.backend_of))
+        patch.setattr(campaigns.load, "loaded", under_load)
         return run(folder), folder
+
+
+def under_load(choice, graph, preprocess, x, *, clients):
+    """Real processes take seconds (test_load.py): here they said this; one did not start."""
+    assert graph.features == x.shape[1] == preprocess.features
+    if choice != "plain":
+        raise ServiceError(503, "no room for a dealer")
+    figures = {"load_p99_seconds": 0.5, "load_answers_count": 40.0, "peak_memory_of_server_bytes": 1e8}
+    return Loaded(figures, {"requests_per_second_rate": (10.0, 20.0, 30.0)})
+
+
+def test_load_stands_beside_single_queries_and_may_fail_alone(finished):
+    result = finished[0][-1].result
+    records = {one.choice: one for one in result.records if one.task == "inference"}
+    plain = records["plain"]
+    assert plain.figures["requests_per_second_rate"].median == 20.0
+    assert plain.figures["requests_per_second_rate"].high > 20.0
+    assert plain.figure("load_p99_seconds") == 0.5
+    assert plain.repeats == 3
+    assert "one query at a time, all roles in one process; under load: 3 clients at once" in plain.setting
+    assert result.unfit["load/mpc-dealer"] == "no room for a dealer"
+    assert "requests_per_second_rate" not in records["mpc-dealer"].figures
+    assert "load" not in records["mpc-dealer"].setting
+
+
+def test_every_role_has_its_share_of_work_disk_and_money(finished):
+    records = {(one.task, one.choice): one for one in finished[0][-1].result.records}
+    dealt = records["inference", "mpc-dealer"]
+    shares = [dealt.figure(f"money_of_{role}_dollars") for role in ("client", "server", "dealer")]
+    assert dealt.figure("money_dollars") == pytest.approx(sum(shares))
+    assert dealt.figure("disk_of_client_bytes") > 0
+    assert dealt.figure("disk_of_server_bytes") > records["inference", "plain"].figure("disk_of_server_bytes")
+    masked = records["training", "masked"]
+    assert masked.figure("money_dollars") == pytest.approx(
+        4 * masked.figure("money_of_client_dollars") + masked.figure("money_of_server_dollars")
+    )
+    assert masked.figure("disk_of_client_bytes") > records["training", "plain"].figure("disk_of_client_bytes")
+    assert masked.figure("disk_of_server_bytes") > 3000  # model, ledger
+    pooled = records["training", "pooled"]
+    assert pooled.figure("disk_of_server_bytes") > 455 * 30 * 8  # the records of all
+    assert "disk_of_client_bytes" not in pooled.figures
 
 
 def without_paillier(backend_of):
@@ -90,12 +135,18 @@ def test_curves_stand_beside_the_records(finished):
     assert rounds.x == (1.0, 2.0, 3.0)
     assert curves["epsilon", "masked+dp", "accuracy_share"].x == (1.0, 8.0)
     assert curves["size", "plain", "latency_seconds"].x == (4 * 30 + 4 + 4 + 1.0,)
+    plain, dealt = (curves["size", choice, "query_total_bytes"].y[0].median for choice in ("plain", "mpc-dealer"))
+    parts = [curves["size", "plain", name].y[0].median for name in ("upload_bytes", "download_bytes")]
+    assert plain == sum(parts)
+    assert dealt > plain
+    assert curves["size", "mpc-dealer", "money_dollars"].y[0].median > 0
 
 
 def test_a_second_run_measures_nothing(finished, monkeypatch):
     events, folder = finished
     monkeypatch.setattr(campaigns.inference, "backend_of", without_paillier(campaigns.inference.backend_of))
     monkeypatch.setattr(campaigns.trainings, "trained", lambda *_, **__: pytest.fail("measured again"))
+    monkeypatch.setattr(campaigns.load, "loaded", under_load)  # what failed is tried again, the rest is not
     again = run(folder)
     assert again[-1].result == events[-1].result
     trained = [one for one in events if one.words.startswith("training") and one.done]
@@ -111,7 +162,7 @@ def test_a_changed_job_is_measured_again(finished):
 
 
 def test_a_comparison_that_was_left_goes_on(tmp_path):
-    table = {**JOB, "compare": {"sizes": [], "check_link": False}}
+    table = {**JOB, "compare": {"sizes": [], "check_link": False, "clients": 0}}
     begun = campaign(parse(table), tmp_path, seeds=2, queries=3, only=("local", "pooled"))
     for event in begun:
         if event.done == 2:
@@ -137,7 +188,8 @@ def test_the_file_is_read_back_as_it_was(finished, tmp_path):
             read_result(body)
 
 
-def test_figures_of_private_records_say_so(finished, tmp_path):
+def test_figures_of_private_records_say_so(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "gallery", lambda *_: Gallery((), {}, ()))  # drawing takes seconds
     result = msgspec.structs.replace(finished[0][-1].result, private=True, data_kind="own table")
     _, page, *_ = write_all(result, tmp_path)
     assert PRIVATE_WARNING in page.read_text()
@@ -161,7 +213,8 @@ def test_people_are_asked_for_what_the_roles_say(finished):
 def test_a_killed_comparison_loses_the_cell_under_way_and_no_other(tmp_path):
     job = tmp_path / "job.toml"
     job.write_text(
-        '[data]\nset = "breast-cancer"\n[train]\nrounds = 5\n[compare]\nseeds = 4\nsizes = []\ncheck_link = false\n'
+        '[data]\nset = "breast-cancer"\n[train]\nrounds = 5\n'
+        "[compare]\nseeds = 4\nsizes = []\ncheck_link = false\nclients = 0\n"
     )
     command = [sys.executable, "-m", "confide", "compare", str(job), "--only", "masked", "--only", "plain"]
     cells = tmp_path / "job.compare" / "cells"
@@ -196,7 +249,7 @@ def test_a_model_that_was_trained_on_shares_is_served_opened(tmp_path):
         "data": {"set": "breast-cancer"},
         "train": {"aggregate": "mpc", "rounds": 1},
         "shares": {"folder": "shares"},
-        "compare": {"sizes": [], "check_link": False},
+        "compare": {"sizes": [], "check_link": False, "clients": 0},
     }
     result = run(tmp_path / "cells", table, only=("mpc", "inference/plain"))[-1].result
     assert {(one.task, one.choice) for one in result.records} == {("training", "mpc"), ("inference", "plain")}

@@ -62,6 +62,23 @@ def test_correlations_are_dealt_ahead_and_counted_apart(rows):
     assert "dealer" in {event.party for event in sitting.predict(X[:1]).events}  # nothing is left in stock
 
 
+def test_what_roles_keep_and_send_adds_up(rows):
+    plain, he, dealt = (rows[choice].figures for choice in ("plain", "he", "mpc-dealer"))
+    assert plain["disk_of_client_bytes"] == plain["disk_of_server_bytes"] == 0.0
+    assert he["disk_of_server_bytes"] >= he["key_bytes"] > 0  # the client's public keys
+    assert he["disk_of_client_bytes"] > 1000  # its secret ones
+    assert dealt["disk_of_dealer_bytes"] > 0
+    assert figures("plain", attack=False, model_bytes=1234).figures["disk_of_server_bytes"] == 1234
+    for choice, found in rows.items():
+        sums = found.figures
+        parts = [np.median(found.samples[name]) for name in ("upload_bytes", "download_bytes")]
+        sent = sum(parts) + sums["between_servers_bytes"] + sums["offline_bytes"]
+        assert sums["query_total_bytes"] == pytest.approx(sent), choice
+        money = [value for name, value in sums.items() if name.startswith("money_of_")]
+        assert sums["money_dollars"] == pytest.approx(sum(money))
+        assert len(money) == len(backend_of(choice, MODEL, X).roles)
+
+
 def test_links_only_add(rows):
     for found in rows.values():
         means = [np.median(found.samples[f"latency_{name}_seconds"]) for name in ("loopback", "lan", "wan", "mobile")]

@@ -48,10 +48,38 @@ def test_records_of_several_parties_need_a_declaration():
         assert (found.data_kind, found.private) == (kind, private)
 
 
-def test_nodes_are_refused_whatever_is_declared():
-    nodes = {"data": {"schema": "s.toml", "nodes": ["north", "south"]}}
-    for declared in ({}, {"compare": {"data": "own"}}, {"compare": {"data": "public"}}):
-        assert "Expected no data.nodes in a comparison" in refused({**nodes, **declared})
+NODES = {
+    "data": {"schema": "s.toml", "nodes": ["east", "north", "south", "west"]},
+    "train": {"quorum": 3},
+    "privacy": {"expected_records": 400, "colluding": 1},
+}
+
+
+def test_across_nodes_every_run_is_charged_so_there_is_a_privacy():
+    bare = {name: section for name, section in NODES.items() if name != "privacy"}
+    for declared in ({}, {"compare": {"seeds": 1}}, {"compare": {"data": "public", "rows": "rows.csv"}}):
+        assert "Expected [privacy] in a comparison across real nodes" in refused({**bare, **declared})
+    found = parse(NODES)
+    assert (found.data_kind, found.private, found.across) == ("real nodes", False, True)
+    assert not parse(SET).across
+
+
+def test_across_nodes_a_training_runs_once_unless_the_file_says_more():
+    assert parse(NODES).settings.seeds == 1
+    assert parse({**NODES, "compare": {"seeds": 2}}).settings.seeds == 2
+    assert parse(SET).settings.seeds == 5
+
+
+def test_rows_that_are_asked_across_nodes_are_declared_and_nobodys():
+    assert parse({**NODES, "compare": {"rows": "rows.csv", "data": "synthetic"}}).settings.rows == "rows.csv"
+    for section in ({"rows": "rows.csv"}, {"data": "public"}, {"rows": "rows.csv", "data": "own"}):
+        assert "rows that belong to nobody there" in refused({**NODES, "compare": section})
+    assert "Expected no compare.rows without data.nodes" in refused({**SET, "compare": {"rows": "rows.csv"}})
+
+
+def test_names_of_protected_trainings_belong_to_nodes():
+    assert parse({**NODES, "compare": {"training": ["amortised+dp"]}}).settings.training == ("amortised+dp",)
+    assert "compare.training to hold" in refused({**SET, "compare": {"training": ["amortised+dp"]}})
 
 
 def test_one_table_parted_again_is_the_users_own():
@@ -67,7 +95,7 @@ def test_a_shipped_set_is_public_and_nothing_else():
 def test_a_charged_data_set_is_refused():
     private = {"privacy": {"expected_records": 455}}
     job = {"data": {"set": "breast-cancer", "budget": "budget.db"}, **private}
-    assert "Expected no data.budget" in refused(job)
+    assert "Expected no data.budget in a comparison" in refused(job)
 
 
 @pytest.mark.parametrize(

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from compare.example import HELD, QUERY, SPLIT, guarantee, inference, result, training
-from confide.compare.charts import front_table, gallery
+from confide.compare.charts import against_security, front_table, gallery
 from confide.compare.deeper import deeper, fully_against_partially, inference_against, on_shares, reached, scheme
 from confide.compare.pareto import as_private, beats, front
+from confide.compare.plots import spread_out
 from confide.compare.quantities import number, ranged, shown, unit, words
 from confide.compare.record import Record, Spread
-from confide.compare.tables import costs, name, people, strategic
+from confide.compare.tables import costs, name, people, roles, strategic
 from confide.compare.techniques import INFERENCE, TRAINING
 from confide.guarantee import Adversary, Claim, Trust
 
@@ -72,7 +76,7 @@ def test_deeper_tables_have_the_figures_of_the_records():
     assert against["here, p50, the job's model"][1:] == (
         f"20.0{GAP}ms", f"800{GAP}ms", f"4.00{GAP}ms", "MPC, 5.00 times",
     )  # fmt: skip
-    assert against["over wan, network of 281 parameters"][-1].endswith("1.00 times")
+    assert against["over WAN, network of 281 parameters"][-1].endswith("1.00 times")
 
 
 def test_a_table_without_a_side_says_so():
@@ -89,10 +93,33 @@ def test_rounds_and_bytes_to_an_accuracy():
     assert found["Federated, secure aggregation"][1:3] == ("2", f"6.00{GAP}kB")
 
 
-def test_people_have_their_figures_and_count_repeated_steps():
+def test_people_count_repeated_steps_and_roles_have_their_figures():
     found = rows(people(result(), "inference"))[INFERENCE["he"].title]
-    assert f"10.0{GAP}ms" in found
     assert ("pip install it", "run it (2 times)") in found
+    table = roles(result(), "inference")
+    used = {row[1]: dict(zip(table.columns, row, strict=True)) for row in table.rows if row[0] == INFERENCE["he"].title}
+    assert list(used) == ["server", "each client", "all, in one process"]
+    assert used["server"]["CPU"].startswith(f"10.0{GAP}ms")
+    assert used["each client"]["disk"] == f"300{GAP}B"
+    assert used["each client"]["peak memory of its processes, under load"] == "not measured"
+    assert used["server"]["peak memory of its processes, under load"] == f"200{GAP}MB"
+    assert used["all, in one process"]["memory that all roles add"] == f"3.00{GAP}MB"
+    assert roles(result(records=()), "training").rows == ()
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 60)), max_size=12))
+def test_discs_that_lie_close_are_moved_apart_and_others_stay(points):
+    found = spread_out(points, apart=17.0)
+    for one, (x, y) in enumerate(found):
+        assert all(math.hypot(x - a, y - b) > 12 for a, b in found[:one])
+    far = [(place * 40.0, 0.0) for place in range(len(points))]
+    assert spread_out(far, apart=17.0) == far
+
+
+def test_names_of_points_on_one_another_stay_apart():
+    (first, second) = spread_out([(5.0, 5.0), (5.0, 5.0)], apart=17.0)
+    assert math.dist(first, second) >= 16.9
+    assert (first[0] + second[0], first[1] + second[1]) == pytest.approx((10, 10))
 
 
 # --- the front --------------------------------------------------------------------------------------------------------
@@ -156,6 +183,7 @@ def test_to_beat_is_a_strict_order_and_the_front_is_never_empty(records):
         ("latency_seconds", 0.0042, "4.20 ms"), ("train_seconds", 75.0, "75.0 s"), ("x_seconds", 6e-6, "6.00 µs"),
         ("x_seconds", 600.0, "10.0 min"), ("x_seconds", 0.0, "0 s"), ("upload_bytes", 47701.0, "47.7 kB"),
         ("key_bytes", 112.0, "112 B"), ("offline_bytes", 9.04e8, "904 MB"), ("accuracy_share", 0.965, "96.5 %"),
+        ("money_dollars", 1.234e-7, "$0.00000012"),
         ("money_dollars", 0.01318, "$0.0132"), ("rounds_count", 1234.0, "1,234"), ("error_largest", 5e-5, "5.0e-05"),
         ("requests_per_second_rate", 3261.8, "3,262 /s"), ("error_largest", float("inf"), "inf"),
     ],
@@ -169,7 +197,10 @@ def test_a_spread_names_its_unit_once():
     assert ranged("latency_seconds", Spread(0.9, 0.9, 1.1, 1.0)) == f"900{GAP}ms (900{GAP}ms to 1.10{GAP}s)"
     assert ranged("rounds_count", Spread(30, 30, 30, 30)) == "30"
     assert (unit("latency_wan_seconds"), unit("epsilon_total")) == ("seconds", "")
-    assert words("latency_wan_seconds") == "over wan"
+    assert words("latency_wan_seconds") == "over WAN"
+    assert words("latency_mobile_seconds") == "over mobile"
+    assert words("cpu_of_dealer_seconds") == "CPU, dealer"
+    assert words("disk_of_server_bytes") == "disk, server"
 
 
 @given(st.floats(1e-3, 1e14))
@@ -183,9 +214,10 @@ def test_a_picture_without_data_is_left_out_and_says_why():
     assert not drawn[0].pictures
     assert "sweep over epsilon" in drawn[0].left_out["accuracy against epsilon"]
     assert set(drawn[1].left_out) == {
-        "latency against model size", "bytes against model size", "money against model size", "the Pareto front",
+        "latency against model size", "latency over the WAN against model size", "bytes against model size",
+        "money against model size", "the Pareto front",
     }  # fmt: skip
-    whole = gallery(result(), "inference")
-    assert len(whole.pictures) == 4
-    assert "upload_bytes" in whole.left_out["bytes against model size"]
+    unloaded = inference("plain")
+    unloaded = replace(unloaded, figures={k: v for k, v in unloaded.figures.items() if "rate" not in k})
+    assert "under load" in str(against_security(result(records=(unloaded,))))
     assert SPLIT in HELD["mpc-dealer"].claims

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
+import sys
 import time
+import webbrowser
 from collections.abc import Iterator
 
 import pytest
 from typer.testing import CliRunner
 
-from compare.example import HELD, HOSTILE, result
+from compare.example import HELD, HOSTILE, report, result
 from compare.test_writing import Page
 from confide.cli import app
 from confide.compare import view as views
@@ -18,7 +21,6 @@ from confide.compare.result import read_result
 from confide.compare.settings import PRIVATE_WARNING
 from confide.compare.techniques import INFERENCE
 from confide.compare.view import Running, view, viewed, write_view
-from confide.compare.writing import write_all
 from confide.errors import UsageError
 from net.chromium import PROGRAM, Tab, browser
 
@@ -79,6 +81,43 @@ def test_the_command_opens_a_folder(tmp_path, monkeypatch):
     assert "no browser was found" in CliRunner().invoke(app, ["compare", str(tmp_path), "--open"]).output
 
 
+@pytest.fixture
+def note(tmp_path, monkeypatch):
+    """A browser as `webbrowser` finds one by BROWSER: it notes the address and copies the page; the file of its notes."""
+    note, program = tmp_path / "opened", tmp_path / "browser"
+    program.write_text(f'#!/bin/sh\nprintf "%s\\n" "$1" >> {note}\ncp "${{1#file://}}" {tmp_path}/seen.html\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("BROWSER", f"{program} %s")
+    monkeypatch.setattr(webbrowser, "_tryorder", None)  # BROWSER is read at the first use in a process
+    monkeypatch.setattr(webbrowser, "_browsers", {})
+    return note
+
+
+def test_a_browser_is_given_the_page_while_a_comparison_runs(note, tmp_path):
+    (tmp_path / "job.toml").write_text(
+        '[data]\nset = "breast-cancer"\n[train]\nrounds = 2\n'
+        "[compare]\nseeds = 2\nsizes = []\ncheck_link = false\nclients = 0\n"
+    )
+    out = tmp_path / "found"
+    asked = ["compare", str(tmp_path / "job.toml"), "--only", "training/plain", "--out", str(out), "--open"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0, done.output
+    assert note.read_text().splitlines() == [(out / "view.html").resolve().as_uri()]  # once
+    seen = (tmp_path / "seen.html").read_text()
+    assert "of 2 measured" in seen
+    assert 'http-equiv="refresh"' in seen
+    assert "of 2 measured" not in (out / "view.html").read_text()
+
+
+def test_a_browser_is_given_the_page_of_a_finished_folder(note, tmp_path):
+    (tmp_path / "compare.json").write_bytes(result().encode())
+    command = [sys.executable, "-m", "confide", "compare", str(tmp_path), "--open"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+    assert note.read_text().splitlines() == [(tmp_path / "view.html").resolve().as_uri()]
+    assert (tmp_path / "seen.html").read_text() == view(result())
+
+
 # --- in a browser -----------------------------------------------------------------------------------------------------
 
 in_chromium = pytest.mark.skipif(PROGRAM is None, reason="Chromium is not installed; .ci/run installs it")
@@ -131,6 +170,40 @@ def test_a_reader_filters_sorts_and_opens_details_from_a_file(tab, tmp_path):
     assert tab.evaluate("typeof window.stolen") == "undefined"
 
 
+def click(tab, selector):
+    """Press the mouse where an element is, as a hand does."""
+    tab.evaluate(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center'}})")
+    x, y = tab.evaluate(
+        f"(box => [box.x + box.width / 2, box.y + box.height / 2])"
+        f"(document.querySelector({selector!r}).getBoundingClientRect())"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        tab.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+
+@in_chromium
+def test_a_mouse_filters_by_trust_and_phase_and_what_is_hidden(tab, tmp_path):
+    tab.open(write_view(result(), tmp_path).as_uri())
+    click(tab, "#trust-cryptography")
+    assert shown(tab) == [choice for choice in HELD if HELD[choice].trust != "cryptography"]
+    assert shown(tab, "training") == ["plain"]
+    click(tab, "#trust-cryptography")
+    click(tab, "#phase-training")
+    assert shown(tab) == []
+    assert shown(tab, "training") == ["plain", "masked", "masked+dp"]
+    click(tab, "#phase-both")
+    tab.evaluate("(box => { box.value = 'query from server'; box.dispatchEvent(new Event('input', {bubbles: true})) })"
+                 "(document.getElementById('hides'))")  # fmt: skip
+    assert shown(tab) == ["he", "paillier", "mpc-dealer"]
+    assert "No technique of this phase passes the filters." in tab.text()
+    click(tab, "#quantum")
+    assert shown(tab) == ["he", "mpc-dealer"]
+    click(tab, "#inference-1")
+    assert tab.evaluate("document.getElementById('inference-1-more').checkVisibility()")
+    click(tab, "#reset")
+    tab.wait_for("document.getElementById('count').innerText.startsWith('9')")
+
+
 @in_chromium
 def test_keys_alone_sort_and_open(tab, tmp_path):
     tab.open(write_view(result(), tmp_path).as_uri())
@@ -173,14 +246,13 @@ def test_a_running_page_shows_what_was_written_since(tab, tmp_path):
     tab.open(page.as_uri())
     tab.evaluate("document.getElementById('quantum').click()")
     write_view(result(), tmp_path)
-    tab.wait_for("!document.body.innerText.includes('3 of 20')")
+    tab.wait_for("document.body && !document.body.innerText.includes('3 of 20')")
     assert shown(tab) == ["he", "mpc-dealer"]
 
 
 @in_chromium
-def test_the_report_loads_nothing_and_fits(tab, tmp_path):
-    write_all(result(), tmp_path)
-    tab.open((tmp_path / "compare.html").as_uri())
+def test_the_report_loads_nothing_and_fits(tab):
+    tab.open((report() / "compare.html").as_uri())
     assert tab.evaluate("performance.getEntriesByType('resource').length") == 0
     assert tab.evaluate("document.documentElement.scrollWidth") <= 1280
     assert tab.evaluate("document.querySelectorAll('figure svg').length") >= 8

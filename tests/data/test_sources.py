@@ -814,3 +814,37 @@ def test_long_texts_of_a_query_count(tmp_path, monkeypatch):
         "SELECT x, printf('%10000d', x) AS y FROM t\"\n"
     )
     assert "at most" in read_columns(tmp_path / "s.toml", ["x"])
+
+
+HEADLESS = 'file = "h.data"\nheader = ["a", "b", "y"]\n'
+TWO = Schema.read('[label]\nname = "y"\nclasses = ["0", "1"]\n[columns]\nb = { type = "number", low = 0, high = 9 }\n')
+
+
+def test_names_of_a_file_without_a_line_of_names_stand_in_its_source(tmp_path):
+    (tmp_path / "h.data").write_text("5,1,0\n6,2,1\n7,9,1\n")
+    (tmp_path / "s.toml").write_text(HEADLESS)
+    table = read_table(tmp_path / "s.toml", TWO)
+    assert table.columns["b"].tolist() == [1, 2, 9]  # the first line is a record
+    assert table.labels.tolist() == [0, 1, 1]
+    assert not survey(tmp_path / "s.toml", TWO).problems
+    with pytest.raises(DataError, match=r"header = \[...\] in a source file"):
+        read_table(tmp_path / "h.data", TWO)
+
+
+@pytest.mark.parametrize(
+    ("source", "raw", "text"),
+    [
+        (HEADLESS, "a,b,y\n5,1,0\n", "begins with these names itself"),
+        (HEADLESS.replace('"b"', '"a"'), "5,1,0\n", "different column names"),
+        (HEADLESS.replace('"b"', '"7"'), "5,1,0\n", "Expected a header"),
+        (HEADLESS.replace('"a", ', ""), "5,1,0\n", "Expected 2 cells"),
+        (HEADLESS.replace("h.data", "h.npz"), "", "has names of its own"),
+        (HEADLESS.replace("h.data", "h.parquet"), "", "has names of its own"),
+        (HEADLESS.replace('file = "h.data"', 'url = "sqlite://"\nquery = "SELECT 1"'), "", "together with file"),
+    ],
+)
+def test_a_header_that_does_not_belong_there_is_refused(tmp_path, source, raw, text):
+    (tmp_path / "h.data").write_text(raw)
+    (tmp_path / "s.toml").write_text(source)
+    with pytest.raises(DataError, match=text):
+        read_table(tmp_path / "s.toml", TWO)

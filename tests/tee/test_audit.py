@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import resource
@@ -88,6 +89,19 @@ def test_several_processes_write_whole_lines(tmp_path):
     found = lines(path)
     for who in "ab":
         assert [line["number"] for line in found if line["who"] == who] == list(range(20))
+
+
+def test_a_reader_that_keeps_the_file_does_not_keep_the_broker(tmp_path, monkeypatch):
+    path = tmp_path / "audit.jsonl"
+    monkeypatch.setattr("confide.tee.audit.WAIT_SECONDS", 0.05)
+    audit = AuditFile(path)
+    with path.open() as reader:
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        with pytest.raises(StoreError, match="another process holds it"):
+            audit.append({"a": 1})
+    assert not lines(path)
+    audit.append({"a": 2})
+    assert lines(path) == [{"a": 2}]
 
 
 @pytest.mark.parametrize("kind", ["folder", "pipe", "nowhere"])

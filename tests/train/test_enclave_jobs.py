@@ -8,21 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from confide.cohort.roster import Roster
+from confide.crypto.keys import SigningKey
 from confide.crypto.random import SystemRandomness
 from confide.errors import Aborted, JobError, UsageError
 from confide.ideal import Cohort
 from confide.model.graph import Graph
 from confide.tee.aggregate_terms import RESULT, Result
 from confide.train import Output, load_data, parse, train
+from confide.train.approval import Approvals
 from confide.train.evaluate import accuracy
+from confide.train.gate import PolicyGate
 from confide.train.ledger import Ledger
+from confide.train.offer import Offer, read
 from confide.train.output import labelled
 from confide.train.parts import aggregator_of, hidden_among
 from confide.train.policy import enclaves_of, load_policy, parse_policy, refusals_of_enclaves
 from confide.train.rounds import federate
+from confide.train.setting import Setting
 from confide.wire import MemoryStore, decode
 from tee.aggregators import MEASUREMENT, accepted
-from train.federation import COORDINATOR, HELPER, NAMES, QUICK, Federation, job_of, tables
+from train.federation import COORDINATOR, HELPER, NAMES, QUICK, SCHEMA, Federation, job_of, tables
 
 TEE = {"aggregate": "tee", "attester": "simulated"}
 
@@ -276,3 +282,24 @@ def test_a_policy_that_could_accept_no_enclave_of_the_job_is_refused(tmp_path, a
     job = parse(shipped(attester=attester))
     assert (refusals_of_enclaves(job, enclaves) == []) is fits
     assert refusals_of_enclaves(parse({"data": {"set": "breast-cancer", "parties": 5}}), enclaves) == []
+
+
+@pytest.mark.parametrize(("attester", "fits"), [("simulated", True), ("hardware", False)])
+def test_a_node_that_runs_refuses_an_enclave_that_its_policy_could_not_accept(tmp_path, attester, fits):
+    (tmp_path / "enclave.toml").write_text(f'[simulated]\nmeasurements = ["{MEASUREMENT}"]\n')
+    path = write(tmp_path, '[attestation]\npolicy = "enclave.toml"\nallow_simulated = true\n')
+    tables(tmp_path)
+    job = job_of(tmp_path, train=TEE | {"attester": attester, "helper": HELPER})
+    roster = Roster(tuple((name, SigningKey(name.encode().ljust(32, b".")).public) for name in NAMES))
+    policy = load_policy(path)
+    gate = PolicyGate(
+        policy,
+        MemoryStore(),
+        Approvals(tmp_path),
+        tmp_path / "north.csv",
+        coordinator=COORDINATOR.public.hex(),
+        enclaves=enclaves_of(policy, path),
+    )
+    offer = Offer.of(job, SCHEMA, roster, "run-1", coordinator=COORDINATOR.public, helper=SigningKey(b"h" * 32).public)
+    decision = gate.decide(offer, Setting.of(*read(offer)))
+    assert ("no evidence of its enclave would be accepted" in decision.reason) is not fits

@@ -28,6 +28,7 @@ from confide.cli.importing import import_model
 from confide.cli.joint import dealer, helper
 from confide.cli.label import label
 from confide.cli.node import node_app
+from confide.cli.peers import DATA_HOME, peers_app
 from confide.cli.plan import plan
 from confide.cli.predict import predict
 from confide.cli.seal import describe_sealed, seal
@@ -59,6 +60,7 @@ def root(
         https_proxy=os.environ.get("https_proxy") or os.environ.get("HTTPS_PROXY"),
         no_proxy=os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or "",
     )
+    context.meta[DATA_HOME] = os.environ.get("XDG_DATA_HOME") or str(Path("~/.local/share").expanduser())
 
 
 def demo(
@@ -314,6 +316,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(budget.app, name="budget")
 app.add_typer(ledger.app, name="ledger")
 app.add_typer(keys.app, name="keys")
+app.add_typer(peers_app, name="peers")
 
 _INTERRUPTED = 130
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,19 +12,29 @@ import msgspec
 import typer
 
 from confide.cli import console
+from confide.cli.plan import opened
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
     from confide.compare.recommend import Answer
     from confide.compare.scenario import Scenario
+    from confide.model.graph import Graph
 
 _LARGEST_RESULT_BYTES = 1 << 26
 _NOBODY = "nobody"
+_SHOWN_LAYERS = 12
+_MODEL_FILE = "serve model.confide"
 
 
 def advise(
     scenario: Annotated[
         Path | None, typer.Argument(metavar="SCENARIO.toml", help="What is needed; without it the terminal asks.")
+    ] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="MODEL", help="Your model, a .confide or ONNX file, in place of the one that [model] says."
+        ),
     ] = None,
     results: Annotated[
         Path | None,
@@ -40,12 +51,15 @@ def advise(
     measured. No data is read and nothing is run.
 
         confide advise scenario.toml --results compare.json
+
+        confide advise scenario.toml --model model.confide
     """
     from confide.compare.costs import load
     from confide.compare.recommend import recommend
     from confide.compare.result import read_result
 
-    wanted = _scenario(scenario)
+    graph = None if model is None else opened(model, None)[0]
+    wanted = _scenario(scenario, described=graph is None)
     models = load()
     records = ()
     if results is not None:
@@ -54,7 +68,9 @@ def advise(
         if len(body) > _LARGEST_RESULT_BYTES:
             raise UsageError(f"Expected a result of at most {_LARGEST_RESULT_BYTES} bytes at {results}")
         records = read_result(body).records
-    answers = recommend(wanted, models, records)
+    answers = recommend(wanted, models, records, graph=graph)
+    if model is not None and model.suffix != ".onnx":
+        answers = tuple(replace(one, runs=one.runs.replace(_MODEL_FILE, f"serve {model}")) for one in answers)
     if job is not None:
         _write_job(job, answers)
     if as_json:
@@ -65,12 +81,22 @@ def advise(
         }
         console.out.print(msgspec.json.format(msgspec.json.encode(told)).decode())
         return
+    if graph is not None:
+        console.out.print(console.plain(f"model: {_model_words(graph)}"))
     for line in _page(wanted, answers):
         console.out.print(console.plain(line))
     if any("modelled" in line for answer in answers for line in _page(wanted, [answer])):
         console.out.print(
             f"modelled: fitted to measurements of {models.date} on {models.machine}; --results takes yours"
         )
+
+
+def _model_words(graph: Graph) -> str:
+    """Return a model's size and layers."""
+    kinds = ", ".join(type(layer).__name__ for layer in graph.layers[:_SHOWN_LAYERS])
+    more = len(graph.layers) - _SHOWN_LAYERS
+    kinds += f" and {more} more" if more > 0 else ""
+    return f"{graph.features} features, {graph.outputs} outputs, {graph.parameters:,} parameters; {kinds}"
 
 
 def _write_job(path: Path, answers: tuple[Answer, ...]) -> None:
@@ -106,6 +132,7 @@ def _told(answer: Answer) -> dict[str, Any]:
         "refused": answer.refused,
         "changes": [{"if": one.what, "choice": one.choice, "price": price(one.price)} for one in answer.changes],
         "runs": answer.runs,
+        "plans": answer.plans,
     }
 
 
@@ -125,6 +152,7 @@ def _page(wanted: Scenario, answers: tuple[Answer, ...] | list[Answer]) -> Itera
         if answer.runner_up:
             name, cost = answer.runner_up
             yield f"  runner-up: {title(answer.task, name)} ({name}), {cost or 'not measured'}"
+        yield from (f"  plan of {name}: {text}" for name, text in answer.plans.items())
         for change in answer.changes:
             cost = change.price or "not measured"
             yield f"  if {change.what}: {title(answer.task, change.choice)} ({change.choice}), {cost}"
@@ -140,27 +168,30 @@ def _page(wanted: Scenario, answers: tuple[Answer, ...] | list[Answer]) -> Itera
 # --- asking -----------------------------------------------------------------------------------------------------------
 
 
-def _scenario(path: Path | None) -> Scenario:
+def _scenario(path: Path | None, *, described: bool) -> Scenario:
     from confide.compare.scenario import load, parse
 
     if path is not None:
         return load(path)
     if not sys.stdin.isatty():
         raise UsageError("Expected SCENARIO.toml, or a terminal to ask at; docs/advise.md lists its keys")
-    return parse(asked(typer.prompt, typer.confirm))
+    return parse(asked(typer.prompt, typer.confirm, described=described))
 
 
-def asked(prompt: Callable[..., Any], confirm: Callable[..., bool]) -> dict[str, Any]:
+def asked(prompt: Callable[..., Any], confirm: Callable[..., bool], *, described: bool = True) -> dict[str, Any]:
     """Return the tables of a scenario from answers.
 
     Args:
         prompt: asks for a value: (text, default=, type=).
         confirm: asks for yes or no: (text, default=).
+        described: False leaves out the questions about the model, which is there.
     """
     from confide.compare.scenario import questions
 
     table: dict[str, Any] = {}
     for one in questions():
+        if one.section == "model" and not described:
+            continue
         value: Any = one.default
         if isinstance(value, bool):
             value = confirm(one.text, default=value)

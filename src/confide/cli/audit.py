@@ -12,22 +12,28 @@ from rich.progress import TaskID
 from rich.table import Table
 
 from confide.cli import console
-from confide.cli.console import progress_bars
+from confide.cli.console import progress_bars, warnings_as_lines
 from confide.cli.keys import read_api_key
 from confide.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from confide.compare.answers import Rows
     from confide.compare.audit import Report
+    from confide.model.preprocess import Preprocess
 
+_FILE = ".confide"
 _SCHEMES = ("http://", "https://", "wss://")
 _QUICK_SHADOWS, _QUICK_ROUNDS, _QUICK_BUDGET = 7, 1, 100
 
 
 def audit(
     target: Annotated[
-        str, typer.Argument(metavar="JOB.toml|URL", help="A job whose tables you may hold, or a served model.")
+        str,
+        typer.Argument(
+            metavar="JOB.toml|URL|MODEL", help="A job whose tables you may hold, a served model, or a file."
+        ),
     ],
     shadows: Annotated[
         int, typer.Option(min=3, help="Of a job: models trained on other records beside the attacked one.")
@@ -43,6 +49,15 @@ def audit(
     table: Annotated[
         Path | None, typer.Option("--data", metavar="X.csv", help="Of a URL: rows of your own, asked first.")
     ] = None,
+    members: Annotated[
+        Path | None, typer.Option(metavar="X.csv", help="Of a URL or a file: rows that were in the training.")
+    ] = None,
+    others: Annotated[
+        Path | None, typer.Option(metavar="X.csv", help="With --members: rows of the same kind that were not.")
+    ] = None,
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With --members: the column of the class; left out if unknown.")
+    ] = None,
     model: Annotated[str | None, typer.Option(help="Of a URL: which model; left out if the server has one.")] = None,
     backend: Annotated[str | None, typer.Option(help="Of a URL: how to ask; plain must be named.")] = None,
     api_key_file: Annotated[Path | None, typer.Option(help="Of a URL: file whose first line is your API key.")] = None,
@@ -55,21 +70,37 @@ def audit(
     """Attack your own job or served model, with its protections and without them.
 
     Of a job: who was in the training, a lower bound on epsilon, records read out of updates, a column guessed from
-    answers. Of a URL: a copy of the model from its answers. Every attack gets a sentence; a failed one proves nothing.
+    answers. Of a URL: a copy of the model from its answers, and with --members and --others who was in the training;
+    of a .confide file the latter alone. Every attack gets a sentence; a failed one proves nothing.
 
         confide audit examples/breast_cancer.toml --quick
         confide audit http://127.0.0.1:8080 --budget 200 --backend he
-    """
-    from confide.model.artifact import write_whole
 
+        confide audit model.confide --members north.csv --others later.csv --label diagnosis
+    """
     if out is not None and (not out.parent.is_dir() or out.is_dir()):
         raise UsageError(f"Expected --out {out} to be a file in a folder that exists; make the folder first")
+    if (members is None) != (others is None) or (label is not None and members is None):
+        raise UsageError("Expected --members with --others, and --label with both; name both tables")
+    known = None if members is None or others is None else (members, others)
+    if Path(target).suffix == _FILE:
+        _print_and_write(_file(Path(target), known, label), out)
+        return
     if target.startswith(_SCHEMES):
         key = read_api_key(api_key_file) if api_key_file else None
         rows = min(budget, _QUICK_BUDGET) if quick else budget
-        report = _shown(_endpoint(target, rows, table, model=model, backend=backend, api_key=key, ca_file=ca_file))
+        options = {"model": model, "backend": backend, "api_key": key, "ca_file": ca_file}
+        report = _shown(_endpoint(target, rows, table, known, label, **options))
     else:
+        if known is not None:
+            raise UsageError("Expected no --members with a job: its own tables say who was in; leave it out")
         report = _shown(_job(Path(target), shadows, sensitive, tuple(attack or ()), quick))
+    _print_and_write(report, out)
+
+
+def _print_and_write(report: Report, out: Path | None) -> None:
+    from confide.model.artifact import write_whole
+
     _print(report)
     if out is not None:
         write_whole(out, msgspec.json.format(msgspec.json.encode(report.plain()), indent=2) + b"\n")
@@ -94,7 +125,53 @@ def _job(path: Path, shadows: int, sensitive: str | None, attacks: tuple[str, ..
     yield from audit_job(load_tables(path, "job file", JobError), path.parent, settings, SystemRandomness())
 
 
-def _endpoint(url: str, budget: int, table: Path | None, **options: Any) -> Iterator[Any]:
+def _file(path: Path, known: tuple[Path, Path] | None, label: str | None) -> Report:
+    """Attack a model file with rows that were in its training and rows that were not."""
+    from confide.compare.audit import audit_model
+    from confide.model.artifact import load
+    from confide.model.links import link_of
+
+    if known is None:
+        raise UsageError("Expected --members and --others with a model file: who was in its training is what it tells")
+    with warnings_as_lines():
+        artifact = load(path)
+    graph, prepare = artifact.graph, artifact.preprocess
+    members, others = (_rows(table, prepare, prepare.apply, label, graph.classes) for table in known)
+    return audit_model(graph.apply, members, others, link=link_of(graph, artifact.link or ""), name=path.name)
+
+
+def _rows(
+    table: Path, prepare: Preprocess, features: Callable[[Any], Any], label: str | None, classes: tuple[str, ...]
+) -> Rows:
+    """Return the rows of a table, with their classes if it has them."""
+    from confide.cli.predict import columns_of
+    from confide.compare.answers import Rows
+
+    x = features(columns_of(table, prepare, None))
+    return Rows(x, None if label is None else _classes(table, label, classes))
+
+
+def _classes(table: Path, label: str, classes: tuple[str, ...]) -> Any:
+    """Return the number of each row's class, which a table may state by name or by number."""
+    import numpy as np
+
+    from confide.data.table import read_columns
+
+    names = {name: number for number, name in enumerate(classes)}
+    names |= {str(number): number for number in range(len(classes) or 2) if str(number) not in names}
+    said = [str(one).strip() for one in read_columns(table, numbers=(), texts=(label,))[label]]
+    unknown = sorted(set(said) - set(names))
+    if unknown:
+        there = ", ".join(classes) or "0, 1"
+        raise UsageError(
+            f"Expected column {label} to hold {there} or their numbers from 0, got {unknown[0]!r}; rename it"
+        )
+    return np.array([names[one] for one in said], np.int64)
+
+
+def _endpoint(
+    url: str, budget: int, table: Path | None, known: tuple[Path, Path] | None, label: str | None, **options: Any
+) -> Iterator[Any]:
     from confide.cli.predict import columns_of
     from confide.compare.audit import audit_endpoint
     from confide.serve.client import Client
@@ -102,8 +179,14 @@ def _endpoint(url: str, budget: int, table: Path | None, **options: Any) -> Iter
     with Client(url, **options) as client:
         if table is not None and client.preprocess is None:
             raise UsageError(f"Expected no --data: {client.model} takes bare features and names no columns")
+        if known is not None and client.preprocess is None:
+            raise UsageError(f"Expected no --members: {client.model} takes bare features and names no columns")
         own = None if table is None else client.features(columns_of(table, client.preprocess, None))
-        yield from audit_endpoint(client, budget=budget, own=own)
+        rows = None
+        if known is not None and client.preprocess is not None:
+            members, others = (_rows(one, client.preprocess, client.features, label, client.classes) for one in known)
+            rows = members, others
+        yield from audit_endpoint(client, budget=budget, own=own, known=rows)
 
 
 def _shown(steps: Iterator[Any]) -> Report:

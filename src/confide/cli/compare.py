@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +14,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from confide.cli import console
+from confide.cli.coordinator import listening
+from confide.cli.peers import environments, folder_of
+from confide.errors import UsageError
 
 if TYPE_CHECKING:
+    from confide.compare.across import Bill
     from confide.compare.campaign import Event
+    from confide.compare.federation import Federation
 
 
 def compare(
+    context: typer.Context,
     job_file: Annotated[
         Path,
         typer.Argument(
@@ -41,6 +48,37 @@ def compare(
     opened: Annotated[
         bool, typer.Option("--open", help="Show the comparison in a browser, also while it runs; works offline.")
     ] = False,
+    federation: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Of a job with data.nodes: the coordinator's folder, as `confide federation init` made it.",
+        ),
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="With --federation: ADDRESS:PORT to listen on; the federation's own if left out.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option(help="With --federation: journal, a file or postgresql://...; a file in the folder if left out."),
+    ] = None,
+    agree_hours: Annotated[
+        float,
+        typer.Option(min=0, help="With --federation: how long each run waits until every node has accepted it."),
+    ] = 168.0,
+    yes: Annotated[
+        bool, typer.Option("--yes", help="With --federation: agree to what the runs charge, for scripts.")
+    ] = False,
+    peers: Annotated[
+        bool, typer.Option("--peers", help="Measure other people's frameworks as well; docs/peers.md.")
+    ] = False,
+    peer: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Measure this peer as well; repeat it for more.")
+    ] = None,
+    peers_folder: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where `confide peers install` has put them, if not at home.")
+    ] = None,
+    peer_seconds: Annotated[float, typer.Option(min=1, help="Longest measurement of a peer.")] = 600.0,
 ) -> None:
     """Measure every technique that fits a job, for training and for inference, and write a report.
 
@@ -55,11 +93,21 @@ def compare(
 
     Stop it at any time: the same command goes on where it was. What is measured once is kept in FOLDER/cells.
 
+    Beside the frameworks that `confide peers install` has brought here:
+
+        confide compare examples/hospitals.toml --peers
+
     Look at one that has finished or still runs:
 
         confide compare FOLDER --open
+
+    Across the real nodes of a federation (data.nodes) only protected runs are made. Each is charged to every node's
+    budget; what they are charged is said before anything starts, and somebody must agree:
+
+        confide compare job.toml --federation federation
     """
     from confide.compare.campaign import campaign
+    from confide.compare.peers.planning import Peers
     from confide.compare.settings import PRIVATE_WARNING, load
     from confide.compare.view import viewed, write_view
     from confide.compare.writing import write_all
@@ -67,12 +115,17 @@ def compare(
     if opened and job_file.is_dir():
         _show(viewed(job_file))
         return
+    others = environments(folder_of(context, peers_folder), tuple(peer or ())) if peers or peer else ()
     comparison = load(job_file)
     settings = comparison.settings
     folder = out or job_file.parent / f"{job_file.stem}.compare"
     found, watched = None, _Watched(folder, opened=opened)
-    with _bars() as bars:
+    with console.stops_cleanly(), _bars() as bars:
         task = bars.add_task("reading", total=None, left="")
+        nodes = None
+        if federation is not None:
+            nodes = _nodes(federation, listen, store, folder, agree_hours, _Bill(bars, agreed=yes))
+            nodes.progress = lambda text: bars.update(task, description=text)
         for event in campaign(
             comparison,
             folder / "cells",
@@ -80,6 +133,8 @@ def compare(
             queries=queries or settings.queries,
             only=tuple(only or ()),
             fresh=fresh,
+            federation=nodes,
+            peers=Peers(others, peer_seconds) if others else None,
         ):
             bars.update(
                 task, completed=event.done, total=event.steps, description=event.words, left=_left(event.left_seconds)
@@ -98,10 +153,50 @@ def compare(
         console.out.print(f"rule of thumb: {rule.said} {rule.verdict}")
     for check in found.link_check:
         console.out.print(check.sentence())
+    for sentence in found.across.sentences() if found.across else ():
+        console.out.print(sentence)
     if found.private:
         console.out.print(f"{PRIVATE_WARNING}: these figures come from private records")
     for path in written:
         console.out.print(f"wrote {path}")
+
+
+class _Bill:
+    """Shows what runs across nodes will charge, and asks."""
+
+    def __init__(self, bars: Progress, *, agreed: bool) -> None:
+        self._bars, self._agreed = bars, agreed
+
+    def __call__(self, bill: Bill) -> bool:
+        self._bars.stop()
+        for line in bill.sentences():
+            console.out.print(console.plain(line))
+        if not self._agreed and not sys.stdin.isatty():
+            raise UsageError("Expected --yes where nobody can be asked; read the charges above. Nothing was offered")
+        agreed = self._agreed or typer.confirm("Shall these runs be made and charged?", err=True)
+        self._bars.start()
+        return agreed
+
+
+def _nodes(
+    folder: Path, listen: str | None, store: str | None, out: Path, agree_hours: float, consent: _Bill
+) -> Federation:
+    """Return the coordinator that a comparison across nodes is."""
+    from confide.compare.federation import Federation
+    from confide.net.founding import read_settings
+    from confide.train.attendance import Patience
+
+    address, port = listening(listen, read_settings(folder).coordinator)
+    return Federation(
+        folder,
+        consent,
+        address,
+        port,
+        store=store,
+        models=out / "models",
+        patience=Patience(agree_seconds=3600 * agree_hours),
+        say=lambda text: console.err.print(console.plain(text)),
+    )
 
 
 class _Watched:
@@ -179,7 +274,9 @@ def _print(result: Any, task: str) -> None:
     shown = [
         row for row in (_TRAINING if task == "training" else _INFERENCE) if any(row[1] in r.figures for r in records)
     ]
-    table = Table(title=f"{task}: {records[0].setting}", box=box.SIMPLE, pad_edge=False, collapse_padding=True)
+    table = Table(
+        title=f"{task}: {records[0].setting.partition(';')[0]}", box=box.SIMPLE, pad_edge=False, collapse_padding=True
+    )
     for heading in ("", *(row[0] for row in shown)):
         table.add_column(heading, no_wrap=True)
     for record in records:

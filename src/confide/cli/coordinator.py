@@ -171,7 +171,7 @@ def _hosting(federation: Path, listen: str | None) -> Generator[tuple[Link, Regi
     from confide.net.founding import read_settings
     from confide.train.operate import hosting
 
-    address, port = _address(listen, read_settings(federation).coordinator)
+    address, port = listening(listen, read_settings(federation).coordinator)
     with hosting(federation, address=address, port=port, say=_note) as (host, registrar):
         console.out.print(f"listening on {address}:{host.port}")
         yield host, registrar
@@ -301,7 +301,7 @@ def _schema_text(job: Job) -> str:
         raise JobError(f"Expected a readable schema at {path}; name it in data.schema") from None
 
 
-def _address(listen: str | None, url: str) -> tuple[str, int]:
+def listening(listen: str | None, url: str) -> tuple[str, int]:
     """Return where to listen: as asked, or at the federation's port, on loopback if that is its address."""
     from confide.net.enrolment import split_url
 

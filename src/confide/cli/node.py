@@ -144,7 +144,8 @@ def _run(
         kept = Patient(store, say=console.err.print)
         join, said = stack.enter_context(way.meeting(identity))
         display = stack.enter_context(node_display())
-        gate = PolicyGate(rules, kept, Approvals(identity), data, coordinator=said.coordinator_identity)
+        approvals = Approvals(identity)
+        gate = PolicyGate(rules, kept, approvals, data, coordinator=said.coordinator_identity, enclaves=enclaves)
 
         def release(offer: Offer, model: bytes) -> None:
             write_whole(place, model)

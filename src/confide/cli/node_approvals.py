@@ -79,10 +79,11 @@ def approve(
         for line in _shown(asked):
             console.out.print(line)
         typer.confirm("Approve this job for this table?", abort=True)
-    digest = digest_of(Path(asked.data))
+    digest = digest_of(Path(asked.data)) if asked.data else ""  # a helper has no table
     decision = approvals.approve(asked, data=digest, who=by or _user(), when=_now())
     console.out.print(
-        f"approved {asked.offer.digest[:12]} as {console.plain(decision.who)} for the table {digest[:12]}"
+        f"approved {asked.offer.digest[:12]} as {console.plain(decision.who)}"
+        + (f" for the table {digest[:12]}" if digest else "")
     )
 
 
@@ -164,7 +165,7 @@ def _shown(asked: Asked) -> Iterable[str]:
     yield f"starting model: {offer.start_hash}"
     yield f"job hash, for allow.jobs: {offer.job_hash}"
     yield f"digest of this offer: {offer.digest}"
-    yield f"table: {console.plain(asked.data)}"
+    yield f"table: {console.plain(asked.data) or 'none: this member is a helper'}"
     yield f"asked: {console.plain(asked.when)}, by confide {offer.confide}, run {offer.run}"
 
 

@@ -82,7 +82,7 @@ def plan(
         activation_degree=activation_degree,
         certify=certify,
     )
-    graph = _opened(model, trust)[0]
+    graph = opened(model, trust)[0]
     with runs_on_shares(graph):
         found = encrypted.plan(graph)
     for name, value in facts(found):
@@ -109,7 +109,7 @@ def _shares(
     from confide.mpc.ranges import by_rows
     from confide.mpc.rehearsal import largest_error
 
-    graph, prepare = _opened(model, trust)
+    graph, prepare = opened(model, trust)
     rows = features_from(calibrate, prepare) if calibrate else None
     architecture = architecture_of(graph, None if rows is None else by_rows(graph, rows))
     found, errors = planned(program_for(architecture, 1), backend), list[str]()
@@ -149,7 +149,7 @@ def _total_lines(found: Estimate, backend: str) -> list[str]:
 def _promised(graph: Graph, backend: str) -> list[str]:
     """Return what serving under a backend promises."""
     from confide.serve import load_backend
-    from confide.serve.parties.service import as_served
+    from confide.serve.parties.promises import as_served
 
     return as_served(load_backend(backend).guarantee_for(graph)).lines()
 
@@ -175,7 +175,8 @@ def _fits(graph: Graph, degree: int | None) -> tuple[Fit, ...]:
     return approximated(graph, -1.0, 1.0, degree)[1]
 
 
-def _opened(path: Path, trust: str | None) -> tuple[Graph, Preprocess | None]:
+def opened(path: Path, trust: str | None) -> tuple[Graph, Preprocess | None]:
+    """Return the network of a model file or an ONNX file, and how rows are prepared for it, if the file says."""
     from confide.model.artifact import load, read_public_key
     from confide.model.onnx import LARGEST_BYTES, from_onnx
 

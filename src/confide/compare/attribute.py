@@ -82,8 +82,6 @@ def unfit(preprocess: Preprocess, column: str | None) -> str:
         return f"no sensitive column was named; name one with --sensitive: {known}"
     if column not in preprocess.columns:
         return f'there is no column "{column}"{nearest(column, preprocess.columns)}; there are {known}'
-    if preprocess.unit_rows or preprocess.projection is not None or preprocess.centre:
-        return "unit rows, projections and centres mix the columns, so none can be kept back from features"
     if not isinstance(_rule(preprocess, column), Scale | OneHot):
         return f'"{column}" holds images'
     return ""
@@ -104,31 +102,57 @@ def split_features(preprocess: Preprocess, column: str, x: Matrix) -> tuple[Matr
     raise UsageError(f'Expected a column of the job, got "{column}"{nearest(column, preprocess.columns)}')
 
 
-def attribute(graph: Graph, data: Prepared, column: str, *, seed: int) -> Attribute:
+def mixes(preprocess: Preprocess) -> bool:
+    """Return whether features mix the columns, so that a column cannot be kept back from them."""
+    return preprocess.unit_rows or preprocess.projection is not None or bool(preprocess.centre)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Records:
+    """Records as the attacker sees their columns, and as the model takes them: row by row the same ones.
+
+    Args:
+        plain: one group of features for each column, shape (n, plain features).
+        taken: features of the model, shape (n, features): unit rows, say, which no column can be kept back from.
+    """
+
+    plain: Matrix
+    taken: Matrix
+
+    def only(self, rows: NDArray[np.int64]) -> Records:
+        """Return some of them."""
+        return Records(self.plain[rows], self.taken[rows])
+
+
+def attribute(graph: Graph, data: Prepared, column: str, *, seed: int, plain: Prepared | None = None) -> Attribute:
     """Attack one column.
 
     Args:
         graph: the model, trained on the job's silos.
         data: of the job; records of its silos are members, those of its test table are others.
+        plain: the same records in the same order without what mixes the columns; None where nothing does.
         column: the sensitive raw column; `unfit` has nothing against it.
         seed: of which records are the attacker's own.
 
     Raises:
         UsageError: too few records.
     """
-    x = np.concatenate([silo.x for silo in data.silos])
-    order = public_stream(seed, "the attacker's own records").permutation(len(x))
-    own, members = x[order[: len(x) // 2]], x[order[len(x) // 2 :]]
-    if min(len(own), len(members), len(data.test.x)) < _FEWEST:
+    seen = plain or data
+    every, test = _records(data, seen), Records(seen.test.x, data.test.x)
+    count = len(every.plain)
+    order = public_stream(seed, "the attacker's own records").permutation(count)
+    own, members = every.only(order[: count // 2]), every.only(order[count // 2 :])
+    if min(len(own.plain), len(members.plain), len(test.plain)) < _FEWEST:
         raise UsageError(f"Expected {2 * _FEWEST} training records and {_FEWEST} set aside, to attack a column")
-    values = _Values.of(data.preprocess, column, own)
-    guess = {answers: _learnt(_inputs(graph, data.preprocess, column, own, answers), values, own, seed)
+    values = _Values.of(seen.preprocess, column, own.plain)
+    guess = {answers: _learnt(_inputs(graph, seen.preprocess, column, own, answers), values, own.plain, seed)
              for answers in (False, True)}  # fmt: skip
 
-    def guessing(rows: Matrix) -> Guessing:
+    def guessing(records: Records) -> Guessing:
+        rows = records.plain
         truth = values.of_rows(rows)
         right = {
-            answers: found(_inputs(graph, data.preprocess, column, rows, answers)) == truth
+            answers: found(_inputs(graph, seen.preprocess, column, records, answers)) == truth
             for answers, found in guess.items()
         }
         gain = paired_gain(
@@ -136,8 +160,16 @@ def attribute(graph: Graph, data: Prepared, column: str, *, seed: int) -> Attrib
         )
         return Guessing(float(right[False].mean()), float(right[True].mean()), gain, len(rows))
 
-    commonest = np.bincount(values.of_rows(members)).max() / len(members)
-    return Attribute(column, values.count, guessing(members), guessing(data.test.x), float(commonest))
+    commonest = np.bincount(values.of_rows(members.plain)).max() / len(members.plain)
+    return Attribute(column, values.count, guessing(members), guessing(test), float(commonest))
+
+
+def _records(data: Prepared, plain: Prepared) -> Records:
+    """Return the training records. Raises UsageError where the two are not of the same rows."""
+    pairs = list(zip([*data.silos, data.test], [*plain.silos, plain.test], strict=True))
+    if any(not np.array_equal(one.y, other.y) for one, other in pairs):
+        raise UsageError("Expected the same records with columns that are not mixed; this job parts them otherwise")
+    return Records(np.concatenate([silo.x for silo in plain.silos]), np.concatenate([silo.x for silo in data.silos]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -178,12 +210,12 @@ class _Values:
         return found.astype(np.int64)
 
 
-def _inputs(graph: Graph, preprocess: Preprocess, column: str, x: Matrix, answers: bool) -> Matrix:
+def _inputs(graph: Graph, preprocess: Preprocess, column: str, records: Records, answers: bool) -> Matrix:
     """Return what the attacker knows of each row: the other columns, and with `answers` the model's as logits."""
-    others = split_features(preprocess, column, x)[1]
+    others = split_features(preprocess, column, records.plain)[1]
     if not answers:
         return others
-    return np.hstack([others, logits(graph.apply(x))])
+    return np.hstack([others, logits(graph.apply(records.taken))])
 
 
 def _learnt(inputs: Matrix, values: _Values, own: Matrix, seed: int) -> Guess:

@@ -15,9 +15,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from confide.compare import attribute, extraction, inversion, membership
+from confide.compare import answers, attribute, extraction, inversion, membership
 from confide.compare.findings import (
     Finding,
+    of_answers,
     of_attribute,
     of_copies,
     of_epsilon,
@@ -184,7 +185,7 @@ def audit_job(
     yield Progress("reading records", 0, 1)
     data = {variant.protection: load_data(variant.job, rng=rng) for variant in given}
     yield Progress("reading records", 1, 1)
-    runs = {"membership": _membership, "inversion": _inversion, "attribute": _attribute}
+    runs = {"membership": attack_membership, "inversion": attack_inversion, "attribute": attack_attribute}
     for name, attack in runs.items():
         if name in wrong:
             continue
@@ -214,7 +215,10 @@ def _label(variant: Variant, data: Prepared, rng: Randomness) -> tuple[Graph, Pr
     return done.model, label_of(variant.job, data, done)
 
 
-def _membership(variant: Variant, data: Prepared, settings: Settings, rng: Randomness) -> Iterator[Progress | Finding]:
+def attack_membership(
+    variant: Variant, data: Prepared, settings: Settings, rng: Randomness
+) -> Iterator[Progress | Finding]:
+    """Attack who was in a job's training; yields progress, then what was found, then the lower bound on epsilon."""
     what, total = f"membership, {variant.protection}", settings.shadows + 2
     yield Progress(what, 0, total)
     _, label = _label(variant, data, rng)
@@ -229,7 +233,10 @@ def _membership(variant: Variant, data: Prepared, settings: Settings, rng: Rando
     yield of_epsilon(variant.protection, found.bound, label)
 
 
-def _inversion(variant: Variant, data: Prepared, settings: Settings, rng: Randomness) -> Iterator[Progress | Finding]:
+def attack_inversion(
+    variant: Variant, data: Prepared, settings: Settings, rng: Randomness
+) -> Iterator[Progress | Finding]:
+    """Attack what a job's aggregator sees. Raises UsageError where there is nothing to divide."""
     why = inversion.unfit(variant.job, data.start, len(data.silos), data)
     if why:
         raise UsageError(why)
@@ -242,34 +249,91 @@ def _inversion(variant: Variant, data: Prepared, settings: Settings, rng: Random
     yield Progress(what, 2, 2)
 
 
-def _attribute(variant: Variant, data: Prepared, settings: Settings, rng: Randomness) -> Iterator[Progress | Finding]:
+def attack_attribute(
+    variant: Variant, data: Prepared, settings: Settings, rng: Randomness
+) -> Iterator[Progress | Finding]:
+    """Attack a column that was kept back. Raises UsageError where it does not fit."""
     why = attribute.unfit(data.preprocess, settings.sensitive)
     if why or settings.sensitive is None:
         raise UsageError(why)
     what = f"attribute, {variant.protection}"
     yield Progress(what, 0, 1)
     graph, _ = _label(variant, data, rng)
-    found = attribute.attribute(graph, data, settings.sensitive, seed=variant.job.job.seed)
+    plain = load_data(_unmixed(variant.job), rng=rng) if attribute.mixes(data.preprocess) else None
+    found = attribute.attribute(graph, data, settings.sensitive, seed=variant.job.job.seed, plain=plain)
     yield Progress(what, 1, 1)
     yield of_attribute(variant.protection, found)
 
 
+def _unmixed(job: Job) -> Job:
+    """Return a job whose records are the same and whose features are one group for each column."""
+    replace = msgspec.structs.replace
+    model = replace(job.model, unit_rows=False, project=0)
+    train = replace(job.train, class_weights="none")
+    return replace(job, model=model, data=replace(job.data, standardise=False), train=train, privacy=None)
+
+
+def audit_model(
+    ask: extraction.Ask, members: answers.Rows, others: answers.Rows, *, link: str = "", name: str = "model",
+    budget: int = 1 << 62, seed: int = 1,
+) -> Report:  # fmt: skip
+    """Attack who was in the training of a model that is at hand, from its answers alone.
+
+    Args:
+        ask: the model: features (n, features) to answers (n, outputs); of a torch module
+            `lambda x: module(torch.from_numpy(x).float()).detach().numpy()`.
+        members, others: rows of its training, and rows that it has not seen.
+        link: what an output is, "probability" or "logit"; "" looks at the answers.
+        name: of the model, for the report.
+        budget: rows that are asked at most.
+        seed: of which rows choose the threshold.
+
+    Raises:
+        UsageError: too few rows.
+    """
+    found = answers.told_apart(extraction.Counted(ask, budget), members, others, link=link, seed=seed)
+    finding = of_answers("as it is", found, classes=members.y is not None and others.y is not None)
+    rest = dict.fromkeys(("inversion", "attribute"), "needs the job and its records: confide audit JOB.toml")
+    return Report(target=name, data_kind="own table", private=True, findings=(finding,), unfit=rest)
+
+
 def audit_endpoint(
-    client: Client, *, budget: int, seed: int = 1, own: np.ndarray[Any, Any] | None = None
-) -> Iterator[Progress | Finding | Report]:
-    """Copy a served model within `budget` answered rows, yielding progress, the findings and the report.
+    client: Client, *, budget: int, seed: int = 1, own: np.ndarray[Any, Any] | None = None,
+    known: tuple[answers.Rows, answers.Rows] | None = None,
+) -> Iterator[Progress | Finding | Report]:  # fmt: skip
+    """Attack a served model within `budget` answered rows, yielding progress, the findings and the report.
+
+    With `known` rows it is attacked who was in the training, with at most half of the budget; the rest copies the
+    model.
 
     Args:
         client: of the service; what it asks counts against its holder's quota there.
         budget: rows, at least `extraction.FEWEST_ROWS`.
         seed: of the rows that are asked.
         own: float64, shape (n, features): rows that are asked first.
+        known: rows of its training, and rows that it has not seen.
 
     Raises:
         UsageError: the budget or the quota is too small.
         ServiceError: the server refuses for another reason.
     """
     kit, marks = client.kit, list[int]()
+    found, wrong = list[Finding](), dict.fromkeys(ATTACKS, "needs the job and its records: confide audit JOB.toml")
+    if known is not None:
+        yield Progress(f"membership from {kit.model}", 0, 1)
+        half = extraction.Counted(client.predict, budget // 2)
+        members = answers.told_apart(half, *known, link=kit.link, seed=seed)
+        found.append(of_answers(f"backend {kit.backend}", members, classes=all(rows.y is not None for rows in known)))
+        yield Progress(f"membership from {kit.model}", 1, 1)
+        yield found[0]
+        del wrong["membership"]
+        budget -= half.rows
+    else:
+        wrong["membership"] = "needs rows of its training and rows that it has not seen: --members and --others"
+    if known is not None and (members.stopped or budget < extraction.FEWEST_ROWS):
+        wrong["extraction"] = f"nothing is left to ask: {members.stopped or 'the budget is spent'}"
+        yield Report(target=kit.model, data_kind="queries", private=True, findings=tuple(found), unfit=wrong)
+        return
     asked = extraction.Counted(client.predict, budget, marks.append)
     yield Progress(f"extraction from {kit.model}", 0, budget)
     drawn = extraction.queries_for(client.preprocess, kit.features, seed=seed)
@@ -279,7 +343,6 @@ def audit_endpoint(
     yield Progress(f"extraction from {kit.model}", budget, budget)
     finding = of_copies(f"backend {kit.backend}", stolen, deciding)
     yield finding
-    yield Report(
-        target=kit.model, data_kind="queries", private=own is not None, findings=(finding,),
-        unfit=dict.fromkeys(ATTACKS, "needs the job and its records: confide audit JOB.toml"),
-    )  # fmt: skip
+    private = own is not None or known is not None
+    findings = (*found, finding)
+    yield Report(target=kit.model, data_kind="queries", private=private, findings=findings, unfit=wrong)

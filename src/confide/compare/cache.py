@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 import confide
+from confide.compare.audited import Attacked
 from confide.compare.record import machine, version
 from confide.compare.settings import Comparison
 from confide.data.sets import load_set
@@ -37,9 +38,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         curve: a figure after each round; () where there are none.
         guarantee: what held; None for what is no technique.
         graph: the model, as ONNX; b"" where nobody needs it.
+        model: the signed file of a model that real nodes trained, which knows how rows are prepared; else b"".
         setting: in words.
         repeats: queries, or 1.
         seconds: what measuring took.
+        attacks: what attacks found.
     """
 
     name: str
@@ -48,9 +51,11 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     curve: tuple[float, ...] = ()
     guarantee: Guarantee | None = None
     graph: bytes = b""
+    model: bytes = b""
     setting: str = ""
     repeats: int = 1
     seconds: float = 0.0
+    attacks: tuple[Attacked, ...] = ()
 
 
 class Cache:
@@ -60,12 +65,14 @@ class Cache:
         folder: made if it is absent.
         fresh: take nothing that an earlier run has left.
 
+    Its attribute `fresh` says so.
+
     Raises:
         UsageError: the folder cannot be made.
     """
 
     def __init__(self, folder: Path, *, fresh: bool = False) -> None:
-        self._folder, self._fresh = folder, fresh
+        self._folder, self.fresh = folder, fresh
         self._mine: set[str] = set()
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +85,7 @@ class Cache:
 
     def get(self, name: str) -> Outcome | None:
         """Return an outcome; None if there is none, or what is there is no outcome of that name."""
-        if self._fresh and name not in self._mine:
+        if self.fresh and name not in self._mine:
             return None
         try:
             path = self.path(name)
@@ -141,7 +148,7 @@ def records_hash(comparison: Comparison) -> str:
             state.update(f"{name}\0{column.dtype}\0".encode() + column.tobytes())
         return state.hexdigest()
     model = comparison.job.model
-    named = [data.schema, data.table, data.test, model.encoder, *data.tables.values()]
+    named = [data.schema, data.table, data.test, model.encoder, *data.tables.values(), comparison.settings.rows]
     for name in [one for one in named if one is not None]:
         state.update(f"{name}\0{file_hash(comparison.job.path(name))}\0".encode())
     return state.hexdigest()

@@ -7,9 +7,11 @@ It can be killed at any time and started again: every finished cell is in the ca
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,25 +20,33 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from confide.compare import inference, validate
+from confide.compare import across, inference, load, validate
 from confide.compare import training as trainings
+from confide.compare.audited import attacked
 from confide.compare.cache import Cache, Outcome, commit, file_hash, name_of, records_hash, where
 from confide.compare.cells import ON_SHARES, Cell, Cells, planned, reason, variant
+from confide.compare.federation import Federation
+from confide.compare.hosted import artifact_bytes
 from confide.compare.links import LINKS
 from confide.compare.networks import NETWORKS, clear_seconds, inputs, load_network, weight_layers
 from confide.compare.passes import passes_of
+from confide.compare.peers import measured as peers_measured
+from confide.compare.peers.planning import Peers, with_peers
 from confide.compare.people import Asks, asks
 from confide.compare.record import Record, Spread, machine, summarise, version
-from confide.compare.result import Aside, Curve, LinkCheck, Result
+from confide.compare.result import Across, Aside, Curve, LinkCheck, Result
 from confide.compare.rules import judged_rules
 from confide.compare.settings import Comparison
-from confide.errors import ConfideError, JobError
+from confide.crypto.random import SystemRandomness
+from confide.errors import ConfideError, JobError, StoreError, UsageError
 from confide.guarantee import nothing_hidden
+from confide.model import artifact as artifacts
 from confide.model.graph import Graph
 from confide.model.onnx import from_onnx, to_onnx
+from confide.model.preprocess import Preprocess
 from confide.model.zoo import mlp
 from confide.train.job import describe
-from confide.train.sections import Job, parties_of
+from confide.train.sections import Job, nodes_of, parties_of
 
 __all__ = ["Curve", "Event", "LinkCheck", "Result", "campaign"]
 
@@ -47,12 +57,23 @@ _GUESS: Mapping[str, float] = {
     "model": 1.0,
     "training": 1.0,
     "epsilon": 1.0,
+    "audit": 5.0,
     "inference": 4.0,
+    "load": 8.0,
     "size": 1.0,
     "link": 8.0,
     "network": 8.0,
     "set": 2.0,
 }
+
+#: Different rows that clients ask for under load.
+_QUERIES_UNDER_LOAD = 64
+
+#: What else is measured against the size of a network.
+_SIZED: tuple[str, ...] = (
+    "upload_bytes", "download_bytes", "offline_bytes", "key_bytes", "query_total_bytes", "cpu_client_seconds",
+    "cpu_server_seconds", "money_dollars",
+)  # fmt: skip
 
 #: Over which link the model of links is checked.
 _CHECKED = "wan"
@@ -87,6 +108,8 @@ class _State:
     comparison: Comparison
     cells: Cells
     records: str
+    federation: Federation | None = None
+    peers: Peers = field(default_factory=Peers)
     loader: trainings.Loader = field(default_factory=trainings.Loader)
     unfit: dict[str, str] = field(default_factory=dict[str, str])
     found: list[tuple[Cell, Outcome]] = field(default_factory=list[tuple[Cell, Outcome]])
@@ -97,11 +120,25 @@ class _State:
         """Return whether an earlier cell of the same technique showed that it does not fit."""
         if cell.on:  # another model or other records than the job's
             return place_of(cell) in self.unfit
-        return f"{cell.task}/{cell.choice}" in self.unfit or (cell.task == "inference" and self.model is None)
+        if f"{cell.task}/{cell.choice}" in self.unfit:
+            return True
+        if cell.task == "training" or self.model is not None:
+            return False
+        if self.federation is not None and cell.kind == "inference":
+            self.unfit[f"inference/{cell.choice}"] = "no model to serve: no run across the nodes was finished"
+        return True
 
 
 def campaign(
-    comparison: Comparison, folder: Path, *, seeds: int, queries: int, only: tuple[str, ...] = (), fresh: bool = False
+    comparison: Comparison,
+    folder: Path,
+    *,
+    seeds: int,
+    queries: int,
+    only: tuple[str, ...] = (),
+    fresh: bool = False,
+    federation: Federation | None = None,
+    peers: Peers | None = None,
 ) -> Iterator[Event]:
     """Measure everything that a comparison asks for.
 
@@ -111,13 +148,34 @@ def campaign(
         seeds, queries: how many.
         only: techniques of either task, () for those of [compare].
         fresh: measure anew what the cache has.
+        federation: of a job with data.nodes; it is closed in the end.
+        peers: other people's frameworks to measure beside; None for none.
 
     Raises:
-        UsageError: the folder cannot be written.
+        UsageError: the folder cannot be written; or as in `Federation.begin`.
+        StoreError: the journal of the federation is gone; start again when it is back.
     """
-    cache = Cache(folder, fresh=fresh)
-    cells = planned(comparison, seeds=seeds, queries=queries, only=only)
-    state = _State(comparison, cells, records_hash(comparison), unfit=dict(cells.unfit))
+    if comparison.across != (federation is not None):
+        raise UsageError("Expected a federation for a job with data.nodes, and none for another; name it: --federation")
+    if federation is not None and peers is not None:
+        raise UsageError("Expected no peers across real nodes: they would need the nodes' records; leave --peers out")
+    with ExitStack() as stack:
+        cache = Cache(folder, fresh=fresh)
+        others = peers or Peers()
+        if federation is None:
+            cells = planned(comparison, seeds=seeds, queries=queries, only=only)
+            cells = with_peers(cells, comparison, others, seeds=seeds, queries=queries)
+        else:
+            stack.callback(federation.close)
+            cells = federation.begin(comparison, cache, seeds=seeds, queries=queries, only=only)
+        state = _State(
+            comparison, cells, records_hash(comparison), federation, others, unfit=dict(cells.unfit)
+        )  # fmt: skip
+        yield from _measuring(state, cache)
+
+
+def _measuring(state: _State, cache: Cache) -> Iterator[Event]:
+    cells = state.cells
     took: dict[tuple[str, str], list[float]] = {}
     for done, cell in enumerate(cells.cells):
         rest = cells.cells[done:]
@@ -125,10 +183,10 @@ def campaign(
         if state.misfits(cell):
             continue
         name = _name(state, cell)
-        outcome = cache.get(name)
+        outcome = cache.get(name) if not _goes_on(state, cell, cache) else None
         cached = outcome is not None
         if outcome is None:
-            outcome = _measured(state, cell, name)
+            outcome = _measured(state, cell, name, cache)
             if outcome is None:
                 continue
             cache.put(outcome)
@@ -154,6 +212,8 @@ def _job(state: _State, cell: Cell) -> Job:
     """Return the job that a training cell runs."""
     if cell.kind == "model":
         return _model_job(state)
+    if cell.kind == "audit":
+        return trainings.seeded(variant(state.comparison.table, state.comparison.base, cell.choice), cell.seed)
     if cell.kind == "set":
         made = variant(state.comparison.table, state.comparison.base, cell.choice, on=cell.on)
         return trainings.seeded(made, cell.seed)
@@ -170,7 +230,14 @@ def _model_job(state: _State) -> Job:
     return msgspec.structs.replace(job, shares=opened)
 
 
+def _goes_on(state: _State, cell: Cell, cache: Cache) -> bool:
+    """Return whether a cell's run across nodes is not over, although its outcome may be there."""
+    return state.federation is not None and cell.kind == "training" and state.federation.interrupted(cell, cache)
+
+
 def _name(state: _State, cell: Cell) -> str:
+    if state.federation is not None and cell.kind == "training":
+        return state.federation.name(cell)
     links = list(state.comparison.links) if cell.kind != "link" else [LINKS[_CHECKED]]
     parts: dict[str, Any] = {
         "cell": cell,
@@ -184,21 +251,28 @@ def _name(state: _State, cell: Cell) -> str:
         parts["model"] = file_hash(state.comparison.base / cell.on)
     elif cell.task == "inference" and state.model is not None:
         parts["model"] = hashlib.sha256(state.model.graph).hexdigest()
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        parts["peer"] = peer.name()
     return name_of(parts)
 
 
 def _keep(state: _State, cell: Cell, outcome: Outcome) -> None:
-    if cell.kind == "model":
+    if cell.kind == "model" or (state.federation is not None and cell.kind == "training" and state.model is None):
         state.model = outcome
         state.graph = from_onnx(outcome.graph)
     state.found.append((cell, outcome))
 
 
-def _measured(state: _State, cell: Cell, name: str) -> Outcome | None:
+def _measured(state: _State, cell: Cell, name: str, cache: Cache) -> Outcome | None:
     """Measure a cell; one that fails leaves its reason with what does not fit, and the others go on."""
     begin = time.perf_counter()
     try:
-        outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
+        if state.federation is not None and cell.task == "training":
+            outcome = state.federation.trained(cell, cache)
+        else:
+            outcome = _trained(state, cell, name) if cell.task == "training" else _asked(state, cell, name)
+    except StoreError:
+        raise  # what was done is not safe: it goes on from there
     except (ConfideError, ModuleNotFoundError) as error:
         state.unfit[place_of(cell)] = reason(error)
         if cell.kind == "model":  # then there is nothing to ask
@@ -218,6 +292,15 @@ def place_of(cell: Cell) -> str:
 def _trained(state: _State, cell: Cell, name: str) -> Outcome:
     job, settings = _job(state, cell), state.comparison
     choice = cell.choice
+    if cell.kind == "audit":
+        data, rng = state.loader.load(job), SystemRandomness()
+        return Outcome(name=name, attacks=attacked(choice, job, data, shadows=cell.count, rng=rng))
+    if (peer := state.peers.asking(choice)) is not None:
+        theirs = peers_measured.trained(job, state.loader.load(job), peer, prices=settings.prices)
+        setting = f"{_source(job)}; {peer.variant.title}: {peer.variant.how}"
+        return Outcome(
+            name=name, figures=theirs.figures, curve=theirs.curve, guarantee=theirs.guarantee, setting=setting
+        )
     if cell.kind == "model" and job.privacy is not None and choice != ON_SHARES:
         choice = f"{choice}+dp"
     found = trainings.trained(job, choice, state.loader, links=settings.links, prices=settings.prices)
@@ -225,17 +308,31 @@ def _trained(state: _State, cell: Cell, name: str) -> Outcome:
         raise JobError("Expected a training that ends with one model, to serve it")
     graph = to_onnx(found.graph) if cell.kind == "model" and found.graph is not None else b""
     title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
-    setting = f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model{title}"
+    setting = f"{_source(job)}{title}"
     return Outcome(
         name=name, figures=found.figures, curve=found.curve, guarantee=found.guarantee, graph=graph, setting=setting
     )
 
 
+def _source(job: Job) -> str:
+    source = job.data.set or Path(str(job.data.schema)).name  # where it lies is nobody's business
+    return f"{source}, {parties_of(job)} parties, split {job.data.split}, {job.model.kind} model"
+
+
 def _rows(state: _State, count: int) -> Matrix:
-    """Return test records as queries, repeated if they are too few."""
+    """Return test records as queries, repeated if they are too few; across nodes, rows that are none of theirs."""
+    if state.federation is not None:
+        return across.rows_of(state.comparison, _preprocess(state), count)
     x = np.asarray(state.loader.load(state.comparison.job).test.x, np.float64)
     return np.resize(x, (count, x.shape[1]))
+
+
+def _preprocess(state: _State) -> Preprocess:
+    """Return how the served model takes rows."""
+    if state.federation is None:
+        return state.loader.load(state.comparison.job).preprocess
+    assert state.model is not None
+    return artifacts.decode(state.model.model, trust=state.federation.signer).preprocess
 
 
 def _asked(state: _State, cell: Cell, name: str) -> Outcome:
@@ -248,13 +345,23 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
         graph, x = state.graph, _rows(state, cell.count)
     if cell.kind == "link":
         return Outcome(name=name, figures=_link_check(state, x, cell.choice), repeats=cell.count)
+    if cell.kind == "load":
+        return _under_load(state, cell, name)
     if cell.kind == "size":
         graph = mlp(graph.features, int(cell.at), graph.outputs, seed="model size")
-    done = inference.asked(
-        cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference"
-    )
-    title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
-    setting = f"{_layers(graph)}, one query at a time, all roles in one process{title}"
+    if (peer := state.peers.asking(cell.choice)) is not None:
+        rows = np.vstack([np.asarray(silo.x, np.float64) for silo in state.loader.load(settings.job).silos])
+        done = peers_measured.asked(graph, x, rows, peer, links=settings.links, prices=settings.prices)
+        where_ = f"{peer.variant.title}: {peer.variant.how}"
+    else:
+        size = len(artifact_bytes(graph, _preprocess(state))) if cell.kind == "inference" else 0
+        done = inference.asked(
+            cell.choice, graph, x, links=settings.links, prices=settings.prices, attack=cell.kind == "inference",
+            model_bytes=size,
+        )  # fmt: skip
+        title = f"; {inference.SIMULATED_TITLE}" if cell.choice == "tee" else ""
+        where_ = f"all roles in one process{title}"
+    setting = f"{_layers(graph)}, one query at a time, {where_}"
     return Outcome(
         name=name,
         figures=done.figures | _of_network(graph, x),
@@ -262,6 +369,16 @@ def _asked(state: _State, cell: Cell, name: str) -> Outcome:
         guarantee=done.guarantee,
         setting=setting,
         repeats=done.repeats,
+    )
+
+
+def _under_load(state: _State, cell: Cell, name: str) -> Outcome:
+    assert state.graph is not None
+    prepared = state.loader.load(state.comparison.job).preprocess
+    done = load.loaded(cell.choice, state.graph, prepared, _rows(state, _QUERIES_UNDER_LOAD), clients=cell.count)
+    answers = int(done.figures["load_answers_count"])
+    return Outcome(
+        name=name, figures=done.figures, samples=done.samples, setting=load.words(cell.count), repeats=answers
     )
 
 
@@ -280,8 +397,7 @@ def _layers(graph: Graph) -> str:
 
 def _link_check(state: _State, x: Matrix, choice: str) -> dict[str, float]:
     assert state.graph is not None
-    data = state.loader.load(state.comparison.job)
-    return validate.validated(state.graph, data.preprocess, choice, x, LINKS[_CHECKED])
+    return validate.validated(state.graph, _preprocess(state), choice, x, LINKS[_CHECKED])
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------
@@ -296,6 +412,9 @@ def _result(state: _State) -> Result:
     ]
     records, people = list[Record](), list[Asks]()
     for record in _records(state):
+        if state.peers.asking(record.choice) is not None:  # nobody here says how they are set up over machines
+            records.append(record)
+            continue
         holders = parties_of(settings.job) if record.task == "training" else 1
         people.append(asks(record.task, record.choice, record.guarantee, holders=holders))
         lines = {"lines_of_user_code_count": _single(float(people[-1].lines))}
@@ -315,9 +434,28 @@ def _result(state: _State) -> Result:
         link_check=tuple(checks),
         prices=settings.prices,
         seconds=sum(outcome.seconds for _, outcome in state.found),
+        across=_across(state),
+        attacks=tuple(one for _, outcome in state.found for one in outcome.attacks),
         asides=tuple(_asides(state)),
     )
     return msgspec.structs.replace(found, rules=judged_rules(found))
+
+
+def _across(state: _State) -> Across | None:
+    """Return what the runs across nodes were charged; None without nodes."""
+    if state.federation is None:
+        return None
+    job = state.comparison.job
+    assert job.privacy is not None
+    spent = [outcome.figures["epsilon_total"] for cell, outcome in state.found if cell.kind == "training"]
+    return Across(
+        nodes=nodes_of(job),
+        runs=len(spent),
+        epsilon=math.fsum(spent),
+        delta=math.fsum(job.privacy.delta for _ in spent),
+        evaluated=job.data.evaluate == "federated",
+        rows=across.rows_words(state.comparison),
+    )
 
 
 def _of(state: _State, kind: str, on: str = "") -> dict[str, list[tuple[Cell, Outcome]]]:
@@ -333,7 +471,8 @@ def _records(state: _State) -> Iterator[Record]:
     for kind in ("training", "inference"):
         plain = _latency(state)
         for choice, rows in _of(state, kind).items():
-            made = _record(kind, choice, rows)
+            loaded = _of(state, "load").get(choice, []) if kind == "inference" else []
+            made = _record(kind, choice, rows, [outcome for _, outcome in loaded])
             if kind == "inference" and plain is not None:
                 latency = made.figures["latency_seconds"].median
                 added = {"added_seconds": _single(latency - plain), "factor_over_plain": _single(latency / plain)}
@@ -341,16 +480,17 @@ def _records(state: _State) -> Iterator[Record]:
             yield made
 
 
-def _record(task: str, choice: str, rows: Sequence[tuple[Cell, Outcome]]) -> Record:
-    outcomes = [outcome for _, outcome in rows]
+def _record(task: str, choice: str, rows: Sequence[tuple[Cell, Outcome]], under_load: Sequence[Outcome] = ()) -> Record:
+    """Return what a technique's cells say; figures under load stand beside those of single questions."""
+    last = rows[-1][1]
+    outcomes = [*(outcome for _, outcome in rows), *under_load]
     figures = summarise([outcome.figures for outcome in outcomes])
     for name in dict.fromkeys(name for outcome in outcomes for name in outcome.samples):
         figures[name] = Spread.of(value for outcome in outcomes for value in outcome.samples.get(name, ()))
-    last = outcomes[-1]
     return Record(
         task=task,
         choice=choice,
-        setting=last.setting,
+        setting="; ".join([last.setting, *(one.setting for one in under_load)]),
         figures=figures,
         guarantee=last.guarantee or nothing_hidden("not stated"),
         machine=machine(),
@@ -391,7 +531,8 @@ def _curves(state: _State) -> Iterator[Curve]:
     for choice, rows in _of(state, "epsilon").items():
         yield _against(rows, "epsilon", "training", choice, "epsilon_total", "accuracy_share")
     for choice, rows in _of(state, "size").items():
-        for y_name in ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links)):
+        latencies = ("latency_seconds", *(f"latency_{link.name}_seconds" for link in state.comparison.links))
+        for y_name in (*latencies, *_SIZED):
             yield _against(rows, "size", "inference", choice, "parameters_count", y_name)
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from confide.compare.described import graph_of
+from confide.compare.planned import Numbers, planned
 from confide.compare.plans import USUAL_EPSILON, job_table, trains_from_a_job
 from confide.compare.scenario import Scenario, WantedModelSection
 from confide.errors import ConfideError
@@ -20,7 +21,7 @@ from confide.he.backend import Homomorphic
 from confide.ideal import Backend
 from confide.model.graph import Graph
 from confide.serve import BACKENDS, load_backend
-from confide.serve.parties.service import as_served
+from confide.serve.parties.promises import as_served
 from confide.train.job import parse
 from confide.train.parts import AGGREGATORS, checked_aggregator
 from confide.train.sections import names_of
@@ -39,6 +40,7 @@ class Candidate:
         guarantee: what it promises for this model and these parties.
         roles: who takes part, besides those that hold records or ask.
         problems: why it does not run here; empty if it does.
+        plan: what its planner says of the model (`planned`).
     """
 
     task: str
@@ -46,6 +48,7 @@ class Candidate:
     guarantee: Guarantee
     roles: tuple[str, ...]
     problems: tuple[str, ...] = ()
+    plan: Numbers | None = None
 
 
 def watcher(role: str) -> str:
@@ -118,14 +121,21 @@ def training_candidates(scenario: Scenario) -> list[Candidate]:
     """Return what could train: what is done by each party alone, in one place, every aggregator, training on shares."""
     found = [
         _one_place(scenario),
-        Candidate("training", "local", _ALONE, (), () if scenario.holders.parties == 1 else (_NOT_JOINT,)),
+        Candidate("training", "local", _ALONE, (), tuple(_against_alone(scenario))),
     ]
     for name in AGGREGATORS:
         found += [_summed(scenario, name), _summed(scenario, f"{name}+dp")]
     return [*found, _on_shares(scenario, "mpc"), _on_shares(scenario, "mpc+dp")]
 
 
-_NOT_JOINT = "every party gets a model of its own records alone"
+def _against_alone(scenario: Scenario) -> Iterator[str]:
+    if scenario.holders.parties > 1:
+        yield "every party gets a model of its own records alone"
+    if scenario.needs.epsilon:
+        yield (
+            "adds no noise, and an epsilon is of a model that is released; one owner's table can be cut into parties "
+            "(`confide split`) and trained with noise"
+        )
 
 
 def _one_place(scenario: Scenario) -> Candidate:
@@ -175,9 +185,17 @@ def backends_for(model: WantedModelSection) -> tuple[Candidate, ...]:
 
     Planning encrypted predictions is most of the work, and the same for all scenarios with one model.
     """
-    graph = graph_of(model)
+    return backends_of(graph_of(model), linear=model.kind == "logistic")
+
+
+def backends_of(graph: Graph, *, linear: bool) -> tuple[Candidate, ...]:
+    """Return the same for a network that is there.
+
+    Args:
+        linear: whether it is one matrix: then replies may also stay open; those of others are open anyway.
+    """
     found = [_asked(name, load_backend(name), graph) for name in BACKENDS]
-    if model.kind == "logistic":  # replies of others are open anyway
+    if linear:
         found.append(_asked("he-open", Homomorphic(protect_model=False), graph))
     return tuple(found)
 
@@ -186,7 +204,7 @@ def _asked(choice: str, backend: Backend, graph: Graph) -> Candidate:
     problems = tuple(str(problem) for problem in backend.check(graph)[:1])
     guarantee = backend.guarantee if problems else backend.guarantee_for(graph)
     roles = tuple(role for role in backend.roles if role != "client")
-    return Candidate("inference", choice, guarantee, roles, problems)
+    return Candidate("inference", choice, guarantee, roles, problems, None if problems else planned(backend, graph))
 
 
 def inference_candidates(scenario: Scenario, backends: Sequence[Candidate]) -> list[Candidate]:

@@ -7,14 +7,15 @@ is compared.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast
 
 import msgspec
 
-from confide.compare.settings import Comparison
+from confide.compare.audited import NOT_ATTACKED, choices
+from confide.compare.settings import CompareSection, Comparison
 from confide.compare.techniques import INFERENCE, TRAINING
 from confide.data.sets import load_set
 from confide.errors import ConfideError, JobError, UsageError, nearest
@@ -23,7 +24,7 @@ from confide.train.job import parse as parse_job
 from confide.train.parts import AGGREGATORS, checked_aggregator
 from confide.train.sections import DataSection, Job, names_of
 
-Kind = Literal["model", "training", "epsilon", "inference", "size", "link", "network", "set"]
+Kind = Literal["model", "training", "epsilon", "audit", "inference", "load", "size", "link", "network", "set"]
 
 #: Trainings that are no aggregator: each party alone, all records in one place, noise under secure aggregation.
 BASELINES: tuple[str, ...] = ("local", "pooled")
@@ -59,13 +60,13 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     """One thing to measure.
 
     Args:
-        kind: "model" trains what is served, "training" and "inference" measure a technique, "epsilon" and "size" are
-            points of curves, "link" checks the model of links, "network" and "set" measure a technique on something
-            else than the job's model and data.
+        kind: "model" trains what is served, "training" and "inference" measure a technique, "load" asks it from many
+            clients at once, "epsilon" and "size" are points of curves, "audit" attacks a training, "link" checks the
+            model of links, "network" and "set" measure a technique on something else than the job's model and data.
         choice: the technique.
         seed: of public choices, for trainings.
         at: epsilon, or units of the hidden layer; 0 where neither is asked.
-        count: queries, for predictions; 0 for trainings.
+        count: queries, for predictions; clients, under load; models beside an attacked one; 0 for trainings.
         on: the network or the set, "" for the job's own.
     """
 
@@ -79,7 +80,7 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     @property
     def task(self) -> str:
         """Return "training" or "inference"."""
-        return "training" if self.kind in ("model", "training", "epsilon", "set") else "inference"
+        return "training" if self.kind in ("model", "training", "epsilon", "audit", "set") else "inference"
 
     def words(self) -> str:
         """Return the cell in a few words, for progress."""
@@ -90,8 +91,12 @@ class Cell(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 return f"training: {self.choice}, seed {self.seed}"
             case "epsilon":
                 return f"training: {self.choice} at epsilon {self.at:g}, seed {self.seed}"
+            case "audit":
+                return f"attacks: {self.choice}"
             case "inference":
                 return f"inference: {self.choice}"
+            case "load":
+                return f"inference: {self.choice}, {self.count} clients at once"
             case "size":
                 return f"inference: {self.choice}, {self.at:g} hidden units"
             case "network":
@@ -136,15 +141,15 @@ def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float
         table: of the job file, without [compare].
         base: of relative paths.
         choice: out of `training_choices`.
-        epsilon: in place of the job's, for `PRIVATE`.
+        epsilon: in place of the job's, for techniques with noise.
         on: a shipped set in place of the job's records, parted as they are; "" for the job's own.
 
     Raises:
         JobError: the technique contradicts the job; the text says why.
     """
-    private = choice == PRIVATE
     table = on_set(table, on) if on else table
-    aggregate = choice.partition("+")[0] if choice not in BASELINES else "plain"
+    name, _, noise = choice.partition("+")
+    private, aggregate = bool(noise), name if choice not in BASELINES else "plain"
     left = {"output", *(() if private else ("privacy",))}
     made: dict[str, Any] = {name: value for name, value in table.items() if name not in left}
     given: dict[str, Any] = dict(table.get("train", {}))
@@ -156,7 +161,9 @@ def variant(table: Mapping[str, Any], base: Path, choice: str, *, epsilon: float
         made.pop("shares", None)
     if isinstance(shares := made.get("shares"), dict):
         made["shares"] = {key: value for key, value in shares.items() if key != "folder"}  # type: ignore[misc]
-    made["train"] = {**given, "aggregate": aggregate, **_SIMULATED.get(aggregate, {})}
+    if "nodes" not in table.get("data", {}):  # real nodes take real hardware
+        given |= _SIMULATED.get(aggregate, {})
+    made["train"] = {**given, "aggregate": aggregate}
     if private:
         if "privacy" not in table:
             raise JobError("the job has no [privacy]; add one with expected_records to compare it")
@@ -191,7 +198,7 @@ def planned(comparison: Comparison, *, seeds: int, queries: int, only: tuple[str
     Raises:
         UsageError: `only` holds what is no technique.
     """
-    _check_only(only)
+    check_only(only)
     settings, unfit, jobs = comparison.settings, dict[str, str](), dict[str, Job]()
     wanted = {"training": settings.training, "inference": settings.inference}
     named = {"training": training_choices(), "inference": inference_choices()}
@@ -212,8 +219,14 @@ def planned(comparison: Comparison, *, seeds: int, queries: int, only: tuple[str
     return Cells(tuple(found), unfit, jobs)
 
 
-def _check_only(only: tuple[str, ...]) -> None:
-    known = {"training": (*TRAINING, *training_choices()), "inference": (*INFERENCE, *inference_choices())}
+def check_only(only: tuple[str, ...], *, more: tuple[str, ...] = ()) -> None:
+    """Refuse names of no technique; `more` are trainings beside the usual ones.
+
+    Raises:
+        UsageError: one is none.
+    """
+    trainings = dict.fromkeys((*TRAINING, *training_choices(), *more))
+    known = {"training": tuple(trainings), "inference": (*INFERENCE, *inference_choices())}
     plain = {name for names in known.values() for name in names}
     named = plain | {f"{task}/{name}" for task, names in known.items() for name in names}
     for name in only:
@@ -228,10 +241,7 @@ def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: in
     first, settings = comparison.job.job.seed, comparison.settings
     if chosen["inference"]:
         yield Cell(kind="model", choice=comparison.job.train.aggregate, seed=first)
-    for choice in chosen["inference"]:
-        yield Cell(kind="inference", choice=choice, count=queries)
-    for choice in [name for name in _CHECKED if settings.check_link and name in chosen["inference"]]:
-        yield Cell(kind="link", choice=choice, count=20)
+    yield from asked_cells(settings, chosen["inference"], queries=queries)
     for seed in range(first, first + seeds):
         for choice in chosen["training"]:
             yield Cell(kind="training", choice=choice, seed=seed)
@@ -239,15 +249,32 @@ def _cells(comparison: Comparison, chosen: Mapping[str, list[str]], *, seeds: in
         for seed in range(first, first + min(seeds, _EPSILON_SEEDS)):
             for epsilon in settings.epsilons:
                 yield Cell(kind="epsilon", choice=PRIVATE, seed=seed, at=epsilon)
+    for choice in choices(chosen["training"], NOT_ATTACKED) if settings.audit else ():
+        yield Cell(kind="audit", choice=choice, seed=first, count=settings.audit_shadows)
     for on in settings.sets:
         for seed in range(first, first + seeds):
             for choice in [name for name in ON_SETS if name in chosen["training"]]:
                 yield Cell(kind="set", choice=choice, seed=seed, on=on)
+    yield from size_cells(settings, chosen["inference"], queries=queries)
+
+
+def asked_cells(settings: CompareSection, choices: Sequence[str], *, queries: int) -> Iterator[Cell]:
+    """Yield the predictions of each technique, and the check of the links."""
+    for choice in choices:
+        yield Cell(kind="inference", choice=choice, count=queries)
+    for choice in choices if settings.clients else ():
+        yield Cell(kind="load", choice=choice, count=settings.clients)
+    for choice in [name for name in _CHECKED if settings.check_link and name in choices]:
+        yield Cell(kind="link", choice=choice, count=20)
+
+
+def size_cells(settings: CompareSection, choices: Sequence[str], *, queries: int) -> Iterator[Cell]:
+    """Yield the predictions of networks of each size, and of known ones."""
     for size in settings.sizes:
-        for choice in chosen["inference"]:
+        for choice in choices:
             yield Cell(kind="size", choice=choice, at=float(size), count=min(queries, 5))
     for on in settings.networks:
-        for choice in [name for name in chosen["inference"] if name not in VARIANTS]:
+        for choice in [name for name in choices if name not in VARIANTS]:
             yield Cell(kind="network", choice=choice, count=min(queries, _NETWORK_QUERIES), on=on)
 
 

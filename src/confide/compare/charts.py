@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from confide.compare.deeper import target
 from confide.compare.pareto import front
 from confide.compare.plots import Picture, cloud, lines
 from confide.compare.quantities import median_of, number, words
@@ -52,8 +53,11 @@ def gallery(result: Result, task: str) -> Gallery:
         if task == "training"
         else {
             "latency against bandwidth and delay": lambda: against_links(result, task),
-            "latency against model size": lambda: against_size(result, _sized(result, "latency"), "seconds"),
-            "bytes against model size": lambda: against_size(result, "upload_bytes", "bytes sent up per query"),
+            "latency against model size": lambda: against_size(result, "latency_seconds", "seconds on this machine"),
+            "latency over the WAN against model size": lambda: against_size(
+                result, "latency_wan_seconds", "seconds over the WAN"
+            ),
+            "bytes against model size": lambda: against_size(result, "query_total_bytes", "bytes that all send"),
             "money against model size": lambda: against_size(result, _COST, "dollars per 1,000 queries"),
             "requests per second against security and trust": lambda: against_security(result),
             "the Pareto front": lambda: on_the_front(result, task),
@@ -124,7 +128,9 @@ def against_rounds(result: Result) -> Picture | str:
         return "no technique here trained in rounds"
     rows = _merged({described("training", one.choice).title: (one.x, one.y) for one in curves})
     caption = "Accuracy after each round. Techniques with the same accuracies share a line."
-    return lines(rows, across="round", label="accuracy, %", factor=100, caption=caption)
+    return lines(
+        rows, across="round", label="accuracy, %", factor=100, caption=caption, levels=_target(result)
+    )  # fmt: skip
 
 
 def against_bytes(result: Result) -> Picture | str:
@@ -140,7 +146,16 @@ def against_bytes(result: Result) -> Picture | str:
     if not rows:
         return "no technique here has both a curve over rounds and its bytes"
     caption = "Accuracy against what one party has sent by then, set-up spread over the rounds. Left and high is good."
-    return lines(rows, across="kB sent per party", label="accuracy, %", factor=100, log_x=True, caption=caption)
+    return lines(
+        rows, across="kB sent per party", label="accuracy, %", factor=100, log_x=True, caption=caption,
+        levels=_target(result),
+    )  # fmt: skip
+
+
+def _target(result: Result) -> dict[str, float]:
+    """Return the accuracy for which the table of rounds and bytes is made, by its name."""
+    value = target(result)
+    return {f"{100 * value:.1f} %: the table says who is there when": value}
 
 
 # --- both phases ------------------------------------------------------------------------------------------------------
@@ -175,26 +190,20 @@ def _rate(bits: float) -> str:
     return f"{bits / 1e9:g} Gbit/s" if bits >= 1e9 else f"{bits / 1e6:g} Mbit/s"
 
 
-def _sized(result: Result, stem: str) -> str:
-    """Return the latency of the sweep that is drawn: over the WAN if it was modelled, else here."""
-    names = {curve.y_name for curve in _curves(result, "size")}
-    return next((one for one in (f"{stem}_wan_seconds", f"{stem}_seconds") if one in names), f"{stem}_seconds")
-
-
 def against_size(result: Result, figure: str, label: str) -> Picture | str:
     """Draw a figure against the parameters of a network."""
     curves = [curve for curve in _curves(result, "size") if curve.y_name == figure]
     if not any(spread.median > 0 for curve in curves for spread in curve.y):
         return f"no sweep of {figure} over model sizes in this result"
     titles = _names(of_task(result, "inference"))
-    where = " over the WAN" if figure.endswith("_wan_seconds") else ""
     return lines(
         {titles.get(one.choice, described("inference", one.choice).title): (one.x, one.y) for one in curves},
         across="parameters of the network",
-        label=label + where,
+        label=label,
         log_x=True,
         log_y=True,
-        caption=f"What a query costs against model size{where}: networks with random weights, the job's own inputs.",
+        caption=f"A query against model size: {label}. Networks with random weights, the job's own inputs; a median of "
+        "few queries, with the 5th to the 95th percentile.",
     )
 
 
@@ -203,25 +212,26 @@ def against_security(result: Result) -> Picture | str:
     rate = "requests_per_second_rate"
     records = [record for record in of_task(result, "inference") if record.figure(rate)]
     if not records:
-        return f"no technique here has {rate}"
+        return "no technique here was measured under load (compare.clients = 0 leaves that out)"
     bits = sorted({record.guarantee.security_bits or 0 for record in records})
     titles = _names(records)
     return cloud(
         [
             (
                 titles[record.choice],
-                float(bits.index(record.guarantee.security_bits or 0)) + 0.11 * (place % 5 - 2),
+                float(bits.index(record.guarantee.security_bits or 0)),
                 record.figure(rate) or 0.0,
                 f"rests on {record.guarantee.trust.value}",
                 record.guarantee.post_quantum and bool(record.guarantee.claims),
             )
-            for place, record in enumerate(records)
+            for record in records
         ],
-        across="security level (points of one level stand side by side)",
-        label="requests per second",
+        across="security level",
+        label="requests per second, under load",
         log_x=False,
         places=[f"{one} bits" if one else "none" for one in bits],
-        caption="Throughput against the security level; the colour is what must be trusted, filled is post-quantum.",
+        caption="Measured requests per second of several clients at once, against the security level; the colour is "
+        "what must be trusted, filled is post-quantum.",
     )
 
 
@@ -257,8 +267,9 @@ def on_the_front(result: Result, task: str) -> Picture | str:
         ],
         across=f"seconds for {'a training' if task == 'training' else 'a query'}{where}",
         label=f"dollars for {per}",
-        caption="Latency and cost; accuracy stands behind the name. Filled: on the front, nothing here is at least "
-        "as private, as accurate, as fast and as cheap. Privacy is compared claim by claim.",
+        caption="Latency and cost; a disc stands beside its point where others are near. Accuracy stands behind the "
+        "name. Filled: on the front, nothing here is at least as private, as accurate, as fast and as cheap. Privacy "
+        "is compared claim by claim.",
     )
 
 

@@ -1,14 +1,33 @@
-"""A network from the words of a scenario, with drawn weights, and its size in the numbers that costs grow with."""
+"""A network from the words of a scenario, with drawn weights; a scenario's words for a network that is there already;
+and a network's size in the numbers that costs grow with.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+
+import numpy as np
 
 from confide.compare.scenario import WantedModelSection
 from confide.crypto.random import public_stream
 from confide.errors import UsageError
-from confide.model.graph import Conv, Graph, Layer, Linear, Relu, Sigmoid, Square, inputs_of
+from confide.model.graph import (
+    Attention,
+    AveragePool,
+    Conv,
+    Graph,
+    Layer,
+    Linear,
+    MaxPool,
+    Relu,
+    Residual,
+    Sigmoid,
+    Square,
+    inputs_of,
+    width_after,
+)
 from confide.model.trees import Trees, perfect
 
 _KERNEL, _STRIDE = 5, 2
@@ -22,7 +41,7 @@ class Size:
         inputs, outputs: of the whole model.
         products: multiplications of one row.
         nonlinear: values that go through an activation, or comparisons of trees; the last sigmoid is not counted.
-        layers: that follow each other, activations included, the last sigmoid not.
+        layers: that follow each other, activations included, the last sigmoid not; of trees their depth.
         parameters: private numbers.
     """
 
@@ -47,6 +66,10 @@ def graph_of(model: WantedModelSection) -> Graph:
             stream.normal(0.0, 1.0 / math.sqrt(3 * inputs), (outputs, inputs)), stream.normal(0, 0.1, outputs)
         )
 
+    if model.kind == "network":
+        raise UsageError(
+            'Expected model.kind="network" with --model FILE, which brings the layers that no key describes'
+        )
     if model.kind == "trees":
         return Graph((_trees(model), Sigmoid()))
     layers: list[Layer] = []
@@ -71,24 +94,68 @@ def graph_of(model: WantedModelSection) -> Graph:
     return Graph(tuple(layers))
 
 
+def words_of(graph: Graph) -> WantedModelSection:
+    """Return the words of a scenario for a network: "network" where no other key describes its layers."""
+    layers = list(graph.layers[:-1] if isinstance(graph.layers[-1], Sigmoid) else graph.layers)
+    said = WantedModelSection(kind="network", features=graph.features, outputs=graph.outputs)
+    if isinstance(layers[0], Trees):
+        each = -(-len(layers[0].roots) // graph.outputs)
+        return WantedModelSection(
+            kind="trees", features=graph.features, outputs=graph.outputs, trees=each, depth=depth_of(layers[0])
+        )
+    inner = {type(layer) for layer in layers[1::2]}
+    if len(layers) % 2 and all(isinstance(layer, Linear) for layer in layers[::2]) and len(inner) <= 1:
+        if len(layers) == 1:
+            return WantedModelSection(kind="logistic", features=graph.features, outputs=graph.outputs)
+        if inner <= {Square, Relu}:
+            hidden = tuple(layer.weight.shape[0] for layer in layers[:-1:2] if isinstance(layer, Linear))
+            activation = "square" if inner == {Square} else "relu"
+            return WantedModelSection(
+                kind="mlp", features=graph.features, outputs=graph.outputs, hidden=hidden, activation=activation
+            )
+    return said
+
+
+def depth_of(trees: Trees) -> int:
+    """Return the most comparisons on the way to a leaf, 1 at least."""
+    at, depth = trees.roots[trees.roots >= 0], 0
+    while len(at):
+        at = np.concatenate([trees.left[at], trees.right[at]])
+        at, depth = at[at >= 0], depth + 1
+    return max(depth, 1)
+
+
 def size_of(graph: Graph) -> Size:
     """Return how large a network is."""
-    products = nonlinear = layers = 0
-    width = graph.features
-    for number, layer in enumerate(graph.layers):
-        last = number == len(graph.layers) - 1
-        after = graph.widths[number + 1]
-        if isinstance(layer, Linear):
-            products += layer.weight.size
-        elif isinstance(layer, Conv):
-            products += after * layer.weight[0].size
-        elif isinstance(layer, Trees):
-            nonlinear += len(layer.feature)
-        elif not (last and isinstance(layer, Sigmoid)) and inputs_of(layer) is None:
-            nonlinear += width
-        layers += not (last and isinstance(layer, Sigmoid))
+    layers = graph.layers[:-1] if isinstance(graph.layers[-1], Sigmoid) else graph.layers
+    counted = np.array(list(_counts(layers, graph.features)), np.int64).reshape(-1, 3)
+    products, nonlinear, after = (int(column) for column in counted.sum(axis=0))
+    return Size(graph.features, graph.outputs, products, nonlinear, after, graph.parameters)
+
+
+def _counts(layers: tuple[Layer, ...], width: int) -> Iterator[tuple[int, int, int]]:
+    """Yield the products, the activations or comparisons, and the layers of each layer."""
+    for layer in layers:
+        after = width_after(layer, width)
+        match layer:
+            case Linear(weight, _):
+                yield weight.size, 0, 1
+            case Conv():
+                yield after * layer.weight[0].size, 0, 1
+            case Residual(body, shortcut):
+                yield from _counts(body, width)
+                yield from ((products, more, 0) for products, more, _ in _counts(shortcut, width))  # beside the body
+            case Trees():
+                yield 0, len(layer.feature), depth_of(layer)
+            case MaxPool():
+                yield 0, width, 1
+            case AveragePool():
+                yield after, 0, 1
+            case Attention():
+                yield 2 * layer.channels * layer.positions**2, layer.heads * layer.positions**2, 1
+            case _:
+                yield 0, 0 if inputs_of(layer) else width, 1
         width = after
-    return Size(graph.features, graph.outputs, products, nonlinear, layers, graph.parameters)
 
 
 def _activation(model: WantedModelSection) -> Layer:

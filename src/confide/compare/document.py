@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from confide.compare.attacks import attacks
 from confide.compare.charts import gallery
 from confide.compare.deeper import deeper, published, reached
 from confide.compare.plots import Picture
-from confide.compare.result import Result
+from confide.compare.result import PUBLICATION, Result
 from confide.compare.rule_report import measured_table, networks_table, rules_pictures, rules_table
 from confide.compare.settings import PRIVATE_WARNING
 from confide.compare.tables import (
@@ -20,6 +21,7 @@ from confide.compare.tables import (
     guarantees,
     of_task,
     people,
+    roles,
     strategic,
 )
 
@@ -27,6 +29,7 @@ _KINDS: Mapping[str, str] = {
     "own table": "private records of one organisation",
     "public": "public records",
     "synthetic": "a synthetic stand-in for records, as the job file declares",
+    "real nodes": "records that stayed with their nodes",
 }
 
 
@@ -76,7 +79,9 @@ def heading(result: Result) -> str:
 
 
 def banner(result: Result) -> str:
-    """Return what stands above figures from private records, "" above others."""
+    """Return what stands above figures from private records, or from real nodes; "" above others."""
+    if result.across is not None:
+        return PUBLICATION
     return (
         f"{PRIVATE_WARNING}. These figures come from private records; no budget was charged." if result.private else ""
     )
@@ -91,8 +96,9 @@ def document(result: Result) -> Document:
         Part("Deeper", "deeper", tables=tuple(table for table in deeper(result) if len(table.columns) > 1)),
         Part(
             "What it asks of people", "people",
-            tables=tuple(table for task in TASKS if (table := people(result, task)).rows),
+            tables=tuple(one for task in TASKS for one in (people(result, task), roles(result, task)) if one.rows),
         ),
+        *([Part("Attacks", "attacks", tables=(found,))] if (found := attacks(result)) else []),
         *_rules(result),
         Part("Published figures", "published", tables=(published(),)),
         _how(result),
@@ -108,6 +114,7 @@ def introduction(result: Result) -> tuple[str, ...]:
         f"{measured} techniques were measured on {_KINDS[result.data_kind]}, each beside what it promises. "
         f"{len(unfit(result))} did not fit; the reasons are below.",
         f"{result.machine}; confide {result.commit}. Measuring took {result.seconds:,.0f} s.",
+        *(result.across.sentences()[:1] if result.across else ()),
     )
 
 
@@ -125,6 +132,11 @@ def _phase(result: Result, task: str) -> Part:
     records, drawn = of_task(result, task), gallery(result, task)
     settings = dict.fromkeys(record.setting for record in records)
     bullets = [f"Not measured: {one}" for one in unfit(result, task)]
+    bullets += [
+        f"Not measured under load: {described(task, place.partition('/')[2]).title}: {why}"
+        for place, why in result.unfit.items()
+        if place.startswith("load/") and task == "inference"
+    ]
     bullets += [f"No picture of {what}: {why}." for what, why in drawn.left_out.items()]
     tables = [costs(result, task), guarantees(result, task), *drawn.tables]
     if task == "training" and (close := reached(result)).rows:
@@ -150,6 +162,8 @@ def _how(result: Result) -> Part:
         (
             "Seconds here are of this machine, all roles in one process, without HTTP and TLS. Seconds over a link are "
             "modelled from measured work, bytes and the longest chain of messages.",
+            "Requests per second, p95 and p99 under load are of real processes: one for each role that serves, and one "
+            "for each client; all share this machine's cores, so that clients of their own machines would get more.",
             f"Prices: {result.prices.source}. A client's core hour costs ${result.prices.client_core_hour_dollars:g}, "
             f"a server's ${result.prices.server_core_hour_dollars:g}, a gigabyte ${result.prices.gigabyte_dollars:g}.",
         ),

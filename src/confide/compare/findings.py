@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from confide.compare.answers import Answered
 from confide.compare.attribute import Attribute
 from confide.compare.extraction import Stolen
 from confide.compare.inversion import READ_OUT, Inversion
@@ -59,6 +60,7 @@ def of_membership(protection: str, found: Membership, label: PrivacyLabel) -> Fi
     figures = {
         "true_positive_share": found.hits,
         "false_positive_share": found.alarms,
+        "advantage_share": found.advantage,
         "area_share": found.area,
         "records_count": _sure(found.records),
         "models_count": _sure(found.models),
@@ -76,8 +78,37 @@ def of_membership(protection: str, found: Membership, label: PrivacyLabel) -> Fi
         broken = found.refutes(label.mu)
         verdict += f"; the label allows at most {100 * allowed:.1f} %"
         verdict += ": the label is refuted, code or accounting are wrong" if broken else ", and is not contradicted"
-    headline = f"{percent(found.hits)} recognised at {100 * found.alarms.value:.1f} % false alarms"
+    headline = (
+        f"{percent(found.hits)} recognised at {100 * found.alarms.value:.1f} % false alarms, advantage "
+        f"{100 * found.advantage.value:+.1f} points ({100 * found.advantage.low:+.1f} to "
+        f"{100 * found.advantage.high:+.1f})"
+    )
     return Finding("membership", protection, figures, headline, broken, f"{said}: {verdict}.", leaks and not broken)
+
+
+def of_answers(protection: str, found: Answered, *, classes: bool) -> Finding:
+    """Return what the answers of one model tell about who was in its training."""
+    figures = {
+        "advantage_share": found.advantage,
+        "true_positive_share": found.hits,
+        "false_positive_share": found.alarms,
+        "area_share": found.area,
+        "members_count": _sure(found.members),
+        "others_count": _sure(found.others),
+    }
+    beside = "its confidence in their class" if classes else "its largest confidence"
+    said = (
+        f"from {beside} members are told from others with an advantage of {100 * found.advantage.value:+.1f} points "
+        f"({100 * found.advantage.low:+.1f} to {100 * found.advantage.high:+.1f}); {percent(found.hits)} of "
+        f"{found.members} members are recognised while {percent(found.alarms)} of {found.others} others are wrongly "
+        "accused"
+    )
+    verdict = (
+        "the answers tell who was in the training" if found.leaks else "no better than guessing, as far as can be told"
+    )
+    stopped = f"; the server stopped it ({found.stopped})" if found.stopped else ""
+    headline = f"advantage {100 * found.advantage.value:+.1f} points, {percent(found.hits)} at 1 % false alarms"
+    return Finding("membership", protection, figures, headline, found.leaks, f"{said}: {verdict}{stopped}.")
 
 
 def of_epsilon(protection: str, found: LowerBound, label: PrivacyLabel) -> Finding:

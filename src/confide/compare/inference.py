@@ -8,7 +8,7 @@ before, and are figures of their own. What a served technique adds on top (HTTP,
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ from confide.compare.attack import extraction
 from confide.compare.cells import VARIANTS
 from confide.compare.links import Link, over_links
 from confide.compare.prices import Prices
-from confide.compare.resources import peak_memory
+from confide.compare.resources import kept_bytes, peak_memory
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ModelError, UsageError
 from confide.guarantee import Guarantee
@@ -115,6 +115,7 @@ class Sitting:
     stores: dict[str, MemoryStore] = field(init=False, repr=False)
     dealt: list[Transcript] = field(init=False, default_factory=list[Transcript], repr=False)
     deals: int = field(init=False, default=0)
+    most_kept: dict[str, int] = field(init=False, default_factory=dict[str, int], repr=False)
 
     def __post_init__(self) -> None:
         self.kits = self.backend.prepare(self.graph, self.rng)
@@ -127,7 +128,9 @@ class Sitting:
         parties = {
             role: self.backend.setup(role, self.kits[role], self.stores[role], self.rng) for role in self.backend.roles
         }
-        return self._ended(run(parties, stores=self.stores, keep_bodies=False))
+        done = self._ended(run(parties, stores=self.stores, keep_bodies=False))
+        self.note_kept()
+        return done
 
     def stock(self, count: int) -> None:
         """Deal correlations ahead for the next predictions, where the technique has any, if there are none."""
@@ -141,6 +144,7 @@ class Sitting:
         }
         self.dealt.append(self._ended(run(parties, stores=self.stores, keep_bodies=False)))
         self.deals += count
+        self.note_kept()
 
     def predict(self, x: Matrix) -> Transcript:
         """Ask for one row, shape (1, features); a dealer takes part only where nothing lies in stock."""
@@ -153,6 +157,11 @@ class Sitting:
             if not (absent and role == "dealer")
         }
         return self._ended(run(parties, stores=self.stores, keep_bodies=False))
+
+    def note_kept(self) -> None:
+        """Note the most that each role has in its store: keys, correlations, journals."""
+        for role, store in self.stores.items():
+            self.most_kept[role] = max(self.most_kept.get(role, 0), kept_bytes(store))
 
     def _stock_is_empty(self) -> bool:
         assert isinstance(self.backend, Dealt)
@@ -172,6 +181,7 @@ def asked(
     links: Sequence[Link],
     prices: Prices,
     attack: bool = True,
+    model_bytes: int = 0,
 ) -> Asked:
     """Ask one technique for predictions, one row at a time.
 
@@ -181,6 +191,7 @@ def asked(
         x: the rows, float64, shape (queries, features), at least 2.
         links, prices: of the costs.
         attack: copies a linear model from its answers as well.
+        model_bytes: of the model's file, which the server keeps.
 
     Raises:
         ModelError: the technique does not run this model; the text says what to change.
@@ -213,7 +224,11 @@ def asked(
     }
     samples = _samples(seconds[1:], runs[1:], links)
     offline = _offline(sitting, links)
-    figures |= offline | _percentiles(samples["latency_seconds"]) | _shares(runs[1:], offline, prices)
+    sitting.note_kept()
+    kept = {f"disk_of_{role}_bytes": float(size) for role, size in sitting.most_kept.items()}
+    kept["disk_of_server_bytes"] += model_bytes
+    figures |= offline | kept | _percentiles(samples["latency_seconds"])
+    figures |= _shares(runs[1:], sitting.dealt, sitting.deals, prices)
     if attack and is_linear(graph) and graph.features <= _MOST_COPIED:
         figures |= _copied(sitting, graph, x)
     return Asked(figures, samples, backend.guarantee_for(graph), len(runs))
@@ -267,24 +282,26 @@ def _percentiles(latency: Sequence[float]) -> dict[str, float]:
     return {"latency_p95_seconds": float(p95), "latency_p99_seconds": float(p99)}
 
 
-def _shares(runs: Sequence[Transcript], offline: Mapping[str, float], prices: Prices) -> dict[str, float]:
+def _shares(runs: Sequence[Transcript], dealt: Sequence[Transcript], deals: int, prices: Prices) -> dict[str, float]:
     """Return what follows from the work of each role: the busiest server's rate, bytes between servers, money."""
-    roles = dict.fromkeys(event.party for done in runs for event in done.events)
-    each = {role: float(np.median([done.seconds(role) for done in runs])) for role in roles}
-    servers = {role: seconds for role, seconds in each.items() if role != "client"}
-    sent = float(np.median([sum(done.sizes) for done in runs]))
+    roles = dict.fromkeys(event.party for done in (*runs, *dealt) for event in done.events)
+    online = {role: float(np.median([done.seconds(role) for done in runs])) for role in roles}
+    ahead = {role: sum(done.seconds(role) for done in dealt) / max(1, deals) for role in roles}
+    sent = {role: float(np.median([done.bytes_sent(role) for done in runs])) for role in roles}
+    sent_ahead = {role: sum(done.bytes_sent(role) for done in dealt) / max(1, deals) for role in roles}
     of_client = [done.bytes_sent("client") + done.bytes_received("client") for done in runs]
-    server_seconds = sum(servers.values()) + offline.get("cpu_offline_seconds", 0.0)
-    by_role = {f"cpu_of_{role}_seconds": seconds for role, seconds in servers.items()} if len(servers) > 1 else {}
-    return by_role | {
-        "requests_per_second_rate": 1 / max(1e-9, *servers.values()),
-        "between_servers_bytes": max(0.0, sent - float(np.median(of_client))),
-        "money_dollars": prices.dollars(
-            client_seconds=1000 * each["client"],
-            server_seconds=1000 * server_seconds,
-            sent_bytes=1000 * (sent + offline["offline_bytes"]),
-        ),
+    all_sent = float(np.median([sum(done.sizes) for done in runs]))
+    figures = {
+        "busiest_role_rate": 1 / max(1e-9, *(seconds for role, seconds in online.items() if role != "client")),
+        "between_servers_bytes": max(0.0, all_sent - float(np.median(of_client))),
+        "query_total_bytes": sum(sent.values()) + sum(sent_ahead.values()),
     }
+    for role in roles:
+        figures[f"cpu_of_{role}_seconds"] = seconds = online[role] + ahead[role]
+        side = "client_seconds" if role == "client" else "server_seconds"
+        work = {"client_seconds": 0.0, "server_seconds": 0.0, side: 1000 * seconds}
+        figures[f"money_of_{role}_dollars"] = prices.dollars(**work, sent_bytes=1000 * (sent[role] + sent_ahead[role]))
+    return figures | {"money_dollars": sum(figures[f"money_of_{role}_dollars"] for role in roles)}
 
 
 def _copied(sitting: Sitting, graph: Graph, x: Matrix) -> dict[str, float]:

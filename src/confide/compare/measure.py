@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from confide.compare.attack import extraction
 from confide.compare.record import Record, Spread, machine, summarise, version
+from confide.dp.client_plan import ClientPlan
+from confide.dp.plan import PrivacyPlan
 from confide.errors import JobError, UsageError
 from confide.guarantee import RECORDED_X25519, Adversary, Claim, Guarantee, Trust, nothing_hidden
 from confide.model.graph import Graph
@@ -145,8 +147,11 @@ def training_guarantee(job: Job, data: Prepared, choice: str) -> Guarantee:
     )
     base = aggregator_of(chosen).guarantee
     plan = plan_of(job, data.start, len(data.silos), preprocess=data.preprocess) if private else None
-    if plan is None:
-        return base
+    return base if plan is None else with_noise(base, plan)
+
+
+def with_noise(base: Guarantee, plan: PrivacyPlan | ClientPlan) -> Guarantee:
+    """Return what an aggregator that promises `base` promises where the parties add the noise of `plan`."""
     noise = f"{plan.shares} honest survivors add their share of the noise"
     recorded = f" {RECORDED_X25519}" if base.claims and not base.post_quantum else ""
     return Guarantee(

@@ -48,6 +48,7 @@ class Membership:
         area: chance that a seen record scores above one that was not seen; 0.5 is guessing.
         hits: share of seen records above the threshold that at most 1 % of the others reach.
         alarms: share of the others above it, as measured; on few records it may truly be larger.
+        advantage: share of seen records scored above 0, where the two likelihoods are equal, less that of the others.
         bound: lower bound on epsilon from the first model alone.
         records, models: attacked records, and models attacked.
     """
@@ -56,6 +57,7 @@ class Membership:
     area: Figure
     hits: Figure
     alarms: Figure
+    advantage: Figure
     bound: LowerBound
     records: int
     models: int
@@ -131,6 +133,7 @@ def membership(shadows: Sequence[Shadow], x: Matrix, y: Labels, *, delta: float)
         area=area(scores),
         hits=hits,
         alarms=alarms,
+        advantage=advantage(scores, 0.0),
         bound=one_run_bound(first, guesses=guesses, delta=delta),
         records=len(y),
         models=len(shadows),
@@ -148,6 +151,18 @@ def rates(scores: Scores, false_positive_rate: float = FALSE_POSITIVE_RATE) -> t
     sizes = len(scores.inside), len(outside)
     true, false = (share(hits, size) for hits, size in zip(counted, sizes, strict=True))
     return true, false
+
+
+def advantage(scores: Scores, threshold: float) -> Figure:
+    """Return the share of members above a threshold less that of the others, with an interval at 95 % at least.
+
+    The interval goes from the lowest of the one less the highest of the other to the reverse: it is wide, never narrow.
+
+    Args:
+        threshold: chosen without these scores.
+    """
+    inside, outside = (share(int((part > threshold).sum()), len(part)) for part in (scores.inside, scores.outside))
+    return Figure(inside.value - outside.value, inside.low - outside.high, inside.high - outside.low)
 
 
 def share(hits: int, trials: int) -> Figure:

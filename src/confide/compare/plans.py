@@ -27,14 +27,16 @@ def job_table(scenario: Scenario, choice: str) -> dict[str, Any]:
     model = _model(scenario)
     aggregate, _, noise = choice.partition("+")
     train: dict[str, Any] = {"aggregate": {"pooled": "plain", "local": "plain"}.get(aggregate, aggregate)}
-    if model.get("kind") != "trees":
-        train["rounds"] = scenario.needs.rounds
     table: dict[str, Any] = {
         "job": {"name": scenario.scenario.name},
         "data": {"schema": "schema.toml", "tables": _tables(scenario.holders.parties)},
         "model": model,
         "train": train,
     }
+    if model.get("kind") != "trees":
+        train["rounds"] = scenario.needs.rounds
+    else:
+        table["trees"] = {"count": scenario.model.trees * scenario.model.outputs, "depth": scenario.model.depth}
     if scenario.needs.liars:
         train |= {"rule": "trimmed-mean", "liars": scenario.needs.liars}
     elif aggregate == "groups":

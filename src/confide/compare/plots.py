@@ -8,7 +8,9 @@ from __future__ import annotations
 import hashlib
 import html
 import io
+import math
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,6 +25,13 @@ except ImportError:  # the compare extra
     Figure = None
 
 _INK, _MUTED = "#1f3a5f", "#8a94a3"
+#: Inches of a picture whose names stand below it: its width, what is around the axes, a line of names.
+_WIDTH, _LEFT, _RIGHT, _TOP, _BOTTOM, _LINE = 5.6, 0.8, 0.15, 0.12, 0.5, 0.18
+_RAISED: Mapping[int, str] = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+#: Letters of a name in a line of one column, and of two.
+_WHOLE_LINE, _HALF_LINE = 66, 31
+#: Points between the middles of two numbered discs, so that none hides another.
+_APART = 17.0
 _COLOURS = ("#1f6f8b", "#c8553d", "#5a8f29", "#7a4fa3", "#b8860b", "#444444", "#c2408f")
 
 #: Characters of a name beside an axis; longer ones are cut.
@@ -190,7 +199,8 @@ def lines(
         places: names of x = 0, 1, 2 ... in place of numbers.
     """
     with _style():
-        figure, axes = _figure(7.8, 3.7)
+        names = [_shown(name) for name in (*rows, *(levels or {}))]
+        figure, axes, legend = _above(names, height=2.9, more=0.32 * bool(places))
         for place, (name, (across_values, spreads)) in enumerate(rows.items()):
             kept = [
                 (x, y)
@@ -210,7 +220,7 @@ def lines(
         _axes(axes, across, label, log_x=log_x, log_y=log_y)
         if places:
             axes.set_xticks(range(len(places)), list(places))
-        axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        legend(axes, 2.2)
         return _picture(figure, caption)
 
 
@@ -224,7 +234,7 @@ def cloud(
     log_y: bool = True,
     places: Sequence[str] = (),
 ) -> Picture:
-    """Return numbered points with their names beside the plot.
+    """Return a numbered disc for each point, with the names below; discs of points that lie close stand beside them.
 
     Args:
         rows: (printable name, x, y, group, filled); points of a group share a colour.
@@ -234,24 +244,99 @@ def cloud(
         places: names of x = 0, 1, 2 ... in place of numbers.
     """
     groups = list(dict.fromkeys(group for _, _, _, group, _ in rows))
+    names = [_shown(f"{number}  {name}") for number, (name, *_) in enumerate(rows, 1)]
     with _style():
-        figure, axes = _figure(7.8, max(3.4, 0.9 + 0.24 * (len(rows) + len(groups))))
-        for number, (name, x, y, group, filled) in enumerate(rows, 1):
-            colour = _COLOURS[groups.index(group) % len(_COLOURS)]
-            axes.plot([x], [y], "o", ms=9, mec=colour, mew=1.8, color=colour if filled else "white", ls="none")
-            beside = ((11, 0), (-11, 0), (0, 11), (0, -12))[number % 4]  # points on one another keep their numbers
-            at = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": 9}
-            axes.annotate(str(number), (x, y), beside, color=colour, weight="bold", **at)
-            axes.plot([], [], ls="none", label=_shown(f"{number}  {name}"))
+        figure, axes, legend = _above([*names, *map(_shown, groups)], height=3.1)
+        colours = [_COLOURS[groups.index(group) % len(_COLOURS)] for _, _, _, group, _ in rows]
+        for (_, x, y, _, _), colour, name in zip(rows, colours, names, strict=True):
+            axes.plot([x], [y], ".", ms=4, color=colour)  # where it is
+            axes.plot([], [], ls="none", label=name)
         for place, group in enumerate(groups):
             axes.plot([], [], "o", color=_COLOURS[place % len(_COLOURS)], ms=7, label=_shown(group))
         _axes(axes, across, label, log_x=log_x, log_y=log_y)
-        axes.margins(0.12)
+        axes.margins(0.14)
         if places:
             axes.set_xticks(range(len(places)), list(places))
             axes.set_xlim(-0.6, len(places) - 0.4)
-        axes.legend(frameon=False, fontsize=8.5, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=1.0)
+        scale = 72 / figure.dpi
+        at = [tuple(scale * v for v in axes.transData.transform((x, y))) for _, x, y, _, _ in rows]
+        for number, ((_, x, y, _, filled), colour, here, there) in enumerate(
+            zip(rows, colours, at, spread_out(at, apart=_APART), strict=True), 1
+        ):
+            axes.annotate(
+                str(number), (x, y), (there[0] - here[0], there[1] - here[1]), textcoords="offset points", ha="center",
+                va="center", fontsize=8.5, weight="bold", color="white" if filled else colour, annotation_clip=False,
+                bbox={"boxstyle": "circle,pad=0.22", "fc": colour if filled else "white", "ec": colour, "lw": 1.5},
+                arrowprops=None if here == there else {"arrowstyle": "-", "color": colour, "lw": 0.9},
+            )  # fmt: skip
+        legend(axes, 1.0)
         return _picture(figure, caption)
+
+
+def spread_out(points: Sequence[tuple[float, float]], *, apart: float) -> list[tuple[float, float]]:
+    """Return places for points at least nearly `apart` from each other, each as near its point as that allows.
+
+    Args:
+        points: (x, y).
+        apart: the least distance, > 0.
+    """
+    places = [list(point) for point in points]
+    for _ in range(300):
+        moved = False
+        for one in range(len(places)):
+            for other in range(one):
+                across, up = (places[one][axis] - places[other][axis] for axis in (0, 1))
+                distance = math.hypot(across, up)
+                if distance >= apart - 1e-6:
+                    continue
+                if distance < 1e-6:  # on one another: apart in a direction of their own
+                    across, up, distance = math.cos(2.4 * one), math.sin(2.4 * one), 1.0
+                    push = apart / 2
+                else:
+                    push = (apart - distance) / 2
+                for axis, way in ((0, across / distance), (1, up / distance)):
+                    places[one][axis] += push * way
+                    places[other][axis] -= push * way
+                moved = True
+        if not moved:
+            break
+    return [(x, y) for x, y in places]
+
+
+def _above(names: Sequence[str], *, height: float, more: float = 0.0):
+    """Return a figure, its axes, and what writes the names below them, in as many columns as they need.
+
+    Args:
+        names: that will stand below.
+        height: of the axes, in inches.
+        more: inches for marks of several lines.
+    """
+    if Figure is None:
+        raise MissingExtra("matplotlib", "compare")
+    columns = 2 if all(len(line) <= _HALF_LINE for name in names for line in name.split("\n")) else 1
+    texts = sum(_wrapped(name).count("\n") + 1 for name in names)
+    below = _LINE * -(-texts // columns) + 0.1
+    whole = _TOP + height + _BOTTOM + more + below
+    figure = Figure(figsize=(_WIDTH, whole))
+    axes = figure.add_axes(
+        (_LEFT / _WIDTH, (below + more + _BOTTOM) / whole, 1 - (_LEFT + _RIGHT) / _WIDTH, height / whole)
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=_INK)
+
+    def legend(axes, handle: float) -> None:
+        lines, labels = axes.get_legend_handles_labels()
+        figure.legend(
+            lines, list(map(_wrapped, labels)), frameon=False, fontsize=8.5, loc="lower left",
+            bbox_to_anchor=(0.01, 0.0), ncols=columns, handlelength=handle, labelspacing=0.35, borderpad=0.2,
+        )  # fmt: skip
+
+    return figure, axes, legend
+
+
+def _wrapped(name: str) -> str:
+    """Return a name in lines that fit."""
+    return "\n".join("\n".join(textwrap.wrap(line, _WHOLE_LINE, drop_whitespace=False)) for line in name.split("\n"))
 
 
 def _look(place: int) -> tuple[str, str, str]:
@@ -266,7 +351,11 @@ def _shown(name: str) -> str:
 
 
 def _tick(value: float) -> str:
-    return f"{value:,g}" if value >= 1e-3 else f"{value:.7f}".rstrip("0")
+    if value >= 1e-3:
+        return f"{value:,g}"
+    digits, _, power = f"{value:.0e}".partition("e")
+    raised = str(int(power)).translate(_RAISED)
+    return f"10{raised}" if digits == "1" else f"{digits}·10{raised}"
 
 
 def _axes(axes, across: str, label: str, *, log_x: bool, log_y: bool) -> None:

@@ -35,9 +35,15 @@ class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 #: Half of a c7i.large (2 vCPU, 0.08925 USD an hour) for a core, and traffic to the internet below 10 TB a month.
+#: The first is from AWS's price list as github.com/aws/karpenter-provider-aws keeps it
+#: (pkg/providers/pricing/zz_generated.pricing_aws.go, generated 2026-01-19 for us-east-1); the second is how that list
+#: and bills word it, "$0.090 per GB - first 10 TB / month data transfer out beyond the global free tier" (June 2026).
 PUBLISHED = Prices(
     client_core_hour_dollars=0.0446,
     server_core_hour_dollars=0.0446,
     gigabyte_dollars=0.09,
-    source="published: Amazon Web Services, on demand, us-east-1, c7i.large and data transfer out, list of 2025",
+    source=(
+        "published: Amazon Web Services, on demand, us-east-1, c7i.large (list of January 2026) and data transfer out "
+        "(June 2026)"
+    ),
 )

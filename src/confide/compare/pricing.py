@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from confide.compare.candidates import Candidate
-from confide.compare.costs import Models, regime, size_terms, terms_of
+from confide.compare.costs import Models, Training, plan_terms, regime, size_terms, sum_terms, training_terms
 from confide.compare.described import Size
 from confide.compare.record import Record
 from confide.compare.scenario import Scenario
-from confide.train.sections import TreesSection
+from confide.train.sections import SharesSection, TreesSection
 
 _NUMBER_BYTES = 8
 
@@ -79,34 +79,72 @@ class Prices:
 
     def _modelled(self, scenario: Scenario, candidate: Candidate) -> Price | None:
         if candidate.task == "inference":
-            return self._prediction(scenario, candidate.choice)
+            return self._prediction(scenario, candidate)
         return self._training(scenario, candidate.choice)
 
-    def _prediction(self, scenario: Scenario, choice: str) -> Price | None:
-        kind = regime({"kind": scenario.model.kind, "activation": scenario.model.activation})
-        model = self.models.fitted.get(("inference", "plain" if choice == "local" else choice, kind))
+    def _prediction(self, scenario: Scenario, candidate: Candidate) -> Price | None:
+        choice, link = candidate.choice, scenario.network.link
+        if candidate.plan is not None:
+            model = self.models.fitted.get(("inference", choice, ""))
+            terms = plan_terms(choice, candidate.plan, self.size)
+        else:
+            kind = regime({"kind": scenario.model.kind, "activation": scenario.model.activation})
+            model = self.models.fitted.get(("inference", "plain" if choice == "local" else choice, kind))
+            terms = size_terms(self.size)
         if model is None:
             return None
-        terms = size_terms(self.size)
         if choice == "local":
-            return Price(float(model.work @ terms), "modelled", model.errors.get("loopback"))
-        return Price(model.seconds(terms, scenario.network.link), "modelled", model.errors.get(scenario.network.kind))
+            return Price(float(model.work @ terms.work), "modelled", model.errors.get("loopback"))
+        return Price(model.seconds(terms, link), "modelled", model.errors.get(scenario.network.kind))
 
     def _training(self, scenario: Scenario, choice: str) -> Price | None:
-        parties, link = scenario.holders.parties, scenario.network.link
-        if choice == "local":
-            return Price(0.0, "modelled")
-        if choice == "pooled":
-            sent = _NUMBER_BYTES * scenario.holders.records * self.size.inputs / parties
-            return Price(8 * sent / link.bits_per_second + link.delay_seconds, "modelled")
-        model = self.models.fitted.get(("training", choice.partition("+")[0], ""))
+        parties, link, records = scenario.holders.parties, scenario.network.link, scenario.holders.records
+        base = choice.partition("+")[0]
+        if base in ("local", "pooled"):
+            work = self._alone(scenario, records if base == "pooled" else -(-records // parties))
+            sent = _NUMBER_BYTES * records * self.size.inputs / parties if base == "pooled" else 0.0
+            way = 8 * sent / link.bits_per_second + link.delay_seconds if base == "pooled" else 0.0
+            return Price((work.seconds if work else 0.0) + way, "modelled", work.error if work else None)
+        model = self.models.fitted.get(("training", base, ""))
         if model is None:
             return None
-        total = 0.0
+        error = model.errors.get(scenario.network.kind)
+        if base == "mpc":
+            return Price(
+                model.seconds(training_terms(base, _of_records(scenario, self.size, records)), link), "modelled", error
+            )
+        work = self._alone(scenario, -(-records // parties))
+        total = work.seconds if work else 0.0
         for rounds, length in _sums(scenario, self.size):
-            terms = terms_of({"task": "training", "parties": parties, "length": length})
-            total += rounds * model.seconds(terms, link)
-        return Price(total, "modelled", model.errors.get(scenario.network.kind))
+            total += rounds * model.seconds(sum_terms(parties, length), link)
+        return Price(total, "modelled", error)
+
+    def _alone(self, scenario: Scenario, records: int) -> Price | None:
+        """Return the work of a training on some records at one place; None where none such was measured."""
+        wanted = scenario.model
+        kind = regime({"kind": wanted.kind, "activation": wanted.activation})
+        model = self.models.fitted.get(("training", "local", kind))
+        if model is None:
+            return None
+        terms = training_terms("local", _of_records(scenario, self.size, records))
+        return Price(float(model.work @ terms.work), "modelled", model.errors.get("loopback"))
+
+
+def _of_records(scenario: Scenario, size: Size, records: int) -> Training:
+    """Return the size of a training as it is counted where records are seen."""
+    trees = scenario.model.kind == "trees"
+    batch = min(SharesSection().batch, records)
+    return Training(
+        parties=scenario.holders.parties,
+        records=records,
+        features=size.inputs,
+        outputs=size.outputs,
+        products=TreesSection().bins * size.inputs if trees else size.products,
+        nonlinear=size.outputs + (0 if trees else size.nonlinear),
+        layers=size.layers if trees else (size.layers + 1) // 2,
+        rounds=scenario.model.trees * scenario.model.depth * size.outputs if trees else scenario.needs.rounds,
+        batch=batch,
+    )
 
 
 def _sums(scenario: Scenario, size: Size) -> Iterator[tuple[int, int]]:

@@ -12,8 +12,14 @@ NOT_MEASURED = "not measured"
 #: Names that read badly when their underscores become spaces.
 _WORDS: Mapping[str, str] = {
     "accuracy_share": "accuracy",
+    "accuracy_low_share": "accuracy, at least for all that noise tells",
+    "accuracy_high_share": "accuracy, at most for all that noise tells",
+    "auc_low_share": "AUC, at least for all that noise tells",
+    "auc_high_share": "AUC, at most for all that noise tells",
+    "concordance_share": "concordance",
     "auc_share": "AUC",
     "agreement_share": "decisions that agree",
+    "busiest_role_rate": "requests per second by the busiest role's work",
     "added_seconds": "added to plain",
     "clear_seconds": "in the clear, onnxruntime",
     "cpu_client_seconds": "CPU, client",
@@ -28,10 +34,17 @@ _WORDS: Mapping[str, str] = {
     "latency_seconds": "here, p50",
     "latency_p95_seconds": "here, p95",
     "latency_p99_seconds": "here, p99",
+    "load_answers_count": "answers under load",
+    "load_clients_count": "clients under load",
+    "load_p50_seconds": "under load, p50",
+    "load_p95_seconds": "under load, p95",
+    "load_p99_seconds": "under load, p99",
+    "load_window_seconds": "time under load",
     "lines_of_user_code_count": "lines a user writes",
     "money_dollars": "money",
     "offline_bytes": "sent ahead",
-    "requests_per_second_rate": "requests per second",
+    "query_total_bytes": "all bytes of a query",
+    "requests_per_second_rate": "requests per second, under load",
     "rounds_count": "rounds",
     "setup_seconds": "set-up",
     "train_seconds": "here",
@@ -52,7 +65,12 @@ def words(name: str) -> str:
     stem = name[: -len(unit(name)) - 1] if unit(name) else name
     for task in ("latency_", "train_"):
         if stem.startswith(task):
-            return "over " + stem.removeprefix(task).replace("_", " ")
+            link = stem.removeprefix(task).replace("_", " ")
+            return "over " + (link.upper() if link in ("lan", "wan") else link)
+    what, of_role, role = stem.partition("_of_")
+    if of_role:
+        known = {"cpu": "CPU", "load_cpu": "CPU under load", "peak_memory": "peak memory under load"}
+        return f"{known.get(what, what)}, {role}"
     tail = ", bytes" if name.endswith("_bytes") and stem in ("setup", "offline") else ""
     return stem.replace("_", " ") + tail
 
@@ -88,7 +106,8 @@ def _parts(name: str, value: float) -> tuple[str, ...]:
     if kind == "share":
         return f"{100 * value:.1f}", "%"
     if kind == "dollars":
-        return (f"${number(value)}",)
+        small = 0 < abs(value) < 1e-3
+        return (f"${value:.{1 - math.floor(math.log10(abs(value)))}f}" if small else f"${number(value)}",)
     if kind in ("count", "queries"):
         return (f"{value:,.0f}",)
     if kind == "factor":

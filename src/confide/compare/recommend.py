@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import msgspec
 
-from confide.compare.candidates import Candidate, backends_for, inference_candidates, training_candidates
+from confide.compare.candidates import (
+    Candidate,
+    backends_for,
+    backends_of,
+    inference_candidates,
+    training_candidates,
+)
 from confide.compare.costs import Models
-from confide.compare.described import graph_of, size_of
+from confide.compare.described import graph_of, size_of, words_of
 from confide.compare.judging import Judged, judged, needs_of
+from confide.compare.planned import in_words
 from confide.compare.plans import job_table, job_text, serve_line, trains_from_a_job
 from confide.compare.pricing import Price, Prices
 from confide.compare.record import Record
 from confide.compare.scenario import Scenario
 from confide.compare.techniques import INFERENCE, TRAINING
 from confide.guarantee import Adversary
+from confide.model.graph import Graph
 
 #: Prices this close are one price; `_preference` decides.
 _TIED = 1.02
@@ -50,6 +58,7 @@ class Answer:
         refused: the others, with what speaks against each.
         changes: what would change the answer.
         runs: the job file of a training, or the command line that serves.
+        plans: what planners say of the model, by technique, in words; of those that run it.
     """
 
     task: str
@@ -63,6 +72,7 @@ class Answer:
     refused: Mapping[str, tuple[str, ...]]
     changes: tuple[Change, ...] = ()
     runs: str = ""
+    plans: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @property
     def said(self) -> str:
@@ -93,6 +103,7 @@ def recommend(
     records: Sequence[Record] = (),
     backends: Sequence[Candidate] = (),
     *,
+    graph: Graph | None = None,
     relax: bool = True,
 ) -> tuple[Answer, ...]:
     """Return the answer for each phase that a scenario asks about.
@@ -102,19 +113,24 @@ def recommend(
         models: of what was not measured.
         records: of a comparison on this model and these parties; what they lack is modelled.
         backends: `backends_for` the scenario's model, where a caller has them; empty works them out.
+        graph: a model that is there, in place of the one that [model] describes.
         relax: False leaves out what would change the answer, which takes most of the work.
     """
-    prices = Prices(
-        size_of(graph_of(scenario.model)), {(record.task, record.choice): record for record in records}, models
-    )
+    if graph is not None:
+        scenario = msgspec.structs.replace(scenario, model=words_of(graph))
+    size = size_of(graph_of(scenario.model) if graph is None else graph)
+    prices = Prices(size, {(record.task, record.choice): record for record in records}, models)
     found: list[Answer] = []
     for task in scenario.scenario.phases:
         if task == "training":
             made = training_candidates(scenario)
         else:
+            if not backends and graph is not None:
+                backends = backends_of(graph, linear=scenario.model.kind == "logistic")
             made = inference_candidates(scenario, backends or backends_for(scenario.model))
         phase = _Phase(task, made, prices)
-        found.append(_answer(scenario, phase, relax=relax))
+        plans = {one.choice: in_words(one.choice, one.plan) for one in made if one.plan is not None}
+        found.append(replace(_answer(scenario, phase, relax=relax), plans=plans))
     return tuple(found)
 
 

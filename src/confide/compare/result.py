@@ -6,6 +6,7 @@ from typing import Literal
 
 import msgspec
 
+from confide.compare.audited import Attacked
 from confide.compare.links import Link
 from confide.compare.people import Asks
 from confide.compare.prices import Prices
@@ -88,6 +89,51 @@ class LinkCheck(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         )
 
 
+class Across(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a comparison across real nodes was.
+
+    Args:
+        nodes: their names.
+        runs: that were made, each charged to every node.
+        epsilon, delta: what these runs have spent at each node, added up as its budget adds them.
+        evaluated: whether quality comes from the federation's own evaluation, which is one more sum under noise.
+        rows: what predictions were asked with; never a node's rows.
+    """
+
+    nodes: tuple[str, ...]
+    runs: int
+    epsilon: float
+    delta: float
+    evaluated: bool
+    rows: str
+
+    def sentences(self) -> list[str]:
+        """Return it in words, with what may be said of publication."""
+        quality = (
+            "Accuracy and AUC are the federation's own, from one more sum under the same noise; no row was read here."
+            if self.evaluated
+            else 'Quality was not measured: the job does not ask for data.evaluate = "federated".'
+        )
+        return [
+            f"Measured across {len(self.nodes)} real nodes ({', '.join(self.nodes)}): {self.runs} protected "
+            f"run{'s' if self.runs != 1 else ''}, which each node was charged epsilon={self.epsilon:.4g} and "
+            f"delta={self.delta:.3g} for in all. {quality} Predictions were asked with {self.rows}.",
+            PUBLICATION,
+        ]
+
+
+#: What may be said of publishing figures from real nodes.
+PUBLICATION = (
+    "Models and their quality are releases under differential privacy: whoever reads them learns no more of a record "
+    "than epsilon allows. The nodes' policies allowed these runs at this epsilon; a policy says nothing of publishing "
+    "figures, so ask the nodes' people before you do. Rounds and bytes follow from the job; seconds are the "
+    "coordinator's clock, and no noise covers them."
+)
+
+#: The same in a cell of a table.
+ASK_FIRST = "with the nodes' consent"
+
+
 class Aside(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A technique on something else than the job's model or data.
 
@@ -164,6 +210,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         link_check: how far the model of links is off; None where that was not measured.
         prices: of money_dollars.
         seconds: what measuring took, cells from the cache included.
+        across: of runs across real nodes; None where all was measured in one place.
+        attacks: what attacks found under each training technique; () where none were asked for.
         format: of this file.
         asides: techniques on further networks and data sets.
         rules: the field's rules of thumb beside these figures.
@@ -183,6 +231,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     link_check: tuple[LinkCheck, ...]
     prices: Prices
     seconds: float
+    across: Across | None = None
+    attacks: tuple[Attacked, ...] = ()
     format: int = FORMAT
     asides: tuple[Aside, ...] = ()
     rules: tuple[RuleJudged, ...] = ()

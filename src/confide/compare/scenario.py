@@ -154,7 +154,8 @@ class WantedModelSection(Section, frozen=True, kw_only=True):
     """[model]: its kind and size.
 
     Args:
-        kind: "logistic", "mlp", "cnn" (one convolution, one hidden layer) or "trees".
+        kind: "logistic", "mlp", "cnn" (one convolution, one hidden layer) or "trees"; "network" is any other, which
+            `confide advise --model` brings.
         features: numbers of a row; of a cnn the pixels of a square image.
         outputs: of the last layer; 1 for two classes.
         hidden: units of each hidden layer.
@@ -163,7 +164,7 @@ class WantedModelSection(Section, frozen=True, kw_only=True):
         trees, depth: of trees.
     """
 
-    kind: Literal["logistic", "mlp", "cnn", "trees"] = "logistic"
+    kind: Literal["logistic", "mlp", "cnn", "trees", "network"] = "logistic"
     features: int = 30
     outputs: int = 1
     hidden: tuple[int, ...] = (16,)

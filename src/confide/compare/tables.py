@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from confide.compare.inference import SIMULATED_TITLE
+from confide.compare.peers import catalogue
 from confide.compare.people import Asks
 from confide.compare.quantities import NOT_MEASURED, median_of, of, shown, words
 from confide.compare.record import Record
@@ -39,7 +40,11 @@ class Table:
 def described(task: str, choice: str) -> Technique:
     """Return what is known of a technique; one that is not in the strategic table goes by its own name."""
     known = (TRAINING if task == "training" else INFERENCE).get(choice)
-    return known or Technique(choice, "not stated", "not stated", "not stated", "not stated")
+    return (
+        known
+        or catalogue.technique(choice)
+        or Technique(choice, "not stated", "not stated", "not stated", "not stated")
+    )
 
 
 def simulated(record: Record) -> bool:
@@ -122,7 +127,7 @@ def _latency(result: Result, record: Record) -> tuple[str, ...]:
     here = "train_seconds" if record.task == "training" else "latency_seconds"
     rounds = record.figure("rounds_count")
     lines = [f"here: {of(record, here)}" + (f", {rounds:,.0f} rounds" if rounds else "")]
-    for figure in ("latency_p95_seconds", "latency_p99_seconds"):
+    for figure in ("latency_p95_seconds", "latency_p99_seconds", "load_p95_seconds", "load_p99_seconds"):
         if figure in record.figures:
             lines.append(f"{words(figure)}: {median_of(record, figure)}")
     links = (figure for figure in over_links(result, record.task) if figure in record.figures)
@@ -153,8 +158,8 @@ HEADLINES: Mapping[str, tuple[str, ...]] = {
     ),
     "inference": (
         "latency_seconds", "latency_p95_seconds", "latency_p99_seconds", "latency_lan_seconds", "latency_wan_seconds",
-        "latency_mobile_seconds", "upload_bytes", "download_bytes", "setup_seconds", "key_bytes", "agreement_share",
-        "error_largest", "requests_per_second_rate", "money_dollars",
+        "latency_mobile_seconds", "requests_per_second_rate", "load_p95_seconds", "load_p99_seconds", "upload_bytes",
+        "download_bytes", "setup_seconds", "key_bytes", "agreement_share", "error_largest", "money_dollars",
     ),
 }  # fmt: skip
 
@@ -226,8 +231,7 @@ def people(result: Result, task: str) -> Table:
         "Organisations count those who hold records or ask. Steps are commands from an empty machine, on all machines.",
         (
             "technique", "organisations", "roles beside the holders", "who may not pool", "machines", "open ports",
-            "keys to keep", "lines a user writes", "steps", "CPU, client", "CPU, servers", "peak memory", "money",
-            "post-quantum",
+            "keys to keep", "lines a user writes", "steps", "post-quantum",
         ),
         tuple(_asks(asks, records[asks.choice]) for asks in found),
     )  # fmt: skip
@@ -244,11 +248,41 @@ def _asks(asks: Asks, record: Record) -> tuple[Entry, ...]:
         asks.keys,
         str(asks.lines),
         _counted(asks.steps),
-        *(
-            median_of(record, figure)
-            for figure in ("cpu_client_seconds", "cpu_server_seconds", "peak_memory_bytes", "money_dollars")
-        ),
         "yes" if asks.post_quantum else "no",
+    )
+
+
+#: What one party of a role uses: heading, how its figure begins, the unit at its end.
+_USED: tuple[tuple[str, str, str], ...] = (
+    ("CPU", "cpu", "seconds"),
+    ("CPU with HTTP or TLS, under load", "load_cpu", "seconds"),
+    ("peak memory of its processes, under load", "peak_memory", "bytes"),
+    ("disk", "disk", "bytes"),
+    ("money", "money", "dollars"),
+)
+
+
+def roles(result: Result, task: str) -> Table:
+    """Return what one party of each role uses: a line for each technique and role, and one for all in one process."""
+    records = of_task(result, task)
+    used = [row for row in _USED if any(name.startswith(f"{row[1]}_of_") for r in records for name in r.figures)]
+    rows: list[tuple[Entry, ...]] = []
+    for record in records:
+        found = (figure.rpartition("_")[0].partition("_of_") for figure in record.figures)
+        for role in dict.fromkeys(role for _, of_role, role in found if of_role):
+            cells = (of(record, f"{stem}_of_{role}_{end}") for _, stem, end in used)
+            rows.append((name(record), f"each {role}" if role == "client" else role, *cells, NOT_MEASURED))
+        if "peak_memory_bytes" in record.figures:
+            none = (NOT_MEASURED,) * len(used)
+            rows.append((name(record), "all, in one process", *none, of(record, "peak_memory_bytes")))
+    per = "one training" if task == "training" else "one query, money 1,000 queries"
+    return Table(
+        f"What each role uses: {task}",
+        f"CPU is of {per}. Disk is the most that a role keeps in its store (keys, correlations, journals), the server "
+        "with the model's file and the ledger; a database adds its pages. Memory under load is of whole processes, "
+        "Python included; the last column is what the protocol adds to one process with all roles in it.",
+        ("technique", "role", *(heading for heading, _, _ in used), "memory that all roles add"),
+        tuple(rows),
     )
 
 

@@ -16,16 +16,18 @@ import msgspec
 import numpy as np
 
 from confide.compare.cells import BASELINES, ON_SHARES
+from confide.compare.hosted import artifact_bytes
 from confide.compare.links import Link, over_links
 from confide.compare.measure import training_guarantee
 from confide.compare.passes import accuracy_after_passes
 from confide.compare.prices import Prices
-from confide.compare.resources import peak_memory
+from confide.compare.resources import kept_bytes, peak_memory
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.guarantee import Adversary, Claim, Guarantee, Trust
 from confide.ideal import Aggregator, Cohort, Session, Sums, Vector
 from confide.model.graph import Graph
 from confide.train.evaluate import accuracy, auc, concordance
+from confide.train.ledger import Ledger
 from confide.train.local import Silo
 from confide.train.parts import checked_aggregator, encoding_of
 from confide.train.rounds import Round, federate
@@ -33,6 +35,7 @@ from confide.train.run import Prepared, load_data, local_models, pooled_model
 from confide.train.sections import Job, default_quorum
 from confide.train.shares import load_rows
 from confide.train.shares import prepare as prepare_on_shares
+from confide.train.shares.course import DEALER, SERVERS
 from confide.wire import MemoryStore, Party, Store, Transcript, run
 
 #: Sums of as many different lengths are run for the cost of a round; further ones count as the nearest of these.
@@ -119,11 +122,36 @@ def _alone(job: Job, choice: str, data: Prepared, links: Sequence[Link], prices:
     for link in links:
         way = link.delay_seconds + 8 * max(sizes) / link.bits_per_second if choice == "pooled" else 0.0
         figures[f"train_{link.name}_seconds"] = own + way
-    figures["money_dollars"] = prices.dollars(
-        client_seconds=client * len(data.silos), server_seconds=server, sent_bytes=sent * len(data.silos)
-    )
+    sides = {"client": (client, sent)} if choice == "local" else {"client": (0.0, sent), "server": (server, 0.0)}
+    figures |= _of_roles(sides, prices, clients=len(data.silos))
+    size = float(len(artifact_bytes(models[0], data.preprocess)))
+    # whoever pools keeps everybody's records beside the model
+    figures |= {"disk_of_client_bytes": size} if choice == "local" else {"disk_of_server_bytes": size + sum(sizes)}
     curve = accuracy_after_passes(job, data) if choice == "pooled" else ()
     return Trained(figures, training_guarantee(job, data, choice), curve, models[0] if choice == "pooled" else None)
+
+
+def _of_roles(sides: Mapping[str, tuple[float, float]], prices: Prices, *, clients: int) -> dict[str, float]:
+    """Return work and money of one party of each role, and the money of everybody.
+
+    Args:
+        sides: (seconds of work, bytes sent) by role; of one client.
+        prices: of both.
+        clients: how many there are.
+    """
+    figures = {f"cpu_of_{role}_seconds": seconds for role, (seconds, _) in sides.items()}
+    money = {
+        role: prices.dollars(
+            client_seconds=seconds if role == "client" else 0.0,
+            server_seconds=0.0 if role == "client" else seconds,
+            sent_bytes=sent,
+        )
+        for role, (seconds, sent) in sides.items()
+    }
+    figures |= {f"money_of_{role}_dollars": dollars for role, dollars in money.items()}
+    return figures | {
+        "money_dollars": sum(dollars * (clients if role == "client" else 1) for role, dollars in money.items())
+    }
 
 
 # --- sums of updates --------------------------------------------------------------------------------------------------
@@ -161,31 +189,41 @@ def _federated(job: Job, choice: str, data: Prepared, links: Sequence[Link], pri
     encoding = encoding_of(job, data.start, len(names), preprocess=data.preprocess, class_weights=data.class_weights)
     begin, rounds, curve = time.perf_counter(), list[Round[Any]](), list[float]()
     judging = 0.0
-    for done in federate(data.silos, encoding, job.train, aggregator=watched, rng=SystemRandomness()):
+    cohort = Cohort(names, job.train.quorum or default_quorum(len(names)))
+    roles, ledger = cohort.parties(inner.roles), Ledger()
+    stores = {name: MemoryStore() for name in roles}
+    for done in federate(
+        data.silos, encoding, job.train, aggregator=watched, rng=SystemRandomness(), ledger=ledger, stores=stores
+    ):
         judge = time.perf_counter()
         rounds.append(done)
         if data.test.y.ndim == 1:
             curve.append(accuracy(done.model, data.test.x, data.test.y))
         judging += time.perf_counter() - judge
     seconds = time.perf_counter() - begin - judging
-    cohort = Cohort(names, job.train.quorum or default_quorum(len(names)))
     cost = _Sums.of(inner, cohort, watched.sums)
     figures = quality(rounds[-1].model, data.test) | {"rounds_count": float(len(rounds)), "train_seconds": seconds}
     if rounds[-1].epsilon is not None:
         figures["epsilon_total"] = rounds[-1].epsilon
-    figures |= _shared(names, rounds, seconds, cost, links, prices)
+    figures |= _shared(roles, rounds, seconds, cost, links, prices)
+    for name, role in roles.items():
+        figure, kept = f"disk_of_{role}_bytes", float(kept_bytes(stores[name]))
+        figures[figure] = max(figures.get(figure, 0.0), kept)  # of the client that keeps most
+    figures["disk_of_server_bytes"] += len(artifact_bytes(rounds[-1].model, data.preprocess))
+    figures["disk_of_server_bytes"] += sum(map(len, ledger.lines_after()))
     return Trained(figures, training_guarantee(job, data, choice), tuple(curve), rounds[-1].model)
 
 
 def _shared(
-    names: Sequence[str],
+    roles: Mapping[str, str],
     rounds: Sequence[Round[Any]],
     seconds: float,
     cost: _Sums,
     links: Sequence[Link],
     prices: Prices,
 ) -> dict[str, float]:
-    """Return the figures of work, bytes, links and money."""
+    """Return the figures of work, bytes, links and money; `roles` is who has which."""
+    names = [name for name, role in roles.items() if role == "client"]
     worked: Counter[str] = Counter()
     sent: Counter[str] = Counter()
     for done in rounds:
@@ -205,12 +243,11 @@ def _shared(
     for link in links:
         reply = len(rounds) * link.delay_seconds + 8 * told * len(names) / link.bits_per_second
         figures[f"train_{link.name}_seconds"] = local + cost.seconds(link) + reply
-    figures["money_dollars"] = prices.dollars(
-        client_seconds=client * len(names),
-        server_seconds=servers,
-        sent_bytes=sum(sent.values()) + told * len(names),
-    )
-    return figures
+    sides = {"client": (client, figures["upload_bytes"])}
+    for name in [name for name in roles if name not in names]:
+        released = told * len(names) if roles[name] == "server" else 0.0
+        sides[roles[name]] = (worked[name], sent[name] + released)
+    return figures | _of_roles(sides, prices, clients=len(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -334,11 +371,13 @@ def _on_shares(job: Job, links: Sequence[Link], prices: Prices) -> Trained:
         "depth_count": float(done.depth),
         "cpu_client_seconds": client,
         "cpu_server_seconds": server,
-        "money_dollars": prices.dollars(
-            client_seconds=client * len(owners), server_seconds=server, sent_bytes=float(sum(done.sizes))
-        ),
         **over_links(done, links, stem="train"),
     }
+    sides = {"client": (client, figures["upload_bytes"])}
+    named = dict(zip((*SERVERS, DEALER), _SERVERS, strict=True))
+    sides |= {role: (done.seconds(name), float(done.bytes_sent(name))) for name, role in named.items()}
+    figures |= _of_roles(sides, prices, clients=len(owners))
+    figures["disk_of_server_bytes"] = float(len(artifact_bytes(graph, rows.preprocess)))
     return Trained(figures, SHARES_GUARANTEE, (), graph)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from confide.compare.document import Document, document
 from confide.compare.quantities import unit
 from confide.compare.record import Record, Spread
-from confide.compare.result import Curve, Result
+from confide.compare.result import ASK_FIRST, Curve, Result
 from confide.compare.settings import PRIVATE_WARNING
 from confide.compare.tables import Entry, Table, name, simulated
 from confide.errors import MissingExtra, UsageError
@@ -174,12 +174,18 @@ def _line(
     values = (
         kind, record.task, record.choice, name(record), figure, unit(figure), repr(spread.median), repr(spread.low),
         repr(spread.high), repr(spread.mean), x_name, x, str(record.repeats), record.machine, result.commit,
-        record.version, record.setting, _yes(simulated(record)), PRIVATE_WARNING if result.private else "yes",
+        record.version, record.setting, _yes(simulated(record)), _publish(result),
         held.trust.value, held.adversary.value, "" if held.security_bits is None else str(held.security_bits),
         _yes(held.post_quantum), _yes(held.verified_result), "; ".join(held.sentences()), held.leaks, held.primary,
         held.paper, "",
     )  # fmt: skip
     return {column: _cell(value) for column, value in zip(COLUMNS, values, strict=True)}
+
+
+def _publish(result: Result) -> str:
+    if result.across is not None:
+        return ASK_FIRST
+    return PRIVATE_WARNING if result.private else "yes"
 
 
 def _yes(value: bool) -> str:

@@ -66,6 +66,8 @@ def raw_columns(source: Source, names: Sequence[str], *, images: Collection[str]
         DataError: there is no such table, a column is missing, or it cannot be read.
         MissingExtra: the package for this kind of table is not installed.
     """
+    if source.header and not is_csv(source):
+        raise DataError(f"Expected no header in {source.where}: its file has names of its own; leave it out")
     if source.file is not None and source.file.suffix == ".npz":
         return read_arrays(source.file, names, images=images)
     refuse_images(source.where, images)
@@ -200,7 +202,9 @@ def read_cells(source: Source) -> tuple[list[str], list[list[str]]]:
         raise DataError(f"Expected a readable table at {where}; {error.strerror or 'it is no gzip file'}") from None
     if not lines:
         raise DataError(f"Expected a header and at least one record in {where}; the file is empty")
-    header, *rows = lines
+    header, *rows = lines if not source.header else [[*source.header], *lines]
+    if source.header and lines[0] == header:
+        raise DataError(f"Expected no header in {where}: the file begins with these names itself; leave it out")
     if len(header) == 1 and ";" in header[0] and source.separator != ";":
         raise DataError(
             f"Expected comma-separated text in {where}; this is separated by semicolons: save it with commas, or name "
@@ -236,7 +240,7 @@ def _check_header(header: Sequence[str], where: str) -> None:
     if numbers or 2 * values > len(header):
         raise DataError(
             f"Expected a header in {where}; {values} of the {len(header)} cells of its first line are numbers or "
-            "empty: write the columns' names above"
+            "empty: write the columns' names above, or as header = [...] in a source file"
         )
     check_different(header, where)
 

@@ -65,6 +65,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     separator: str = ","
     decimal: str = "."
     encoding: str = "utf-8-sig"
+    header: list[str] = []
     columns: dict[str, _Entry] = {}
 
 
@@ -106,6 +107,7 @@ class Source:
         query: whose rows are the records.
         separator, encoding: of a CSV file.
         decimal: the mark in numbers that are written as text.
+        header: the names of its columns, for a CSV file that has no first line of names.
         columns: by the schema's names; a column without an entry has the schema's name and keeps to it in all.
     """
 
@@ -117,6 +119,7 @@ class Source:
     separator: str = ","
     decimal: str = "."
     encoding: str = "utf-8-sig"
+    header: tuple[str, ...] = ()
     columns: Mapping[str, Origin] = field(default_factory=dict[str, Origin])
 
     def origin(self, column: str) -> Origin:
@@ -173,6 +176,10 @@ def read_source(path: Path, *, in_memory: bool = False) -> Source:
         raise DataError(f"Expected {wanted} in {path}: where the records are")
     for place in (found.file, found.url_file):
         refuse_url(place or "", f"{path} as file and url_file")
+    if found.header and found.file is None:
+        raise DataError(
+            f"Expected header in {path} together with file, a CSV file without a line of names; leave it out"
+        )
     url = _url(found, path)
     if (url != "") != (found.query is not None):
         raise DataError(f"Expected url or url_file together with query in {path}; state both, or a file")
@@ -194,6 +201,7 @@ def read_source(path: Path, *, in_memory: bool = False) -> Source:
         separator=found.separator,
         decimal=found.decimal,
         encoding="utf-8-sig" if found.encoding.lower() in ("utf-8", "utf8") else found.encoding,
+        header=tuple(found.header),
         columns={name: _origin(name, entry, found.decimal, path) for name, entry in found.columns.items()},
     )
 

@@ -171,7 +171,10 @@ class Homomorphic(Backend):
             return self._latest[1]
         arithmetic = self.arithmetic(graph)
         found = problems(arithmetic, self._settings)
-        made = None if found else plan_of(arithmetic, self._settings)
+        try:
+            made = None if found else plan_of(arithmetic, self._settings)
+        except ModelError as error:  # outputs that all samples show to be too large, and a few do not
+            return [Problem("the model", str(error), "scale its weights down")]
         if made is None:
             return found or [size_problem(graph, self._settings)]
         found = batch_problems(made[0])

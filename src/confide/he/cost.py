@@ -77,7 +77,7 @@ def mapped(
     before, after = limbs
     giants = rotations.giant[0]
     sums = sum(summed(speeds, degree, count, after) for count, _ in rotations.sums)
-    keys = len(rotations.first_keys) * speeds.key_read(degree, before)
+    keys = _first_keys(rotations) * speeds.key_read(degree, before)
     if encrypted:
         each = _ENCRYPTED_PRODUCT * speeds.product * speeds.transform_ms[degree] * before
         each += _ENCRYPTED_ROWS * 8 * degree * before / speeds.bytes_per_ms
@@ -108,6 +108,7 @@ def summed(speeds: Speeds, degree: int, count: int, limbs: int) -> float:
 # --- forms of the same rotations --------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1 << 14)
 def tuned(speeds: Speeds, degree: int, rotations: Rotations, limbs: tuple[int, int]) -> tuple[float, Rotations]:
     """Return the cheapest form of `rotations`, and its price: milliseconds, and what its keys are worth."""
     if not speeds.hoists:
@@ -119,8 +120,14 @@ def tuned(speeds: Speeds, degree: int, rotations: Rotations, limbs: tuple[int, i
 
 def _price(speeds: Speeds, degree: int, rotations: Rotations, limbs: tuple[int, int]) -> float:
     before, after = limbs
-    size = len(rotations.first_keys) * key_bytes(degree, before) + len(rotations.sum_keys) * key_bytes(degree, after)
+    size = _first_keys(rotations) * key_bytes(degree, before) + len(rotations.sum_keys) * key_bytes(degree, after)
     return mapped(speeds, degree, rotations, limbs) + size * speeds.key_ms_per_byte
+
+
+@lru_cache(maxsize=1 << 14)
+def _first_keys(rotations: Rotations) -> int:
+    """Return how many keys babies and giants take: the planner asks for the same ones at every level."""
+    return len(rotations.first_keys)
 
 
 def key_bytes(degree: int, limbs: int) -> int:

@@ -54,6 +54,7 @@ Plan = LinearPlan | NetworkPlan | BatchPlan | TreesPlan
 _WIDEST = 1 << 14
 _LONGEST_SECONDS = 60.0  # of a batch, by `speeds.SEAL`
 _LARGEST_BYTES = 250 << 20  # of a batch's question or reply: below `message_bytes.MOST_QUERY_BYTES`
+_FEW = 8  # samples by which outputs are known to be far too large
 _DEAR = 1.25  # times longer: what certified ranges may cost unless they are asked for
 
 
@@ -229,7 +230,8 @@ def range_problems(graph: Graph, input_bound: float) -> list[Problem]:
                 exponents_of(np.abs(layer.weight * input_bound).sum(axis=1) + np.abs(layer.bias))
             else:
                 rooms = [float(LARGEST_EXPONENT)] * (len(net.operations) + 1)
-                normalise(net, rooms, input_bound, samples(net.entry, input_bound))
+                few = samples(net.entry, input_bound)[:_FEW]  # bounds come from intervals; samples only set their units
+                normalise(net, rooms, input_bound, few)
     except ModelError:
         return [Problem("the model", "its outputs can exceed 2^512 on the input box", "scale its weights down")]
     return []

@@ -44,9 +44,7 @@ class AsyncClient:
     """Asks one model of one server from an event loop. Safe for several tasks of one loop; see `Client`.
 
     Args:
-        url, model, backend, store, api_key, ca_file, certificate, private_key, encoder, kit_sha256, signer, policy,
-        attester, insecure_plain_http, timeout_seconds, retries, give_up_seconds, repeat_questions, progress, rng: as in
-            `Client`.
+        url: of the server; it and all that is not named here are as in `Client`.
         transport: instead of the network, for tests (`confide.net.http.InProcess`).
 
     Example:

@@ -10,9 +10,11 @@ The file is opened anew for each line, so that it may be moved away at any time;
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,6 +22,9 @@ from pathlib import Path
 import msgspec
 
 from confide.errors import StoreError, UsageError
+
+#: How long another process may hold the file; a line takes milliseconds.
+WAIT_SECONDS = 5.0
 
 
 class AuditFile:
@@ -46,7 +51,7 @@ class AuditFile:
         try:
             descriptor = self._opened()
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX)  # until it is closed
+                _lock(descriptor)
                 self._write(descriptor, body)
                 os.fsync(descriptor)
             finally:
@@ -82,3 +87,16 @@ class AuditFile:
             os.close(descriptor)
             raise StoreError(f"Expected the audit file {self._path.name} to be a file")
         return descriptor
+
+
+def _lock(descriptor: int) -> None:
+    """Hold the file until it is closed. Raises OSError where another process holds it for longer than a line takes."""
+    end = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise OSError(errno.EBUSY, "another process holds it; stop that one") from None
+            time.sleep(0.01)

@@ -9,8 +9,7 @@ One call of ioctl carries a request in CBOR to the module and its answer back:
 stay empty, so that evidence says the same on all hardware.
 
 Paper: aws-nitro-enclaves-nsm-api (`Request`, `Response`, the driver's message of two iovec), and the same in Linux as
-include/uapi/linux/nsm.h: ioctl _IOWR(0x0A, 0, 32 bytes), requests up to 4 KiB, answers up to 12 KiB. CBOR is RFC 8949;
-of it only what these messages use is read, so an enclave needs no package for it.
+include/uapi/linux/nsm.h: ioctl _IOWR(0x0A, 0, 32 bytes), requests up to 4 KiB, answers up to 12 KiB.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ import fcntl
 import os
 from collections.abc import Callable
 
-from confide.errors import UsageError
+from confide.errors import ProtocolError, UsageError
+from confide.tee import cbor
 from confide.tee.evidence import REPORT_DATA_BYTES, Provider, Quoted
 
 DEVICE = "/dev/nsm"
 
 _REQUEST_BYTES = 0x1000
 _ANSWER_BYTES = 0x3000
-_BYTES, _TEXT, _MAP = 2, 3, 5
 _NULL = b"\xf6"
 
 #: Sends one request to the module and returns its answer.
@@ -93,7 +92,7 @@ class Nitro:
 def attestation_request(user_data: bytes) -> bytes:
     """Return the request for a document about `user_data`, in CBOR."""
     fields = _user_data(user_data) + _text("nonce") + _NULL + _text("public_key") + _NULL
-    return _head(_MAP, 1) + _text("Attestation") + _head(_MAP, 3) + fields
+    return cbor.head(cbor.MAP, 1) + _text("Attestation") + cbor.head(cbor.MAP, 3) + fields
 
 
 def document_in(answer: bytes) -> bytes:
@@ -103,77 +102,25 @@ def document_in(answer: bytes) -> bytes:
         UsageError: it is a refusal, or no answer in the one form there is.
     """
     try:
-        reader = _Reader(answer)
-        reader.expect(_MAP, 1)
-        kind = reader.text()
-        if kind == "Error":
-            raise UsageError(
-                f"Expected a document, the secure module answered {reader.text()!r}; start the enclave anew"
-            )
-        if kind != "Attestation":
-            raise ValueError
-        reader.expect(_MAP, 1)
-        if reader.text() != "document":
-            raise ValueError
-        return reader.string(_BYTES)
-    except ValueError:
-        raise UsageError("Expected a document from the secure module, got something else") from None
-
-
-def _head(kind: int, size: int) -> bytes:
-    """Return how CBOR begins an item of `kind`: its size in the fewest bytes."""
-    if size < 24:
-        return bytes([kind << 5 | size])
-    width = 1 if size < 1 << 8 else 2
-    return bytes([kind << 5 | 23 + width]) + size.to_bytes(width, "big")
+        item = cbor.loads(answer)
+    except ProtocolError:
+        item = None
+    match item:  # and nothing beside it
+        case {"Attestation": {"document": bytes(document)}} if item == {"Attestation": {"document": document}}:
+            return document
+        case {"Error": str(refusal)} if item == {"Error": refusal}:
+            raise UsageError(f"Expected a document, the secure module answered {refusal!r}; start the enclave anew")
+        case _:
+            raise UsageError("Expected a document from the secure module, got something else")
 
 
 def _user_data(data: bytes) -> bytes:
     """Return the field of a request, which is written the same in a document."""
-    return _text("user_data") + _head(_BYTES, len(data)) + data
+    return _text("user_data") + cbor.head(cbor.BYTES, len(data)) + data
 
 
 def _text(text: str) -> bytes:
-    return _head(_TEXT, len(text)) + text.encode("ascii")
-
-
-class _Reader:
-    """What is left of CBOR. Every method raises ValueError at what it does not expect."""
-
-    def __init__(self, body: bytes) -> None:
-        self._body = body
-        self._at = 0
-
-    def expect(self, kind: int, size: int) -> None:
-        """Go behind the head of an item of this kind and size."""
-        if self._size(kind) != size:
-            raise ValueError
-
-    def text(self) -> str:
-        """Return the next item, a text."""
-        return self.string(_TEXT).decode("utf-8")
-
-    def string(self, kind: int) -> bytes:
-        """Return the next item, bytes or a text."""
-        return self._take(self._size(kind))
-
-    def _size(self, kind: int) -> int:
-        first = self._take(1)[0]
-        if first >> 5 != kind:
-            raise ValueError
-        low = first & 31
-        if low < 24:
-            return low
-        if low > 27:
-            raise ValueError
-        return int.from_bytes(self._take(1 << low - 24), "big")
-
-    def _take(self, count: int) -> bytes:
-        part = self._body[self._at : self._at + count]
-        if len(part) != count:
-            raise ValueError
-        self._at += count
-        return part
+    return cbor.head(cbor.TEXT, len(text)) + text.encode("ascii")
 
 
 def _converse(device: str, request: bytes) -> bytes:

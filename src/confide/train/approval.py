@@ -38,7 +38,7 @@ class Asked(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     Args:
         offer: what was asked.
-        data: the table's file at the node, an absolute path.
+        data: the table's file at the node, an absolute path; "" at a helper, which has none.
         when: ISO 8601 time of the first asking.
         epsilon, delta: what the budget had spent when the node last looked.
         greatest_epsilon, greatest_delta: what it may spend.
@@ -107,7 +107,14 @@ class Approvals:
     # --- the node's side ----------------------------------------------------------------------------------------------
 
     def ask(
-        self, offer: Offer, *, data: Path, when: str, spent: Spent, greatest_epsilon: float, greatest_delta: float
+        self,
+        offer: Offer,
+        *,
+        data: Path | None,
+        when: str,
+        spent: Spent,
+        greatest_epsilon: float,
+        greatest_delta: float,
     ) -> None:
         """Put an offer where people find it; one that is there already keeps its time, and its budget is refreshed.
 
@@ -120,7 +127,7 @@ class Approvals:
             raise Aborted(f"Expected fewer than {MOST_WAITING} jobs that wait for this node's people; withdraw some")
         asked = Asked(
             offer=offer if earlier is None else earlier.offer,
-            data=str(data.absolute()),
+            data=str(data.absolute()) if data else "",
             when=when if earlier is None else earlier.when,
             epsilon=spent.epsilon,
             delta=spent.delta,

@@ -8,13 +8,16 @@ from pathlib import Path
 
 from confide.data.files import digest_of
 from confide.errors import ProtocolError
+from confide.tee.aggregate import Enclaves
 from confide.train.approval import Approvals
 from confide.train.budget import Budget
 from confide.train.node import Decision
 from confide.train.offer import Offer
-from confide.train.policy import Policy, refusals
+from confide.train.policy import Policy, refusals, refusals_of_enclaves
 from confide.train.setting import Setting
 from confide.wire import Store
+
+_NO_ENCLAVE = Enclaves()
 
 
 def utc_now() -> str:
@@ -31,6 +34,7 @@ class PolicyGate:
         approvals: where people decide.
         data: the node's table; None for a helper, which has none.
         coordinator: hex identity of the only coordinator whose offers are looked at, pinned when the node joined.
+        enclaves: which evidence of an enclave the node accepts.
         now: the time, for people.
 
     **Guarantees**: an offer of another coordinator, or one that the policy refuses, never reaches the people; what
@@ -45,10 +49,11 @@ class PolicyGate:
         data: Path | None,
         *,
         coordinator: str,
+        enclaves: Enclaves = _NO_ENCLAVE,
         now: Callable[[], str] = utc_now,
     ) -> None:
         self._policy, self._approvals, self._data = policy, approvals, data
-        self._coordinator, self._now = coordinator, now
+        self._coordinator, self._enclaves, self._now = coordinator, enclaves, now
         limits = policy.limits
         self.budget = Budget(
             store,
@@ -61,14 +66,11 @@ class PolicyGate:
         """Return whether the node takes part, with every reason if it does not."""
         if offer.coordinator.hex() != self._coordinator:
             raise ProtocolError("Expected an offer of the coordinator that this node joined")
-        reasons = refusals(
-            self._policy,
-            offer,
-            setting.job,
-            setting.aggregator().guarantee,
-            self.budget,
-            trains=self._data is not None,
-        )
+        trains = self._data is not None
+        reasons = [
+            *refusals(self._policy, offer, setting.job, setting.aggregator().guarantee, self.budget, trains=trains),
+            *(refusals_of_enclaves(setting.job, self._enclaves) if trains else ()),
+        ]
         if reasons:
             return Decision("refused", "; ".join(reasons))
         if self._policy.approval.by == "policy":
@@ -82,7 +84,7 @@ class PolicyGate:
         limits = self._policy.limits
         self._approvals.ask(
             offer,
-            data=self._data or Path(),
+            data=self._data,
             when=self._now(),
             spent=self.budget.spent(),
             greatest_epsilon=limits.greatest_epsilon,

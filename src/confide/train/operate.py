@@ -41,6 +41,7 @@ from confide.train.control import (
 )
 from confide.train.coordinator import Coordinator
 from confide.train.desk import Desk
+from confide.train.figures import Evaluation
 from confide.train.ledger import Ledger
 from confide.train.node import Node
 from confide.train.output import labelled
@@ -211,6 +212,7 @@ def run_job(
     started: Callable[[Board], None] = lambda board: None,
     keep: Callable[[bytes], None] = lambda body: None,
     progress: Callable[[str], None] = lambda text: None,
+    evaluated: Callable[[Evaluation], None] = lambda found: None,
 ) -> tuple[Artifact, bytes]:
     """Run one job, or go on with it, and return the model and its signed file, which every node has been told.
 
@@ -225,6 +227,7 @@ def run_job(
         started: given the board as soon as there is one.
         progress: told what whoever handed the job in should hear.
         keep: given the signed model's file before the run is over, so that no crash comes in between.
+        evaluated: given the evaluation, if the job asks for one and it was made; before `keep`.
 
     Raises:
         JobError, UsageError: the job is none for these members.
@@ -258,7 +261,9 @@ def run_job(
         done = coordinator.final()
         if done is not None and job.data.evaluate == "federated":
             try:
-                lines = coordinator.evaluate().sentences()
+                found = coordinator.evaluate()
+                evaluated(found)
+                lines = found.sentences()
             except Aborted as error:  # the model is there, and is released without figures
                 lines = [str(error)]
             for line in lines:

@@ -44,10 +44,16 @@ class RoundLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entry: dict[str, Any]
 
 
+def unfinished(store: Store) -> Current | None:
+    """Return the newest run of a coordinator's store if it has not ended, else None."""
+    saved = store.get(CURRENT)
+    current = None if saved is None else decode(saved, Current, max_bytes=len(saved))
+    return None if current is None or current.finished else current
+
+
 def is_over(store: Store) -> bool:
     """Return whether the newest run of a coordinator's store has ended, for better or worse."""
-    saved = store.get(CURRENT)
-    return saved is None or decode(saved, Current, max_bytes=len(saved)).finished
+    return unfinished(store) is None
 
 
 def current_run(store: Store, name: str, job: str, roster: Roster) -> tuple[Current, bool]:

@@ -41,7 +41,7 @@ def test_partners_apart_promise_what_the_protocol_does(tmp_path, monkeypatch):
     lines = said(found)
     assert lines[0].startswith("server: mpc-dealer: semi-honest")
     assert "100-bit" in lines[0]
-    assert "neither client with dealer nor dealer with server pool" in lines[0]
+    assert "private unless dealer pools what it sees with client or server" in lines[0]
     assert "server: mpc-dealer: server does not learn: prediction, query (unless it pools with dealer)" in lines
     assert "INSECURE" not in " ".join(lines)
     assert "nothing is hidden" not in " ".join(lines)

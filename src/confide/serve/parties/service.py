@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +18,6 @@ from cryptography import x509
 from confide.crypto.keys import SigningKey
 from confide.crypto.random import Randomness, SystemRandomness
 from confide.errors import ConfideError, UsageError
-from confide.guarantee import Guarantee
 from confide.ideal import Backend, Kit
 from confide.model.links import link_of
 from confide.net.asking import asking
@@ -35,6 +34,7 @@ from confide.serve.access import Quota
 from confide.serve.limits import Limits
 from confide.serve.parties.circle import Circle, Me
 from confide.serve.parties.partner import Partner
+from confide.serve.parties.promises import as_served
 from confide.serve.parties.seats import is_apart
 from confide.serve.parties.server import ASKING_ROLES, Prepared, Server
 from confide.serve.parties.sessions import Bounds
@@ -138,14 +138,6 @@ def prepared(
             )
         )
     return found
-
-
-def as_served(guarantee: Guarantee) -> Guarantee:
-    """Return what holds where the server has the model: it makes the shares of it, so they hide nothing from it."""
-    kept = frozenset(claim for claim in guarantee.claims if (claim.asset, claim.hidden_from) != ("weights", "server"))
-    if kept == guarantee.claims:
-        return guarantee
-    return replace(guarantee, claims=kept, leaks=f"{guarantee.leaks} The server has the model: it makes its shares.")
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Makes the documentation site out of the Markdown pages of the repository."""
