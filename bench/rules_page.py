@@ -3,8 +3,9 @@
     confide compare examples/rules-of-thumb.toml --out FOLDER
     python bench/rules_page.py FOLDER/compare.json
 
-Nobody types a figure of that page: tests/compare/test_rules_page.py checks that it is what the JSON file yields, which
-holds the judged rules, the networks and where they were measured, and no more.
+Without an argument it writes the page again from the file that is there. Nobody types a figure of that page:
+tests/compare/test_rules_page.py checks that it is what the JSON file yields, which holds the judged rules, the networks
+and where they were measured, and no more.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ The report of any comparison has the same table for its own job, model and data;
 there. This page is written by `python bench/rules_page.py FOLDER/compare.json`, so nobody types its figures; the
 verdicts are computed. *Too pessimistic* means that the rule says it costs more than it did here. A verdict compares the
 median with the rule's range, and is *undecided* where the spread reaches the range. The figures are of one machine, one
-model and one split of public data each: run it on yours.
+model and public data: run it on yours. Losses and rounds spread over splits of the records, against the median of the
+yardstick; latencies spread over queries.
 
 No source was found that states all of these rules with their settings. Each rule names what could be read; a source
 that could not be opened says so.
@@ -78,7 +80,7 @@ def _rule(rule: RuleJudged) -> str:
     )
     left_out = f"\nNot measured: {text(rule.left_out)}.\n" if rule.left_out else ""
     return (
-        f"## {rule.said.removesuffix('.')}\n\n**This run: {rule.verdict}** (taken as {range_words(rule)}).\n\n'
+        f"## {rule.said.removesuffix('.')}\n\n**This run: {rule.verdict}** (taken as {range_words(rule)}).\n\n"
         f"Where it is said:\n\n{said}\n\nUsually measured on: {known.usual}\n\n{known.why}\n\n"
         f"{table(rows) if rule.measured else ''}{left_out}"
     )
@@ -107,12 +109,13 @@ def processor() -> str:
 
 
 def main() -> None:
-    """Write both files."""
-    result = read_result(Path(sys.argv[1]).read_bytes())
-    date = datetime.datetime.now(datetime.UTC).date().isoformat()
-    body = msgspec.json.format(msgspec.json.encode(kept(result, date=date, processor=processor())), indent=1)
-    FILE.write_bytes(body + b"\n")
-    PAGE.write_text(page(body))
+    """Write both files from a result, or the page alone from the file where none is given."""
+    if len(sys.argv) > 1:
+        result = read_result(Path(sys.argv[1]).read_bytes())
+        date = datetime.datetime.now(datetime.UTC).date().isoformat()
+        body = msgspec.json.format(msgspec.json.encode(kept(result, date=date, processor=processor())), indent=1)
+        FILE.write_bytes(body + b"\n")
+    PAGE.write_text(page(FILE.read_bytes()))
     print(f"wrote {FILE.name} and {PAGE.name}")
 
 

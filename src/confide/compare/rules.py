@@ -194,9 +194,9 @@ RULES: tuple[Rule, ...] = (
         why=(
             "The clear here is onnxruntime on the same machine, which is the fastest that a user has; against our own "
             "plain backend every factor would look smaller. Work alone is compared, dealing ahead included, without a "
-            "network. Counted as holding between 30 and 300 times. On shares the work is a few times that of the clear, "
-            "and what a dealer makes for rectifiers; encryption transforms polynomials where the clear multiplies two "
-            "numbers. Over a WAN trips take longer than all of it."
+            "network. Counted as holding between 30 and 300 times. On shares the work is a few times that of the "
+            "clear, and what a dealer makes for rectifiers; encryption transforms polynomials where the clear "
+            "multiplies two numbers. Over a WAN trips take longer than all of it."
         ),
     ),
     Rule(
@@ -221,9 +221,9 @@ RULES: tuple[Rule, ...] = (
         usual="CKKS with bootstrapping or TFHE, on networks with rectifiers, on one to many cores.",
         why=(
             "Ours is leveled: squares in place of rectifiers, a depth that is fixed ahead, no bootstrapping, a plan "
-            "for each network. So an image takes less than where bootstrapping is paid for. Networks with "
-            "rectifiers do not run here as they are, and none as deep as ResNet-20: for them the rule stands. Exact FHE (TFHE) is another "
-            "thing, and a peer's figure."
+            "for each network. So an image takes less than where bootstrapping is paid for. Networks with rectifiers "
+            "do not run here as they are, and none as deep as ResNet-20: for them the rule stands. Exact FHE (TFHE) "
+            "is another thing, and a peer's figure."
         ),
     ),
     Rule(
