@@ -51,7 +51,7 @@ def survival(tmp_path):
         "data": {"schema": "schema.toml", "tables": {name: f"{name}.csv" for name in NAMES}},
         "model": {"kind": "cox"},
         "privacy": {"epsilon": 3.0, "expected_records": 288, "mechanism": "auto"},
-        "compare": {"data": "synthetic", "sizes": [], "check_link": False, "epsilons": [3.0]},
+        "compare": {"data": "synthetic", "sizes": [], "check_link": False, "clients": 0, "epsilons": [3.0]},
     }
     return parse(table, base=tmp_path)
 

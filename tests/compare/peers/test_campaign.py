@@ -25,6 +25,7 @@ JOB = {
         "queries": 4,
         "sizes": [],
         "check_link": False,
+        "clients": 0,
         "training": ["plain"],
         "inference": ["plain"],
     },
