@@ -132,18 +132,14 @@ def _free_ports(blocks: list[Block]) -> dict[str, str]:
 
 
 def _differing(blocks: list[Block], printed: Mapping[int, str]) -> Iterator[str]:
-    """Yield each line of a `text` block that the blocks since the one before have not printed, or not in that order."""
+    """Yield each line of a `text` block that the blocks since the one before have not printed."""
     said = ""
     for block in blocks:
         said += printed.get(block.line, "")
         if block.language != "text" or block.file:
             continue
-        at = 0
         for number, line in enumerate(block.text.splitlines(), block.line + 1):
-            found = re.compile(_loosely(line)).search(said, at)
-            if found:
-                at = found.end()
-            else:
+            if not re.search(_loosely(line), said):
                 yield f"line {number}: {line}"
         said = ""
 

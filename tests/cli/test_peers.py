@@ -38,7 +38,8 @@ def test_an_unknown_peer_is_refused_with_the_nearest(tmp_path, capsys, verb):
 def test_a_comparison_names_the_peers_that_are_not_installed(tmp_path, capsys):
     job = tmp_path / "job.toml"
     job.write_text(
-        '[data]\nset = "breast-cancer"\n[train]\nrounds = 2\n[compare]\nqueries = 2\nsizes = []\ncheck_link = false\nclients = 0\n'
+        '[data]\nset = "breast-cancer"\n[train]\nrounds = 2\n[compare]\nqueries = 2\nsizes = []\n'
+        "check_link = false\nclients = 0\n"
     )
     options = ("--only", "plain", "--seeds", "1", "--peer", "tenseal", "--peers-folder", tmp_path / "peers")
     assert run("compare", job, *options) == 0
@@ -57,7 +58,9 @@ def test_a_real_peer_is_installed_and_asked(tmp_path, capsys):
     folder, job = tmp_path / "peers", tmp_path / "job.toml"
     if run("peers", "install", "tenseal", "--folder", folder):
         pytest.skip("no index of packages is reachable here")
-    job.write_text('[data]\nset = "breast-cancer"\n[train]\nrounds = 2\n[compare]\nsizes = []\ncheck_link = false\nclients = 0\n')
+    job.write_text(
+        '[data]\nset = "breast-cancer"\n[train]\nrounds = 2\n[compare]\nsizes = []\ncheck_link = false\nclients = 0\n'
+    )
     options = ("--only", "inference/plain", "--queries", "5", "--peer", "tenseal", "--peers-folder", folder)
     assert run("compare", job, *options) == 0
     said = capsys.readouterr().out

@@ -122,7 +122,9 @@ def _job(path: Path, shadows: int, sensitive: str | None, attacks: tuple[str, ..
         attacks=attacks or tuple(ATTACKS),
         rounds=_QUICK_ROUNDS if quick else Settings().rounds,
     )
-    yield from audit_job(load_tables(path, "job file", JobError), path.parent, settings, SystemRandomness())
+    job = load_tables(path, "job file", JobError)
+    job.pop("compare", None)  # so that one file does for `confide compare` too
+    yield from audit_job(job, path.parent, settings, SystemRandomness())
 
 
 def _file(path: Path, known: tuple[Path, Path] | None, label: str | None) -> Report:
