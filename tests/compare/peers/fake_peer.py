@@ -12,6 +12,7 @@ from confide.guarantee import nothing_hidden
 SCRIPT = """
 import json, os, pathlib, subprocess, sys, time
 if sys.argv[1:] == ["--version"]:
+    pathlib.Path(__file__).with_name("pid").write_text(str(os.getpid()))
     time.sleep(SLEEP)
     print("1.0")
     sys.exit()

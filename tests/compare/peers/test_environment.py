@@ -128,18 +128,21 @@ fake(Path(sys.argv[1]), sleep=float(sys.argv[3])).install(progress=lambda words:
 @pytest.mark.slow
 def test_an_installer_that_is_killed_leaves_nothing_that_is_taken_for_an_environment(tmp_path):
     here = str(Path(__file__).parent)
-    command = [sys.executable, "-c", INSTALL, str(tmp_path), here]
-    with subprocess.Popen([*command, "30"], stdout=subprocess.PIPE, text=True) as process:
+    command, environment = [sys.executable, "-c", INSTALL, str(tmp_path), here], fake(tmp_path, sleep=600.0)
+    with subprocess.Popen([*command, "600"], stdout=subprocess.PIPE, text=True) as process:
         for line in process.stdout:
             if "imported" in line:
                 break
-        environment = fake(tmp_path)
-        with pytest.raises(UsageError, match="Expected nobody else"):
-            environment.install(progress=quiet)
-        time.sleep(0.2)
+        pid = tmp_path / "own" / "pid"
+        while not (pid.exists() and pid.read_text()):
+            time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(UsageError, match="Expected nobody else"):  # its last step still runs
+        environment.install(progress=quiet)
+    os.kill(int(pid.read_text()), signal.SIGKILL)
+    time.sleep(0.2)
     assert environment.home.exists()
     assert environment.stamp() is None
     assert "half made" in environment.absent()
-    assert environment.install(progress=quiet).version == "1.0"
+    assert fake(tmp_path).install(progress=quiet).version == "1.0"
     assert environment.absent() is None

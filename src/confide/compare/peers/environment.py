@@ -167,13 +167,13 @@ class Environment:
         Raises:
             UsageError: it cannot be made or the peer cannot be imported; with the installer's last lines.
         """
-        with self._alone():
+        with self._alone() as held:
             if not again and (found := self.stamp()) is not None:
                 return found
             self._clear()
             self._failed.unlink(missing_ok=True)
             try:
-                return self._made(progress, index)
+                return self._made(progress, index, held)
             except UsageError as error:
                 failure = Failure(reason=str(error), pins_sha256=self.pins_hash())
                 write_whole(self._failed, msgspec.json.encode(failure), mode=0o644)
@@ -193,8 +193,8 @@ class Environment:
         return True
 
     @contextlib.contextmanager
-    def _alone(self) -> Generator[None]:
-        """Hold the peer's folder for this process."""
+    def _alone(self) -> Generator[int]:
+        """Hold the peer's folder for this process, and those that are given the file that is yielded."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = (self.root / ".lock").open("w")
@@ -207,7 +207,7 @@ class Environment:
                 raise UsageError(
                     f"Expected nobody else to install or remove {self.peer.name} in {self.root}; wait until it is done"
                 ) from None
-            yield
+            yield lock.fileno()
 
     def _clear(self) -> None:
         (self.home / "stamp.json").unlink(missing_ok=True)
@@ -215,26 +215,27 @@ class Environment:
         if self.home.exists():
             raise UsageError(f"Expected a folder that can be removed at {self.home}; remove it by hand")
 
-    def _made(self, progress: Progress, index: str | None) -> Stamp:
+    def _made(self, progress: Progress, index: str | None, held: int) -> Stamp:
         begin = interpreter(self.peer.pythons)
         progress(f"an environment of {begin.name}")
-        _ran([str(begin), "-m", "venv", str(self.home)], progress)
+        _ran([str(begin), "-m", "venv", str(self.home)], progress, held)
         pip = [str(self.python), "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--no-color"]
         pip += ["--progress-bar", "off", *(["--extra-index-url", index] if index else [])]
         named = {re.split(r"[=<>\[]", line)[0].lower(): line for line in pinned(self.pins)}
         if whole := [named[one] for one in self.peer.with_dependencies]:
-            _ran([*pip, "--constraint", str(self.pins), *whole], progress)
+            _ran([*pip, "--constraint", str(self.pins), *whole], progress, held)
         if named:
-            _ran([*pip, "--no-deps", "--requirement", str(self.pins)], progress)
+            _ran([*pip, "--no-deps", "--requirement", str(self.pins)], progress, held)
         progress("checking that it can be imported")
-        version = self._version()
+        version = self._version(held)
         stamp = Stamp(peer=self.peer.name, version=version, pins_sha256=self.pins_hash(), python=_python_of(self.home))
         write_whole(self.home / "stamp.json", msgspec.json.encode(stamp), mode=0o644)
         return stamp
 
-    def _version(self) -> str:
+    def _version(self, held: int) -> str:
         """Return the version that the peer gives once it is imported. Raises UsageError if the pins say another."""
-        found = _ran([str(self.python), "-E", "-s", "-B", str(self.runner), "--version"], lambda _: None)[-1]
+        command = [str(self.python), "-E", "-s", "-B", str(self.runner), "--version"]
+        found = _ran(command, lambda _: None, held)[-1]
         if found != self.peer.version:
             raise UsageError(f"Expected {self.peer.title} {self.peer.version}, got {printable(found)}")
         return found
@@ -274,15 +275,25 @@ def _read(path: Path, kind: type[_Kind]) -> _Kind | None:
         return None
 
 
-def _ran(command: list[str], progress: Progress) -> list[str]:
+def _ran(command: list[str], progress: Progress, held: int) -> list[str]:
     """Run a step of an installation; return its lines.
+
+    Args:
+        command: to run.
+        progress: is told of packages.
+        held: the file of the lock: a step that outlives a killed installer still keeps others out of its folder.
 
     Raises:
         UsageError: it failed; with its last lines.
     """
     lines = list[str]()
     process = subprocess.Popen(  # noqa: S603 (an interpreter and pip, from lists of ours)
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(held,),
     )
     try:
         for line in _lines(process):
