@@ -52,7 +52,12 @@ def accuracies(ran: Ran) -> list[float]:
 
 def test_the_hospitals_with_a_stand_in_for_their_files(folder):
     standins.heart_disease(folder / "raw")
-    quick = {"seeds = 3\nqueries = 20": "seeds = 1\nqueries = 2", "--quick --attack": "--quick --shadows 3 --attack"}
+    quick = {
+        "seeds = 3\nqueries = 20": "seeds = 1\nqueries = 2",
+        '["local", "pooled", "masked", "masked+dp"]': '["masked", "masked+dp"]',
+        "local 71.2 0 0.0\npooled 78.4 0 48.5\n": "",
+        "--quick --attack": "--quick --shadows 3 --attack",
+    }
     ran_well("tutorials/hospitals.md", folder, quick)
 
 
@@ -70,7 +75,8 @@ def test_the_hospitals(folder):
 
 def test_the_chest_x_rays_with_a_stand_in_for_the_archive(folder):
     standins.pneumonia(folder / "raw")
-    ran = ran_well("tutorials/chest-x-rays.md", folder)
+    quick = {'whiten = "natural"': 'whiten = "none"   '}  # every process that sees an image would make the matrix anew
+    ran = ran_well("tutorials/chest-x-rays.md", folder, quick)
     assert len(accuracies(ran)) == 2
 
 
