@@ -38,6 +38,9 @@ def run(version, **work):
     with np.load(folder / "arrays.npz", allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     answer = work[task["task"]](task, arrays)
+    for name in ("predictions", "outputs"):
+        if not np.isfinite(np.array(answer.get(name, []), float)).all():
+            raise SystemExit(f"{name} are no finite numbers: the training or the computation diverged at this setting")
     used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     answer = {"version": version(), "peak_memory_bytes": sum(used) << 10, **answer}
     with (folder / "answer.part").open("w") as file:
