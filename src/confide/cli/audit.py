@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -123,7 +124,11 @@ def _job(path: Path, shadows: int, sensitive: str | None, attacks: tuple[str, ..
         rounds=_QUICK_ROUNDS if quick else Settings().rounds,
     )
     job = load_tables(path, "job file", JobError)
-    job.pop("compare", None)  # so that one file does for `confide compare` too
+    match job.pop("compare", None):  # one file does for `confide compare` too, which says there what tables are
+        case {"data": "public" | "synthetic" as declared}:
+            settings = replace(settings, data_kind=declared)
+        case _:
+            pass
     yield from audit_job(job, path.parent, settings, SystemRandomness())
 
 

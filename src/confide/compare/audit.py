@@ -26,6 +26,7 @@ from confide.compare.findings import (
     of_membership,
 )
 from confide.compare.record import machine, version
+from confide.compare.settings import DataKind
 from confide.compare.shadows import Shadow, pool_of, retrained, shadows
 from confide.crypto.random import Randomness
 from confide.errors import JobError, UsageError
@@ -60,12 +61,14 @@ class Settings:
         sensitive: the column that attribute inference guesses; None leaves that out.
         attacks: out of `ATTACKS`.
         rounds: first rounds that inversion looks at, each over other records.
+        data_kind: what the records of tables are; those of a shipped set are public.
     """
 
     shadows: int = 16
     sensitive: str | None = None
     attacks: tuple[str, ...] = tuple(ATTACKS)
     rounds: int = 5
+    data_kind: DataKind = "own table"
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +203,11 @@ def audit_job(
                     yield step
             except UsageError as error:
                 wrong[f"{name}, {variant.protection}"] = str(error)
-    private = job.data.set is None
+    kind = "public" if job.data.set is not None else settings.data_kind
     yield Report(
         target=job.job.name,
-        data_kind="own table" if private else "public",
-        private=private,
+        data_kind=kind,
+        private=kind == "own table",
         findings=tuple(findings),
         unfit=wrong,
     )

@@ -71,6 +71,9 @@ def of_membership(protection: str, found: Membership, label: PrivacyLabel) -> Fi
         f"{percent(found.alarms)} of the others"
     )
     verdict = "the model tells who was in its training" if leaks else "no better than guessing, as far as can be told"
+    if leaks and found.hits.low <= found.alarms.high:  # no single threshold shows it
+        area = f"{found.area.value:.3f} ({found.area.low:.3f} to {found.area.high:.3f})"
+        verdict += f", if little: a member ranks above another record with probability {area}, and not .5"
     broken = leaks
     if label.mu is not None:
         allowed = worst_true_positive_rate(label.mu, found.alarms.value)
