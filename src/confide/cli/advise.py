@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -153,16 +153,27 @@ def _page(wanted: Scenario, answers: tuple[Answer, ...] | list[Answer]) -> Itera
             name, cost = answer.runner_up
             yield f"  runner-up: {title(answer.task, name)} ({name}), {cost or 'not measured'}"
         yield from (f"  plan of {name}: {text}" for name, text in answer.plans.items())
+        if answer.changes:
+            yield "  what would change it:"
         for change in answer.changes:
             cost = change.price or "not measured"
-            yield f"  if {change.what}: {title(answer.task, change.choice)} ({change.choice}), {cost}"
-        for name, lacks in answer.refused.items():
-            yield f"  not {name}: {'; '.join(lacks)}"
+            yield f"    if {change.what}: {title(answer.task, change.choice)} ({change.choice}), {cost}"
+        if answer.refused:
+            yield "  not taken:"
+        yield from (f"    {', '.join(names)}: {why}" for why, names in _by_reason(answer.refused).items())
         if answer.runs:
             yield "  runs with:"
             yield from (f"    {line}".rstrip() for line in answer.runs.splitlines())
     if wanted.scenario.regulation:
         yield f"noted, and decides nothing: {wanted.scenario.regulation}"
+
+
+def _by_reason(refused: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Return the techniques that lack the same, by what they lack: with noise or without is mostly one line."""
+    found: dict[str, list[str]] = {}
+    for name, lacks in refused.items():
+        found.setdefault("; ".join(lacks), []).append(name)
+    return found
 
 
 # --- asking -----------------------------------------------------------------------------------------------------------

@@ -54,12 +54,13 @@ def verify(
     """
     from confide.train.ledger_check import verify as verified
 
-    label_head, heads = None, [text for text in head if re.fullmatch(_HASH, text)]
+    artifact, heads = None, [text for text in head if re.fullmatch(_HASH, text)]
     if model is not None:
         from confide.model.artifact import load, read_public_key
 
         with warnings_as_lines():
-            label_head = load(model, trust=read_public_key(trust) if trust else None).label.ledger
+            artifact = load(model, trust=read_public_key(trust) if trust else None)
+    label_head = None if artifact is None else artifact.label.ledger
     found = verified(
         ledger,
         head=label_head,
@@ -69,6 +70,9 @@ def verify(
         seen=[line for text in head if text not in heads for line in _seen(text)],
     )
     _print(found)
+    if artifact is not None and label_head is not None:
+        by = f"signed by {artifact.signer}" + (", the key of --trust" if trust else "; whose key is that? See --trust")
+        console.out.print(f"the model's label names this ledger; the model is {by}")
     if label_head is None and not head:
         console.out.print(
             "whether last lines were cut off, or all of it was written anew, needs --model MODEL.confide or a node's "
