@@ -30,7 +30,9 @@ def test_what_was_kept_comes_back(tmp_path):
     assert Cache(tmp_path / "cells").get("b" * 64) is None
 
 
-@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff\xfe", b'{"name": 3}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b"", b"{", b"[]", b"\xff\xfe", b'{"name": 3}', b"[" * 100_000, b'{"name": "' + b"a" * 64 + b'"}']
+)
 def test_a_damaged_file_is_measured_again(tmp_path, body):
     kept = Cache(tmp_path)
     kept.put(outcome())
@@ -93,3 +95,19 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="folder"):
         Cache(tmp_path / "file" / "cells")
+
+
+def test_what_stands_in_the_way_of_a_cell_is_named_before_it_is_measured(tmp_path):
+    kept = Cache(tmp_path)
+    kept.path("a" * 64).mkdir()
+    with pytest.raises(UsageError, match="move what is there away"):
+        kept.get("a" * 64)
+    with pytest.raises(UsageError, match="can be written"):
+        kept.put(outcome())
+
+
+def test_cells_are_for_this_user_alone(tmp_path):
+    kept = Cache(tmp_path / "cells")
+    kept.put(outcome())
+    assert (tmp_path / "cells").stat().st_mode & 0o077 == 0
+    assert kept.path("a" * 64).stat().st_mode & 0o077 == 0

@@ -158,6 +158,19 @@ def test_a_second_run_measures_nothing(finished, monkeypatch):
     assert sum(one.cached for one in again) >= len({one.words for one in trained})
 
 
+@pytest.mark.parametrize("graph", ["", "anVuaw=="])
+def test_a_model_that_is_damaged_is_trained_again(tmp_path, graph):
+    table = {"data": {"set": "breast-cancer"}, "train": {"rounds": 2}, "compare": {"sizes": [], "check_link": False}}
+    once = {**table, "compare": {**table["compare"], "clients": 0}}
+    run(tmp_path, once, only=("inference/plain",))
+    cells = {path: json.loads(path.read_bytes()) for path in tmp_path.iterdir()}
+    [(path, model)] = [(path, cell) for path, cell in cells.items() if cell.get("graph")]
+    path.write_text(json.dumps(model | {"graph": graph}))
+    last = run(tmp_path, once, only=("inference/plain",))[-1]
+    assert [record.choice for record in last.result.records] == ["plain"]
+    assert json.loads(path.read_bytes())["graph"] not in ("", graph)
+
+
 def test_a_changed_job_is_measured_again(finished):
     _, folder = finished
     before = {path.name for path in folder.iterdir()}

@@ -48,6 +48,19 @@ def test_records_of_several_parties_need_a_declaration():
         assert (found.data_kind, found.private) == (kind, private)
 
 
+@pytest.mark.parametrize("data", [5, 1.5, True, "nodes", ["nodes"]])
+def test_data_that_are_no_table_are_refused(data):
+    assert "[data]" in refused({"data": data})
+
+
+def test_a_network_that_is_not_there_is_refused_before_anything_runs(tmp_path):
+    table = {"data": {"set": "breast-cancer"}, "compare": {"networks": ["mine.onnx"]}}
+    with pytest.raises(JobError, match=r"an ONNX file at mine\.onnx"):
+        parse(table, base=tmp_path)
+    (tmp_path / "mine.onnx").write_bytes(b"")
+    parse(table, base=tmp_path)
+
+
 NODES = {
     "data": {"schema": "s.toml", "nodes": ["east", "north", "south", "west"]},
     "train": {"quorum": 3},

@@ -159,6 +159,7 @@ def test_private_figures_carry_their_banner(written, tmp_path, monkeypatch):
     monkeypatch.setattr(documents, "gallery", lambda *_: Gallery((), {}, ()))  # drawing takes seconds
     private = write_all(result(private=True, data_kind="own table"), tmp_path)
     for path in private:
+        assert path.stat().st_mode & 0o077 == 0
         assert PRIVATE_WARNING in path.read_text() or path.suffix == ".json"
     assert read_result((tmp_path / "compare.json").read_bytes()).private
     assert 'class="banner"' in (tmp_path / "compare.html").read_text()

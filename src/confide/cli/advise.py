@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from confide.compare.recommend import Answer
     from confide.compare.scenario import Scenario
     from confide.model.graph import Graph
-
-_LARGEST_RESULT_BYTES = 1 << 26
 _NOBODY = "nobody"
 _SHOWN_LAYERS = 12
 _MODEL_FILE = "serve model.confide"
@@ -56,18 +54,14 @@ def advise(
     """
     from confide.compare.costs import load
     from confide.compare.recommend import recommend
-    from confide.compare.result import read_result
+    from confide.compare.result import load_result
 
     graph = None if model is None else opened(model, None)[0]
     wanted = _scenario(scenario, described=graph is None)
     models = load()
     records = ()
     if results is not None:
-        with results.open("rb") as file:
-            body = file.read(_LARGEST_RESULT_BYTES + 1)
-        if len(body) > _LARGEST_RESULT_BYTES:
-            raise UsageError(f"Expected a result of at most {_LARGEST_RESULT_BYTES} bytes at {results}")
-        records = read_result(body).records
+        records = load_result(results).records
     answers = recommend(wanted, models, records, graph=graph)
     if model is not None and model.suffix != ".onnx":
         answers = tuple(replace(one, runs=one.runs.replace(_MODEL_FILE, f"serve {model}")) for one in answers)

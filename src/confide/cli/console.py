@@ -86,7 +86,12 @@ def stops_cleanly() -> Generator[None]:
 
 
 #: Python arguments that are options here, where a text names one.
-_ARGUMENTS = r"\b(api_keys|ca_file|insecure_plain_http|kit_sha256|private_key|query_quota|trust)\b(?=[= ,;:]|$)"
+_ARGUMENTS = (
+    r"\b(api_keys\b|ca_file\b|insecure_plain_http\b|kit_sha256\b|private_key\b|query_quota\b|trust(?==))"
+    r"(?=[= ,;:]|$)"
+)
+    r"\b(api_keys\b|ca_file\b|insecure_plain_http\b|kit_sha256\b|private_key\b|query_quota\b|trust(?==))(?=[= ,;:]|$)"
+)
 
 
 def one_line(text: str) -> str:

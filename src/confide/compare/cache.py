@@ -75,7 +75,7 @@ class Cache:
         self._folder, self.fresh = folder, fresh
         self._mine: set[str] = set()
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # a cell may hold a model of private records
         except OSError as error:
             raise UsageError(f"Expected a folder that can be written at {folder}; {error.strerror}") from None
 
@@ -84,7 +84,13 @@ class Cache:
         return self._folder / f"{name}.json"
 
     def get(self, name: str) -> Outcome | None:
-        """Return an outcome; None if there is none, or what is there is no outcome of that name."""
+        """Return an outcome; None if there is none, or what is there is no outcome of that name.
+
+        Raises:
+            UsageError: a folder or a device is in its place, so that nothing could be kept.
+        """
+        if self.path(name).exists() and not self.path(name).is_file():
+            raise UsageError(f"Expected a file at {self.path(name)}, where a cell is kept; move what is there away")
         if self.fresh and name not in self._mine:
             return None
         try:
@@ -94,11 +100,15 @@ class Cache:
             found = msgspec.json.decode(path.read_bytes(), type=known(Outcome))
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return None
-        return found if found.name == name else None
+        said = found.figures or found.samples or found.attacks
+        return found if found.name == name and said else None
 
     def put(self, outcome: Outcome) -> None:
         """Keep an outcome."""
-        write_whole(self.path(outcome.name), msgspec.json.encode(outcome))
+        try:
+            write_whole(self.path(outcome.name), msgspec.json.encode(outcome))
+        except OSError as error:
+            raise UsageError(f"Expected a folder that can be written at {self._folder}; {error.strerror}") from None
         self._mine.add(outcome.name)
 
 

@@ -26,7 +26,7 @@ from confide.compare.peers.planning import Peers, with_peers
 from confide.compare.result import Curve, LinkCheck, Result
 from confide.compare.settings import Comparison
 from confide.compare.state import CHECKED_LINK, State, job_of, model_job
-from confide.errors import UsageError
+from confide.errors import ConfideError, UsageError
 from confide.model.onnx import from_onnx
 from confide.train.job import describe
 
@@ -124,6 +124,8 @@ def _measuring(state: State, cache: Cache) -> Iterator[Event]:
             continue
         name = _name(state, cell)
         outcome = cache.get(name) if not _goes_on(state, cell, cache) else None
+        if outcome is not None and cell.kind == "model" and not _has_model(outcome):
+            outcome = None  # damaged: it is measured again
         cached = outcome is not None
         if outcome is None:
             outcome = measured(state, cell, name, cache)
@@ -172,6 +174,13 @@ def _name(state: State, cell: Cell) -> str:
     if (peer := state.peers.asking(cell.choice)) is not None:
         parts["peer"] = peer.name()
     return name_of(parts)
+
+
+def _has_model(outcome: Outcome) -> bool:
+    try:
+        return bool(from_onnx(outcome.graph).layers)
+    except ConfideError:
+        return False
 
 
 def _keep(state: State, cell: Cell, outcome: Outcome) -> None:

@@ -182,10 +182,11 @@ class Federation:
                 "command that began it, and start this one again"
             )
         for cell in [one for one in todo if one not in going_on]:
-            if cell in measured:  # its run is over, only the note is left
+            if cell in measured and not _begun_later(cache, self._runs[cell].name):  # only the note is left
                 _note_path(cache, self._runs[cell].name).unlink(missing_ok=True)
             elif (note := notes[cell]) and not cache.fresh:
                 unfit[f"training/{cell.choice}"] = _told(note)
+                measured = [one for one in measured if one is not cell]
                 del self._runs[cell]
         new = [cell for cell in self._runs if cell not in going_on and cell not in measured]
         priced = {cell: Charge.of(setting_of(self._runs[cell].job, self._text)) for cell in (*going_on, *new)}
@@ -337,6 +338,14 @@ def _told(note: Begun) -> str:
 
 def _note_path(cache: Cache, name: str) -> Path:
     return cache.path(name).with_suffix(".begun")
+
+
+def _begun_later(cache: Cache, name: str) -> bool:
+    """Return whether the run that a note tells of began after the outcome that is kept: that one is another run's."""
+    try:
+        return _note_path(cache, name).stat().st_mtime_ns > cache.path(name).stat().st_mtime_ns
+    except OSError:
+        return False
 
 
 def _note(cache: Cache, name: str) -> Begun | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import stat
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -243,6 +246,29 @@ class Result(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         for record in (*plain["records"], *(aside["record"] for aside in plain["asides"])):
             record["guarantee"]["claims"].sort(key=msgspec.json.encode)  # a set
         return msgspec.json.format(msgspec.json.encode(plain, order="sorted"), indent=1)
+
+
+#: Of a result that is read; those with every table take less than 3 MB.
+LARGEST_BYTES = 64 << 20
+
+
+def load_result(path: Path) -> Result:
+    """Read a result from a file, which is no pipe and no device.
+
+    Raises:
+        UsageError: it is none, or larger than `LARGEST_BYTES`.
+        OSError: it cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # which a pipe would wait for
+    try:
+        state = os.fstat(descriptor)
+        fits = stat.S_ISREG(state.st_mode) and state.st_size <= LARGEST_BYTES
+        body = os.read(descriptor, state.st_size) if fits else b""
+    finally:
+        os.close(descriptor)
+    if not fits:
+        raise UsageError(f"Expected a file of at most {LARGEST_BYTES} bytes at {path}, with a result in it")
+    return read_result(body)
 
 
 def read_result(body: bytes) -> Result:

@@ -157,8 +157,9 @@ def parse(table: Mapping[str, Any], *, base: Path = Path()) -> Comparison:
     if not problems:
         settings = msgspec.convert(section, known(CompareSection))
         rest = {name: value for name, value in table.items() if name != "compare"}
-        nodes = "nodes" in rest.get("data", {})
-        problems = list(_contradictions(settings, nodes=nodes))
+        data = rest.get("data")
+        nodes = isinstance(data, dict) and "nodes" in data
+        problems = [*_contradictions(settings, nodes=nodes), *_absent(settings, base)]
         if not problems:
             kind = _data_kind(rest.get("data", {}), settings)
             if nodes and "seeds" not in section:
@@ -184,6 +185,12 @@ def _check_charged(job: Job) -> None:
         "Expected no data.budget in a comparison: it trains many times and evaluates in the clear, and none of that is "
         "charged; leave it out, and publish no figure"
     )
+
+
+def _absent(settings: CompareSection, base: Path) -> Iterator[str]:
+    for name in settings.networks:
+        if name.endswith(".onnx") and not (base / name).is_file():
+            yield f"Expected an ONNX file at {name} for compare.networks; change the path in the job file"
 
 
 def _contradictions(settings: CompareSection, *, nodes: bool) -> Iterator[str]:

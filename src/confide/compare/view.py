@@ -21,9 +21,9 @@ from confide.compare.document import banner, heading, introduction, unfit
 from confide.compare.people import Asks
 from confide.compare.quantities import NOT_MEASURED, of, ranged, words
 from confide.compare.record import Record
-from confide.compare.result import Result, read_result
+from confide.compare.result import Result, load_result
 from confide.compare.tables import HEADLINES, TASKS, Entry, name, of_task
-from confide.compare.writing import render, write_files
+from confide.compare.writing import published, render, write_files
 from confide.errors import UsageError
 
 #: The file's name, beside compare.json.
@@ -100,7 +100,7 @@ def view(result: Result, running: Running | None = None) -> str:
 
 def write_view(result: Result, folder: Path, running: Running | None = None) -> Path:
     """Write the page into a folder, which is made, and return it; raises as `writing.write_all`."""
-    (path,) = write_files(folder, {NAME: view(result, running).encode()})
+    (path,) = write_files(folder, {NAME: view(result, running).encode()}, own=not published(result))
     return path
 
 
@@ -114,7 +114,7 @@ def viewed(folder: Path) -> Path:
     try:
         if page.is_file() and not (found.is_file() and found.stat().st_mtime > page.stat().st_mtime):
             return page
-        return write_view(read_result(found.read_bytes()), folder)
+        return write_view(load_result(found), folder)
     except OSError as error:
         raise UsageError(
             f"Expected the folder of a comparison, with compare.json in it, got {folder}; {error.strerror}"

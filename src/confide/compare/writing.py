@@ -28,7 +28,8 @@ try:
 except ImportError:  # the compare extra
     jinja2 = None
 
-_MODE = 0o644
+#: Of files that anybody may read, and of those with figures from private records or from nodes.
+_OPEN, _OWN = 0o644, 0o600
 
 #: The columns of `compare.csv`, a line for each figure, each point of a curve, and each measurement of a rule of thumb.
 COLUMNS: tuple[str, ...] = (
@@ -54,11 +55,22 @@ def write_all(result: Result, folder: Path) -> tuple[Path, ...]:
             "compare.md": markdown(found).encode(),
             "compare.csv": table(result).encode(),
         },
+        own=not published(result),
     )
 
 
-def write_files(folder: Path, bodies: Mapping[str, bytes]) -> tuple[Path, ...]:
+def published(result: Result) -> bool:
+    """Return whether anybody may read a result as far as it says."""
+    return not result.private and result.across is None
+
+
+def write_files(folder: Path, bodies: Mapping[str, bytes], *, own: bool = True) -> tuple[Path, ...]:
     """Write files into a folder, which is made; every one is whole before the first gets its name.
+
+    Args:
+        folder: of them.
+        bodies: by name.
+        own: whether they are for this user alone.
 
     Raises:
         UsageError: the folder cannot be written, or one of the names is a folder.
@@ -71,7 +83,7 @@ def write_files(folder: Path, bodies: Mapping[str, bytes]) -> tuple[Path, ...]:
                 raise UsageError(f"Expected a file at {path}, got a folder; move it away")
         with ExitStack() as stack:  # every body is on the disk before the first gets its name
             for path, body in paths.items():
-                file = stack.enter_context(whole_file(path, mode=_MODE))
+                file = stack.enter_context(whole_file(path, mode=_OWN if own else _OPEN))
                 file.write(body)
                 file.flush()
     except OSError as error:

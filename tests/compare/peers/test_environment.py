@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -77,6 +78,30 @@ def test_a_damaged_stamp_is_no_stamp(tmp_path, body):
     (environment.root / ".failed.json").write_bytes(body)
     assert environment.stamp() is None
     assert environment.absent() is not None
+
+
+def test_an_environment_that_somebody_else_made_is_left_alone(tmp_path):
+    environment = fake(tmp_path)
+    environment.home.mkdir(parents=True)
+    (environment.home / "mine.txt").write_text("mine")
+    for act in (environment.remove, lambda: environment.install(progress=quiet)):
+        with pytest.raises(UsageError, match="move it away"):
+            act()
+        assert (environment.home / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("wrong", [{"peer": "other"}, {"version": "9.9"}, {"pins_sha256": ""}, {}])
+def test_a_stamp_is_of_this_peer_this_version_and_a_python_that_runs(tmp_path, wrong):
+    environment = fake(tmp_path)
+    (environment.home / "bin").mkdir(parents=True)
+    environment.python.touch(mode=0o755 if wrong else 0o600)
+    said = {"peer": "fake", "version": "1.0", "pins_sha256": environment.pins_hash(), "python": "3.11.0"} | wrong
+    (environment.home / "stamp.json").write_text(json.dumps(said))
+    assert environment.stamp() is None
+    said |= {"peer": "fake", "version": "1.0", "pins_sha256": environment.pins_hash()}
+    (environment.home / "stamp.json").write_text(json.dumps(said))
+    environment.python.chmod(0o755)
+    assert environment.stamp() is not None
 
 
 @pytest.mark.slow

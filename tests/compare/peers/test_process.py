@@ -114,3 +114,29 @@ def test_an_interrupt_ends_it_and_leaves_no_folder(tmp_path, monkeypatch):
 def test_a_strangers_text_is_cut_and_cleaned():
     assert printable("a\x1b[31mb\u202ec") == "a [31mb c"
     assert len(printable("x" * 10_000)) < 700
+
+
+@pytest.mark.parametrize("trick", ["os.symlink('/etc/hostname', log)", "os.mkfifo(log)", "log.mkdir()", "pass"])
+def test_what_it_puts_in_place_of_its_log_is_not_read(tmp_path, trick):
+    text = f"print('my words'); sys.stdout.flush(); log = folder / 'log'; log.unlink(); {trick}; os._exit(1)"
+    with pytest.raises(ProtocolError, match="ended with 1: my words$"):
+        asked(tmp_path, text, seconds=20.0)
+
+
+@pytest.mark.parametrize(
+    "trick", ["os.symlink('/etc/hostname', answer)", "os.mkfifo(answer)", "answer.mkdir()", "pass"]
+)
+def test_an_answer_is_a_file_of_its_own(tmp_path, trick):
+    with pytest.raises(ProtocolError, match="Expected an answer of at most"):
+        asked(tmp_path, f"answer = folder / 'answer.json'; {trick}", seconds=20.0)
+
+
+def test_a_folder_that_it_takes_away_and_an_interpreter_that_is_none(tmp_path):
+    with pytest.raises(ProtocolError):
+        asked(tmp_path, "import shutil; shutil.rmtree(folder); os._exit(0)")
+    none = tmp_path / "python"
+    with pytest.raises(ProtocolError, match="--again"):
+        ask(none, tmp_path / "script.py", {}, {}, seconds=5.0)
+    none.touch(mode=0o600)
+    with pytest.raises(ProtocolError, match="--again"):
+        ask(none, tmp_path / "script.py", {}, {}, seconds=5.0)

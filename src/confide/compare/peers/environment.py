@@ -116,8 +116,9 @@ class Environment:
     def stamp(self) -> Stamp | None:
         """Return the stamp; None where there is no whole environment of today's pins."""
         found = _read(self.home / "stamp.json", Stamp)
-        whole = found is not None and found.pins_sha256 == self.pins_hash() and self.python.exists()
-        return found if whole else None
+        if found is None or (found.peer, found.version) != (self.peer.name, self.peer.version):
+            return None
+        return found if found.pins_sha256 == self.pins_hash() and os.access(self.python, os.X_OK) else None
 
     def absent(self) -> str | None:
         """Return why the peer cannot be asked, with what to do; None if it can."""
@@ -154,6 +155,11 @@ class Environment:
     def _failed(self) -> Path:
         return self.root / ".failed.json"
 
+    @property
+    def _ours(self) -> Path:
+        """Return the mark of an environment that is made here, whole or not."""
+        return self.root / ".made-by-confide"
+
     # --- made and removed ---------------------------------------------------------------------------------------------
 
     def install(self, *, progress: Progress, index: str | None = None, again: bool = False) -> Stamp:
@@ -172,6 +178,7 @@ class Environment:
                 return found
             self._clear()
             self._failed.unlink(missing_ok=True)
+            self._ours.touch()
             try:
                 return self._made(progress, index, held)
             except UsageError as error:
@@ -187,6 +194,7 @@ class Environment:
         with self._alone():
             self._clear()
             self._failed.unlink(missing_ok=True)
+            self._ours.unlink(missing_ok=True)
         (self.root / ".lock").unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # something of somebody else's lies there
             self.root.rmdir()
@@ -210,6 +218,9 @@ class Environment:
             yield lock.fileno()
 
     def _clear(self) -> None:
+        """Take away what an installation made. Raises UsageError at an environment that somebody else made."""
+        if self.home.exists() and not self._ours.is_file():
+            raise UsageError(f"Expected no environment but one of `confide peers install` at {self.home}; move it away")
         (self.home / "stamp.json").unlink(missing_ok=True)
         shutil.rmtree(self.home, ignore_errors=True)
         if self.home.exists():
