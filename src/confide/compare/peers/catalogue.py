@@ -137,7 +137,8 @@ def _federated(choice: str, title: str, settings: Mapping[str, Any], guarantee: 
 
 
 _PYSYFT = Variant(
-    choice="peer:pysyft", task="training", title="PySyft 0.9.5", settings={**_FEDERATED, "learning_rate": 0.1}, guarantee=promises.PYSYFT,
+    choice="peer:pysyft", task="training", title="PySyft 0.9.5",
+    settings={**_FEDERATED, "learning_rate": 0.1}, guarantee=promises.PYSYFT,
     state="in the clear at the analyst, each party's as well", use_case="analysts whose code owners read first",
     how="one approved request at each party, which trains for as many passes as the job has rounds, in batches of 32 "
     "at rate 0.1; the mean of their models; data sites in one process",
