@@ -90,8 +90,6 @@ _ARGUMENTS = (
     r"\b(api_keys\b|ca_file\b|insecure_plain_http\b|kit_sha256\b|private_key\b|query_quota\b|trust(?==))"
     r"(?=[= ,;:]|$)"
 )
-    r"\b(api_keys\b|ca_file\b|insecure_plain_http\b|kit_sha256\b|private_key\b|query_quota\b|trust(?==))(?=[= ,;:]|$)"
-)
 
 
 def one_line(text: str) -> str:
