@@ -96,7 +96,7 @@ class World:
         if self.run.is_alive():  # a last coordinator, for whom the run waits
             self.grid.sockets = {1: self.folder / "nobody.sock"}
             last = self.host()
-            while not last.requests:
+            while not last.requests and self.run.is_alive():  # it may have lost its patience meanwhile
                 last.receive(0.1)
             last.close()
         self.run.join()
