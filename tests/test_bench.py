@@ -18,8 +18,8 @@ from bench import BENCH, script
 ROOT = BENCH.parent
 TREES = {path.name: ast.parse(path.read_text()) for path in sorted(BENCH.glob("*.py"))}
 FIELDS = ["figure", "value", "unit", "peer", "peer_value", "bar", "met"]
-#: They have a command line and no figures: two train networks, the third is one role of `mpc.py`.
-TOOLS = {"train_models.py", "train_relu.py", "mpc_houses.py"}
+#: They have a command line and no figures: two train networks, one is a role of `mpc.py`, one writes a page of docs.
+TOOLS = {"train_models.py", "train_relu.py", "mpc_houses.py", "rules_page.py"}
 
 
 @pytest.fixture(scope="module")
