@@ -21,7 +21,7 @@ from confide.compare.people import asks, choices
 from confide.compare.result import read_result
 from confide.compare.settings import PRIVATE_WARNING, parse
 from confide.compare.writing import write_all
-from confide.errors import ModelError, ServiceError, UsageError
+from confide.errors import DataError, ModelError, ServiceError, UsageError
 
 JOB = {
     "job": {"name": "trial"},
@@ -169,6 +169,16 @@ def test_a_model_that_is_damaged_is_trained_again(tmp_path, graph):
     last = run(tmp_path, once, only=("inference/plain",))[-1]
     assert [record.choice for record in last.result.records] == ["plain"]
     assert json.loads(path.read_bytes())["graph"] not in ("", graph)
+
+
+def test_a_schema_that_cannot_be_read_ends_it_before_anything_is_measured(tmp_path):
+    (tmp_path / "schema.toml").write_text('[label]\nname = "ill"\nclasses = []\n[columns]\nage = {type = "number"}\n')
+    (tmp_path / "rows.csv").write_text("age,ill,ward\n1,no,a\n")
+    data = {"table": "rows.csv", "schema": "schema.toml", "split": "column", "split_by": "ward", "names": ["a", "b"]}
+    comparison = parse({"data": data}, base=tmp_path)
+    with pytest.raises(DataError, match="usable schema"):
+        list(campaign(comparison, tmp_path / "cells", seeds=1, queries=2))
+    assert not list((tmp_path / "cells").iterdir())
 
 
 def test_a_changed_job_is_measured_again(finished):

@@ -145,10 +145,12 @@ def compare(
     written = (*write_all(found, folder), write_view(found, folder))
     for task_name in ("training", "inference"):
         _print(found, task_name)
+    reasons: dict[str, list[str]] = {}
     for place, why in found.unfit.items():
-        if place.startswith(("size/", "network/", "set/")):  # the report has them
-            continue
-        console.out.print(f"not measured: {place}: {why}")
+        if not place.startswith(("size/", "network/", "set/")):  # the report has them
+            reasons.setdefault(why, []).append(place)
+    for why, places in reasons.items():
+        console.out.print(f"not measured: {', '.join(places)}: {why}")
     for rule in found.rules if comparison.settings.networks or comparison.settings.sets else ():
         console.out.print(f"rule of thumb: {rule.said} {rule.verdict}")
     for check in found.link_check:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,8 @@ from confide.compare.peers.planning import Peers, with_peers
 from confide.compare.result import Curve, LinkCheck, Result
 from confide.compare.settings import Comparison
 from confide.compare.state import CHECKED_LINK, State, job_of, model_job
-from confide.errors import ConfideError, UsageError
+from confide.compare.training import Loader
+from confide.errors import ConfideError, JobError, UsageError
 from confide.model.onnx import from_onnx
 from confide.train.job import describe
 
@@ -93,6 +94,7 @@ def campaign(
 
     Raises:
         UsageError: the folder cannot be written; or as in `Federation.begin`.
+        DataError: the schema or a table cannot be read.
         StoreError: the journal of the federation is gone; start again when it is back.
     """
     if comparison.across != (federation is not None):
@@ -101,15 +103,17 @@ def campaign(
         raise UsageError("Expected no peers across real nodes: they would need the nodes' records; leave --peers out")
     with ExitStack() as stack:
         cache = Cache(folder, fresh=fresh)
-        others = peers or Peers()
+        others, loader = peers or Peers(), Loader()
         if federation is None:
+            with suppress(JobError):  # how the job stands may contradict this machine; then its other trainings run
+                loader.load(comparison.job)  # a schema or a table that cannot be read ends it here
             cells = planned(comparison, seeds=seeds, queries=queries, only=only)
             cells = with_peers(cells, comparison, others, seeds=seeds, queries=queries)
         else:
             stack.callback(federation.close)
             cells = federation.begin(comparison, cache, seeds=seeds, queries=queries, only=only)
         state = State(
-            comparison, cells, records_hash(comparison), federation, others, unfit=dict(cells.unfit)
+            comparison, cells, records_hash(comparison), federation, others, loader, dict(cells.unfit)
         )  # fmt: skip
         yield from _measuring(state, cache)
 
