@@ -55,15 +55,21 @@ def list_peers(context: typer.Context, folder: _Folder = None) -> None:
     table = Table(box=box.SIMPLE, pad_edge=False, collapse_padding=True)
     for heading in ("name", "framework", "for", "measured on", "installed", "size"):
         table.add_column(heading, overflow="fold")
+    notes = list[str]()
     for one in environments(place):
         peer = one.peer
         absent = peer.refused or one.absent()
         size = f"{one.size_bytes() / 1e9:.2f} GB" if absent is None else f"about {peer.disk}" if peer.disk else "–"
         tasks = ", ".join(dict.fromkeys(variant.task for variant in peer.variants))
-        state = "yes" if absent is None else console.plain(absent.replace("`", ""))
-        table.add_row(peer.name, f"{peer.title} {peer.version}", peer.purpose, tasks, state, size)
+        table.add_row(
+            peer.name, f"{peer.title} {peer.version}", peer.purpose, tasks, "yes" if absent is None else "no", size
+        )
+        if absent is not None and not absent.startswith("not installed"):
+            notes.append(f"{peer.name}: {absent}")
     Console(markup=False, highlight=False).print(table)
-    console.out.print(f"environments are in {place}")
+    for line in notes:
+        console.out.print(console.plain(line))
+    console.out.print(f"`confide peers install NAME` makes an environment in {place}")
 
 
 @peers_app.command()
