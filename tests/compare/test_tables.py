@@ -58,6 +58,8 @@ def test_families_follow_from_what_carries_a_guarantee():
     assert kinds["paillier"] == "partially homomorphic: additions (Paillier)"
     assert kinds["plain"] is kinds["mpc-dealer"] is None
     assert [choice for choice in HELD if on_shares(inference(choice))] == ["mpc-dealer"]
+    for primary in ("replicated secret sharing mod 2^64 (ABY3)", "additive shares mod 2^64, RLWE for products"):
+        assert on_shares(Record("inference", "peer:spu", "s", {}, guarantee(primary=primary), "m", "1", 1))
     ckks = Record("inference", "he", "s", {}, guarantee(primary="CKKS, N=8192, log q=200"), "m", "1", 1)
     assert scheme(ckks) == "leveled homomorphic, approximate (CKKS)"
 
@@ -68,9 +70,12 @@ def test_deeper_tables_have_the_figures_of_the_records():
     assert table.columns[1:] == (
         INFERENCE["he"].title, INFERENCE["paillier"].title, "Exact FHE (TFHE, through Concrete ML)",
     )  # fmt: skip
-    assert found["a query, times plain"][1:] == ("10.0 times", "10.0 times", "not measured")
+    assert found["bytes of a query, times plain"][1:] == ("10.0 times", "10.0 times", "not measured")
     assert found["runs networks"][1:3] == ("yes, up to 4,097 parameters here", "no: adds and scales only")
-    assert all(row[-1] == "not measured" for row in table.rows)
+    assert all(row[-1] == "not measured" for row in table.rows[1:])
+    assert table.rows[0][-1] == "not measured: `confide peers install concrete-ml`, then `confide compare --peers`"
+    failed = result(unfit={"inference/peer:concrete-ml": "it could not be installed"})
+    assert fully_against_partially(failed).rows[0][-1] == "not measured: it could not be installed"
     against = rows(inference_against(result()))
     # 20 ms under HE, 4 ms on shares
     assert against["here, p50, the job's model"][1:] == (

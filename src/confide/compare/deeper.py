@@ -39,7 +39,9 @@ def scheme(record: Record) -> str | None:
 
 def on_shares(record: Record) -> bool:
     """Return whether a record computes on secret shares: several parties, of which each has a share of every value."""
-    return scheme(record) is None and bool(re.search(r"\b(additive|replicated) shares\b", record.guarantee.primary))
+    return scheme(record) is None and bool(
+        re.search(r"\b(additive|replicated) (shares|secret sharing)\b", record.guarantee.primary)
+    )
 
 
 def deeper(result: Result) -> tuple[Table, ...]:
@@ -110,7 +112,7 @@ def fully_against_partially(result: Result) -> Table:
         "kind": [scheme(record) or "" for record in sides],
         **_promised(sides),
         "runs networks": [_networks(result, record) for record in sides],
-        "a query, times plain": [
+        "bytes of a query, times plain": [
             f"{number((record.figure('upload_bytes') or 0.0) / plain)} times"
             if plain and record.task == "inference" and "upload_bytes" in record.figures
             else NOT_MEASURED
@@ -122,8 +124,8 @@ def fully_against_partially(result: Result) -> Table:
     columns = ("", *map(name, sides), *(() if exact else ("Exact FHE (TFHE, through Concrete ML)",)))
     found = _filled(rows)
     if not exact:
-        why = result.unfit.get("inference/concrete-ml")
-        first = NOT_MEASURED if why is None else f"{NOT_MEASURED}: {why}"
+        ask = "`confide peers install concrete-ml`, then `confide compare --peers`"
+        first = f"{NOT_MEASURED}: {result.unfit.get('inference/peer:concrete-ml', ask)}"
         found = tuple((*row, first if place == 0 else NOT_MEASURED) for place, row in enumerate(found))
     text = (
         "CKKS and BFV are leveled here: without bootstrapping, for a depth that the parameters fix ahead. Paillier "
