@@ -18,12 +18,13 @@ from confide.model.zoo import logistic, mlp
 
 def test_networks_and_sets_become_records_beside_the_job(tmp_path):
     (tmp_path / "own.onnx").write_bytes(to_onnx(mlp(5, 3, 2, seed=1)))
+    (tmp_path / "broken.onnx").write_bytes(b"no network")
     table = {
         "data": {"set": "breast-cancer", "parties": 3},
         "train": {"rounds": 3},
         "compare": {
             "training": ["pooled", "plain"], "inference": ["plain"], "seeds": 1, "sizes": [],
-            "check_link": False, "clients": 0, "networks": ["own.onnx", "absent.onnx"], "sets": ["digits"],
+            "check_link": False, "clients": 0, "networks": ["own.onnx", "broken.onnx"], "sets": ["digits"],
         },
     }  # fmt: skip
     for event in campaign(parse(table, base=tmp_path), tmp_path / "cells", seeds=1, queries=3):
@@ -35,7 +36,7 @@ def test_networks_and_sets_become_records_beside_the_job(tmp_path):
     assert own.figure("parameters_count") == 5 * 3 + 3 + 3 * 2 + 2
     assert own.figure("weight_layers_count") == 2
     assert "digits, 3 parties" in beside["set", "digits", "plain"].setting
-    assert "absent.onnx" in found.unfit["network/absent.onnx/plain"]
+    assert "ONNX" in found.unfit["network/broken.onnx/plain"]
     passes = next(curve for curve in found.curves if curve.kind == "passes")
     rounds = next(curve for curve in found.curves if curve.kind == "rounds")
     # a sum over parties is the gradient over pooled records: the same accuracy after every round and pass
