@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -226,6 +227,16 @@ def test_a_run_that_is_in_no_journal_is_not_begun_again(tmp_path):
         fresh = four.compare("--yes", "--only", "training/masked+dp", "--fresh")
         assert fresh.ends() == 0, fresh.text()
         assert "again: what the run before spent is not given back" in fresh.text()
+        note = cell.with_suffix(".begun")
+        note.write_text('{"run": "trial-9"}')  # as if --fresh had been killed: a run that began after what is kept
+        later = four.compare("--yes", "--only", "training/masked+dp")
+        assert later.ends() == 0, later.text()
+        assert "run trial-9 was begun and may have been charged" in later.text()
+        os.utime(note, ns=(0, 0))  # as if the run that is kept had been killed at its very end
+        over = four.compare("--yes", "--only", "training/masked+dp")
+        assert over.ends() == 0, over.text()
+        assert "trial-9" not in over.text()
+        assert not note.exists()
         four.stop_nodes()
         assert all(len(four.charges(name)) == 2 for name in NAMES)
 
