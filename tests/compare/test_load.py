@@ -26,6 +26,16 @@ def steady(begin, each, count):
     return Told(begin=begin, ends=ends, took=(each,) * count)
 
 
+@pytest.mark.parametrize(
+    "told",
+    [[steady(10.0, 0.5, 4), steady(12.5, 0.5, 4)], [steady(10.0, 0.5, 4), steady(10.0, 0.5, 0)], [steady(1.0, 1.0, 0)]],
+)
+def test_clients_that_never_asked_together_tell_no_load(told):
+    for ask in (window, rates):
+        with pytest.raises(ServiceError, match="too busy"):
+            ask(told)
+
+
 def test_only_the_time_in_which_everybody_asks_counts():
     told = [steady(10.0, 0.5, 8), steady(11.0, 0.25, 6)]  # until 14, and from 11 to 12.5
     assert window(told) == (11.0, 12.5)

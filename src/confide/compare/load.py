@@ -156,6 +156,7 @@ def _asked(hosts: Hosts, callers: Sequence[_Caller]) -> Loaded:
         caller.say("go")
     told = [found for caller in callers if (found := caller.told()) is not None]
     after = _of_roles(hosts, process_seconds)
+    window(told)  # refuses what tells nothing
     count = sum(len(one.took) for one in told)
     figures = {
         f"load_cpu_of_{role}_seconds": (after[role] - seconds) / count
@@ -176,8 +177,11 @@ def _of_roles(hosts: Hosts, ask: Callable[[int], float | None]) -> dict[str, flo
 
 
 def window(told: Sequence[Told]) -> tuple[float, float]:
-    """Return from when to when every client asked."""
-    return max(one.begin for one in told), min(one.ends[-1] for one in told)
+    """Return from when to when every client asked. Raises ServiceError if there is no such time."""
+    begin, end = max(one.begin for one in told), min((one.ends[-1] for one in told if one.ends), default=0.0)
+    if begin >= end or not all(one.ends for one in told):
+        raise ServiceError(503, "clients did not ask at the same time: this machine is too busy to tell load")
+    return begin, end
 
 
 def rates(told: Sequence[Told], *, parts: int = _PARTS) -> tuple[float, ...]:
